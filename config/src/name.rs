@@ -1,0 +1,260 @@
+//! Names: strings parsed once, so that the rest of the program cannot hold a wrong one.
+
+use std::{borrow::Cow, fmt, str::FromStr};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// Why a string is not the name it was meant to be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not {what}: {why}")]
+pub struct NameError {
+    what: &'static str,
+    text: String,
+    why: &'static str,
+}
+
+fn bad<T>(what: &'static str, text: &str, why: &'static str) -> Result<T, NameError> {
+    // A stranger's bytes end in logs: cut what is too long to be read.
+    let text = text.chars().take(256).collect();
+    Err(NameError { what, text, why })
+}
+
+/// DNS-1123 label: 1–63 of `a-z0-9-`, neither first nor last a hyphen.
+fn is_label(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    (1..=63).contains(&bytes.len())
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+        && bytes.first() != Some(&b'-')
+        && bytes.last() != Some(&b'-')
+}
+
+/// DNS-1123 subdomain: labels joined by dots, 253 bytes at most.
+fn is_subdomain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_label)
+}
+
+macro_rules! text_name {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $check:expr, $why:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                if $check(text) { Ok(Self(text.to_owned())) } else { bad($what, text, $why) }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        string_serde!($name, $what);
+    };
+}
+
+macro_rules! string_serde {
+    ($name:ident, $what:literal) => {
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = Cow::<'de, str>::deserialize(deserializer)?;
+                text.parse().map_err(de::Error::custom)
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": "string", "description": $what })
+            }
+        }
+    };
+}
+
+text_name!(
+    /// What one root vouches for, as `demo.merlon.test` (SPIFFE-ID §2.1).
+    TrustDomain, "a trust domain", is_subdomain, "lower-case letters, digits and hyphens in labels joined by dots"
+);
+text_name!(
+    /// A namespace, as in Kubernetes.
+    Namespace, "a namespace", is_label, "1 to 63 lower-case letters, digits and hyphens"
+);
+text_name!(
+    /// The name of a resource within its namespace.
+    ResourceName, "a resource name", is_subdomain, "lower-case letters, digits and hyphens in labels joined by dots"
+);
+
+impl TrustDomain {
+    /// The identity of a workload in this trust domain.
+    pub fn spiffe_id(&self, workload: &WorkloadId) -> SpiffeId {
+        SpiffeId {
+            trust_domain: self.clone(),
+            workload: workload.clone(),
+        }
+    }
+}
+
+/// Whom a workload runs as within its trust domain: `shop/orders` is the
+/// service account `orders` of the namespace `shop`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkloadId {
+    /// The namespace.
+    pub namespace: Namespace,
+    /// The service account.
+    pub service_account: ResourceName,
+}
+
+impl FromStr for WorkloadId {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let Some((namespace, account)) = text.split_once('/') else {
+            return bad(
+                "a workload",
+                text,
+                "write it as `namespace/service-account`",
+            );
+        };
+        Ok(Self {
+            namespace: namespace.parse()?,
+            service_account: account.parse()?,
+        })
+    }
+}
+
+impl fmt::Display for WorkloadId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.service_account)
+    }
+}
+
+string_serde!(WorkloadId, "a workload, as `namespace/service-account`");
+
+/// A Service, as `shop/orders`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceName {
+    /// The namespace.
+    pub namespace: Namespace,
+    /// The name in it.
+    pub name: ResourceName,
+}
+
+impl FromStr for ServiceName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let Some((namespace, name)) = text.split_once('/') else {
+            return bad("a service", text, "write it as `namespace/name`");
+        };
+        Ok(Self {
+            namespace: namespace.parse()?,
+            name: name.parse()?,
+        })
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+string_serde!(ServiceName, "a service, as `namespace/name`");
+
+/// `spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>` (SPIFFE-ID §2).
+///
+/// One grammar for what we ask for, what an issuer returns and what a peer shows: no query, fragment,
+/// port, user information, percent-encoding, empty or dot segment, no upper case, 2,048 bytes at most.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SpiffeId {
+    trust_domain: TrustDomain,
+    workload: WorkloadId,
+}
+
+impl SpiffeId {
+    /// The trust domain, in which the root must be looked up.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// The workload within it.
+    pub fn workload(&self) -> &WorkloadId {
+        &self.workload
+    }
+}
+
+impl FromStr for SpiffeId {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        const WHAT: &str = "a SPIFFE ID of this mesh";
+        const FORM: &str =
+            "write it as `spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>`";
+        if text.len() > 2_048 {
+            return bad(WHAT, text, "it is longer than 2,048 bytes");
+        }
+        let Some(rest) = text.strip_prefix("spiffe://") else {
+            return bad(WHAT, text, FORM);
+        };
+        let mut parts = rest.split('/');
+        let (Some(domain), Some("ns"), Some(namespace), Some("sa"), Some(account), None) = (
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+        ) else {
+            return bad(WHAT, text, FORM);
+        };
+        Ok(Self {
+            trust_domain: domain.parse()?,
+            workload: WorkloadId {
+                namespace: namespace.parse()?,
+                service_account: account.parse()?,
+            },
+        })
+    }
+}
+
+impl fmt::Display for SpiffeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let WorkloadId {
+            namespace,
+            service_account,
+        } = &self.workload;
+        write!(
+            f,
+            "spiffe://{}/ns/{namespace}/sa/{service_account}",
+            self.trust_domain
+        )
+    }
+}
+
+string_serde!(
+    SpiffeId,
+    "a SPIFFE ID, as `spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>`"
+);

@@ -1,0 +1,118 @@
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::{
+    name::{Namespace, TrustDomain},
+    unit::Span,
+};
+
+/// What holds for the whole mesh. Exactly one, in the root namespace.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MeshConfigSpec {
+    /// The trust domain of every identity.
+    pub trust_domain: TrustDomain,
+    /// The namespace whose policies may reach all others. Default: `merlon-system`.
+    #[serde(default = "root_namespace")]
+    pub root_namespace: Namespace,
+    /// How identities are issued.
+    #[serde(default)]
+    pub certificates: Certificates,
+    /// What happens to calls to destinations outside the mesh. Default: `observe`.
+    #[serde(default)]
+    pub outbound: OutboundMode,
+}
+
+fn root_namespace() -> Namespace {
+    #[expect(clippy::expect_used, reason = "a constant that a test parses")]
+    "merlon-system".parse().expect("a valid namespace")
+}
+
+/// How identities are issued.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Certificates {
+    /// Life of a workload's certificate. 30s (below 5m warns) to 7 days; default 24h.
+    pub lifetime: Span,
+    /// Who signs. Default: the embedded CA, which is for development.
+    pub issuer: CertificateIssuer,
+}
+
+impl Default for Certificates {
+    fn default() -> Self {
+        Self {
+            lifetime: Span(std::time::Duration::from_secs(24 * 3_600)),
+            issuer: CertificateIssuer::default(),
+        }
+    }
+}
+
+/// Who signs workload certificates.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum CertificateIssuer {
+    /// A root key in the control plane's state directory: for development.
+    Embedded(EmbeddedIssuer),
+    /// Every leaf is signed by Vault or OpenBao.
+    Vault(VaultIssuer),
+}
+
+impl Default for CertificateIssuer {
+    fn default() -> Self {
+        Self::Embedded(EmbeddedIssuer::default())
+    }
+}
+
+/// The embedded CA.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EmbeddedIssuer {}
+
+/// Vault or OpenBao with the PKI engine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VaultIssuer {
+    /// Its address. `https`, or `http` to a loopback address.
+    pub address: Url,
+    /// PEM file with the roots of its certificate; left out: the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// A file that holds the token; read anew when it is refused. Left out: the environment's `VAULT_TOKEN`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    /// Mount that signs leaves. Default: `pki-int`.
+    #[serde(default = "pki_mount")]
+    pub pki_mount: String,
+    /// Mount that holds the roots. Default: `pki-root`.
+    #[serde(default = "root_mount")]
+    pub root_mount: String,
+    /// Role to sign with. Default: `svid`.
+    #[serde(default = "role")]
+    pub role: String,
+}
+
+fn pki_mount() -> String {
+    "pki-int".to_owned()
+}
+
+fn root_mount() -> String {
+    "pki-root".to_owned()
+}
+
+fn role() -> String {
+    "svid".to_owned()
+}
+
+/// What happens to calls to destinations that no resource names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum OutboundMode {
+    /// Passed on and recorded.
+    #[default]
+    Observe,
+    /// Refused.
+    Deny,
+}

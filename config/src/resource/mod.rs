@@ -1,0 +1,61 @@
+//! The resources: what stands in YAML documents, as files or as custom resources, the very same text.
+//!
+//! Every kind is one file here. Unknown fields are errors. All of `spec` is plain data; what it means together
+//! with other resources is `merlon-compile`'s matter.
+
+mod authentication;
+mod authorization;
+mod gateway;
+mod mesh;
+mod rate_limit;
+mod service;
+mod target;
+mod validation;
+mod workload;
+
+pub use authentication::{ClaimType, RequestAuthenticationSpec, SignatureAlgorithm, TokenIssuer};
+pub use authorization::AuthorizationPolicySpec;
+pub use gateway::{
+    BackendRef, GatewayListener, GatewaySpec, HeaderMatch, HttpPathMatch, HttpRouteMatch,
+    HttpRouteRule, HttpRouteSpec, ListenerTls, ParentRef, PathMatchType,
+};
+pub use mesh::{
+    CertificateIssuer, Certificates, EmbeddedIssuer, MeshConfigSpec, OutboundMode, VaultIssuer,
+};
+pub use rate_limit::{LimitKey, Rate, RateLimitRule, RateLimitSpec};
+pub use service::{AppProtocol, ServicePort, ServiceSpec};
+pub use target::{TargetKind, TargetRef};
+pub use validation::{RequestLimits, RequestValidationSpec, RouteRule, UnknownRoutes};
+pub use workload::{OutboundListener, WorkloadSpec};
+
+use crate::name::{Namespace, ResourceName};
+
+/// A resource of any kind with its name and where it was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resource {
+    /// Where it lives. Resources that name no namespace are in `default`.
+    pub namespace: Namespace,
+    /// Its name, unique within kind and namespace.
+    pub name: ResourceName,
+    /// `metadata.labels`.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// What it says.
+    pub spec: Spec,
+    /// Where it says so, as `policies/orders.yaml:12:1`.
+    pub origin: String,
+}
+
+/// What a resource says, by kind.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "each variant is the kind of its content")]
+pub enum Spec {
+    MeshConfig(MeshConfigSpec),
+    Workload(WorkloadSpec),
+    Service(ServiceSpec),
+    AuthorizationPolicy(AuthorizationPolicySpec),
+    RequestAuthentication(RequestAuthenticationSpec),
+    RateLimit(RateLimitSpec),
+    RequestValidation(RequestValidationSpec),
+    Gateway(GatewaySpec),
+    HttpRoute(HttpRouteSpec),
+}

@@ -1,0 +1,353 @@
+//! One proxy's state as data: what the compiler makes of the resources, what the push carries, what the proxy compiles.
+//!
+//! These types cross the wire as JSON between builds of different age. So fields are only ever added, with a default,
+//! and unknown ones are passed over; a change of meaning is a new field. They are complete: a proxy that holds the
+//! resources its [`Manifest`] names needs nothing else.
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    name::{Namespace, ServiceName, SpiffeId, TrustDomain, WorkloadId},
+    resource::{
+        AppProtocol, GatewayListener, HttpRouteSpec, OutboundListener, OutboundMode, RateLimitRule,
+        RequestAuthenticationSpec, RequestValidationSpec,
+    },
+};
+
+/// SHA-256 of a resource's bytes, or of a manifest's, in lower-case hexadecimal.
+///
+/// A version is a content hash, so that replicas and restarts of the control plane agree on it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Version(String);
+
+impl Version {
+    /// The version of these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        use std::fmt::Write as _;
+        let mut text = String::with_capacity(64);
+        for byte in aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref() {
+            // Writing to a String does not fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        Self(text)
+    }
+
+    /// All 64 characters.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The first twelve, for people.
+    pub fn short(&self) -> &str {
+        self.0.get(..12).unwrap_or(&self.0)
+    }
+}
+
+impl From<String> for Version {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.short())
+    }
+}
+
+/// The kinds of resource that the push carries. Each has a type URL of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ResourceKind {
+    /// [`Manifest`]; one, named as the proxy's identity.
+    Manifest,
+    /// [`MeshState`]; one, named `mesh`.
+    Mesh,
+    /// [`TrustBundle`]; named as its trust domain.
+    TrustBundle,
+    /// [`WorkloadState`]; named as the workload, or the gateway, as `namespace/name`.
+    Workload,
+    /// [`InboundService`]; named `namespace/name`.
+    Service,
+    /// [`Destination`]; named `namespace/name`.
+    Destination,
+}
+
+impl ResourceKind {
+    /// All kinds.
+    pub const ALL: [Self; 6] = [
+        Self::Manifest,
+        Self::Mesh,
+        Self::TrustBundle,
+        Self::Workload,
+        Self::Service,
+        Self::Destination,
+    ];
+
+    /// The type URL in the delta stream.
+    pub const fn type_url(self) -> &'static str {
+        match self {
+            Self::Manifest => "type.googleapis.com/merlon.v1.Manifest",
+            Self::Mesh => "type.googleapis.com/merlon.v1.Mesh",
+            Self::TrustBundle => "type.googleapis.com/merlon.v1.TrustBundle",
+            Self::Workload => "type.googleapis.com/merlon.v1.Workload",
+            Self::Service => "type.googleapis.com/merlon.v1.Service",
+            Self::Destination => "type.googleapis.com/merlon.v1.Destination",
+        }
+    }
+
+    /// The kind of a type URL.
+    pub fn from_type_url(url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.type_url() == url)
+    }
+}
+
+/// What names one resource of the push.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourceKey {
+    /// Its kind.
+    pub kind: ResourceKind,
+    /// Its name within the kind.
+    pub name: String,
+}
+
+impl fmt::Display for ResourceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {}", self.kind, self.name)
+    }
+}
+
+/// Names every resource of one proxy's state with its version: the state is consistent when all are there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// In order of key, so that equal states have equal bytes.
+    pub entries: Vec<ManifestEntry>,
+}
+
+/// One resource of a manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ManifestEntry {
+    /// Which.
+    #[serde(flatten)]
+    pub key: ResourceKey,
+    /// In which version.
+    pub version: Version,
+}
+
+/// What holds for the whole mesh.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshState {
+    /// The own trust domain.
+    pub trust_domain: TrustDomain,
+    /// The namespace whose policies reach all others.
+    pub root_namespace: Namespace,
+    /// What happens to calls to destinations outside the mesh.
+    #[serde(default)]
+    pub outbound: OutboundMode,
+}
+
+/// The roots of one trust domain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrustBundle {
+    /// Whose roots these are.
+    pub trust_domain: TrustDomain,
+    /// PEM certificates, self-signed CAs; never empty.
+    pub roots: Vec<String>,
+}
+
+/// The proxy's own workload (a sidecar's) or Gateway (a gateway's).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadState {
+    /// Whom it runs as.
+    pub identity: SpiffeId,
+    /// The Services whose requests come in here.
+    #[serde(default)]
+    pub services: Vec<ServiceName>,
+    /// Where its program finds services, where nothing intercepts.
+    #[serde(default)]
+    pub outbound: Vec<OutboundListener>,
+    /// What makes this proxy a gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<GatewayState>,
+}
+
+/// The listeners and routes of a gateway.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayState {
+    /// The name under which policies know it: `Service::"<namespace>/<gateway>"`. It is also among
+    /// [`WorkloadState::services`], so that its policies, limits and checks are an [`InboundService`] like any other.
+    pub name: ServiceName,
+    /// Where it listens.
+    pub listeners: Vec<GatewayListener>,
+    /// Its routes, each with the namespace it was written in.
+    #[serde(default)]
+    pub routes: Vec<GatewayRoute>,
+}
+
+/// A route of a gateway.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayRoute {
+    /// As `namespace/name`.
+    pub name: ServiceName,
+    /// What it says; references are resolved within [`GatewayRoute::name`]'s namespace.
+    pub spec: HttpRouteSpec,
+}
+
+/// A Service as the proxies of its own workloads enforce it (or a Gateway as its proxy does).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InboundService {
+    /// Which.
+    pub name: ServiceName,
+    /// Its ports. Empty for a Gateway.
+    #[serde(default)]
+    pub ports: Vec<InboundPort>,
+    /// `ServiceGroup`s that it is in.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// The Cedar documents that reach it, the root namespace's first.
+    #[serde(default)]
+    pub policies: Vec<PolicyDocument>,
+    /// Members of each `WorkloadGroup` that these policies name.
+    #[serde(default)]
+    pub workload_groups: BTreeMap<String, Vec<WorkloadId>>,
+    /// Which tokens are accepted; none of them: no user, and tokens are left alone.
+    #[serde(default)]
+    pub authentication: Vec<Attached<RequestAuthenticationSpec>>,
+    /// All must pass.
+    #[serde(default)]
+    pub limits: Vec<Attached<RateLimitRule>>,
+    /// All must pass.
+    #[serde(default)]
+    pub validation: Vec<Attached<RequestValidationSpec>>,
+}
+
+/// A port of an inbound service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InboundPort {
+    /// The Service's port.
+    pub port: u16,
+    /// The port that the program listens on.
+    pub target_port: u16,
+    /// What is spoken.
+    #[serde(default)]
+    pub protocol: AppProtocol,
+}
+
+/// Something that was attached to a target, with the resource it came from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attached<T> {
+    /// The resource, as `namespace/name`.
+    pub from: ServiceName,
+    /// What it says.
+    pub spec: T,
+}
+
+/// One Cedar document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyDocument {
+    /// The `AuthorizationPolicy`, as `namespace/name`: with a policy's `@id` it names a policy everywhere,
+    /// as `shop/orders#read-own`.
+    pub name: ServiceName,
+    /// Where it was written, as `policies/orders.yaml:12:1`.
+    #[serde(default)]
+    pub origin: String,
+    /// Cedar text.
+    pub text: String,
+}
+
+/// A Service as its callers' proxies see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Destination {
+    /// Which.
+    pub name: ServiceName,
+    /// Its ports.
+    pub ports: Vec<DestinationPort>,
+    /// Who serves it, in order of address.
+    #[serde(default)]
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A port of a destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DestinationPort {
+    /// The port that callers use.
+    pub port: u16,
+    /// What is spoken.
+    #[serde(default)]
+    pub protocol: AppProtocol,
+}
+
+/// One proxy that serves a destination.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// Where its proxy accepts mesh TLS; in standalone mode without identities, where the program listens.
+    pub address: SocketAddr,
+    /// Whom the caller's proxy must find there. Absent only in standalone mode without identities: then plain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<SpiffeId>,
+}
+
+/// A policy's name everywhere: `shop/orders#read-own`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PolicyName {
+    /// The document.
+    pub document: ServiceName,
+    /// The `@id` in it.
+    pub id: String,
+}
+
+impl fmt::Display for PolicyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}#{}", self.document, self.id)
+    }
+}
+
+impl FromStr for PolicyName {
+    type Err = crate::name::NameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (document, id) = text.split_once('#').unwrap_or((text, ""));
+        Ok(Self {
+            document: document.parse()?,
+            id: id.to_owned(),
+        })
+    }
+}
+
+impl Serialize for PolicyName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for PolicyName {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
