@@ -1,0 +1,193 @@
+//! Resources of the snapshot in the envelopes of delta discovery.
+
+use merlon_config::{
+    name::{Namespace, SpiffeId, TrustDomain, WorkloadId},
+    snapshot::{ResourceKey, ResourceKind, Version},
+};
+use prost_types::{Any, Struct, Value, value::Kind};
+
+use crate::discovery::{Node, Resource};
+
+/// The control plane's service account, in the mesh's root namespace.
+pub const CONTROL_PLANE_ACCOUNT: &str = "merlon-control-plane";
+/// The longest name that either side accepts, in bytes.
+pub const MAX_NAME: usize = 253;
+/// The largest message that the control plane reads, in bytes.
+pub const MAX_MESSAGE: usize = 1 << 20;
+/// The most names that one proxy may be subscribed to.
+pub const MAX_SUBSCRIPTIONS: usize = 1_000;
+/// The name of the one [`ResourceKind::Mesh`] resource.
+pub const MESH_NAME: &str = "mesh";
+/// Key of [`Node::metadata`]: which `Workload` of its identity the proxy stands beside, by name.
+pub const METADATA_WORKLOAD: &str = "workload";
+/// Key of [`Node::metadata`]: the proxy's version.
+pub const METADATA_VERSION: &str = "version";
+
+/// Whom a proxy must find at the control plane's address:
+/// `spiffe://<trust-domain>/ns/<root namespace>/sa/merlon-control-plane`.
+pub fn control_plane_id(trust_domain: &TrustDomain, root_namespace: &Namespace) -> SpiffeId {
+    #[expect(clippy::expect_used, reason = "a constant that a test parses")]
+    let service_account = CONTROL_PLANE_ACCOUNT.parse().expect("a resource name");
+    trust_domain.spiffe_id(&WorkloadId {
+        namespace: root_namespace.clone(),
+        service_account,
+    })
+}
+
+/// What every decision id of this process begins with, before the hyphen: eight hexadecimal digits.
+pub fn decision_prefix(node_id: &str) -> String {
+    Version::of(node_id.as_bytes())
+        .as_str()
+        .chars()
+        .take(8)
+        .collect()
+}
+
+/// The node of a proxy's first message.
+pub fn node(id: &str, workload: Option<&str>, version: &str) -> Node {
+    let text = |text: &str| Value {
+        kind: Some(Kind::StringValue(text.to_owned())),
+    };
+    let mut fields = vec![(METADATA_VERSION.to_owned(), text(version))];
+    if let Some(workload) = workload {
+        fields.push((METADATA_WORKLOAD.to_owned(), text(workload)));
+    }
+    Node {
+        id: id.to_owned(),
+        metadata: Some(Struct {
+            fields: fields.into_iter().collect(),
+        }),
+        user_agent_name: "merlon-proxy".to_owned(),
+        ..Node::default()
+    }
+}
+
+/// A text of the node's metadata.
+pub fn metadata<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
+    match node.metadata.as_ref()?.fields.get(key)?.kind.as_ref()? {
+        Kind::StringValue(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// The key of a subscription.
+///
+/// # Errors
+/// [`WireError::Type`] for a type URL that is not ours.
+pub fn state_key(type_url: &str, name: &str) -> Result<ResourceKey, WireError> {
+    let kind =
+        ResourceKind::from_type_url(type_url).ok_or_else(|| WireError::Type(cut(type_url)))?;
+    Ok(ResourceKey {
+        kind,
+        name: name.to_owned(),
+    })
+}
+
+/// Puts the JSON of a snapshot type into its envelope.
+pub fn seal_resource(key: &ResourceKey, version: &Version, json: &[u8]) -> Resource {
+    Resource {
+        version: version.as_str().to_owned(),
+        resource: Some(Any {
+            type_url: key.kind.type_url().to_owned(),
+            value: json.to_vec(),
+        }),
+        name: key.name.clone(),
+        aliases: Vec::new(),
+    }
+}
+
+/// A resource as it came: its bytes have the hash that is its version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    /// Which.
+    pub key: ResourceKey,
+    /// Hash of `json`.
+    pub version: Version,
+    /// JSON of the kind's snapshot type.
+    pub json: Vec<u8>,
+}
+
+/// Takes a resource out of its envelope.
+///
+/// # Errors
+/// When it has no content, a type that is not ours, or bytes that are not of its version.
+pub fn open_resource(resource: Resource) -> Result<Received, WireError> {
+    let name = cut(&resource.name);
+    let Some(any) = resource.resource else {
+        return Err(WireError::Empty(name));
+    };
+    let key = state_key(&any.type_url, &resource.name)?;
+    let version = Version::of(&any.value);
+    if version.as_str() != resource.version {
+        return Err(WireError::Version(name));
+    }
+    Ok(Received {
+        key,
+        version,
+        json: any.value,
+    })
+}
+
+/// Why an envelope cannot be opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// Not a type of ours.
+    #[error("`{0}` is not a type that Merlon pushes")]
+    Type(String),
+    /// No content.
+    #[error("the resource `{0}` has no content")]
+    Empty(String),
+    /// Bytes and version do not fit.
+    #[error("the bytes of the resource `{0}` do not have the hash that is its version")]
+    Version(String),
+}
+
+/// A stranger's bytes end in logs: what is too long to be read is cut.
+fn cut(text: &str) -> String {
+    text.chars().take(MAX_NAME).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> ResourceKey {
+        ResourceKey {
+            kind: ResourceKind::Service,
+            name: "shop/orders".into(),
+        }
+    }
+
+    #[test]
+    fn the_control_planes_identity_stands_in_the_root_namespace() {
+        let id = control_plane_id(&"a.test".parse().unwrap(), &"root".parse().unwrap());
+        assert_eq!(
+            id.to_string(),
+            "spiffe://a.test/ns/root/sa/merlon-control-plane"
+        );
+    }
+
+    #[test]
+    fn a_resource_is_opened_as_it_was_sealed() {
+        let sealed = seal_resource(&key(), &Version::of(b"{}"), b"{}");
+        let opened = open_resource(sealed).unwrap();
+        assert_eq!((opened.key, opened.json), (key(), b"{}".to_vec()));
+    }
+
+    #[test]
+    fn bytes_of_another_version_are_refused() {
+        let sealed = seal_resource(&key(), &Version::of(b"{ }"), b"{}");
+        assert_eq!(
+            open_resource(sealed),
+            Err(WireError::Version("shop/orders".into()))
+        );
+    }
+
+    #[test]
+    fn the_metadata_of_a_node_is_read_back() {
+        let node = node("n1", Some("orders-1"), "0.1.0");
+        assert_eq!(metadata(&node, METADATA_WORKLOAD), Some("orders-1"));
+        assert_eq!(metadata(&node, METADATA_VERSION), Some("0.1.0"));
+        assert_eq!(metadata(&node, "cluster"), None);
+    }
+}
