@@ -54,8 +54,9 @@ impl std::fmt::Debug for identity::IssueRequest {
 /// `merlon.v1.Inspection`: questions to a proxy.
 pub mod inspection {
     pub use crate::proto::merlon::v1::{
-        DumpAsk, DumpReply, FactsAsk, FactsReply, InspectReply, InspectRequest, Report,
-        inspect_reply::Reply, inspect_request::Ask, inspection_client, inspection_server,
+        DumpAsk, DumpReply, FactsAsk, FactsReply, InspectReply, InspectRequest, Report, RotateAsk,
+        RotateReply, inspect_reply::Reply, inspect_request::Ask, inspection_client,
+        inspection_server,
     };
 }
 
