@@ -1,0 +1,110 @@
+# Merlon. `make help` says what there is.
+#
+# Two commands are all a newcomer needs: `make demo` and `make test`.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+CARGO ?= cargo
+# Where a copy of the RustSec advisory database lies; empty: advisories are not looked at.
+ADVISORY_DB ?=
+# How long `make fuzz` spends on each target, and `make soak` under load, in seconds.
+FUZZ_SECONDS ?= 60
+SOAK_SECONDS ?= 3600
+# Crates that must never come in, not even switched off: one TLS stack, one crypto provider.
+BANNED := ring openssl openssl-sys native-tls
+
+# One profile and one target for demo, tests and lints, so that nothing is compiled twice (Cargo.toml).
+BINARIES := --bin merlon --bin merlon-proxy --bin merlon-control-plane
+# The shipped, fully optimised ones.
+DIST := --profile dist $(BINARIES)
+
+.PHONY: help
+help: ## What there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- running --------------------------------------------------------------------------------------------------------
+.PHONY: demo demo-check
+demo: build ## Builds Merlon and shows it at work: services, sidecars, a control plane, real policies
+	@"$$(tests/tools/binary merlon)" demo
+
+demo-check: build ## The same once, without staying up: exits 0 only if every step did what it must
+	@"$$(tests/tools/binary merlon)" demo --once --output json
+
+.PHONY: build release
+build:
+	@$(CARGO) build --locked $(BINARIES)
+
+release: ## The binaries as they are shipped, fully optimised
+	$(CARGO) build --locked $(DIST)
+
+# --- tests ----------------------------------------------------------------------------------------------------------
+.PHONY: test tools
+test: tools ## All tests, those with real servers included
+	@$(CARGO) build --locked $(BINARIES)
+	@$(CARGO) test --locked --workspace --no-fail-fast
+
+tools: ## Installs the servers that the tests talk to, into the user's cache, behind the link `.tools`
+	@tests/tools/install test
+
+.PHONY: soak
+soak: tools build ## The tests under load, for SOAK_SECONDS (default: an hour)
+	MERLON_LOAD_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked -p merlon-tests --test under_load
+
+# --- checks ---------------------------------------------------------------------------------------------------------
+.PHONY: check format lint docs banned deny advisories
+check: format lint docs banned deny advisories ## Format, lints, documentation, dependencies
+
+format:
+	$(CARGO) fmt --all --check
+
+lint:
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+docs: ## The documentation of every crate
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+
+# Needs no tool: a crate that is not in the tree makes `cargo tree -i` fail, one that is prints who brings it.
+banned:
+	@for crate in $(BANNED); do \
+	  if $(CARGO) tree --locked --workspace --target all -e normal,build -i "$$crate" 2>/dev/null | grep .; then \
+	    echo "error: \`$$crate\` is in the dependency tree" >&2; exit 1; \
+	  fi; \
+	done
+
+deny:
+	@tests/tools/install check
+	PATH="$(CURDIR)/.tools/bin:$$PATH" $(CARGO) deny --offline --locked --log-level error check bans licenses sources
+
+advisories:
+ifeq ($(ADVISORY_DB),)
+	@echo "advisories: not looked at; \`make check ADVISORY_DB=<a copy of the RustSec database>\` with cargo-audit installed does"
+else
+	$(CARGO) audit --no-fetch --stale --db "$(ADVISORY_DB)"
+endif
+
+# --- measuring and breaking -----------------------------------------------------------------------------------------
+.PHONY: bench fuzz
+bench: ## Merlon beside Envoy and HAProxy: CPU per request and memory
+	@tests/tools/install bench
+	$(CARGO) build --locked $(DIST)
+	@$(CARGO) run --locked --profile dist -p merlon-bench
+
+# cargo-fuzz wants unstable flags of the compiler, which RUSTC_BOOTSTRAP lets the stable one take. No sanitizer: there is
+# no unsafe code of ours to watch, and the address sanitizer does not go with a statically linked C library.
+fuzz: ## Every fuzz target for FUZZ_SECONDS (default: 60)
+	@tests/tools/install fuzz
+	@for manifest in */fuzz/Cargo.toml; do \
+	  [ -e "$$manifest" ] || { echo "no crate has a fuzz folder"; break; }; \
+	  folder=$$(dirname "$$manifest"); \
+	  for target in $$(PATH="$(CURDIR)/.tools/bin:$$PATH" $(CARGO) fuzz list --fuzz-dir "$$folder"); do \
+	    echo "--- $$folder $$target"; \
+	    RUSTC_BOOTSTRAP=1 PATH="$(CURDIR)/.tools/bin:$$PATH" $(CARGO) fuzz run --sanitizer none --fuzz-dir "$$folder" "$$target" -- -max_total_time=$(FUZZ_SECONDS); \
+	  done; \
+	done
+
+.PHONY: clean
+clean: ## Removes what was built; the tools stay in the user's cache
+	$(CARGO) clean
