@@ -3,8 +3,22 @@
 //! Everything else stands on this crate and it stands on nothing of ours.
 #![doc = include_str!("../README.md")]
 
+mod check;
+mod document;
+mod nearest;
+mod node;
+mod read;
+mod resources;
+
+pub mod bootstrap;
 pub mod live;
+pub mod load;
 pub mod name;
+pub mod report;
 pub mod resource;
+pub mod schema;
 pub mod snapshot;
 pub mod unit;
+pub mod watch;
+
+pub use resources::Resources;

@@ -107,6 +107,13 @@ text_name!(
     ResourceName, "a resource name", is_subdomain, "lower-case letters, digits and hyphens in labels joined by dots"
 );
 
+impl Default for Namespace {
+    /// `default`, as in Kubernetes.
+    fn default() -> Self {
+        Self("default".to_owned())
+    }
+}
+
 impl TrustDomain {
     /// The identity of a workload in this trust domain.
     pub fn spiffe_id(&self, workload: &WorkloadId) -> SpiffeId {

@@ -59,3 +59,39 @@ pub enum Spec {
     Gateway(GatewaySpec),
     HttpRoute(HttpRouteSpec),
 }
+
+/// `apiVersion` of Merlon's own kinds.
+pub const MERLON: &str = "merlon.io/v1alpha1";
+
+/// `apiVersion` of the kinds that are Gateway API's.
+pub const GATEWAY_API: &str = "gateway.networking.k8s.io/v1";
+
+/// Every kind with its `apiVersion`.
+pub const KINDS: [(&str, &str); 9] = [
+    (MERLON, "MeshConfig"),
+    (MERLON, "Workload"),
+    (MERLON, "Service"),
+    (MERLON, "AuthorizationPolicy"),
+    (MERLON, "RequestAuthentication"),
+    (MERLON, "RateLimit"),
+    (MERLON, "RequestValidation"),
+    (GATEWAY_API, "Gateway"),
+    (GATEWAY_API, "HTTPRoute"),
+];
+
+impl Spec {
+    /// The kind as it is written.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::MeshConfig(_) => "MeshConfig",
+            Self::Workload(_) => "Workload",
+            Self::Service(_) => "Service",
+            Self::AuthorizationPolicy(_) => "AuthorizationPolicy",
+            Self::RequestAuthentication(_) => "RequestAuthentication",
+            Self::RateLimit(_) => "RateLimit",
+            Self::RequestValidation(_) => "RequestValidation",
+            Self::Gateway(_) => "Gateway",
+            Self::HttpRoute(_) => "HTTPRoute",
+        }
+    }
+}

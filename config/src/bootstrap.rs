@@ -1,0 +1,251 @@
+//! What a process is told at its start: a small YAML file of the same fields as its flags.
+//!
+//! A flag beats the environment and the environment beats the file, field by field; hence every field may be left out.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use schemars::JsonSchema;
+use secrecy::SecretString;
+use serde::{Deserialize, de::DeserializeOwned};
+use url::Url;
+
+use crate::{
+    document,
+    load::text_of,
+    name::{ServiceName, WorkloadId},
+    node::Mark,
+    read::read,
+    report::{Problem, Report},
+    unit::Span,
+};
+
+/// The start of a `merlon-proxy`. Relative paths are meant from the file's folder.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProxyBootstrap {
+    /// Runs without a control plane, from the resource files in this directory.
+    pub standalone: Option<PathBuf>,
+    /// The workload that this proxy stands beside, as `shop/orders`. Not together with `gateway`.
+    pub identity: Option<WorkloadId>,
+    /// The Gateway that this proxy is, as `shop/edge`. Not together with `identity`.
+    pub gateway: Option<ServiceName>,
+    /// Where the control plane is, as `https://127.0.0.1:7564`.
+    pub control_plane: Option<Url>,
+    /// The join token for the first certificate. A file (`joinTokenFile`) keeps it apart from what is shown around.
+    #[schemars(with = "Option<String>")]
+    pub join_token: Option<SecretString>,
+    /// A file that holds the join token.
+    pub join_token_file: Option<PathBuf>,
+    /// PEM file with the mesh's roots; left out: the root that the join token pins.
+    pub trust_bundle: Option<PathBuf>,
+    /// Where the key, the certificate and the last snapshot are kept over a restart. Left out: nowhere.
+    pub state_dir: Option<PathBuf>,
+    /// Where other proxies reach this one. Default: `0.0.0.0:7561`.
+    #[schemars(with = "Option<String>")]
+    pub inbound: Option<SocketAddr>,
+    /// Where the program finds services. Default: `127.0.0.1:7560`.
+    #[schemars(with = "Option<String>")]
+    pub outbound: Option<SocketAddr>,
+    /// `/live`, `/ready`, `/metrics`. Default: `127.0.0.1:7562`.
+    #[schemars(with = "Option<String>")]
+    pub admin: Option<SocketAddr>,
+    /// Threads that carry requests. 1–1024; default: the CPUs that may be used.
+    pub workers: Option<u16>,
+    /// Which requests are logged. Default: `all`.
+    pub access_log: Option<AccessLogMode>,
+    /// How long open requests may take to finish at the end. Default: `30s`.
+    pub drain_timeout: Option<Span>,
+}
+
+/// Which requests are logged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum AccessLogMode {
+    /// Each one.
+    #[default]
+    All,
+    /// Those that Merlon refused.
+    Refusals,
+    /// None.
+    Off,
+}
+
+/// The start of a `merlon-control-plane`. Relative paths are meant from the file's folder.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ControlPlaneBootstrap {
+    /// The directory of resource files.
+    pub config: Option<PathBuf>,
+    /// Where proxies reach it. Default: `0.0.0.0:7564`.
+    #[schemars(with = "Option<String>")]
+    pub listen: Option<SocketAddr>,
+    /// The Unix socket for administration. Default: `admin.sock` in `stateDir`.
+    pub admin_socket: Option<PathBuf>,
+    /// `/live`, `/ready`, `/metrics`. Default: `127.0.0.1:7565`.
+    #[schemars(with = "Option<String>")]
+    pub admin: Option<SocketAddr>,
+    /// Where the embedded CA, join tokens and history are kept.
+    pub state_dir: Option<PathBuf>,
+}
+
+impl ProxyBootstrap {
+    /// Reads a bootstrap file.
+    ///
+    /// # Errors
+    /// Everything that is wrong in it.
+    pub fn load(file: &Path) -> Result<Self, Report> {
+        let mut this: Self = load(file)?;
+        let paths = [
+            &mut this.standalone,
+            &mut this.join_token_file,
+            &mut this.trust_bundle,
+            &mut this.state_dir,
+        ];
+        from_folder_of(file, paths);
+        Ok(this)
+    }
+
+    /// The same from a text in memory; paths stay as they are.
+    ///
+    /// # Errors
+    /// Everything that is wrong in it.
+    pub fn parse(file: &str, text: &str) -> Result<Self, Report> {
+        parse(file, text)
+    }
+}
+
+impl ControlPlaneBootstrap {
+    /// Reads a bootstrap file.
+    ///
+    /// # Errors
+    /// Everything that is wrong in it.
+    pub fn load(file: &Path) -> Result<Self, Report> {
+        let mut this: Self = load(file)?;
+        let paths = [
+            &mut this.config,
+            &mut this.admin_socket,
+            &mut this.state_dir,
+        ];
+        from_folder_of(file, paths);
+        Ok(this)
+    }
+
+    /// The same from a text in memory; paths stay as they are.
+    ///
+    /// # Errors
+    /// Everything that is wrong in it.
+    pub fn parse(file: &str, text: &str) -> Result<Self, Report> {
+        parse(file, text)
+    }
+}
+
+fn from_folder_of<const N: usize>(file: &Path, paths: [&mut Option<PathBuf>; N]) {
+    let Some(folder) = file.parent() else {
+        return;
+    };
+    for path in paths.into_iter().flatten() {
+        // Joining an absolute path gives that path.
+        *path = folder.join(&path);
+    }
+}
+
+/// What serde cannot know: fields that do not go together, and ranges.
+trait Sensible {
+    /// Each field that makes no sense, with why.
+    fn problems(&self) -> Vec<(&'static str, &'static str)>;
+}
+
+impl Sensible for ProxyBootstrap {
+    fn problems(&self) -> Vec<(&'static str, &'static str)> {
+        let mut found = Vec::new();
+        let mut when = |wrong: bool, field, message| {
+            if wrong {
+                found.push((field, message));
+            }
+        };
+        when(
+            self.identity.is_some() && self.gateway.is_some(),
+            "gateway",
+            "a proxy stands beside a workload (`identity`) or is a `gateway`, not both",
+        );
+        when(
+            self.standalone.is_some() && self.control_plane.is_some(),
+            "controlPlane",
+            "a proxy is `standalone` or follows a `controlPlane`, not both",
+        );
+        when(
+            self.join_token.is_some() && self.join_token_file.is_some(),
+            "joinTokenFile",
+            "the join token stands here (`joinToken`) or in a file (`joinTokenFile`), not both",
+        );
+        when(
+            self.control_plane
+                .as_ref()
+                .is_some_and(|url| url.scheme() != "https"),
+            "controlPlane",
+            "the control plane is reached by `https` only",
+        );
+        when(
+            self.workers
+                .is_some_and(|workers| !(1..=1_024).contains(&workers)),
+            "workers",
+            "`workers` must be from 1 to 1024",
+        );
+        found
+    }
+}
+
+impl Sensible for ControlPlaneBootstrap {
+    fn problems(&self) -> Vec<(&'static str, &'static str)> {
+        Vec::new()
+    }
+}
+
+fn load<T: DeserializeOwned + Default + Sensible>(file: &Path) -> Result<T, Report> {
+    let name = file.display().to_string();
+    match text_of(file) {
+        Ok(text) => parse(&name, &text),
+        Err(message) => Err(Report::from_iter([Problem::error(name, message)])),
+    }
+}
+
+fn parse<T: DeserializeOwned + Default + Sensible>(file: &str, text: &str) -> Result<T, Report> {
+    let mut report = Report::new();
+    let trees = document::documents(file, text, &mut report);
+    let mut error = |mark: Mark, field: &str, message: &str, hint: Option<String>| {
+        let problem = Problem::error(file, message)
+            .at(mark.line, mark.column, mark.width)
+            .quote(text);
+        report.push(problem.field(field).maybe_hint(hint));
+    };
+    let value = match trees.as_slice() {
+        [] => T::default(),
+        [tree] => match read::<T>(tree, "", tree.at) {
+            Ok(value) => {
+                for (field, message) in value.problems() {
+                    error(tree.find(field).0, field, message, None);
+                }
+                value
+            }
+            Err(misfits) => {
+                for misfit in misfits {
+                    error(misfit.at, &misfit.path, &misfit.message, misfit.hint);
+                }
+                T::default()
+            }
+        },
+        [_, second, ..] => {
+            let message = "a second document: a bootstrap file has only one";
+            error(second.at, "", message, None);
+            T::default()
+        }
+    };
+    if report.is_empty() {
+        Ok(value)
+    } else {
+        Err(report)
+    }
+}

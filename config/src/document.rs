@@ -1,0 +1,191 @@
+//! From a file's text to its documents.
+
+use serde_saphyr::{Error, MergeKeyPolicy, Options, budget::BudgetBreach};
+
+use crate::{
+    node::{Mark, Node, Value},
+    report::{Problem, Report},
+};
+
+/// The largest document, in bytes.
+pub(crate) const MOST_BYTES: usize = 1 << 20;
+
+/// How deep lists and maps may stand in each other.
+const MOST_DEPTH: usize = 64;
+
+/// How many values a document may have.
+const MOST_NODES: usize = 100_000;
+
+/// The trees of all documents of a YAML text; what cannot be read is reported and left out.
+pub(crate) fn documents(file: &str, text: &str, report: &mut Report) -> Vec<Node> {
+    split(text)
+        .filter_map(|chunk| match parse(chunk.text) {
+            Ok(Node {
+                value: Value::Null, ..
+            }) => None,
+            Ok(mut node) => {
+                shift(&mut node, chunk.lines_before);
+                Some(node)
+            }
+            Err(Unreadable { at, message, hint }) => {
+                let problem = Problem::error(file, message)
+                    .at(at.line.saturating_add(chunk.lines_before), at.column, 1)
+                    .maybe_hint(hint)
+                    .quote(text);
+                report.push(problem);
+                None
+            }
+        })
+        .collect()
+}
+
+struct Chunk<'a> {
+    lines_before: u32,
+    text: &'a str,
+}
+
+/// Documents begin at lines that begin with `---`: YAML 1.2 §9.1.2 forbids these lines within any scalar, so that
+/// looking at the lines alone is right, and a document that cannot be parsed does not hide those after it.
+fn split(text: &str) -> impl Iterator<Item = Chunk<'_>> {
+    let mut rest = Some(text);
+    let mut lines_before = 0_u32;
+    std::iter::from_fn(move || {
+        let text = rest.take()?;
+        let mut end = 0;
+        let mut lines = 0_u32;
+        for line in text.split_inclusive('\n') {
+            if end > 0 && is_marker(line) {
+                break;
+            }
+            end += line.len();
+            lines = lines.saturating_add(1);
+        }
+        let (chunk, after) = text.split_at_checked(end)?;
+        rest = (!after.is_empty()).then_some(after);
+        let chunk = Chunk {
+            lines_before,
+            text: chunk,
+        };
+        lines_before = lines_before.saturating_add(lines);
+        Some(chunk)
+    })
+}
+
+fn is_marker(line: &str) -> bool {
+    line.strip_prefix("---")
+        .is_some_and(|after| after.is_empty() || after.starts_with([' ', '\t', '\r', '\n']))
+}
+
+struct Unreadable {
+    at: Mark,
+    message: String,
+    hint: Option<&'static str>,
+}
+
+fn parse(text: &str) -> Result<Node, Unreadable> {
+    if text.len() > MOST_BYTES {
+        return Err(Unreadable {
+            at: Mark {
+                line: 1,
+                column: 1,
+                width: 1,
+            },
+            message: format!(
+                "this document has {} bytes; at most {MOST_BYTES} (1MiB) are read",
+                text.len()
+            ),
+            hint: Some("split it into several documents"),
+        });
+    }
+    serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
+        let at = error.location().map_or(
+            Mark {
+                line: 1,
+                column: 1,
+                width: 1,
+            },
+            Mark::from,
+        );
+        let (message, hint) = explain(&error);
+        Unreadable { at, message, hint }
+    })
+}
+
+fn options() -> Options {
+    serde_saphyr::options! {
+        strict_booleans: true,
+        leading_zero_numbers_as_strings: true,
+        reject_unsupported_tags: true,
+        merge_keys: MergeKeyPolicy::Error,
+        with_snippet: false,
+        budget: serde_saphyr::budget! {
+            max_depth: MOST_DEPTH,
+            max_nodes: MOST_NODES,
+            max_aliases: 0,
+            max_anchors: 0,
+        },
+    }
+}
+
+/// The library's words where they are good, ours where its speak of its own settings.
+fn explain(error: &Error) -> (String, Option<&'static str>) {
+    match error {
+        Error::DuplicateMappingKey { key, .. } => (
+            match key {
+                Some(key) => format!("`{key}` stands here twice"),
+                None => "this key stands here twice".to_owned(),
+            },
+            Some("keep one of them"),
+        ),
+        Error::MergeKeyNotAllowed { .. } => (
+            "merge keys (`<<`) are not read".to_owned(),
+            Some("write the fields out"),
+        ),
+        Error::Budget { breach, .. } => match breach {
+            BudgetBreach::Aliases { .. } | BudgetBreach::Anchors { .. } => (
+                "anchors and aliases (`&name`, `*name`) are not read".to_owned(),
+                Some("write the value out, or put it in quotes if it begins with `&` or `*`"),
+            ),
+            BudgetBreach::Depth { .. } => (
+                format!("lists and maps stand more than {MOST_DEPTH} deep in each other"),
+                None,
+            ),
+            BudgetBreach::Nodes { .. } => (
+                format!("this document has more than {MOST_NODES} values"),
+                Some("split it into several documents"),
+            ),
+            _ => ("this document is too large to be read".to_owned(), None),
+        },
+        Error::MultipleDocuments { .. } => (
+            "a document begins here without `---`".to_owned(),
+            Some("begin it with a line `---`"),
+        ),
+        Error::Message { .. } | Error::ExternalMessage { .. } => (
+            without_place(&error.without_snippet().to_string()),
+            Some("check indentation, quotes and brackets here and on the line before"),
+        ),
+        other => (without_place(&other.without_snippet().to_string()), None),
+    }
+}
+
+/// The library ends its messages with the place, which we print ourselves and count from the file's first line.
+fn without_place(message: &str) -> String {
+    let line = message.lines().next().unwrap_or_default();
+    let end = line.rfind(" at line ").unwrap_or(line.len());
+    line.get(..end).unwrap_or(line).to_owned()
+}
+
+fn shift(node: &mut Node, lines: u32) {
+    let down = |at: &mut Mark| at.line = at.line.saturating_add(lines);
+    down(&mut node.at);
+    match &mut node.value {
+        Value::List(items) => items.iter_mut().for_each(|item| shift(item, lines)),
+        Value::Map(entries) => {
+            for (key, value) in entries {
+                down(&mut key.at);
+                shift(value, lines);
+            }
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,94 @@
+//! The nearest known name, for who has mistyped one.
+
+/// What to say about `wrong`, of which only `known` are meant: the nearest one, and all if they are few.
+pub(crate) fn hint<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let mut known: Vec<&str> = known.into_iter().collect();
+    let nearest = nearest(wrong, known.iter().copied());
+    known.sort_unstable();
+    known.dedup();
+    let all = || {
+        let quoted: Vec<String> = known.iter().map(|name| format!("`{name}`")).collect();
+        quoted.join(", ")
+    };
+    match (nearest, known.len()) {
+        (_, 0) => None,
+        (Some(name), 1) => Some(format!("did you mean `{name}`?")),
+        (Some(name), 2..=12) => Some(format!("did you mean `{name}`? Known here: {}", all())),
+        (Some(name), _) => Some(format!("did you mean `{name}`?")),
+        (None, 1..=12) => Some(format!("known here: {}", all())),
+        (None, _) => None,
+    }
+}
+
+/// The known name that is at most a third of its letters away, and nearest.
+pub(crate) fn nearest<'a>(
+    wrong: &str,
+    known: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
+    // A stranger's text may be of any length; no name of ours is longer.
+    if wrong.len() > 256 {
+        return None;
+    }
+    known
+        .into_iter()
+        .map(|name| (distance(wrong, name), name))
+        .filter(|(distance, name)| *distance <= 1 + name.chars().count() / 3)
+        .min()
+        .map(|(_, name)| name)
+}
+
+/// Edits from one to the other (insert, remove, replace, swap neighbours), with case counting as less than a letter:
+/// `Post` is `POST`, and is not `PUT`.
+fn distance(from: &str, to: &str) -> usize {
+    if from.eq_ignore_ascii_case(to) {
+        return 0;
+    }
+    let from: Vec<char> = from.chars().map(|c| c.to_ascii_lowercase()).collect();
+    let to: Vec<char> = to.chars().map(|c| c.to_ascii_lowercase()).collect();
+    // Optimal string alignment, three rows at a time.
+    let mut before_last = vec![0; to.len() + 1];
+    let mut last: Vec<usize> = (0..=to.len()).collect();
+    let mut previous = None;
+    for (i, &a) in from.iter().enumerate() {
+        let mut row = Vec::with_capacity(to.len() + 1);
+        row.push(i + 1);
+        let mut left_letter = None;
+        for (j, &b) in to.iter().enumerate() {
+            let at =
+                |row: &[usize], index: usize| row.get(index).copied().unwrap_or(usize::MAX / 2);
+            let mut best = (at(&last, j + 1) + 1)
+                .min(at(&row, j) + 1)
+                .min(at(&last, j) + usize::from(a != b));
+            if j > 0 && previous == Some(b) && left_letter == Some(a) {
+                best = best.min(at(&before_last, j - 1) + 1);
+            }
+            row.push(best);
+            left_letter = Some(b);
+        }
+        before_last = std::mem::replace(&mut last, row);
+        previous = Some(a);
+    }
+    last.last().copied().unwrap_or(from.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_swap_a_missing_and_a_wrong_letter_are_one_edit_each() {
+        assert_eq!(distance("requetss", "requests"), 1);
+        assert_eq!(distance("reqests", "requests"), 1);
+        assert_eq!(distance("requasts", "requests"), 1);
+        assert_eq!(distance("Requests", "requests"), 0);
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(distance("abc", ""), 3);
+    }
+
+    #[test]
+    fn what_is_too_far_from_everything_has_no_nearest() {
+        assert_eq!(nearest("zebra", ["requests", "per"]), None);
+        assert_eq!(nearest("ordres", ["orders", "payments"]), Some("orders"));
+        assert_eq!(nearest(&"a".repeat(100_000), ["orders"]), None);
+    }
+}

@@ -1,0 +1,310 @@
+//! What is wrong with what was written, where, and how it prints.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// A place in a file.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Position {
+    /// As it was named when it was read, relative to the directory.
+    pub file: String,
+    /// From 1.
+    pub line: u32,
+    /// From 1, in characters.
+    pub column: u32,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+    }
+}
+
+/// Whether a problem keeps the files from being taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Severity {
+    /// Nothing of what was read is used.
+    Error,
+    /// It is used; it probably is not what was meant.
+    Warning,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// How bad it is.
+    pub severity: Severity,
+    /// The file, or the directory.
+    pub file: String,
+    /// From 1; 0 when the file as a whole is meant.
+    pub line: u32,
+    /// From 1, in characters; 0 when the file as a whole is meant.
+    pub column: u32,
+    /// How many characters are meant; at least 1.
+    pub width: u32,
+    /// The field, as `spec.limits[0].rate.requests`; may be empty.
+    pub field: String,
+    /// What is wrong, in lower case and without a full stop.
+    pub message: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// The line as it was written, without its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+impl Problem {
+    /// An error with a whole file or directory.
+    pub fn error(file: impl Into<String>, message: impl AsRef<str>) -> Self {
+        Self {
+            severity: Severity::Error,
+            file: file.into(),
+            line: 0,
+            column: 0,
+            width: 1,
+            field: String::new(),
+            message: printable(message.as_ref()),
+            hint: None,
+            source: None,
+        }
+    }
+
+    /// The same, at a place.
+    #[must_use]
+    pub fn at(mut self, line: u32, column: u32, width: u32) -> Self {
+        self.line = line;
+        self.column = column;
+        self.width = width.max(1);
+        self
+    }
+
+    /// The same, about a field.
+    #[must_use]
+    pub fn field(mut self, field: impl Into<String>) -> Self {
+        self.field = field.into();
+        self
+    }
+
+    /// The same, with advice.
+    #[must_use]
+    pub fn hint(mut self, hint: impl AsRef<str>) -> Self {
+        self.hint = Some(printable(hint.as_ref()));
+        self
+    }
+
+    /// The same, with advice if there is some.
+    #[must_use]
+    pub fn maybe_hint(self, hint: Option<impl AsRef<str>>) -> Self {
+        match hint {
+            Some(hint) => self.hint(hint),
+            None => self,
+        }
+    }
+
+    /// The same, as a warning.
+    #[must_use]
+    pub fn warning(mut self) -> Self {
+        self.severity = Severity::Warning;
+        self
+    }
+
+    /// The same, with the line it is about taken from the text of its file.
+    #[must_use]
+    pub fn quote(mut self, text: &str) -> Self {
+        if let Some(before) = self.line.checked_sub(1) {
+            self.source = text
+                .lines()
+                .nth(usize::try_from(before).unwrap_or(usize::MAX))
+                .map(str::to_owned);
+        }
+        self
+    }
+
+    /// The place, unless the file as a whole is meant.
+    pub fn position(&self) -> Option<Position> {
+        (self.line > 0).then(|| Position {
+            file: self.file.clone(),
+            line: self.line,
+            column: self.column,
+        })
+    }
+}
+
+/// Text that came from a file may hold anything; a terminal must not obey it, nor a log be flooded by it.
+fn printable(text: &str) -> String {
+    text.chars()
+        .take(1_000)
+        .map(|c| {
+            if c.is_control() && c != '\n' {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        })
+        .collect()
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match self.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        write!(f, "{severity}: {}", self.message)?;
+        write!(f, "\n  --> {}", printable(&self.file))?;
+        if self.line > 0 {
+            write!(f, ":{}:{}", self.line, self.column)?;
+        }
+        if !self.field.is_empty() {
+            write!(f, " at {}", printable(&self.field))?;
+        }
+        if let Some(source) = &self.source {
+            let Excerpt { text, caret } = excerpt(source, self.column, self.width);
+            let number = self.line.to_string();
+            let margin = number.len().max(4);
+            write!(
+                f,
+                "\n {number:>margin$} | {text}\n {:margin$} | {caret}",
+                ""
+            )?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "\nhint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+struct Excerpt {
+    text: String,
+    caret: String,
+}
+
+/// The line and what underlines the place in it; of a very long line, the part around the place.
+fn excerpt(source: &str, column: u32, width: u32) -> Excerpt {
+    const MOST: usize = 120;
+    let start = usize::try_from(column.saturating_sub(1)).unwrap_or(0);
+    let skip = if source.chars().count() > MOST {
+        start.saturating_sub(MOST / 2)
+    } else {
+        0
+    };
+    let text: String = source
+        .chars()
+        .skip(skip)
+        .take(MOST)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    let before = start.saturating_sub(skip).min(MOST);
+    let room = text.chars().count().saturating_sub(before).max(1);
+    let width = usize::try_from(width).unwrap_or(1).clamp(1, room);
+    Excerpt {
+        text: text.trim_end().to_owned(),
+        caret: format!("{}{}", " ".repeat(before), "^".repeat(width)),
+    }
+}
+
+/// Everything that is wrong, in the order of the files.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Report {
+    problems: Vec<Problem>,
+}
+
+impl Report {
+    /// Nothing wrong yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds one, in its place.
+    pub fn push(&mut self, problem: Problem) {
+        let key = |p: &Problem| (p.file.clone(), p.line, p.column);
+        let place = key(&problem);
+        // Problems mostly come in order: look from the end, behind what stands at the same place.
+        let after = self
+            .problems
+            .iter()
+            .rposition(|other| key(other) <= place)
+            .map_or(0, |index| index + 1);
+        // One cause, one problem.
+        if !self.problems.contains(&problem) {
+            self.problems.insert(after, problem);
+        }
+    }
+
+    /// All of them, by file, line and column.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// Whether nothing is wrong at all.
+    pub fn is_empty(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    /// Whether what was read must not be used.
+    pub fn has_errors(&self) -> bool {
+        self.problems
+            .iter()
+            .any(|problem| problem.severity == Severity::Error)
+    }
+
+    /// How many there are of a severity.
+    pub fn count(&self, severity: Severity) -> usize {
+        self.problems
+            .iter()
+            .filter(|problem| problem.severity == severity)
+            .count()
+    }
+}
+
+impl Extend<Problem> for Report {
+    fn extend<I: IntoIterator<Item = Problem>>(&mut self, problems: I) {
+        for problem in problems {
+            self.push(problem);
+        }
+    }
+}
+
+impl FromIterator<Problem> for Report {
+    fn from_iter<I: IntoIterator<Item = Problem>>(problems: I) -> Self {
+        let mut report = Self::new();
+        report.extend(problems);
+        report
+    }
+}
+
+impl IntoIterator for Report {
+    type Item = Problem;
+    type IntoIter = std::vec::IntoIter<Problem>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.problems.into_iter()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for problem in &self.problems {
+            write!(f, "{problem}\n\n")?;
+        }
+        let many = |count: usize, what: &str| match count {
+            1 => format!("1 {what}"),
+            _ => format!("{count} {what}s"),
+        };
+        let errors = self.count(Severity::Error);
+        let warnings = self.count(Severity::Warning);
+        f.write_str(&many(errors, "error"))?;
+        if warnings > 0 {
+            write!(f, ", {}", many(warnings, "warning"))?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Report {}

@@ -1,0 +1,193 @@
+//! All resources that were read, and where each of their fields stands.
+
+use std::{collections::HashMap, sync::Arc};
+
+use crate::{
+    name::{Namespace, ResourceName},
+    node::{Mark, Node, Value},
+    report::{Position, Problem, Report},
+    resource::{MeshConfigSpec, Resource, Spec},
+};
+
+/// Everything that was read, checked.
+#[derive(Debug, Clone, Default)]
+pub struct Resources {
+    /// In the order of files and documents.
+    pub list: Vec<Resource>,
+    /// What probably is not what was meant.
+    pub warnings: Report,
+    pub(crate) sources: HashMap<String, Source>,
+}
+
+/// Where a resource came from.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    pub(crate) file: Arc<File>,
+    /// `None` when the whole file is Cedar text.
+    pub(crate) tree: Option<Arc<Node>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct File {
+    pub(crate) name: String,
+    pub(crate) text: String,
+}
+
+impl Resources {
+    /// The mesh's own settings with their resource; checked resources always have it.
+    pub fn mesh(&self) -> Option<(&Resource, &MeshConfigSpec)> {
+        self.list.iter().find_map(|resource| match &resource.spec {
+            Spec::MeshConfig(spec) => Some((resource, spec)),
+            _ => None,
+        })
+    }
+
+    /// The resource of a kind, as `Service`, with a name.
+    pub fn find(
+        &self,
+        kind: &str,
+        namespace: &Namespace,
+        name: &ResourceName,
+    ) -> Option<&Resource> {
+        self.list.iter().find(|resource| {
+            resource.spec.kind() == kind
+                && resource.namespace == *namespace
+                && resource.name == *name
+        })
+    }
+
+    /// Where a field stands, as `spec.limits[0].rate.requests`; where it is not there, where the nearest part around it
+    /// stands. `None` for resources that no file holds.
+    pub fn locate(&self, resource: &Resource, field: &str) -> Option<Position> {
+        let source = self.sources.get(&resource.origin)?;
+        let mark = source.mark(field);
+        Some(Position {
+            file: source.file.name.clone(),
+            line: mark.line,
+            column: mark.column,
+        })
+    }
+
+    /// Where a line and column (both from 1) of a text field stand in the file: for Cedar in `spec.policies`.
+    pub fn locate_in_text(
+        &self,
+        resource: &Resource,
+        field: &str,
+        line: u32,
+        column: u32,
+    ) -> Option<Position> {
+        let source = self.sources.get(&resource.origin)?;
+        let mark = source.mark_in_text(field, line, column);
+        Some(Position {
+            file: source.file.name.clone(),
+            line: mark.line,
+            column: mark.column,
+        })
+    }
+
+    /// A problem with a field of a resource, at its place.
+    pub fn problem(&self, resource: &Resource, field: &str, message: impl AsRef<str>) -> Problem {
+        let Some(source) = self.sources.get(&resource.origin) else {
+            return Problem::error(&resource.origin, message).field(field);
+        };
+        let mark = source.mark(field);
+        source.problem(mark, message).field(field)
+    }
+
+    /// A problem at a line and column (both from 1) within a text field of a resource.
+    pub fn problem_in_text(
+        &self,
+        resource: &Resource,
+        field: &str,
+        (line, column, width): (u32, u32, u32),
+        message: impl AsRef<str>,
+    ) -> Problem {
+        let Some(source) = self.sources.get(&resource.origin) else {
+            return Problem::error(&resource.origin, message).field(field);
+        };
+        let mark = source.mark_in_text(field, line, column);
+        source.problem(Mark { width, ..mark }, message).field(field)
+    }
+}
+
+impl FromIterator<Resource> for Resources {
+    /// Resources that no file holds, unchecked.
+    fn from_iter<I: IntoIterator<Item = Resource>>(list: I) -> Self {
+        Self {
+            list: list.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+}
+
+impl Source {
+    pub(crate) fn problem(&self, mark: Mark, message: impl AsRef<str>) -> Problem {
+        Problem::error(&self.file.name, message)
+            .at(mark.line, mark.column, mark.width)
+            .quote(&self.file.text)
+    }
+
+    pub(crate) fn mark(&self, field: &str) -> Mark {
+        match &self.tree {
+            Some(tree) => tree.find(field).0,
+            None => Mark {
+                line: 1,
+                column: 1,
+                width: 1,
+            },
+        }
+    }
+
+    fn mark_in_text(&self, field: &str, line: u32, column: u32) -> Mark {
+        let inside = |mark: Mark| Mark {
+            line: mark.line.saturating_add(line.saturating_sub(1)),
+            column: mark.column.saturating_add(column.saturating_sub(1)),
+            width: 1,
+        };
+        let Some(tree) = &self.tree else {
+            return inside(Mark {
+                line: 1,
+                column: 1,
+                width: 1,
+            });
+        };
+        match tree.find(field) {
+            (
+                mark,
+                Some(Node {
+                    at,
+                    value: Value::Text(text),
+                }),
+            ) => match self.begin_of_text(*at, text) {
+                Some(begin) => inside(begin),
+                None => mark,
+            },
+            (mark, _) => mark,
+        }
+    }
+
+    /// Where the first character of a text stands, if its lines are the file's lines: in block scalars (`|`), and in
+    /// other ones that have only one line.
+    fn begin_of_text(&self, at: Mark, text: &str) -> Option<Mark> {
+        let index = usize::try_from(at.line.checked_sub(1)?).ok()?;
+        let line = self.file.text.lines().nth(index)?;
+        let before = usize::try_from(at.column.checked_sub(1)?).ok()?;
+        let from_here: String = line.chars().skip(before).collect();
+        // The parser gives the first line of a block that has anything on it.
+        let empty = text.chars().take_while(|c| *c == '\n').count();
+        let first = text.lines().nth(empty)?;
+        let same = !first.is_empty() && from_here.trim_end() == first.trim_end();
+        if same {
+            let up = u32::try_from(empty).ok()?;
+            return Some(Mark {
+                line: at.line.checked_sub(up)?,
+                ..at
+            });
+        }
+        let quote = u32::from(from_here.starts_with(['"', '\'']));
+        (text.lines().count() == 1).then_some(Mark {
+            column: at.column.saturating_add(quote),
+            ..at
+        })
+    }
+}
