@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     name::{Namespace, ServiceName, SpiffeId, TrustDomain, WorkloadId},
     resource::{
-        AppProtocol, GatewayListener, HttpRouteSpec, OutboundListener, OutboundMode, RateLimitRule,
+        AppProtocol, ClaimType, GatewayListener, HttpRouteSpec, OutboundListener, OutboundMode, RateLimitRule,
         RequestAuthenticationSpec, RequestValidationSpec,
     },
 };
@@ -228,6 +228,10 @@ pub struct InboundService {
     /// Members of each `WorkloadGroup` that these policies name.
     #[serde(default)]
     pub workload_groups: BTreeMap<String, Vec<WorkloadId>>,
+    /// Claims and path parameters that these policies name and that only documents on other targets declare:
+    /// a policy for the whole mesh may read a claim that this service's own issuers do not have.
+    #[serde(default)]
+    pub declared_elsewhere: DeclaredNames,
     /// Which tokens are accepted; none of them: no user, and tokens are left alone.
     #[serde(default)]
     pub authentication: Vec<Attached<RequestAuthenticationSpec>>,
@@ -237,6 +241,18 @@ pub struct InboundService {
     /// All must pass.
     #[serde(default)]
     pub validation: Vec<Attached<RequestValidationSpec>>,
+}
+
+/// Names that the policies' schema must know.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeclaredNames {
+    /// `context.user.claims`, with their types.
+    #[serde(default)]
+    pub claims: BTreeMap<String, ClaimType>,
+    /// `context.params`, in order.
+    #[serde(default)]
+    pub params: Vec<String>,
 }
 
 /// A port of an inbound service.
