@@ -1,0 +1,96 @@
+use std::time::Duration;
+
+use merlon_config::{
+    resource::{ClaimType, RequestAuthenticationSpec, SignatureAlgorithm},
+    snapshot::Attached,
+};
+use url::Url;
+
+/// Which tokens a service accepts: its `RequestAuthentication` documents together.
+#[derive(Debug, Clone, Default)]
+pub struct TokenRules {
+    issuers: Vec<IssuerRules>,
+    required: bool,
+    forward_token: bool,
+}
+
+/// How tokens of one issuer are judged.
+#[derive(Debug, Clone, PartialEq)]
+pub struct IssuerRules {
+    /// The short name in policies.
+    pub name: String,
+    /// The exact value of `iss`.
+    pub issuer: String,
+    /// Where its keys are, for issuers without discovery.
+    pub jwks_uri: Option<Url>,
+    /// PEM roots for the issuer's own certificate.
+    pub ca_certificates: Option<String>,
+    /// One of these must be in `aud`.
+    pub audiences: Vec<String>,
+    /// Accepted signatures.
+    pub algorithms: Vec<SignatureAlgorithm>,
+    /// Accepted values of `typ`, without `application/`.
+    pub token_types: Vec<String>,
+    /// How far clocks may differ; five minutes at most.
+    pub clock_skew: Duration,
+    /// Claims that become `context.user.claims`.
+    pub claims: Vec<(String, ClaimType)>,
+    /// The claim that holds the groups.
+    pub groups_claim: String,
+}
+
+impl TokenRules {
+    /// The rules of these documents together: a token of any of their issuers is accepted, a token is required when
+    /// one of them requires it, and passed on only when all of them say so.
+    pub fn new(documents: &[Attached<RequestAuthenticationSpec>]) -> Self {
+        let mut issuers: Vec<IssuerRules> = Vec::new();
+        for issuer in documents.iter().flat_map(|document| &document.spec.issuers) {
+            let rules = IssuerRules {
+                name: issuer.name.to_string(),
+                issuer: issuer.issuer.clone(),
+                jwks_uri: issuer.jwks_uri.clone(),
+                ca_certificates: issuer.ca_certificates.clone(),
+                audiences: issuer.audiences.clone(),
+                algorithms: issuer.algorithms.clone(),
+                token_types: issuer.token_types.clone(),
+                clock_skew: issuer.clock_skew.0.min(Duration::from_secs(300)),
+                claims: issuer.claims.iter().map(|(n, t)| (n.clone(), *t)).collect(),
+                groups_claim: issuer.groups_claim.clone(),
+            };
+            if !issuers.contains(&rules) {
+                issuers.push(rules);
+            }
+        }
+        Self {
+            issuers,
+            required: documents.iter().any(|document| document.spec.required),
+            forward_token: !documents.is_empty()
+                && documents.iter().all(|document| document.spec.forward_token),
+        }
+    }
+
+    /// Whether no issuer is accepted: tokens are then left alone.
+    pub fn is_empty(&self) -> bool {
+        self.issuers.is_empty()
+    }
+
+    /// Whether a request without a token is refused with 401.
+    pub fn required(&self) -> bool {
+        self.required && !self.is_empty()
+    }
+
+    /// Whether `Authorization` is passed on to the program. Always so when no issuer is accepted.
+    pub fn forward_token(&self) -> bool {
+        self.forward_token || self.is_empty()
+    }
+
+    /// The accepted issuers, whose keys somebody has to fetch.
+    pub fn issuers(&self) -> &[IssuerRules] {
+        &self.issuers
+    }
+
+    /// The issuer with exactly this `iss`.
+    pub fn issuer(&self, iss: &str) -> Option<&IssuerRules> {
+        self.issuers.iter().find(|rules| rules.issuer == iss)
+    }
+}
