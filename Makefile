@@ -13,6 +13,8 @@ ADVISORY_DB ?=
 # How long `make fuzz` spends on each target, and `make soak` under load, in seconds.
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 3600
+# More options for tests/bench/run.py, as `--rounds 5 --pairs merlon,envoy`.
+BENCH_OPTIONS ?=
 # Crates that must never come in, not even switched off: one TLS stack, one crypto provider.
 BANNED := ring openssl openssl-sys native-tls
 
@@ -89,8 +91,8 @@ endif
 .PHONY: bench fuzz
 bench: ## Merlon beside Envoy and HAProxy: CPU per request and memory
 	@tests/tools/install bench
-	$(CARGO) build --locked $(DIST)
-	@$(CARGO) run --locked --profile dist -p merlon-bench
+	$(CARGO) build --locked $(DIST) --example bench_app --example bare_pair
+	@tests/bench/run.py --programs "$$(dirname "$$(tests/tools/binary merlon-proxy dist)")" --envoy .tools/bin/envoy $(BENCH_OPTIONS)
 
 # cargo-fuzz wants unstable flags of the compiler, which RUSTC_BOOTSTRAP lets the stable one take. No sanitizer: there is
 # no unsafe code of ours to watch, and the address sanitizer does not go with a statically linked C library.
