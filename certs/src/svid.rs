@@ -1,0 +1,97 @@
+use merlon_config::name::SpiffeId;
+use rustls_pki_types::{CertificateDer, UnixTime};
+
+use crate::{
+    key::{KeyError, PrivateKey},
+    leaf::{LeafError, LeafFacts},
+    roots::TrustRoots,
+    verifier::{SpiffeVerifier, Trust, Usage},
+};
+
+/// Why a certificate and a key do not make an identity.
+#[derive(Debug, thiserror::Error)]
+pub enum SvidError {
+    /// There is no certificate at all.
+    #[error("there is no certificate")]
+    Empty,
+    /// The leaf breaks a rule.
+    #[error(transparent)]
+    Leaf(#[from] LeafError),
+    /// The key cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The certificate is for another key.
+    #[error("the certificate is not for this key")]
+    OtherKey,
+    /// No trusted root vouches for it now.
+    #[error("the certificate is not trusted: {0}")]
+    Untrusted(#[source] rustls::Error),
+}
+
+/// A workload's identity document with its key (X509-SVID): what a proxy shows to others.
+#[derive(Debug)]
+pub struct X509Svid {
+    /// Whose it is.
+    pub id: SpiffeId,
+    /// Leaf first; without the root.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The leaf's key.
+    pub key: PrivateKey,
+    /// Lower-case hexadecimal.
+    pub serial: String,
+    /// Valid from.
+    pub not_before: UnixTime,
+    /// Valid until.
+    pub not_after: UnixTime,
+}
+
+impl X509Svid {
+    /// Takes what an issuer returned, or what was kept in a file, as if it came from a stranger: form, key, and a path
+    /// to one of `roots` at `now`.
+    ///
+    /// # Errors
+    /// The first thing that does not hold.
+    pub fn parse(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKey,
+        roots: &TrustRoots,
+        now: UnixTime,
+    ) -> Result<Self, SvidError> {
+        let (leaf, others) = chain.split_first().ok_or(SvidError::Empty)?;
+        let facts = LeafFacts::parse_chain(leaf, others)?;
+        if facts.public_key_info != key.public_key_info()? {
+            return Err(SvidError::OtherKey);
+        }
+        SpiffeVerifier::new(
+            Trust::Roots(roots.clone().into()),
+            Some(facts.id.clone()),
+            false,
+        )
+        .check(leaf, others, now, Usage::Server)
+        .map_err(SvidError::Untrusted)?;
+        let LeafFacts {
+            id,
+            serial,
+            not_before,
+            not_after,
+            ..
+        } = facts;
+        Ok(Self {
+            id,
+            chain,
+            key,
+            serial,
+            not_before,
+            not_after,
+        })
+    }
+
+    /// The same with `root` at the end of the chain, for a server whose callers know only the root's hash.
+    #[must_use]
+    pub fn with_root(mut self, root: CertificateDer<'static>) -> Self {
+        if !self.chain.contains(&root) {
+            self.chain.push(root);
+        }
+        self
+    }
+}
