@@ -1,0 +1,134 @@
+//! Whether the process is ready, and if not, why.
+
+use std::sync::Mutex;
+
+use merlon_config::live::Live;
+use serde::Serialize;
+
+/// Reasons for not being ready, as they come and go. Ready when there is none.
+#[derive(Debug)]
+pub struct Health {
+    reasons: Live<Vec<NotReady>>,
+    // Several tasks write; readers take the live value and never this.
+    writer: Mutex<()>,
+}
+
+/// One reason for not being ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NotReady {
+    /// Which of the closed set.
+    pub code: Unready,
+    /// A sentence for people.
+    pub message: String,
+}
+
+/// What can be missing, the gravest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Unready {
+    /// The end has begun.
+    Draining,
+    /// The certificate is past its time.
+    TlsExpired,
+    /// No certificate yet.
+    NoIdentity,
+    /// No snapshot yet.
+    NoSnapshot,
+    /// A listener of the snapshot could not be bound.
+    Listener,
+}
+
+impl Unready {
+    /// The stable code in `/ready`, in refusals and in the log.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Draining => "drain",
+            Self::TlsExpired => "tls.expired",
+            Self::NoIdentity => "tls.no_identity",
+            Self::NoSnapshot => "config.unavailable",
+            Self::Listener => "listener.failed",
+        }
+    }
+}
+
+impl Serialize for Unready {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.code())
+    }
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            reasons: Live::new(Vec::new()),
+            writer: Mutex::new(()),
+        }
+    }
+}
+
+impl Health {
+    /// Whether nothing is missing.
+    pub fn is_ready(&self) -> bool {
+        self.reasons.load().is_empty()
+    }
+
+    /// All that is missing, the gravest first.
+    pub fn reasons(&self) -> Vec<NotReady> {
+        self.reasons.load().as_ref().clone()
+    }
+
+    /// The gravest thing that is missing.
+    pub fn worst(&self) -> Option<Unready> {
+        self.reasons.load().first().map(|reason| reason.code)
+    }
+
+    /// Says that something is missing.
+    pub fn lack(&self, code: Unready, message: impl Into<String>) {
+        let message = message.into();
+        self.change(|reasons| {
+            reasons.retain(|reason| reason.code != code);
+            reasons.push(NotReady { code, message });
+            reasons.sort_by_key(|reason| reason.code);
+        });
+    }
+
+    /// Says that it is there now.
+    pub fn have(&self, code: Unready) {
+        self.change(|reasons| reasons.retain(|reason| reason.code != code));
+    }
+
+    /// Resolves on every change.
+    pub fn watch(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.reasons.watch()
+    }
+
+    fn change(&self, edit: impl FnOnce(&mut Vec<NotReady>)) {
+        // A writer that panicked left nothing half done: the value is published whole.
+        let _writer = self
+            .writer
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
+        let old = self.reasons.load_full();
+        let mut new = old.as_ref().clone();
+        edit(&mut new);
+        if new != *old {
+            self.reasons.publish(new);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gravest_reason_comes_first_and_the_last_one_gone_is_ready() {
+        let health = Health::default();
+        health.lack(Unready::NoSnapshot, "none yet");
+        health.lack(Unready::TlsExpired, "at noon");
+        assert_eq!(health.worst(), Some(Unready::TlsExpired));
+        health.have(Unready::TlsExpired);
+        assert_eq!(health.worst(), Some(Unready::NoSnapshot));
+        health.have(Unready::NoSnapshot);
+        assert!(health.is_ready());
+    }
+}

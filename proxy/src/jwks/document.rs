@@ -1,0 +1,86 @@
+//! From an issuer's URL to its keys.
+
+use std::{sync::Arc, time::Duration};
+
+use merlon_policy::authn::jwks::{JwksProblem, KeySet};
+use serde::Deserialize;
+use url::Url;
+
+use super::{
+    IssuerSource,
+    http::{Fetch, FetchError},
+};
+
+/// Why an issuer's keys could not be had.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum KeysError {
+    #[error("`{0}` is not a URL")]
+    Issuer(String),
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error("the discovery document is not JSON with `issuer` and `jwks_uri`")]
+    Discovery(#[source] serde_json::Error),
+    #[error("the discovery document is of the issuer `{found}`, not of `{wanted}`")]
+    OtherIssuer { wanted: String, found: String },
+    #[error(transparent)]
+    Keys(#[from] JwksProblem),
+}
+
+/// An issuer's keys, as they were fetched.
+#[derive(Debug)]
+pub(super) struct Keys {
+    pub(super) set: Arc<KeySet>,
+    /// Of the document: equal bytes are equal keys.
+    pub(super) digest: merlon_config::snapshot::Version,
+    pub(super) max_age: Option<Duration>,
+}
+
+/// OpenID Connect Discovery 1.0 §3, as far as keys need it.
+#[derive(Debug, Deserialize)]
+struct Discovery {
+    issuer: String,
+    jwks_uri: Url,
+}
+
+pub(super) async fn fetch(source: &IssuerSource) -> Result<Keys, KeysError> {
+    let issuer: Url = source
+        .issuer
+        .parse()
+        .map_err(|_| KeysError::Issuer(source.issuer.clone()))?;
+    let fetch = Fetch::new(&issuer, source.ca_certificates.as_deref())?;
+    let jwks_uri = match &source.jwks_uri {
+        Some(uri) => uri.clone(),
+        None => discover(&fetch, &source.issuer).await?,
+    };
+    let fetched = fetch.get(&jwks_uri).await?;
+    let set = Arc::new(KeySet::parse(&fetched.body)?);
+    for note in set.skipped() {
+        tracing::warn!(issuer = source.issuer, "a key was passed over: {note}");
+    }
+    let digest = merlon_config::snapshot::Version::of(&fetched.body);
+    Ok(Keys {
+        set,
+        digest,
+        max_age: fetched.max_age,
+    })
+}
+
+async fn discover(fetch: &Fetch, issuer: &str) -> Result<Url, KeysError> {
+    let url = format!(
+        "{}/.well-known/openid-configuration",
+        issuer.trim_end_matches('/')
+    );
+    let url: Url = url
+        .parse()
+        .map_err(|_| KeysError::Issuer(issuer.to_owned()))?;
+    let fetched = fetch.get(&url).await?;
+    let found: Discovery = serde_json::from_slice(&fetched.body).map_err(KeysError::Discovery)?;
+    // Discovery §4.3: exactly, or one issuer could speak for another.
+    if found.issuer != issuer {
+        return Err(KeysError::OtherIssuer {
+            wanted: issuer.to_owned(),
+            found: found.issuer.chars().take(256).collect(),
+        });
+    }
+    Ok(found.jwks_uri)
+}
