@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
-    check::{self, Claim},
+    check::{self, Checked, Claim},
     document::{self, MOST_BYTES},
     name::{Namespace, ResourceName},
     nearest,
@@ -49,7 +49,7 @@ pub fn load_dir(directory: &Path) -> Result<Resources, Report> {
             Err(message) => report.push(Problem::error(name, message)),
         }
     }
-    load(texts, report)
+    load(&directory.display().to_string(), texts, report)
 }
 
 /// The same from texts in memory, each with its file's name.
@@ -63,7 +63,7 @@ pub fn load_texts<N: Into<String>, T: Into<String>>(
         .into_iter()
         .map(|(name, text)| (name.into(), text.into()))
         .collect();
-    load(texts, Report::new())
+    load("resources", texts, Report::new())
 }
 
 /// How deep folders may stand in each other, so that a link to a folder above does not lead in circles.
@@ -137,9 +137,13 @@ pub(crate) fn text_of(path: &Path) -> Result<String, String> {
     })
 }
 
-fn load(texts: Vec<(String, String)>, mut report: Report) -> Result<Resources, Report> {
+fn load(
+    place: &str,
+    texts: Vec<(String, String)>,
+    mut report: Report,
+) -> Result<Resources, Report> {
     let mut loader = Loader {
-        // A file that cannot be read at all may hold what others refer to.
+        // A file that cannot be read may hold what others refer to.
         complete: !report.has_errors(),
         ..Loader::default()
     };
@@ -150,12 +154,13 @@ fn load(texts: Vec<(String, String)>, mut report: Report) -> Result<Resources, R
             _ => loader.yaml(&file, &mut report),
         }
     }
-    check::check(
-        &loader.resources,
-        &loader.claims,
-        loader.complete,
-        &mut report,
-    );
+    let checked = Checked {
+        resources: &loader.resources,
+        claims: &loader.claims,
+        complete: loader.complete,
+        place,
+    };
+    check::check(&checked, &mut report);
     if report.has_errors() {
         return Err(report);
     }

@@ -87,8 +87,17 @@ impl Resources {
 
     /// A problem with a field of a resource, at its place.
     pub fn problem(&self, resource: &Resource, field: &str, message: impl AsRef<str>) -> Problem {
-        let Some(source) = self.sources.get(&resource.origin) else {
-            return Problem::error(&resource.origin, message).field(field);
+        self.problem_at(&resource.origin, field, message)
+    }
+
+    pub(crate) fn problem_at(
+        &self,
+        origin: &str,
+        field: &str,
+        message: impl AsRef<str>,
+    ) -> Problem {
+        let Some(source) = self.sources.get(origin) else {
+            return Problem::error(origin, message).field(field);
         };
         let mark = source.mark(field);
         source.problem(mark, message).field(field)

@@ -51,6 +51,10 @@ impl Default for Certificates {
 }
 
 /// Who signs workload certificates.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one in the whole program"
+)]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum CertificateIssuer {

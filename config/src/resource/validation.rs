@@ -60,7 +60,7 @@ pub struct RouteRule {
     /// JSON Schema (2020-12) of the body. With it the body is read whole, within `maxBody`, before anything is sent on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<serde_json::Value>,
-    /// The largest body; with `body` default 1MiB.
+    /// The largest body; with `body` default 1MiB, and at most 16MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_body: Option<Size>,
 }

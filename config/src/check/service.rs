@@ -1,0 +1,54 @@
+use super::Checker;
+use crate::resource::{Resource, ServiceSpec, Spec};
+
+impl<'a> Checker<'a, '_> {
+    pub(super) fn service(&mut self, resource: &'a Resource, spec: &ServiceSpec) {
+        if spec.selector.is_empty() {
+            let hint = "name labels of its Workloads, as `selector: { app: orders }`";
+            self.error(resource, "spec.selector", "a Service must select something")
+                .hint(hint);
+        } else if self.all_read("Workload") && !self.selects_any(resource, spec) {
+            let message = format!(
+                "no Workload in `{}` has these labels, so nobody serves this",
+                resource.namespace
+            );
+            self.warning(resource, "spec.selector", message);
+        }
+        if spec.ports.is_empty() {
+            self.error(resource, "spec.ports", "a Service has at least one port");
+        }
+        let several = spec.ports.len() > 1;
+        for (index, port) in spec.ports.iter().enumerate() {
+            let field = format!("spec.ports[{index}]");
+            self.port(resource, &format!("{field}.port"), port.port);
+            if let Some(target) = port.target_port {
+                self.port(resource, &format!("{field}.targetPort"), target);
+            }
+            if several && port.name.is_none() {
+                let message = "`name` is missing: of several ports each has one";
+                self.error(resource, &format!("{field}.name"), message);
+            }
+        }
+        let ports = spec.ports.iter().enumerate();
+        let numbers = ports
+            .clone()
+            .map(|(index, port)| (format!("spec.ports[{index}].port"), port.port));
+        self.twice(resource, "ports", numbers);
+        let names = ports.filter_map(|(index, port)| {
+            let name = port.name.as_ref()?;
+            Some((format!("spec.ports[{index}].name"), name))
+        });
+        self.twice(resource, "ports called", names);
+    }
+
+    fn selects_any(&self, resource: &Resource, spec: &ServiceSpec) -> bool {
+        self.checked.resources.list.iter().any(|other| {
+            matches!(other.spec, Spec::Workload(_))
+                && other.namespace == resource.namespace
+                && spec
+                    .selector
+                    .iter()
+                    .all(|(label, value)| other.labels.get(label) == Some(value))
+        })
+    }
+}
