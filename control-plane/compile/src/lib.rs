@@ -1,1 +1,16 @@
-//! Placeholder.
+//! Resources in, the state of one proxy out; pure.
+#![doc = include_str!("../README.md")]
+
+mod attach;
+mod check;
+mod compiler;
+mod declared;
+mod gateway;
+mod mesh;
+mod select;
+mod service;
+mod state;
+
+pub use compiler::Compiler;
+pub use mesh::{Mesh, Proxy, ProxyUnknown};
+pub use state::{ProxyState, StateResource};

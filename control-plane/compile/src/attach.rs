@@ -1,0 +1,189 @@
+//! Which policies reach which service: by `targetRefs`, and never out of their namespace.
+
+use std::collections::HashMap;
+
+use merlon_config::{
+    name::{Namespace, ResourceName, ServiceName},
+    resource::{
+        RateLimitRule, RequestAuthenticationSpec, RequestValidationSpec, Resource, Spec,
+        TargetKind, TargetRef,
+    },
+    snapshot::{Attached, PolicyDocument},
+};
+
+/// Services and Gateways share a name space in policies, and not as targets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Target {
+    Service,
+    Gateway,
+}
+
+/// Everything that can be attached, found by where it reaches.
+///
+/// INVARIANT: what stands under a namespace was written in that namespace, or in the root namespace with a `Mesh`
+/// target. So a tenant's text cannot reach another tenant, whatever its `targetRefs` say.
+#[derive(Debug)]
+pub(crate) struct Attachments<'a> {
+    root: &'a Namespace,
+    mesh: Vec<&'a Resource>,
+    namespaces: HashMap<&'a Namespace, Vec<&'a Resource>>,
+    targets: HashMap<(Target, &'a Namespace, &'a ResourceName), Vec<&'a Resource>>,
+}
+
+impl<'a> Attachments<'a> {
+    pub(crate) fn new(resources: &'a [Resource], root: &'a Namespace) -> Self {
+        let mut all = Self {
+            root,
+            mesh: Vec::new(),
+            namespaces: HashMap::new(),
+            targets: HashMap::new(),
+        };
+        for resource in resources {
+            match target_refs(&resource.spec) {
+                Some([]) => all.attach_namespace(resource),
+                Some(refs) => refs.iter().for_each(|to| all.attach(resource, to)),
+                None => {}
+            }
+        }
+        all
+    }
+
+    fn attach_namespace(&mut self, resource: &'a Resource) {
+        let list = self.namespaces.entry(&resource.namespace).or_default();
+        list.push(resource);
+    }
+
+    fn attach(&mut self, resource: &'a Resource, to: &'a TargetRef) {
+        let target = match to.kind {
+            TargetKind::Mesh => {
+                // The check of the resources refuses it elsewhere; here it is without effect.
+                if resource.namespace == *self.root {
+                    self.mesh.push(resource);
+                }
+                return;
+            }
+            TargetKind::Namespace => {
+                let own = to
+                    .name
+                    .as_ref()
+                    .is_none_or(|name| name.as_str() == resource.namespace.as_str());
+                if own {
+                    self.attach_namespace(resource);
+                }
+                return;
+            }
+            TargetKind::Service => Target::Service,
+            TargetKind::Gateway => Target::Gateway,
+        };
+        if let Some(name) = &to.name {
+            let key = (target, &resource.namespace, name);
+            self.targets.entry(key).or_default().push(resource);
+        }
+    }
+
+    /// What reaches one service, the root namespace's `Mesh`-wide ones first, then by name; each once.
+    pub(crate) fn reaching(&self, target: Target, name: &ServiceName) -> Vec<&'a Resource> {
+        let by_name = |resource: &&Resource| (resource.namespace.clone(), resource.name.clone());
+        let mut mesh = self.mesh.clone();
+        mesh.sort_by_key(by_name);
+        let mut own: Vec<_> = self
+            .namespaces
+            .get(&name.namespace)
+            .cloned()
+            .unwrap_or_default();
+        if let Some(direct) = self.targets.get(&(target, &name.namespace, &name.name)) {
+            own.extend(direct);
+        }
+        own.sort_by_key(by_name);
+        mesh.extend(own);
+        // One that names its target in two ways counts once.
+        let mut seen: Vec<&Resource> = Vec::with_capacity(mesh.len());
+        mesh.retain(|resource| {
+            let resource: &Resource = resource;
+            let new = !seen.iter().any(|other| std::ptr::eq(*other, resource));
+            seen.push(resource);
+            new
+        });
+        mesh
+    }
+}
+
+/// The targets of a resource that can be attached; `None` for all others.
+fn target_refs(spec: &Spec) -> Option<&[TargetRef]> {
+    match spec {
+        Spec::AuthorizationPolicy(spec) => Some(&spec.target_refs),
+        Spec::RequestAuthentication(spec) => Some(&spec.target_refs),
+        Spec::RateLimit(spec) => Some(&spec.target_refs),
+        Spec::RequestValidation(spec) => Some(&spec.target_refs),
+        Spec::MeshConfig(_)
+        | Spec::Workload(_)
+        | Spec::Service(_)
+        | Spec::Gateway(_)
+        | Spec::HttpRoute(_) => None,
+    }
+}
+
+/// What was attached to one service, by kind.
+#[derive(Debug, Default)]
+pub(crate) struct Attachment {
+    pub(crate) policies: Vec<PolicyDocument>,
+    pub(crate) authentication: Vec<Attached<RequestAuthenticationSpec>>,
+    pub(crate) limits: Vec<Attached<RateLimitRule>>,
+    pub(crate) validation: Vec<Attached<RequestValidationSpec>>,
+}
+
+impl Attachment {
+    /// `targetRefs` are left out of what is pushed: where else a policy is attached is no service's business, and a
+    /// target more must not make a new version of all others. So are lines: text above must not either.
+    pub(crate) fn of(resources: &[&Resource]) -> Self {
+        let mut all = Self::default();
+        for resource in resources {
+            let from = ServiceName {
+                namespace: resource.namespace.clone(),
+                name: resource.name.clone(),
+            };
+            match &resource.spec {
+                Spec::AuthorizationPolicy(spec) => all.policies.push(PolicyDocument {
+                    name: from,
+                    origin: file_of(&resource.origin).to_owned(),
+                    text: spec.policies.clone(),
+                }),
+                Spec::RequestAuthentication(spec) => all.authentication.push(Attached {
+                    from,
+                    spec: RequestAuthenticationSpec {
+                        target_refs: Vec::new(),
+                        ..spec.clone()
+                    },
+                }),
+                Spec::RateLimit(spec) => {
+                    all.limits.extend(spec.limits.iter().map(|rule| Attached {
+                        from: from.clone(),
+                        spec: rule.clone(),
+                    }))
+                }
+                Spec::RequestValidation(spec) => all.validation.push(Attached {
+                    from,
+                    spec: RequestValidationSpec {
+                        target_refs: Vec::new(),
+                        ..spec.clone()
+                    },
+                }),
+                _ => {}
+            }
+        }
+        all
+    }
+}
+
+/// `policies/orders.yaml` of `policies/orders.yaml:12:1`.
+pub(crate) fn file_of(origin: &str) -> &str {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let mut file = origin;
+    for _ in 0..2 {
+        match file.rsplit_once(':') {
+            Some((head, tail)) if number(tail) => file = head,
+            _ => break,
+        }
+    }
+    file
+}

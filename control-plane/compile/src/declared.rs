@@ -1,0 +1,177 @@
+//! What policies mention: groups whose members they need, and claims and path parameters declared elsewhere.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use merlon_config::{
+    name::{Namespace, ServiceName, WorkloadId},
+    resource::{ClaimType, RequestAuthenticationSpec, RequestValidationSpec, Resource, Spec},
+    snapshot::{DeclaredNames, PolicyDocument},
+};
+use merlon_policy::{mention::Mentions, problem::PolicyProblem};
+
+use crate::{attach::Attachment, gateway::name_of, select::Workloads};
+
+/// The mentions of every Cedar document, each parsed once however many services it reaches.
+#[derive(Debug, Default)]
+pub(crate) struct Documents(HashMap<ServiceName, Result<Mentions, Vec<PolicyProblem>>>);
+
+impl Documents {
+    pub(crate) fn new(resources: &[Resource]) -> Self {
+        let mut all = Self::default();
+        for resource in resources {
+            if let Spec::AuthorizationPolicy(spec) = &resource.spec {
+                let document = PolicyDocument {
+                    name: name_of(resource),
+                    origin: resource.origin.clone(),
+                    text: spec.policies.clone(),
+                };
+                all.0.insert(name_of(resource), Mentions::of(&document));
+            }
+        }
+        all
+    }
+
+    /// Of the documents that are Cedar.
+    fn mentions<'a>(
+        &'a self,
+        policies: &'a [PolicyDocument],
+    ) -> impl Iterator<Item = &'a Mentions> {
+        let found = policies
+            .iter()
+            .filter_map(|policy| self.0.get(&policy.name));
+        found.filter_map(|mentions| mentions.as_ref().ok())
+    }
+
+    /// Whether all of these are Cedar.
+    pub(crate) fn readable(&self, policies: &[PolicyDocument]) -> bool {
+        policies
+            .iter()
+            .all(|policy| self.0.get(&policy.name).is_none_or(Result::is_ok))
+    }
+
+    /// What is wrong with those that are not.
+    pub(crate) fn problems(&self) -> impl Iterator<Item = &PolicyProblem> {
+        self.0
+            .values()
+            .filter_map(|found| found.as_ref().err())
+            .flatten()
+    }
+}
+
+/// Members of every `WorkloadGroup`, and every claim and path parameter that is declared anywhere.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    groups: BTreeMap<String, BTreeSet<WorkloadId>>,
+    /// By name, then by where they are declared.
+    claims: BTreeMap<String, BTreeMap<(Namespace, String), ClaimType>>,
+    params: BTreeSet<String>,
+}
+
+impl Names {
+    pub(crate) fn new(resources: &[Resource], workloads: &Workloads<'_>) -> Self {
+        let mut all = Self::default();
+        for workload in &workloads.all {
+            for group in &workload.spec.groups {
+                let members = all.groups.entry(group.clone()).or_default();
+                members.insert(workload.workload_id());
+            }
+        }
+        for resource in resources {
+            match &resource.spec {
+                Spec::RequestAuthentication(spec) => {
+                    for (claim, kind) in claims(spec) {
+                        let place = (resource.namespace.clone(), resource.name.to_string());
+                        let places = all.claims.entry(claim.clone()).or_default();
+                        places.entry(place).or_insert(kind);
+                    }
+                }
+                Spec::RequestValidation(spec) => {
+                    all.params.extend(params(spec).map(str::to_owned));
+                }
+                _ => {}
+            }
+        }
+        all
+    }
+
+    /// The groups that these policies mention, with their members; a group that nobody is in is empty.
+    pub(crate) fn groups(
+        &self,
+        documents: &Documents,
+        policies: &[PolicyDocument],
+    ) -> BTreeMap<String, Vec<WorkloadId>> {
+        let mentions = documents.mentions(policies);
+        let named: BTreeSet<_> = mentions.flat_map(|m| m.ids("WorkloadGroup")).collect();
+        let members = |group: &str| {
+            self.groups
+                .get(group)
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect()
+        };
+        named
+            .into_iter()
+            .map(|group| (group.to_owned(), members(group)))
+            .collect()
+    }
+
+    /// Claims and parameters that the policies mention and nothing attached to the same service declares.
+    /// A claim that several declare with different types has the type of the service's own namespace, or of the
+    /// first one by name.
+    pub(crate) fn elsewhere(
+        &self,
+        documents: &Documents,
+        name: &ServiceName,
+        attached: &Attachment,
+    ) -> DeclaredNames {
+        let own_claims: BTreeSet<_> = attached
+            .authentication
+            .iter()
+            .flat_map(|a| claims(&a.spec).map(|(claim, _)| claim.as_str()))
+            .collect();
+        let own_params: BTreeSet<_> = attached
+            .validation
+            .iter()
+            .flat_map(|v| params(&v.spec))
+            .collect();
+        let mut declared = DeclaredNames::default();
+        let mut wanted_params = BTreeSet::new();
+        for mentions in documents.mentions(&attached.policies) {
+            for claim in &mentions.claims {
+                let Some(places) = self.claims.get(claim) else {
+                    continue;
+                };
+                let near = places
+                    .iter()
+                    .find(|((namespace, _), _)| *namespace == name.namespace);
+                if let Some((_, kind)) = near.or_else(|| places.iter().next())
+                    && !own_claims.contains(claim.as_str())
+                {
+                    declared.claims.insert(claim.clone(), *kind);
+                }
+            }
+            let params = mentions.params.iter();
+            wanted_params.extend(params.filter(|param| {
+                self.params.contains(*param) && !own_params.contains(param.as_str())
+            }));
+        }
+        declared.params = wanted_params.into_iter().cloned().collect();
+        declared
+    }
+}
+
+fn claims(spec: &RequestAuthenticationSpec) -> impl Iterator<Item = (&String, ClaimType)> {
+    let claims = spec.issuers.iter().flat_map(|issuer| &issuer.claims);
+    claims.map(|(claim, kind)| (claim, *kind))
+}
+
+/// The parameters of path templates: `id` of `/orders/{id}`, `rest` of `/{rest*}`.
+fn params(spec: &RequestValidationSpec) -> impl Iterator<Item = &str> {
+    spec.routes.iter().flat_map(|route| {
+        route.path.split('/').filter_map(|segment| {
+            let name = segment.strip_prefix('{')?.strip_suffix('}')?;
+            Some(name.strip_suffix('*').unwrap_or(name))
+        })
+    })
+}

@@ -1,0 +1,105 @@
+//! A Gateway: its listeners, the routes that name it, and the services they lead to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use merlon_config::{
+    name::{ResourceName, ServiceName, TrustDomain, WorkloadId},
+    resource::{GatewaySpec, HttpRouteSpec, Resource, Spec},
+    snapshot::{GatewayRoute, GatewayState, WorkloadState},
+};
+
+/// Routes by the Gateway that they name as parent, in order of name.
+#[derive(Debug)]
+pub(crate) struct Routes<'a>(BTreeMap<ServiceName, Vec<(ServiceName, &'a HttpRouteSpec)>>);
+
+impl<'a> Routes<'a> {
+    pub(crate) fn new(resources: &'a [Resource]) -> Self {
+        let mut routes: BTreeMap<_, Vec<(ServiceName, &HttpRouteSpec)>> = BTreeMap::new();
+        for resource in resources {
+            let Spec::HttpRoute(spec) = &resource.spec else {
+                continue;
+            };
+            let parents: BTreeSet<_> = spec
+                .parent_refs
+                .iter()
+                .map(|parent| ServiceName {
+                    namespace: parent
+                        .namespace
+                        .as_ref()
+                        .unwrap_or(&resource.namespace)
+                        .clone(),
+                    name: parent.name.clone(),
+                })
+                .collect();
+            for parent in parents {
+                routes
+                    .entry(parent)
+                    .or_default()
+                    .push((name_of(resource), spec));
+            }
+        }
+        for list in routes.values_mut() {
+            list.sort_by(|a, b| a.0.cmp(&b.0));
+        }
+        Self(routes)
+    }
+
+    fn of(&self, gateway: &ServiceName) -> &[(ServiceName, &'a HttpRouteSpec)] {
+        self.0.get(gateway).map_or(&[], Vec::as_slice)
+    }
+
+    /// The services that a gateway's routes lead to.
+    pub(crate) fn backends(&self, gateway: &ServiceName) -> BTreeSet<ServiceName> {
+        let routes = self.of(gateway).iter();
+        routes
+            .flat_map(|(route, spec)| {
+                let refs = spec.rules.iter().flat_map(|rule| &rule.backend_refs);
+                refs.map(|backend| ServiceName {
+                    namespace: backend
+                        .namespace
+                        .as_ref()
+                        .unwrap_or(&route.namespace)
+                        .clone(),
+                    name: backend.name.clone(),
+                })
+            })
+            .collect()
+    }
+}
+
+/// The gateway's own state.
+pub(crate) fn state(
+    name: &ServiceName,
+    spec: &GatewaySpec,
+    routes: &Routes<'_>,
+    trust_domain: &TrustDomain,
+) -> WorkloadState {
+    let routes = routes.of(name).iter().map(|(route, spec)| GatewayRoute {
+        name: route.clone(),
+        spec: (*spec).clone(),
+    });
+    WorkloadState {
+        identity: trust_domain.spiffe_id(&WorkloadId {
+            namespace: name.namespace.clone(),
+            service_account: account(spec, &name.name).clone(),
+        }),
+        services: vec![name.clone()],
+        outbound: Vec::new(),
+        gateway: Some(GatewayState {
+            name: name.clone(),
+            listeners: spec.listeners.clone(),
+            routes: routes.collect(),
+        }),
+    }
+}
+
+fn account<'a>(spec: &'a GatewaySpec, name: &'a ResourceName) -> &'a ResourceName {
+    spec.service_account.as_ref().unwrap_or(name)
+}
+
+pub(crate) fn name_of(resource: &Resource) -> ServiceName {
+    ServiceName {
+        namespace: resource.namespace.clone(),
+        name: resource.name.clone(),
+    }
+}

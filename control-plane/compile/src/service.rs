@@ -1,0 +1,94 @@
+//! A Service in its two views: as its own proxies enforce it, and as its callers' proxies find it.
+
+use std::collections::BTreeSet;
+
+use merlon_config::{
+    name::{ServiceName, TrustDomain},
+    resource::{Resource, ServiceSpec},
+    snapshot::{
+        Destination, DestinationPort, Endpoint, InboundPort, InboundService, PolicyDocument,
+    },
+};
+
+use crate::{
+    attach::{Attachment, Attachments, Target},
+    declared::{Documents, Names},
+    select::Workloads,
+};
+
+/// A Service as the proxies of its own workloads enforce it.
+pub(crate) fn inbound(
+    name: &ServiceName,
+    spec: &ServiceSpec,
+    attachments: &Attachments<'_>,
+    documents: &Documents,
+    names: &Names,
+) -> InboundService {
+    let ports = spec.ports.iter().map(|port| InboundPort {
+        port: port.port,
+        target_port: port.target_port.unwrap_or(port.port),
+        protocol: port.app_protocol,
+    });
+    let reaching = attachments.reaching(Target::Service, name);
+    InboundService {
+        ports: ports.collect(),
+        groups: sorted(&spec.groups),
+        ..enforced(name, &reaching, documents, names)
+    }
+}
+
+/// What is enforced in the name of a Service or of a Gateway.
+pub(crate) fn enforced(
+    name: &ServiceName,
+    reaching: &[&Resource],
+    documents: &Documents,
+    names: &Names,
+) -> InboundService {
+    let attached = Attachment::of(reaching);
+    InboundService {
+        name: name.clone(),
+        ports: Vec::new(),
+        groups: Vec::new(),
+        workload_groups: names.groups(documents, &attached.policies),
+        declared_elsewhere: names.elsewhere(documents, name, &attached),
+        policies: attached.policies,
+        authentication: attached.authentication,
+        limits: attached.limits,
+        validation: attached.validation,
+    }
+}
+
+/// A Service as its callers' proxies find it.
+pub(crate) fn destination(
+    name: &ServiceName,
+    spec: &ServiceSpec,
+    workloads: &Workloads<'_>,
+    serving: &[usize],
+    trust_domain: &TrustDomain,
+) -> Destination {
+    let ports = spec.ports.iter().map(|port| DestinationPort {
+        port: port.port,
+        protocol: port.app_protocol,
+    });
+    let serving = serving.iter().filter_map(|index| workloads.all.get(*index));
+    let mut endpoints: Vec<_> = serving
+        .filter_map(|workload| {
+            Some(Endpoint {
+                address: workload.spec.mesh_address?,
+                identity: Some(workload.identity(trust_domain)),
+            })
+        })
+        .collect();
+    endpoints.sort_by(|a, b| (a.address, &a.identity).cmp(&(b.address, &b.identity)));
+    endpoints.dedup();
+    Destination {
+        name: name.clone(),
+        ports: ports.collect(),
+        endpoints,
+    }
+}
+
+fn sorted(texts: &[String]) -> Vec<String> {
+    let set: BTreeSet<_> = texts.iter().cloned().collect();
+    set.into_iter().collect()
+}
