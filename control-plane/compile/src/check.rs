@@ -1,10 +1,10 @@
 //! What only the decision point can judge: Cedar text, JSON Schema, path templates, tokens' claims.
 
 use merlon_config::{
+    Resources,
     name::ServiceName,
     report::{Problem, Report},
     resource::{Resource, Spec},
-    resources::Resources,
 };
 use merlon_policy::{problem::PolicyProblem, service::ServicePolicy};
 

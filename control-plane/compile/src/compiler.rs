@@ -7,10 +7,10 @@ use std::{
 
 use merlon_api::MESH_NAME;
 use merlon_config::{
+    Resources,
     name::{ServiceName, SpiffeId},
     report::{Problem, Report},
     resource::{MeshConfigSpec, Resource, Spec},
-    resources::Resources,
     snapshot::{InboundService, MeshState, ResourceKind, WorkloadState},
 };
 

@@ -5,9 +5,7 @@ use std::collections::BTreeSet;
 use merlon_config::{
     name::{ServiceName, TrustDomain},
     resource::{Resource, ServiceSpec},
-    snapshot::{
-        Destination, DestinationPort, Endpoint, InboundPort, InboundService, PolicyDocument,
-    },
+    snapshot::{Destination, DestinationPort, Endpoint, InboundPort, InboundService},
 };
 
 use crate::{
