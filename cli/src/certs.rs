@@ -1,0 +1,49 @@
+//! `merlon certs`: certificates of running proxies.
+
+use clap::{Args, Subcommand};
+
+use crate::{
+    control_plane::ControlPlane,
+    failure::Failure,
+    output::{Output, print_json, print_line, printable},
+    proxy,
+};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertsCommand {
+    Rotate(RotateArgs),
+}
+
+/// Has a proxy make a new key and renew its certificate now, instead of at half of its life.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Open connections stay; each new handshake shows the new certificate.
+
+Example:
+  merlon certs rotate orders-1f0c
+
+Exit codes: 0 the new certificate is in use, 1 it is not, and the old one stays.")]
+pub(crate) struct RotateArgs {
+    /// The proxy's id, as `merlon proxy status` lists it; its beginning will do.
+    id: String,
+    /// How the result is written.
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+pub(crate) async fn run(
+    command: &CertsCommand,
+    control_plane: &ControlPlane,
+) -> Result<(), Failure> {
+    let CertsCommand::Rotate(args) = command;
+    let id = proxy::find(control_plane, &args.id).await?;
+    let rotated = control_plane.rotate(&id).await?;
+    match args.output {
+        Output::Json => print_json(&rotated),
+        Output::Text => {
+            print_line(&format!("old serial {}", printable(&rotated.old_serial)));
+            print_line(&format!("new serial {}", printable(&rotated.new_serial)));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! The control plane's administration: JSON over HTTP over a Unix socket, whose file permissions decide who may ask.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
+use merlon_config::snapshot::{InboundService, MeshState};
+use merlon_policy::record::RecordedFacts;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+
+use crate::failure::Failure;
+
+/// A control plane, by its administration socket.
+#[derive(Debug, Clone)]
+pub(crate) struct ControlPlane {
+    socket: PathBuf,
+}
+
+/// What is known of one connected proxy.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ProxyStatus {
+    /// Unique per process.
+    pub(crate) id: String,
+    pub(crate) identity: String,
+    /// `acknowledged`, `refused` or `pending`.
+    pub(crate) state: String,
+    /// Why it refused.
+    #[serde(default)]
+    pub(crate) reason: Option<String>,
+    /// The state it enforces.
+    #[serde(default)]
+    pub(crate) snapshot_version: Option<String>,
+    /// For how long nothing confirmed that state, in seconds.
+    #[serde(default)]
+    pub(crate) snapshot_age_seconds: Option<u64>,
+    #[serde(default)]
+    pub(crate) certificate_serial: Option<String>,
+    #[serde(default)]
+    pub(crate) certificate_not_after: Option<Timestamp>,
+    #[serde(default)]
+    pub(crate) ready: bool,
+    #[serde(default)]
+    pub(crate) not_ready_reason: Option<String>,
+}
+
+impl ProxyStatus {
+    /// Whether it enforces what it was sent last.
+    pub(crate) fn is_acknowledged(&self) -> bool {
+        self.state == "acknowledged"
+    }
+}
+
+/// A decision with all that is needed to make it again.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RecordedDecision {
+    pub(crate) facts: RecordedFacts,
+    /// The service as it was then.
+    #[serde(default)]
+    pub(crate) service: Option<InboundService>,
+    pub(crate) mesh: MeshState,
+    #[serde(default)]
+    pub(crate) snapshot_version: String,
+    /// In the access log's names.
+    #[serde(default)]
+    pub(crate) decision: Value,
+    /// The service as it is today; absent when it is gone.
+    #[serde(default)]
+    pub(crate) service_now: Option<InboundService>,
+    #[serde(default)]
+    pub(crate) mesh_now: Option<MeshState>,
+    /// Which proxy decided.
+    #[serde(default)]
+    pub(crate) proxy: String,
+}
+
+/// A join token, shown once.
+#[derive(Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct NewJoinToken {
+    pub(crate) token: String,
+    #[serde(default)]
+    pub(crate) expires_at: Option<Timestamp>,
+}
+
+/// A replaced certificate.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Rotated {
+    pub(crate) old_serial: String,
+    pub(crate) new_serial: String,
+}
+
+impl ControlPlane {
+    pub(crate) fn at(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// All connected proxies.
+    pub(crate) async fn proxies(&self) -> Result<Vec<ProxyStatus>, Failure> {
+        self.ask(Method::GET, "/v1/proxies", None).await
+    }
+
+    /// Everything that one proxy holds, without secrets.
+    pub(crate) async fn proxy_config(&self, id: &str) -> Result<Value, Failure> {
+        let path = format!("/v1/proxies/{}/config", segment(id));
+        self.ask(Method::GET, &path, None).await
+    }
+
+    /// Has one proxy renew its certificate now.
+    pub(crate) async fn rotate(&self, id: &str) -> Result<Rotated, Failure> {
+        let path = format!("/v1/proxies/{}/rotate", segment(id));
+        self.ask(Method::POST, &path, None).await
+    }
+
+    /// The facts of a decision.
+    pub(crate) async fn decision(&self, id: &str) -> Result<RecordedDecision, Failure> {
+        let path = format!("/v1/decisions/{}", segment(id));
+        self.ask(Method::GET, &path, None).await
+    }
+
+    /// A token by which a workload's proxy gets its first certificate.
+    pub(crate) async fn join_token(
+        &self,
+        identity: &str,
+        ttl: Option<&str>,
+    ) -> Result<NewJoinToken, Failure> {
+        let mut body = json!({ "identity": identity });
+        if let (Some(ttl), Some(object)) = (ttl, body.as_object_mut()) {
+            object.insert("ttl".to_owned(), ttl.into());
+        }
+        self.ask(Method::POST, "/v1/join-tokens", Some(&body)).await
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<T, Failure> {
+        let asking = self.exchange(method, path, body);
+        let (status, answer) = match tokio::time::timeout(PATIENCE, asking).await {
+            Ok(answered) => answered?,
+            Err(_) => {
+                return Err(self.unreachable(&format!(
+                    "it did not answer within {} seconds",
+                    PATIENCE.as_secs()
+                )));
+            }
+        };
+        if !status.is_success() {
+            return Err(refusal(status, &answer));
+        }
+        serde_json::from_slice(&answer).map_err(|error| {
+            Failure::runtime(format!(
+                "the control plane's answer to {path} is not understood: {error}"
+            ))
+            .hint("`merlon` and `merlon-control-plane` may be of different versions; `merlon version` shows this one's")
+        })
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(StatusCode, Bytes), Failure> {
+        let broken = |error: &dyn std::fmt::Display| self.unreachable(&error.to_string());
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|error| broken(&error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| broken(&error))?;
+        // Ends with the sender; what goes wrong on it, the sender says.
+        drop(tokio::spawn(connection));
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "control-plane");
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        let body = body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
+        let request = request
+            .body(Full::new(body))
+            .map_err(|error| broken(&error))?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| broken(&error))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MOST_BODY)
+            .collect()
+            .await;
+        Ok((status, body.map_err(|error| broken(&error))?.to_bytes()))
+    }
+
+    fn unreachable(&self, why: &str) -> Failure {
+        Failure::runtime(format!(
+            "the control plane cannot be asked at {}: {why}",
+            self.socket.display()
+        ))
+        .hint("is it running, and is this its `--admin-socket`? Name it by `--control-plane-socket` or MERLON_CONTROL_PLANE_SOCKET; a running demo prints its own")
+    }
+}
+
+/// The control plane's own words, which are problem+json or `{\"error\": …}`.
+fn refusal(status: StatusCode, answer: &[u8]) -> Failure {
+    let body: Value = serde_json::from_slice(answer).unwrap_or_default();
+    let text = |name| body.get(name).and_then(Value::as_str);
+    let said = text("detail")
+        .or_else(|| text("error"))
+        .or_else(|| text("message"));
+    let failure = Failure::runtime(match said {
+        Some(said) => said.to_owned(),
+        None => format!("the control plane answered {status}"),
+    });
+    match text("hint") {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// One segment of a path (RFC 3986 §3.3), whatever the user typed.
+fn segment(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+const PATIENCE: Duration = Duration::from_secs(5);
+const MOST_BODY: usize = 64 << 20;

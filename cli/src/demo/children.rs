@@ -1,0 +1,256 @@
+//! The demo's processes: started, watched, stopped by their ids, each with a log file.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::{
+    process::{Child, Command},
+    time::{Instant, sleep, timeout_at},
+};
+
+use crate::failure::Failure;
+
+/// Every process that the demo started.
+#[derive(Debug)]
+pub(crate) struct Children {
+    own: PathBuf,
+    logs: PathBuf,
+    addresses: PathBuf,
+    running: Vec<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    name: String,
+    child: Child,
+    log: PathBuf,
+    /// Ended because the demo wanted it.
+    ended: bool,
+}
+
+/// A process that ended of its own accord.
+#[derive(Debug)]
+pub(crate) struct Death {
+    name: String,
+    status: ExitStatus,
+    log: PathBuf,
+}
+
+impl std::fmt::Display for Death {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "`{}` ended by itself ({})", self.name, self.status)?;
+        match last_lines(&self.log, 5).as_str() {
+            "" => write!(f, "; it wrote nothing to {}", self.log.display()),
+            lines => write!(f, "; the end of {}:\n{lines}", self.log.display()),
+        }
+    }
+}
+
+impl Children {
+    /// `logs` and `addresses` are folders that exist.
+    pub(crate) fn new(logs: PathBuf, addresses: PathBuf) -> Result<Self, Failure> {
+        let own = std::env::current_exe()
+            .map_err(|error| Failure::runtime(format!("cannot find my own executable: {error}")))?;
+        Ok(Self {
+            own,
+            logs,
+            addresses,
+            running: Vec::new(),
+        })
+    }
+
+    /// One of Merlon's other programs, which lie beside this one.
+    pub(crate) fn sibling(&self, program: &str) -> Result<PathBuf, Failure> {
+        let path = self.own.with_file_name(program);
+        if path.is_file() {
+            return Ok(path);
+        }
+        Err(Failure::usage(format!(
+            "`{program}` is not beside `merlon`: there is no {}",
+            path.display()
+        ))
+        .hint("build it: `cargo build --bin merlon --bin merlon-proxy --bin merlon-control-plane`, or `make demo`"))
+    }
+
+    /// This program.
+    pub(crate) fn own(&self) -> &Path {
+        &self.own
+    }
+
+    /// The file in which the process `name` says where it listens.
+    pub(crate) fn addresses_file(&self, name: &str) -> PathBuf {
+        self.addresses.join(format!("{name}.json"))
+    }
+
+    /// Starts a process. It does not outlive the demo, even if that is killed.
+    pub(crate) fn start(
+        &mut self,
+        name: &str,
+        program: &Path,
+        arguments: impl IntoIterator<Item = OsString>,
+        environment: &[(&str, &str)],
+    ) -> Result<(), Failure> {
+        let log = self.logs.join(format!("{name}.log"));
+        let failed = |error| Failure::runtime(format!("cannot start `{name}`: {error}"));
+        let output = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .map_err(failed)?;
+        let errors = output.try_clone().map_err(failed)?;
+        let child = Command::new(&self.own)
+            .arg("demo-child")
+            .arg("--parent")
+            .arg(std::process::id().to_string())
+            .arg("--")
+            .arg(program)
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors)
+            // Ctrl-C is for the demo, which then stops them in its own order.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(failed)?;
+        self.running.push(Running {
+            name: name.to_owned(),
+            child,
+            log,
+            ended: false,
+        });
+        Ok(())
+    }
+
+    /// Waits until the process `name` has said where it listens.
+    pub(crate) async fn addresses(&mut self, name: &str) -> Result<Addresses, Failure> {
+        let file = self.addresses_file(name);
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            if let Ok(text) = fs::read(&file)
+                && let Ok(value) = serde_json::from_slice(&text)
+            {
+                return Ok(Addresses {
+                    name: name.to_owned(),
+                    value,
+                });
+            }
+            if let Some(death) = self.dead() {
+                return Err(Failure::runtime(death.to_string()));
+            }
+            if Instant::now() > patience {
+                return Err(Failure::runtime(format!(
+                    "`{name}` did not say where it listens within {} seconds; its log: {}",
+                    PATIENCE.as_secs(),
+                    self.log(name).display()
+                )));
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// A process that ended though nobody wanted it to.
+    pub(crate) fn dead(&mut self) -> Option<Death> {
+        self.running
+            .iter_mut()
+            .filter(|running| !running.ended)
+            .find_map(|running| {
+                // An error means that it is not ours to wait for any more, which cannot be while we hold it.
+                let status = running.child.try_wait().ok().flatten()?;
+                running.ended = true;
+                Some(Death {
+                    name: running.name.clone(),
+                    status,
+                    log: running.log.clone(),
+                })
+            })
+    }
+
+    /// Where a process writes.
+    pub(crate) fn log(&self, name: &str) -> PathBuf {
+        self.logs.join(format!("{name}.log"))
+    }
+
+    /// Sends a signal to one process.
+    pub(crate) fn signal(&self, name: &str, signal: Signal) -> Result<(), Failure> {
+        let running = self
+            .running
+            .iter()
+            .find(|running| running.name == name && !running.ended);
+        let failed = || Failure::runtime(format!("`{name}` is not running"));
+        let pid = running.and_then(pid_of).ok_or_else(failed)?;
+        kill_process(pid, signal).map_err(|error| Failure::runtime(format!("`{name}`: {error}")))
+    }
+
+    /// Name and process id of all that run.
+    pub(crate) fn pids(&self) -> Vec<(&str, u32)> {
+        let alive = self.running.iter().filter(|running| !running.ended);
+        alive
+            .filter_map(|running| Some((running.name.as_str(), running.child.id()?)))
+            .collect()
+    }
+
+    /// Ends all: first asked, and after a while made to.
+    pub(crate) async fn stop(&mut self) {
+        for running in self.running.iter().rev().filter(|running| !running.ended) {
+            if let Some(pid) = pid_of(running) {
+                // A stopped process hears nothing until it goes on.
+                let _ = kill_process(pid, Signal::TERM);
+                let _ = kill_process(pid, Signal::CONT);
+            }
+        }
+        let patience = Instant::now() + GOODBYE;
+        for running in self.running.iter_mut().rev() {
+            if timeout_at(patience, running.child.wait()).await.is_err() {
+                // Also waits for its end.
+                let _ = running.child.kill().await;
+            }
+            running.ended = true;
+        }
+    }
+}
+
+fn pid_of(running: &Running) -> Option<Pid> {
+    Pid::from_raw(i32::try_from(running.child.id()?).ok()?)
+}
+
+/// What a process said of where it listens.
+#[derive(Debug)]
+pub(crate) struct Addresses {
+    name: String,
+    value: Value,
+}
+
+impl Addresses {
+    /// One address by its name.
+    pub(crate) fn get(&self, which: &str) -> Result<SocketAddr, Failure> {
+        let text = super::wire::text_at(&self.value, &format!("/{which}"));
+        text.parse().map_err(|_| {
+            Failure::runtime(format!(
+                "`{}` named no address `{which}`: {}",
+                self.name, self.value
+            ))
+        })
+    }
+}
+
+/// The last lines of a log, indented.
+pub(crate) fn last_lines(log: &Path, many: usize) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().rev().take(many).collect();
+    let lines = lines.into_iter().rev().map(|line| format!("    {line}"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+const PATIENCE: Duration = Duration::from_secs(15);
+const GOODBYE: Duration = Duration::from_secs(4);

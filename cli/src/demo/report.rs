@@ -1,0 +1,201 @@
+//! What came of each step: for people while it runs, for machines at the end.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::output::{Output, eprint_line, print_json, print_line};
+
+/// What was seen of one step.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    expected: String,
+    observed: String,
+    problems: Vec<String>,
+    notes: Vec<String>,
+    facts: Map<String, Value>,
+}
+
+impl Outcome {
+    /// Begins with what must happen, in plain words.
+    pub(crate) fn expecting(expected: impl Into<String>) -> Self {
+        Self {
+            expected: expected.into(),
+            ..Self::default()
+        }
+    }
+
+    /// What did happen.
+    pub(crate) fn observed(&mut self, observed: impl Into<String>) {
+        self.observed = observed.into();
+    }
+
+    /// A line more, for people.
+    pub(crate) fn note(&mut self, note: impl Into<String>) {
+        self.notes.push(note.into());
+    }
+
+    /// A value more, for programs.
+    pub(crate) fn fact(&mut self, name: &str, value: impl Into<Value>) {
+        self.facts.insert(name.to_owned(), value.into());
+    }
+
+    /// The step did not do what it must.
+    pub(crate) fn problem(&mut self, problem: impl Into<String>) {
+        self.problems.push(problem.into());
+    }
+
+    /// The step did not do what it must unless `holds`.
+    pub(crate) fn must(&mut self, holds: bool, otherwise: impl FnOnce() -> String) {
+        if !holds {
+            self.problem(otherwise());
+        }
+    }
+
+    pub(crate) fn is_ok(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// One line of the report.
+#[derive(Debug, Serialize)]
+struct Step {
+    name: &'static str,
+    title: &'static str,
+    ok: bool,
+    expected: String,
+    observed: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    problems: Vec<String>,
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    details: Map<String, Value>,
+    duration_ms: u64,
+}
+
+/// All of it.
+#[derive(Debug)]
+pub(crate) struct Report {
+    output: Output,
+    began: Instant,
+    steps: Vec<Step>,
+    /// Why the story ended before its end.
+    aborted: Option<String>,
+}
+
+impl Report {
+    pub(crate) fn begin(output: Output) -> Self {
+        let this = Self {
+            output,
+            began: Instant::now(),
+            steps: Vec::new(),
+            aborted: None,
+        };
+        this.say("Merlon demo: a mesh on this machine, with real processes, certificates, tokens and policies.");
+        this
+    }
+
+    /// A line for people; programs get only the report.
+    pub(crate) fn say(&self, line: &str) {
+        if self.output == Output::Text {
+            print_line(line);
+        }
+    }
+
+    /// Takes a step's outcome and tells it.
+    pub(crate) fn step(
+        &mut self,
+        name: &'static str,
+        title: &'static str,
+        outcome: Outcome,
+        took: Duration,
+    ) {
+        let ok = outcome.is_ok();
+        self.say("");
+        self.say(&format!("{:>2}. {title}", self.steps.len() + 1));
+        let word = if ok { "ok    " } else { "FAILED" };
+        self.say(&format!(
+            "    {word} {} ({} ms)",
+            outcome.observed,
+            took.as_millis()
+        ));
+        for note in &outcome.notes {
+            self.say(&format!("           {note}"));
+        }
+        if !ok {
+            self.say(&format!("           expected: {}", outcome.expected));
+            for problem in &outcome.problems {
+                self.say(&format!("           but: {problem}"));
+            }
+            // For who only looks at the errors, as scripts do.
+            eprint_line(&format!(
+                "error: step `{name}` failed: {}",
+                outcome.problems.join("; ")
+            ));
+        }
+        self.steps.push(Step {
+            name,
+            title,
+            ok,
+            expected: outcome.expected,
+            observed: outcome.observed,
+            problems: outcome.problems,
+            details: outcome.facts,
+            duration_ms: millis(took),
+        });
+    }
+
+    /// The story cannot go on.
+    pub(crate) fn abort(&mut self, why: &str) {
+        eprint_line(&format!("error: {why}"));
+        self.aborted = Some(why.to_owned());
+    }
+
+    pub(crate) fn is_ok(&self) -> bool {
+        self.aborted.is_none() && self.steps.iter().all(|step| step.ok)
+    }
+
+    /// The steps that did not do what they must.
+    pub(crate) fn failed(&self) -> Vec<&'static str> {
+        self.steps
+            .iter()
+            .filter(|step| !step.ok)
+            .map(|step| step.name)
+            .collect()
+    }
+
+    /// The end of the story: a summary for people, everything for programs.
+    pub(crate) fn finish(&self, about: &Map<String, Value>) {
+        let took = self.began.elapsed();
+        let failed = self.failed();
+        let good = self.steps.len() - failed.len();
+        self.say("");
+        self.say(&format!(
+            "{good} of {} steps did what they must, in {:.1} s.{}",
+            self.steps.len(),
+            took.as_secs_f64(),
+            if failed.is_empty() {
+                String::new()
+            } else {
+                format!(" Failed: {}.", failed.join(", "))
+            }
+        ));
+        if self.output == Output::Json {
+            let mut all = about.clone();
+            all.insert("ok".to_owned(), self.is_ok().into());
+            all.insert("duration_ms".to_owned(), millis(took).into());
+            if let Some(why) = &self.aborted {
+                all.insert("aborted".to_owned(), why.as_str().into());
+            }
+            all.insert(
+                "steps".to_owned(),
+                serde_json::to_value(&self.steps).unwrap_or_default(),
+            );
+            print_json(&all);
+        }
+    }
+}
+
+fn millis(took: Duration) -> u64 {
+    u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
+}

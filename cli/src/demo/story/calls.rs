@@ -1,0 +1,188 @@
+//! Calls through the mesh: one that is allowed all the way, one too many, one with a bad body.
+
+use futures_util::future::join_all;
+use serde_json::json;
+
+use super::{
+    super::{
+        mesh::{Mesh, Workload},
+        report::Outcome,
+        trace::Trace,
+        wire::{self, NoReply, Reply, ask, text_at},
+    },
+    Scene,
+};
+use crate::failure::Failure;
+
+/// The service's names as callers use them.
+pub(super) const ORDERS: &str = "orders.shop";
+pub(super) const PAYMENTS: &str = "payments.payments";
+pub(super) const WEB: &str = "web.shop";
+
+/// A reply with what the sidecars wrote about the request.
+pub(super) struct Traced {
+    pub(super) reply: Reply,
+    pub(super) trace: Trace,
+}
+
+/// Calls a service through the sidecar of `from`, as its program would.
+pub(super) async fn call(
+    mesh: &Mesh<'_>,
+    from: &Workload,
+    request: http::Request<http_body_util::Full<bytes::Bytes>>,
+) -> Result<Traced, Failure> {
+    let trace = Trace::begin(mesh)?;
+    let mut request = request;
+    request.headers_mut().insert("traceparent", trace.header());
+    let reply = wire::send(from.outbound, request).await;
+    let reply = reply
+        .map_err(|error| Failure::runtime(format!("the sidecar of {}: {error}", from.name)))?;
+    Ok(Traced { reply, trace })
+}
+
+pub(super) async fn allowed(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
+    let mut outcome =
+        Outcome::expecting("201: each sidecar proves who calls, and a policy permits it");
+    let order = json!({"item": "battlement", "quantity": 2});
+    let mut request = ask("POST", "web", "/checkout", Some(&scene.token), Some(&order));
+    let trace = Trace::begin(mesh)?;
+    request.headers_mut().insert("traceparent", trace.header());
+    // To the program itself, as a browser would: web has no gateway in front of it here.
+    let reply = wire::send(mesh.web.program, request).await;
+    let reply = reply.map_err(|error| Failure::runtime(format!("web: {error}")))?;
+    outcome.observed(format!("{} {}", reply.status, reason(reply.status)));
+    outcome.must(reply.status == 201, || {
+        format!("web answered {} {}", reply.status, reply.json())
+    });
+    let state = reply.text("/answer/answer/state");
+    outcome.must(state == "charged", || {
+        "the answer of payments did not come through".to_owned()
+    });
+    for (caller, callee) in [(&mesh.web, &mesh.orders), (&mesh.orders, &mesh.payments)] {
+        let line = trace.inbound(callee).await;
+        let (src, policy) = (text_at(&line, "/src"), text_at(&line, "/policy"));
+        let path = text_at(&line, "/path");
+        outcome.must(src == caller.identity(), || {
+            format!(
+                "the sidecar of {} saw `{src}` call, not `{}`",
+                callee.name,
+                caller.identity()
+            )
+        });
+        outcome.must(text_at(&line, "/status") == "201", || {
+            format!("the sidecar of {} logged {line}", callee.name)
+        });
+        outcome.note(format!("{src} called {} at {path}", callee.account()));
+        if !policy.is_empty() {
+            outcome.note(format!("  permitted by {policy}"));
+        }
+        outcome.fact(
+            callee.name,
+            json!({"src": src, "path": path, "policy": policy}),
+        );
+    }
+    Ok(outcome)
+}
+
+pub(super) async fn rate_limited(mesh: &Mesh<'_>) -> Result<Outcome, Failure> {
+    let mut outcome = Outcome::expecting(
+        "429 with Retry-After once the limit of 10 at once and 50 a second is spent",
+    );
+    let charge = json!({"item": "battlement", "quantity": 1});
+    let one = || {
+        wire::send(
+            mesh.orders.outbound,
+            ask("POST", PAYMENTS, "/charges", None, Some(&charge)),
+        )
+    };
+    let before = mesh.payments.seen().await?;
+    let mut replies: Vec<Result<Reply, NoReply>> = Vec::new();
+    // On a slow machine the first volley may be slow enough to be let through.
+    for _ in 0..3 {
+        replies.extend(join_all((0..40).map(|_| one())).await);
+        if replies.iter().flatten().any(|reply| reply.status == 429) {
+            break;
+        }
+    }
+    let count = |status: u16| {
+        replies
+            .iter()
+            .flatten()
+            .filter(|reply| reply.status == status)
+            .count()
+    };
+    let (passed, limited) = (count(201), count(429));
+    let seen = mesh.payments.seen().await?.saturating_sub(before);
+    let refused = replies.iter().flatten().find(|reply| reply.status == 429);
+    let retry_after = refused
+        .map(|reply| reply.header("retry-after").to_owned())
+        .unwrap_or_default();
+    outcome.observed(format!(
+        "{passed} of {} calls passed, {limited} got 429 with Retry-After: {retry_after}",
+        replies.len()
+    ));
+    outcome.must(limited > 0, || "nothing was limited".to_owned());
+    outcome.must(passed > 0, || "nothing passed".to_owned());
+    outcome.must(passed + limited == replies.len(), || {
+        let other = replies.iter().find_map(|reply| match reply {
+            Ok(reply) if matches!(reply.status, 201 | 429) => None,
+            Ok(reply) => Some(format!("{} {}", reply.status, reply.json())),
+            Err(error) => Some(error.to_string()),
+        });
+        format!(
+            "some call was answered otherwise: {}",
+            other.unwrap_or_default()
+        )
+    });
+    outcome.must(
+        limited == 0 || retry_after.parse::<u64>().is_ok_and(|seconds| seconds > 0),
+        || format!("Retry-After is `{retry_after}`"),
+    );
+    outcome.must(u64::try_from(passed) == Ok(seen), || {
+        format!("the program saw {seen} calls, not {passed}")
+    });
+    if let Some(reply) = refused {
+        outcome.note(reply.text("/detail"));
+    }
+    outcome.note(format!("the program of payments saw {seen} of them"));
+    outcome.fact("passed", passed);
+    outcome.fact("limited", limited);
+    outcome.fact("retry_after", retry_after);
+    Ok(outcome)
+}
+
+pub(super) async fn bad_body(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
+    let mut outcome = Outcome::expecting(
+        "400 with the place in the body that is wrong; the program sees nothing",
+    );
+    let order = json!({"item": "battlement", "quantity": "many"});
+    let before = mesh.orders.seen().await?;
+    let request = ask("POST", ORDERS, "/orders", Some(&scene.token), Some(&order));
+    let Traced { reply, trace: _ } = call(mesh, &mesh.web, request).await?;
+    let seen = mesh.orders.seen().await?.saturating_sub(before);
+    let place = reply.text("/place");
+    outcome.observed(format!(
+        "{} {}, at `{place}` in the body",
+        reply.status,
+        reason(reply.status)
+    ));
+    outcome.must(reply.status == 400, || {
+        format!("orders answered {} {}", reply.status, reply.json())
+    });
+    outcome.must(place == "/quantity", || format!("the place is `{place}`"));
+    outcome.must(seen == 0, || {
+        "the program of orders saw the request".to_owned()
+    });
+    outcome.note(reply.text("/detail"));
+    outcome.fact("place", place);
+    outcome.fact("problem", reply.json());
+    Ok(outcome)
+}
+
+/// The reason phrase, for people.
+pub(super) fn reason(status: u16) -> &'static str {
+    http::StatusCode::from_u16(status)
+        .ok()
+        .and_then(|status| status.canonical_reason())
+        .unwrap_or("")
+}

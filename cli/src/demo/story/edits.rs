@@ -1,0 +1,211 @@
+//! Resource files edited while everything runs: a good edit is live everywhere, a bad one changes nothing.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    super::{
+        mesh::{Mesh, Workload},
+        report::Outcome,
+        resources::{GUARDRAILS, ORDERS_CEDAR},
+        wire::{self, ask},
+    },
+    Scene,
+    calls::{ORDERS, PAYMENTS, WEB},
+};
+use crate::{check, failure::Failure};
+
+const FREEZE: &str = "merlon-system/guardrails#freeze";
+
+pub(super) async fn policy_edit(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
+    let mut outcome = Outcome::expecting(format!(
+        "all three sidecars refuse changes by {FREEZE} within 3 seconds, and stop when the file is as before"
+    ));
+    let text = mesh.resources.read(GUARDRAILS)?;
+    // A misspelt action is the sabotage: it does not compile, so it must not take effect.
+    let action = if scene.sabotaged { "wirte" } else { "write" };
+    let frozen = format!(
+        "{text}
+    // Added by the demo, and taken back in a moment.
+    @id(\"freeze\") @owner(\"security\") @reason(\"Changes are frozen while the incident lasts.\")
+    forbid (principal, action in Action::\"{action}\", resource);
+"
+    );
+    let before = mesh.proxies().await?;
+    let began = Instant::now();
+    mesh.resources.put(GUARDRAILS, &frozen)?;
+    let calls = [
+        (&mesh.web, &mesh.orders, ORDERS, "/orders"),
+        (&mesh.orders, &mesh.payments, PAYMENTS, "/charges"),
+        (&mesh.orders, &mesh.web, WEB, "/checkout"),
+    ];
+    let waiting = calls.map(|(from, at, host, path)| refusal(from, at, host, path, scene, began));
+    let live = futures_util::future::join_all(waiting).await;
+    mesh.resources.put(GUARDRAILS, &text)?;
+    for (name, took) in &live {
+        match took {
+            Some(took) => outcome.note(format!(
+                "live at the sidecar of {name} after {} ms",
+                took.as_millis()
+            )),
+            None => outcome.problem(format!("not live at the sidecar of {name} after 3 seconds")),
+        }
+        outcome.fact(
+            name,
+            took.and_then(|took| u64::try_from(took.as_millis()).ok()),
+        );
+    }
+    let slowest = live.iter().filter_map(|(_, took)| *took).max();
+    if !outcome.is_ok() {
+        outcome.observed("not live everywhere");
+        return Ok(outcome);
+    }
+    outcome.observed(format!(
+        "403 by {FREEZE} at all three sidecars, {} ms after the file was saved",
+        slowest.unwrap_or_default().as_millis()
+    ));
+    // The versions are content hashes: with the old text come the old versions.
+    await_versions(mesh, &before).await?;
+    let order = json!({"item": "battlement", "quantity": 1});
+    let request = ask("POST", ORDERS, "/orders", Some(&scene.token), Some(&order));
+    let status = wire::send(mesh.web.outbound, request)
+        .await
+        .map(|reply| reply.status);
+    outcome.must(matches!(status, Ok(201)), || {
+        format!("after the edit was taken back an order is answered {status:?}")
+    });
+    outcome.note("the edit was taken back: orders are taken again");
+    Ok(outcome)
+}
+
+/// How long after `began` the sidecar of `at` refuses a change by the new policy.
+async fn refusal(
+    from: &Workload,
+    at: &Workload,
+    host: &str,
+    path: &str,
+    scene: &Scene,
+    began: Instant,
+) -> (&'static str, Option<Duration>) {
+    let body = json!({"item": "battlement", "quantity": 1});
+    loop {
+        let request = ask("POST", host, path, Some(&scene.token), Some(&body));
+        if let Ok(reply) = wire::send(from.outbound, request).await
+            && reply.status == 403
+            && reply.text("/policy") == FREEZE
+        {
+            return (at.name, Some(began.elapsed()));
+        }
+        if began.elapsed() > PATIENCE {
+            return (at.name, None);
+        }
+        // Slower than the limit of payments lets through.
+        sleep(Duration::from_millis(25)).await;
+    }
+}
+
+async fn await_versions(
+    mesh: &Mesh<'_>,
+    wanted: &[crate::control_plane::ProxyStatus],
+) -> Result<(), Failure> {
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE {
+        let now = mesh.proxies().await?;
+        let same = wanted.iter().all(|old| {
+            let mut now = now.iter();
+            now.any(|new| {
+                new.id == old.id
+                    && new.snapshot_version == old.snapshot_version
+                    && new.is_acknowledged()
+            })
+        });
+        if same {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    Err(Failure::runtime(
+        "the state of before did not come back within 3 seconds",
+    ))
+}
+
+pub(super) async fn broken_policy(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
+    let mut outcome =
+        Outcome::expecting("the control plane says what is wrong and where; nothing changes");
+    let text = mesh.resources.read(ORDERS_CEDAR)?;
+    let broken = if scene.sabotaged {
+        format!("{text}\n// Nothing is wrong with this.\n")
+    } else {
+        text.replace("context.user.scopes", "context.user.scoops")
+    };
+    let log = mesh.children.log("control-plane");
+    let length = log.metadata().map_or(0, |metadata| metadata.len());
+    let before = mesh.proxies().await?;
+    mesh.resources.put(ORDERS_CEDAR, &broken)?;
+    let complaint = complaint(&log, length).await;
+    let problems = check::problems(mesh.resources.folder());
+    let request = ask("GET", ORDERS, "/orders/7", Some(&scene.token), None);
+    let status = wire::send(mesh.web.outbound, request)
+        .await
+        .map(|reply| reply.status);
+    let after = mesh.proxies().await?;
+    mesh.resources.put(ORDERS_CEDAR, &text)?;
+
+    match &complaint {
+        Some(line) => outcome.fact("control_plane_says", line.as_str()),
+        None => outcome.problem("the control plane did not complain within 3 seconds"),
+    }
+    let versions = |list: &[crate::control_plane::ProxyStatus]| {
+        let mut all: Vec<_> = list
+            .iter()
+            .map(|proxy| (proxy.id.clone(), proxy.snapshot_version.clone()))
+            .collect();
+        all.sort();
+        all
+    };
+    outcome.must(versions(&before) == versions(&after), || {
+        "the state of some sidecar changed".to_owned()
+    });
+    outcome.must(matches!(status, Ok(200)), || {
+        format!("a request that was allowed is now answered {status:?}")
+    });
+    match &problems {
+        Some(problems) => {
+            outcome.observed(
+                "refused at its source; all sidecars keep what they had, and requests pass",
+            );
+            outcome.note("`merlon policy check` says the same before it is saved:");
+            for line in problems
+                .lines()
+                .filter(|line| !line.trim().is_empty())
+                .take(6)
+            {
+                outcome.note(format!("  {line}"));
+            }
+        }
+        None => {
+            outcome.observed("taken for good");
+            outcome.problem("`merlon policy check` finds nothing wrong");
+        }
+    }
+    Ok(outcome)
+}
+
+/// The first line that the control plane writes about the broken file.
+async fn complaint(log: &std::path::Path, from: u64) -> Option<String> {
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE {
+        let text = std::fs::read(log).unwrap_or_default();
+        let new = text.get(usize::try_from(from).ok()?..).unwrap_or_default();
+        let new = String::from_utf8_lossy(new);
+        if let Some(line) = new.lines().find(|line| line.contains(ORDERS_CEDAR)) {
+            return Some(line.to_owned());
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    None
+}
+
+const PATIENCE: Duration = Duration::from_secs(3);

@@ -1,0 +1,117 @@
+//! What policies refuse, and how they explain it.
+
+use serde_json::json;
+
+use super::{
+    super::{
+        mesh::Mesh,
+        report::Outcome,
+        wire::{ask, text_at},
+    },
+    Scene,
+    calls::{self, ORDERS, PAYMENTS, Traced, reason},
+};
+use crate::{explain, failure::Failure};
+
+const ONLY_ORDERS: &str = "payments/payments#only-orders";
+
+pub(super) async fn forbidden(mesh: &Mesh<'_>, scene: &mut Scene) -> Result<Outcome, Failure> {
+    let mut outcome = Outcome::expecting(format!(
+        "403 by the policy {ONLY_ORDERS}; the program sees nothing"
+    ));
+    let charge = json!({"item": "battlement", "quantity": 1});
+    let before = mesh.payments.seen().await?;
+    let request = ask(
+        "POST",
+        PAYMENTS,
+        "/charges",
+        Some(&scene.token),
+        Some(&charge),
+    );
+    let Traced { reply, trace } = calls::call(mesh, &mesh.web, request).await?;
+    let seen = mesh.payments.seen().await?.saturating_sub(before);
+    let policy = reply.text("/policy");
+    outcome.observed(format!(
+        "{} {} by {policy}",
+        reply.status,
+        reason(reply.status)
+    ));
+    outcome.must(reply.status == 403, || {
+        format!("payments answered {} {}", reply.status, reply.json())
+    });
+    outcome.must(policy == ONLY_ORDERS, || {
+        format!("the policy is `{policy}`")
+    });
+    outcome.must(seen == 0, || {
+        "the program of payments saw the request".to_owned()
+    });
+    let line = trace.inbound(&mesh.payments).await;
+    let src = text_at(&line, "/src");
+    outcome.must(src == mesh.web.identity(), || {
+        format!("the sidecar of payments saw `{src}` call")
+    });
+    scene.decision = reply.text("/decision_id");
+    outcome.note(format!("{src} was told: {}", reply.text("/detail")));
+    outcome.note(format!("decision {}", scene.decision));
+    outcome.fact("policy", policy);
+    outcome.fact("decision_id", scene.decision.as_str());
+    outcome.fact("src", src);
+    Ok(outcome)
+}
+
+pub(super) async fn explain(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
+    let mut outcome = Outcome::expecting(format!(
+        "the recorded facts, evaluated anew, are denied by {ONLY_ORDERS}"
+    ));
+    outcome.must(!scene.decision.is_empty(), || {
+        "there is no decision to explain".to_owned()
+    });
+    let explained = explain::look_up(&mesh.control_plane, &scene.decision).await?;
+    let then = explained.then();
+    let policies: Vec<String> = then.determining.iter().map(ToString::to_string).collect();
+    outcome.observed(explained.summary());
+    outcome.must(!then.allowed, || {
+        "it says that the request was allowed".to_owned()
+    });
+    outcome.must(policies == [ONLY_ORDERS], || {
+        format!("it names {}", policies.join(", "))
+    });
+    for line in explained.short() {
+        outcome.note(line);
+    }
+    outcome.note(format!(
+        "all of it: merlon explain {} --control-plane-socket {}",
+        scene.decision,
+        mesh.control_plane.socket().display()
+    ));
+    outcome.fact("decision_id", scene.decision.as_str());
+    outcome.fact("determining", policies);
+    Ok(outcome)
+}
+
+pub(super) async fn not_permitted(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
+    let mut outcome = Outcome::expecting("403, since nothing permits it; the program sees nothing");
+    let before = mesh.orders.seen().await?;
+    let request = ask("DELETE", ORDERS, "/orders/7", Some(&scene.token), None);
+    let Traced { reply, trace } = calls::call(mesh, &mesh.web, request).await?;
+    let seen = mesh.orders.seen().await?.saturating_sub(before);
+    outcome.observed(format!("{} {}", reply.status, reason(reply.status)));
+    outcome.must(reply.status == 403, || {
+        format!("orders answered {} {}", reply.status, reply.json())
+    });
+    outcome.must(reply.text("/reason") == "authz.denied", || {
+        format!("the reason is `{}`", reply.text("/reason"))
+    });
+    outcome.must(seen == 0, || {
+        "the program of orders saw the request".to_owned()
+    });
+    let line = trace.inbound(&mesh.orders).await;
+    outcome.note(format!(
+        "{}: {}",
+        text_at(&line, "/src"),
+        text_at(&line, "/cause")
+    ));
+    outcome.fact("reason", reply.text("/reason"));
+    outcome.fact("decision_id", reply.text("/decision_id"));
+    Ok(outcome)
+}

@@ -1,0 +1,111 @@
+//! Tokens, good and bad: access tokens of the demo's issuer (RFC 9068), and what a forger makes of them.
+
+use aws_lc_rs::{
+    hmac,
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
+};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::failure::Failure;
+
+/// What a token says.
+#[derive(Debug, Clone)]
+pub(crate) struct Claims {
+    pub(crate) issuer: String,
+    pub(crate) subject: String,
+    pub(crate) audience: String,
+    pub(crate) scope: String,
+    /// Seconds from now; negative: it expired that long ago.
+    pub(crate) expires_in: i64,
+}
+
+impl Claims {
+    fn json(&self) -> Value {
+        let now = Timestamp::now().as_second();
+        let expires = now.saturating_add(self.expires_in);
+        json!({
+            "iss": self.issuer,
+            "sub": self.subject,
+            "aud": self.audience,
+            "scope": self.scope,
+            "client_id": "merlon-demo",
+            "groups": ["customers"],
+            // Before it expires, also when it expired already.
+            "iat": now.min(expires).saturating_sub(1),
+            "exp": expires,
+            "jti": format!("{now}-{}", self.subject),
+        })
+    }
+
+    /// Signed by a key (RFC 7515).
+    pub(crate) fn signed_by(&self, key: &SigningKey) -> Result<String, Failure> {
+        let signed = self.unsigned(&json!({"alg": "ES256", "typ": "at+jwt", "kid": key.kid}));
+        let signature = key
+            .pair
+            .sign(&SystemRandom::new(), signed.as_bytes())
+            .map_err(|_| Failure::runtime("a token could not be signed"))?;
+        Ok(format!("{signed}.{}", encode(signature.as_ref())))
+    }
+
+    /// The forger's trick against libraries that take the algorithm from the token: the issuer's *public* key as the
+    /// secret of a symmetric one (RFC 8725 §2.1).
+    pub(crate) fn keyed_with_public_key(&self, kid: &str, public_key: &[u8]) -> String {
+        let signed = self.unsigned(&json!({"alg": "HS256", "typ": "at+jwt", "kid": kid}));
+        let key = hmac::Key::new(hmac::HMAC_SHA256, public_key);
+        let tag = hmac::sign(&key, signed.as_bytes());
+        format!("{signed}.{}", encode(tag.as_ref()))
+    }
+
+    /// The other trick: no signature at all.
+    pub(crate) fn with_algorithm_none(&self) -> String {
+        format!(
+            "{}.",
+            self.unsigned(&json!({"alg": "none", "typ": "at+jwt"}))
+        )
+    }
+
+    fn unsigned(&self, header: &Value) -> String {
+        let part = |value: &Value| encode(value.to_string().as_bytes());
+        format!("{}.{}", part(header), part(&self.json()))
+    }
+}
+
+/// An ECDSA P-256 key with its name, made at the start of the demo and never written down.
+#[derive(Debug)]
+pub(crate) struct SigningKey {
+    kid: String,
+    pair: EcdsaKeyPair,
+}
+
+impl SigningKey {
+    pub(crate) fn generate(kid: &str) -> Result<Self, Failure> {
+        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)
+            .map_err(|_| Failure::runtime("no key could be made"))?;
+        Ok(Self {
+            kid: kid.to_owned(),
+            pair,
+        })
+    }
+
+    /// The public half as a JSON Web Key (RFC 7518 §6.2.1).
+    pub(crate) fn public_jwk(&self) -> Value {
+        // An uncompressed point: one byte that says so, then both coordinates.
+        let point = self.pair.public_key().as_ref();
+        let (x, y) = point
+            .get(1..)
+            .unwrap_or_default()
+            .split_at_checked(32)
+            .unwrap_or_default();
+        json!({
+            "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig",
+            "kid": self.kid, "x": encode(x), "y": encode(y),
+        })
+    }
+}
+
+fn encode(bytes: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode(bytes)
+}

@@ -1,0 +1,215 @@
+//! `--vault`: certificates from a real OpenBao or Vault.
+
+use std::{
+    env,
+    ffi::OsString,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use aws_lc_rs::rand;
+use tokio::time::{Instant, sleep};
+use url::Url;
+
+use super::{
+    children::Children, mesh::private_folder, resources::TRUST_DOMAIN, server::write_whole, wire,
+};
+use crate::failure::Failure;
+
+/// A server whose PKI is prepared for the demo.
+#[derive(Debug)]
+pub(crate) struct Vault {
+    address: Url,
+    /// Holds the token of the control plane: it may do nothing but sign and read roots.
+    token_file: PathBuf,
+    mounts: Mounts,
+    /// Whether the demo started it.
+    own: bool,
+}
+
+/// Where in the server the demo's PKI is.
+#[derive(Debug)]
+struct Mounts {
+    leaves: String,
+    roots: String,
+    role: String,
+}
+
+impl Vault {
+    /// Takes the server at `VAULT_ADDR`, or starts one, and sets its PKI up.
+    pub(crate) async fn prepare(folder: &Path, children: &mut Children) -> Result<Self, Failure> {
+        let (address, root_token, own) = match setting("VAULT_ADDR", "BAO_ADDR") {
+            Some(address) => {
+                let token = setting("VAULT_TOKEN", "BAO_TOKEN").ok_or_else(|| {
+                    Failure::usage("VAULT_ADDR is set and VAULT_TOKEN is not")
+                        .hint("the demo needs a token that may make mounts, roles and policies, for its own PKI")
+                })?;
+                let address = address
+                    .parse()
+                    .map_err(|error| Failure::usage(format!("VAULT_ADDR `{address}`: {error}")))?;
+                (address, token, false)
+            }
+            None => {
+                let (address, token) = start(children).await?;
+                (address, token, true)
+            }
+        };
+        let mounts = Mounts::new(own)?;
+        let token = set_up(&address, &root_token, &mounts).await?;
+        let secrets = folder.join("vault");
+        private_folder(&secrets)?;
+        let token_file = secrets.join("control-plane-token");
+        write_whole(&token_file, &token)?;
+        Ok(Self {
+            address,
+            token_file,
+            mounts,
+            own,
+        })
+    }
+
+    /// The `issuer` of `MeshConfig.spec.certificates`, as lines of the file.
+    pub(crate) fn resource(&self) -> String {
+        format!(
+            "    issuer:
+      vault:
+        address: {}
+        tokenFile: {}
+        pkiMount: {}
+        rootMount: {}
+        role: {}
+",
+            self.address,
+            self.token_file.display(),
+            self.mounts.leaves,
+            self.mounts.roots,
+            self.mounts.role,
+        )
+    }
+
+    /// For the report.
+    pub(crate) fn kind(&self) -> &'static str {
+        if self.own { "openbao" } else { "vault" }
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        let what = if self.own {
+            "an OpenBao of its own at"
+        } else {
+            "the server at"
+        };
+        format!(
+            "{what} {} (mount {}, a token for nothing else)",
+            self.address, self.mounts.leaves
+        )
+    }
+}
+
+impl Mounts {
+    /// In somebody's own server under names that nobody else has.
+    fn new(own: bool) -> Result<Self, Failure> {
+        let suffix = if own {
+            String::new()
+        } else {
+            format!("-merlon-demo-{}", random(4)?)
+        };
+        Ok(Self {
+            leaves: format!("pki-int{suffix}"),
+            roots: format!("pki-root{suffix}"),
+            role: "svid".to_owned(),
+        })
+    }
+}
+
+async fn set_up(address: &Url, root_token: &str, mounts: &Mounts) -> Result<String, Failure> {
+    let _ = (address, root_token, mounts, TRUST_DOMAIN);
+    Err(Failure::runtime("not yet"))
+}
+
+/// Starts `bao` in its development mode: in memory, and gone with the demo.
+async fn start(children: &mut Children) -> Result<(Url, String), Failure> {
+    const NAME: &str = "openbao";
+    let binary = find_binary().ok_or_else(|| {
+        Failure::usage("there is no OpenBao: VAULT_ADDR is not set and there is no `bao` program")
+            .hint(
+                "`make tools` installs one under `.tools/bin`, or put `bao` (or `vault`) into PATH",
+            )
+    })?;
+    let token = random(16)?;
+    let address = free_address()?;
+    let arguments = ["server", "-dev", "-dev-no-store-token"].map(OsString::from);
+    let listen = OsString::from(format!("-dev-listen-address={address}"));
+    let environment = [
+        ("BAO_DEV_ROOT_TOKEN_ID", token.as_str()),
+        ("VAULT_DEV_ROOT_TOKEN_ID", token.as_str()),
+    ];
+    children.start(
+        NAME,
+        &binary,
+        arguments.into_iter().chain([listen]),
+        &environment,
+    )?;
+    let began = Instant::now();
+    loop {
+        let request = wire::ask("GET", "openbao", "/v1/sys/health", None, None);
+        if wire::send(address, request)
+            .await
+            .is_ok_and(|reply| reply.status == 200)
+        {
+            break;
+        }
+        if let Some(death) = children.dead() {
+            return Err(Failure::runtime(death.to_string()));
+        }
+        if began.elapsed() > Duration::from_secs(10) {
+            return Err(Failure::runtime(format!(
+                "OpenBao does not answer at {address}; its log: {}",
+                children.log(NAME).display()
+            )));
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    let url = format!("http://{address}").parse();
+    Ok((
+        url.map_err(|error| Failure::runtime(format!("{address}: {error}")))?,
+        token,
+    ))
+}
+
+/// In PATH, or where `make tools` puts it: in `.tools/bin` of the working directory or of the checkout that this
+/// program was built in.
+fn find_binary() -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = env::split_paths(&path).collect();
+    folders.push(PathBuf::from(".tools/bin"));
+    if let Ok(own) = env::current_exe() {
+        folders.extend(own.ancestors().map(|folder| folder.join(".tools/bin")));
+    }
+    let candidates = folders
+        .iter()
+        .flat_map(|folder| ["bao", "vault"].map(|name| folder.join(name)));
+    let mut candidates = candidates.filter_map(|path| path.canonicalize().ok());
+    candidates.find(|path| path.is_file())
+}
+
+fn setting(name: &str, other: &str) -> Option<String> {
+    let found = [name, other]
+        .into_iter()
+        .find_map(|name| env::var(name).ok());
+    found.filter(|text| !text.is_empty())
+}
+
+/// OpenBao cannot be asked for any free port and then say which; so one is found for it.
+fn free_address() -> Result<SocketAddr, Failure> {
+    let bound =
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+    bound.map_err(|error| Failure::runtime(format!("no free port on 127.0.0.1: {error}")))
+}
+
+/// So many random bytes, in hexadecimal.
+fn random(bytes: usize) -> Result<String, Failure> {
+    let mut random = vec![0; bytes];
+    rand::fill(&mut random).map_err(|_| Failure::runtime("no random numbers"))?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,166 @@
+//! `merlon proxy`: who is connected, in which state; and what one proxy holds.
+
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+
+use crate::{
+    control_plane::{ControlPlane, ProxyStatus},
+    failure::Failure,
+    output::{Output, print_json, print_line, printable, span},
+};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ProxyCommand {
+    Status(StatusArgs),
+    Config(ConfigArgs),
+}
+
+/// Lists every connected proxy: who it is, which state it enforces, and whether it took the last one.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  merlon proxy status
+  merlon proxy status --output json | jq '.[] | select(.state == \"refused\") | .reason'
+
+Exit codes: 0 listed, 1 the control plane cannot be asked.")]
+pub(crate) struct StatusArgs {
+    /// How the result is written.
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// Prints everything that one proxy holds, as JSON, without secrets.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  merlon proxy config orders-1f0c | jq '.destinations | keys'
+
+Exit codes: 0 printed, 1 no such proxy is connected, or the control plane cannot be asked.")]
+pub(crate) struct ConfigArgs {
+    /// The proxy's id, as `merlon proxy status` lists it; its beginning will do.
+    id: String,
+}
+
+pub(crate) async fn run(
+    command: &ProxyCommand,
+    control_plane: &ControlPlane,
+) -> Result<(), Failure> {
+    match command {
+        ProxyCommand::Status(args) => {
+            let mut proxies = control_plane.proxies().await?;
+            proxies.sort_by(|a, b| (&a.identity, &a.id).cmp(&(&b.identity, &b.id)));
+            match args.output {
+                Output::Json => print_json(&proxies),
+                Output::Text if proxies.is_empty() => print_line("no proxy is connected"),
+                Output::Text => print_line(&table(&proxies, Timestamp::now())),
+            }
+        }
+        ProxyCommand::Config(args) => {
+            let id = find(control_plane, &args.id).await?;
+            print_json(&control_plane.proxy_config(&id).await?);
+        }
+    }
+    Ok(())
+}
+
+/// The proxy whose id is or begins with `text`.
+pub(crate) async fn find(control_plane: &ControlPlane, text: &str) -> Result<String, Failure> {
+    let proxies = control_plane.proxies().await?;
+    if proxies.iter().any(|proxy| proxy.id == text) {
+        return Ok(text.to_owned());
+    }
+    let mut found = proxies.iter().filter(|proxy| proxy.id.starts_with(text));
+    match (found.next(), found.next()) {
+        (Some(proxy), None) => Ok(proxy.id.clone()),
+        (Some(one), Some(other)) => Err(Failure::usage(format!(
+            "`{}` is the beginning of several ids, as `{}` and `{}`",
+            printable(text),
+            printable(&one.id),
+            printable(&other.id)
+        ))),
+        (None, _) => Err(Failure::runtime(format!(
+            "no proxy with the id `{}` is connected",
+            printable(text)
+        ))
+        .hint("`merlon proxy status` lists those that are")),
+    }
+}
+
+fn table(proxies: &[ProxyStatus], now: Timestamp) -> String {
+    let header = [
+        "IDENTITY",
+        "PROXY",
+        "STATE",
+        "SNAPSHOT",
+        "AGE",
+        "CERTIFICATE",
+        "READY",
+    ];
+    let rows = proxies.iter().map(|proxy| {
+        [
+            printable(&proxy.identity),
+            printable(&proxy.id),
+            state(proxy),
+            proxy.snapshot_version.as_deref().map_or_else(none, short),
+            proxy.snapshot_age_seconds.map_or_else(none, span),
+            proxy
+                .certificate_not_after
+                .map_or_else(none, |end| expiry(end, now)),
+            ready(proxy),
+        ]
+    });
+    aligned(
+        &std::iter::once(header.map(str::to_owned))
+            .chain(rows)
+            .collect::<Vec<_>>(),
+    )
+}
+
+/// Columns as wide as their widest cell, so that lines stay whole in logs and pipes.
+fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let line = |row: &[String; N]| {
+        let cells = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn state(proxy: &ProxyStatus) -> String {
+    match &proxy.reason {
+        Some(reason) if !reason.is_empty() => printable(&format!("{}: {reason}", proxy.state)),
+        _ => printable(&proxy.state),
+    }
+}
+
+fn ready(proxy: &ProxyStatus) -> String {
+    match &proxy.not_ready_reason {
+        _ if proxy.ready => "yes".to_owned(),
+        Some(reason) if !reason.is_empty() => printable(&format!("no: {reason}")),
+        _ => "no".to_owned(),
+    }
+}
+
+fn expiry(end: Timestamp, now: Timestamp) -> String {
+    let left = end.as_second().saturating_sub(now.as_second());
+    match u64::try_from(left) {
+        Ok(0) | Err(_) => "expired".to_owned(),
+        Ok(left) => format!("{} left", span(left)),
+    }
+}
+
+fn short(version: &str) -> String {
+    printable(version.get(..12).unwrap_or(version))
+}
+
+fn none() -> String {
+    "-".to_owned()
+}
