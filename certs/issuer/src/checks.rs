@@ -1,0 +1,93 @@
+//! What holds for every issuer, before it signs and after.
+
+use std::time::Duration;
+
+use merlon_certs::{LeafFacts, SpiffeVerifier, TrustRoots, Usage};
+use merlon_config::name::SpiffeId;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use x509_parser::{certification_request::X509CertificationRequest, prelude::FromDer};
+
+use crate::error::IssueError;
+
+/// A request for a certificate that proves possession of an ECDSA P-256 key. Nothing else in it counts.
+pub(crate) struct Request {
+    pub(crate) public_key_info: Vec<u8>,
+}
+
+impl Request {
+    pub(crate) fn parse(der: &[u8]) -> Result<Self, IssueError> {
+        if der.len() > MOST_REQUEST_BYTES {
+            return Err(IssueError::Request("is longer than 16 KiB"));
+        }
+        let (rest, request) = X509CertificationRequest::from_der(der)
+            .map_err(|_| IssueError::Request("is not well-formed (PKCS #10, DER)"))?;
+        if !rest.is_empty() {
+            return Err(IssueError::Request("has bytes behind its end"));
+        }
+        let key = &request.certification_request_info.subject_pki;
+        let curve = key
+            .algorithm
+            .parameters
+            .as_ref()
+            .and_then(|curve| curve.as_oid().ok());
+        if key.algorithm.algorithm.to_id_string() != EC_PUBLIC_KEY
+            || curve.is_none_or(|curve| curve.to_id_string() != PRIME256V1)
+        {
+            return Err(IssueError::Request("is for a key that is not ECDSA P-256"));
+        }
+        request
+            .verify_signature()
+            .map_err(|_| IssueError::Request("is not signed by its own key"))?;
+        Ok(Self {
+            public_key_info: key.raw.to_vec(),
+        })
+    }
+}
+
+/// What an issuer returned, held against what it was asked for.
+pub(crate) fn answer(
+    chain: &[CertificateDer<'static>],
+    request: &Request,
+    id: &SpiffeId,
+    lifetime: Duration,
+    roots: TrustRoots,
+    now: UnixTime,
+) -> Result<(), IssueError> {
+    let (leaf, others) = chain
+        .split_first()
+        .ok_or_else(|| IssueError::Answer("it holds no certificate".to_owned()))?;
+    let facts = LeafFacts::parse_chain(leaf, others)?;
+    if facts.id != *id {
+        return Err(IssueError::Answer(format!(
+            "it names `{}` where `{id}` was asked for",
+            facts.id
+        )));
+    }
+    if facts.public_key_info != request.public_key_info {
+        return Err(IssueError::Answer("it is for another key".to_owned()));
+    }
+    let latest = now
+        .as_secs()
+        .saturating_add(lifetime.as_secs())
+        .saturating_add(LIFETIME_SLACK);
+    if facts.not_after.as_secs() > latest {
+        return Err(IssueError::Answer(format!(
+            "it lives longer than the {} s asked for",
+            lifetime.as_secs()
+        )));
+    }
+    SpiffeVerifier::any_of(roots.into())
+        .check(leaf, others, now, Usage::Server)
+        .map_err(|error| {
+            IssueError::Answer(format!("no root of the mesh vouches for it ({error})"))
+        })?;
+    Ok(())
+}
+
+const MOST_REQUEST_BYTES: usize = 16 << 10;
+/// Seconds by which a certificate may outlive what was asked for: clocks and rounding.
+const LIFETIME_SLACK: u64 = 60;
+/// RFC 5480 §2.1.1.
+const EC_PUBLIC_KEY: &str = "1.2.840.10045.2.1";
+/// RFC 5480 §2.1.1.1, secp256r1.
+const PRIME256V1: &str = "1.2.840.10045.3.1.7";
