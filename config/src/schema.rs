@@ -110,3 +110,73 @@ fn resource<T: JsonSchema>(version: &str, kind: &str) -> Value {
         "$defs": definitions,
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+    use crate::resource::KINDS;
+
+    #[test]
+    fn there_is_a_schema_of_every_kind() {
+        for (_, kind) in KINDS {
+            let file = format!("{kind}.json");
+            assert!(schemas().iter().any(|(name, _)| *name == file), "{file}");
+        }
+    }
+
+    #[test]
+    fn the_files_in_schema_are_what_the_types_say() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema");
+        let bless = std::env::var_os("MERLON_BLESS").is_some();
+        for (name, schema) in schemas() {
+            let text = format!("{schema:#}\n");
+            let path = folder.join(name);
+            if bless {
+                fs::create_dir_all(&folder).unwrap();
+                fs::write(&path, &text).unwrap();
+            }
+            let written = fs::read_to_string(&path).unwrap_or_default();
+            assert!(
+                written == text,
+                "{} is not what the types say: run `MERLON_BLESS=1 cargo test -p merlon-config schema`",
+                path.display()
+            );
+        }
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), schemas().len());
+    }
+
+    #[test]
+    fn every_field_says_what_it_means() {
+        fn silent(path: &str, schema: &Value, found: &mut Vec<String>) {
+            let Some(map) = schema.as_object() else {
+                return;
+            };
+            if let Some(Value::Object(fields)) = map.get("properties") {
+                for (name, field) in fields {
+                    let path = format!("{path}.{name}");
+                    let says = ["description", "$ref", "const"]
+                        .iter()
+                        .any(|key| field.get(key).is_some());
+                    let known = ["metadata", "labels", "annotations", "namespace", "spec"]
+                        .contains(&name.as_str());
+                    if !says && !known {
+                        found.push(path.clone());
+                    }
+                    silent(&path, field, found);
+                }
+            }
+            if let Some(Value::Object(definitions)) = map.get("$defs") {
+                for (name, definition) in definitions {
+                    silent(&format!("{path}#{name}"), definition, found);
+                }
+            }
+        }
+        let mut found = Vec::new();
+        for (name, schema) in schemas() {
+            silent(name, &schema, &mut found);
+        }
+        assert!(found.is_empty(), "without a description: {found:?}");
+    }
+}

@@ -83,7 +83,7 @@ impl fmt::Display for Size {
 }
 
 macro_rules! unit_traits {
-    ($name:ident, $schema:literal, $example:literal) => {
+    ($name:ident, $what:literal, $schema:expr, $($number:tt)*) => {
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 fmt::Display::fmt(self, f)
@@ -98,8 +98,23 @@ macro_rules! unit_traits {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = Cow::<'de, str>::deserialize(deserializer)?;
-                text.parse().map_err(de::Error::custom)
+                struct Unit;
+
+                impl de::Visitor<'_> for Unit {
+                    type Value = $name;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($what)
+                    }
+
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
+                        text.parse().map_err(E::custom)
+                    }
+
+                    $($number)*
+                }
+
+                deserializer.deserialize_any(Unit)
             }
         }
 
@@ -109,7 +124,7 @@ macro_rules! unit_traits {
             }
 
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({ "type": "string", "description": $schema, "examples": [$example] })
+                $schema
             }
         }
     };
@@ -117,11 +132,70 @@ macro_rules! unit_traits {
 
 unit_traits!(
     Span,
-    "A duration: a number and a unit, as `250ms`, `30s`, `1m30s` or `24h`.",
-    "30s"
+    "a duration, as `30s`",
+    json_schema!({
+        "type": "string",
+        "description": "A duration: a number and a unit, as `250ms`, `30s`, `1m30s` or `24h`.",
+        "examples": ["30s"],
+    }),
 );
 unit_traits!(
     Size,
-    "A size: bytes, as `\"512\"`, or with a unit, as `64KiB` or `1MiB`.",
-    "64KiB"
+    "a size, as `64KiB`",
+    json_schema!({
+        "type": ["string", "integer"],
+        "description": "A size: a number of bytes, as `512`, or with a unit, as `64KiB` or `1MiB`.",
+        "examples": ["64KiB"],
+    }),
+    fn visit_u64<E>(self, bytes: u64) -> Result<Size, E> {
+        Ok(Size(bytes))
+    }
 );
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_number_without_a_unit_is_a_size_and_not_a_duration() {
+        assert_eq!("512".parse(), Ok(Size(512)));
+        assert_eq!("64KiB".parse(), Ok(Size(65_536)));
+        assert!("30".parse::<Span>().is_err());
+        assert_eq!("1m30s".parse(), Ok(Span(Duration::from_secs(90))));
+    }
+
+    #[test]
+    fn what_is_negative_or_too_large_is_refused() {
+        for text in [
+            "-1",
+            "+1",
+            "1.5KiB",
+            "1kb",
+            "",
+            "KiB",
+            "18446744073709551616",
+            "18014398509481984GiB",
+        ] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+        for text in ["-1s", "", "s", "1y", "99999999999999999999s"] {
+            assert!(text.parse::<Span>().is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_unit_or_is_refused(text in any::<String>()) {
+            let _ = (text.parse::<Span>(), text.parse::<Size>());
+        }
+
+        #[test]
+        fn what_is_printed_reads_as_the_same(bytes in any::<u64>(), millis in 0..=u64::from(u32::MAX)) {
+            prop_assert_eq!(Size(bytes).to_string().parse(), Ok(Size(bytes)));
+            let span = Span(Duration::from_millis(millis));
+            prop_assert_eq!(span.to_string().parse(), Ok(span));
+        }
+    }
+}
