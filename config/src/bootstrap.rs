@@ -249,3 +249,86 @@ fn parse<T: DeserializeOwned + Default + Sensible>(file: &str, text: &str) -> Re
         Err(report)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_says_nothing_and_is_right() {
+        let bootstrap = ProxyBootstrap::parse("proxy.yaml", "# nothing yet\n").unwrap();
+        assert!(bootstrap.identity.is_none());
+    }
+
+    #[test]
+    fn everything_wrong_in_a_bootstrap_file_is_told_at_once() {
+        let text = "\
+identity: shop
+gateway: shop/edge
+control-plane: https://127.0.0.1:7564
+inbound: localhost:7561
+admin: 7562
+workers: 0
+accessLog: some
+drainTimeout: 30
+";
+        insta::assert_snapshot!(ProxyBootstrap::parse("proxy.yaml", text).unwrap_err());
+    }
+
+    #[test]
+    fn fields_that_exclude_each_other_are_told() {
+        let text = "\
+identity: shop/web
+gateway: shop/edge
+standalone: resources
+controlPlane: http://127.0.0.1:7564
+joinToken: merlon-join.1.example.org.secret
+joinTokenFile: web.join
+workers: 2000
+";
+        insta::assert_snapshot!(ProxyBootstrap::parse("proxy.yaml", text).unwrap_err());
+    }
+
+    #[test]
+    fn a_join_token_is_not_printed() {
+        let text = "joinToken: merlon-join.1.example.org.secret\n";
+        let bootstrap = ProxyBootstrap::parse("proxy.yaml", text).unwrap();
+        assert!(
+            !format!("{bootstrap:?}").contains("secret\""),
+            "{bootstrap:?}"
+        );
+        assert!(
+            !format!("{bootstrap:?}").contains("merlon-join"),
+            "{bootstrap:?}"
+        );
+    }
+
+    #[test]
+    fn paths_are_meant_from_the_folder_of_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("control-plane.yaml");
+        std::fs::write(&file, "config: shop\nstateDir: /var/lib/merlon\n").unwrap();
+        let bootstrap = ControlPlaneBootstrap::load(&file).unwrap();
+        assert_eq!(bootstrap.config, Some(folder.path().join("shop")));
+        assert_eq!(bootstrap.state_dir, Some(PathBuf::from("/var/lib/merlon")));
+    }
+
+    #[test]
+    fn the_examples_are_read() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+        for (name, identity) in [
+            ("proxy-web.yaml", "shop/web"),
+            ("proxy-orders.yaml", "shop/orders"),
+            ("proxy-payments.yaml", "shop/payments"),
+        ] {
+            let bootstrap = ProxyBootstrap::load(&examples.join(name)).unwrap();
+            assert_eq!(bootstrap.identity.unwrap().to_string(), identity);
+        }
+        let gateway =
+            ProxyBootstrap::load(&examples.join("standalone-gateway/proxy.yaml")).unwrap();
+        assert!(gateway.standalone.unwrap().is_dir());
+        let control_plane =
+            ControlPlaneBootstrap::load(&examples.join("control-plane.yaml")).unwrap();
+        assert!(control_plane.config.unwrap().is_dir());
+    }
+}

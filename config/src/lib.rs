@@ -8,7 +8,6 @@ mod document;
 mod nearest;
 mod node;
 mod read;
-mod resources;
 
 pub mod bootstrap;
 pub mod live;
@@ -16,6 +15,7 @@ pub mod load;
 pub mod name;
 pub mod report;
 pub mod resource;
+pub mod resources;
 pub mod schema;
 pub mod snapshot;
 pub mod unit;

@@ -265,3 +265,61 @@ string_serde!(
     SpiffeId,
     "a SPIFFE ID, as `spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>`"
 );
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_spiffe_id_has_one_form_only() {
+        let right = "spiffe://example.org/ns/shop/sa/orders";
+        let id: SpiffeId = right.parse().unwrap();
+        assert_eq!(id.to_string(), right);
+        assert_eq!(id.workload().to_string(), "shop/orders");
+        for wrong in [
+            "",
+            "spiffe://",
+            "SPIFFE://example.org/ns/shop/sa/orders",
+            "spiffe://Example.org/ns/shop/sa/orders",
+            "spiffe://example.org/ns/shop/sa/orders/",
+            "spiffe://example.org//ns/shop/sa/orders",
+            "spiffe://example.org/ns/../sa/orders",
+            "spiffe://example.org/ns/shop/sa/.",
+            "spiffe://example.org/ns/shop/sa/orders?x",
+            "spiffe://example.org/ns/shop/sa/orders#x",
+            "spiffe://example.org:443/ns/shop/sa/orders",
+            "spiffe://me@example.org/ns/shop/sa/orders",
+            "spiffe://example.org/ns/sh%6fp/sa/orders",
+            "spiffe://example.org/sa/orders/ns/shop",
+            "https://example.org/ns/shop/sa/orders",
+            "spiffe://example.org/ns/shop/sa/orders\0",
+        ] {
+            assert!(wrong.parse::<SpiffeId>().is_err(), "{wrong:?}");
+        }
+        let long = format!("spiffe://{}/ns/a/sa/b", "a.".repeat(1_200));
+        assert!(long.parse::<SpiffeId>().is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_name_that_prints_as_itself_or_is_refused(text in "[a-zA-Z0-9./:%@?# \\-]{0,80}|\\PC{0,40}") {
+            if let Ok(name) = text.parse::<SpiffeId>() { prop_assert_eq!(name.to_string(), &*text); }
+            if let Ok(name) = text.parse::<WorkloadId>() { prop_assert_eq!(name.to_string(), &*text); }
+            if let Ok(name) = text.parse::<ServiceName>() { prop_assert_eq!(name.to_string(), &*text); }
+            if let Ok(name) = text.parse::<TrustDomain>() { prop_assert_eq!(name.to_string(), &*text); }
+            if let Ok(name) = text.parse::<Namespace>() { prop_assert_eq!(name.to_string(), &*text); }
+        }
+
+        #[test]
+        fn every_right_spiffe_id_is_taken(
+            domain in "[a-z0-9]{1,8}(\\.[a-z0-9]{1,8}){0,3}",
+            namespace in "[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?",
+            account in "[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?",
+        ) {
+            let text = format!("spiffe://{domain}/ns/{namespace}/sa/{account}");
+            prop_assert_eq!(text.parse::<SpiffeId>().unwrap().to_string(), text);
+        }
+    }
+}

@@ -2,8 +2,12 @@
 
 /// What to say about `wrong`, of which only `known` are meant: the nearest one, and all if they are few.
 pub(crate) fn hint<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
-    let mut known: Vec<&str> = known.into_iter().collect();
-    let nearest = nearest(wrong, known.iter().copied());
+    let known: Vec<&str> = known.into_iter().collect();
+    advice(nearest(wrong, known.iter().copied()), known)
+}
+
+/// The same where the nearest one is known already, or that none is.
+pub(crate) fn advice(nearest: Option<&str>, mut known: Vec<&str>) -> Option<String> {
     known.sort_unstable();
     known.dedup();
     let all = || {
@@ -12,7 +16,6 @@ pub(crate) fn hint<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) ->
     };
     match (nearest, known.len()) {
         (_, 0) => None,
-        (Some(name), 1) => Some(format!("did you mean `{name}`?")),
         (Some(name), 2..=12) => Some(format!("did you mean `{name}`? Known here: {}", all())),
         (Some(name), _) => Some(format!("did you mean `{name}`?")),
         (None, 1..=12) => Some(format!("known here: {}", all())),

@@ -45,7 +45,7 @@ pub(crate) fn read<T: DeserializeOwned>(
             path: path.to_owned(),
             state: &state,
         };
-        let result = T::deserialize(reader);
+        let result = reader.seed(std::marker::PhantomData::<T>);
         let wrong = match result {
             Ok(value) if state.found.borrow().is_empty() => return Ok(value),
             Ok(_) => return Err(state.found.into_inner()),
@@ -86,6 +86,8 @@ const MOST: u32 = 100;
 struct State {
     /// Nodes that were found wrong: they are passed over.
     without: RefCell<HashSet<usize>>,
+    /// Fields of nodes that a wrong name was probably meant for: they are not missing as well.
+    meant: RefCell<HashSet<(usize, &'static str)>>,
     found: RefCell<Vec<Misfit>>,
     rounds: Cell<u32>,
 }
@@ -247,8 +249,32 @@ fn words(expected: &str) -> String {
         "a map" => "a map".to_owned(),
         "socket address" => "an address and port, as `127.0.0.1:7561`".to_owned(),
         other if other.starts_with("struct ") => "a map".to_owned(),
+        // The `url` crate gives the reason in the place of the expectation.
+        other if is_url_reason(other) => "a URL, as `https://login.example.org`".to_owned(),
         other => other.to_owned(),
     }
+}
+
+fn is_url_reason(text: &str) -> bool {
+    use url::ParseError::{
+        EmptyHost, IdnaError, InvalidDomainCharacter, InvalidIpv4Address, InvalidIpv6Address,
+        InvalidPort, Overflow, RelativeUrlWithCannotBeABaseBase, RelativeUrlWithoutBase,
+        SetHostOnCannotBeABaseUrl,
+    };
+    [
+        EmptyHost,
+        IdnaError,
+        InvalidDomainCharacter,
+        InvalidIpv4Address,
+        InvalidIpv6Address,
+        InvalidPort,
+        Overflow,
+        RelativeUrlWithoutBase,
+        RelativeUrlWithCannotBeABaseBase,
+        SetHostOnCannotBeABaseUrl,
+    ]
+    .iter()
+    .any(|reason| reason.to_string() == text)
 }
 
 /// A node as serde reads it.
@@ -262,27 +288,46 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// Says where it was, unless something deeper has said so.
     fn placed<T>(&self, result: Result<T, Stop>) -> Result<T, Stop> {
-        result.map_err(|mut stop| {
-            if stop.place.is_none() {
-                let mut path = self.path.clone();
-                if let Some(field) = stop.missing {
-                    stop.follows = self.was_wrong(field);
-                    path = join_key(&path, field);
-                }
-                stop.place = Some(Place {
-                    id: id(self.node),
-                    at: self.at,
-                    path,
-                });
-            }
-            stop
-        })
+        result.map_err(|stop| self.place(stop))
     }
 
-    fn was_wrong(&self, field: &str) -> bool {
-        self.node
-            .get(field)
-            .is_some_and(|(_, node)| self.state.without.borrow().contains(&id(node)))
+    fn place(&self, mut stop: Stop) -> Stop {
+        if stop.place.is_some() {
+            return stop;
+        }
+        let mut path = self.path.clone();
+        if let Some(field) = stop.missing {
+            stop.follows = self.was_wrong(field);
+            path = join_key(&path, field);
+        }
+        if let (Value::Text(text), "invalid socket address syntax") =
+            (&self.node.value, stop.message.as_str())
+        {
+            stop.message = format!("`{}` is not an address and port", cut(text));
+            stop.hint = Some("write it as `127.0.0.1:7561`; names are not looked up".to_owned());
+        }
+        stop.place = Some(Place {
+            id: id(self.node),
+            at: self.at,
+            path,
+        });
+        stop
+    }
+
+    /// Reads with a seed. What the seed finds wrong with a value that serde could read is about that value.
+    fn seed<'de, T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Stop> {
+        let again = Reader {
+            path: self.path.clone(),
+            ..self
+        };
+        seed.deserialize(self).map_err(|stop| again.place(stop))
+    }
+
+    /// Whether what is missing was there, and is told of already.
+    fn was_wrong(&self, field: &'static str) -> bool {
+        let here = self.node.get(field);
+        here.is_some_and(|(_, node)| self.state.without.borrow().contains(&id(node)))
+            || self.state.meant.borrow().contains(&(id(self.node), field))
     }
 
     fn stop<T>(&self, expected: &str) -> Result<T, Stop> {
@@ -390,10 +435,11 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
                 .iter()
                 .copied()
                 .filter(|field| self.node.get(field).is_none());
-            let hint = match nearest::nearest(&key.text, free) {
-                Some(near) => nearest::hint(near, fields.iter().copied()),
-                None => nearest::hint(&key.text, fields.iter().copied()),
-            };
+            let near = nearest::nearest(&key.text, free);
+            if let Some(field) = near {
+                self.state.meant.borrow_mut().insert((id(self.node), field));
+            }
+            let hint = nearest::advice(near, fields.to_vec());
             self.state.found.borrow_mut().push(Misfit {
                 at: key.at,
                 path: join_key(&self.path, &key.text),
@@ -431,7 +477,20 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
                         content: Some(self.child(key, node)),
                     })
                 }
-                _ => return self.stop(&format!("exactly one of {}", listed(variants))),
+                several => {
+                    let found: Vec<&str> =
+                        several.iter().map(|(key, _)| key.text.as_str()).collect();
+                    let found = if found.is_empty() {
+                        "none".to_owned()
+                    } else {
+                        listed(&found)
+                    };
+                    let message = format!(
+                        "expected exactly one of {}, found {found}",
+                        listed(variants)
+                    );
+                    return self.placed(Err(Stop::new(message, None)));
+                }
             },
             _ => return self.stop(&format!("one of {}", listed(variants))),
         };
@@ -477,7 +536,7 @@ impl<'de> SeqAccess<'de> for Items<'_, '_> {
                 path: format!("{}[{index}]", self.list.path),
                 state: self.list.state,
             };
-            return seed.deserialize(reader).map(Some);
+            return reader.seed(seed).map(Some);
         }
         Ok(None)
     }
@@ -520,7 +579,7 @@ impl<'de> MapAccess<'de> for Entries<'_, '_> {
         let Some((key, node)) = self.value.take() else {
             return Err(de::Error::custom("a value without a key"));
         };
-        seed.deserialize(self.map.child(key, node))
+        self.map.child(key, node).seed(seed)
     }
 }
 
@@ -539,18 +598,30 @@ impl<'de, 'a> EnumAccess<'de> for Variant<'a> {
         seed: T,
     ) -> Result<(T::Value, Content<'a>), Stop> {
         let name = seed.deserialize(StrDeserializer::<Stop>::new(self.name))?;
-        Ok((name, Content(self.content)))
+        let content = Content {
+            name: self.name,
+            reader: self.content,
+        };
+        Ok((name, content))
     }
 }
 
-struct Content<'a>(Option<Reader<'a>>);
+struct Content<'a> {
+    name: &'a str,
+    reader: Option<Reader<'a>>,
+}
 
-impl Content<'_> {
-    fn bare<T>() -> Result<T, Stop> {
-        Err(Stop::new(
-            "something must be said below this".to_owned(),
-            Some("write it as a map; an empty one is `{}`".to_owned()),
-        ))
+impl<'a> Content<'a> {
+    fn reader(self) -> Result<Reader<'a>, Stop> {
+        let Self { name, reader } = self;
+        reader.ok_or_else(|| {
+            Stop::new(
+                format!("`{name}` must be written as a map, with what it needs below it"),
+                Some(format!(
+                    "write `{name}: {{ … }}`; where nothing is needed, `{name}: {{}}`"
+                )),
+            )
+        })
     }
 }
 
@@ -558,24 +629,18 @@ impl<'de> VariantAccess<'de> for Content<'_> {
     type Error = Stop;
 
     fn unit_variant(self) -> Result<(), Stop> {
-        match self.0 {
+        match self.reader {
             None => Ok(()),
             Some(reader) => reader.stop("nothing below this"),
         }
     }
 
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Stop> {
-        match self.0 {
-            Some(reader) => seed.deserialize(reader),
-            None => Self::bare(),
-        }
+        self.reader()?.seed(seed)
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, Stop> {
-        match self.0 {
-            Some(reader) => de::Deserializer::deserialize_tuple(reader, length, visitor),
-            None => Self::bare(),
-        }
+        de::Deserializer::deserialize_tuple(self.reader()?, length, visitor)
     }
 
     fn struct_variant<V: Visitor<'de>>(
@@ -583,9 +648,6 @@ impl<'de> VariantAccess<'de> for Content<'_> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Stop> {
-        match self.0 {
-            Some(reader) => de::Deserializer::deserialize_struct(reader, "", fields, visitor),
-            None => Self::bare(),
-        }
+        de::Deserializer::deserialize_struct(self.reader()?, "", fields, visitor)
     }
 }

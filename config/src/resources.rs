@@ -193,10 +193,117 @@ impl Source {
                 ..at
             });
         }
-        let quote = u32::from(from_here.starts_with(['"', '\'']));
-        (text.lines().count() == 1).then_some(Mark {
+        // In one line: as it was written, if no escape and no fold came between.
+        let inside = from_here.strip_prefix(['"', '\'']);
+        let quote = u32::from(inside.is_some());
+        let written = inside.unwrap_or(&from_here);
+        (text.lines().count() == 1 && written.starts_with(first)).then_some(Mark {
             column: at.column.saturating_add(quote),
             ..at
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::load::{load_dir, load_texts};
+
+    const TEXT: &str = "\
+# the mesh
+apiVersion: merlon.io/v1alpha1
+kind: MeshConfig
+metadata: { name: mesh, namespace: merlon-system }
+spec: { trustDomain: example.org }
+---
+apiVersion: merlon.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: { name: block, namespace: shop }
+spec:
+  policies: |
+
+    permit (
+      principal);
+---
+apiVersion: merlon.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: { name: line, namespace: shop }
+spec: { policies: \"forbid (principal, action, resource);\" }
+---
+apiVersion: merlon.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: { name: folded, namespace: shop }
+spec:
+  policies: >-
+    forbid (principal,
+    action, resource);
+";
+
+    fn place(resources: &Resources, name: &str, line: u32, column: u32) -> String {
+        let resource = resources
+            .list
+            .iter()
+            .find(|r| r.name.as_str() == name)
+            .unwrap();
+        let place = resources.locate_in_text(resource, "spec.policies", line, column);
+        place.unwrap().to_string()
+    }
+
+    #[test]
+    fn a_place_in_a_policy_text_is_a_place_in_the_file() {
+        let resources =
+            load_texts([("all.yaml", TEXT), ("shop/own.cedar", "permit(\n  x")]).unwrap();
+        // The block begins with an empty line, which Cedar counts.
+        assert_eq!(place(&resources, "block", 1, 1), "all.yaml:12:5");
+        assert_eq!(place(&resources, "block", 2, 1), "all.yaml:13:5");
+        assert_eq!(place(&resources, "block", 3, 3), "all.yaml:14:7");
+        assert_eq!(place(&resources, "line", 1, 1), "all.yaml:19:20");
+        assert_eq!(place(&resources, "line", 1, 9), "all.yaml:19:28");
+        assert_eq!(place(&resources, "own", 2, 3), "shop/own.cedar:2:3");
+        // Folding joins lines: only the field can be named.
+        assert_eq!(place(&resources, "folded", 1, 9), "all.yaml:25:3");
+    }
+
+    #[test]
+    fn a_field_that_is_not_there_is_the_nearest_part_around_it() {
+        let resources = load_texts([("all.yaml", TEXT)]).unwrap();
+        let (mesh, _) = resources.mesh().unwrap();
+        let at = |field: &str| resources.locate(mesh, field).unwrap().to_string();
+        assert_eq!(at("spec.trustDomain"), "all.yaml:5:22");
+        assert_eq!(at("spec.certificates.lifetime"), "all.yaml:5:1");
+        assert_eq!(at("metadata.name"), "all.yaml:4:19");
+        assert_eq!(at(""), "all.yaml:2:1");
+        assert_eq!(at("[["), "all.yaml:2:1");
+    }
+
+    #[test]
+    fn a_problem_in_a_policy_quotes_its_line() {
+        let resources = load_texts([("all.yaml", TEXT)]).unwrap();
+        let resource = resources
+            .list
+            .iter()
+            .find(|r| r.name.as_str() == "block")
+            .unwrap();
+        let problem = resources
+            .problem_in_text(
+                resource,
+                "spec.policies",
+                (3, 3, 9),
+                "unknown variable `principal`",
+            )
+            .hint("there is none");
+        insta::assert_snapshot!(problem);
+    }
+
+    #[test]
+    fn the_examples_are_right_and_need_no_warning() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+        for folder in ["shop", "standalone-gateway/resources"] {
+            let resources =
+                load_dir(&examples.join(folder)).unwrap_or_else(|report| panic!("{report}"));
+            assert!(resources.warnings.is_empty(), "{}", resources.warnings);
+        }
     }
 }

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     name::{Namespace, ServiceName, SpiffeId, TrustDomain, WorkloadId},
     resource::{
-        AppProtocol, ClaimType, GatewayListener, HttpRouteSpec, OutboundListener, OutboundMode, RateLimitRule,
-        RequestAuthenticationSpec, RequestValidationSpec,
+        AppProtocol, ClaimType, GatewayListener, HttpRouteSpec, OutboundListener, OutboundMode,
+        RateLimitRule, RequestAuthenticationSpec, RequestValidationSpec,
     },
 };
 

@@ -54,15 +54,19 @@ impl Changes {
 ///
 /// Must be called within a Tokio runtime.
 pub fn watch_dir(directory: &Path) -> Changes {
+    watch_and_look(directory, LOOK)
+}
+
+fn watch_and_look(directory: &Path, every: Duration) -> Changes {
     let (ticks, receiver) = watch::channel(0);
-    let task = tokio::spawn(follow(directory.to_path_buf(), ticks));
+    let task = tokio::spawn(follow(directory.to_path_buf(), every, ticks));
     Changes {
         ticks: receiver,
         _task: AbortOnDrop(task),
     }
 }
 
-async fn follow(directory: PathBuf, ticks: watch::Sender<u64>) {
+async fn follow(directory: PathBuf, every: Duration, ticks: watch::Sender<u64>) {
     let tell = || ticks.send_modify(|count| *count = count.wrapping_add(1));
     let mut said = false;
     loop {
@@ -86,11 +90,11 @@ async fn follow(directory: PathBuf, ticks: watch::Sender<u64>) {
                     tracing::warn!(
                         directory = %directory.display(),
                         error = %error,
-                        seconds = LOOK.as_secs(),
+                        every = ?every,
                         "changes of files are not told by the system, so they are looked for"
                     );
                 }
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(every).await;
                 tell();
             }
         }
@@ -121,4 +125,91 @@ fn watcher(directory: &Path, events: mpsc::Sender<()>) -> notify::Result<Recomme
     })?;
     watcher.watch(directory, RecursiveMode::Recursive)?;
     Ok(watcher)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    async fn ticks(changes: &mut Changes) -> bool {
+        tokio::time::timeout(Duration::from_secs(10), changes.next())
+            .await
+            .is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_changed_file_a_new_folder_and_a_removed_file_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("a.yaml"), "a").unwrap();
+        let mut changes = watch_dir(folder.path());
+        assert!(ticks(&mut changes).await, "the first look");
+        fs::write(folder.path().join("a.yaml"), "b").unwrap();
+        assert!(ticks(&mut changes).await, "a changed file");
+        fs::create_dir(folder.path().join("shop")).unwrap();
+        assert!(ticks(&mut changes).await, "a new folder");
+        fs::write(folder.path().join("shop/b.cedar"), "b").unwrap();
+        assert!(ticks(&mut changes).await, "a file in it");
+        fs::remove_file(folder.path().join("a.yaml")).unwrap();
+        assert!(ticks(&mut changes).await, "a removed file");
+    }
+
+    #[tokio::test]
+    async fn a_swapped_link_as_kubernetes_mounts_have_it_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir(path("..1")).unwrap();
+        fs::write(path("..1/a.yaml"), "old").unwrap();
+        symlink("..1", path("..data")).unwrap();
+        symlink("..data/a.yaml", path("a.yaml")).unwrap();
+        let mut changes = watch_dir(folder.path());
+        assert!(ticks(&mut changes).await, "the first look");
+        for round in 2..5 {
+            let next = format!("..{round}");
+            fs::create_dir(path(&next)).unwrap();
+            fs::write(path(&next).join("a.yaml"), &next).unwrap();
+            symlink(&next, path("..data_tmp")).unwrap();
+            fs::rename(path("..data_tmp"), path("..data")).unwrap();
+            assert!(ticks(&mut changes).await, "swap {round}");
+            assert_eq!(fs::read_to_string(path("a.yaml")).unwrap(), next);
+            fs::remove_dir_all(path(&format!("..{}", round - 1))).unwrap();
+            assert!(ticks(&mut changes).await, "cleaning up after swap {round}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_takes_the_place_of_the_watched_one_is_watched() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir(path("now")).unwrap();
+        fs::create_dir(path("next")).unwrap();
+        let mut changes = watch_dir(&path("now"));
+        assert!(ticks(&mut changes).await, "the first look");
+        fs::rename(path("now"), path("before")).unwrap();
+        fs::rename(path("next"), path("now")).unwrap();
+        assert!(ticks(&mut changes).await, "the swap");
+        // The next watcher may stand before or after this: either way it is told.
+        fs::write(path("now/a.yaml"), "a").unwrap();
+        assert!(ticks(&mut changes).await, "a file in the new one");
+    }
+
+    #[tokio::test]
+    async fn where_the_system_does_not_tell_it_is_looked_for() {
+        let mut changes = watch_and_look(Path::new("/nowhere/at/all"), Duration::from_millis(1));
+        for _ in 0..3 {
+            assert!(ticks(&mut changes).await);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_comes_later_is_watched_from_then_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let late = folder.path().join("late");
+        let mut changes = watch_and_look(&late, Duration::from_millis(1));
+        assert!(ticks(&mut changes).await, "looking");
+        fs::create_dir(&late).unwrap();
+        fs::write(late.join("a.yaml"), "a").unwrap();
+        assert!(ticks(&mut changes).await, "it is there");
+    }
 }

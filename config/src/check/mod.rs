@@ -215,3 +215,6 @@ impl Drop for Said<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,407 @@
+use std::fs;
+
+use super::*;
+use crate::{report::Severity, resource::Spec};
+
+const MESH: &str = "\
+apiVersion: merlon.io/v1alpha1
+kind: MeshConfig
+metadata: { name: mesh, namespace: merlon-system }
+spec: { trustDomain: example.org }
+";
+
+/// What is said of a file that stands beside a right MeshConfig.
+fn said_of(text: &str) -> String {
+    match load_texts([("mesh.yaml", MESH), ("wrong.yaml", text)]) {
+        Ok(resources) => format!("taken\n{}", resources.warnings),
+        Err(report) => report.to_string(),
+    }
+}
+
+#[test]
+fn all_problems_of_all_files_are_told_at_once_in_their_order() {
+    let orders = "\
+apiVersion: merlon.io/v1alpha1
+kind: Service
+metadata: { name: orders, namespace: shop }
+spec:
+  selektor: { app: orders }
+  ports:
+    - port: 80
+      targetPort: 123456
+    - port: eighty
+      proto: http
+    - {}
+---
+apiVersion: merlon.io/v1alpha1
+kind: Servise
+metadata: { name: orders, namespace: shop }
+spec: {}
+";
+    let limits = "\
+apiVersion: merlon.io/v1alpha1
+kind: RateLimit
+metadata: { name: Orders, namespace: shop, color: red }
+spec:
+  limits:
+    - name: a
+      per: pricipal
+      rate: { requests: 10, per: fast }
+      burst: \"10\"
+    - name: b
+      rate: { requets: 10, per: 1m }
+";
+    let broken = "kind: [\n";
+    let report = load_texts([
+        ("a/orders.yaml", orders),
+        ("b/limits.yaml", limits),
+        ("c/broken.yaml", broken),
+    ])
+    .unwrap_err();
+    insta::assert_snapshot!(report);
+}
+
+#[test]
+fn an_unknown_field_is_answered_with_the_nearest_known_one() {
+    insta::assert_snapshot!(said_of(
+        "\
+apiVersion: merlon.io/v1alpha1
+kind: Workload
+metadata: { name: web, namespace: shop, lables: {} }
+specs: {}
+spec:
+  serviceAcount: web
+  meshaddress: 127.0.0.1:1
+"
+    ));
+}
+
+#[test]
+fn a_value_of_the_wrong_type_says_what_was_expected_and_how_to_write_it() {
+    insta::assert_snapshot!(said_of(
+        "\
+apiVersion: merlon.io/v1alpha1
+kind: RequestAuthentication
+metadata:
+  name: customers
+  namespace: shop
+  labels: { version: 1, canary: true }
+spec:
+  required: yes
+  forwardToken: 1
+  issuers:
+    - name: customers
+      issuer: https://login.example.org
+      audiences: orders
+      algorithms: [ES256, HS256, none]
+      clockSkew: 30
+      claims: { level: Number }
+"
+    ));
+}
+
+#[test]
+fn a_duplicate_key_is_refused_and_not_overwritten() {
+    insta::assert_snapshot!(said_of(
+        "\
+apiVersion: merlon.io/v1alpha1
+kind: RateLimit
+metadata: { name: a }
+spec:
+  limits: []
+  limits:
+    - { name: a, rate: { requests: 1, per: 1s } }
+"
+    ));
+}
+
+#[test]
+fn anchors_aliases_and_merge_keys_are_refused() {
+    insta::assert_snapshot!("anchor", said_of("a: &x 1\nb: *x\n"));
+    insta::assert_snapshot!("merge", said_of("a:\n  <<: { b: 1 }\n"));
+}
+
+#[test]
+fn an_unreadable_document_does_not_hide_those_after_it() {
+    insta::assert_snapshot!(said_of(
+        "\
+kind: Service
+  metadata: { name: a }
+---
+apiVersion: merlon.io/v1alpha1
+kind: Service
+metadata: { name: b }
+spec: { selector: { app: b }, ports: [{ port: 80, taget: 81 }] }
+--- # a comment
+\"open
+"
+    ));
+}
+
+#[test]
+fn what_is_not_a_resource_is_told_what_one_has() {
+    insta::assert_snapshot!(said_of(
+        "\
+- a
+---
+kind: Service
+metadata: { name: a }
+spec: { selector: { app: a }, ports: [{ port: 1 }] }
+---
+apiVersion: v1
+kind: Service
+metadata: {}
+---
+apiVersion: merlon.io/v1alpha1
+kind: 7
+metadata: web
+spec: null
+---
+just a text
+"
+    ));
+}
+
+#[test]
+fn a_tagged_union_takes_exactly_one_of_its_names() {
+    let issuer = |text: &str| {
+        let text = format!(
+            "apiVersion: merlon.io/v1alpha1\nkind: MeshConfig\nmetadata: {{ name: mesh, namespace: merlon-system }}\n\
+             spec:\n  trustDomain: example.org\n  certificates:\n    issuer: {text}\n"
+        );
+        load_texts([("mesh.yaml", text)])
+            .map(|_| ())
+            .unwrap_err()
+            .to_string()
+    };
+    insta::assert_snapshot!(
+        "variant-unknown",
+        issuer("{ vualt: { address: https://v.example.org } }")
+    );
+    insta::assert_snapshot!(
+        "variant-two",
+        issuer("{ embedded: {}, vault: { address: https://v.example.org } }")
+    );
+    insta::assert_snapshot!("variant-bare", issuer("vault"));
+    insta::assert_snapshot!(
+        "variant-content",
+        issuer("{ vault: { adress: https://v.example.org } }")
+    );
+}
+
+#[test]
+fn depth_and_size_have_an_end() {
+    let deep = format!("a: {}{}\n", "[".repeat(80), "]".repeat(80));
+    assert!(
+        said_of(&deep).contains("more than 64 deep"),
+        "{}",
+        said_of(&deep)
+    );
+    let abyss = "[".repeat(200_000);
+    assert!(
+        said_of(&abyss).starts_with("error: "),
+        "{}",
+        said_of(&abyss)
+    );
+    let large = format!("a: \"{}\"\n", "x".repeat(1 << 20));
+    assert!(said_of(&large).contains("1MiB"), "{}", said_of(&large));
+    let many = format!("a: [{}]\n", "1,".repeat(150_000));
+    assert!(
+        said_of(&many).contains("more than 100000 values"),
+        "{}",
+        said_of(&many)
+    );
+}
+
+#[test]
+fn control_characters_of_a_file_do_not_reach_the_terminal() {
+    let said =
+        said_of("apiVersion: \"\\e[31mred\"\nkind: \"\\e]0;title\\a\"\nmetadata: { name: a }\n");
+    assert!(
+        !said.contains('\u{1b}') && !said.contains('\u{7}'),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn status_and_what_a_cluster_adds_are_passed_over() {
+    let text = "\
+apiVersion: merlon.io/v1alpha1
+kind: Workload
+metadata:
+  name: web
+  uid: 7e57
+  resourceVersion: \"12\"
+  managedFields: [{ manager: kubectl }]
+  annotations: { note: x }
+spec: { serviceAccount: web }
+status: { conditions: [{ type: Accepted }] }
+";
+    let resources = load_texts([("mesh.yaml", MESH), ("web.yaml", text)]).unwrap();
+    assert_eq!(resources.list.len(), 2);
+    assert_eq!(resources.list[1].namespace.as_str(), "default");
+    assert_eq!(resources.list[1].origin, "web.yaml:1:1");
+}
+
+#[test]
+fn every_kind_can_be_written() {
+    let specs = [
+        (
+            "MeshConfig",
+            "{ trustDomain: example.org, rootNamespace: default }",
+        ),
+        ("Workload", "{ serviceAccount: a }"),
+        ("Service", "{ selector: { a: b }, ports: [{ port: 1 }] }"),
+        ("AuthorizationPolicy", "{ policies: \"x\" }"),
+        (
+            "RequestAuthentication",
+            "{ issuers: [{ name: a, issuer: \"https://a.example.org\", audiences: [b] }] }",
+        ),
+        (
+            "RateLimit",
+            "{ limits: [{ name: a, rate: { requests: 1, per: 1s } }] }",
+        ),
+        ("RequestValidation", "{}"),
+        (
+            "Gateway",
+            "{ gatewayClassName: merlon, listeners: [{ name: a, port: 1, protocol: HTTP }] }",
+        ),
+        (
+            "HTTPRoute",
+            "{ parentRefs: [{ name: gateway }], rules: [{}] }",
+        ),
+    ];
+    assert_eq!(specs.len(), KINDS.len());
+    let text: String = KINDS
+        .iter()
+        .map(|(version, kind)| {
+            let (_, spec) = specs.iter().find(|(name, _)| name == kind).unwrap();
+            let name = kind.to_lowercase();
+            format!("---\napiVersion: {version}\nkind: {kind}\nmetadata: {{ name: {name} }}\nspec: {spec}\n")
+        })
+        .collect();
+    let resources = load_texts([("all.yaml", text)]).unwrap_or_else(|report| panic!("{report}"));
+    let kinds: Vec<&str> = resources
+        .list
+        .iter()
+        .map(|resource| resource.spec.kind())
+        .collect();
+    let known: Vec<&str> = KINDS.iter().map(|(_, kind)| *kind).collect();
+    assert_eq!(kinds, known);
+}
+
+#[test]
+fn a_directory_is_read_with_its_folders_and_without_hidden_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    put("mesh.yaml", MESH);
+    put("shop/orders.cedar", "permit (principal, action, resource);");
+    put("top.cedar", "forbid (principal, action, resource);");
+    put(".hidden/wrong.yaml", "[");
+    put("..data/wrong.yaml", "[");
+    put("README.md", "not a resource");
+    let resources = load_dir(folder.path()).unwrap();
+    let names: Vec<String> = resources
+        .list
+        .iter()
+        .map(|resource| {
+            format!(
+                "{} {}/{}",
+                resource.origin, resource.namespace, resource.name
+            )
+        })
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "mesh.yaml:1:1 merlon-system/mesh",
+            "shop/orders.cedar:1:1 shop/orders",
+            "top.cedar:1:1 default/top",
+        ]
+    );
+    let Spec::AuthorizationPolicy(policy) = &resources.list[1].spec else {
+        panic!("a .cedar file is an AuthorizationPolicy");
+    };
+    assert_eq!(policy.policies, "permit (principal, action, resource);");
+}
+
+#[test]
+fn a_file_that_is_not_text_and_a_name_that_is_none_are_told_with_the_rest() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("bytes.yaml"), b"a: 1\nb: \xff\n").unwrap();
+    fs::write(path("Wrong Name.cedar"), "").unwrap();
+    fs::create_dir(path("Folder")).unwrap();
+    fs::write(path("Folder/a.cedar"), "").unwrap();
+    std::os::unix::fs::symlink(folder.path(), path("circle")).unwrap();
+    let report = load_dir(folder.path()).unwrap_err();
+    let said = report.to_string();
+    assert!(
+        said.contains("not UTF-8 text: see line 2\n  --> bytes.yaml"),
+        "{said}"
+    );
+    assert!(said.contains("--> Wrong Name.cedar"), "{said}");
+    assert!(said.contains("--> Folder/a.cedar"), "{said}");
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_an_error_and_not_an_empty_mesh() {
+    let report = load_dir(Path::new("/nowhere/at/all")).unwrap_err();
+    assert_eq!(report.count(Severity::Error), 1);
+    assert!(
+        report.to_string().contains("--> /nowhere/at/all"),
+        "{report}"
+    );
+}
+
+mod any_bytes {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Pieces that lead further into the loader than letters alone.
+    fn yaml() -> impl Strategy<Value = String> {
+        let piece = prop_oneof![
+            Just("apiVersion: merlon.io/v1alpha1\n".to_owned()),
+            prop::sample::select(KINDS.map(|(_, kind)| kind).to_vec())
+                .prop_map(|kind| format!("kind: {kind}\n")),
+            Just("metadata: {name: a, namespace: b}\n".to_owned()),
+            Just("spec:\n".to_owned()),
+            Just("---\n".to_owned()),
+            "( {0,4})(-|ports:|limits:|routes:|issuers:|path:|policies:|rate:) ?",
+            "[ \\n\\t:{}\\[\\],&*!|>'\"%@`#?-]{1,4}",
+            "[a-z0-9é]{1,6}",
+            any::<String>(),
+        ];
+        prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_text_is_taken_or_refused_with_reasons(text in yaml()) {
+            match load_texts([("mesh.yaml", MESH.to_owned()), ("any.yaml", text)]) {
+                Ok(resources) => prop_assert!(!resources.list.is_empty()),
+                Err(report) => {
+                    prop_assert!(report.has_errors());
+                    prop_assert!(!report.to_string().is_empty());
+                }
+            }
+        }
+
+        #[test]
+        fn a_changed_letter_in_an_example_never_stops_the_loader(at in 0_usize..4_000, letter in any::<char>()) {
+            let text = include_str!("../../examples/shop/orders.yaml");
+            let changed: String =
+                text.chars().enumerate().map(|(i, c)| if i == at { letter } else { c }).collect();
+            if let Err(report) = load_texts([("mesh.yaml", MESH.to_owned()), ("orders.yaml", changed)]) {
+                prop_assert!(!report.to_string().is_empty());
+            }
+        }
+    }
+}
