@@ -15,7 +15,7 @@ use url::Url;
 use crate::{
     document,
     load::text_of,
-    name::{ServiceName, WorkloadId},
+    name::{Namespace, ResourceName, ServiceName, WorkloadId},
     node::Mark,
     read::read,
     report::{Problem, Report},
@@ -28,12 +28,16 @@ use crate::{
 pub struct ProxyBootstrap {
     /// Runs without a control plane, from the resource files in this directory.
     pub standalone: Option<PathBuf>,
-    /// The workload that this proxy stands beside, as `shop/orders`. Not together with `gateway`.
+    /// Whom the workload that this proxy stands beside runs as: `namespace/service-account`, as `shop/orders`.
     pub identity: Option<WorkloadId>,
-    /// The Gateway that this proxy is, as `shop/edge`. Not together with `identity`.
+    /// The Gateway that this proxy is, as `shop/edge`. It runs as `shop/edge`, or as `identity` when that is given.
     pub gateway: Option<ServiceName>,
+    /// Which Workload this proxy stands beside, by name, where several with different settings run as `identity`.
+    pub workload: Option<ResourceName>,
     /// Where the control plane is, as `https://127.0.0.1:7564`.
     pub control_plane: Option<Url>,
+    /// The namespace in which the control plane's identity is. Default: `merlon-system`.
+    pub root_namespace: Option<Namespace>,
     /// The join token for the first certificate. A file (`joinTokenFile`) keeps it apart from what is shown around.
     #[schemars(with = "Option<String>")]
     pub join_token: Option<SecretString>,
@@ -41,6 +45,10 @@ pub struct ProxyBootstrap {
     pub join_token_file: Option<PathBuf>,
     /// PEM file with the mesh's roots; left out: the root that the join token pins.
     pub trust_bundle: Option<PathBuf>,
+    /// PEM file with this proxy's certificate chain, leaf first. Only with `standalone`, `key` and `trustBundle`.
+    pub certificate: Option<PathBuf>,
+    /// PEM file with the certificate's private key (PKCS#8). Only with `certificate`.
+    pub key: Option<PathBuf>,
     /// Where the key, the certificate and the last snapshot are kept over a restart. Left out: nowhere.
     pub state_dir: Option<PathBuf>,
     /// Where other proxies reach this one. Default: `0.0.0.0:7561`.
@@ -102,6 +110,8 @@ impl ProxyBootstrap {
             &mut this.standalone,
             &mut this.join_token_file,
             &mut this.trust_bundle,
+            &mut this.certificate,
+            &mut this.key,
             &mut this.state_dir,
         ];
         from_folder_of(file, paths);
@@ -167,9 +177,23 @@ impl Sensible for ProxyBootstrap {
             }
         };
         when(
-            self.identity.is_some() && self.gateway.is_some(),
-            "gateway",
-            "a proxy stands beside a workload (`identity`) or is a `gateway`, not both",
+            self.workload.is_some() && self.gateway.is_some(),
+            "workload",
+            "a proxy stands beside a `workload` or is a `gateway`, not both",
+        );
+        when(
+            self.certificate.is_some() != self.key.is_some(),
+            if self.key.is_some() {
+                "key"
+            } else {
+                "certificate"
+            },
+            "`certificate` and `key` belong together",
+        );
+        when(
+            self.certificate.is_some() && self.control_plane.is_some(),
+            "certificate",
+            "the control plane issues this proxy's certificate: `certificate` is only for `standalone`",
         );
         when(
             self.standalone.is_some() && self.control_plane.is_some(),
