@@ -1,1 +1,71 @@
-fn main() {}
+//! `merlon-proxy`: arguments and exit codes; everything else is the library.
+
+mod allocator;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use merlon_proxy::{
+    app::{self, StartError},
+    flags::Flags,
+    logging,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// What was configured cannot be: nothing was started.
+const CONFIGURATION: u8 = 2;
+/// Something went wrong that is not a matter of configuration.
+const FAILED: u8 = 1;
+
+fn main() -> ExitCode {
+    allocator::give_memory_back();
+    let flags = Flags::parse();
+    logging::to_stderr();
+    let started = flags
+        .into_config()
+        .map_err(StartError::Configuration)
+        .and_then(app::start);
+    let mut handle = match started {
+        Ok(handle) => handle,
+        Err(StartError::Configuration(report)) => {
+            eprintln!("{report}");
+            return ExitCode::from(CONFIGURATION);
+        }
+        Err(error) => {
+            tracing::error!("{:#}", anyhow::Error::from(error));
+            return ExitCode::from(FAILED);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        runtime.block_on(async {
+            let mut terminate = signal(SignalKind::terminate())?;
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                // Only when its threads ended by themselves, which they never should.
+                ended = handle.ended() => return Ok(ended?),
+            }
+            handle.drain();
+            tokio::select! {
+                ended = handle.ended() => Ok(ended?),
+                // Whoever asks twice does not want to wait.
+                _ = interrupt.recv() => Ok(()),
+                _ = terminate.recv() => Ok(()),
+            }
+        })
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}

@@ -208,7 +208,10 @@ impl Histogram {
 
 /// Refusals by direction and reason. Reasons are the closed set of `denial.rs`; the table is larger than that.
 #[derive(Debug)]
-pub struct ReasonCounters(Box<[(OnceLock<(Direction, &'static str)>, Counter)]>);
+pub struct ReasonCounters(Box<[(OnceLock<Refusal>, Counter)]>);
+
+/// Which way, and the stable reason code.
+type Refusal = (Direction, &'static str);
 
 const REASONS: usize = 256;
 

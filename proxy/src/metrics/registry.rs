@@ -92,10 +92,10 @@ impl Metrics {
                 .unit
                 .as_ref()
                 .map_or(String::new(), |unit| format!("_{}", unit.as_str()));
-            let total = if matches!(family.kind, MetricType::Counter) {
-                "_total"
-            } else {
-                ""
+            let total = match family.kind {
+                MetricType::Counter => "_total",
+                MetricType::Info => "_info",
+                _ => "",
             };
             (format!("merlon_{}{unit}{total}", family.name), family.help)
         })

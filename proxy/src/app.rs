@@ -1,0 +1,378 @@
+//! Build → bind → serve → drain.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use merlon_config::{live::Live, report::Report};
+use tokio::{sync::watch, task::LocalSet, time};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admin, bind as listener,
+    config::{ProxyConfig, Source},
+    control::Control,
+    decisions::DecisionLog,
+    destinations::Destinations,
+    health::{Health, Unready},
+    idle as worker,
+    jwks::JwksCache,
+    metrics::Metrics,
+    standalone::Standalone,
+    state::{Addresses, Shared, Shutdown, Worker},
+    state_dir::{StateDir, StateDirError},
+    telemetry,
+};
+
+/// Why a proxy could not be started. Nothing is left running.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// What was configured cannot be: exit code 2.
+    #[error("{0}")]
+    Configuration(Report),
+    /// An address cannot be listened on.
+    #[error("cannot listen on `{address}`")]
+    Bind {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The state directory cannot be used.
+    #[error("the state directory `{}`", path.display())]
+    StateDir {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: StateDirError,
+    },
+    /// The system gives no thread or no runtime.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+}
+
+/// A thread of the proxy ended that should have gone on.
+#[derive(Debug, thiserror::Error)]
+#[error("a thread of the proxy ended by itself")]
+pub struct Ended;
+
+/// A running proxy. Dropping it ends the proxy at once; [`Handle::drain`] ends it gently.
+#[derive(Debug)]
+pub struct Handle {
+    addresses: Addresses,
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+    drain: CancellationToken,
+    end: CancellationToken,
+    ended: watch::Receiver<Option<bool>>,
+}
+
+impl Handle {
+    /// Where it really listens.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// What its workers share: to look at, in tests and demos.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// What it counted.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Begins the end: not ready, no new connections, GOAWAY; open requests may finish within the drain timeout.
+    pub fn drain(&self) {
+        self.drain.cancel();
+    }
+
+    /// Resolves when the proxy has ended, drained or timed out.
+    ///
+    /// # Errors
+    /// [`Ended`] when nobody asked it to.
+    pub async fn ended(&mut self) -> Result<(), Ended> {
+        let ended = self.ended.wait_for(Option::is_some).await;
+        match ended.map(|asked| *asked) {
+            Ok(Some(true)) => Ok(()),
+            _ => Err(Ended),
+        }
+    }
+
+    /// Resolves when it is ready.
+    pub async fn ready(&self) {
+        let mut changes = self.shared.health.watch();
+        while !self.shared.health.is_ready() {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.drain.cancel();
+        self.end.cancel();
+    }
+}
+
+/// Starts a proxy on threads of its own, and returns when its addresses listen. It may not be ready yet.
+///
+/// # Errors
+/// [`StartError`]; in standalone mode also everything that is wrong with the resource files.
+pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
+    let node_id = node_id();
+    let metrics = Arc::new(Metrics::default());
+    let state_dir = config.state_dir.as_deref().map(|path| {
+        StateDir::open(path).map_err(|source| StartError::StateDir {
+            path: path.to_owned(),
+            source,
+        })
+    });
+    let state_dir = state_dir.transpose()?.map(Arc::new);
+
+    let (destinations, asked) = Destinations::new();
+    let (keys, refetches) = JwksCache::new();
+    let (spans, exporter) = telemetry::from_environment(&metrics);
+    let shared = Arc::new(Shared {
+        snapshot: Live::new(None),
+        identity: Live::new(None),
+        has_identity: !matches!(config.source, Source::Standalone { identity: None, .. }),
+        keys,
+        destinations,
+        decisions: DecisionLog::new(&node_id),
+        spans,
+        health: Health::default(),
+        access_log: config.access_log,
+    });
+    shared
+        .health
+        .lack(Unready::NoSnapshot, "there is no snapshot yet");
+    if shared.has_identity {
+        shared
+            .health
+            .lack(Unready::NoIdentity, "there is no certificate yet");
+    }
+    // Before anything listens: files that are wrong start nothing.
+    let standalone = match &config.source {
+        Source::Standalone {
+            directory,
+            identity,
+        } => {
+            let standalone = Standalone::new(
+                directory,
+                identity.clone(),
+                &config.subject,
+                &shared,
+                &metrics,
+            );
+            Some(standalone.map_err(StartError::Configuration)?)
+        }
+        Source::ControlPlane { .. } => None,
+    };
+    let bound = Bound::new(&config)?;
+    let addresses = bound.addresses;
+    let drain = CancellationToken::new();
+    let end = CancellationToken::new();
+    let (ended, ended_receiver) = watch::channel(None);
+    let control = Control {
+        node_id,
+        shared: Arc::clone(&shared),
+        metrics: Arc::clone(&metrics),
+        config,
+        state_dir,
+        standalone,
+        asked,
+        refetches,
+        exporter,
+    };
+    let shutdown = Shutdown {
+        drain: CancellationToken::new(),
+        end: end.clone(),
+    };
+    run(control, bound, &drain, shutdown, ended).map_err(StartError::Thread)?;
+    Ok(Handle {
+        addresses,
+        shared,
+        metrics,
+        drain,
+        end,
+        ended: ended_receiver,
+    })
+}
+
+/// All listeners, before any is served.
+struct Bound {
+    inbound: Vec<TcpListener>,
+    outbound: Vec<TcpListener>,
+    admin: TcpListener,
+    addresses: Addresses,
+}
+
+impl Bound {
+    fn new(config: &ProxyConfig) -> Result<Self, StartError> {
+        let all = |address| {
+            let bound = listener::bind_all(address, config.workers.get());
+            bound.map_err(|source| StartError::Bind { address, source })
+        };
+        let sidecar = !config.subject.is_gateway();
+        let inbound = if sidecar {
+            all(config.inbound)?
+        } else {
+            Vec::new()
+        };
+        let outbound = if sidecar {
+            all(config.outbound)?
+        } else {
+            Vec::new()
+        };
+        let failed = |source| StartError::Bind {
+            address: config.admin,
+            source,
+        };
+        let admin = TcpListener::bind(config.admin).map_err(failed)?;
+        admin.set_nonblocking(true).map_err(failed)?;
+        let address =
+            |listeners: &[TcpListener]| listeners.first().and_then(|first| first.local_addr().ok());
+        let addresses = Addresses {
+            inbound: address(&inbound),
+            outbound: address(&outbound),
+            admin: admin.local_addr().map_err(failed)?,
+        };
+        Ok(Self {
+            inbound,
+            outbound,
+            admin,
+            addresses,
+        })
+    }
+}
+
+/// Starts the threads: one per worker, and one for everything that no request waits for.
+fn run(
+    control: Control,
+    bound: Bound,
+    drain: &CancellationToken,
+    shutdown: Shutdown,
+    ended: watch::Sender<Option<bool>>,
+) -> io::Result<()> {
+    let mut workers = Vec::new();
+    let mut inbound = bound.inbound.into_iter();
+    let mut outbound = bound.outbound.into_iter();
+    let (alive, all_ended) = tokio::sync::mpsc::channel::<()>(1);
+    for index in 0..control.config.workers.get() {
+        let worker = Worker {
+            index,
+            shared: Arc::clone(&control.shared),
+            metrics: control.metrics.worker(),
+            inbound: inbound.next(),
+            outbound: outbound.next(),
+            shutdown: shutdown.clone(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        workers.push((runtime, worker));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    for (runtime, worker) in workers {
+        let alive = alive.clone();
+        let name = format!("worker-{}", worker.index);
+        let spawned = thread::Builder::new().name(name).spawn(move || {
+            let local = LocalSet::new();
+            local.block_on(&runtime, worker::run(worker));
+            drop(alive);
+        });
+        if let Err(error) = spawned {
+            // Those that run already must not stay behind.
+            shutdown.drain.cancel();
+            shutdown.end.cancel();
+            return Err(error);
+        }
+    }
+    drop(alive);
+    let (on_error, drain) = (shutdown.clone(), drain.clone());
+    let spawned = thread::Builder::new()
+        .name("control".to_owned())
+        .spawn(move || {
+            let serving = serve(control, bound.admin, drain, shutdown, all_ended);
+            let asked = runtime.block_on(serving);
+            runtime.shutdown_timeout(Duration::from_millis(100));
+            // Nobody listens when the handle was dropped.
+            let _ = ended.send(Some(asked));
+        });
+    if let Err(error) = spawned {
+        on_error.drain.cancel();
+        on_error.end.cancel();
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// What the control thread does until the end; true when it was asked to end.
+async fn serve(
+    control: Control,
+    admin: TcpListener,
+    drain: CancellationToken,
+    shutdown: Shutdown,
+    mut all_ended: tokio::sync::mpsc::Receiver<()>,
+) -> bool {
+    let timeout = control.config.drain_timeout;
+    let shared = Arc::clone(&control.shared);
+    match tokio::net::TcpListener::from_std(admin) {
+        Ok(listener) => {
+            tokio::spawn(admin::serve(
+                listener,
+                Arc::clone(&shared),
+                Arc::clone(&control.metrics),
+            ));
+        }
+        Err(error) => tracing::error!(%error, "administration is not served"),
+    }
+    let exporter = control.start();
+    let asked = tokio::select! {
+        () = drain.cancelled() => true,
+        // Nobody holds the channel any more: all workers ended.
+        _ = all_ended.recv() => false,
+    };
+    shared.health.lack(Unready::Draining, "the end has begun");
+    tracing::info!(timeout = ?timeout, "draining");
+    shutdown.drain.cancel();
+    let drained = async {
+        tokio::select! {
+            _ = time::timeout(timeout, all_ended.recv()) => {}
+            () = shutdown.end.cancelled() => {}
+        }
+    };
+    drained.await;
+    shutdown.end.cancel();
+    // Workers see the end at their next turn; one that does not is left behind.
+    let _ = time::timeout(Duration::from_secs(2), all_ended.recv()).await;
+    exporter.flush().await;
+    asked
+}
+
+/// Unlike that of any other process, also of one with the same identity on the same machine.
+fn node_id() -> String {
+    use std::fmt::Write as _;
+    let mut random = [0_u8; 8];
+    // Without entropy no certificate can be made either; the process id still tells processes of a machine apart.
+    let _ = aws_lc_rs::rand::fill(&mut random);
+    let mut id = format!("{}-", std::process::id());
+    for byte in random {
+        // Writing to a String does not fail.
+        let _ = write!(id, "{byte:02x}");
+    }
+    id
+}

@@ -1,0 +1,122 @@
+//! The control thread: everything that no request waits for.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::mpsc, time};
+
+use crate::{
+    admin,
+    config::{ProxyConfig, Source},
+    destinations::Ask,
+    follow::Follow,
+    freshness::Freshness,
+    identity::Keeper,
+    identity_files,
+    jwks::{Fetcher, Refetch},
+    metrics::Metrics,
+    standalone::Standalone,
+    state::Shared,
+    state_dir::StateDir,
+    telemetry::Exporter,
+};
+
+/// What the control thread begins with.
+pub(crate) struct Control {
+    pub(crate) node_id: String,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) config: ProxyConfig,
+    pub(crate) state_dir: Option<Arc<StateDir>>,
+    pub(crate) standalone: Option<Standalone>,
+    pub(crate) asked: mpsc::Receiver<Ask>,
+    pub(crate) refetches: mpsc::Receiver<Refetch>,
+    pub(crate) exporter: Exporter,
+}
+
+impl Control {
+    /// Starts its tasks, which go on until the runtime ends; what is given back is to be flushed before.
+    pub(crate) fn start(self) -> Exporter {
+        let Self {
+            node_id,
+            shared,
+            metrics,
+            config,
+            state_dir,
+            standalone,
+            asked,
+            refetches,
+            mut exporter,
+        } = self;
+        exporter.start(&metrics);
+        let fetcher = Fetcher::new(shared.keys.clone(), refetches, Arc::clone(&metrics));
+        tokio::spawn(fetcher.run(shared.snapshot.clone()));
+        if let Some(state_dir) = &state_dir {
+            let path = state_dir.join("admin.sock");
+            let (shared, metrics) = (Arc::clone(&shared), Arc::clone(&metrics));
+            tokio::spawn(async move { admin::serve_socket(&path, shared, metrics).await });
+        }
+        let freshness = match (standalone, config.source) {
+            (Some(standalone), _) => {
+                let freshness = standalone.freshness();
+                tokio::spawn(standalone.run(asked));
+                freshness
+            }
+            (
+                None,
+                Source::ControlPlane {
+                    address,
+                    root_namespace,
+                    join_token,
+                    trust_bundle,
+                },
+            ) => {
+                let freshness = Freshness::default();
+                let (keeper, renew) = Keeper::new(
+                    crate::identity::Start {
+                        node_id: node_id.clone(),
+                        address: address.clone(),
+                        root_namespace: root_namespace.clone(),
+                        workload: config.subject.identity().clone(),
+                        join_token,
+                        trust_bundle,
+                    },
+                    state_dir.clone(),
+                    Arc::clone(&shared),
+                    Arc::clone(&metrics),
+                );
+                tokio::spawn(keeper.run());
+                let follow = Follow::new(crate::follow::Start {
+                    node_id,
+                    address,
+                    root_namespace,
+                    subject: config.subject,
+                    state_dir,
+                    renew,
+                    freshness: freshness.clone(),
+                    shared: Arc::clone(&shared),
+                    metrics: Arc::clone(&metrics),
+                });
+                tokio::spawn(follow.run(asked));
+                freshness
+            }
+            // INVARIANT: `app::start` makes one whenever the source is a directory.
+            (None, Source::Standalone { .. }) => Freshness::default(),
+        };
+        tokio::spawn(tick(shared, metrics, freshness));
+        exporter
+    }
+}
+
+/// What nobody tells but the clock: age of the snapshot, end of the certificate.
+async fn tick(shared: Arc<Shared>, metrics: Arc<Metrics>, freshness: Freshness) {
+    let mut second = time::interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    loop {
+        second.tick().await;
+        identity_files::expire(&shared);
+        metrics
+            .snapshot_age
+            .set(i64::try_from(freshness.age()).unwrap_or(i64::MAX));
+        metrics.ready.set(i64::from(shared.health.is_ready()));
+    }
+}

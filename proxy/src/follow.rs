@@ -1,0 +1,559 @@
+//! Follows the control plane: one delta stream, kept open, opened again when it breaks.
+//!
+//! What is said on the stream is [`subscriber`]'s matter, which knows no sockets; what is compiled is
+//! [`crate::assemble`]'s. Here is what holds them together: connecting, waiting, compiling off this thread, putting in
+//! force, keeping on disk.
+
+mod kept;
+mod subscriber;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use merlon_api::{
+    control_plane_id,
+    discovery::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+        aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+    },
+};
+use merlon_certs::{H2, MeshTls};
+use merlon_config::name::{Namespace, ServiceName};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::{self, JoinHandle},
+    time::{self, Instant},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Streaming, transport::Channel};
+use url::Url;
+
+use self::{
+    kept::Kept,
+    subscriber::{Complete, Subscriber},
+};
+use crate::{
+    assemble::{AssembleError, Assembler},
+    backoff::Backoff,
+    config::Subject,
+    control_plane,
+    destinations::{Answer, Ask, AskError},
+    freshness::Freshness,
+    health::Unready,
+    identity::Renew,
+    inspect,
+    jwks::chain,
+    metrics::{FetchResult, Metrics, Update},
+    state::{Shared, Snapshot},
+    state_dir::StateDir,
+};
+
+/// What following begins with.
+#[derive(Debug)]
+pub(crate) struct Start {
+    pub(crate) node_id: String,
+    pub(crate) address: Url,
+    pub(crate) root_namespace: Namespace,
+    pub(crate) subject: Subject,
+    pub(crate) state_dir: Option<Arc<StateDir>>,
+    pub(crate) renew: Renew,
+    pub(crate) freshness: Freshness,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// How long tries to connect are apart.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+
+/// A stream that lasted so long was a success, and the next failure begins anew.
+const LASTED: Duration = Duration::from_secs(5);
+
+/// A new certificate is used for the stream after this time: what is being answered over the old one can finish.
+const CHANGE: Duration = Duration::from_secs(2);
+
+/// A manifest whose resources do not come within this time is refused.
+const COMPLETE: Duration = Duration::from_secs(10);
+
+/// The largest message that is read: a response carries half a mebibyte, or one resource that is larger.
+const MESSAGE: usize = 16 << 20;
+
+/// For how long it is remembered that there is no such service.
+const ABSENT: Duration = Duration::from_secs(2);
+
+/// Names that are remembered not to exist; more are asked for again.
+const ABSENT_NAMES: usize = 1_024;
+
+/// Follows the control plane.
+#[derive(Debug)]
+pub(crate) struct Follow {
+    start: Start,
+    subscriber: Option<Subscriber>,
+    assembler: Option<Arc<Assembler>>,
+    compiling: Option<JoinHandle<Compiled>>,
+    waiting: HashMap<ServiceName, Vec<oneshot::Sender<Answer>>>,
+    absent: HashMap<ServiceName, Instant>,
+}
+
+#[derive(Debug)]
+struct Compiled {
+    state: Complete,
+    result: Result<Snapshot, AssembleError>,
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum StreamEnd {
+    #[error("cannot connect")]
+    Connect(#[from] tonic::transport::Error),
+    #[error("no TLS configuration")]
+    Tls(#[from] rustls::Error),
+    #[error("the control plane says: {} ({})", .0.message(), .0.code())]
+    Status(Box<tonic::Status>),
+    #[error("the control plane closed the stream")]
+    Closed,
+    #[error("the control plane does not keep to the protocol: {0}")]
+    Protocol(String),
+    #[error("the certificate changed")]
+    Certificate,
+}
+
+impl Follow {
+    pub(crate) fn new(start: Start) -> Self {
+        Self {
+            start,
+            subscriber: None,
+            assembler: None,
+            compiling: None,
+            waiting: HashMap::new(),
+            absent: HashMap::new(),
+        }
+    }
+
+    /// Until the process ends.
+    pub(crate) async fn run(mut self, mut asked: mpsc::Receiver<Ask>) {
+        self.restore().await;
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut identities = self.start.shared.identity.watch();
+        loop {
+            identities.borrow_and_update();
+            let identity = self.start.shared.identity.load_full();
+            let Some(tls) = identity.as_ref() else {
+                // Without a certificate there is nothing to connect with.
+                tokio::select! {
+                    _ = identities.changed() => {}
+                    Some(ask) = asked.recv() => self.ask(ask),
+                }
+                continue;
+            };
+            let opened = Instant::now();
+            let end = self.stream(tls, &mut identities, &mut asked).await;
+            self.start.metrics.connected.set(0);
+            self.start.freshness.stale();
+            let wait = match end {
+                StreamEnd::Certificate => Duration::ZERO,
+                end => {
+                    tracing::warn!(control_plane = %self.start.address, "stream ended: {}", chain(&end));
+                    if opened.elapsed() > LASTED {
+                        backoff.reset();
+                    }
+                    backoff.next()
+                }
+            };
+            let again = time::sleep(wait);
+            tokio::pin!(again);
+            loop {
+                tokio::select! {
+                    () = &mut again => break,
+                    Some(ask) = asked.recv() => self.ask(ask),
+                }
+            }
+        }
+    }
+
+    /// One stream, until it ends.
+    async fn stream(
+        &mut self,
+        tls: &Arc<MeshTls>,
+        identities: &mut tokio::sync::watch::Receiver<u64>,
+        asked: &mut mpsc::Receiver<Ask>,
+    ) -> StreamEnd {
+        let opened = self.open(tls).await;
+        let result = if opened.is_ok() {
+            FetchResult::Ok
+        } else {
+            FetchResult::Failed
+        };
+        self.start.metrics.connects.inc(result);
+        let (channel, requests, mut responses) = match opened {
+            Ok(opened) => opened,
+            Err(end) => return end,
+        };
+        tracing::info!(control_plane = %self.start.address, "connected");
+        self.start.metrics.connected.set(1);
+        let inspection = tokio::spawn(inspect::serve(
+            channel,
+            inspect::Inspected {
+                node_id: self.start.node_id.clone(),
+                shared: Arc::clone(&self.start.shared),
+                freshness: self.start.freshness.clone(),
+                renew: self.start.renew.clone(),
+            },
+        ));
+        let inspection = AbortOnDrop(inspection);
+        let serial = tls.svid().serial.clone();
+        let mut change_at: Option<Instant> = None;
+        let end = loop {
+            let incomplete = self
+                .subscriber
+                .as_ref()
+                .and_then(Subscriber::incomplete_since);
+            let incomplete = incomplete.map(|since| since + COMPLETE);
+            tokio::select! {
+                message = responses.message() => match message {
+                    Ok(Some(response)) => {
+                        if let Err(end) = self.receive(response, &requests).await {
+                            break end;
+                        }
+                    }
+                    Ok(None) => break StreamEnd::Closed,
+                    Err(status) => break StreamEnd::Status(Box::new(status)),
+                },
+                compiled = finished(&mut self.compiling) => {
+                    if let Err(end) = self.compiled(compiled, &requests).await {
+                        break end;
+                    }
+                }
+                Some(ask) = asked.recv() => {
+                    self.ask(ask);
+                    if let Err(end) = self.send_pending(&requests).await {
+                        break end;
+                    }
+                }
+                () = sleep_until(incomplete) => {
+                    if let Some(subscriber) = &mut self.subscriber {
+                        subscriber.give_up();
+                    }
+                    self.start.metrics.snapshots.inc(Update::Refused);
+                    if let Err(end) = self.send_pending(&requests).await {
+                        break end;
+                    }
+                }
+                Ok(()) = identities.changed() => {
+                    let now = self.start.shared.identity.load();
+                    let same = now.as_ref().as_ref().is_some_and(|now| now.svid().serial == serial);
+                    if !same {
+                        change_at = Some(Instant::now() + CHANGE);
+                    }
+                }
+                () = sleep_until(change_at) => break StreamEnd::Certificate,
+            }
+        };
+        drop(inspection);
+        end
+    }
+
+    async fn open(&mut self, tls: &Arc<MeshTls>) -> Result<Opened, StreamEnd> {
+        let id = &tls.svid().id;
+        let control_plane = control_plane_id(id.trust_domain(), &self.start.root_namespace);
+        let channel = control_plane::connect(
+            &self.start.address,
+            tls.client_config(&control_plane, &[H2])?,
+        )
+        .await?;
+        if self
+            .subscriber
+            .as_ref()
+            .is_some_and(|subscriber| subscriber.identity() != id)
+        {
+            self.subscriber = None;
+            self.assembler = None;
+        }
+        let subscriber = self
+            .subscriber
+            .get_or_insert_with(|| Subscriber::new(id.clone()));
+        // Whoever waits since before there was anybody to ask.
+        for name in self.waiting.keys() {
+            subscriber.ask(name);
+        }
+        let workload = match &self.start.subject {
+            Subject::Sidecar { workload, .. } => workload.clone(),
+            Subject::Gateway { name, .. } => Some(name.name.to_string()),
+        };
+        let node = merlon_api::node(
+            &self.start.node_id,
+            workload.as_deref(),
+            env!("CARGO_PKG_VERSION"),
+        );
+        subscriber.begin(node);
+        let (requests, stream) = mpsc::channel(64);
+        let mut client = AggregatedDiscoveryServiceClient::new(channel.clone())
+            .max_decoding_message_size(MESSAGE);
+        // The first messages wait in the channel: the server may answer the call only after it has read one.
+        for request in subscriber.take_requests() {
+            requests.try_send(request).map_err(|_| StreamEnd::Closed)?;
+        }
+        let opening = client.delta_aggregated_resources(ReceiverStream::new(stream));
+        let answered = time::timeout(Duration::from_secs(10), opening).await;
+        let answered =
+            answered.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer in time")));
+        let answered = answered.map_err(|status| StreamEnd::Status(Box::new(status)))?;
+        Ok((channel, requests, answered.into_inner()))
+    }
+
+    async fn receive(
+        &mut self,
+        response: DeltaDiscoveryResponse,
+        requests: &mpsc::Sender<DeltaDiscoveryRequest>,
+    ) -> Result<(), StreamEnd> {
+        let Some(subscriber) = &mut self.subscriber else {
+            return Ok(());
+        };
+        let removed = subscriber.receive(response).map_err(StreamEnd::Protocol)?;
+        for name in removed {
+            self.answer(&name, &Err(AskError::Unknown));
+            if self.absent.len() >= ABSENT_NAMES {
+                self.absent.retain(|_, until| *until > Instant::now());
+            }
+            if self.absent.len() < ABSENT_NAMES {
+                self.absent.insert(name, Instant::now() + ABSENT);
+            }
+        }
+        self.compile_if_complete();
+        self.send_pending(requests).await
+    }
+
+    /// Compiles on another thread, one state at a time: what came meanwhile is looked at afterwards.
+    fn compile_if_complete(&mut self) {
+        let (None, Some(subscriber)) = (&self.compiling, &mut self.subscriber) else {
+            return;
+        };
+        let Some(state) = subscriber.complete() else {
+            return;
+        };
+        let assembler = self
+            .assembler
+            .get_or_insert_with(|| Arc::new(Assembler::new(subscriber.identity().clone())));
+        let assembler = Arc::clone(assembler);
+        let before = self.start.shared.snapshot.load_full();
+        self.compiling = Some(task::spawn_blocking(move || {
+            let before = before.as_ref().as_ref().map(Arc::as_ref);
+            let result = assembler.assemble(state.version.clone(), &state.resources, before);
+            Compiled { state, result }
+        }));
+    }
+
+    async fn compiled(
+        &mut self,
+        compiled: Option<Compiled>,
+        requests: &mpsc::Sender<DeltaDiscoveryRequest>,
+    ) -> Result<(), StreamEnd> {
+        self.compiling = None;
+        if let (Some(Compiled { state, result }), Some(subscriber)) =
+            (compiled, &mut self.subscriber)
+        {
+            match result {
+                Ok(snapshot) => {
+                    subscriber.accept(&state);
+                    self.put_in_force(snapshot);
+                    self.keep(state).await;
+                }
+                Err(error) => {
+                    tracing::error!(version = state.version.short(), %error, "the new state is refused, and the old one kept");
+                    subscriber.refuse(&state, &error.to_string());
+                    self.start.metrics.snapshots.inc(Update::Refused);
+                }
+            }
+        }
+        self.compile_if_complete();
+        self.send_pending(requests).await
+    }
+
+    fn put_in_force(&mut self, snapshot: Snapshot) {
+        let snapshot = Arc::new(snapshot);
+        let count = i64::try_from(snapshot.resources.len()).unwrap_or(i64::MAX);
+        tracing::info!(
+            version = snapshot.version.short(),
+            resources = count,
+            "snapshot"
+        );
+        self.start.metrics.resources.set(count);
+        self.start.metrics.snapshots.inc(Update::Accepted);
+        self.start
+            .shared
+            .snapshot
+            .publish(Some(Arc::clone(&snapshot)));
+        self.start.shared.health.have(Unready::NoSnapshot);
+        if self.subscriber.as_ref().is_some_and(Subscriber::is_current) {
+            self.start.freshness.confirmed();
+        }
+        let now_there: Vec<ServiceName> = self
+            .waiting
+            .keys()
+            .filter(|name| snapshot.destinations.contains_key(*name))
+            .cloned()
+            .collect();
+        for name in now_there {
+            if let Some(destination) = snapshot.destinations.get(&name) {
+                self.answer(&name, &Ok(Arc::clone(destination)));
+            }
+        }
+    }
+
+    async fn keep(&self, state: Complete) {
+        let (Some(state_dir), Some(subscriber)) = (self.start.state_dir.clone(), &self.subscriber)
+        else {
+            return;
+        };
+        let kept = Kept::new(subscriber.identity(), &state, subscriber.asked_for());
+        let written = task::spawn_blocking(move || kept.write(&state_dir)).await;
+        let written = written.map_err(std::io::Error::other).flatten();
+        let result = if written.is_ok() {
+            FetchResult::Ok
+        } else {
+            FetchResult::Failed
+        };
+        self.start.metrics.persists.inc(result);
+        if let Err(error) = written {
+            tracing::error!(%error, "the snapshot is not kept for a restart");
+        }
+    }
+
+    /// Takes up the last good state of an earlier process: the control plane may be away.
+    async fn restore(&mut self) {
+        let Some(state_dir) = self.start.state_dir.clone() else {
+            return;
+        };
+        let workload = self.start.subject.identity().clone();
+        let restored = task::spawn_blocking(move || {
+            let Some((kept, state)) = Kept::read(&state_dir, &workload)? else {
+                return Ok(None);
+            };
+            let assembler = Assembler::new(kept.identity.clone());
+            let result = assembler.assemble(state.version.clone(), &state.resources, None);
+            Ok::<_, kept::KeptError>(Some((kept, assembler, Compiled { state, result })))
+        });
+        match restored.await {
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some((
+                kept,
+                assembler,
+                Compiled {
+                    state,
+                    result: Ok(snapshot),
+                },
+            )))) => {
+                let mut subscriber = Subscriber::new(kept.identity);
+                subscriber.restore(&state, kept.asked_for);
+                self.subscriber = Some(subscriber);
+                self.assembler = Some(Arc::new(assembler));
+                self.start.freshness.restore(kept.confirmed);
+                self.put_in_force(snapshot);
+            }
+            Ok(Ok(Some((
+                _,
+                _,
+                Compiled {
+                    result: Err(error), ..
+                },
+            )))) => {
+                tracing::error!(%error, "the kept snapshot is not used");
+            }
+            Ok(Err(error)) => tracing::error!("the kept snapshot is not used: {}", chain(&error)),
+            Err(error) => tracing::error!(%error, "the kept snapshot is not used"),
+        }
+    }
+
+    fn ask(&mut self, ask: Ask) {
+        let Ask { name, answer } = ask;
+        let snapshot = self.start.shared.snapshot.load();
+        if let Some(destination) = snapshot
+            .as_ref()
+            .as_ref()
+            .and_then(|s| s.destinations.get(&name))
+        {
+            // In each of these sends, nobody waits any more when it fails.
+            let _ = answer.send(Ok(Arc::clone(destination)));
+            return;
+        }
+        if self
+            .absent
+            .get(&name)
+            .is_some_and(|until| *until > Instant::now())
+        {
+            let _ = answer.send(Err(AskError::Unknown));
+            return;
+        }
+        let subscribed = self
+            .subscriber
+            .as_mut()
+            .is_none_or(|subscriber| subscriber.ask(&name));
+        if !subscribed {
+            tracing::warn!(%name, "too many destinations are subscribed to");
+            let _ = answer.send(Err(AskError::Unavailable));
+            return;
+        }
+        let waiting = self.waiting.entry(name).or_default();
+        waiting.retain(|waiting| !waiting.is_closed());
+        waiting.push(answer);
+        if self.waiting.len() > ABSENT_NAMES {
+            self.waiting
+                .retain(|_, waiting| waiting.iter().any(|waiting| !waiting.is_closed()));
+        }
+    }
+
+    fn answer(&mut self, name: &ServiceName, answer: &Answer) {
+        for waiting in self.waiting.remove(name).into_iter().flatten() {
+            // Nobody waits any more when this fails.
+            let _ = waiting.send(answer.clone());
+        }
+    }
+
+    async fn send_pending(
+        &mut self,
+        requests: &mpsc::Sender<DeltaDiscoveryRequest>,
+    ) -> Result<(), StreamEnd> {
+        let Some(subscriber) = &mut self.subscriber else {
+            return Ok(());
+        };
+        if subscriber.is_current() {
+            self.start.freshness.confirmed();
+        } else {
+            self.start.freshness.stale();
+        }
+        for request in subscriber.take_requests() {
+            requests
+                .send(request)
+                .await
+                .map_err(|_| StreamEnd::Closed)?;
+        }
+        Ok(())
+    }
+}
+
+type Opened = (
+    Channel,
+    mpsc::Sender<DeltaDiscoveryRequest>,
+    Streaming<DeltaDiscoveryResponse>,
+);
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Pending while nothing is compiled; `None` when the compilation itself failed.
+async fn finished(compiling: &mut Option<JoinHandle<Compiled>>) -> Option<Compiled> {
+    match compiling {
+        Some(task) => task.await.ok(),
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,137 @@
+//! The last good state on disk: one file, whole or refused.
+
+use std::{collections::BTreeSet, io};
+
+use jiff::Timestamp;
+use merlon_config::{
+    name::{ServiceName, SpiffeId, WorkloadId},
+    snapshot::{Manifest, ResourceKey, Version},
+};
+use serde::{Deserialize, Serialize};
+
+use super::subscriber::Complete;
+use crate::{
+    assemble::{Held, Resources},
+    state_dir::StateDir,
+};
+
+/// The file's name in the state directory.
+pub(super) const FILE: &str = "snapshot.json";
+
+/// What stands in the file, after a line with the SHA-256 of all the rest.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Kept {
+    pub(super) identity: SpiffeId,
+    /// When the state was confirmed, in seconds since 1970.
+    pub(super) confirmed: i64,
+    /// The manifest's bytes, of which the version is the hash.
+    manifest: Manifest,
+    version: Version,
+    resources: Vec<KeptResource>,
+    /// Destinations that were asked for.
+    pub(super) asked_for: BTreeSet<ServiceName>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct KeptResource {
+    key: ResourceKey,
+    json: String,
+}
+
+/// Why a kept state is not used. The proxy begins cold.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KeptError {
+    #[error(transparent)]
+    Read(#[from] io::Error),
+    #[error(
+        "it does not have the digest that stands in its first line: it was cut short or changed"
+    )]
+    Digest,
+    #[error("it is not JSON as it should be")]
+    Json(#[from] serde_json::Error),
+    #[error("{0} is missing in it, or not in the manifest's version")]
+    Resource(ResourceKey),
+    #[error("it is of `{found}`, and this proxy runs as `{own}`")]
+    Other {
+        own: Box<WorkloadId>,
+        found: Box<SpiffeId>,
+    },
+}
+
+impl Kept {
+    pub(super) fn new(
+        identity: &SpiffeId,
+        state: &Complete,
+        asked_for: BTreeSet<ServiceName>,
+    ) -> Self {
+        let resources = state.resources.iter().map(|(key, held)| KeptResource {
+            key: key.clone(),
+            json: String::from_utf8_lossy(&held.json).into_owned(),
+        });
+        Self {
+            identity: identity.clone(),
+            confirmed: Timestamp::now().as_second(),
+            manifest: state.manifest.clone(),
+            version: state.version.clone(),
+            resources: resources.collect(),
+            asked_for,
+        }
+    }
+
+    pub(super) fn write(&self, state_dir: &StateDir) -> io::Result<()> {
+        let json = serde_json::to_vec(self)?;
+        let mut bytes = Version::of(&json).to_string().into_bytes();
+        bytes.push(b'\n');
+        bytes.extend_from_slice(&json);
+        state_dir.write(FILE, &bytes)
+    }
+
+    /// The state, if the file is whole and this proxy's.
+    pub(super) fn read(
+        state_dir: &StateDir,
+        own: &WorkloadId,
+    ) -> Result<Option<(Self, Complete)>, KeptError> {
+        let Some(bytes) = state_dir.read(FILE)? else {
+            return Ok(None);
+        };
+        let end = bytes
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .ok_or(KeptError::Digest)?;
+        let (digest, rest) = bytes.split_at(end);
+        let json = rest.get(1..).unwrap_or_default();
+        if Version::of(json).as_str().as_bytes() != digest {
+            return Err(KeptError::Digest);
+        }
+        let mut kept: Self = serde_json::from_slice(json)?;
+        if kept.identity.workload() != own {
+            return Err(KeptError::Other {
+                own: Box::new(own.clone()),
+                found: Box::new(kept.identity.clone()),
+            });
+        }
+        let mut resources = Resources::new();
+        for resource in std::mem::take(&mut kept.resources) {
+            let version = Version::of(resource.json.as_bytes());
+            resources.insert(
+                resource.key,
+                Held {
+                    version,
+                    json: resource.json.into(),
+                },
+            );
+        }
+        for entry in &kept.manifest.entries {
+            if resources
+                .get(&entry.key)
+                .is_none_or(|held| held.version != entry.version)
+            {
+                return Err(KeptError::Resource(entry.key.clone()));
+            }
+        }
+        resources.retain(|key, _| kept.manifest.entries.iter().any(|entry| entry.key == *key));
+        let state = Complete::restored(kept.manifest.clone(), kept.version.clone(), resources);
+        Ok(Some((kept, state)))
+    }
+}

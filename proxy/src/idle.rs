@@ -1,0 +1,6 @@
+//! Stub.
+use crate::state::Worker;
+/// Stub.
+pub async fn run(worker: Worker) {
+    worker.shutdown.drain.cancelled().await
+}
