@@ -1,0 +1,17 @@
+//! A size or duration prints as something that means the same.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use merlon_config::unit::{Size, Span};
+
+fuzz_target!(|text: &str| {
+    if let Ok(size) = text.parse::<Size>() {
+        assert_eq!(size.to_string().parse(), Ok(size));
+    }
+    // Printed in milliseconds: what is finer is lost.
+    if let Ok(Span(span)) = text.parse::<Span>()
+        && span.subsec_nanos() % 1_000_000 == 0
+    {
+        assert_eq!(Span(span).to_string().parse(), Ok(Span(span)));
+    }
+});
