@@ -302,8 +302,9 @@ drainTimeout: 30
     #[test]
     fn fields_that_exclude_each_other_are_told() {
         let text = "\
-identity: shop/web
 gateway: shop/edge
+workload: web
+certificate: web.pem
 standalone: resources
 controlPlane: http://127.0.0.1:7564
 joinToken: merlon-join.1.example.org.secret
