@@ -1,0 +1,187 @@
+//! Counts the HTTP/2 frames that cost us an answer and their sender nothing: h2 takes 300,000 of them in three seconds
+//! without closing.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Duration, Instant},
+};
+
+/// PING, SETTINGS and PRIORITY frames that a peer may send in [`WINDOW`].
+pub const MOST: u32 = 1_000;
+/// RST_STREAM frames likewise; a busy peer whose callers give up sends some.
+const RESETS: u32 = 4_000;
+const WINDOW: Duration = Duration::from_secs(10);
+const PREFACE: usize = 24;
+
+/// An HTTP/2 connection whose frames are counted as they are read.
+#[derive(Debug)]
+pub struct Frames<T> {
+    inner: T,
+    begun: Vec<u8>,
+    counter: Counter,
+}
+
+/// Follows frame headers through the bytes (RFC 9113 §4.1).
+#[derive(Debug)]
+pub struct Counter {
+    skip: usize,
+    header: [u8; 9],
+    have: usize,
+    cheap: u32,
+    resets: u32,
+    since: Instant,
+}
+
+impl Default for Counter {
+    fn default() -> Self {
+        Self { skip: PREFACE, header: [0; 9], have: 0, cheap: 0, resets: 0, since: Instant::now() }
+    }
+}
+
+impl Counter {
+    /// Follows `bytes`. False: too many.
+    pub fn follow(&mut self, mut bytes: &[u8]) -> bool {
+        while !bytes.is_empty() {
+            if self.skip > 0 {
+                let here = self.skip.min(bytes.len());
+                self.skip -= here;
+                bytes = bytes.get(here..).unwrap_or_default();
+                continue;
+            }
+            let here = (self.header.len() - self.have).min(bytes.len());
+            let (part, rest) = bytes.split_at_checked(here).unwrap_or_default();
+            if let Some(room) = self.header.get_mut(self.have..self.have + here) {
+                room.copy_from_slice(part);
+            }
+            self.have += here;
+            bytes = rest;
+            if self.have == self.header.len() {
+                self.have = 0;
+                let [high, middle, low, kind, ..] = self.header;
+                self.skip = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+                if !self.count(kind) {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn count(&mut self, kind: u8) -> bool {
+        const PRIORITY: u8 = 2;
+        const RST_STREAM: u8 = 3;
+        const SETTINGS: u8 = 4;
+        const PING: u8 = 6;
+        match kind {
+            PRIORITY | SETTINGS | PING => self.cheap += 1,
+            RST_STREAM => self.resets += 1,
+            _ => return true,
+        }
+        if self.cheap <= MOST && self.resets <= RESETS {
+            return true;
+        }
+        // The clock is asked only when there is something to forgive.
+        let fair = self.since.elapsed() >= WINDOW;
+        self.since = Instant::now();
+        self.cheap = 0;
+        self.resets = 0;
+        fair
+    }
+}
+
+impl<T> Frames<T> {
+    /// Counts on `inner`, of which `begun` was read already.
+    pub fn new(inner: T, begun: Vec<u8>) -> Self {
+        Self { inner, begun, counter: Counter::default() }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Frames<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = into.filled().len();
+        if this.begun.is_empty() {
+            ready!(Pin::new(&mut this.inner).poll_read(cx, into))?;
+        } else {
+            let here = this.begun.len().min(into.remaining());
+            let rest = this.begun.split_off(here);
+            into.put_slice(&this.begun);
+            this.begun = rest;
+        }
+        if this.counter.follow(into.filled().get(before..).unwrap_or_default()) {
+            return Poll::Ready(Ok(()));
+        }
+        into.set_filled(before);
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "too many control frames")))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Frames<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, payload: usize) -> Vec<u8> {
+        let [.., high, middle, low] = payload.to_be_bytes();
+        let mut bytes = vec![high, middle, low, kind, 0, 0, 0, 0, 0];
+        bytes.resize(9 + payload, 7);
+        bytes
+    }
+
+    fn counter() -> Counter {
+        let mut counter = Counter::default();
+        assert!(counter.follow(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"));
+        counter
+    }
+
+    #[test]
+    fn data_is_never_too_much() {
+        let mut counter = counter();
+        for _ in 0..100_000 {
+            assert!(counter.follow(&frame(0, 100)));
+        }
+    }
+
+    #[test]
+    fn the_thousand_and_first_ping_is_one_too_many_however_it_is_cut() {
+        for size in [1, 7, 64, 100_000] {
+            let mut counter = counter();
+            let bytes: Vec<u8> = (0..=MOST).flat_map(|_| frame(6, 8)).collect();
+            let mut pieces = bytes.chunks(size);
+            assert!(!pieces.all(|piece| counter.follow(piece)), "in pieces of {size}");
+            let mut counter = self::counter();
+            assert!(counter.follow(&bytes[..bytes.len() - 17]));
+        }
+    }
+}

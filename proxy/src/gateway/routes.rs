@@ -1,0 +1,229 @@
+//! Which route of a Gateway a request takes: by the precedence of Gateway API, not in writing order.
+
+use http::HeaderMap;
+use merlon_config::{
+    name::ServiceName,
+    resource::{BackendRef, HttpRouteMatch, HttpRouteRule, PathMatchType},
+    snapshot::{GatewayRoute, GatewayState},
+};
+
+/// What routes look at.
+#[derive(Debug)]
+pub(crate) struct Asked<'a> {
+    /// Lower case, without port.
+    pub(crate) host: &'a str,
+    pub(crate) method: &'a str,
+    /// Normalised.
+    pub(crate) path: &'a str,
+    pub(crate) headers: &'a HeaderMap,
+}
+
+/// A rule that fits.
+#[derive(Debug)]
+pub(crate) struct Matched<'g> {
+    route: &'g GatewayRoute,
+    rule: &'g HttpRouteRule,
+}
+
+/// A Service's port.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Backend {
+    pub(crate) service: ServiceName,
+    pub(crate) port: u16,
+}
+
+/// How well something fits; the greater goes first. Host, then path, then method, then headers; between equals the
+/// route that is first by name, and in it the rule that is first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Fit {
+    exact_host: bool,
+    host_length: usize,
+    exact_path: bool,
+    path_length: usize,
+    method: bool,
+    headers: usize,
+}
+
+/// The rule that fits best. `listener` is the host name of the listener that was asked.
+pub(crate) fn find<'g>(gateway: &'g GatewayState, listener: Option<&str>, asked: &Asked<'_>) -> Option<Matched<'g>> {
+    if listener.is_some_and(|pattern| host_fit(pattern, asked.host).is_none()) {
+        return None;
+    }
+    let mut best: Option<(Fit, Matched<'g>)> = None;
+    let mut routes: Vec<&GatewayRoute> = gateway.routes.iter().collect();
+    routes.sort_by(|a, b| a.name.cmp(&b.name));
+    for route in routes {
+        let Some((exact_host, host_length)) = route_host(route, asked.host) else { continue };
+        for rule in &route.spec.rules {
+            let any = HttpRouteMatch::default();
+            let matches = if rule.matches.is_empty() { std::slice::from_ref(&any) } else { &rule.matches };
+            for one in matches {
+                let Some(fit) = match_fit(one, asked) else { continue };
+                let fit = Fit { exact_host, host_length, ..fit };
+                if best.as_ref().is_none_or(|(other, _)| fit > *other) {
+                    best = Some((fit, Matched { route, rule }));
+                }
+            }
+        }
+    }
+    best.map(|(_, matched)| matched)
+}
+
+fn route_host(route: &GatewayRoute, host: &str) -> Option<(bool, usize)> {
+    if route.spec.hostnames.is_empty() {
+        return Some((false, 0));
+    }
+    route.spec.hostnames.iter().filter_map(|pattern| host_fit(pattern, host)).max()
+}
+
+/// Whether a host name fits, exactly or by `*.`, which stands for one or more labels.
+fn host_fit(pattern: &str, host: &str) -> Option<(bool, usize)> {
+    match pattern.strip_prefix('*') {
+        Some(suffix) => {
+            let start = host.len().checked_sub(suffix.len())?;
+            let fits = start > 0 && host.get(start..).is_some_and(|end| end.eq_ignore_ascii_case(suffix));
+            fits.then_some((false, suffix.len()))
+        }
+        None => pattern.eq_ignore_ascii_case(host).then_some((true, pattern.len())),
+    }
+}
+
+fn match_fit(one: &HttpRouteMatch, asked: &Asked<'_>) -> Option<Fit> {
+    let (exact_path, path_length) = match &one.path {
+        None => (false, 1),
+        Some(path) => match path.kind {
+            PathMatchType::Exact => (path.value == asked.path).then_some((true, path.value.len()))?,
+            PathMatchType::PathPrefix => {
+                let prefix = path.value.strip_suffix('/').unwrap_or(&path.value);
+                let rest = asked.path.strip_prefix(prefix)?;
+                // Whole segments: `/a` is no prefix of `/ab`.
+                (rest.is_empty() || rest.starts_with('/')).then_some((false, path.value.len()))?
+            }
+        },
+    };
+    if one.method.as_deref().is_some_and(|method| method != asked.method) {
+        return None;
+    }
+    let fits = one.headers.iter().all(|wanted| {
+        let mut values = asked.headers.get_all(wanted.name.as_str()).iter();
+        // Several values could be read as one or the other: none of them fits.
+        values.next().is_some_and(|value| value.as_bytes() == wanted.value.as_bytes()) && values.next().is_none()
+    });
+    fits.then_some(Fit {
+        exact_host: false,
+        host_length: 0,
+        exact_path,
+        path_length,
+        method: one.method.is_some(),
+        headers: one.headers.len(),
+    })
+}
+
+impl Matched<'_> {
+    /// One of the rule's backends, by weight; `random` decides. None: the rule leads nowhere.
+    pub(crate) fn backend(&self, random: u64) -> Option<Backend> {
+        let total: u64 = self.rule.backend_refs.iter().map(|one| u64::from(one.weight)).sum();
+        let mut left = random.checked_rem(total)?;
+        let chosen = self.rule.backend_refs.iter().find(|one| {
+            let weight = u64::from(one.weight);
+            let here = left < weight;
+            left = left.saturating_sub(weight);
+            here
+        })?;
+        Some(self.resolve(chosen))
+    }
+
+    fn resolve(&self, backend: &BackendRef) -> Backend {
+        let namespace = backend.namespace.clone().unwrap_or_else(|| self.route.name.namespace.clone());
+        Backend { service: ServiceName { namespace, name: backend.name.clone() }, port: backend.port }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gateway(routes: &serde_json::Value) -> GatewayState {
+        serde_json::from_value(serde_json::json!({ "name": "edge/main", "listeners": [], "routes": routes })).unwrap()
+    }
+
+    fn rule(matches: serde_json::Value, to: &str) -> serde_json::Value {
+        serde_json::json!({ "matches": matches, "backendRefs": [{ "name": to, "port": 80 }] })
+    }
+
+    fn route(name: &str, hostnames: &[&str], rules: Vec<serde_json::Value>) -> serde_json::Value {
+        serde_json::json!({ "name": name, "spec": {
+            "parentRefs": [{ "name": "main" }], "hostnames": hostnames, "rules": rules } })
+    }
+
+    fn to(gateway: &GatewayState, host: &str, method: &str, path: &str) -> Option<String> {
+        let headers = HeaderMap::from_iter([(http::header::ACCEPT, http::HeaderValue::from_static("v2"))]);
+        let asked = Asked { host, method, path, headers: &headers };
+        let backend = find(gateway, None, &asked)?.backend(1)?;
+        Some(backend.service.to_string())
+    }
+
+    #[test]
+    fn the_longest_path_wins_whatever_the_order() {
+        let path = |kind: &str, value: &str| serde_json::json!([{ "path": { "type": kind, "value": value } }]);
+        let gateway = gateway(&serde_json::json!([route(
+            "shop/a",
+            &[],
+            vec![
+                rule(path("PathPrefix", "/"), "all"),
+                rule(path("PathPrefix", "/orders"), "orders"),
+                rule(path("Exact", "/orders"), "exact"),
+                rule(path("PathPrefix", "/orders/special/"), "special"),
+            ]
+        )]));
+        assert_eq!(to(&gateway, "x", "GET", "/").as_deref(), Some("shop/all"));
+        assert_eq!(to(&gateway, "x", "GET", "/orders").as_deref(), Some("shop/exact"));
+        assert_eq!(to(&gateway, "x", "GET", "/orders/1").as_deref(), Some("shop/orders"));
+        assert_eq!(to(&gateway, "x", "GET", "/ordersx").as_deref(), Some("shop/all"));
+        assert_eq!(to(&gateway, "x", "GET", "/orders/special").as_deref(), Some("shop/special"));
+    }
+
+    #[test]
+    fn method_then_headers_break_a_tie() {
+        let gateway = gateway(&serde_json::json!([route(
+            "shop/a",
+            &[],
+            vec![
+                rule(serde_json::json!([{}]), "plain"),
+                rule(serde_json::json!([{ "headers": [{ "name": "Accept", "value": "v2" }] }]), "header"),
+                rule(serde_json::json!([{ "method": "POST" }]), "method"),
+            ]
+        )]));
+        assert_eq!(to(&gateway, "x", "GET", "/").as_deref(), Some("shop/header"));
+        assert_eq!(to(&gateway, "x", "POST", "/").as_deref(), Some("shop/method"));
+    }
+
+    #[test]
+    fn an_exact_host_beats_a_wildcard_and_a_wildcard_is_never_the_bare_domain() {
+        let any = || vec![rule(serde_json::json!([]), "any")];
+        let one = || vec![rule(serde_json::json!([]), "one")];
+        let gateway = gateway(&serde_json::json!([
+            route("shop/a", &["*.example.com"], any()),
+            route("shop/b", &["www.example.com"], one()),
+        ]));
+        assert_eq!(to(&gateway, "www.example.com", "GET", "/").as_deref(), Some("shop/one"));
+        assert_eq!(to(&gateway, "a.b.example.com", "GET", "/").as_deref(), Some("shop/any"));
+        assert_eq!(to(&gateway, "example.com", "GET", "/"), None);
+    }
+
+    #[test]
+    fn weights_share_out_and_nothing_goes_to_weight_nought() {
+        let gateway = gateway(&serde_json::json!([route(
+            "shop/a",
+            &[],
+            vec![serde_json::json!({ "backendRefs": [
+                { "name": "one", "port": 80, "weight": 3 }, { "name": "none", "port": 80, "weight": 0 },
+                { "name": "two", "port": 80, "weight": 1, "namespace": "other" } ] })]
+        )]));
+        let headers = HeaderMap::new();
+        let asked = Asked { host: "x", method: "GET", path: "/", headers: &headers };
+        let matched = find(&gateway, None, &asked).unwrap();
+        let names: Vec<_> = (0..4).map(|random| matched.backend(random).unwrap().service.to_string()).collect();
+        assert_eq!(names, ["shop/one", "shop/one", "shop/one", "other/two"]);
+    }
+}

@@ -1,0 +1,350 @@
+//! THE REQUEST PATH: from another proxy's connection to the program beside us, in the order a request meets it.
+
+use std::{cell::RefCell, convert::Infallible, net::SocketAddr, rc::Rc, time::Instant};
+
+use http::{HeaderValue, Request, Response, Version};
+use hyper::body::{Body as _, Incoming};
+use merlon_certs::{MERLON_H2, MeshTls};
+use merlon_config::name::ServiceName;
+use merlon_policy::{principal::Principal, validate::RouteMatch};
+use tokio::net::TcpStream;
+
+use crate::{
+    body::{AnswerBody, RequestBody},
+    connection::{self, Stream},
+    denial::{Denial, Upstream},
+    exchange::Exchange,
+    layers::{
+        address_limit::address_limit,
+        authenticate::authenticate,
+        authorize::{authorize, record_refusal},
+        head,
+        headers::{self, CALLER, USER},
+        quota::quota,
+        stage::{Admitted, Call},
+        target::{Target, Targets, route},
+        validate::validate,
+    },
+    metrics::{Direction, Transport},
+    peer_header::{self, Proto},
+    problem::is_grpc,
+    request::{Refused, contained},
+    tcp, upgrade,
+    worker::{Counted, Local},
+};
+
+/// Requests that one worker carries at once; more are told to come again.
+pub(crate) const IN_FLIGHT: usize = 4_096;
+
+/// Who is at the other end of a connection, and what it was found to mean.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) local: Rc<Local>,
+    pub(crate) direction: Direction,
+    pub(crate) address: SocketAddr,
+    /// The port of our own listener.
+    pub(crate) own_port: Option<u16>,
+    pub(crate) principal: Principal,
+    /// The SPIFFE ID, for the log.
+    pub(crate) id: Option<Rc<str>>,
+    /// The SPIFFE ID, for the program.
+    pub(crate) caller: Option<HeaderValue>,
+    /// The host name of a gateway's listener.
+    pub(crate) listener_host: Option<Rc<str>>,
+    /// The name that a TLS client asked for.
+    pub(crate) server_name: Option<Box<str>>,
+    /// Whether it came over TLS.
+    pub(crate) tls: bool,
+    /// For a local address that leads to one port of a Service.
+    pub(crate) fixed: Option<(ServiceName, u16)>,
+    targets: RefCell<Targets>,
+}
+
+impl Peer {
+    pub(crate) fn new(local: &Rc<Local>, direction: Direction, address: SocketAddr, principal: Principal) -> Self {
+        let id = match &principal {
+            Principal::Workload(id) => Some(id.to_string()),
+            Principal::Anonymous => None,
+        };
+        Self {
+            local: Rc::clone(local),
+            direction,
+            address,
+            own_port: None,
+            principal,
+            caller: id.as_deref().and_then(|id| HeaderValue::from_str(id).ok()),
+            id: id.map(Rc::from),
+            listener_host: None,
+            server_name: None,
+            tls: false,
+            fixed: None,
+            targets: RefCell::default(),
+        }
+    }
+
+    /// Whether a verified mesh identity is at the other end: it is told the policy that refused it.
+    pub(crate) fn is_meshed(&self) -> bool {
+        matches!(self.principal, Principal::Workload(_))
+    }
+}
+
+/// A connection to the inbound listener: mesh TLS, and nothing else while this proxy has or should have an identity.
+pub(crate) async fn connection(local: Rc<Local>, stream: TcpStream, address: SocketAddr) {
+    if !local.shared.has_identity {
+        let peer = Rc::new(Peer::new(&local, Direction::Inbound, address, Principal::Anonymous));
+        return connection::serve_plain(&local, stream, peer, serve).await;
+    }
+    // Without an identity there is nothing to answer with, and nothing is ever answered in its place.
+    let Some(config) = local.server_tls() else { return };
+    let Some(stream) = connection::handshake(&local, Direction::Inbound, config, stream).await else { return };
+    let tls = stream.get_ref().1;
+    let Some(Ok(id)) = tls.peer_certificates().map(MeshTls::peer_id) else { return };
+    let speaks_h2 = tls.alpn_protocol() == Some(MERLON_H2);
+    let peer = Rc::new(Peer::new(&local, Direction::Inbound, address, Principal::Workload(id)));
+    if speaks_h2 {
+        let peer = Rc::clone(&peer);
+        connection::serve_h2(&local, Stream::mesh(stream), Transport::MeshH2, peer, serve).await;
+    } else {
+        tcp::inbound(&peer, stream).await;
+    }
+}
+
+/// Answers one request.
+pub(crate) async fn serve(
+    peer: Rc<Peer>,
+    request: Request<Incoming>,
+    broken: Option<Denial>,
+) -> Result<Response<AnswerBody>, Infallible> {
+    contained(&peer, request, broken, async |request, exchange| decide(&peer, request, exchange).await).await
+}
+
+/// Reads a head, and hands what it says to the checks.
+async fn decide(
+    peer: &Rc<Peer>,
+    request: Request<Incoming>,
+    mut exchange: Exchange,
+) -> Result<Response<AnswerBody>, Refused> {
+    let Some(_in_flight) = Counted::within(Rc::clone(&peer.local), |local| &local.in_flight, IN_FLIGHT) else {
+        return Err((Denial::Overload, exchange));
+    };
+    let (mut head, body) = request.into_parts();
+    let claim = head.headers.remove(peer_header::NAME);
+    let reading = match head::read(&mut head) {
+        Ok(reading) => reading,
+        Err(denial) => return Err((denial, exchange)),
+    };
+    // What only we may set goes before anything reads it, on every route, and is set afresh after the checks.
+    headers::strip_ours(&mut head.headers);
+    exchange.trace(&mut head.headers);
+    exchange.uri = head.uri.clone();
+    exchange.host = Some(reading.authority.clone());
+    // A browser may come with another host on the connection it has (RFC 9113 §9.1.1); the certificate was for one.
+    if peer.server_name.as_deref().is_some_and(|name| name != reading.authority.host()) {
+        return Err((Denial::Misdirected, exchange));
+    }
+    let current = peer.local.current();
+    exchange.current = Some(Rc::clone(&current));
+    let grpc = is_grpc(&head.headers);
+    let mut call = Call {
+        local: Rc::clone(&peer.local),
+        current,
+        address: peer.address,
+        own_port: peer.own_port,
+        now: exchange.at,
+        clock: Instant::now(),
+        body: (!body.is_end_stream()).then_some(body),
+        grpc,
+        proto: if head.version >= Version::HTTP_2 { Proto::H2 } else { Proto::Http1 },
+        user: None,
+        route: RouteMatch::NONE,
+        head,
+        reading,
+        exchange,
+    };
+    let target = target(peer, &mut call, claim.as_ref());
+    let outcome = checks(&mut call, target.clone(), peer).await;
+    match outcome {
+        Ok(answer) => Ok(conclude(answer, call)),
+        Err(denial) => {
+            if let Some(target) = target.filter(|_| !matches!(denial, Denial::Policy(_) | Denial::Upstream(_))) {
+                record_refusal(&call, &target, &denial);
+            }
+            Err((denial, call.exchange))
+        }
+    }
+}
+
+/// The service that is meant: what the other proxy claims, if it is ours; nobody else can claim anything.
+fn target(peer: &Peer, call: &mut Call, claim: Option<&HeaderValue>) -> Option<Rc<Target>> {
+    let snapshot = call.current.snapshot()?;
+    match (peer.direction, &peer.principal, claim) {
+        (Direction::Gateway, ..) => Target::gateway(snapshot, &peer.principal).map(Rc::new),
+        (_, Principal::Workload(_), Some(claim)) => {
+            let mut targets = peer.targets.borrow_mut();
+            let (target, proto) = targets.find(claim, snapshot, call.current.generation, &peer.principal)?;
+            call.proto = proto;
+            Some(target)
+        }
+        (_, Principal::Workload(_), None) => None,
+        (_, Principal::Anonymous, _) => {
+            Target::guessed(snapshot, call.reading.authority.as_str(), &peer.principal).map(Rc::new)
+        }
+    }
+}
+
+/// Every check in its order. Each takes the proof of the one before; `forward` takes the last.
+async fn checks(call: &mut Call, target: Option<Rc<Target>>, peer: &Peer) -> Result<Answer, Denial> {
+    let routed = route(call, target)?;
+    // Before any signature is checked: checking costs more than asking.
+    let screened = address_limit(routed)?;
+    let authenticated = authenticate(screened).await?;
+    // After the caller is proved, so that nobody spends another's share.
+    let counted = quota(authenticated)?;
+    let permitted = authorize(counted)?;
+    // Last, because a body is read from nobody who may not send it.
+    let admitted = validate(permitted).await?;
+    forward(admitted, peer).await
+}
+
+/// An upstream's answer and what goes with it.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) response: Response<AnswerBody>,
+    /// A switch of protocols that the upstream agreed to: the tunnel takes the exchange with it.
+    pub(crate) switched: Option<Switched>,
+}
+
+/// Both ends of a tunnel that is about to begin.
+#[derive(Debug)]
+pub(crate) struct Switched {
+    pub(crate) asked: upgrade::Asked,
+    pub(crate) upstream: hyper::upgrade::OnUpgrade,
+    pub(crate) held: Option<crate::upstream::Returned>,
+    pub(crate) long_lived: Option<Rc<crate::worker::LongLived>>,
+}
+
+/// Sends an admitted request on, and only an admitted one.
+async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answer, Denial> {
+    if peer.direction == Direction::Gateway {
+        return crate::gateway::forward(admitted, peer).await;
+    }
+    let Admitted { call, target, body, long_lived, .. } = admitted;
+    let asked = if call.reading.websocket { upgrade::take(&mut call.head) } else { None };
+    let mut request = Request::new(body);
+    std::mem::swap(request.headers_mut(), &mut call.head.headers);
+    tell_program(request.headers_mut(), peer, call);
+    *request.method_mut() = call.head.method.clone();
+    *request.uri_mut() = call.head.uri.clone();
+    let authority = &call.reading.authority;
+    let request = match call.proto {
+        Proto::H2 => crate::outbound::as_h2(request, authority, "http"),
+        Proto::Http1 | Proto::Tcp => crate::outbound::with_host(request, authority),
+    };
+    let request = if asked.is_some() { ask(request, call) } else { request };
+    call.exchange.upstream = Some(target.program);
+    let flow = call.exchange.flow.clone();
+    let sent = call.local.programs.send(target.program, call.proto, request, &call.local.metrics);
+    let sent = match &long_lived {
+        // A stream may be revoked before its answer begins.
+        Some(held) => tokio::select! {
+            sent = sent => sent,
+            () = held.leash.pulled() => return Err(revoked()),
+        },
+        None => sent.await,
+    };
+    let (response, held) = sent.map_err(|denial| blame(denial, flow.as_deref()))?;
+    answer(call, response, Some(held), asked, long_lived)
+}
+
+pub(crate) fn ask(request: Request<RequestBody>, call: &Call) -> Request<RequestBody> {
+    let (mut head, body) = request.into_parts();
+    upgrade::ask(&mut head, call.proto, &call.local.random);
+    Request::from_parts(head, body)
+}
+
+/// What the program learns of its caller, in headers that nobody else can set.
+fn tell_program(headers: &mut http::HeaderMap, peer: &Peer, call: &Call) {
+    if let Some(caller) = &peer.caller {
+        headers.insert(CALLER, caller.clone());
+    }
+    if let Some(user) = &call.user {
+        headers.insert(USER, printable(&user.id));
+    }
+}
+
+/// A subject may be any text (RFC 7519 §4.1.2): what no header may hold is percent-encoded.
+pub(crate) fn printable(text: &str) -> HeaderValue {
+    use std::fmt::Write as _;
+    if text.bytes().all(|byte| matches!(byte, 0x21..=0x7e) && byte != b'%')
+        && let Ok(value) = HeaderValue::from_str(text)
+    {
+        return value;
+    }
+    let mut encoded = String::with_capacity(text.len() * 3);
+    for byte in text.bytes() {
+        if matches!(byte, 0x21..=0x7e) && byte != b'%' {
+            encoded.push(char::from(byte));
+        } else {
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    HeaderValue::try_from(encoded).unwrap_or(HeaderValue::from_static("%"))
+}
+
+/// An upstream that broke off because our caller's body did is not at fault.
+pub(crate) fn blame(denial: Denial, flow: Option<&crate::body::Flow>) -> Denial {
+    match (denial, flow) {
+        (Denial::Upstream(_), Some(flow)) if flow.over().is_some() => {
+            Denial::BodyTooLarge(flow.over().unwrap_or_default())
+        }
+        (Denial::Upstream(_), Some(flow)) if flow.broken() => Denial::BodyBroken,
+        (denial, _) => denial,
+    }
+}
+
+pub(crate) fn revoked() -> Denial {
+    Denial::Upstream(Upstream::Reset)
+}
+
+/// Gives an upstream's answer the form that goes to our caller.
+pub(crate) fn answer(
+    call: &mut Call,
+    response: Response<Incoming>,
+    held: Option<crate::upstream::Returned>,
+    asked: Option<upgrade::Asked>,
+    long_lived: Option<Rc<crate::worker::LongLived>>,
+) -> Result<Answer, Denial> {
+    let (mut head, incoming) = response.into_parts();
+    headers::strip_answer(&mut head.headers);
+    let version = call.head.version;
+    if let Some(asked) = asked
+        && upgrade::agreed(head.status, call.proto)
+    {
+        let upstream = head.extensions.remove::<hyper::upgrade::OnUpgrade>().ok_or(Upstream::Protocol)?;
+        upgrade::answer(&mut head, version, &asked);
+        call.exchange.answered(101);
+        let response = Response::from_parts(head, AnswerBody::ours(bytes::Bytes::new()));
+        return Ok(Answer { response, switched: Some(Switched { asked, upstream, held, long_lived }) });
+    }
+    // A switch that nobody asked for would turn the rest of the connection into something undecided.
+    if head.status == http::StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Upstream::Protocol.into());
+    }
+    head.version = version;
+    head.extensions.clear();
+    call.exchange.answered(head.status.as_u16());
+    let body = AnswerBody::upstream(incoming, held, long_lived);
+    Ok(Answer { response: Response::from_parts(head, body), switched: None })
+}
+
+/// From here the request is over when its body, or its tunnel, is.
+pub(crate) fn conclude(answer: Answer, call: Call) -> Response<AnswerBody> {
+    let exchange = call.exchange;
+    match answer.switched {
+        Some(Switched { asked, upstream, held, long_lived }) => {
+            upgrade::tunnel(asked, upstream, upgrade::Kept { exchange, held, long_lived });
+            answer.response
+        }
+        None => answer.response.map(|body| body.concludes(exchange)),
+    }
+}

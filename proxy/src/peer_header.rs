@@ -1,0 +1,113 @@
+//! What one proxy tells the other: `merlon-peer: service=shop/orders;port=80;proto=http/1.1`.
+//!
+//! The caller's proxy sets it; it is taken from nobody else. It is a claim: the destination's proxy believes it only
+//! as far as the Service named is one of its own workload's.
+
+use merlon_config::name::ServiceName;
+
+/// The header's name.
+pub const NAME: http::HeaderName = http::HeaderName::from_static("merlon-peer");
+/// The longest text that is read.
+pub const MAX_LENGTH: usize = 1_024;
+
+/// What the program that calls speaks, and so what the program that is called gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Proto {
+    /// `http/1.1`
+    Http1,
+    /// `h2`
+    H2,
+    /// `tcp`
+    Tcp,
+}
+
+impl Proto {
+    /// As it stands in the header.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "http/1.1",
+            Self::H2 => "h2",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// Which Service and port a caller means, and what it speaks.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Claim {
+    /// The Service.
+    pub service: ServiceName,
+    /// The Service's port, not the program's.
+    pub port: u16,
+    /// What is spoken.
+    pub proto: Proto,
+}
+
+impl Claim {
+    /// Reads a claim. All three parts must be there, in this order, and nothing else.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        if text.len() > MAX_LENGTH {
+            return None;
+        }
+        let mut parts = std::str::from_utf8(text).ok()?.split(';');
+        let service = parts.next()?.strip_prefix("service=")?.parse().ok()?;
+        let port = parse_port(parts.next()?.strip_prefix("port=")?)?;
+        let proto = match parts.next()?.strip_prefix("proto=")? {
+            "http/1.1" => Proto::Http1,
+            "h2" => Proto::H2,
+            "tcp" => Proto::Tcp,
+            _ => return None,
+        };
+        parts.next().is_none().then_some(Self { service, port, proto })
+    }
+}
+
+impl std::fmt::Display for Claim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "service={};port={};proto={}", self.service, self.port, self.proto.as_str())
+    }
+}
+
+/// A port as digits alone, without sign or leading zero; 1–65535.
+pub(crate) fn parse_port(text: &str) -> Option<u16> {
+    let plain = !text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit());
+    if plain { text.parse().ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_reads_what_it_writes() {
+        for text in [
+            "service=shop/orders;port=80;proto=http/1.1",
+            "service=shop/orders;port=65535;proto=h2",
+            "service=shop/db;port=5432;proto=tcp",
+        ] {
+            assert_eq!(Claim::parse(text.as_bytes()).unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn anything_else_is_no_claim() {
+        for text in [
+            "",
+            "service=shop/orders",
+            "service=shop/orders;port=80",
+            "service=shop/orders;port=080;proto=h2",
+            "service=shop/orders;port=+80;proto=h2",
+            "service=shop/orders;port=0;proto=h2",
+            "service=shop/orders;port=65536;proto=h2",
+            "service=shop/orders;port=80;proto=h3",
+            "service=shop/orders;port=80;proto=h2;",
+            "service=shop/orders;port=80;proto=h2;x=y",
+            "service=Shop/orders;port=80;proto=h2",
+            "port=80;service=shop/orders;proto=h2",
+            " service=shop/orders;port=80;proto=h2",
+        ] {
+            assert_eq!(Claim::parse(text.as_bytes()), None, "{text}");
+        }
+        assert_eq!(Claim::parse(&[b'a'; MAX_LENGTH + 1]), None);
+    }
+}

@@ -1,0 +1,82 @@
+//! Whatever happens to a request, there is an answer and a line in the log.
+
+use std::{convert::Infallible, rc::Rc};
+
+use futures_util::FutureExt as _;
+use http::{Request, Response, Version, header};
+use hyper::body::Incoming;
+
+use crate::{
+    body::AnswerBody,
+    denial::Denial,
+    exchange::Exchange,
+    inbound::Peer,
+    problem::{self, Asker, is_grpc},
+};
+
+/// A request that goes no further, and what is known of it.
+pub(crate) type Refused = (Denial, Exchange);
+
+/// Runs `path` for a request, and turns what it refuses, or a panic in it, into an answer. `broken` is what the bytes
+/// of the request already came to.
+pub(crate) async fn contained(
+    peer: &Peer,
+    request: Request<Incoming>,
+    broken: Option<Denial>,
+    path: impl AsyncFnOnce(Request<Incoming>, Exchange) -> Result<Response<AnswerBody>, Refused>,
+) -> Result<Response<AnswerBody>, Infallible> {
+    let heard = Heard::of(&request);
+    let exchange = || {
+        let mut exchange = Exchange::begin(&peer.local, peer.direction, peer.id.clone(), peer.address);
+        exchange.heard(&heard.method, &heard.uri, heard.version);
+        exchange
+    };
+    let outcome = match broken {
+        Some(denial) => Err((denial, exchange())),
+        // The panic hook has told where; this request ends, the proxy goes on.
+        None => std::panic::AssertUnwindSafe(path(request, exchange()))
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|_| Err((Denial::Internal, exchange()))),
+    };
+    Ok(match outcome {
+        Ok(response) => response,
+        Err((denial, exchange)) => refuse(denial, exchange, heard.grpc, peer.is_meshed(), heard.version),
+    })
+}
+
+/// The only place where a denial becomes an answer.
+fn refuse(
+    denial: Denial,
+    mut exchange: Exchange,
+    grpc: bool,
+    meshed: bool,
+    version: Version,
+) -> Response<AnswerBody> {
+    let decision_id = exchange.decision_id.to_string();
+    let answer = problem::answer(&denial, &Asker { grpc, meshed, version, decision_id: &decision_id });
+    exchange.refused(denial);
+    let mut response = Response::new(AnswerBody::ours(answer.body).concludes(exchange));
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers;
+    response
+}
+
+/// What an answer needs of a request that may be gone by then.
+struct Heard {
+    method: http::Method,
+    uri: http::Uri,
+    version: Version,
+    grpc: bool,
+}
+
+impl Heard {
+    fn of(request: &Request<Incoming>) -> Self {
+        Self {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            version: request.version(),
+            grpc: request.headers().contains_key(header::CONTENT_TYPE) && is_grpc(request.headers()),
+        }
+    }
+}

@@ -1,0 +1,92 @@
+/// What a message on the wire breaks. Each leads to an answer that closes the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Violation {
+    /// A line ends in LF alone, or CR stands elsewhere than before LF (RFC 9112 §2.2).
+    LineEnd = 1,
+    /// The request line is not `method SP target SP version` (RFC 9112 §3).
+    RequestLine,
+    /// A version other than HTTP/1.1 and HTTP/1.0.
+    Version,
+    /// The request target has a form that its method does not allow, or a byte that no URI has (RFC 9112 §3.2).
+    Target,
+    /// The request target is longer than 8 KiB.
+    TargetTooLong,
+    /// A field name is empty, is no token, holds `_`, or is followed by space (RFC 9112 §5.1).
+    FieldName,
+    /// A control byte in a field value (RFC 9110 §5.5).
+    FieldValue,
+    /// A folded line (RFC 9112 §5.2).
+    Folded,
+    /// More than 64 KiB of fields.
+    HeadTooLarge,
+    /// More than 100 fields.
+    TooManyFields,
+    /// No `Host`, or more than one (RFC 9112 §3.2).
+    Host,
+    /// A field that may come once came twice.
+    Repeated,
+    /// `Content-Length` with a sign, a leading zero, a list, or no digits (RFC 9112 §6.3).
+    ContentLength,
+    /// `Transfer-Encoding` other than exactly one `chunked`, or in HTTP/1.0 (RFC 9112 §6.1).
+    TransferEncoding,
+    /// `Content-Length` beside `Transfer-Encoding` (RFC 9112 §6.3).
+    LengthAndEncoding,
+    /// A chunk's size, extension or end (RFC 9112 §7.1).
+    Chunk,
+    /// More than 16 KiB of chunk extensions in one body.
+    ChunkExtensions,
+    /// A trailer that is malformed, too large, or must not be one (RFC 9110 §6.5.1).
+    Trailer,
+}
+
+impl Violation {
+    const ALL: [Self; 18] = [
+        Self::LineEnd,
+        Self::RequestLine,
+        Self::Version,
+        Self::Target,
+        Self::TargetTooLong,
+        Self::FieldName,
+        Self::FieldValue,
+        Self::Folded,
+        Self::HeadTooLarge,
+        Self::TooManyFields,
+        Self::Host,
+        Self::Repeated,
+        Self::ContentLength,
+        Self::TransferEncoding,
+        Self::LengthAndEncoding,
+        Self::Chunk,
+        Self::ChunkExtensions,
+        Self::Trailer,
+    ];
+
+    pub(super) fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| *one as u8 == code)
+    }
+
+    /// What was wrong, for the caller; never what it sent.
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::LineEnd => "a line does not end in CR LF, or CR stands within a line",
+            Self::RequestLine => "the request line is malformed",
+            Self::Version => "only HTTP/1.1, HTTP/1.0 and HTTP/2 are spoken here",
+            Self::Target => "the request target is malformed",
+            Self::TargetTooLong => "the request target is longer than 8192 bytes",
+            Self::FieldName => "a header name is not a token, holds `_`, or is followed by space",
+            Self::FieldValue => "a header value holds a control byte",
+            Self::Folded => "a header is folded over several lines",
+            Self::HeadTooLarge => "the headers are larger than 65536 bytes",
+            Self::TooManyFields => "there are more than 100 headers",
+            Self::Host => "there must be exactly one `Host`",
+            Self::Repeated => "a header that may come once came twice",
+            Self::ContentLength => "`Content-Length` is not one plain number",
+            Self::TransferEncoding => "`Transfer-Encoding` is not exactly one `chunked`",
+            Self::LengthAndEncoding => "`Content-Length` and `Transfer-Encoding` stand side by side",
+            Self::Chunk => "the chunked body is malformed",
+            Self::ChunkExtensions => "the chunk extensions are larger than 16384 bytes",
+            Self::Trailer => "a trailer is malformed or not allowed",
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Opening connections, each within its time.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use merlon_certs::MeshTls;
+use merlon_config::name::SpiffeId;
+use rustls_pki_types::ServerName;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::{
+    denial::Upstream,
+    metrics::{Direction, FetchResult, Handshake, WorkerMetrics},
+};
+
+/// A peer that does not answer is told from a slow one quickly: callers wait this long at most before another is tried.
+const CONNECT: Duration = Duration::from_secs(1);
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// How long an endpoint that could not be connected to is passed over.
+pub(crate) const AVOIDED: Duration = Duration::from_secs(5);
+
+/// Connects to `address`.
+///
+/// # Errors
+/// [`Upstream::Connect`] or [`Upstream::ConnectTimeout`].
+pub(crate) async fn connect(address: SocketAddr, metrics: &WorkerMetrics) -> Result<TcpStream, Upstream> {
+    let result = match timeout(CONNECT, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => {
+            // Requests are small and wait for nobody.
+            let _ = stream.set_nodelay(true);
+            Ok(stream)
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(%address, %error, "cannot connect");
+            Err(Upstream::Connect)
+        }
+        Err(_) => Err(Upstream::ConnectTimeout),
+    };
+    metrics.upstream_connections.inc(if result.is_ok() { FetchResult::Ok } else { FetchResult::Failed });
+    result
+}
+
+/// Mesh TLS to `address`, where `expected` and nobody else must be.
+///
+/// # Errors
+/// As [`connect`], and [`Upstream::Handshake`] when the peer is not who it must be, or refuses us.
+pub(crate) async fn mesh(
+    address: SocketAddr,
+    expected: &SpiffeId,
+    identity: &Arc<MeshTls>,
+    alpn: &'static [u8],
+    metrics: &WorkerMetrics,
+) -> Result<TlsStream<TcpStream>, Upstream> {
+    let stream = connect(address, metrics).await?;
+    let config = identity.client_config(expected, &[alpn]).map_err(|error| {
+        tracing::error!(%error, "the identity makes no TLS configuration");
+        Upstream::Handshake
+    })?;
+    let name = ServerName::IpAddress(address.ip().into());
+    let handshake = TlsConnector::from(config).connect(name, stream);
+    let (result, count) = match timeout(HANDSHAKE, handshake).await {
+        Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(alpn) => (Ok(stream), Handshake::Done),
+        Ok(Ok(_)) => {
+            tracing::warn!(%address, %expected, "the peer does not speak the mesh's protocol");
+            (Err(Upstream::Handshake), Handshake::Refused)
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(%address, %expected, %error, "mesh handshake failed");
+            (Err(Upstream::Handshake), Handshake::Refused)
+        }
+        Err(_) => (Err(Upstream::ConnectTimeout), Handshake::Timeout),
+    };
+    metrics.handshakes.inc(Direction::Outbound, count);
+    result
+}
+
+/// Whether a failure at `at` is still fresh enough to pass the endpoint over.
+pub(crate) fn is_avoided(failed: Option<Instant>) -> bool {
+    failed.is_some_and(|at| at.elapsed() < AVOIDED)
+}

@@ -1,0 +1,164 @@
+//! HTTP/2 connections to one address: one, until its streams are spent. Fewer and fuller connections cost less.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    client::conn::{
+        TrySendError,
+        http2::{Builder, SendRequest},
+    },
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use merlon_certs::MeshTls;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Mutex,
+    time::Instant,
+};
+
+use crate::{body::RequestBody, denial::Upstream, worker::LocalExecutor};
+
+/// Streams that we open on one connection before we open another; what our own proxies allow.
+const STREAMS: usize = 100;
+/// An unused connection is closed after this long: sooner than its server would.
+pub(crate) const IDLE: Duration = Duration::from_secs(55);
+
+/// The connections to one address.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    connections: RefCell<Vec<Rc<Connection>>>,
+    dialing: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    sender: RefCell<SendRequest<RequestBody>>,
+    streams: Cell<usize>,
+    used: Cell<Instant>,
+    /// Whom we were when it was opened. With another certificate it takes no more requests and ends with its streams.
+    identity: Option<Arc<MeshTls>>,
+}
+
+/// A place among a connection's streams.
+#[derive(Debug)]
+pub(crate) struct Lease(Rc<Connection>);
+
+impl Group {
+    /// A place on an open connection, or on a new one that `dial` opens. Requests that need a new one at the same time
+    /// share it.
+    ///
+    /// # Errors
+    /// What `dial` failed with.
+    pub(crate) async fn lease<D>(&self, identity: Option<&Arc<MeshTls>>, dial: D) -> Result<Lease, Upstream>
+    where
+        D: AsyncFnOnce() -> Result<SendRequest<RequestBody>, Upstream>,
+    {
+        if let Some(lease) = self.find(identity) {
+            return Ok(lease);
+        }
+        let _one_at_a_time = self.dialing.lock().await;
+        if let Some(lease) = self.find(identity) {
+            return Ok(lease);
+        }
+        let connection = Rc::new(Connection {
+            sender: RefCell::new(dial().await?),
+            streams: Cell::new(0),
+            used: Cell::new(Instant::now()),
+            identity: identity.cloned(),
+        });
+        self.connections.borrow_mut().push(Rc::clone(&connection));
+        Ok(Lease::on(&connection))
+    }
+
+    fn find(&self, identity: Option<&Arc<MeshTls>>) -> Option<Lease> {
+        let connections = self.connections.borrow();
+        let fits = |connection: &&Rc<Connection>| {
+            connection.streams.get() < STREAMS && connection.is_current(identity) && connection.sender.borrow().is_ready()
+        };
+        connections.iter().find(fits).map(Lease::on)
+    }
+
+    /// Lets go of connections that are closed, idle for long, or opened with an earlier certificate.
+    pub(crate) fn tidy(&self, identity: Option<&Arc<MeshTls>>) {
+        self.connections.borrow_mut().retain(|connection| {
+            !connection.sender.borrow().is_closed()
+                && connection.is_current(identity)
+                && (connection.streams.get() > 0 || connection.used.get().elapsed() < IDLE)
+        });
+    }
+
+    /// Streams open on all connections.
+    pub(crate) fn streams(&self) -> usize {
+        self.connections.borrow().iter().map(|connection| connection.streams.get()).sum()
+    }
+
+    /// Whether no connection is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.connections.borrow().is_empty() && self.dialing.try_lock().is_ok()
+    }
+}
+
+impl Connection {
+    fn is_current(&self, identity: Option<&Arc<MeshTls>>) -> bool {
+        match (&self.identity, identity) {
+            (Some(own), Some(now)) => Arc::ptr_eq(own, now),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+}
+
+impl Lease {
+    fn on(connection: &Rc<Connection>) -> Self {
+        connection.streams.set(connection.streams.get() + 1);
+        Self(Rc::clone(connection))
+    }
+
+    /// Sends a request. The error holds it when nothing of it was sent.
+    pub(crate) fn send(
+        &self,
+        request: Request<RequestBody>,
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<> {
+        self.0.sender.borrow_mut().try_send_request(request)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get().saturating_sub(1));
+        self.0.used.set(Instant::now());
+    }
+}
+
+/// Begins HTTP/2 as a client on an open stream.
+///
+/// # Errors
+/// [`Upstream::Protocol`].
+pub(crate) async fn begin<T>(stream: T) -> Result<SendRequest<RequestBody>, Upstream>
+where
+    T: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let (sender, connection) = Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(256 << 10)
+        .initial_connection_window_size(4 << 20)
+        .max_header_list_size(64 << 10)
+        .keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|_| Upstream::Protocol)?;
+    tokio::task::spawn_local(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "an HTTP/2 connection to an upstream ended");
+        }
+    });
+    Ok(sender)
+}

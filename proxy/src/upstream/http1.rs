@@ -1,0 +1,155 @@
+//! HTTP/1 connections to one address, one request at a time on each.
+
+use std::{cell::RefCell, collections::HashMap, net::SocketAddr, rc::Rc};
+
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    client::conn::{
+        TrySendError,
+        http1::{Builder, SendRequest},
+    },
+};
+use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
+
+use super::{dial, h2::IDLE};
+use crate::{body::RequestBody, denial::Upstream, metrics::WorkerMetrics};
+
+/// Idle connections by address, the last used last.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    idle: RefCell<HashMap<SocketAddr, Vec<Idle>, foldhash::fast::RandomState>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    sender: SendRequest<RequestBody>,
+    since: Instant,
+}
+
+/// Idle connections that are kept for one address.
+const KEPT: usize = 256;
+
+/// A connection that serves one request.
+#[derive(Debug)]
+pub(crate) struct Borrowed {
+    pool: Rc<Pool>,
+    address: SocketAddr,
+    sender: Option<SendRequest<RequestBody>>,
+    /// Whether it served another request before: then its server may have closed it just now.
+    pub(crate) reused: bool,
+}
+
+impl Pool {
+    /// An idle connection, or a new one.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub(crate) async fn borrow(
+        self: &Rc<Self>,
+        address: SocketAddr,
+        metrics: &WorkerMetrics,
+    ) -> Result<Borrowed, Upstream> {
+        if let Some(sender) = self.take(address) {
+            return Ok(self.lend(address, sender, true));
+        }
+        self.open(address, metrics).await
+    }
+
+    /// A new connection.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub(crate) async fn open(
+        self: &Rc<Self>,
+        address: SocketAddr,
+        metrics: &WorkerMetrics,
+    ) -> Result<Borrowed, Upstream> {
+        let stream = dial::connect(address, metrics).await?;
+        let (sender, connection) = Builder::new()
+            .max_headers(256)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|_| Upstream::Protocol)?;
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "an HTTP/1 connection to an upstream ended");
+            }
+        });
+        Ok(self.lend(address, sender, false))
+    }
+
+    fn lend(self: &Rc<Self>, address: SocketAddr, sender: SendRequest<RequestBody>, reused: bool) -> Borrowed {
+        Borrowed { pool: Rc::clone(self), address, sender: Some(sender), reused }
+    }
+
+    fn take(&self, address: SocketAddr) -> Option<SendRequest<RequestBody>> {
+        let mut pools = self.idle.borrow_mut();
+        let idle = pools.get_mut(&address)?;
+        let mut busy = Vec::new();
+        let mut found = None;
+        while let Some(one) = idle.pop() {
+            if one.sender.is_ready() {
+                found = Some(one.sender);
+                break;
+            }
+            // Its last body may still be going up.
+            if !one.sender.is_closed() {
+                busy.push(one);
+            }
+        }
+        idle.extend(busy);
+        found
+    }
+
+    fn give_back(&self, address: SocketAddr, sender: SendRequest<RequestBody>) {
+        if sender.is_closed() {
+            return;
+        }
+        let mut pools = self.idle.borrow_mut();
+        let idle = pools.entry(address).or_default();
+        if idle.len() < KEPT {
+            idle.push(Idle { sender, since: Instant::now() });
+        }
+    }
+
+    /// Lets go of what is closed or idle for long.
+    pub(crate) fn tidy(&self) {
+        self.idle.borrow_mut().retain(|_, idle| {
+            idle.retain(|one| !one.sender.is_closed() && one.since.elapsed() < IDLE);
+            idle.shrink_to_fit();
+            !idle.is_empty()
+        });
+    }
+}
+
+impl Borrowed {
+    /// Sends a request. The error holds it when nothing of it was sent.
+    ///
+    /// # Errors
+    /// hyper's.
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        match &mut self.sender {
+            Some(sender) => sender.try_send_request(request).await,
+            // INVARIANT: only `spoil` takes the sender away, and whoever spoils sends no more.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// It must not be used again.
+    pub(crate) fn spoil(&mut self) {
+        self.sender = None;
+    }
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        if let Some(sender) = self.sender.take() {
+            self.pool.give_back(self.address, sender);
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Other proxies: one mutual-TLS HTTP/2 connection to each, opened with the identity of the moment.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+};
+
+use http::{Request, Response};
+use hyper::{body::Incoming, ext::Protocol};
+use merlon_certs::{MERLON_H2, MeshTls};
+use merlon_config::snapshot::{Destination, Endpoint};
+use tokio::time::Instant;
+
+use super::{Returned, dial, h2, program::upstream_error};
+use crate::{
+    body::RequestBody,
+    denial::{Denial, Upstream},
+    peer_header::Proto,
+    trace_context::Random,
+    worker::Local,
+};
+
+/// Connections to other proxies, by address and identity.
+#[derive(Debug, Default)]
+pub(crate) struct Peers {
+    peers: RefCell<HashMap<Endpoint, Rc<Peer>, foldhash::fast::RandomState>>,
+}
+
+#[derive(Debug, Default)]
+struct Peer {
+    group: h2::Group,
+    failed: Cell<Option<Instant>>,
+}
+
+/// How many endpoints are tried for one request.
+const TRIES: usize = 3;
+
+impl Peers {
+    fn peer(&self, endpoint: &Endpoint) -> Rc<Peer> {
+        if let Some(peer) = self.peers.borrow().get(endpoint) {
+            return Rc::clone(peer);
+        }
+        Rc::clone(self.peers.borrow_mut().entry(endpoint.clone()).or_default())
+    }
+
+    /// The one to try first: of two taken by chance the less busy, passing over those that just failed.
+    pub(crate) fn choose<'d>(&self, local: &Local, destination: &'d Destination, tried: &[&Endpoint]) -> Option<&'d Endpoint> {
+        let endpoints = &destination.endpoints;
+        if let [only] = endpoints.as_slice() {
+            return tried.is_empty().then_some(only);
+        }
+        let left: Vec<(&Endpoint, Rc<Peer>)> =
+            endpoints.iter().filter(|one| !tried.contains(one)).map(|one| (one, self.peer(one))).collect();
+        let well: Vec<&(&Endpoint, Rc<Peer>)> =
+            left.iter().filter(|(_, peer)| !dial::is_avoided(peer.failed.get())).collect();
+        // When all have failed of late, each gets its chance again.
+        let from: Vec<&(&Endpoint, Rc<Peer>)> = if well.is_empty() { left.iter().collect() } else { well };
+        let by_chance = || {
+            let place = usize::try_from(local.random.next() % (from.len().max(1) as u64)).unwrap_or(0);
+            from.get(place)
+        };
+        let (one, other) = (by_chance()?, by_chance()?);
+        let less = if other.1.group.streams() < one.1.group.streams() { other } else { one };
+        Some(less.0)
+    }
+
+    /// Says that an endpoint could not be connected to.
+    pub(crate) fn avoid(&self, endpoint: &Endpoint) {
+        self.peer(endpoint).failed.set(Some(Instant::now()));
+    }
+
+    /// Sends a request to one of a destination's endpoints and waits for the head of its answer. Another endpoint is
+    /// tried only while nothing of the request was sent.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub(crate) async fn send(
+        &self,
+        local: &Local,
+        destination: &Destination,
+        proto: Proto,
+        request: Request<RequestBody>,
+    ) -> Result<Sent, Denial> {
+        let mut tried: Vec<&Endpoint> = Vec::new();
+        let mut request = request;
+        let mut last = Upstream::NoEndpoint;
+        while tried.len() < TRIES
+            && let Some(endpoint) = self.choose(local, destination, &tried)
+        {
+            tried.push(endpoint);
+            let Some(expected) = &endpoint.identity else {
+                let (response, held) =
+                    local.programs.send(endpoint.address, proto, plain(request, proto, &local.random), &local.metrics).await?;
+                return Ok(Sent { response, held, address: endpoint.address, plain: true });
+            };
+            let Some(identity) = local.identity() else { return Err(Denial::Unconfigured) };
+            let peer = self.peer(endpoint);
+            // The second round is for a connection that ended just before it was used.
+            for _ in 0..2 {
+                let dial = async || {
+                    let stream = dial::mesh(endpoint.address, expected, &identity, MERLON_H2, &local.metrics).await?;
+                    h2::begin(stream).await
+                };
+                let lease = match peer.group.lease(Some(&identity), dial).await {
+                    Ok(lease) => lease,
+                    Err(error) => {
+                        peer.failed.set(Some(Instant::now()));
+                        last = error;
+                        break;
+                    }
+                };
+                peer.failed.set(None);
+                match lease.send(request).await {
+                    Ok(response) => {
+                        let held = Returned::H2(lease);
+                        return Ok(Sent { response, held, address: endpoint.address, plain: false });
+                    }
+                    Err(mut failed) => match failed.take_message() {
+                        Some(unsent) => request = unsent,
+                        None => return Err(upstream_error(failed.error()).into()),
+                    },
+                }
+                last = Upstream::Reset;
+            }
+        }
+        Err(last.into())
+    }
+
+    /// Lets go of what is closed, idle for long, or opened with an earlier certificate.
+    pub(crate) fn tidy(&self, identity: Option<&Arc<MeshTls>>) {
+        self.peers.borrow_mut().retain(|_, peer| {
+            peer.group.tidy(identity);
+            !peer.group.is_empty() || dial::is_avoided(peer.failed.get()) || Rc::strong_count(peer) > 1
+        });
+    }
+}
+
+/// An answer, from where, and what to give back when it has passed.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    pub(crate) response: Response<Incoming>,
+    pub(crate) held: Returned,
+    pub(crate) address: SocketAddr,
+    /// Without mesh TLS, as the program itself would have been asked.
+    pub(crate) plain: bool,
+}
+
+/// For a program that is reached without mesh: nothing of what proxies tell each other.
+fn plain(mut request: Request<RequestBody>, proto: Proto, random: &Random) -> Request<RequestBody> {
+    request.headers_mut().remove(crate::peer_header::NAME);
+    if proto != Proto::Http1 {
+        return request;
+    }
+    let switches = request.extensions().get::<Protocol>().is_some();
+    let mut request = crate::outbound::as_http1(request);
+    if switches {
+        let (mut head, body) = request.into_parts();
+        crate::upgrade::ask(&mut head, Proto::Http1, random);
+        request = Request::from_parts(head, body);
+    }
+    request
+}

@@ -1,0 +1,127 @@
+//! The program beside us, or any other plain HTTP server: spoken to in what its caller spoke.
+
+use std::{cell::RefCell, collections::HashMap, net::SocketAddr, rc::Rc};
+
+use http::{Method, Request, Response};
+use hyper::body::{Body as _, Incoming};
+
+use super::{Returned, dial, h2, http1};
+use crate::{
+    body::RequestBody,
+    denial::{Denial, Upstream},
+    metrics::WorkerMetrics,
+    peer_header::Proto,
+};
+
+/// Connections to programs.
+#[derive(Debug, Default)]
+pub(crate) struct Programs {
+    http1: Rc<http1::Pool>,
+    h2: RefCell<HashMap<SocketAddr, Rc<h2::Group>, foldhash::fast::RandomState>>,
+}
+
+impl Programs {
+    /// Sends a request and waits for the head of its answer.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub(crate) async fn send(
+        &self,
+        address: SocketAddr,
+        proto: Proto,
+        request: Request<RequestBody>,
+        metrics: &WorkerMetrics,
+    ) -> Result<(Response<Incoming>, Returned), Denial> {
+        match proto {
+            Proto::H2 => self.send_h2(address, request, metrics).await,
+            Proto::Http1 | Proto::Tcp => self.send_http1(address, request, metrics).await,
+        }
+    }
+
+    async fn send_http1(
+        &self,
+        address: SocketAddr,
+        request: Request<RequestBody>,
+        metrics: &WorkerMetrics,
+    ) -> Result<(Response<Incoming>, Returned), Denial> {
+        let mut connection = self.http1.borrow(address, metrics).await?;
+        // A server may close an idle connection at the moment we use it. What may be repeated is then sent once more,
+        // on a connection that is new (RFC 9112 §9.3.1); everything else only if nothing of it was sent.
+        let again = (connection.reused && repeatable(&request)).then(|| copy_head(&request));
+        let failed = match connection.send(request).await {
+            Ok(response) => return Ok((response, Returned::Http1(connection))),
+            Err(failed) => failed,
+        };
+        connection.spoil();
+        let mut failed = failed;
+        let request = match (failed.take_message(), again) {
+            (Some(unsent), _) => unsent,
+            (None, Some(again)) if !failed.error().is_parse() => again,
+            _ => return Err(upstream_error(failed.error()).into()),
+        };
+        let mut connection = self.http1.open(address, metrics).await?;
+        match connection.send(request).await {
+            Ok(response) => Ok((response, Returned::Http1(connection))),
+            Err(failed) => {
+                connection.spoil();
+                Err(upstream_error(failed.error()).into())
+            }
+        }
+    }
+
+    async fn send_h2(
+        &self,
+        address: SocketAddr,
+        request: Request<RequestBody>,
+        metrics: &WorkerMetrics,
+    ) -> Result<(Response<Incoming>, Returned), Denial> {
+        let group = Rc::clone(self.h2.borrow_mut().entry(address).or_default());
+        let mut request = request;
+        for _ in 0..2 {
+            let dial = async || h2::begin(dial::connect(address, metrics).await?).await;
+            let lease = group.lease(None, dial).await?;
+            match lease.send(request).await {
+                Ok(response) => return Ok((response, Returned::H2(lease))),
+                Err(mut failed) => match failed.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(upstream_error(failed.error()).into()),
+                },
+            }
+        }
+        Err(Upstream::Reset.into())
+    }
+
+    /// Lets go of what is closed or idle for long.
+    pub(crate) fn tidy(&self) {
+        self.http1.tidy();
+        self.h2.borrow_mut().retain(|_, group| {
+            group.tidy(None);
+            !group.is_empty() || Rc::strong_count(group) > 1
+        });
+    }
+}
+
+/// Whether it may be sent twice (RFC 9110 §9.2.2) and can be: it has no body.
+fn repeatable(request: &Request<RequestBody>) -> bool {
+    request.body().is_end_stream() && matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS)
+}
+
+fn copy_head(request: &Request<RequestBody>) -> Request<RequestBody> {
+    let mut copy = Request::new(RequestBody::Empty);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+/// Whose fault it is, as far as it can be told from hyper's error.
+pub(crate) fn upstream_error(error: &hyper::Error) -> Upstream {
+    if error.is_parse() {
+        Upstream::Protocol
+    } else if error.is_timeout() {
+        Upstream::Timeout
+    } else {
+        Upstream::Reset
+    }
+}

@@ -1,0 +1,316 @@
+//! One worker: a thread, its listeners, its pools and caches. A request never leaves it and takes no lock.
+
+use std::{
+    cell::{Cell, RefCell},
+    ops::Deref,
+    rc::{Rc, Weak},
+    sync::Arc,
+    time::Duration,
+};
+
+use merlon_certs::{MERLON_H2, MERLON_TCP, MeshTls};
+use rustls::ServerConfig;
+use tokio::task::JoinHandle;
+
+use crate::{
+    access_log::{AccessLog, WorkerLog},
+    body::Leash,
+    gateway, inbound,
+    layers::token_cache::TokenCache,
+    listener, outbound,
+    metrics::WorkerMetrics,
+    state::{Shared, Shutdown, Snapshot, Worker},
+    tcp,
+    trace_context::Random,
+    upstream::{mesh::Peers, program::Programs},
+};
+
+/// Serves until the shutdown. Runs on a thread of its own, within a [`tokio::task::LocalSet`].
+pub async fn run(worker: Worker) {
+    run_with_log(worker, AccessLog::stdout()).await;
+}
+
+/// As [`run`], with a log of one's own.
+pub async fn run_with_log(worker: Worker, log: AccessLog) {
+    let Worker { index, shared, metrics, inbound, outbound, shutdown } = worker;
+    let local = Rc::new(Local::new(shared, metrics, log, shutdown));
+    tracing::debug!(index, "worker begins");
+    let mut tasks = vec![spawn(tidy(Rc::clone(&local))), spawn(follow(Rc::clone(&local)))];
+    if let Some(listener) = inbound.and_then(listener::adopt) {
+        let local = Rc::clone(&local);
+        tasks.push(spawn(async move { listener::serve(&local, &listener, inbound::connection).await }));
+    }
+    if let Some(listener) = outbound.and_then(listener::adopt) {
+        let local = Rc::clone(&local);
+        tasks.push(spawn(async move { listener::serve(&local, &listener, outbound::connection).await }));
+    }
+    tasks.push(spawn(tcp::listeners(Rc::clone(&local))));
+    tasks.push(spawn(gateway::listeners(Rc::clone(&local))));
+    local.shutdown.drain.cancelled().await;
+    tokio::select! {
+        () = local.quiet() => {}
+        () = local.shutdown.end.cancelled() => {}
+    }
+    for task in tasks {
+        task.abort();
+    }
+    local.log.flush();
+    tracing::debug!(index, "worker ended");
+}
+
+fn spawn(task: impl Future<Output = ()> + 'static) -> JoinHandle<()> {
+    tokio::task::spawn_local(task)
+}
+
+/// What a worker's requests have in common.
+#[derive(Debug)]
+pub(crate) struct Local {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) metrics: Arc<WorkerMetrics>,
+    pub(crate) log: WorkerLog,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) random: Random,
+    pub(crate) peers: Peers,
+    pub(crate) programs: Programs,
+    pub(crate) tokens: TokenCache,
+    pub(crate) names: outbound::resolve::Names,
+    pub(crate) recorder: crate::layers::authorize::Recorder,
+    pub(crate) resolver: outbound::egress::Resolver,
+    pub(crate) in_flight: Cell<usize>,
+    pub(crate) handshakes: Cell<usize>,
+    connections: Cell<usize>,
+    quiet: tokio::sync::Notify,
+    current: RefCell<Option<Rc<Current>>>,
+    server_tls: RefCell<Option<(Arc<MeshTls>, Arc<ServerConfig>)>>,
+    long_lived: RefCell<Vec<Weak<LongLived>>>,
+}
+
+/// The state that a request begins with and keeps to its end.
+#[derive(Debug)]
+pub(crate) struct Current {
+    source: Arc<Option<Arc<Snapshot>>>,
+    own: Option<Rc<str>>,
+    /// Grows with each snapshot that this worker sees.
+    pub(crate) generation: u64,
+}
+
+impl Current {
+    /// The own SPIFFE ID.
+    pub(crate) fn own(&self) -> Option<Rc<str>> {
+        self.own.clone()
+    }
+
+    /// None: cold.
+    pub(crate) fn snapshot(&self) -> Option<&Arc<Snapshot>> {
+        self.source.as_ref().as_ref()
+    }
+}
+
+impl Local {
+    fn new(shared: Arc<Shared>, metrics: Arc<WorkerMetrics>, log: AccessLog, shutdown: Shutdown) -> Self {
+        Self {
+            shared,
+            metrics,
+            log: WorkerLog::new(log),
+            shutdown,
+            random: Random::seeded(),
+            peers: Peers::default(),
+            programs: Programs::default(),
+            tokens: TokenCache::default(),
+            names: outbound::resolve::Names::default(),
+            recorder: crate::layers::authorize::Recorder::default(),
+            resolver: outbound::egress::Resolver::default(),
+            in_flight: Cell::new(0),
+            handshakes: Cell::new(0),
+            connections: Cell::new(0),
+            quiet: tokio::sync::Notify::new(),
+            current: RefCell::new(None),
+            server_tls: RefCell::new(None),
+            long_lived: RefCell::default(),
+        }
+    }
+
+    /// The snapshot in force. A request asks once.
+    pub(crate) fn current(&self) -> Rc<Current> {
+        let live = self.shared.snapshot.load();
+        let mut mine = self.current.borrow_mut();
+        match &*mine {
+            // Counting references among threads costs; this worker's own count does not.
+            Some(current) if Arc::ptr_eq(&current.source, &live) => Rc::clone(current),
+            old => {
+                let generation = old.as_ref().map_or(1, |old| old.generation + 1);
+                let own = live.as_ref().as_ref().map(|snapshot| Rc::from(snapshot.identity().to_string()));
+                let new = Rc::new(Current { source: Arc::clone(&live), own, generation });
+                *mine = Some(Rc::clone(&new));
+                new
+            }
+        }
+    }
+
+    /// The identity in force.
+    pub(crate) fn identity(&self) -> Option<Arc<MeshTls>> {
+        self.shared.identity.load().as_ref().clone()
+    }
+
+    /// What we answer mesh TLS with at this moment.
+    pub(crate) fn server_tls(&self) -> Option<Arc<ServerConfig>> {
+        let identity = self.identity()?;
+        let mut mine = self.server_tls.borrow_mut();
+        if let Some((made_of, config)) = &*mine
+            && Arc::ptr_eq(made_of, &identity)
+        {
+            return Some(Arc::clone(config));
+        }
+        let config = match identity.server_config(&[MERLON_H2, MERLON_TCP]) {
+            Ok(config) => config,
+            Err(error) => {
+                tracing::error!(%error, "the identity makes no TLS configuration");
+                return None;
+            }
+        };
+        *mine = Some((identity, Arc::clone(&config)));
+        Some(config)
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.get()
+    }
+
+    pub(crate) fn connection_opened(&self) {
+        self.connections.set(self.connections.get() + 1);
+    }
+
+    pub(crate) fn connection_closed(&self) {
+        self.connections.set(self.connections.get().saturating_sub(1));
+        if self.connections.get() == 0 {
+            self.quiet.notify_waiters();
+        }
+    }
+
+    async fn quiet(&self) {
+        while self.connections.get() > 0 {
+            self.quiet.notified().await;
+        }
+    }
+
+    /// Registers what may outlive its decision. To be called before deciding, so that no change slips between.
+    pub(crate) fn register(&self, recheck: Recheck) -> Rc<LongLived> {
+        let held = Rc::new(LongLived { leash: Rc::default(), recheck: RefCell::new(recheck) });
+        let mut all = self.long_lived.borrow_mut();
+        if all.len() == all.capacity() {
+            all.retain(|one| one.strong_count() > 0);
+        }
+        all.push(Rc::downgrade(&held));
+        held
+    }
+
+    fn decide_again(&self) {
+        let current = self.current();
+        let all: Vec<Rc<LongLived>> = {
+            let mut all = self.long_lived.borrow_mut();
+            all.retain(|one| one.strong_count() > 0);
+            all.iter().filter_map(Weak::upgrade).collect()
+        };
+        for one in all {
+            one.recheck_now(current.snapshot().map(|snapshot| &**snapshot));
+        }
+    }
+}
+
+/// Something that may outlive its decision: a stream, an upgraded connection, a tunnel.
+pub(crate) struct LongLived {
+    pub(crate) leash: Rc<Leash>,
+    recheck: RefCell<Recheck>,
+}
+
+impl LongLived {
+    /// Asks at once, because a snapshot may have come since the decision.
+    pub(crate) fn recheck_now(&self, snapshot: Option<&Snapshot>) {
+        let permitted = match &*self.recheck.borrow() {
+            Recheck::Pending => true,
+            Recheck::With(ask) => snapshot.is_some_and(ask),
+        };
+        if !permitted {
+            self.leash.pull();
+        }
+    }
+
+    /// From now on each new snapshot is asked.
+    pub(crate) fn recheck_with(&self, ask: impl Fn(&Snapshot) -> bool + 'static) {
+        *self.recheck.borrow_mut() = Recheck::With(Box::new(ask));
+    }
+}
+
+impl std::fmt::Debug for LongLived {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LongLived").field("leash", &self.leash).finish_non_exhaustive()
+    }
+}
+
+/// How a decision is made again.
+pub(crate) enum Recheck {
+    /// It is about to be made for the first time, with a snapshot not older than the registration.
+    Pending,
+    /// By asking whether it is still permitted.
+    With(Box<dyn Fn(&Snapshot) -> bool>),
+}
+
+/// Decides again, on every new snapshot, about what is still open.
+async fn follow(local: Rc<Local>) {
+    let mut changes = local.shared.snapshot.watch();
+    while changes.changed().await.is_ok() {
+        local.decide_again();
+    }
+}
+
+async fn tidy(local: Rc<Local>) {
+    let mut identities = local.shared.identity.watch();
+    loop {
+        tokio::select! {
+            // Connections of an earlier certificate are let go at once; they end with their last stream.
+            _ = identities.changed() => {}
+            () = tokio::time::sleep(Duration::from_secs(10)) => {}
+        }
+        local.programs.tidy();
+        local.peers.tidy(local.identity().as_ref());
+        local.tokens.tidy();
+    }
+}
+
+/// Runs hyper's tasks on this thread.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LocalExecutor;
+
+impl<F> hyper::rt::Executor<F> for LocalExecutor
+where
+    F: Future<Output = ()> + 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
+/// A number that goes down again when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Counted<L: Deref<Target = Local>> {
+    local: L,
+    which: fn(&Local) -> &Cell<usize>,
+}
+
+impl<L: Deref<Target = Local>> Counted<L> {
+    /// One more, unless there are `limit` already.
+    pub(crate) fn within(local: L, which: fn(&Local) -> &Cell<usize>, limit: usize) -> Option<Self> {
+        let now = which(&local).get();
+        (now < limit).then(|| {
+            which(&local).set(now + 1);
+            Self { local, which }
+        })
+    }
+}
+
+impl<L: Deref<Target = Local>> Drop for Counted<L> {
+    fn drop(&mut self) {
+        let count = (self.which)(&self.local);
+        count.set(count.get().saturating_sub(1));
+    }
+}
