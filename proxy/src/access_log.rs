@@ -38,8 +38,13 @@ impl AccessLog {
     pub fn to(out: impl Write + Send + 'static) -> Self {
         let (blocks, incoming) = sync_channel(WAITING);
         // Without the thread every block is dropped and counted: requests go on.
-        let _ = std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_blocks(out, &incoming));
-        Self { blocks, dropped: Arc::default() }
+        let _ = std::thread::Builder::new()
+            .name("access-log".to_owned())
+            .spawn(move || write_blocks(out, &incoming));
+        Self {
+            blocks,
+            dropped: Arc::default(),
+        }
     }
 
     /// Lines' blocks that were lost because the writer could not keep up.
@@ -48,7 +53,9 @@ impl AccessLog {
     }
 
     fn send(&self, block: Vec<u8>) {
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.blocks.try_send(block) {
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+            self.blocks.try_send(block)
+        {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -70,7 +77,10 @@ pub(crate) struct WorkerLog {
 
 impl WorkerLog {
     pub(crate) fn new(log: AccessLog) -> Self {
-        Self { log, block: Rc::default() }
+        Self {
+            log,
+            block: Rc::default(),
+        }
     }
 
     pub(crate) fn write(&self, line: &Line<'_>) {
@@ -110,7 +120,7 @@ pub(crate) struct Line<'a> {
     pub(crate) direction: &'static str,
     pub(crate) src: Option<&'a str>,
     pub(crate) src_address: Option<SocketAddr>,
-    pub(crate) dst: Option<&'a dyn std::fmt::Display>,
+    pub(crate) dst: Option<&'a str>,
     pub(crate) protocol: &'static str,
     pub(crate) method: Option<&'a str>,
     pub(crate) host: Option<&'a str>,
@@ -120,7 +130,7 @@ pub(crate) struct Line<'a> {
     pub(crate) status: u16,
     pub(crate) reason: Option<&'a str>,
     pub(crate) cause: Option<&'a str>,
-    pub(crate) policy: Option<&'a dyn std::fmt::Display>,
+    pub(crate) policy: Option<&'a merlon_config::snapshot::PolicyName>,
     pub(crate) snapshot: Option<&'a str>,
     pub(crate) upstream: Option<SocketAddr>,
     pub(crate) bytes_in: u64,
@@ -155,9 +165,7 @@ impl Json<'_> {
         if let Some(address) = line.src_address {
             write!(self.raw(), ",\"src_address\":\"{address}\"")?;
         }
-        if let Some(dst) = line.dst {
-            write!(self.raw(), ",\"dst\":\"{dst}\"")?;
-        }
+        self.text("dst", line.dst)?;
         self.text("protocol", Some(line.protocol))?;
         self.text("method", line.method)?;
         self.text("host", line.host)?;
@@ -206,7 +214,8 @@ impl Json<'_> {
                 }
                 other => {
                     let mut utf8 = [0; 4];
-                    self.out.extend_from_slice(other.encode_utf8(&mut utf8).as_bytes());
+                    self.out
+                        .extend_from_slice(other.encode_utf8(&mut utf8).as_bytes());
                 }
             }
         }
@@ -271,7 +280,11 @@ mod tests {
     fn nothing_that_a_stranger_sends_breaks_the_line() {
         let mut block = Vec::new();
         let user = "a\"\\\n\r\u{1b}[31m\u{9b}\u{202e}é";
-        Line { user: Some(user), ..line() }.append_to(&mut block);
+        Line {
+            user: Some(user),
+            ..line()
+        }
+        .append_to(&mut block);
         assert_eq!(block.iter().filter(|byte| **byte == b'\n').count(), 1);
         assert!(block.iter().all(|byte| *byte >= 0x20 || *byte == b'\n'));
         let value: serde_json::Value = serde_json::from_slice(&block).unwrap();

@@ -14,19 +14,19 @@ use tokio::{sync::watch, task::LocalSet, time};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admin, bind as listener,
+    admin,
     config::{ProxyConfig, Source},
     control::Control,
     decisions::DecisionLog,
     destinations::Destinations,
     health::{Health, Unready},
-    idle as worker,
     jwks::JwksCache,
+    listener,
     metrics::Metrics,
     standalone::Standalone,
     state::{Addresses, Shared, Shutdown, Worker},
     state_dir::{StateDir, StateDirError},
-    telemetry,
+    telemetry, worker,
 };
 
 /// Why a proxy could not be started. Nothing is left running.

@@ -73,7 +73,10 @@ impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
@@ -122,7 +125,9 @@ fn keep_trailers_clean(frame: Frame<Bytes>) -> Frame<Bytes> {
         Ok(trailers) => {
             let kept = trailers
                 .iter()
-                .filter(|(name, _)| may_be_trailer(name.as_str().as_bytes()) && !name.as_str().contains('_'))
+                .filter(|(name, _)| {
+                    may_be_trailer(name.as_str().as_bytes()) && !name.as_str().contains('_')
+                })
                 .map(|(name, value)| (name.clone(), value.clone()));
             Frame::trailers(kept.collect::<HeaderMap>())
         }
@@ -153,12 +158,26 @@ impl AnswerBody {
     /// An answer that we made.
     pub(crate) fn ours(bytes: Bytes) -> Self {
         let source = Source::Ours(Some(bytes).filter(|bytes| !bytes.is_empty()));
-        Self { source, exchange: None, held: None, long_lived: None }
+        Self {
+            source,
+            exchange: None,
+            held: None,
+            long_lived: None,
+        }
     }
 
     /// An upstream's answer, which gives `held` back when it has passed.
-    pub(crate) fn upstream(incoming: Incoming, held: Held, long_lived: Option<Rc<LongLived>>) -> Self {
-        Self { source: Source::Upstream(incoming), exchange: None, held, long_lived }
+    pub(crate) fn upstream(
+        incoming: Incoming,
+        held: Held,
+        long_lived: Option<Rc<LongLived>>,
+    ) -> Self {
+        Self {
+            source: Source::Upstream(incoming),
+            exchange: None,
+            held,
+            long_lived,
+        }
     }
 
     /// From here on the request is over when this body is.
@@ -195,7 +214,10 @@ impl Body for AnswerBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         if let Some(held) = &this.long_lived
             && held.leash.is_pulled(cx)
@@ -237,7 +259,9 @@ impl Body for AnswerBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            Source::Ours(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Source::Ours(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64)
+            }
             Source::Upstream(incoming) => incoming.size_hint(),
         }
     }
@@ -276,6 +300,13 @@ impl Leash {
 
     /// Resolves when it is pulled.
     pub(crate) async fn pulled(&self) {
-        std::future::poll_fn(|cx| if self.is_pulled(cx) { Poll::Ready(()) } else { Poll::Pending }).await;
+        std::future::poll_fn(|cx| {
+            if self.is_pulled(cx) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
     }
 }

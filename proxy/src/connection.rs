@@ -1,13 +1,6 @@
 //! Serving HTTP on a connection, the same way in every direction: strict in front, limits inside, a drain at the end.
 
-use std::{
-    cell::Cell,
-    convert::Infallible,
-    pin::Pin,
-    rc::Rc,
-    sync::Arc,
-    time::Duration,
-};
+use std::{cell::Cell, convert::Infallible, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 
 use http::{Request, Response, Version};
 use hyper::{
@@ -51,7 +44,8 @@ pub(crate) async fn handshake(
     stream: TcpStream,
 ) -> Option<TlsStream<TcpStream>> {
     let _one = Counted::within(Rc::clone(local), |local| &local.handshakes, HANDSHAKES)?;
-    let (stream, result) = match timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream)).await {
+    let (stream, result) = match timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream)).await
+    {
         Ok(Ok(stream)) => (Some(stream), Handshake::Done),
         Ok(Err(error)) => {
             tracing::debug!(%error, "a handshake failed");
@@ -73,14 +67,20 @@ pub(crate) struct Stream<T> {
 impl<T> Stream<T> {
     /// One that was not looked into.
     pub(crate) fn mesh(inner: T) -> Self {
-        Self { inner, begun: Vec::new() }
+        Self {
+            inner,
+            begun: Vec::new(),
+        }
     }
 }
 
 impl<T: AsyncRead + Unpin> Stream<T> {
     /// Reads as far as is needed to tell HTTP/2 from HTTP/1. None: nothing came in time.
     async fn sniff(inner: T) -> Option<(Self, bool)> {
-        let mut this = Self { inner, begun: Vec::new() };
+        let mut this = Self {
+            inner,
+            begun: Vec::new(),
+        };
         let h2 = timeout(IDLE, this.speaks_h2()).await.ok()??;
         Some((this, h2))
     }
@@ -107,7 +107,9 @@ impl<T: AsyncRead + Unpin> Stream<T> {
 }
 
 /// What answers a request; the denial is what the bytes of the request already came to.
-pub(crate) trait Serve<P>: Fn(Rc<P>, Request<Incoming>, Option<Denial>) -> Self::Answer + Clone + 'static {
+pub(crate) trait Serve<P>:
+    Fn(Rc<P>, Request<Incoming>, Option<Denial>) -> Self::Answer + Clone + 'static
+{
     type Answer: Future<Output = Result<Response<AnswerBody>, Infallible>> + 'static;
 }
 
@@ -120,8 +122,15 @@ where
 }
 
 /// HTTP on a connection without TLS: either version, told by its first bytes.
-pub(crate) async fn serve_plain<S: Serve<Peer>>(local: &Rc<Local>, stream: TcpStream, peer: Rc<Peer>, serve: S) {
-    let Some((stream, h2)) = Stream::sniff(stream).await else { return };
+pub(crate) async fn serve_plain<S: Serve<Peer>>(
+    local: &Rc<Local>,
+    stream: TcpStream,
+    peer: Rc<Peer>,
+    serve: S,
+) {
+    let Some((stream, h2)) = Stream::sniff(stream).await else {
+        return;
+    };
     if h2 {
         serve_h2(local, stream, Transport::Plain, peer, serve).await;
     } else {
@@ -130,8 +139,13 @@ pub(crate) async fn serve_plain<S: Serve<Peer>>(local: &Rc<Local>, stream: TcpSt
 }
 
 /// HTTP/2.
-pub(crate) async fn serve_h2<T, S>(local: &Rc<Local>, stream: Stream<T>, transport: Transport, peer: Rc<Peer>, serve: S)
-where
+pub(crate) async fn serve_h2<T, S>(
+    local: &Rc<Local>,
+    stream: Stream<T>,
+    transport: Transport,
+    peer: Rc<Peer>,
+    serve: S,
+) where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
     S: Serve<Peer>,
 {
@@ -148,7 +162,10 @@ where
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(10))
         .enable_connect_protocol()
-        .serve_connection(TokioIo::new(Frames::new(stream.inner, stream.begun)), service);
+        .serve_connection(
+            TokioIo::new(Frames::new(stream.inner, stream.begun)),
+            service,
+        );
     drive(local, connection).await;
 }
 
@@ -227,7 +244,10 @@ where
 }
 
 /// Runs a connection to its end; once the drain begins, to the end of what is open on it.
-async fn drive<E: std::fmt::Display>(local: &Rc<Local>, connection: impl Drains<Output = Result<(), E>>) {
+async fn drive<E: std::fmt::Display>(
+    local: &Rc<Local>,
+    connection: impl Drains<Output = Result<(), E>>,
+) {
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

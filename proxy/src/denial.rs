@@ -107,9 +107,11 @@ impl Upstream {
 
     const fn status(self) -> StatusCode {
         match self {
-            Self::NoEndpoint | Self::Connect | Self::ConnectTimeout | Self::Handshake | Self::Dns => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::NoEndpoint
+            | Self::Connect
+            | Self::ConnectTimeout
+            | Self::Handshake
+            | Self::Dns => StatusCode::SERVICE_UNAVAILABLE,
             Self::Reset | Self::Protocol => StatusCode::BAD_GATEWAY,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -141,9 +143,11 @@ impl Denial {
                 }
                 _ => StatusCode::BAD_REQUEST,
             },
-            Self::Header(_) | Self::Authority(_) | Self::Path(_) | Self::TokenInQuery | Self::BodyBroken => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::Header(_)
+            | Self::Authority(_)
+            | Self::Path(_)
+            | Self::TokenInQuery
+            | Self::BodyBroken => StatusCode::BAD_REQUEST,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Expectation => StatusCode::EXPECTATION_FAILED,
@@ -173,9 +177,9 @@ impl Denial {
                 strict::Violation::TargetTooLong
                 | strict::Violation::HeadTooLarge
                 | strict::Violation::TooManyFields => "http.limit",
-                strict::Violation::FieldName | strict::Violation::FieldValue | strict::Violation::Repeated => {
-                    "http.header"
-                }
+                strict::Violation::FieldName
+                | strict::Violation::FieldValue
+                | strict::Violation::Repeated => "http.header",
                 _ => "http.framing",
             },
             Self::Header(_) | Self::Expectation => "http.header",
@@ -211,13 +215,19 @@ impl Denial {
     pub fn kind(&self) -> (&'static str, &'static str) {
         match self {
             Self::NoRoute(_) => ("no-route", "Nothing answers here"),
-            Self::TokenMissing | Self::TokenMalformed | Self::TokenInQuery => ("unauthenticated", "Not authenticated"),
-            Self::Token(TokenProblem::KeysUnavailable { .. }) => ("keys-unavailable", "Keys not available"),
+            Self::TokenMissing | Self::TokenMalformed | Self::TokenInQuery => {
+                ("unauthenticated", "Not authenticated")
+            }
+            Self::Token(TokenProblem::KeysUnavailable { .. }) => {
+                ("keys-unavailable", "Keys not available")
+            }
             Self::Token(_) => ("unauthenticated", "Not authenticated"),
             Self::Policy(deny) if deny.status() == 403 => ("not-permitted", "Not permitted"),
             Self::Egress => ("not-permitted", "Not permitted"),
             Self::RateLimited { .. } => ("quota-spent", "Too many requests"),
-            Self::HeadTooLarge | Self::TargetTooLong | Self::BodyTooLarge(_) => ("too-large", "Too large"),
+            Self::HeadTooLarge | Self::TargetTooLong | Self::BodyTooLarge(_) => {
+                ("too-large", "Too large")
+            }
             Self::Framing(_) => match self.status() {
                 StatusCode::BAD_REQUEST => ("malformed", "Malformed request"),
                 StatusCode::HTTP_VERSION_NOT_SUPPORTED => ("version", "Version not supported"),
@@ -252,14 +262,18 @@ impl Denial {
             Self::Expectation => "only `100-continue` can be expected",
             Self::HeadTooLarge => "the headers are larger than 65536 bytes or more than 100",
             Self::TargetTooLong => "path and query are longer than 8192 bytes",
-            Self::BodyTooLarge(limit) => return Cow::Owned(format!("the body is larger than {limit} bytes")),
+            Self::BodyTooLarge(limit) => {
+                return Cow::Owned(format!("the body is larger than {limit} bytes"));
+            }
             Self::BodyTimeout => "the body did not come in time",
             Self::BodyBroken => "the body broke off",
             Self::NoRoute(sentence) => return sentence.clone(),
             Self::NoBackend => "the route leads nowhere",
             Self::TokenMissing => "a bearer token is required",
             Self::TokenMalformed => "`Authorization` is not one bearer token",
-            Self::Token(TokenProblem::KeysUnavailable { .. }) => "the token issuer's keys are not available",
+            Self::Token(TokenProblem::KeysUnavailable { .. }) => {
+                "the token issuer's keys are not available"
+            }
             Self::Token(_) => "the token is not accepted",
             Self::Policy(deny) => {
                 return match deny.reason() {
@@ -269,7 +283,9 @@ impl Denial {
                 };
             }
             Self::RateLimited { limit, retry_after } => {
-                return Cow::Owned(format!("the limit `{limit}` is spent; try again in {retry_after} s"));
+                return Cow::Owned(format!(
+                    "the limit `{limit}` is spent; try again in {retry_after} s"
+                ));
             }
             Self::Invalid(violation) => return Cow::Owned(violation.to_string()),
             Self::Overload => "too much at once; try again",
@@ -312,7 +328,9 @@ impl Denial {
         match self {
             Self::TokenMissing => Some("Bearer"),
             Self::TokenMalformed => Some("Bearer error=\"invalid_request\""),
-            Self::Token(problem) if problem.status() == 401 => Some("Bearer error=\"invalid_token\""),
+            Self::Token(problem) if problem.status() == 401 => {
+                Some("Bearer error=\"invalid_token\"")
+            }
             _ => None,
         }
     }
@@ -321,14 +339,19 @@ impl Denial {
     pub fn allow(&self) -> Option<String> {
         match self {
             Self::Method => Some("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS".to_owned()),
-            Self::Invalid(violation) if !violation.allow.is_empty() => Some(violation.allow.join(", ")),
+            Self::Invalid(violation) if !violation.allow.is_empty() => {
+                Some(violation.allow.join(", "))
+            }
             _ => None,
         }
     }
 
     /// Whether the connection must not be used again.
     pub fn closes(&self) -> bool {
-        matches!(self, Self::Framing(_) | Self::BodyTimeout | Self::BodyBroken)
+        matches!(
+            self,
+            Self::Framing(_) | Self::BodyTimeout | Self::BodyBroken
+        )
     }
 }
 

@@ -4,7 +4,6 @@ use std::{
     borrow::Cow,
     net::SocketAddr,
     rc::Rc,
-    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -64,7 +63,12 @@ struct Trace {
 
 impl Exchange {
     /// A request begins.
-    pub(crate) fn begin(local: &Rc<Local>, direction: Direction, src: Option<Rc<str>>, address: SocketAddr) -> Self {
+    pub(crate) fn begin(
+        local: &Rc<Local>,
+        direction: Direction,
+        src: Option<Rc<str>>,
+        address: SocketAddr,
+    ) -> Self {
         local.metrics.active_requests.add(direction, 1);
         Self {
             local: Rc::clone(local),
@@ -110,16 +114,24 @@ impl Exchange {
         let given = headers.contains_key(trace_context::TRACEPARENT);
         let context = TraceContext::take(headers, &self.local.random);
         let caller = given.then(|| context.sampled());
-        let span = self.local.shared.spans.samples(context.trace_id, caller).then(|| {
-            let own = self.local.random.next();
-            let mut next = context.child(own);
-            next.flags |= 1;
-            if let Some(value) = next.header() {
-                headers.insert(trace_context::TRACEPARENT, value);
-            }
-            (own, if given { context.parent_id } else { 0 })
+        let span = self
+            .local
+            .shared
+            .spans
+            .samples(context.trace_id, caller)
+            .then(|| {
+                let own = self.local.random.next();
+                let mut next = context.child(own);
+                next.flags |= 1;
+                if let Some(value) = next.header() {
+                    headers.insert(trace_context::TRACEPARENT, value);
+                }
+                (own, if given { context.parent_id } else { 0 })
+            });
+        self.trace = Some(Trace {
+            trace_id: context.trace_id,
+            span,
         });
-        self.trace = Some(Trace { trace_id: context.trace_id, span });
     }
 
     /// So many bytes came from downstream.
@@ -156,12 +168,19 @@ impl Exchange {
         let took = self.started.elapsed();
         let local = Rc::clone(&self.local);
         let metrics = &local.metrics;
-        let bytes_in = self.flow.as_ref().map_or(self.bytes_in, |flow| flow.bytes.get());
+        let bytes_in = self
+            .flow
+            .as_ref()
+            .map_or(self.bytes_in, |flow| flow.bytes.get());
         metrics.active_requests.add(self.direction, -1);
-        metrics.requests.inc(self.direction, StatusClass::of(self.status));
+        metrics
+            .requests
+            .inc(self.direction, StatusClass::of(self.status));
         metrics.durations.observe(self.direction, took);
         metrics.traffic.add(self.direction, Way::Received, bytes_in);
-        metrics.traffic.add(self.direction, Way::Sent, self.bytes_out);
+        metrics
+            .traffic
+            .add(self.direction, Way::Sent, self.bytes_out);
         if let Some(denial) = &self.denial {
             metrics.refusals.inc(self.direction, denial.reason());
         }
@@ -177,7 +196,9 @@ impl Exchange {
         }
         let denial = self.denial.as_ref();
         let cause = denial.and_then(Denial::cause);
-        let policy = denial.and_then(Denial::policy).or(self.permit.as_ref().map(Permit::policy));
+        let policy = denial
+            .and_then(Denial::policy)
+            .or(self.permit.as_ref().map(Permit::policy));
         let snapshot = self.current.as_ref().and_then(|current| current.snapshot());
         let http = self.protocol != "tcp";
         local.log.write(&Line {
@@ -187,7 +208,7 @@ impl Exchange {
             direction: self.direction.text(),
             src: self.src.as_deref(),
             src_address: Some(self.src_address),
-            dst: self.dst.as_ref().map(|dst| dst as &dyn std::fmt::Display),
+            dst: self.dst.as_deref(),
             protocol: self.protocol,
             method: http.then_some(self.method.as_str()),
             host: self.host.as_ref().map(Authority::as_str),
@@ -197,7 +218,7 @@ impl Exchange {
             status: self.status,
             reason: denial.map(Denial::reason),
             cause: cause.as_deref(),
-            policy: policy.map(|policy| policy as &dyn std::fmt::Display),
+            policy,
             snapshot: snapshot.map(|snapshot| snapshot.version.short()),
             upstream: self.upstream,
             bytes_in,
@@ -208,7 +229,11 @@ impl Exchange {
     }
 
     fn span(&mut self, local: &Local, took: Duration) {
-        let Some(Trace { trace_id, span: Some((span_id, parent_id)) }) = self.trace else {
+        let Some(Trace {
+            trace_id,
+            span: Some((span_id, parent_id)),
+        }) = self.trace
+        else {
             return;
         };
         let end = SystemTime::now();
@@ -217,8 +242,14 @@ impl Exchange {
             None => Cow::Owned(self.method.to_string()),
         };
         let mut attributes = vec![
-            ("http.request.method", SpanValue::Text(self.method.to_string().into())),
-            ("http.response.status_code", SpanValue::Number(self.status.into())),
+            (
+                "http.request.method",
+                SpanValue::Text(self.method.to_string().into()),
+            ),
+            (
+                "http.response.status_code",
+                SpanValue::Number(self.status.into()),
+            ),
         ];
         if let Some(route) = self.route.take() {
             attributes.push(("http.route", SpanValue::Text(route.into())));
@@ -250,4 +281,3 @@ impl Drop for Exchange {
         self.tell(true);
     }
 }
-

@@ -40,7 +40,14 @@ pub struct Counter {
 
 impl Default for Counter {
     fn default() -> Self {
-        Self { skip: PREFACE, header: [0; 9], have: 0, cheap: 0, resets: 0, since: Instant::now() }
+        Self {
+            skip: PREFACE,
+            header: [0; 9],
+            have: 0,
+            cheap: 0,
+            resets: 0,
+            since: Instant::now(),
+        }
     }
 }
 
@@ -98,12 +105,20 @@ impl Counter {
 impl<T> Frames<T> {
     /// Counts on `inner`, of which `begun` was read already.
     pub fn new(inner: T, begun: Vec<u8>) -> Self {
-        Self { inner, begun, counter: Counter::default() }
+        Self {
+            inner,
+            begun,
+            counter: Counter::default(),
+        }
     }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Frames<T> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = into.filled().len();
         if this.begun.is_empty() {
@@ -114,16 +129,26 @@ impl<T: AsyncRead + Unpin> AsyncRead for Frames<T> {
             into.put_slice(&this.begun);
             this.begun = rest;
         }
-        if this.counter.follow(into.filled().get(before..).unwrap_or_default()) {
+        if this
+            .counter
+            .follow(into.filled().get(before..).unwrap_or_default())
+        {
             return Poll::Ready(Ok(()));
         }
         into.set_filled(before);
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "too many control frames")))
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::ConnectionAborted,
+            "too many control frames",
+        )))
     }
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Frames<T> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().inner).poll_write(cx, bytes)
     }
 
@@ -179,7 +204,10 @@ mod tests {
             let mut counter = counter();
             let bytes: Vec<u8> = (0..=MOST).flat_map(|_| frame(6, 8)).collect();
             let mut pieces = bytes.chunks(size);
-            assert!(!pieces.all(|piece| counter.follow(piece)), "in pieces of {size}");
+            assert!(
+                !pieces.all(|piece| counter.follow(piece)),
+                "in pieces of {size}"
+            );
             let mut counter = self::counter();
             assert!(counter.follow(&bytes[..bytes.len() - 17]));
         }

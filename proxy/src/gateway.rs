@@ -35,24 +35,44 @@ const POWERED_BY: HeaderName = HeaderName::from_static("x-powered-by");
 
 /// Finds the backend by the Gateway's routes and sends the request to it.
 pub(crate) async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answer, Denial> {
-    let Admitted { call, body, long_lived, .. } = admitted;
+    let Admitted {
+        call,
+        body,
+        long_lived,
+        ..
+    } = admitted;
     let snapshot = call.current.snapshot().ok_or(Denial::Unconfigured)?;
-    let gateway = snapshot.workload.gateway.as_ref().ok_or(Denial::Unconfigured)?;
-    let (host, _) = resolve::split_port(call.reading.authority.as_str()).ok_or(Denial::Authority("the host is malformed"))?;
-    let asked = routes::Asked { host, method: call.method(), path: call.head.uri.path(), headers: &call.head.headers };
+    let gateway = snapshot
+        .workload
+        .gateway
+        .as_ref()
+        .ok_or(Denial::Unconfigured)?;
+    let (host, _) = resolve::split_port(call.reading.authority.as_str())
+        .ok_or(Denial::Authority("the host is malformed"))?;
+    let asked = routes::Asked {
+        host,
+        method: call.method(),
+        path: call.head.uri.path(),
+        headers: &call.head.headers,
+    };
     let matched = routes::find(gateway, peer.listener_host.as_deref(), &asked)
         .ok_or(Denial::NoRoute("no route of this gateway fits".into()))?;
-    let backend = matched.backend(call.local.random.next()).ok_or(Denial::NoBackend)?;
+    let backend = matched
+        .backend(call.local.random.next())
+        .ok_or(Denial::NoBackend)?;
     let destination = match resolve::destination(&call.local, &backend.service).await {
         Ok(destination) => destination,
         // The route exists and its backend does not: that is not the caller's mistake (Gateway API).
         Err(Denial::NoRoute(_)) => return Err(Denial::NoBackend),
         Err(denial) => return Err(denial),
     };
-    let route = resolve::Route::to(destination, Some(backend.port)).map_err(|_| Denial::NoBackend)?;
+    let route =
+        resolve::Route::to(destination, Some(backend.port)).map_err(|_| Denial::NoBackend)?;
     tell_backend(&mut call.head, peer, call.reading.authority.as_str());
     if let Some(user) = &call.user {
-        call.head.headers.insert(crate::layers::headers::USER, inbound::printable(&user.id));
+        call.head
+            .headers
+            .insert(crate::layers::headers::USER, inbound::printable(&user.id));
     }
     call.head.headers.remove(peer_header::NAME);
     match &long_lived {
@@ -71,11 +91,16 @@ pub(crate) async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answe
 fn tell_backend(head: &mut Parts, peer: &Peer, authority: &str) {
     let address = peer.address.ip().to_string();
     if let Ok(address) = HeaderValue::try_from(address) {
-        head.headers.insert(HeaderName::from_static("x-forwarded-for"), address);
+        head.headers
+            .insert(HeaderName::from_static("x-forwarded-for"), address);
     }
     if let Ok(host) = HeaderValue::from_str(authority) {
-        head.headers.insert(HeaderName::from_static("x-forwarded-host"), host);
+        head.headers
+            .insert(HeaderName::from_static("x-forwarded-host"), host);
     }
     let scheme = if peer.tls { "https" } else { "http" };
-    head.headers.insert(HeaderName::from_static("x-forwarded-proto"), HeaderValue::from_static(scheme));
+    head.headers.insert(
+        HeaderName::from_static("x-forwarded-proto"),
+        HeaderValue::from_static(scheme),
+    );
 }

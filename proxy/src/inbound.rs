@@ -61,7 +61,12 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn new(local: &Rc<Local>, direction: Direction, address: SocketAddr, principal: Principal) -> Self {
+    pub(crate) fn new(
+        local: &Rc<Local>,
+        direction: Direction,
+        address: SocketAddr,
+        principal: Principal,
+    ) -> Self {
         let id = match &principal {
             Principal::Workload(id) => Some(id.to_string()),
             Principal::Anonymous => None,
@@ -91,16 +96,33 @@ impl Peer {
 /// A connection to the inbound listener: mesh TLS, and nothing else while this proxy has or should have an identity.
 pub(crate) async fn connection(local: Rc<Local>, stream: TcpStream, address: SocketAddr) {
     if !local.shared.has_identity {
-        let peer = Rc::new(Peer::new(&local, Direction::Inbound, address, Principal::Anonymous));
+        let peer = Rc::new(Peer::new(
+            &local,
+            Direction::Inbound,
+            address,
+            Principal::Anonymous,
+        ));
         return connection::serve_plain(&local, stream, peer, serve).await;
     }
     // Without an identity there is nothing to answer with, and nothing is ever answered in its place.
-    let Some(config) = local.server_tls() else { return };
-    let Some(stream) = connection::handshake(&local, Direction::Inbound, config, stream).await else { return };
+    let Some(config) = local.server_tls() else {
+        return;
+    };
+    let Some(stream) = connection::handshake(&local, Direction::Inbound, config, stream).await
+    else {
+        return;
+    };
     let tls = stream.get_ref().1;
-    let Some(Ok(id)) = tls.peer_certificates().map(MeshTls::peer_id) else { return };
+    let Some(Ok(id)) = tls.peer_certificates().map(MeshTls::peer_id) else {
+        return;
+    };
     let speaks_h2 = tls.alpn_protocol() == Some(MERLON_H2);
-    let peer = Rc::new(Peer::new(&local, Direction::Inbound, address, Principal::Workload(id)));
+    let peer = Rc::new(Peer::new(
+        &local,
+        Direction::Inbound,
+        address,
+        Principal::Workload(id),
+    ));
     if speaks_h2 {
         let peer = Rc::clone(&peer);
         connection::serve_h2(&local, Stream::mesh(stream), Transport::MeshH2, peer, serve).await;
@@ -115,7 +137,10 @@ pub(crate) async fn serve(
     request: Request<Incoming>,
     broken: Option<Denial>,
 ) -> Result<Response<AnswerBody>, Infallible> {
-    contained(&peer, request, broken, async |request, exchange| decide(&peer, request, exchange).await).await
+    contained(&peer, request, broken, async |request, exchange| {
+        decide(&peer, request, exchange).await
+    })
+    .await
 }
 
 /// Reads a head, and hands what it says to the checks.
@@ -124,7 +149,9 @@ async fn decide(
     request: Request<Incoming>,
     mut exchange: Exchange,
 ) -> Result<Response<AnswerBody>, Refused> {
-    let Some(_in_flight) = Counted::within(Rc::clone(&peer.local), |local| &local.in_flight, IN_FLIGHT) else {
+    let Some(_in_flight) =
+        Counted::within(Rc::clone(&peer.local), |local| &local.in_flight, IN_FLIGHT)
+    else {
         return Err((Denial::Overload, exchange));
     };
     let (mut head, body) = request.into_parts();
@@ -139,7 +166,11 @@ async fn decide(
     exchange.uri = head.uri.clone();
     exchange.host = Some(reading.authority.clone());
     // A browser may come with another host on the connection it has (RFC 9113 §9.1.1); the certificate was for one.
-    if peer.server_name.as_deref().is_some_and(|name| name != reading.authority.host()) {
+    if peer
+        .server_name
+        .as_deref()
+        .is_some_and(|name| name != reading.authority.host())
+    {
         return Err((Denial::Misdirected, exchange));
     }
     let current = peer.local.current();
@@ -154,7 +185,11 @@ async fn decide(
         clock: Instant::now(),
         body: (!body.is_end_stream()).then_some(body),
         grpc,
-        proto: if head.version >= Version::HTTP_2 { Proto::H2 } else { Proto::Http1 },
+        proto: if head.version >= Version::HTTP_2 {
+            Proto::H2
+        } else {
+            Proto::Http1
+        },
         user: None,
         route: RouteMatch::NONE,
         head,
@@ -166,7 +201,9 @@ async fn decide(
     match outcome {
         Ok(answer) => Ok(conclude(answer, call)),
         Err(denial) => {
-            if let Some(target) = target.filter(|_| !matches!(denial, Denial::Policy(_) | Denial::Upstream(_))) {
+            if let Some(target) =
+                target.filter(|_| !matches!(denial, Denial::Policy(_) | Denial::Upstream(_)))
+            {
                 record_refusal(&call, &target, &denial);
             }
             Err((denial, call.exchange))
@@ -181,7 +218,8 @@ fn target(peer: &Peer, call: &mut Call, claim: Option<&HeaderValue>) -> Option<R
         (Direction::Gateway, ..) => Target::gateway(snapshot, &peer.principal).map(Rc::new),
         (_, Principal::Workload(_), Some(claim)) => {
             let mut targets = peer.targets.borrow_mut();
-            let (target, proto) = targets.find(claim, snapshot, call.current.generation, &peer.principal)?;
+            let (target, proto) =
+                targets.find(claim, snapshot, call.current.generation, &peer.principal)?;
             call.proto = proto;
             Some(target)
         }
@@ -193,7 +231,11 @@ fn target(peer: &Peer, call: &mut Call, claim: Option<&HeaderValue>) -> Option<R
 }
 
 /// Every check in its order. Each takes the proof of the one before; `forward` takes the last.
-async fn checks(call: &mut Call, target: Option<Rc<Target>>, peer: &Peer) -> Result<Answer, Denial> {
+async fn checks(
+    call: &mut Call,
+    target: Option<Rc<Target>>,
+    peer: &Peer,
+) -> Result<Answer, Denial> {
     let routed = route(call, target)?;
     // Before any signature is checked: checking costs more than asking.
     let screened = address_limit(routed)?;
@@ -228,8 +270,18 @@ async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answer, Denial> 
     if peer.direction == Direction::Gateway {
         return crate::gateway::forward(admitted, peer).await;
     }
-    let Admitted { call, target, body, long_lived, .. } = admitted;
-    let asked = if call.reading.websocket { upgrade::take(&mut call.head) } else { None };
+    let Admitted {
+        call,
+        target,
+        body,
+        long_lived,
+        ..
+    } = admitted;
+    let asked = if call.reading.websocket {
+        upgrade::take(&mut call.head)
+    } else {
+        None
+    };
     let mut request = Request::new(body);
     std::mem::swap(request.headers_mut(), &mut call.head.headers);
     tell_program(request.headers_mut(), peer, call);
@@ -240,10 +292,17 @@ async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answer, Denial> 
         Proto::H2 => crate::outbound::as_h2(request, authority, "http"),
         Proto::Http1 | Proto::Tcp => crate::outbound::with_host(request, authority),
     };
-    let request = if asked.is_some() { ask(request, call) } else { request };
+    let request = if asked.is_some() {
+        ask(request, call)
+    } else {
+        request
+    };
     call.exchange.upstream = Some(target.program);
     let flow = call.exchange.flow.clone();
-    let sent = call.local.programs.send(target.program, call.proto, request, &call.local.metrics);
+    let sent = call
+        .local
+        .programs
+        .send(target.program, call.proto, request, &call.local.metrics);
     let sent = match &long_lived {
         // A stream may be revoked before its answer begins.
         Some(held) => tokio::select! {
@@ -275,7 +334,9 @@ fn tell_program(headers: &mut http::HeaderMap, peer: &Peer, call: &Call) {
 /// A subject may be any text (RFC 7519 §4.1.2): what no header may hold is percent-encoded.
 pub(crate) fn printable(text: &str) -> HeaderValue {
     use std::fmt::Write as _;
-    if text.bytes().all(|byte| matches!(byte, 0x21..=0x7e) && byte != b'%')
+    if text
+        .bytes()
+        .all(|byte| matches!(byte, 0x21..=0x7e) && byte != b'%')
         && let Ok(value) = HeaderValue::from_str(text)
     {
         return value;
@@ -320,11 +381,22 @@ pub(crate) fn answer(
     if let Some(asked) = asked
         && upgrade::agreed(head.status, call.proto)
     {
-        let upstream = head.extensions.remove::<hyper::upgrade::OnUpgrade>().ok_or(Upstream::Protocol)?;
+        let upstream = head
+            .extensions
+            .remove::<hyper::upgrade::OnUpgrade>()
+            .ok_or(Upstream::Protocol)?;
         upgrade::answer(&mut head, version, &asked);
         call.exchange.answered(101);
         let response = Response::from_parts(head, AnswerBody::ours(bytes::Bytes::new()));
-        return Ok(Answer { response, switched: Some(Switched { asked, upstream, held, long_lived }) });
+        return Ok(Answer {
+            response,
+            switched: Some(Switched {
+                asked,
+                upstream,
+                held,
+                long_lived,
+            }),
+        });
     }
     // A switch that nobody asked for would turn the rest of the connection into something undecided.
     if head.status == http::StatusCode::SWITCHING_PROTOCOLS {
@@ -334,15 +406,31 @@ pub(crate) fn answer(
     head.extensions.clear();
     call.exchange.answered(head.status.as_u16());
     let body = AnswerBody::upstream(incoming, held, long_lived);
-    Ok(Answer { response: Response::from_parts(head, body), switched: None })
+    Ok(Answer {
+        response: Response::from_parts(head, body),
+        switched: None,
+    })
 }
 
 /// From here the request is over when its body, or its tunnel, is.
 pub(crate) fn conclude(answer: Answer, call: Call) -> Response<AnswerBody> {
     let exchange = call.exchange;
     match answer.switched {
-        Some(Switched { asked, upstream, held, long_lived }) => {
-            upgrade::tunnel(asked, upstream, upgrade::Kept { exchange, held, long_lived });
+        Some(Switched {
+            asked,
+            upstream,
+            held,
+            long_lived,
+        }) => {
+            upgrade::tunnel(
+                asked,
+                upstream,
+                upgrade::Kept {
+                    exchange,
+                    held,
+                    long_lived,
+                },
+            );
             answer.response
         }
         None => answer.response.map(|body| body.concludes(exchange)),

@@ -1,30 +1,48 @@
 //! Merlon's proxy: the enforcement point, beside a workload or at the edge.
 #![doc = include_str!("../README.md")]
 
+pub mod access_log;
 pub mod app;
 pub mod config;
 pub mod decisions;
+pub mod denial;
 pub mod destinations;
 pub mod flags;
+pub mod frames;
 pub mod health;
 pub mod jwks;
+pub mod layers;
+pub mod listener;
 pub mod logging;
 pub mod metrics;
+pub mod peer_header;
+pub mod problem;
 pub mod state;
 pub mod state_dir;
+pub mod strict;
 pub mod telemetry;
+pub mod trace_context;
+pub mod worker;
 
 mod admin;
 mod assemble;
 mod backoff;
-mod bind;
+mod body;
+mod connection;
 mod control;
 mod control_plane;
 mod dump;
+mod exchange;
 mod follow;
 mod freshness;
+mod gateway;
 mod identity;
 mod identity_files;
-mod idle;
+mod inbound;
 mod inspect;
+mod outbound;
+mod request;
 mod standalone;
+mod tcp;
+mod upgrade;
+mod upstream;

@@ -21,7 +21,11 @@ const BACKLOG: i32 = 1_024;
 /// # Errors
 /// The address cannot be had.
 pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     if address.is_ipv6() {
@@ -133,7 +137,10 @@ impl Open {
     pub(crate) fn new(local: &Rc<Local>, direction: Direction, transport: Transport) -> Self {
         local.metrics.connections.inc(direction, transport);
         local.metrics.open_connections.add(direction, 1);
-        Self { local: Rc::clone(local), direction }
+        Self {
+            local: Rc::clone(local),
+            direction,
+        }
     }
 }
 

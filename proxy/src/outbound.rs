@@ -17,11 +17,7 @@ use crate::{
     denial::Denial,
     exchange::Exchange,
     inbound::{self, Answer, IN_FLIGHT, Peer},
-    layers::{
-        head,
-        headers::{self, join_cookies},
-        stage::Call,
-    },
+    layers::{head, headers::join_cookies, stage::Call},
     metrics::Direction,
     peer_header::{self, Proto},
     problem::is_grpc,
@@ -43,7 +39,10 @@ pub(crate) async fn serve(
     request: Request<Incoming>,
     broken: Option<Denial>,
 ) -> Result<Response<AnswerBody>, Infallible> {
-    contained(&peer, request, broken, async |request, exchange| decide(&peer, request, exchange).await).await
+    contained(&peer, request, broken, async |request, exchange| {
+        decide(&peer, request, exchange).await
+    })
+    .await
 }
 
 async fn decide(
@@ -52,7 +51,8 @@ async fn decide(
     mut exchange: Exchange,
 ) -> Result<Response<AnswerBody>, Refused> {
     let local = &peer.local;
-    let Some(_in_flight) = Counted::within(Rc::clone(local), |local| &local.in_flight, IN_FLIGHT) else {
+    let Some(_in_flight) = Counted::within(Rc::clone(local), |local| &local.in_flight, IN_FLIGHT)
+    else {
         return Err((Denial::Overload, exchange));
     };
     let current = local.current();
@@ -60,7 +60,10 @@ async fn decide(
     exchange.current = Some(Rc::clone(&current));
     let (mut head, body) = request.into_parts();
     if head.uri.scheme() == Some(&uri::Scheme::HTTPS) && head.version < Version::HTTP_2 {
-        return Err((Denial::NoRoute("this proxy does not open TLS in the program's place".into()), exchange));
+        return Err((
+            Denial::NoRoute("this proxy does not open TLS in the program's place".into()),
+            exchange,
+        ));
     }
     let reading = match head::read(&mut head) {
         Ok(reading) => reading,
@@ -79,7 +82,11 @@ async fn decide(
         clock: Instant::now(),
         body: (!body.is_end_stream()).then_some(body),
         grpc: is_grpc(&head.headers),
-        proto: if head.version >= Version::HTTP_2 { Proto::H2 } else { Proto::Http1 },
+        proto: if head.version >= Version::HTTP_2 {
+            Proto::H2
+        } else {
+            Proto::Http1
+        },
         user: None,
         route: RouteMatch::NONE,
         head,
@@ -128,11 +135,20 @@ pub(crate) async fn forward(
     call.proto = route.proto(call.proto);
     let (request, asked) = outgoing(call, body);
     let mut request = as_h2(request, &call.reading.authority, "https");
-    request.headers_mut().insert(peer_header::NAME, route.claim(call.proto).clone());
-    let request = if asked.is_some() { ask_mesh(request, call) } else { request };
+    request
+        .headers_mut()
+        .insert(peer_header::NAME, route.claim(call.proto).clone());
+    let request = if asked.is_some() {
+        ask_mesh(request, call)
+    } else {
+        request
+    };
     let flow = call.exchange.flow.clone();
     let local = Rc::clone(&call.local);
-    let sent = local.peers.send(&local, &route.destination, call.proto, request).await;
+    let sent = local
+        .peers
+        .send(&local, &route.destination, call.proto, request)
+        .await;
     let sent = sent.map_err(|denial| inbound::blame(denial, flow.as_deref()))?;
     call.exchange.upstream = Some(sent.address);
     // Between proxies a WebSocket is always extended CONNECT; a plain endpoint got it as the program spoke.
@@ -161,8 +177,15 @@ pub(crate) fn stream(call: &mut Call) -> RequestBody {
 }
 
 /// The request that goes on, with all of its head, and what it becomes when it asks for a switch.
-pub(crate) fn outgoing(call: &mut Call, body: RequestBody) -> (Request<RequestBody>, Option<upgrade::Asked>) {
-    let asked = if call.reading.websocket { upgrade::take(&mut call.head) } else { None };
+pub(crate) fn outgoing(
+    call: &mut Call,
+    body: RequestBody,
+) -> (Request<RequestBody>, Option<upgrade::Asked>) {
+    let asked = if call.reading.websocket {
+        upgrade::take(&mut call.head)
+    } else {
+        None
+    };
     let mut request = Request::new(body);
     std::mem::swap(request.headers_mut(), &mut call.head.headers);
     *request.method_mut() = call.head.method.clone();
@@ -171,9 +194,17 @@ pub(crate) fn outgoing(call: &mut Call, body: RequestBody) -> (Request<RequestBo
 }
 
 /// For an HTTP/2 connection: the authority stands in the target.
-pub(crate) fn as_h2(mut request: Request<RequestBody>, authority: &uri::Authority, scheme: &str) -> Request<RequestBody> {
+pub(crate) fn as_h2(
+    mut request: Request<RequestBody>,
+    authority: &uri::Authority,
+    scheme: &str,
+) -> Request<RequestBody> {
     let mut parts = std::mem::take(request.uri_mut()).into_parts();
-    parts.scheme = if scheme == "https" { Some(uri::Scheme::HTTPS) } else { Some(uri::Scheme::HTTP) };
+    parts.scheme = if scheme == "https" {
+        Some(uri::Scheme::HTTPS)
+    } else {
+        Some(uri::Scheme::HTTP)
+    };
     parts.authority = Some(authority.clone());
     if parts.path_and_query.is_none() {
         parts.path_and_query = Some(uri::PathAndQuery::from_static("/"));
@@ -185,7 +216,10 @@ pub(crate) fn as_h2(mut request: Request<RequestBody>, authority: &uri::Authorit
 }
 
 /// For an HTTP/1.1 connection: the authority stands in `Host`.
-pub(crate) fn with_host(mut request: Request<RequestBody>, authority: &uri::Authority) -> Request<RequestBody> {
+pub(crate) fn with_host(
+    mut request: Request<RequestBody>,
+    authority: &uri::Authority,
+) -> Request<RequestBody> {
     *request.version_mut() = Version::HTTP_11;
     if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
         request.headers_mut().insert(header::HOST, host);
@@ -206,4 +240,3 @@ pub(crate) fn as_http1(mut request: Request<RequestBody>) -> Request<RequestBody
         None => request,
     }
 }
-

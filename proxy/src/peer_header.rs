@@ -58,13 +58,23 @@ impl Claim {
             "tcp" => Proto::Tcp,
             _ => return None,
         };
-        parts.next().is_none().then_some(Self { service, port, proto })
+        parts.next().is_none().then_some(Self {
+            service,
+            port,
+            proto,
+        })
     }
 }
 
 impl std::fmt::Display for Claim {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "service={};port={};proto={}", self.service, self.port, self.proto.as_str())
+        write!(
+            f,
+            "service={};port={};proto={}",
+            self.service,
+            self.port,
+            self.proto.as_str()
+        )
     }
 }
 

@@ -45,12 +45,19 @@ pub fn answer(denial: &Denial, asker: &Asker<'_>) -> Answer {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     if let Some(challenge) = denial.challenge() {
-        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        headers.insert(
+            header::WWW_AUTHENTICATE,
+            HeaderValue::from_static(challenge),
+        );
     }
     if let Some(Ok(allow)) = denial.allow().map(HeaderValue::try_from) {
         headers.insert(header::ALLOW, allow);
     }
-    if asker.grpc { grpc(denial, headers) } else { problem(denial, asker, headers) }
+    if asker.grpc {
+        grpc(denial, headers)
+    } else {
+        problem(denial, asker, headers)
+    }
 }
 
 fn problem(denial: &Denial, asker: &Asker<'_>, mut headers: HeaderMap) -> Answer {
@@ -75,23 +82,37 @@ fn problem(denial: &Denial, asker: &Asker<'_>, mut headers: HeaderMap) -> Answer
             object.insert("place".to_owned(), place.as_str().into());
         }
     }
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/problem+json"),
+    );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if denial.closes() && asker.version < Version::HTTP_2 {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    Answer { status, headers, body: Bytes::from(body.to_string()) }
+    Answer {
+        status,
+        headers,
+        body: Bytes::from(body.to_string()),
+    }
 }
 
 /// Trailers-only: the status stands in the one header block (gRPC over HTTP/2, "Responses").
 fn grpc(denial: &Denial, mut headers: HeaderMap) -> Answer {
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/grpc"),
+    );
     headers.insert(GRPC_STATUS, HeaderValue::from(grpc_code(denial.status())));
     let message = format!("{}: {}", denial.reason(), denial.sentence());
     if let Ok(value) = HeaderValue::try_from(percent_encode(&message)) {
         headers.insert(GRPC_MESSAGE, value);
     }
-    Answer { status: StatusCode::OK, headers, body: Bytes::new() }
+    Answer {
+        status: StatusCode::OK,
+        headers,
+        body: Bytes::new(),
+    }
 }
 
 /// The gRPC code for a status of ours.
@@ -125,9 +146,10 @@ fn percent_encode(text: &str) -> String {
 /// Whether a request is gRPC by its content type.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|value| {
-        value.as_bytes().strip_prefix(b"application/grpc").is_some_and(|rest| {
-            matches!(rest.first(), None | Some(b'+' | b';'))
-        })
+        value
+            .as_bytes()
+            .strip_prefix(b"application/grpc")
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
     })
 }
 
@@ -136,7 +158,12 @@ mod tests {
     use super::*;
 
     fn asker(grpc: bool) -> Asker<'static> {
-        Asker { grpc, meshed: false, version: Version::HTTP_11, decision_id: "w1-7" }
+        Asker {
+            grpc,
+            meshed: false,
+            version: Version::HTTP_11,
+            decision_id: "w1-7",
+        }
     }
 
     #[test]
@@ -152,7 +179,10 @@ mod tests {
 
     #[test]
     fn grpc_gets_a_status_of_its_own_and_no_body() {
-        let limited = Denial::RateLimited { limit: "per-user 100%".into(), retry_after: 3 };
+        let limited = Denial::RateLimited {
+            limit: "per-user 100%".into(),
+            retry_after: 3,
+        };
         let answer = answer(&limited, &asker(true));
         assert_eq!(answer.status, 200);
         assert_eq!(answer.headers[GRPC_STATUS], "8");
@@ -166,14 +196,20 @@ mod tests {
 
     #[test]
     fn broken_framing_closes_the_connection() {
-        let answer = answer(&Denial::Framing(crate::strict::Violation::LengthAndEncoding), &asker(false));
+        let answer = answer(
+            &Denial::Framing(crate::strict::Violation::LengthAndEncoding),
+            &asker(false),
+        );
         assert_eq!(answer.headers[header::CONNECTION], "close");
     }
 
     #[test]
     fn grpc_is_told_by_its_content_type_alone() {
         let with = |text: &'static str| {
-            is_grpc(&HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(text))]))
+            is_grpc(&HeaderMap::from_iter([(
+                header::CONTENT_TYPE,
+                HeaderValue::from_static(text),
+            )]))
         };
         assert!(with("application/grpc"));
         assert!(with("application/grpc+proto"));

@@ -1,6 +1,6 @@
 //! Whatever happens to a request, there is an answer and a line in the log.
 
-use std::{convert::Infallible, rc::Rc};
+use std::convert::Infallible;
 
 use futures_util::FutureExt as _;
 use http::{Request, Response, Version, header};
@@ -27,7 +27,8 @@ pub(crate) async fn contained(
 ) -> Result<Response<AnswerBody>, Infallible> {
     let heard = Heard::of(&request);
     let exchange = || {
-        let mut exchange = Exchange::begin(&peer.local, peer.direction, peer.id.clone(), peer.address);
+        let mut exchange =
+            Exchange::begin(&peer.local, peer.direction, peer.id.clone(), peer.address);
         exchange.heard(&heard.method, &heard.uri, heard.version);
         exchange
     };
@@ -41,7 +42,13 @@ pub(crate) async fn contained(
     };
     Ok(match outcome {
         Ok(response) => response,
-        Err((denial, exchange)) => refuse(denial, exchange, heard.grpc, peer.is_meshed(), heard.version),
+        Err((denial, exchange)) => refuse(
+            denial,
+            exchange,
+            heard.grpc,
+            peer.is_meshed(),
+            heard.version,
+        ),
     })
 }
 
@@ -54,7 +61,15 @@ fn refuse(
     version: Version,
 ) -> Response<AnswerBody> {
     let decision_id = exchange.decision_id.to_string();
-    let answer = problem::answer(&denial, &Asker { grpc, meshed, version, decision_id: &decision_id });
+    let answer = problem::answer(
+        &denial,
+        &Asker {
+            grpc,
+            meshed,
+            version,
+            decision_id: &decision_id,
+        },
+    );
     exchange.refused(denial);
     let mut response = Response::new(AnswerBody::ours(answer.body).concludes(exchange));
     *response.status_mut() = answer.status;
@@ -76,7 +91,8 @@ impl Heard {
             method: request.method().clone(),
             uri: request.uri().clone(),
             version: request.version(),
-            grpc: request.headers().contains_key(header::CONTENT_TYPE) && is_grpc(request.headers()),
+            grpc: request.headers().contains_key(header::CONTENT_TYPE)
+                && is_grpc(request.headers()),
         }
     }
 }

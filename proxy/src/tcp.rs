@@ -107,7 +107,11 @@ fn preamble(claim: &Claim) -> Vec<u8> {
 }
 
 /// The same checks as a request's, as far as opaque bytes have what they ask for. Registers first and decides second.
-fn admit(peer: &Peer, claim: &Claim, exchange: &mut Exchange) -> Result<(Target, Rc<LongLived>), Denial> {
+fn admit(
+    peer: &Peer,
+    claim: &Claim,
+    exchange: &mut Exchange,
+) -> Result<(Target, Rc<LongLived>), Denial> {
     let local = &peer.local;
     let long_lived = local.register(Recheck::Pending);
     let current = local.current();
@@ -115,15 +119,23 @@ fn admit(peer: &Peer, claim: &Claim, exchange: &mut Exchange) -> Result<(Target,
     let snapshot = current.snapshot().ok_or(Denial::Unconfigured)?;
     let target = Target::claimed(snapshot, &claim.service, claim.port, &peer.principal)
         .filter(|target| target.protocol == AppProtocol::Tcp)
-        .ok_or(Denial::NoRoute("no service of this workload is meant".into()))?;
+        .ok_or(Denial::NoRoute(
+            "no service of this workload is meant".into(),
+        ))?;
     exchange.dst = Some(Rc::clone(&target.name));
-    let subject = LimitSubject { peer: &target.peer, address: peer.address.ip(), user: None };
+    let subject = LimitSubject {
+        peer: &target.peer,
+        address: peer.address.ip(),
+        user: None,
+    };
     let now = Instant::now();
     for limiter in &target.service.limiters {
-        limiter.check(&subject, now).map_err(|wait| Denial::RateLimited {
-            limit: limiter.rule().spec.name.as_str().into(),
-            retry_after: wait.seconds(),
-        })?;
+        limiter
+            .check(&subject, now)
+            .map_err(|wait| Denial::RateLimited {
+                limit: limiter.rule().spec.name.as_str().into(),
+                retry_after: wait.seconds(),
+            })?;
     }
     let facts = RequestFacts {
         kind: RequestKind::Tcp(TcpFacts::default()),
@@ -135,7 +147,10 @@ fn admit(peer: &Peer, claim: &Claim, exchange: &mut Exchange) -> Result<(Target,
         tls: Some(TLS),
     };
     let decision = decide(&target, &facts);
-    let recorded = target.service.policy.record(&target.peer, &facts, &decision);
+    let recorded = target
+        .service
+        .policy
+        .record(&target.peer, &facts, &decision);
     local.shared.decisions.record(RecordedDecision {
         id: exchange.decision_id,
         facts: recorded.clone(),
@@ -153,7 +168,8 @@ fn admit(peer: &Peer, claim: &Claim, exchange: &mut Exchange) -> Result<(Target,
     });
     exchange.permit = Some(decision.into_result()?);
     let (service, port) = (Arc::clone(&target.service), target.port);
-    long_lived.recheck_with(move |snapshot| still_permitted(snapshot, &service, port, false, &recorded));
+    long_lived
+        .recheck_with(move |snapshot| still_permitted(snapshot, &service, port, false, &recorded));
     Ok((target, long_lived))
 }
 
@@ -163,7 +179,10 @@ pub(crate) async fn listeners(local: Rc<Local>) {
     let mut open: HashMap<OutboundListener, JoinHandle<()>> = HashMap::new();
     loop {
         let current = local.current();
-        let wanted = current.snapshot().map(|snapshot| snapshot.workload.outbound.as_slice()).unwrap_or_default();
+        let wanted = current
+            .snapshot()
+            .map(|snapshot| snapshot.workload.outbound.as_slice())
+            .unwrap_or_default();
         open.retain(|listener, task| {
             let keep = wanted.contains(listener) && !task.is_finished();
             if !keep {
@@ -184,7 +203,9 @@ pub(crate) async fn listeners(local: Rc<Local>) {
                     let fixed = listener.clone();
                     let task = tokio::task::spawn_local(async move {
                         let fixed = Rc::new(fixed);
-                        let connection = |local, stream, address| outbound(local, stream, address, Rc::clone(&fixed));
+                        let connection = |local, stream, address| {
+                            outbound(local, stream, address, Rc::clone(&fixed))
+                        };
                         listener::serve(&local, &socket, connection).await;
                     });
                     open.insert(listener, task);
@@ -196,7 +217,10 @@ pub(crate) async fn listeners(local: Rc<Local>) {
         if failed.is_empty() {
             local.shared.health.have(Unready::Listener);
         } else {
-            local.shared.health.lack(Unready::Listener, failed.join("; "));
+            local
+                .shared
+                .health
+                .lack(Unready::Listener, failed.join("; "));
         }
         if changes.changed().await.is_err() {
             return;
@@ -205,7 +229,12 @@ pub(crate) async fn listeners(local: Rc<Local>) {
 }
 
 /// A connection of the own program to a local address that leads to one port of a Service.
-async fn outbound(local: Rc<Local>, stream: TcpStream, address: SocketAddr, to: Rc<OutboundListener>) {
+async fn outbound(
+    local: Rc<Local>,
+    stream: TcpStream,
+    address: SocketAddr,
+    to: Rc<OutboundListener>,
+) {
     let own = local.current().own();
     let mut exchange = Exchange::begin(&local, Direction::Outbound, own, address);
     exchange.protocol = "tcp";
@@ -223,7 +252,12 @@ async fn outbound(local: Rc<Local>, stream: TcpStream, address: SocketAddr, to: 
         }
         Some(_) => {
             exchange.forget();
-            let mut peer = Peer::new(&local, Direction::Outbound, address, merlon_policy::principal::Principal::Anonymous);
+            let mut peer = Peer::new(
+                &local,
+                Direction::Outbound,
+                address,
+                merlon_policy::principal::Principal::Anonymous,
+            );
             peer.fixed = Some((to.service.clone(), to.port));
             connection::serve_plain(&local, stream, Rc::new(peer), outbound::serve).await;
         }
@@ -237,7 +271,11 @@ async fn tunnel(
     to: &OutboundListener,
     mut exchange: Exchange,
 ) {
-    let claim = Claim { service: to.service.clone(), port: to.port, proto: Proto::Tcp };
+    let claim = Claim {
+        service: to.service.clone(),
+        port: to.port,
+        proto: Proto::Tcp,
+    };
     let leash = Leash::default();
     let mut tried = Vec::new();
     let mut last = Denial::Upstream(Upstream::NoEndpoint);
@@ -252,10 +290,22 @@ async fn tunnel(
                 Err(error) => error,
             },
             Some(expected) => {
-                let Some(identity) = local.identity() else { return exchange.refused(Denial::Unconfigured) };
-                match dial::mesh(endpoint.address, expected, &identity, MERLON_TCP, &local.metrics).await {
+                let Some(identity) = local.identity() else {
+                    return exchange.refused(Denial::Unconfigured);
+                };
+                match dial::mesh(
+                    endpoint.address,
+                    expected,
+                    &identity,
+                    MERLON_TCP,
+                    &local.metrics,
+                )
+                .await
+                {
                     Ok(mut upstream) => {
-                        if upstream.write_all(&preamble(&claim)).await.is_err() || upstream.flush().await.is_err() {
+                        if upstream.write_all(&preamble(&claim)).await.is_err()
+                            || upstream.flush().await.is_err()
+                        {
                             return exchange.refused(Denial::Upstream(Upstream::Reset));
                         }
                         return carry(stream, upstream, &leash, exchange).await;
@@ -289,13 +339,23 @@ pub(crate) async fn copy_both(
     let copy = poll_fn(|cx| {
         let one = up.poll(cx, Pin::new(&mut downstream), Pin::new(&mut upstream))?;
         let other = down.poll(cx, Pin::new(&mut upstream), Pin::new(&mut downstream))?;
-        if one.is_ready() && other.is_ready() { Poll::Ready(io::Result::Ok(())) } else { Poll::Pending }
+        if one.is_ready() && other.is_ready() {
+            Poll::Ready(io::Result::Ok(()))
+        } else {
+            Poll::Pending
+        }
     });
     let whole = tokio::select! {
         result = copy => result.is_ok(),
         () = leash.pulled() => false,
     };
-    (Copied { received: up.copied, sent: down.copied }, whole)
+    (
+        Copied {
+            received: up.copied,
+            sent: down.copied,
+        },
+        whole,
+    )
 }
 
 /// One direction. Holds memory only while bytes wait to be written: an idle tunnel has none.
@@ -343,7 +403,9 @@ impl Pipe {
             match from.as_mut().poll_read(cx, &mut buffer) {
                 Poll::Ready(result) => result?,
                 Poll::Pending => {
-                    if std::mem::take(&mut self.unflushed) && to.as_mut().poll_flush(cx)?.is_pending() {
+                    if std::mem::take(&mut self.unflushed)
+                        && to.as_mut().poll_flush(cx)?.is_pending()
+                    {
                         self.unflushed = true;
                     }
                     return Poll::Pending;

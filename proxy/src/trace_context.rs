@@ -53,7 +53,10 @@ impl TraceContext {
     /// The same trace with our own span as parent of what comes next.
     #[must_use]
     pub fn child(self, span_id: u64) -> Self {
-        Self { parent_id: span_id, ..self }
+        Self {
+            parent_id: span_id,
+            ..self
+        }
     }
 
     /// Whether whoever began the trace records it.
@@ -64,14 +67,21 @@ impl TraceContext {
     /// As a header.
     pub fn header(self) -> Option<HeaderValue> {
         let mut text = String::with_capacity(55);
-        let Self { trace_id, parent_id, flags } = self;
+        let Self {
+            trace_id,
+            parent_id,
+            flags,
+        } = self;
         write!(text, "00-{trace_id:032x}-{parent_id:016x}-{flags:02x}").ok()?;
         HeaderValue::try_from(text).ok()
     }
 
     /// Takes the trace of `headers`; one that is not valid is removed with its `tracestate`, and a new one begun.
     pub fn take(headers: &mut HeaderMap, random: &Random) -> Self {
-        if let Some(given) = headers.get(TRACEPARENT).and_then(|value| Self::parse(value.as_bytes())) {
+        if let Some(given) = headers
+            .get(TRACEPARENT)
+            .and_then(|value| Self::parse(value.as_bytes()))
+        {
             return given;
         }
         headers.remove(TRACESTATE);

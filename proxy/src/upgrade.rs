@@ -10,7 +10,8 @@ use hyper::{ext::Protocol, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 
 use crate::{
-    body::Leash, exchange::Exchange, peer_header::Proto, tcp::copy_both, upstream::Returned, worker::LongLived,
+    body::Leash, exchange::Exchange, peer_header::Proto, tcp::copy_both, upstream::Returned,
+    worker::LongLived,
 };
 
 const KEY: HeaderName = header::SEC_WEBSOCKET_KEY;
@@ -27,7 +28,10 @@ pub(crate) struct Asked {
 /// Takes what becomes the downstream connection out of a request.
 pub(crate) fn take(head: &mut request::Parts) -> Option<Asked> {
     let downstream = head.extensions.remove::<OnUpgrade>()?;
-    Some(Asked { downstream, key: head.headers.get(KEY).cloned() })
+    Some(Asked {
+        downstream,
+        key: head.headers.get(KEY).cloned(),
+    })
 }
 
 /// Gives a WebSocket request the form that the next connection speaks.
@@ -35,8 +39,10 @@ pub(crate) fn ask(head: &mut request::Parts, proto: Proto, random: &crate::trace
     head.extensions.remove::<Protocol>();
     if proto == Proto::Http1 {
         head.method = Method::GET;
-        head.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        head.headers
+            .insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        head.headers
+            .insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         if !head.headers.contains_key(KEY) {
             let nonce = [random.next().to_ne_bytes(), random.next().to_ne_bytes()].concat();
             if let Ok(key) = HeaderValue::try_from(STANDARD.encode(nonce)) {
@@ -51,7 +57,12 @@ pub(crate) fn ask(head: &mut request::Parts, proto: Proto, random: &crate::trace
 
 /// Whether the upstream agreed.
 pub(crate) fn agreed(status: StatusCode, proto: Proto) -> bool {
-    status == if proto == Proto::Http1 { StatusCode::SWITCHING_PROTOCOLS } else { StatusCode::OK }
+    status
+        == if proto == Proto::Http1 {
+            StatusCode::SWITCHING_PROTOCOLS
+        } else {
+            StatusCode::OK
+        }
 }
 
 /// Gives an agreement the form that the downstream connection speaks.
@@ -63,9 +74,14 @@ pub(crate) fn answer(head: &mut response::Parts, version: Version, asked: &Asked
         return;
     }
     head.status = StatusCode::SWITCHING_PROTOCOLS;
-    head.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    if let Some(key) = asked.key.as_ref().filter(|_| !head.headers.contains_key(ACCEPT))
+    head.headers
+        .insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    head.headers
+        .insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    if let Some(key) = asked
+        .key
+        .as_ref()
+        .filter(|_| !head.headers.contains_key(ACCEPT))
         && let Ok(accept) = HeaderValue::try_from(accept(key))
     {
         head.headers.insert(ACCEPT, accept);
@@ -75,7 +91,10 @@ pub(crate) fn answer(head: &mut response::Parts, version: Version, asked: &Asked
 /// RFC 6455 §4.2.2.
 fn accept(key: &HeaderValue) -> String {
     const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
-    let digest = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &[key.as_bytes(), GUID].concat());
+    let digest = digest::digest(
+        &digest::SHA1_FOR_LEGACY_USE_ONLY,
+        &[key.as_bytes(), GUID].concat(),
+    );
     STANDARD.encode(digest)
 }
 
@@ -90,7 +109,11 @@ pub(crate) struct Kept {
 /// Carries bytes both ways once both sides have switched, until both have ended or policy no longer permits it.
 pub(crate) fn tunnel(asked: Asked, upstream: OnUpgrade, kept: Kept) {
     tokio::task::spawn_local(async move {
-        let Kept { mut exchange, held, long_lived } = kept;
+        let Kept {
+            mut exchange,
+            held,
+            long_lived,
+        } = kept;
         let (downstream, upstream) = match tokio::join!(asked.downstream, upstream) {
             (Ok(downstream), Ok(upstream)) => (TokioIo::new(downstream), TokioIo::new(upstream)),
             _ => return exchange.conclude(true),

@@ -17,8 +17,9 @@ use crate::{
     body::Leash,
     gateway, inbound,
     layers::token_cache::TokenCache,
-    listener, outbound,
+    listener,
     metrics::WorkerMetrics,
+    outbound,
     state::{Shared, Shutdown, Snapshot, Worker},
     tcp,
     trace_context::Random,
@@ -32,17 +33,31 @@ pub async fn run(worker: Worker) {
 
 /// As [`run`], with a log of one's own.
 pub async fn run_with_log(worker: Worker, log: AccessLog) {
-    let Worker { index, shared, metrics, inbound, outbound, shutdown } = worker;
+    let Worker {
+        index,
+        shared,
+        metrics,
+        inbound,
+        outbound,
+        shutdown,
+    } = worker;
     let local = Rc::new(Local::new(shared, metrics, log, shutdown));
     tracing::debug!(index, "worker begins");
-    let mut tasks = vec![spawn(tidy(Rc::clone(&local))), spawn(follow(Rc::clone(&local)))];
+    let mut tasks = vec![
+        spawn(tidy(Rc::clone(&local))),
+        spawn(follow(Rc::clone(&local))),
+    ];
     if let Some(listener) = inbound.and_then(listener::adopt) {
         let local = Rc::clone(&local);
-        tasks.push(spawn(async move { listener::serve(&local, &listener, inbound::connection).await }));
+        tasks.push(spawn(async move {
+            listener::serve(&local, &listener, inbound::connection).await
+        }));
     }
     if let Some(listener) = outbound.and_then(listener::adopt) {
         let local = Rc::clone(&local);
-        tasks.push(spawn(async move { listener::serve(&local, &listener, outbound::connection).await }));
+        tasks.push(spawn(async move {
+            listener::serve(&local, &listener, outbound::connection).await
+        }));
     }
     tasks.push(spawn(tcp::listeners(Rc::clone(&local))));
     tasks.push(spawn(gateway::listeners(Rc::clone(&local))));
@@ -107,7 +122,12 @@ impl Current {
 }
 
 impl Local {
-    fn new(shared: Arc<Shared>, metrics: Arc<WorkerMetrics>, log: AccessLog, shutdown: Shutdown) -> Self {
+    fn new(
+        shared: Arc<Shared>,
+        metrics: Arc<WorkerMetrics>,
+        log: AccessLog,
+        shutdown: Shutdown,
+    ) -> Self {
         Self {
             shared,
             metrics,
@@ -139,8 +159,15 @@ impl Local {
             Some(current) if Arc::ptr_eq(&current.source, &live) => Rc::clone(current),
             old => {
                 let generation = old.as_ref().map_or(1, |old| old.generation + 1);
-                let own = live.as_ref().as_ref().map(|snapshot| Rc::from(snapshot.identity().to_string()));
-                let new = Rc::new(Current { source: Arc::clone(&live), own, generation });
+                let own = live
+                    .as_ref()
+                    .as_ref()
+                    .map(|snapshot| Rc::from(snapshot.identity().to_string()));
+                let new = Rc::new(Current {
+                    source: Arc::clone(&live),
+                    own,
+                    generation,
+                });
                 *mine = Some(Rc::clone(&new));
                 new
             }
@@ -181,7 +208,8 @@ impl Local {
     }
 
     pub(crate) fn connection_closed(&self) {
-        self.connections.set(self.connections.get().saturating_sub(1));
+        self.connections
+            .set(self.connections.get().saturating_sub(1));
         if self.connections.get() == 0 {
             self.quiet.notify_waiters();
         }
@@ -195,7 +223,10 @@ impl Local {
 
     /// Registers what may outlive its decision. To be called before deciding, so that no change slips between.
     pub(crate) fn register(&self, recheck: Recheck) -> Rc<LongLived> {
-        let held = Rc::new(LongLived { leash: Rc::default(), recheck: RefCell::new(recheck) });
+        let held = Rc::new(LongLived {
+            leash: Rc::default(),
+            recheck: RefCell::new(recheck),
+        });
         let mut all = self.long_lived.borrow_mut();
         if all.len() == all.capacity() {
             all.retain(|one| one.strong_count() > 0);
@@ -243,7 +274,9 @@ impl LongLived {
 
 impl std::fmt::Debug for LongLived {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LongLived").field("leash", &self.leash).finish_non_exhaustive()
+        f.debug_struct("LongLived")
+            .field("leash", &self.leash)
+            .finish_non_exhaustive()
     }
 }
 
@@ -299,7 +332,11 @@ pub(crate) struct Counted<L: Deref<Target = Local>> {
 
 impl<L: Deref<Target = Local>> Counted<L> {
     /// One more, unless there are `limit` already.
-    pub(crate) fn within(local: L, which: fn(&Local) -> &Cell<usize>, limit: usize) -> Option<Self> {
+    pub(crate) fn within(
+        local: L,
+        which: fn(&Local) -> &Cell<usize>,
+        limit: usize,
+    ) -> Option<Self> {
         let now = which(&local).get();
         (now < limit).then(|| {
             which(&local).set(now + 1);

@@ -35,11 +35,17 @@ pub(crate) async fn listeners(local: Rc<Local>) {
     let mut open: HashMap<String, JoinHandle<()>> = HashMap::new();
     loop {
         let current = local.current();
-        let gateway = current.snapshot().and_then(|snapshot| snapshot.workload.gateway.as_ref());
-        let wanted = gateway.map(|gateway| gateway.listeners.as_slice()).unwrap_or_default();
+        let gateway = current
+            .snapshot()
+            .and_then(|snapshot| snapshot.workload.gateway.as_ref());
+        let wanted = gateway
+            .map(|gateway| gateway.listeners.as_slice())
+            .unwrap_or_default();
         // A listener is the same as long as all that it says is the same.
-        let wanted: HashMap<String, &GatewayListener> =
-            wanted.iter().map(|listener| (format!("{listener:?}"), listener)).collect();
+        let wanted: HashMap<String, &GatewayListener> = wanted
+            .iter()
+            .map(|listener| (format!("{listener:?}"), listener))
+            .collect();
         open.retain(|key, task| {
             let keep = wanted.contains_key(key) && !task.is_finished();
             if !keep {
@@ -64,7 +70,10 @@ pub(crate) async fn listeners(local: Rc<Local>) {
             if failed.is_empty() {
                 local.shared.health.have(Unready::Listener);
             } else {
-                local.shared.health.lack(Unready::Listener, failed.join("; "));
+                local
+                    .shared
+                    .health
+                    .lack(Unready::Listener, failed.join("; "));
             }
         }
         if changes.changed().await.is_err() {
@@ -76,7 +85,9 @@ pub(crate) async fn listeners(local: Rc<Local>) {
 fn begin(local: &Rc<Local>, listener: &GatewayListener) -> Result<JoinHandle<()>, String> {
     let tls = match &listener.tls {
         Some(files) => Some(Rc::new(Certificate::read(files)?)),
-        None if listener.protocol.eq_ignore_ascii_case("HTTPS") => return Err("it has no certificate".to_owned()),
+        None if listener.protocol.eq_ignore_ascii_case("HTTPS") => {
+            return Err("it has no certificate".to_owned());
+        }
         None => None,
     };
     let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, listener.port));
@@ -85,7 +96,8 @@ fn begin(local: &Rc<Local>, listener: &GatewayListener) -> Result<JoinHandle<()>
     let host: Option<Rc<str>> = listener.hostname.as_deref().map(Rc::from);
     let local = Rc::clone(local);
     Ok(tokio::task::spawn_local(async move {
-        let serve = |local, stream, address| accept(local, stream, address, tls.clone(), host.clone());
+        let serve =
+            |local, stream, address| accept(local, stream, address, tls.clone(), host.clone());
         match &tls {
             Some(certificate) => tokio::select! {
                 () = listener::serve(&local, &socket, serve) => {}
@@ -111,10 +123,15 @@ async fn accept(
         return connection::serve_plain(&local, stream, Rc::new(peer), gateway::serve).await;
     };
     let config = certificate.config.borrow().clone();
-    let Some(stream) = connection::handshake(&local, Direction::Gateway, config, stream).await else { return };
+    let Some(stream) = connection::handshake(&local, Direction::Gateway, config, stream).await
+    else {
+        return;
+    };
     let session = stream.get_ref().1;
     let h2 = session.alpn_protocol() == Some(b"h2");
-    peer.server_name = session.server_name().map(|name| name.to_ascii_lowercase().into());
+    peer.server_name = session
+        .server_name()
+        .map(|name| name.to_ascii_lowercase().into());
     let (peer, stream) = (Rc::new(peer), Stream::mesh(stream));
     if h2 {
         connection::serve_h2(&local, stream, Transport::Tls, peer, gateway::serve).await;
@@ -132,7 +149,10 @@ struct Certificate {
 
 impl Certificate {
     fn read(files: &ListenerTls) -> Result<Self, String> {
-        Ok(Self { files: files.clone(), config: RefCell::new(load(files)?) })
+        Ok(Self {
+            files: files.clone(),
+            config: RefCell::new(load(files)?),
+        })
     }
 
     /// Takes changed files over; broken ones change nothing.
@@ -153,18 +173,28 @@ impl Certificate {
     }
 
     async fn changed_at(&self) -> [Option<SystemTime>; 2] {
-        let at = async |path: &Path| tokio::fs::metadata(path).await.and_then(|file| file.modified()).ok();
-        [at(&self.files.certificate_file).await, at(&self.files.key_file).await]
+        let at = async |path: &Path| {
+            tokio::fs::metadata(path)
+                .await
+                .and_then(|file| file.modified())
+                .ok()
+        };
+        [
+            at(&self.files.certificate_file).await,
+            at(&self.files.key_file).await,
+        ]
     }
 }
 
 /// TLS 1.2 and 1.3 at the edge; HTTP/2 first.
 fn load(files: &ListenerTls) -> Result<Arc<ServerConfig>, String> {
     let name = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&files.certificate_file)
-        .and_then(Iterator::collect)
-        .map_err(|error| name(&files.certificate_file, &error))?;
-    let key = PrivateKeyDer::from_pem_file(&files.key_file).map_err(|error| name(&files.key_file, &error))?;
+    let chain: Vec<CertificateDer<'static>> =
+        CertificateDer::pem_file_iter(&files.certificate_file)
+            .and_then(Iterator::collect)
+            .map_err(|error| name(&files.certificate_file, &error))?;
+    let key = PrivateKeyDer::from_pem_file(&files.key_file)
+        .map_err(|error| name(&files.key_file, &error))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

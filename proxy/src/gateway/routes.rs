@@ -45,7 +45,11 @@ struct Fit {
 }
 
 /// The rule that fits best. `listener` is the host name of the listener that was asked.
-pub(crate) fn find<'g>(gateway: &'g GatewayState, listener: Option<&str>, asked: &Asked<'_>) -> Option<Matched<'g>> {
+pub(crate) fn find<'g>(
+    gateway: &'g GatewayState,
+    listener: Option<&str>,
+    asked: &Asked<'_>,
+) -> Option<Matched<'g>> {
     if listener.is_some_and(|pattern| host_fit(pattern, asked.host).is_none()) {
         return None;
     }
@@ -53,13 +57,25 @@ pub(crate) fn find<'g>(gateway: &'g GatewayState, listener: Option<&str>, asked:
     let mut routes: Vec<&GatewayRoute> = gateway.routes.iter().collect();
     routes.sort_by(|a, b| a.name.cmp(&b.name));
     for route in routes {
-        let Some((exact_host, host_length)) = route_host(route, asked.host) else { continue };
+        let Some((exact_host, host_length)) = route_host(route, asked.host) else {
+            continue;
+        };
         for rule in &route.spec.rules {
             let any = HttpRouteMatch::default();
-            let matches = if rule.matches.is_empty() { std::slice::from_ref(&any) } else { &rule.matches };
+            let matches = if rule.matches.is_empty() {
+                std::slice::from_ref(&any)
+            } else {
+                &rule.matches
+            };
             for one in matches {
-                let Some(fit) = match_fit(one, asked) else { continue };
-                let fit = Fit { exact_host, host_length, ..fit };
+                let Some(fit) = match_fit(one, asked) else {
+                    continue;
+                };
+                let fit = Fit {
+                    exact_host,
+                    host_length,
+                    ..fit
+                };
                 if best.as_ref().is_none_or(|(other, _)| fit > *other) {
                     best = Some((fit, Matched { route, rule }));
                 }
@@ -73,7 +89,12 @@ fn route_host(route: &GatewayRoute, host: &str) -> Option<(bool, usize)> {
     if route.spec.hostnames.is_empty() {
         return Some((false, 0));
     }
-    route.spec.hostnames.iter().filter_map(|pattern| host_fit(pattern, host)).max()
+    route
+        .spec
+        .hostnames
+        .iter()
+        .filter_map(|pattern| host_fit(pattern, host))
+        .max()
 }
 
 /// Whether a host name fits, exactly or by `*.`, which stands for one or more labels.
@@ -81,10 +102,15 @@ fn host_fit(pattern: &str, host: &str) -> Option<(bool, usize)> {
     match pattern.strip_prefix('*') {
         Some(suffix) => {
             let start = host.len().checked_sub(suffix.len())?;
-            let fits = start > 0 && host.get(start..).is_some_and(|end| end.eq_ignore_ascii_case(suffix));
+            let fits = start > 0
+                && host
+                    .get(start..)
+                    .is_some_and(|end| end.eq_ignore_ascii_case(suffix));
             fits.then_some((false, suffix.len()))
         }
-        None => pattern.eq_ignore_ascii_case(host).then_some((true, pattern.len())),
+        None => pattern
+            .eq_ignore_ascii_case(host)
+            .then_some((true, pattern.len())),
     }
 }
 
@@ -92,7 +118,9 @@ fn match_fit(one: &HttpRouteMatch, asked: &Asked<'_>) -> Option<Fit> {
     let (exact_path, path_length) = match &one.path {
         None => (false, 1),
         Some(path) => match path.kind {
-            PathMatchType::Exact => (path.value == asked.path).then_some((true, path.value.len()))?,
+            PathMatchType::Exact => {
+                (path.value == asked.path).then_some((true, path.value.len()))?
+            }
             PathMatchType::PathPrefix => {
                 let prefix = path.value.strip_suffix('/').unwrap_or(&path.value);
                 let rest = asked.path.strip_prefix(prefix)?;
@@ -101,13 +129,20 @@ fn match_fit(one: &HttpRouteMatch, asked: &Asked<'_>) -> Option<Fit> {
             }
         },
     };
-    if one.method.as_deref().is_some_and(|method| method != asked.method) {
+    if one
+        .method
+        .as_deref()
+        .is_some_and(|method| method != asked.method)
+    {
         return None;
     }
     let fits = one.headers.iter().all(|wanted| {
         let mut values = asked.headers.get_all(wanted.name.as_str()).iter();
         // Several values could be read as one or the other: none of them fits.
-        values.next().is_some_and(|value| value.as_bytes() == wanted.value.as_bytes()) && values.next().is_none()
+        values
+            .next()
+            .is_some_and(|value| value.as_bytes() == wanted.value.as_bytes())
+            && values.next().is_none()
     });
     fits.then_some(Fit {
         exact_host: false,
@@ -122,7 +157,12 @@ fn match_fit(one: &HttpRouteMatch, asked: &Asked<'_>) -> Option<Fit> {
 impl Matched<'_> {
     /// One of the rule's backends, by weight; `random` decides. None: the rule leads nowhere.
     pub(crate) fn backend(&self, random: u64) -> Option<Backend> {
-        let total: u64 = self.rule.backend_refs.iter().map(|one| u64::from(one.weight)).sum();
+        let total: u64 = self
+            .rule
+            .backend_refs
+            .iter()
+            .map(|one| u64::from(one.weight))
+            .sum();
         let mut left = random.checked_rem(total)?;
         let chosen = self.rule.backend_refs.iter().find(|one| {
             let weight = u64::from(one.weight);
@@ -134,8 +174,17 @@ impl Matched<'_> {
     }
 
     fn resolve(&self, backend: &BackendRef) -> Backend {
-        let namespace = backend.namespace.clone().unwrap_or_else(|| self.route.name.namespace.clone());
-        Backend { service: ServiceName { namespace, name: backend.name.clone() }, port: backend.port }
+        let namespace = backend
+            .namespace
+            .clone()
+            .unwrap_or_else(|| self.route.name.namespace.clone());
+        Backend {
+            service: ServiceName {
+                namespace,
+                name: backend.name.clone(),
+            },
+            port: backend.port,
+        }
     }
 }
 
@@ -144,7 +193,10 @@ mod tests {
     use super::*;
 
     fn gateway(routes: &serde_json::Value) -> GatewayState {
-        serde_json::from_value(serde_json::json!({ "name": "edge/main", "listeners": [], "routes": routes })).unwrap()
+        serde_json::from_value(
+            serde_json::json!({ "name": "edge/main", "listeners": [], "routes": routes }),
+        )
+        .unwrap()
     }
 
     fn rule(matches: serde_json::Value, to: &str) -> serde_json::Value {
@@ -157,8 +209,14 @@ mod tests {
     }
 
     fn to(gateway: &GatewayState, host: &str, method: &str, path: &str) -> Option<String> {
-        let headers = HeaderMap::from_iter([(http::header::ACCEPT, http::HeaderValue::from_static("v2"))]);
-        let asked = Asked { host, method, path, headers: &headers };
+        let headers =
+            HeaderMap::from_iter([(http::header::ACCEPT, http::HeaderValue::from_static("v2"))]);
+        let asked = Asked {
+            host,
+            method,
+            path,
+            headers: &headers,
+        };
         let backend = find(gateway, None, &asked)?.backend(1)?;
         Some(backend.service.to_string())
     }
@@ -177,10 +235,22 @@ mod tests {
             ]
         )]));
         assert_eq!(to(&gateway, "x", "GET", "/").as_deref(), Some("shop/all"));
-        assert_eq!(to(&gateway, "x", "GET", "/orders").as_deref(), Some("shop/exact"));
-        assert_eq!(to(&gateway, "x", "GET", "/orders/1").as_deref(), Some("shop/orders"));
-        assert_eq!(to(&gateway, "x", "GET", "/ordersx").as_deref(), Some("shop/all"));
-        assert_eq!(to(&gateway, "x", "GET", "/orders/special").as_deref(), Some("shop/special"));
+        assert_eq!(
+            to(&gateway, "x", "GET", "/orders").as_deref(),
+            Some("shop/exact")
+        );
+        assert_eq!(
+            to(&gateway, "x", "GET", "/orders/1").as_deref(),
+            Some("shop/orders")
+        );
+        assert_eq!(
+            to(&gateway, "x", "GET", "/ordersx").as_deref(),
+            Some("shop/all")
+        );
+        assert_eq!(
+            to(&gateway, "x", "GET", "/orders/special").as_deref(),
+            Some("shop/special")
+        );
     }
 
     #[test]
@@ -190,12 +260,21 @@ mod tests {
             &[],
             vec![
                 rule(serde_json::json!([{}]), "plain"),
-                rule(serde_json::json!([{ "headers": [{ "name": "Accept", "value": "v2" }] }]), "header"),
+                rule(
+                    serde_json::json!([{ "headers": [{ "name": "Accept", "value": "v2" }] }]),
+                    "header"
+                ),
                 rule(serde_json::json!([{ "method": "POST" }]), "method"),
             ]
         )]));
-        assert_eq!(to(&gateway, "x", "GET", "/").as_deref(), Some("shop/header"));
-        assert_eq!(to(&gateway, "x", "POST", "/").as_deref(), Some("shop/method"));
+        assert_eq!(
+            to(&gateway, "x", "GET", "/").as_deref(),
+            Some("shop/header")
+        );
+        assert_eq!(
+            to(&gateway, "x", "POST", "/").as_deref(),
+            Some("shop/method")
+        );
     }
 
     #[test]
@@ -206,8 +285,14 @@ mod tests {
             route("shop/a", &["*.example.com"], any()),
             route("shop/b", &["www.example.com"], one()),
         ]));
-        assert_eq!(to(&gateway, "www.example.com", "GET", "/").as_deref(), Some("shop/one"));
-        assert_eq!(to(&gateway, "a.b.example.com", "GET", "/").as_deref(), Some("shop/any"));
+        assert_eq!(
+            to(&gateway, "www.example.com", "GET", "/").as_deref(),
+            Some("shop/one")
+        );
+        assert_eq!(
+            to(&gateway, "a.b.example.com", "GET", "/").as_deref(),
+            Some("shop/any")
+        );
         assert_eq!(to(&gateway, "example.com", "GET", "/"), None);
     }
 
@@ -221,9 +306,16 @@ mod tests {
                 { "name": "two", "port": 80, "weight": 1, "namespace": "other" } ] })]
         )]));
         let headers = HeaderMap::new();
-        let asked = Asked { host: "x", method: "GET", path: "/", headers: &headers };
+        let asked = Asked {
+            host: "x",
+            method: "GET",
+            path: "/",
+            headers: &headers,
+        };
         let matched = find(&gateway, None, &asked).unwrap();
-        let names: Vec<_> = (0..4).map(|random| matched.backend(random).unwrap().service.to_string()).collect();
+        let names: Vec<_> = (0..4)
+            .map(|random| matched.backend(random).unwrap().service.to_string())
+            .collect();
         assert_eq!(names, ["shop/one", "shop/one", "shop/one", "other/two"]);
     }
 }

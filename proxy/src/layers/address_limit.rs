@@ -13,16 +13,26 @@ use crate::{
 pub(crate) fn address_limit(routed: Routed<'_>) -> Result<Screened<'_>, Denial> {
     for limiter in &routed.target.service.limiters {
         if limiter.rule().spec.per == LimitKey::Address {
-            let subject = LimitSubject { peer: &routed.target.peer, address: routed.call.address.ip(), user: None };
+            let subject = LimitSubject {
+                peer: &routed.target.peer,
+                address: routed.call.address.ip(),
+                user: None,
+            };
             take(limiter, &subject, routed.call.clock)?;
         }
     }
     Ok(routed.screened())
 }
 
-pub(super) fn take(limiter: &Limiter, subject: &LimitSubject<'_>, now: std::time::Instant) -> Result<(), Denial> {
-    limiter.check(subject, now).map_err(|wait| Denial::RateLimited {
-        limit: limiter.rule().spec.name.as_str().into(),
-        retry_after: wait.seconds(),
-    })
+pub(super) fn take(
+    limiter: &Limiter,
+    subject: &LimitSubject<'_>,
+    now: std::time::Instant,
+) -> Result<(), Denial> {
+    limiter
+        .check(subject, now)
+        .map_err(|wait| Denial::RateLimited {
+            limit: limiter.rule().spec.name.as_str().into(),
+            retry_after: wait.seconds(),
+        })
 }

@@ -37,14 +37,21 @@ pub(crate) async fn authenticate(screened: Screened<'_>) -> Result<Authenticated
     Ok(screened.authenticated(user))
 }
 
-async fn prove(screened: &Screened<'_>, token: &HeaderValue, rules: &TokenRules) -> Result<Rc<User>, Denial> {
+async fn prove(
+    screened: &Screened<'_>,
+    token: &HeaderValue,
+    rules: &TokenRules,
+) -> Result<Rc<User>, Denial> {
     let call = &*screened.call;
     let local = &call.local;
     let keys = &local.shared.keys;
     let service = &screened.target.service;
     let token = bearer_text(token).ok_or(Denial::TokenMalformed)?;
     let fingerprint = token_cache::fingerprint(token);
-    if let Some(user) = local.tokens.find(&fingerprint, service, keys.generation(), call.now) {
+    if let Some(user) = local
+        .tokens
+        .find(&fingerprint, service, keys.generation(), call.now)
+    {
         local.metrics.token_cache.inc(CacheResult::Hit);
         return Ok(user);
     }
@@ -52,13 +59,17 @@ async fn prove(screened: &Screened<'_>, token: &HeaderValue, rules: &TokenRules)
     let mut generation = keys.generation();
     let mut result = token::verify(token, rules, &|issuer| keys.get(issuer), call.now);
     // A key we have not seen may be newer than our copy: one look, bounded in time and in how often it is made.
-    if let Err(TokenProblem::UnknownKey { issuer, .. } | TokenProblem::KeysUnavailable { issuer }) = &result {
+    if let Err(TokenProblem::UnknownKey { issuer, .. } | TokenProblem::KeysUnavailable { issuer }) =
+        &result
+    {
         keys.refetch(issuer).await;
         generation = keys.generation();
         result = token::verify(token, rules, &|issuer| keys.get(issuer), call.now);
     }
     let user = Rc::new(result.map_err(Denial::Token)?);
-    local.tokens.remember(fingerprint, service, generation, &user);
+    local
+        .tokens
+        .remember(fingerprint, service, generation, &user);
     Ok(user)
 }
 
@@ -66,21 +77,32 @@ async fn prove(screened: &Screened<'_>, token: &HeaderValue, rules: &TokenRules)
 fn bearer(headers: &HeaderMap) -> Result<Option<HeaderValue>, Denial> {
     let mut all = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(value), None) = (all.next(), all.next()) else {
-        return if headers.contains_key(header::AUTHORIZATION) { Err(Denial::TokenMalformed) } else { Ok(None) };
+        return if headers.contains_key(header::AUTHORIZATION) {
+            Err(Denial::TokenMalformed)
+        } else {
+            Ok(None)
+        };
     };
     let bytes = value.as_bytes();
     let scheme = bytes.split(|byte| *byte == b' ').next().unwrap_or_default();
     if !scheme.eq_ignore_ascii_case(b"bearer") {
         return Ok(None);
     }
-    if bearer_text(value).is_some() { Ok(Some(value.clone())) } else { Err(Denial::TokenMalformed) }
+    if bearer_text(value).is_some() {
+        Ok(Some(value.clone()))
+    } else {
+        Err(Denial::TokenMalformed)
+    }
 }
 
 /// The token: `b64token` after exactly one space (RFC 6750 §2.1).
 fn bearer_text(value: &HeaderValue) -> Option<&str> {
     let text = value.to_str().ok()?;
     let (_, token) = text.split_once(' ')?;
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/' | b'=');
+    let fits = |byte: u8| {
+        byte.is_ascii_alphanumeric()
+            || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/' | b'=')
+    };
     (!token.is_empty() && token.bytes().all(fits)).then_some(token)
 }
 
@@ -96,7 +118,10 @@ mod tests {
     use super::*;
 
     fn with(values: &[&'static str]) -> HeaderMap {
-        values.iter().map(|value| (header::AUTHORIZATION, HeaderValue::from_static(value))).collect()
+        values
+            .iter()
+            .map(|value| (header::AUTHORIZATION, HeaderValue::from_static(value)))
+            .collect()
     }
 
     #[test]
@@ -105,10 +130,23 @@ mod tests {
         assert!(bearer(&with(&["bearer abc"])).unwrap().is_some());
         assert!(bearer(&with(&[])).unwrap().is_none());
         assert!(bearer(&with(&["Basic dTpw"])).unwrap().is_none());
-        for bad in ["Bearer", "Bearer ", "Bearer  abc", "Bearer a b", "Bearer a,b", "Bearer a\tb"] {
-            assert!(matches!(bearer(&with(&[bad])), Err(Denial::TokenMalformed)), "{bad:?}");
+        for bad in [
+            "Bearer",
+            "Bearer ",
+            "Bearer  abc",
+            "Bearer a b",
+            "Bearer a,b",
+            "Bearer a\tb",
+        ] {
+            assert!(
+                matches!(bearer(&with(&[bad])), Err(Denial::TokenMalformed)),
+                "{bad:?}"
+            );
         }
-        assert!(matches!(bearer(&with(&["Bearer a", "Bearer b"])), Err(Denial::TokenMalformed)));
+        assert!(matches!(
+            bearer(&with(&["Bearer a", "Bearer b"])),
+            Err(Denial::TokenMalformed)
+        ));
     }
 
     #[test]

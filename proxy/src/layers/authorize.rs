@@ -38,7 +38,10 @@ pub(crate) fn authorize(counted: Counted<'_>) -> Result<Permitted<'_>, Denial> {
     let facts = facts(call, target, &headers);
     let decision = decide(target, &facts);
     if let Some(held) = &long_lived {
-        let recorded = target.service.policy.record(&target.peer, &facts, &decision);
+        let recorded = target
+            .service
+            .policy
+            .record(&target.peer, &facts, &decision);
         hold(held, call, target, recorded);
     }
     record(call, target, &facts, &decision);
@@ -48,12 +51,19 @@ pub(crate) fn authorize(counted: Counted<'_>) -> Result<Permitted<'_>, Denial> {
 
 /// Asks the service's policies, and of the others on the same port their `forbid`s.
 pub(crate) fn decide(target: &Target, facts: &RequestFacts<'_>) -> Decision {
-    let decision = target.service.policy.decide(&target.candidates, &target.peer, facts);
+    let decision = target
+        .service
+        .policy
+        .decide(&target.candidates, &target.peer, facts);
     if matches!(decision, Decision::Deny(_)) {
         return decision;
     }
     for other in &target.others {
-        if let Some(deny) = other.service.policy.forbids(&other.candidates, &other.peer, facts) {
+        if let Some(deny) = other
+            .service
+            .policy
+            .forbids(&other.candidates, &other.peer, facts)
+        {
             return Decision::Deny(deny);
         }
     }
@@ -73,7 +83,11 @@ fn facts<'a>(call: &'a Call, target: &Target, headers: &'a dyn Headers) -> Reque
 }
 
 /// The mesh speaks one version.
-pub(crate) const TLS: TlsFacts<'static> = TlsFacts { version: "TLSv1.3", cipher: "", dns_names: &[] };
+pub(crate) const TLS: TlsFacts<'static> = TlsFacts {
+    version: "TLSv1.3",
+    cipher: "",
+    dns_names: &[],
+};
 
 fn kind<'a>(call: &'a Call, target: &Target, headers: &'a dyn Headers) -> RequestKind<'a> {
     let host = call.reading.authority.as_str();
@@ -81,10 +95,16 @@ fn kind<'a>(call: &'a Call, target: &Target, headers: &'a dyn Headers) -> Reques
     // On a port that is not gRPC's a content type must not choose the action: policies for HTTP would not apply.
     if target.protocol == AppProtocol::Grpc
         && call.grpc
-        && let Some((service, method)) = path.strip_prefix('/').and_then(|path| path.split_once('/'))
+        && let Some((service, method)) =
+            path.strip_prefix('/').and_then(|path| path.split_once('/'))
         && !method.contains('/')
     {
-        return RequestKind::Grpc(GrpcFacts { host, service, method, headers });
+        return RequestKind::Grpc(GrpcFacts {
+            host,
+            service,
+            method,
+            headers,
+        });
     }
     RequestKind::Http(HttpFacts {
         host,
@@ -101,7 +121,10 @@ struct Fields<'m>(&'m HeaderMap);
 
 impl Headers for Fields<'_> {
     fn each<'a>(&'a self, name: &str, each: &mut dyn FnMut(&'a [u8])) {
-        self.0.get_all(name).iter().for_each(|value| each(value.as_bytes()));
+        self.0
+            .get_all(name)
+            .iter()
+            .for_each(|value| each(value.as_bytes()));
     }
 }
 
@@ -110,7 +133,11 @@ struct RecordedFields<'m>(&'m BTreeMap<String, Vec<String>>);
 
 impl Headers for RecordedFields<'_> {
     fn each<'a>(&'a self, name: &str, each: &mut dyn FnMut(&'a [u8])) {
-        self.0.get(name).into_iter().flatten().for_each(|value| each(value.as_bytes()));
+        self.0
+            .get(name)
+            .into_iter()
+            .flatten()
+            .for_each(|value| each(value.as_bytes()));
     }
 }
 
@@ -122,14 +149,20 @@ fn may_last(call: &Call) -> bool {
             use hyper::body::Body as _;
             !body.is_end_stream() && body.size_hint().exact().is_none()
         })
-        || call.head.headers.get(header::ACCEPT).is_some_and(|accept| accept.as_bytes() == b"text/event-stream")
+        || call
+            .head
+            .headers
+            .get(header::ACCEPT)
+            .is_some_and(|accept| accept.as_bytes() == b"text/event-stream")
 }
 
 fn hold(held: &LongLived, call: &Call, target: &Target, recorded: RecordedFacts) {
     let port = target.port;
     let service = Arc::clone(&target.service);
     let gateway = target.port == 0;
-    held.recheck_with(move |snapshot| still_permitted(snapshot, &service, port, gateway, &recorded));
+    held.recheck_with(move |snapshot| {
+        still_permitted(snapshot, &service, port, gateway, &recorded)
+    });
     // The snapshot may have changed while the token's keys were fetched.
     let now = call.local.current();
     if now.generation != call.current.generation {
@@ -156,7 +189,14 @@ pub(crate) fn still_permitted(
     }
     let (route, query, headers);
     let kind = match &recorded.request {
-        RecordedRequest::Http { host, method, path, query: pairs, headers: fields, .. } => {
+        RecordedRequest::Http {
+            host,
+            method,
+            path,
+            query: pairs,
+            headers: fields,
+            ..
+        } => {
             route = target.service.policy.route(method, path);
             query = join(pairs);
             headers = RecordedFields(fields);
@@ -169,11 +209,23 @@ pub(crate) fn still_permitted(
                 headers: &headers,
             })
         }
-        RecordedRequest::Grpc { host, service, method, headers: fields } => {
+        RecordedRequest::Grpc {
+            host,
+            service,
+            method,
+            headers: fields,
+        } => {
             headers = RecordedFields(fields);
-            RequestKind::Grpc(GrpcFacts { host, service, method, headers: &headers })
+            RequestKind::Grpc(GrpcFacts {
+                host,
+                service,
+                method,
+                headers: &headers,
+            })
         }
-        RecordedRequest::Tcp { sni } => RequestKind::Tcp(TcpFacts { sni: sni.as_deref() }),
+        RecordedRequest::Tcp { sni } => RequestKind::Tcp(TcpFacts {
+            sni: sni.as_deref(),
+        }),
     };
     let facts = RequestFacts {
         kind,
@@ -187,9 +239,11 @@ pub(crate) fn still_permitted(
     matches!(decide(&target, &facts), Decision::Permit(_))
 }
 
-fn join(pairs: &std::collections::BTreeMap<String, Vec<String>>) -> Option<String> {
-    let all: Vec<String> =
-        pairs.iter().flat_map(|(name, values)| values.iter().map(move |value| format!("{name}={value}"))).collect();
+fn join(pairs: &BTreeMap<String, Vec<String>>) -> Option<String> {
+    let all: Vec<String> = pairs
+        .iter()
+        .flat_map(|(name, values)| values.iter().map(move |value| format!("{name}={value}")))
+        .collect();
     (!all.is_empty()).then(|| all.join("&"))
 }
 
@@ -197,9 +251,11 @@ fn join(pairs: &std::collections::BTreeMap<String, Vec<String>>) -> Option<Strin
 /// people read. Copying facts costs as much as deciding.
 fn record(call: &Call, target: &Target, facts: &RequestFacts<'_>, decision: &Decision) {
     let outcome = match decision {
-        Decision::Permit(permit) if call.local.recorder.may_keep(call.clock) => {
-            Outcome { status: 0, reason: None, policy: Some(permit.policy().to_string()) }
-        }
+        Decision::Permit(permit) if call.local.recorder.may_keep(call.clock) => Outcome {
+            status: 0,
+            reason: None,
+            policy: Some(permit.policy().to_string()),
+        },
         Decision::Permit(_) => return,
         Decision::Deny(deny) => Outcome {
             status: deny.status(),
@@ -207,7 +263,12 @@ fn record(call: &Call, target: &Target, facts: &RequestFacts<'_>, decision: &Dec
             policy: deny.policy().map(ToString::to_string),
         },
     };
-    keep(call, target, target.service.policy.record(&target.peer, facts, decision), outcome);
+    keep(
+        call,
+        target,
+        target.service.policy.record(&target.peer, facts, decision),
+        outcome,
+    );
 }
 
 /// As [`record`], for a refusal before any policy was asked.
@@ -216,14 +277,23 @@ pub(crate) fn record_refusal(call: &Call, target: &Target, denial: &Denial) {
     let facts = facts(call, target, &headers);
     // The facts say what the policies would have been asked; the outcome says that they were not.
     let decision = decide(target, &facts);
-    let mut recorded = target.service.policy.record(&target.peer, &facts, &decision);
+    let mut recorded = target
+        .service
+        .policy
+        .record(&target.peer, &facts, &decision);
     recorded.decided = None;
-    let outcome = Outcome { status: denial.status().as_u16(), reason: Some(denial.reason()), policy: None };
+    let outcome = Outcome {
+        status: denial.status().as_u16(),
+        reason: Some(denial.reason()),
+        policy: None,
+    };
     keep(call, target, recorded, outcome);
 }
 
 fn keep(call: &Call, target: &Target, facts: RecordedFacts, outcome: Outcome) {
-    let Some(snapshot) = call.current.snapshot() else { return };
+    let Some(snapshot) = call.current.snapshot() else {
+        return;
+    };
     call.local.shared.decisions.record(RecordedDecision {
         id: call.exchange.decision_id,
         facts,
@@ -246,7 +316,10 @@ pub(crate) struct Recorder {
 
 impl Recorder {
     fn may_keep(&self, now: Instant) -> bool {
-        let fresh = self.second.get().is_some_and(|begun| now.saturating_duration_since(begun) < Duration::from_secs(1));
+        let fresh = self
+            .second
+            .get()
+            .is_some_and(|begun| now.saturating_duration_since(begun) < Duration::from_secs(1));
         if !fresh {
             self.second.set(Some(now));
             self.kept.set(0);

@@ -36,12 +36,20 @@ pub(crate) fn read(head: &mut Parts) -> Result<Reading, Denial> {
         head.headers.remove(header::EXPECT);
     }
     headers::strip_hop_by_hop(&mut head.headers)?;
-    let uri_bytes = head.uri.path_and_query().map_or(0, |both| both.as_str().len());
+    let uri_bytes = head
+        .uri
+        .path_and_query()
+        .map_or(0, |both| both.as_str().len());
     if uri_bytes > strict::MAX_TARGET {
         return Err(Denial::TargetTooLong);
     }
     path(head)?;
-    Ok(Reading { authority, header_bytes, uri_bytes: uri_bytes as u64, websocket })
+    Ok(Reading {
+        authority,
+        header_bytes,
+        uri_bytes: uri_bytes as u64,
+        websocket,
+    })
 }
 
 fn method(head: &Parts) -> Result<bool, Denial> {
@@ -57,11 +65,18 @@ fn method(head: &Parts) -> Result<bool, Denial> {
     }
     Ok(head.version == Version::HTTP_11
         && head.method == Method::GET
-        && head.headers.get(header::UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
-        && head.headers.get_all(header::CONNECTION).iter().any(|value| {
-            let mut options = value.as_bytes().split(|byte| *byte == b',');
-            options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
-        }))
+        && head
+            .headers
+            .get(header::UPGRADE)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+        && head
+            .headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .any(|value| {
+                let mut options = value.as_bytes().split(|byte| *byte == b',');
+                options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+            }))
 }
 
 /// Counts, and over HTTP/2 looks for what the guard refuses in HTTP/1 (names are lower-case tokens there already).
@@ -85,7 +100,11 @@ fn fields(map: &HeaderMap, version: Version) -> Result<u64, Denial> {
             DPOP,
         ];
         // As many names as fields: nothing is repeated.
-        if map.len() != map.keys_len() && ONCE.iter().any(|name| map.get_all(name).iter().nth(1).is_some()) {
+        if map.len() != map.keys_len()
+            && ONCE
+                .iter()
+                .any(|name| map.get_all(name).iter().nth(1).is_some())
+        {
             return Err(Denial::Header("a header that may come once came twice"));
         }
     }
@@ -99,14 +118,19 @@ fn authority(head: &mut Parts) -> Result<uri::Authority, Denial> {
     let mut hosts = head.headers.get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (Some(host), None) => Some(
-            uri::Authority::try_from(host.as_bytes()).map_err(|_| Denial::Authority("the host is malformed"))?,
+            uri::Authority::try_from(host.as_bytes())
+                .map_err(|_| Denial::Authority("the host is malformed"))?,
         ),
         (None, _) => None,
         (Some(_), Some(_)) => return Err(Denial::Authority("there must be exactly one host")),
     };
     let authority = match (head.uri.authority(), host) {
-        (Some(authority), Some(host)) if !authority.as_str().eq_ignore_ascii_case(host.as_str()) => {
-            return Err(Denial::Authority("`Host` and the request target name different hosts"));
+        (Some(authority), Some(host))
+            if !authority.as_str().eq_ignore_ascii_case(host.as_str()) =>
+        {
+            return Err(Denial::Authority(
+                "`Host` and the request target name different hosts",
+            ));
         }
         (Some(authority), _) => authority.clone(),
         (None, Some(host)) => host,
@@ -116,7 +140,11 @@ fn authority(head: &mut Parts) -> Result<uri::Authority, Denial> {
         return Err(Denial::Authority("the host is malformed"));
     }
     head.headers.remove(header::HOST);
-    if authority.as_str().bytes().any(|byte| byte.is_ascii_uppercase()) {
+    if authority
+        .as_str()
+        .bytes()
+        .any(|byte| byte.is_ascii_uppercase())
+    {
         return uri::Authority::try_from(authority.as_str().to_ascii_lowercase())
             .map_err(|_| Denial::Authority("the host is malformed"));
     }
@@ -124,7 +152,10 @@ fn authority(head: &mut Parts) -> Result<uri::Authority, Denial> {
 }
 
 fn has_bad_port(authority: &uri::Authority) -> bool {
-    let after = authority.as_str().get(authority.host().len()..).unwrap_or_default();
+    let after = authority
+        .as_str()
+        .get(authority.host().len()..)
+        .unwrap_or_default();
     match after.strip_prefix(':') {
         Some(port) => crate::peer_header::parse_port(port).is_none(),
         None => !after.is_empty(),
@@ -156,6 +187,7 @@ fn path(head: &mut Parts) -> Result<(), Denial> {
     let both = rewritten.ok_or(Denial::Path(merlon_policy::path::PathProblem::NotAbsolute))?;
     let mut parts = uri::Parts::default();
     parts.path_and_query = Some(both);
-    head.uri = Uri::from_parts(parts).map_err(|_| Denial::Path(merlon_policy::path::PathProblem::NotAbsolute))?;
+    head.uri = Uri::from_parts(parts)
+        .map_err(|_| Denial::Path(merlon_policy::path::PathProblem::NotAbsolute))?;
     Ok(())
 }

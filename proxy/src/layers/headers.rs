@@ -23,23 +23,46 @@ pub fn is_ours(name: &[u8]) -> bool {
         b"client-cert-chain",
         b"x-original-host",
     ];
-    const BEGINNINGS: [&[u8]; 6] = [b"x-forwarded-", b"x-merlon-", b"merlon-", b"x-envoy-", b"l5d-", b"proxy-"];
+    const BEGINNINGS: [&[u8]; 6] = [
+        b"x-forwarded-",
+        b"x-merlon-",
+        b"merlon-",
+        b"x-envoy-",
+        b"l5d-",
+        b"proxy-",
+    ];
     // Nearly all names of nearly all requests begin otherwise.
-    if !matches!(name.first(), Some(b'x' | b'f' | b'c' | b'm' | b'l' | b'p' | b'X' | b'F' | b'C' | b'M' | b'L' | b'P')) {
+    if !matches!(
+        name.first(),
+        Some(b'x' | b'f' | b'c' | b'm' | b'l' | b'p' | b'X' | b'F' | b'C' | b'M' | b'L' | b'P')
+    ) {
         return false;
     }
     let same = |a: &u8, b: &u8| {
-        let fold = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+        let fold = |byte: u8| {
+            if byte == b'_' {
+                b'-'
+            } else {
+                byte.to_ascii_lowercase()
+            }
+        };
         fold(*a) == fold(*b)
     };
     let equal = |a: &[u8], b: &[u8]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b));
     WHOLE.iter().any(|whole| equal(name, whole))
-        || BEGINNINGS.iter().any(|start| name.get(..start.len()).is_some_and(|begin| equal(begin, start)))
+        || BEGINNINGS.iter().any(|start| {
+            name.get(..start.len())
+                .is_some_and(|begin| equal(begin, start))
+        })
 }
 
 /// Removes every header that only we may set.
 pub(crate) fn strip_ours(headers: &mut HeaderMap) {
-    let forged: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name.as_str().as_bytes())).cloned().collect();
+    let forged: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_ours(name.as_str().as_bytes()))
+        .cloned()
+        .collect();
     for name in forged {
         headers.remove(name);
     }
@@ -54,10 +77,18 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Result<(), Denial> {
         strip_nominated(headers)?;
         headers.remove(header::CONNECTION);
     }
-    for name in [header::TRANSFER_ENCODING, header::UPGRADE, KEEP_ALIVE, HTTP2_SETTINGS] {
+    for name in [
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        KEEP_ALIVE,
+        HTTP2_SETTINGS,
+    ] {
         headers.remove(name);
     }
-    if headers.get(header::TE).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"trailers")) {
+    if headers
+        .get(header::TE)
+        .is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"trailers"))
+    {
         headers.remove(header::TE);
     }
     Ok(())
@@ -69,7 +100,11 @@ const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 fn strip_nominated(headers: &mut HeaderMap) -> Result<(), Denial> {
     let mut nominated = Vec::new();
     for value in headers.get_all(header::CONNECTION) {
-        for option in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+        for option in value
+            .as_bytes()
+            .split(|byte| *byte == b',')
+            .map(<[u8]>::trim_ascii)
+        {
             match option {
                 b"" => {}
                 _ if option.eq_ignore_ascii_case(b"close")
@@ -78,11 +113,15 @@ fn strip_nominated(headers: &mut HeaderMap) -> Result<(), Denial> {
                     || option.eq_ignore_ascii_case(b"te")
                     || option.eq_ignore_ascii_case(b"http2-settings") => {}
                 _ if is_protected(option) => {
-                    return Err(Denial::Header("`Connection` names a header that is not its to name"));
+                    return Err(Denial::Header(
+                        "`Connection` names a header that is not its to name",
+                    ));
                 }
                 _ => match HeaderName::from_bytes(option) {
                     Ok(name) => nominated.push(name),
-                    Err(_) => return Err(Denial::Header("`Connection` holds what is no header name")),
+                    Err(_) => {
+                        return Err(Denial::Header("`Connection` holds what is no header name"));
+                    }
                 },
             }
         }
@@ -95,10 +134,25 @@ fn strip_nominated(headers: &mut HeaderMap) -> Result<(), Denial> {
 
 fn is_protected(name: &[u8]) -> bool {
     const END_TO_END: [&[u8]; 14] = [
-        b"authorization", b"cookie", b"host", b"content-length", b"content-type", b"content-encoding", b"expect",
-        b"dpop", b"traceparent", b"tracestate", b"origin", b"transfer-encoding", b"cache-control", b"date",
+        b"authorization",
+        b"cookie",
+        b"host",
+        b"content-length",
+        b"content-type",
+        b"content-encoding",
+        b"expect",
+        b"dpop",
+        b"traceparent",
+        b"tracestate",
+        b"origin",
+        b"transfer-encoding",
+        b"cache-control",
+        b"date",
     ];
-    is_ours(name) || END_TO_END.iter().any(|protected| name.eq_ignore_ascii_case(protected))
+    is_ours(name)
+        || END_TO_END
+            .iter()
+            .any(|protected| name.eq_ignore_ascii_case(protected))
 }
 
 /// The removals of an answer that goes on to another connection.
@@ -107,7 +161,13 @@ pub(crate) fn strip_answer(headers: &mut HeaderMap) {
         // An upstream that nominates a protected name loses only the nomination.
         headers.remove(header::CONNECTION);
     }
-    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, KEEP_ALIVE, PROXY_CONNECTION] {
+    for name in [
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+    ] {
         headers.remove(name);
     }
 }
@@ -120,7 +180,11 @@ pub(crate) fn join_cookies(headers: &mut HeaderMap) {
     if all.next().is_none() || all.next().is_none() {
         return;
     }
-    let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let crumbs: Vec<&[u8]> = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
     if let Ok(value) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
         headers.insert(header::COOKIE, value);
     }
@@ -150,24 +214,47 @@ mod tests {
         ] {
             assert!(is_ours(name.as_bytes()), "{name}");
         }
-        for name in ["x-request-id", "content-type", "merlon", "x-forwarded", "client", "cookie", "lang"] {
+        for name in [
+            "x-request-id",
+            "content-type",
+            "merlon",
+            "x-forwarded",
+            "client",
+            "cookie",
+            "lang",
+        ] {
             assert!(!is_ours(name.as_bytes()), "{name}");
         }
     }
 
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
+        pairs
+            .iter()
+            .map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)))
+            .collect()
     }
 
     #[test]
     fn nominated_names_go_but_protected_ones_cannot_be_nominated() {
-        let mut headers = map(&[("connection", "keep-alive, x-private"), ("x-private", "1"), ("accept", "*/*")]);
+        let mut headers = map(&[
+            ("connection", "keep-alive, x-private"),
+            ("x-private", "1"),
+            ("accept", "*/*"),
+        ]);
         strip_hop_by_hop(&mut headers).unwrap();
         assert_eq!(headers, map(&[("accept", "*/*")]));
-        for option in ["authorization", "X-Forwarded-For", "merlon-caller", "Cookie"] {
+        for option in [
+            "authorization",
+            "X-Forwarded-For",
+            "merlon-caller",
+            "Cookie",
+        ] {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONNECTION, HeaderValue::from_static(option));
-            assert!(matches!(strip_hop_by_hop(&mut headers), Err(Denial::Header(_))), "{option}");
+            assert!(
+                matches!(strip_hop_by_hop(&mut headers), Err(Denial::Header(_))),
+                "{option}"
+            );
         }
     }
 
@@ -177,6 +264,9 @@ mod tests {
         headers.append(header::COOKIE, HeaderValue::from_static("a=1"));
         headers.append(header::COOKIE, HeaderValue::from_static("b=2"));
         join_cookies(&mut headers);
-        assert_eq!(headers.get_all(header::COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+        assert_eq!(
+            headers.get_all(header::COOKIE).iter().collect::<Vec<_>>(),
+            ["a=1; b=2"]
+        );
     }
 }

@@ -91,11 +91,19 @@ pub(crate) struct Admitted<'c> {
 
 impl<'c> Routed<'c> {
     pub(super) fn to(call: &'c mut Call, target: Rc<Target>) -> Self {
-        Self { call, target, _made_by_a_check: () }
+        Self {
+            call,
+            target,
+            _made_by_a_check: (),
+        }
     }
 
     pub(super) fn screened(self) -> Screened<'c> {
-        Screened { call: self.call, target: self.target, _made_by_a_check: () }
+        Screened {
+            call: self.call,
+            target: self.target,
+            _made_by_a_check: (),
+        }
     }
 }
 
@@ -103,26 +111,54 @@ impl<'c> Screened<'c> {
     pub(super) fn authenticated(self, user: Option<Rc<User>>) -> Authenticated<'c> {
         self.call.exchange.user.clone_from(&user);
         self.call.user = user;
-        Authenticated { call: self.call, target: self.target, _made_by_a_check: () }
+        Authenticated {
+            call: self.call,
+            target: self.target,
+            _made_by_a_check: (),
+        }
     }
 }
 
 impl<'c> Authenticated<'c> {
     pub(super) fn counted(self) -> Counted<'c> {
-        Counted { call: self.call, target: self.target, _made_by_a_check: () }
+        Counted {
+            call: self.call,
+            target: self.target,
+            _made_by_a_check: (),
+        }
     }
 }
 
 impl<'c> Counted<'c> {
-    pub(super) fn permitted(self, permit: Permit, long_lived: Option<Rc<LongLived>>) -> Permitted<'c> {
+    pub(super) fn permitted(
+        self,
+        permit: Permit,
+        long_lived: Option<Rc<LongLived>>,
+    ) -> Permitted<'c> {
         self.call.exchange.permit = Some(permit.clone());
-        Permitted { call: self.call, target: self.target, permit, long_lived }
+        Permitted {
+            call: self.call,
+            target: self.target,
+            permit,
+            long_lived,
+        }
     }
 }
 
 impl<'c> Permitted<'c> {
     pub(super) fn admitted(self, body: RequestBody) -> Admitted<'c> {
-        let Self { call, target, permit, long_lived } = self;
-        Admitted { call, target, body, long_lived, _permit: permit }
+        let Self {
+            call,
+            target,
+            permit,
+            long_lived,
+        } = self;
+        Admitted {
+            call,
+            target,
+            body,
+            long_lived,
+            _permit: permit,
+        }
     }
 }

@@ -46,12 +46,23 @@ pub(crate) struct Other {
 
 impl Target {
     /// The port that a caller claims to mean, if it is one of this proxy's own.
-    pub(crate) fn claimed(snapshot: &Snapshot, service: &ServiceName, port: u16, peer: &Principal) -> Option<Self> {
+    pub(crate) fn claimed(
+        snapshot: &Snapshot,
+        service: &ServiceName,
+        port: u16,
+        peer: &Principal,
+    ) -> Option<Self> {
         // The map may hold what a manifest still names; only the own workload's services are served.
         let own = snapshot.workload.services.contains(service);
         let service = snapshot.services.get(service).filter(|_| own)?;
-        let inbound = service.state.ports.iter().find(|inbound| inbound.port == port)?;
-        let others = snapshot.services_on(inbound.target_port).filter(|other| !Arc::ptr_eq(other, service));
+        let inbound = service
+            .state
+            .ports
+            .iter()
+            .find(|inbound| inbound.port == port)?;
+        let others = snapshot
+            .services_on(inbound.target_port)
+            .filter(|other| !Arc::ptr_eq(other, service));
         Some(Self {
             port,
             protocol: inbound.protocol,
@@ -72,7 +83,11 @@ impl Target {
     /// host names.
     pub(crate) fn guessed(snapshot: &Snapshot, host: &str, peer: &Principal) -> Option<Self> {
         let mut ports = snapshot.workload.services.iter().flat_map(|name| {
-            let ports = snapshot.services.get(name).into_iter().flat_map(|service| &service.state.ports);
+            let ports = snapshot
+                .services
+                .get(name)
+                .into_iter()
+                .flat_map(|service| &service.state.ports);
             ports.map(move |port| (name, port.port))
         });
         let (first, second) = (ports.next()?, ports.next());
@@ -86,7 +101,12 @@ impl Target {
             let name = all.find(|own| **own == name)?;
             let service = snapshot.services.get(name)?;
             let fits = |port: u16| service.state.ports.iter().any(|own| own.port == port);
-            (name, wanted.or_else(|| service.state.ports.first().map(|port| port.port)).filter(|port| fits(*port))?)
+            (
+                name,
+                wanted
+                    .or_else(|| service.state.ports.first().map(|port| port.port))
+                    .filter(|port| fits(*port))?,
+            )
         };
         Self::claimed(snapshot, name, port, peer)
     }
@@ -109,7 +129,11 @@ impl Target {
 impl Other {
     fn of(service: &Arc<CompiledService>, peer: &Principal) -> Self {
         let peer = service.policy.peer(peer);
-        Self { service: Arc::clone(service), candidates: service.policy.candidates(&peer), peer }
+        Self {
+            service: Arc::clone(service),
+            candidates: service.policy.candidates(&peer),
+            peer,
+        }
     }
 }
 
@@ -121,12 +145,17 @@ pub(crate) fn route(call: &mut Call, target: Option<Rc<Target>>) -> Result<Route
     if call.current.snapshot().is_none() {
         return Err(Denial::Unconfigured);
     }
-    let target = target.ok_or(Denial::NoRoute("no service of this workload is meant".into()))?;
+    let target = target.ok_or(Denial::NoRoute(
+        "no service of this workload is meant".into(),
+    ))?;
     if target.protocol == AppProtocol::Tcp {
         return Err(Denial::NoRoute("this port does not speak HTTP".into()));
     }
     call.exchange.dst = Some(Rc::clone(&target.name));
-    call.route = target.service.policy.route(call.method(), call.head.uri.path());
+    call.route = target
+        .service
+        .policy
+        .route(call.method(), call.head.uri.path());
     if let Some(template) = target.service.policy.template(&call.route) {
         call.exchange.route = Some(template.to_owned());
     }
@@ -136,7 +165,11 @@ pub(crate) fn route(call: &mut Call, target: Option<Rc<Target>>) -> Result<Route
 impl Call {
     /// As policies see it: a WebSocket is asked for by GET, also over HTTP/2 (RFC 8441 §5).
     pub(crate) fn method(&self) -> &str {
-        if self.reading.websocket { "GET" } else { self.head.method.as_str() }
+        if self.reading.websocket {
+            "GET"
+        } else {
+            self.head.method.as_str()
+        }
     }
 }
 
@@ -171,7 +204,8 @@ impl Targets {
         if self.found.len() >= REMEMBERED {
             self.found.clear();
         }
-        self.found.push((text.clone(), claim.proto, Rc::clone(&target)));
+        self.found
+            .push((text.clone(), claim.proto, Rc::clone(&target)));
         Some((target, claim.proto))
     }
 }

@@ -47,13 +47,23 @@ impl TokenCache {
     }
 
     /// Remembers what was just verified.
-    pub(crate) fn remember(&self, token: [u8; 32], service: &Arc<CompiledService>, keys: u64, user: &Rc<User>) {
+    pub(crate) fn remember(
+        &self,
+        token: [u8; 32],
+        service: &Arc<CompiledService>,
+        keys: u64,
+        user: &Rc<User>,
+    ) {
         let mut users = self.users.borrow_mut();
         if users.len() >= CAPACITY {
             // A flood of tokens costs what it would without a cache, and no memory.
             users.clear();
         }
-        let entry = Entry { user: Rc::clone(user), service: Arc::clone(service), keys };
+        let entry = Entry {
+            user: Rc::clone(user),
+            service: Arc::clone(service),
+            keys,
+        };
         users.insert(token, entry);
     }
 

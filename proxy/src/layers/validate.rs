@@ -44,9 +44,11 @@ pub(crate) async fn validate(permitted: Permitted<'_>) -> Result<Admitted<'_>, D
 
 fn head<'a>(call: &'a Call, body: Option<&Incoming>) -> Result<HeadFacts<'a>, Denial> {
     let content_type = match call.head.headers.get(header::CONTENT_TYPE) {
-        Some(value) => {
-            Some(value.to_str().map_err(|_| Denial::Header("`Content-Type` is not printable ASCII"))?)
-        }
+        Some(value) => Some(
+            value
+                .to_str()
+                .map_err(|_| Denial::Header("`Content-Type` is not printable ASCII"))?,
+        ),
         None => None,
     };
     Ok(HeadFacts {
@@ -60,9 +62,17 @@ fn head<'a>(call: &'a Call, body: Option<&Incoming>) -> Result<HeadFacts<'a>, De
 }
 
 fn checked(rule: &BodyRule<'_>, body: Bytes, call: &Call) -> Result<RequestBody, Denial> {
-    let content_type = call.head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let content_type = call
+        .head
+        .headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
     rule.check(&body, content_type)?;
-    Ok(if body.is_empty() { RequestBody::Empty } else { RequestBody::Whole(Some(body)) })
+    Ok(if body.is_empty() {
+        RequestBody::Empty
+    } else {
+        RequestBody::Whole(Some(body))
+    })
 }
 
 /// Reads a body whole, within its limit and its time.
@@ -71,7 +81,9 @@ async fn gather(mut incoming: Incoming, limit: u64) -> Result<Bytes, Denial> {
     let mut whole = BytesMut::new();
     let read = async {
         while let Some(frame) = incoming.frame().await {
-            let Ok(data) = frame.map_err(|_| Denial::BodyBroken)?.into_data() else { continue };
+            let Ok(data) = frame.map_err(|_| Denial::BodyBroken)?.into_data() else {
+                continue;
+            };
             if data.len() > most.saturating_sub(whole.len()) {
                 return Err(Denial::BodyTooLarge(limit));
             }
@@ -79,6 +91,8 @@ async fn gather(mut incoming: Incoming, limit: u64) -> Result<Bytes, Denial> {
         }
         Ok(())
     };
-    tokio::time::timeout(PATIENCE, read).await.map_err(|_| Denial::BodyTimeout)??;
+    tokio::time::timeout(PATIENCE, read)
+        .await
+        .map_err(|_| Denial::BodyTimeout)??;
     Ok(whole.freeze())
 }

@@ -67,9 +67,16 @@ pub(crate) async fn pass(call: &mut Call, host: &str, port: u16) -> Result<Answe
         return Err(Denial::Egress);
     }
     let addresses = call.local.resolver.look_up(host).await?;
-    let address = addresses.first().map(|ip| SocketAddr::new(*ip, port)).ok_or(Upstream::Dns)?;
+    let address = addresses
+        .first()
+        .map(|ip| SocketAddr::new(*ip, port))
+        .ok_or(Upstream::Dns)?;
     // What is meshed is reached by its name and with proof, or not at all; our own listeners would only loop.
-    let meshed = snapshot.destinations.values().flat_map(|one| &one.endpoints).any(|one| one.address == address);
+    let meshed = snapshot
+        .destinations
+        .values()
+        .flat_map(|one| &one.endpoints)
+        .any(|one| one.address == address);
     if meshed || call.address.ip() == address.ip() && Some(address.port()) == call.own_port {
         return Err(Denial::Egress);
     }
@@ -89,7 +96,11 @@ pub(crate) async fn pass(call: &mut Call, host: &str, port: u16) -> Result<Answe
     };
     call.exchange.upstream = Some(address);
     let flow = call.exchange.flow.clone();
-    let sent = call.local.programs.send(address, call.proto, request, &call.local.metrics).await;
+    let sent = call
+        .local
+        .programs
+        .send(address, call.proto, request, &call.local.metrics)
+        .await;
     let (response, held) = sent.map_err(|denial| inbound::blame(denial, flow.as_deref()))?;
     inbound::answer(call, response, Some(held), asked, None)
 }

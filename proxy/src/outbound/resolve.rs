@@ -29,10 +29,7 @@ pub(crate) enum Whither {
     /// To a service of the mesh.
     Mesh(Rc<Route>),
     /// To a host that no resource names.
-    Outside {
-        host: String,
-        port: u16,
-    },
+    Outside { host: String, port: u16 },
 }
 
 /// A port of a destination, with all that a request to it needs.
@@ -57,7 +54,11 @@ impl Route {
 
     /// The `merlon-peer` header.
     pub(crate) fn claim(&self, proto: Proto) -> &HeaderValue {
-        if proto == Proto::H2 { &self.h2 } else { &self.http1 }
+        if proto == Proto::H2 {
+            &self.h2
+        } else {
+            &self.http1
+        }
     }
 
     /// The route to a destination's port.
@@ -76,8 +77,13 @@ impl Route {
             return Err(Denial::NoRoute("this port does not speak HTTP".into()));
         }
         let claim = |proto| {
-            let claim = Claim { service: destination.name.clone(), port: found.port, proto };
-            HeaderValue::try_from(claim.to_string()).map_err(|_| Denial::NoRoute("the service has no such port".into()))
+            let claim = Claim {
+                service: destination.name.clone(),
+                port: found.port,
+                proto,
+            };
+            HeaderValue::try_from(claim.to_string())
+                .map_err(|_| Denial::NoRoute("the service has no such port".into()))
         };
         Ok(Self {
             name: format!("{}:{}", destination.name, found.port).into(),
@@ -155,7 +161,10 @@ pub(crate) async fn whither(peer: &Peer, call: &Call) -> Result<Whither, Denial>
     };
     let Some(destination) = destination else {
         let (host, port) = split_port(host).ok_or(Denial::Authority("the host is malformed"))?;
-        return Ok(Whither::Outside { host: host.to_owned(), port: port.unwrap_or(80) });
+        return Ok(Whither::Outside {
+            host: host.to_owned(),
+            port: port.unwrap_or(80),
+        });
     };
     let route = Rc::new(Route::to(destination, port)?);
     // Remembered for the snapshot that holds it now, which may be newer than the one this request began with.
@@ -169,16 +178,24 @@ pub(crate) async fn whither(peer: &Peer, call: &Call) -> Result<Whither, Denial>
 ///
 /// # Errors
 /// [`Denial::NoRoute`] when there is none of this name, [`Denial::Unconfigured`] when nobody can tell.
-pub(crate) async fn destination(local: &Local, name: &ServiceName) -> Result<Arc<Destination>, Denial> {
+pub(crate) async fn destination(
+    local: &Local,
+    name: &ServiceName,
+) -> Result<Arc<Destination>, Denial> {
     let current = local.current();
     let snapshot = current.snapshot().ok_or(Denial::Unconfigured)?;
     if let Some(destination) = snapshot.destinations.get(name) {
         return Ok(Arc::clone(destination));
     }
-    local.shared.destinations.ask(name.clone()).await.map_err(|error| match error {
-        AskError::Unknown => Denial::NoRoute("the mesh has no service of this name".into()),
-        AskError::Unavailable => Denial::Unconfigured,
-    })
+    local
+        .shared
+        .destinations
+        .ask(name.clone())
+        .await
+        .map_err(|error| match error {
+            AskError::Unknown => Denial::NoRoute("the mesh has no service of this name".into()),
+            AskError::Unavailable => Denial::Unconfigured,
+        })
 }
 
 /// Host and port of an authority.
@@ -197,20 +214,31 @@ pub(crate) fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
 pub(crate) fn mesh_name(host: &str, own: &Namespace) -> Option<ServiceName> {
     let short = strip_cluster(host);
     match short.split_once('.') {
-        None => Some(ServiceName { namespace: own.clone(), name: short.parse().ok()? }),
+        None => Some(ServiceName {
+            namespace: own.clone(),
+            name: short.parse().ok()?,
+        }),
         Some((name, namespace)) => {
             // Digits alone are an address, not a name.
-            if short.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+            if short
+                .bytes()
+                .all(|byte| byte.is_ascii_digit() || byte == b'.')
+            {
                 return None;
             }
-            Some(ServiceName { namespace: namespace.parse().ok()?, name: name.parse().ok()? })
+            Some(ServiceName {
+                namespace: namespace.parse().ok()?,
+                name: name.parse().ok()?,
+            })
         }
     }
 }
 
 fn strip_cluster(host: &str) -> &str {
     let host = host.strip_suffix('.').unwrap_or(host);
-    host.strip_suffix(".svc.cluster.local").or_else(|| host.strip_suffix(".svc")).unwrap_or(host)
+    host.strip_suffix(".svc.cluster.local")
+        .or_else(|| host.strip_suffix(".svc"))
+        .unwrap_or(host)
 }
 
 /// Whether nothing outside the mesh can be meant.
@@ -228,7 +256,13 @@ mod tests {
 
     #[test]
     fn the_usual_forms_of_a_service_name_mean_it() {
-        for host in ["orders", "orders.shop", "orders.shop.svc", "orders.shop.svc.cluster.local", "orders.shop."] {
+        for host in [
+            "orders",
+            "orders.shop",
+            "orders.shop.svc",
+            "orders.shop.svc.cluster.local",
+            "orders.shop.",
+        ] {
             assert_eq!(meant(host).as_deref(), Some("shop/orders"), "{host}");
         }
         assert_eq!(meant("db.data").as_deref(), Some("data/db"));

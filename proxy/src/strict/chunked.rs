@@ -59,7 +59,11 @@ impl Chunked {
                 let here = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
                 rest = rest.get(here..).unwrap_or_default();
                 let left = left - here as u64;
-                self.at = if left == 0 { At::DataCr } else { At::Data { left } };
+                self.at = if left == 0 {
+                    At::DataCr
+                } else {
+                    At::Data { left }
+                };
                 continue;
             }
             self.at = self.step(*byte)?;
@@ -75,12 +79,16 @@ impl Chunked {
 
     fn step(&mut self, byte: u8) -> Result<At, Violation> {
         Ok(match (self.at, byte) {
-            (At::SizeStart, _) => At::Size { size: hex(byte)?, digits: 1 },
+            (At::SizeStart, _) => At::Size {
+                size: hex(byte)?,
+                digits: 1,
+            },
             (At::Size { size, .. }, b'\r') => At::SizeLf { size },
             (At::Size { size, .. }, b';') => self.extension(size)?,
-            (At::Size { size, digits }, _) if digits < 15 => {
-                At::Size { size: size << 4 | hex(byte)?, digits: digits + 1 }
-            }
+            (At::Size { size, digits }, _) if digits < 15 => At::Size {
+                size: size << 4 | hex(byte)?,
+                digits: digits + 1,
+            },
             (At::Extension { size }, b'\r') => At::SizeLf { size },
             (At::Extension { size }, 0x20..=0x7e | b'\t') => self.extension(size)?,
             (At::SizeLf { size: 0 }, b'\n') => At::Trailer,
@@ -130,15 +138,36 @@ impl Chunked {
 }
 
 fn hex(byte: u8) -> Result<u64, Violation> {
-    char::from(byte).to_digit(16).map(u64::from).ok_or(Violation::Chunk)
+    char::from(byte)
+        .to_digit(16)
+        .map(u64::from)
+        .ok_or(Violation::Chunk)
 }
 
 /// No framing, routing, authentication or identity name may come behind the decision (RFC 9110 §6.5.1).
 pub fn may_be_trailer(name: &[u8]) -> bool {
     const NEVER: [&[u8]; 20] = [
-        b"authorization", b"proxy-authorization", b"cookie", b"set-cookie", b"host", b"content-length",
-        b"transfer-encoding", b"te", b"trailer", b"connection", b"upgrade", b"content-type", b"content-encoding",
-        b"content-range", b"expect", b"max-forwards", b"cache-control", b"range", b"dpop", b"forwarded",
+        b"authorization",
+        b"proxy-authorization",
+        b"cookie",
+        b"set-cookie",
+        b"host",
+        b"content-length",
+        b"transfer-encoding",
+        b"te",
+        b"trailer",
+        b"connection",
+        b"upgrade",
+        b"content-type",
+        b"content-encoding",
+        b"content-range",
+        b"expect",
+        b"max-forwards",
+        b"cache-control",
+        b"range",
+        b"dpop",
+        b"forwarded",
     ];
-    !NEVER.iter().any(|never| name.eq_ignore_ascii_case(never)) && !crate::layers::headers::is_ours(name)
+    !NEVER.iter().any(|never| name.eq_ignore_ascii_case(never))
+        && !crate::layers::headers::is_ours(name)
 }

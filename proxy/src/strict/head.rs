@@ -37,7 +37,10 @@ const MAX_METHOD: usize = 32;
 pub fn find_end(bytes: &[u8], seen: usize) -> Result<Option<usize>, Violation> {
     // The end may straddle what was seen and what is new.
     let mut from = seen.saturating_sub(3);
-    while let Some(at) = bytes.get(from..).and_then(|rest| memchr::memchr(b'\n', rest)) {
+    while let Some(at) = bytes
+        .get(from..)
+        .and_then(|rest| memchr::memchr(b'\n', rest))
+    {
         let lf = from + at;
         let before = bytes.get(..lf).unwrap_or_default();
         if !before.ends_with(b"\r") {
@@ -48,14 +51,22 @@ pub fn find_end(bytes: &[u8], seen: usize) -> Result<Option<usize>, Violation> {
         }
         if before.ends_with(b"\r\n\r") {
             let end = lf + 1;
-            return if end > MAX_HEAD { Err(too_large(bytes)) } else { Ok(Some(end)) };
+            return if end > MAX_HEAD {
+                Err(too_large(bytes))
+            } else {
+                Ok(Some(end))
+            };
         }
         from = lf + 1;
     }
     if bytes.len() > MAX_TARGET + MAX_METHOD + 16 && memchr::memchr(b'\n', bytes).is_none() {
         return Err(Violation::TargetTooLong);
     }
-    if bytes.len() > MAX_HEAD { Err(Violation::HeadTooLarge) } else { Ok(None) }
+    if bytes.len() > MAX_HEAD {
+        Err(Violation::HeadTooLarge)
+    } else {
+        Ok(None)
+    }
 }
 
 fn too_large(bytes: &[u8]) -> Violation {
@@ -137,7 +148,10 @@ fn is_version(text: &[u8]) -> bool {
 
 fn check_target(method: &[u8], target: &[u8]) -> Result<(), Violation> {
     // `#` never travels (RFC 9112 §3.2); what else is wrong with a path is the policy's to say.
-    if !target.iter().all(|b| matches!(b, 0x21..=0x7e) && *b != b'#') {
+    if !target
+        .iter()
+        .all(|b| matches!(b, 0x21..=0x7e) && *b != b'#')
+    {
         return Err(Violation::Target);
     }
     let fits = match target.first() {
@@ -147,7 +161,9 @@ fn check_target(method: &[u8], target: &[u8]) -> Result<(), Violation> {
         Some(_) => {
             let head = target.get(..8).unwrap_or(target);
             head.eq_ignore_ascii_case(b"https://")
-                || head.get(..7).is_some_and(|start| start.eq_ignore_ascii_case(b"http://"))
+                || head
+                    .get(..7)
+                    .is_some_and(|start| start.eq_ignore_ascii_case(b"http://"))
         }
         None => false,
     };
@@ -241,7 +257,10 @@ impl Fields {
         } else {
             Framing::Length(self.length.unwrap_or(0))
         };
-        Ok(Head { framing, upgrade: self.upgrade && self.connection_upgrade && !line.old })
+        Ok(Head {
+            framing,
+            upgrade: self.upgrade && self.connection_upgrade && !line.old,
+        })
     }
 }
 
@@ -260,7 +279,10 @@ pub(super) fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), Violation> {
     if value.contains(&b'\r') {
         return Err(Violation::LineEnd);
     }
-    if !value.iter().all(|b| *b >= 0x20 && *b != 0x7f || *b == b'\t') {
+    if !value
+        .iter()
+        .all(|b| *b >= 0x20 && *b != 0x7f || *b == b'\t')
+    {
         return Err(Violation::FieldValue);
     }
     Ok((name, value.trim_ascii()))
@@ -276,7 +298,9 @@ fn parse_length(value: &[u8]) -> Result<u64, Violation> {
     if !plain {
         return Err(Violation::ContentLength);
     }
-    Ok(value.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
+    Ok(value
+        .iter()
+        .fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
 }
 
 /// `tchar` of RFC 9110 §5.6.2.

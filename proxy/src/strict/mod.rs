@@ -75,7 +75,8 @@ impl Guard {
 
     /// Tells the outcome of a request that asked for an upgrade: only after 101 the bytes behind it are no HTTP.
     pub fn answered(&self, switched: bool) {
-        self.answer.store(if switched { SWITCHED } else { PLAIN }, Ordering::Relaxed);
+        self.answer
+            .store(if switched { SWITCHED } else { PLAIN }, Ordering::Relaxed);
         self.waker.wake();
     }
 
@@ -103,8 +104,14 @@ pub struct Strict<T> {
 #[derive(Debug)]
 enum State {
     Head,
-    Length { left: u64, upgrade: bool },
-    Chunks { body: Chunked, upgrade: bool },
+    Length {
+        left: u64,
+        upgrade: bool,
+    },
+    Chunks {
+        body: Chunked,
+        upgrade: bool,
+    },
     /// Until the answer to an upgrade is known, nothing behind the request is read.
     AwaitAnswer,
     Switched,
@@ -147,12 +154,22 @@ impl<T> Strict<T> {
                     self.guard.answer.store(UNDECIDED, Ordering::Relaxed);
                     cleared = end;
                     self.state = match head.framing {
-                        Framing::Length(left) => State::Length { left, upgrade: head.upgrade },
-                        Framing::Chunked => State::Chunks { body: Chunked::default(), upgrade: head.upgrade },
+                        Framing::Length(left) => State::Length {
+                            left,
+                            upgrade: head.upgrade,
+                        },
+                        Framing::Chunked => State::Chunks {
+                            body: Chunked::default(),
+                            upgrade: head.upgrade,
+                        },
                     };
                 }
                 State::Length { left: 0, upgrade } => {
-                    self.state = if *upgrade { State::AwaitAnswer } else { State::Head };
+                    self.state = if *upgrade {
+                        State::AwaitAnswer
+                    } else {
+                        State::Head
+                    };
                     return Ok(cleared);
                 }
                 State::Length { left, .. } => {
@@ -166,7 +183,11 @@ impl<T> Strict<T> {
                 State::Chunks { body, upgrade } => {
                     cleared += body.follow(rest)?;
                     if body.ended() {
-                        self.state = if *upgrade { State::AwaitAnswer } else { State::Head };
+                        self.state = if *upgrade {
+                            State::AwaitAnswer
+                        } else {
+                            State::Head
+                        };
                     }
                     return Ok(cleared);
                 }
@@ -192,7 +213,10 @@ impl<T> Strict<T> {
             self.held.clear();
             self.pos = 0;
             self.clear = 0;
-            Err(io::Error::new(io::ErrorKind::InvalidData, violation.sentence()))
+            Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                violation.sentence(),
+            ))
         }
     }
 
@@ -232,7 +256,11 @@ impl<T> Strict<T> {
 
 impl<T: AsyncRead + Unpin> Strict<T> {
     /// Reads straight into the reader's buffer and leaves there what may be read: the usual case copies nothing.
-    fn read_through(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<Step>> {
+    fn read_through(
+        &mut self,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<Step>> {
         let before = into.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(cx, into))?;
         let fresh = into.filled().get(before..).unwrap_or_default();
@@ -246,7 +274,11 @@ impl<T: AsyncRead + Unpin> Strict<T> {
                     self.held.extend_from_slice(kept);
                 }
                 into.set_filled(before + cleared);
-                Poll::Ready(Ok(if cleared > 0 { Step::Delivered } else { Step::More }))
+                Poll::Ready(Ok(if cleared > 0 {
+                    Step::Delivered
+                } else {
+                    Step::More
+                }))
             }
             Err(violation) => {
                 into.set_filled(before);
@@ -275,7 +307,11 @@ enum Step {
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Strict<T> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if into.remaining() == 0 {
             return Poll::Ready(Ok(()));
@@ -296,7 +332,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Strict<T> {
                         return Poll::Pending;
                     }
                 },
-                State::Switched if this.held.is_empty() => return Pin::new(&mut this.inner).poll_read(cx, into),
+                State::Switched if this.held.is_empty() => {
+                    return Pin::new(&mut this.inner).poll_read(cx, into);
+                }
                 _ => {}
             }
             if this.examine_held()? || matches!(this.state, State::AwaitAnswer | State::Refused) {
@@ -316,7 +354,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Strict<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Strict<T> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().inner).poll_write(cx, bytes)
     }
 
@@ -352,7 +394,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Strict<T> {
                 return Poll::Ready(Ok(()));
             }
         }
-        let (timer, read) = this.linger.get_or_insert_with(|| (Box::pin(sleep(LINGER)), 0));
+        let (timer, read) = this
+            .linger
+            .get_or_insert_with(|| (Box::pin(sleep(LINGER)), 0));
         let mut space = [0_u8; 4096];
         while *read < LINGER_BYTES && timer.as_mut().poll(cx).is_pending() {
             let mut buffer = ReadBuf::new(&mut space);

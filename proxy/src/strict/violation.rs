@@ -83,7 +83,9 @@ impl Violation {
             Self::Repeated => "a header that may come once came twice",
             Self::ContentLength => "`Content-Length` is not one plain number",
             Self::TransferEncoding => "`Transfer-Encoding` is not exactly one `chunked`",
-            Self::LengthAndEncoding => "`Content-Length` and `Transfer-Encoding` stand side by side",
+            Self::LengthAndEncoding => {
+                "`Content-Length` and `Transfer-Encoding` stand side by side"
+            }
             Self::Chunk => "the chunked body is malformed",
             Self::ChunkExtensions => "the chunk extensions are larger than 16384 bytes",
             Self::Trailer => "a trailer is malformed or not allowed",

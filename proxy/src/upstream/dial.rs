@@ -26,7 +26,10 @@ pub(crate) const AVOIDED: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// [`Upstream::Connect`] or [`Upstream::ConnectTimeout`].
-pub(crate) async fn connect(address: SocketAddr, metrics: &WorkerMetrics) -> Result<TcpStream, Upstream> {
+pub(crate) async fn connect(
+    address: SocketAddr,
+    metrics: &WorkerMetrics,
+) -> Result<TcpStream, Upstream> {
     let result = match timeout(CONNECT, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => {
             // Requests are small and wait for nobody.
@@ -39,7 +42,11 @@ pub(crate) async fn connect(address: SocketAddr, metrics: &WorkerMetrics) -> Res
         }
         Err(_) => Err(Upstream::ConnectTimeout),
     };
-    metrics.upstream_connections.inc(if result.is_ok() { FetchResult::Ok } else { FetchResult::Failed });
+    metrics.upstream_connections.inc(if result.is_ok() {
+        FetchResult::Ok
+    } else {
+        FetchResult::Failed
+    });
     result
 }
 
@@ -62,7 +69,9 @@ pub(crate) async fn mesh(
     let name = ServerName::IpAddress(address.ip().into());
     let handshake = TlsConnector::from(config).connect(name, stream);
     let (result, count) = match timeout(HANDSHAKE, handshake).await {
-        Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(alpn) => (Ok(stream), Handshake::Done),
+        Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(alpn) => {
+            (Ok(stream), Handshake::Done)
+        }
         Ok(Ok(_)) => {
             tracing::warn!(%address, %expected, "the peer does not speak the mesh's protocol");
             (Err(Upstream::Handshake), Handshake::Refused)

@@ -56,7 +56,11 @@ impl Group {
     ///
     /// # Errors
     /// What `dial` failed with.
-    pub(crate) async fn lease<D>(&self, identity: Option<&Arc<MeshTls>>, dial: D) -> Result<Lease, Upstream>
+    pub(crate) async fn lease<D>(
+        &self,
+        identity: Option<&Arc<MeshTls>>,
+        dial: D,
+    ) -> Result<Lease, Upstream>
     where
         D: AsyncFnOnce() -> Result<SendRequest<RequestBody>, Upstream>,
     {
@@ -80,7 +84,9 @@ impl Group {
     fn find(&self, identity: Option<&Arc<MeshTls>>) -> Option<Lease> {
         let connections = self.connections.borrow();
         let fits = |connection: &&Rc<Connection>| {
-            connection.streams.get() < STREAMS && connection.is_current(identity) && connection.sender.borrow().is_ready()
+            connection.streams.get() < STREAMS
+                && connection.is_current(identity)
+                && connection.sender.borrow().is_ready()
         };
         connections.iter().find(fits).map(Lease::on)
     }
@@ -96,7 +102,11 @@ impl Group {
 
     /// Streams open on all connections.
     pub(crate) fn streams(&self) -> usize {
-        self.connections.borrow().iter().map(|connection| connection.streams.get()).sum()
+        self.connections
+            .borrow()
+            .iter()
+            .map(|connection| connection.streams.get())
+            .sum()
     }
 
     /// Whether no connection is left.
@@ -125,7 +135,8 @@ impl Lease {
     pub(crate) fn send(
         &self,
         request: Request<RequestBody>,
-    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<> {
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<>
+    {
         self.0.sender.borrow_mut().try_send_request(request)
     }
 }

@@ -80,8 +80,18 @@ impl Pool {
         Ok(self.lend(address, sender, false))
     }
 
-    fn lend(self: &Rc<Self>, address: SocketAddr, sender: SendRequest<RequestBody>, reused: bool) -> Borrowed {
-        Borrowed { pool: Rc::clone(self), address, sender: Some(sender), reused }
+    fn lend(
+        self: &Rc<Self>,
+        address: SocketAddr,
+        sender: SendRequest<RequestBody>,
+        reused: bool,
+    ) -> Borrowed {
+        Borrowed {
+            pool: Rc::clone(self),
+            address,
+            sender: Some(sender),
+            reused,
+        }
     }
 
     fn take(&self, address: SocketAddr) -> Option<SendRequest<RequestBody>> {
@@ -110,7 +120,10 @@ impl Pool {
         let mut pools = self.idle.borrow_mut();
         let idle = pools.entry(address).or_default();
         if idle.len() < KEPT {
-            idle.push(Idle { sender, since: Instant::now() });
+            idle.push(Idle {
+                sender,
+                since: Instant::now(),
+            });
         }
     }
 

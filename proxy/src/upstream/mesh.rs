@@ -47,23 +47,42 @@ impl Peers {
     }
 
     /// The one to try first: of two taken by chance the less busy, passing over those that just failed.
-    pub(crate) fn choose<'d>(&self, local: &Local, destination: &'d Destination, tried: &[&Endpoint]) -> Option<&'d Endpoint> {
+    pub(crate) fn choose<'d>(
+        &self,
+        local: &Local,
+        destination: &'d Destination,
+        tried: &[&Endpoint],
+    ) -> Option<&'d Endpoint> {
         let endpoints = &destination.endpoints;
         if let [only] = endpoints.as_slice() {
             return tried.is_empty().then_some(only);
         }
-        let left: Vec<(&Endpoint, Rc<Peer>)> =
-            endpoints.iter().filter(|one| !tried.contains(one)).map(|one| (one, self.peer(one))).collect();
-        let well: Vec<&(&Endpoint, Rc<Peer>)> =
-            left.iter().filter(|(_, peer)| !dial::is_avoided(peer.failed.get())).collect();
+        let left: Vec<(&Endpoint, Rc<Peer>)> = endpoints
+            .iter()
+            .filter(|one| !tried.contains(one))
+            .map(|one| (one, self.peer(one)))
+            .collect();
+        let well: Vec<&(&Endpoint, Rc<Peer>)> = left
+            .iter()
+            .filter(|(_, peer)| !dial::is_avoided(peer.failed.get()))
+            .collect();
         // When all have failed of late, each gets its chance again.
-        let from: Vec<&(&Endpoint, Rc<Peer>)> = if well.is_empty() { left.iter().collect() } else { well };
+        let from: Vec<&(&Endpoint, Rc<Peer>)> = if well.is_empty() {
+            left.iter().collect()
+        } else {
+            well
+        };
         let by_chance = || {
-            let place = usize::try_from(local.random.next() % (from.len().max(1) as u64)).unwrap_or(0);
+            let place =
+                usize::try_from(local.random.next() % (from.len().max(1) as u64)).unwrap_or(0);
             from.get(place)
         };
         let (one, other) = (by_chance()?, by_chance()?);
-        let less = if other.1.group.streams() < one.1.group.streams() { other } else { one };
+        let less = if other.1.group.streams() < one.1.group.streams() {
+            other
+        } else {
+            one
+        };
         Some(less.0)
     }
 
@@ -92,16 +111,37 @@ impl Peers {
         {
             tried.push(endpoint);
             let Some(expected) = &endpoint.identity else {
-                let (response, held) =
-                    local.programs.send(endpoint.address, proto, plain(request, proto, &local.random), &local.metrics).await?;
-                return Ok(Sent { response, held, address: endpoint.address, plain: true });
+                let (response, held) = local
+                    .programs
+                    .send(
+                        endpoint.address,
+                        proto,
+                        plain(request, proto, &local.random),
+                        &local.metrics,
+                    )
+                    .await?;
+                return Ok(Sent {
+                    response,
+                    held,
+                    address: endpoint.address,
+                    plain: true,
+                });
             };
-            let Some(identity) = local.identity() else { return Err(Denial::Unconfigured) };
+            let Some(identity) = local.identity() else {
+                return Err(Denial::Unconfigured);
+            };
             let peer = self.peer(endpoint);
             // The second round is for a connection that ended just before it was used.
             for _ in 0..2 {
                 let dial = async || {
-                    let stream = dial::mesh(endpoint.address, expected, &identity, MERLON_H2, &local.metrics).await?;
+                    let stream = dial::mesh(
+                        endpoint.address,
+                        expected,
+                        &identity,
+                        MERLON_H2,
+                        &local.metrics,
+                    )
+                    .await?;
                     h2::begin(stream).await
                 };
                 let lease = match peer.group.lease(Some(&identity), dial).await {
@@ -116,7 +156,12 @@ impl Peers {
                 match lease.send(request).await {
                     Ok(response) => {
                         let held = Returned::H2(lease);
-                        return Ok(Sent { response, held, address: endpoint.address, plain: false });
+                        return Ok(Sent {
+                            response,
+                            held,
+                            address: endpoint.address,
+                            plain: false,
+                        });
                     }
                     Err(mut failed) => match failed.take_message() {
                         Some(unsent) => request = unsent,
@@ -133,7 +178,9 @@ impl Peers {
     pub(crate) fn tidy(&self, identity: Option<&Arc<MeshTls>>) {
         self.peers.borrow_mut().retain(|_, peer| {
             peer.group.tidy(identity);
-            !peer.group.is_empty() || dial::is_avoided(peer.failed.get()) || Rc::strong_count(peer) > 1
+            !peer.group.is_empty()
+                || dial::is_avoided(peer.failed.get())
+                || Rc::strong_count(peer) > 1
         });
     }
 }

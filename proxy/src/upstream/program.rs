@@ -103,7 +103,11 @@ impl Programs {
 
 /// Whether it may be sent twice (RFC 9110 §9.2.2) and can be: it has no body.
 fn repeatable(request: &Request<RequestBody>) -> bool {
-    request.body().is_end_stream() && matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS)
+    request.body().is_end_stream()
+        && matches!(
+            *request.method(),
+            Method::GET | Method::HEAD | Method::OPTIONS
+        )
 }
 
 fn copy_head(request: &Request<RequestBody>) -> Request<RequestBody> {
