@@ -3,7 +3,10 @@
 //!
 //! `bare_pair out|in DIR LISTEN TO` where DIR holds `ca.pem`, `client.pem`, `client.key`, `server.pem`, `server.key`.
 
-use std::{cell::RefCell, collections::VecDeque, error::Error, future::Future, net::SocketAddr, path::Path, rc::Rc, sync::Arc};
+use std::{
+    cell::RefCell, collections::VecDeque, error::Error, future::Future, net::SocketAddr,
+    path::Path, rc::Rc, sync::Arc,
+};
 
 use http::{HeaderValue, Uri, header, uri};
 use hyper::{Request, Response, body::Incoming, client, server, service::service_fn};
@@ -36,7 +39,9 @@ fn main() -> Result<(), Problem> {
         return Err("usage: bare_pair out|in DIR LISTEN TO".into());
     };
     let (dir, listen, to) = (Path::new(dir), listen.parse()?, to.parse()?);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let local = LocalSet::new();
     match role.as_str() {
         "out" => local.block_on(&runtime, outbound(dir, listen, to)),
@@ -45,9 +50,16 @@ fn main() -> Result<(), Problem> {
     }
 }
 
-fn identity(dir: &Path, name: &str) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Problem> {
-    let chain = CertificateDer::pem_file_iter(dir.join(format!("{name}.pem")))?.collect::<Result<_, _>>()?;
-    Ok((chain, PrivateKeyDer::from_pem_file(dir.join(format!("{name}.key")))?))
+fn identity(
+    dir: &Path,
+    name: &str,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Problem> {
+    let chain = CertificateDer::pem_file_iter(dir.join(format!("{name}.pem")))?
+        .collect::<Result<_, _>>()?;
+    Ok((
+        chain,
+        PrivateKeyDer::from_pem_file(dir.join(format!("{name}.key")))?,
+    ))
 }
 
 fn roots(dir: &Path) -> Result<Arc<RootCertStore>, Problem> {
@@ -75,7 +87,9 @@ async fn outbound(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<(), 
         if shared.is_none() {
             let upstream = TcpStream::connect(to).await?;
             upstream.set_nodelay(true)?;
-            let tls = connector.connect(ServerName::try_from("server")?, upstream).await?;
+            let tls = connector
+                .connect(ServerName::try_from("server")?, upstream)
+                .await?;
             let (sender, connection) = client::conn::http2::Builder::new(Local)
                 .initial_stream_window_size(1 << 20)
                 .initial_connection_window_size(1 << 24)
@@ -84,7 +98,9 @@ async fn outbound(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<(), 
             spawn_local(async move { drop(connection.await) });
             shared = Some(sender);
         }
-        let Some(sender) = shared.clone() else { continue };
+        let Some(sender) = shared.clone() else {
+            continue;
+        };
         spawn_local(async move {
             let pass = service_fn(move |request| carry(sender.clone(), request));
             let served = server::conn::http1::Builder::new()
@@ -101,14 +117,19 @@ async fn carry(
     request: Request<Incoming>,
 ) -> Result<Response<Incoming>, Problem> {
     let (mut parts, body) = request.into_parts();
-    let host = parts.headers.remove(header::HOST).ok_or("a request without host")?;
+    let host = parts
+        .headers
+        .remove(header::HOST)
+        .ok_or("a request without host")?;
     parts.headers.remove(header::CONNECTION);
     let mut target = uri::Parts::from(parts.uri);
     target.scheme = Some(uri::Scheme::HTTPS);
     target.authority = Some(uri::Authority::try_from(host.as_bytes())?);
     parts.uri = Uri::from_parts(target)?;
     parts.version = http::Version::HTTP_2;
-    Ok(sender.send_request(Request::from_parts(parts, body)).await?)
+    Ok(sender
+        .send_request(Request::from_parts(parts, body))
+        .await?)
 }
 
 type Idle = Rc<RefCell<VecDeque<client::conn::http1::SendRequest<Incoming>>>>;
@@ -116,7 +137,8 @@ type Idle = Rc<RefCell<VecDeque<client::conn::http1::SendRequest<Incoming>>>>;
 async fn inbound(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<(), Problem> {
     let (chain, key) = identity(dir, "server")?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots(dir)?, Arc::clone(&provider)).build()?;
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(roots(dir)?, Arc::clone(&provider)).build()?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
@@ -130,7 +152,9 @@ async fn inbound(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<(), P
         stream.set_nodelay(true)?;
         let (acceptor, idle) = (acceptor.clone(), Rc::clone(&idle));
         spawn_local(async move {
-            let Ok(tls) = acceptor.accept(stream).await else { return };
+            let Ok(tls) = acceptor.accept(stream).await else {
+                return;
+            };
             let pass = service_fn(move |request| hand_over(Rc::clone(&idle), to, request));
             let served = server::conn::http2::Builder::new(Local)
                 .initial_stream_window_size(1 << 20)
@@ -142,16 +166,29 @@ async fn inbound(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<(), P
     }
 }
 
-async fn hand_over(idle: Idle, to: SocketAddr, request: Request<Incoming>) -> Result<Response<Incoming>, Problem> {
+async fn hand_over(
+    idle: Idle,
+    to: SocketAddr,
+    request: Request<Incoming>,
+) -> Result<Response<Incoming>, Problem> {
     let (mut parts, body) = request.into_parts();
     if let Some(authority) = parts.uri.authority() {
-        parts.headers.insert(header::HOST, HeaderValue::from_str(authority.as_str())?);
+        parts
+            .headers
+            .insert(header::HOST, HeaderValue::from_str(authority.as_str())?);
     }
-    parts.uri = parts.uri.path_and_query().ok_or("a request without path")?.as_str().parse()?;
+    parts.uri = parts
+        .uri
+        .path_and_query()
+        .ok_or("a request without path")?
+        .as_str()
+        .parse()?;
     parts.version = http::Version::HTTP_11;
     let kept = {
         let mut idle = idle.borrow_mut();
-        let ready = idle.iter().position(client::conn::http1::SendRequest::is_ready);
+        let ready = idle
+            .iter()
+            .position(client::conn::http1::SendRequest::is_ready);
         let kept = ready.and_then(|at| idle.remove(at));
         idle.retain(|sender| !sender.is_closed());
         kept
@@ -166,7 +203,9 @@ async fn hand_over(idle: Idle, to: SocketAddr, request: Request<Incoming>) -> Re
             sender
         }
     };
-    let answer = sender.send_request(Request::from_parts(parts, body)).await?;
+    let answer = sender
+        .send_request(Request::from_parts(parts, body))
+        .await?;
     idle.borrow_mut().push_back(sender);
     Ok(answer)
 }

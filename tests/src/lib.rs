@@ -1,1 +1,23 @@
-//! Placeholder.
+//! The harness of Merlon's whole-system tests: real servers, real programs, the real binaries.
+#![doc = include_str!("../README.md")]
+
+pub mod app;
+pub mod chat;
+pub mod client;
+pub mod folder;
+pub mod load;
+pub mod mesh;
+pub mod openbao;
+pub mod openid;
+pub mod ports;
+pub mod postgres;
+pub mod process;
+pub mod redis;
+pub mod runtime;
+pub mod tools;
+pub mod wait;
+
+pub use client::{Client, Reply};
+pub use load::Load;
+pub use mesh::Mesh;
+pub use wait::until;

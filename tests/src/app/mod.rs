@@ -1,0 +1,128 @@
+//! Programs behind sidecars: they run in the test's process and remember what they saw.
+
+mod chat;
+mod http;
+mod tcp;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use ::http::{HeaderMap, Method, Version};
+use tokio::{net::TcpListener, task::JoinHandle};
+
+/// A program that listens on a loopback port of its own.
+#[derive(Debug)]
+pub struct App {
+    address: SocketAddr,
+    seen: Seen,
+    task: JoinHandle<()>,
+}
+
+/// A request that a program saw, as it saw it.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// Path and query.
+    pub target: String,
+    /// The version that it was spoken to in.
+    pub version: Version,
+    /// The headers.
+    pub headers: HeaderMap,
+}
+
+/// What a program saw so far.
+#[derive(Debug, Clone, Default)]
+pub struct Seen(Arc<Mutex<Vec<Request>>>);
+
+impl Seen {
+    fn add(&self, request: Request) {
+        self.lock().push(request);
+    }
+
+    /// Everything.
+    pub fn all(&self) -> Vec<Request> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Request>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl App {
+    /// A program that speaks HTTP/1.1, HTTP/2 with prior knowledge and WebSocket.
+    ///
+    /// It answers with what it saw, as JSON (`method`, `target`, `version`, `headers`, `body`), but for some paths:
+    /// `/stream` gives each piece of the body back as it comes, `/status/503` answers with that status, `/trailers` with
+    /// trailers, `/early` before it has read the body, `/socket` is a WebSocket that echoes.
+    pub async fn http() -> Self {
+        Self::serve(http::serve).await
+    }
+
+    /// A program that speaks gRPC: the service `merlon.test.v1.Chat`.
+    pub async fn grpc() -> Self {
+        Self::serve(chat::serve).await
+    }
+
+    /// A program that echoes bytes.
+    pub async fn tcp() -> Self {
+        Self::serve(tcp::echo).await
+    }
+
+    /// A program that says `220 ready` before it is asked anything, then echoes: as mail and database servers do.
+    pub async fn tcp_that_speaks_first() -> Self {
+        Self::serve(tcp::greet_and_echo).await
+    }
+
+    /// A program that accepts connections and closes them at once.
+    pub async fn that_breaks_off() -> Self {
+        Self::serve(tcp::break_off).await
+    }
+
+    async fn serve<F>(run: impl FnOnce(TcpListener, Seen) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a port");
+        // What the listener belongs to must outlive the test.
+        let listener = listener.into_std().expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        let seen = Seen::default();
+        let listener = {
+            let _background = crate::runtime::enter();
+            TcpListener::from_std(listener).expect("a listener")
+        };
+        let task = crate::runtime::spawn(run(listener, seen.clone()));
+        Self {
+            address,
+            seen,
+            task,
+        }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The requests (HTTP, gRPC) or connections (TCP) that it saw.
+    pub fn seen(&self) -> Vec<Request> {
+        self.seen.all()
+    }
+
+    /// Ends it: its port refuses connections from now on.
+    pub fn stop(&self) {
+        self.task.abort();
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

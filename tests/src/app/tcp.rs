@@ -1,0 +1,49 @@
+//! Programs that speak no HTTP.
+
+use http::{HeaderMap, Method, Version};
+use tokio::{
+    io::{AsyncWriteExt as _, copy},
+    net::{TcpListener, TcpStream},
+};
+
+use super::{Request, Seen};
+
+pub(super) async fn echo(listener: TcpListener, seen: Seen) {
+    each(listener, seen, |stream| back(stream)).await;
+}
+
+pub(super) async fn greet_and_echo(listener: TcpListener, seen: Seen) {
+    each(listener, seen, |mut stream| async move {
+        if stream.write_all(b"220 ready\r\n").await.is_ok() {
+            back(stream).await;
+        }
+    })
+    .await;
+}
+
+pub(super) async fn break_off(listener: TcpListener, seen: Seen) {
+    each(listener, seen, |stream| async move { drop(stream) }).await;
+}
+
+async fn back(mut stream: TcpStream) {
+    let (mut read, mut write) = stream.split();
+    // The caller may break off; that is its matter.
+    let _ = copy(&mut read, &mut write).await;
+    let _ = write.shutdown().await;
+}
+
+async fn each<F, R>(listener: TcpListener, seen: Seen, serve: F)
+where
+    F: Fn(TcpStream) -> R,
+    R: Future<Output = ()> + Send + 'static,
+{
+    while let Ok((stream, peer)) = listener.accept().await {
+        seen.add(Request {
+            method: Method::CONNECT,
+            target: peer.to_string(),
+            version: Version::HTTP_09,
+            headers: HeaderMap::new(),
+        });
+        tokio::spawn(serve(stream));
+    }
+}

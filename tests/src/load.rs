@@ -1,0 +1,439 @@
+//! Traffic that goes on while something happens, counted at both ends.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_util::StreamExt as _;
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::mpsc,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval},
+};
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::{Client, chat::Line, client::connect};
+
+/// Requests at a steady rate whatever becomes of them, one gRPC stream and one TCP session.
+#[derive(Debug, Clone)]
+pub struct Load {
+    client: Client,
+    http: Vec<String>,
+    chat: Option<String>,
+    tcp: Option<SocketAddr>,
+}
+
+/// Traffic that is going on.
+#[derive(Debug)]
+pub struct Running {
+    tally: Arc<Tally>,
+    stop: Arc<AtomicBool>,
+    tasks: JoinSet<()>,
+}
+
+/// What became of it.
+#[derive(Debug, Default)]
+pub struct Tally {
+    begun: Mutex<Option<Instant>>,
+    sent: AtomicU64,
+    answered: AtomicU64,
+    lines: AtomicU64,
+    echoes: AtomicU64,
+    failures: Mutex<Vec<Failure>>,
+}
+
+/// One thing that went wrong.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// Since the load began.
+    pub at: Duration,
+    /// What was asked, and what came back.
+    pub what: String,
+}
+
+/// Requests on connections of their own, per second.
+const NEW: u64 = 60;
+/// Requests on kept connections, per second: so many connections, each so often.
+const KEPT: u64 = 8;
+const KEPT_EACH: u64 = 20;
+/// Lines on the stream and echoes on the session, per second.
+const SESSION: u64 = 10;
+
+/// Requests per second altogether.
+pub const RATE: u64 = NEW + KEPT * KEPT_EACH;
+
+impl Load {
+    /// From the program of this client.
+    pub fn from(client: Client) -> Self {
+        Self {
+            client,
+            http: Vec::new(),
+            chat: None,
+            tcp: None,
+        }
+    }
+
+    /// `GET /load/<number>` to this service.
+    #[must_use]
+    pub fn http(mut self, service: &str) -> Self {
+        self.http.push(service.to_owned());
+        self
+    }
+
+    /// One stream to this gRPC service, from beginning to end.
+    #[must_use]
+    pub fn grpc_stream(mut self, service: &str) -> Self {
+        self.chat = Some(service.to_owned());
+        self
+    }
+
+    /// One connection through this address to a program that echoes, from beginning to end.
+    #[must_use]
+    pub fn tcp_session(mut self, outbound: SocketAddr) -> Self {
+        self.tcp = Some(outbound);
+        self
+    }
+
+    /// Begins, and returns when everything has succeeded once.
+    pub async fn begin(self) -> Running {
+        let tally = Arc::new(Tally::default());
+        *tally.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut tasks = JoinSet::new();
+        for service in &self.http {
+            let worker = Worker::new(&self.client, service, &tally, &stop);
+            tasks.spawn(worker.clone().new_connections());
+            for _ in 0..KEPT {
+                tasks.spawn(worker.clone().kept_connection());
+            }
+        }
+        if let Some(service) = &self.chat {
+            tasks.spawn(Worker::new(&self.client, service, &tally, &stop).stream());
+        }
+        if let Some(address) = self.tcp {
+            tasks.spawn(Worker::new(&self.client, "", &tally, &stop).session(address));
+        }
+        let running = Running { tally, stop, tasks };
+        let wants = (
+            !self.http.is_empty(),
+            self.chat.is_some(),
+            self.tcp.is_some(),
+        );
+        crate::until("load flows", async || {
+            let Tally {
+                answered,
+                lines,
+                echoes,
+                ..
+            } = &*running.tally;
+            let flows =
+                |wanted: bool, count: &AtomicU64| !wanted || count.load(Ordering::Relaxed) > 0;
+            flows(wants.0, answered) && flows(wants.1, lines) && flows(wants.2, echoes)
+        })
+        .await;
+        running
+    }
+}
+
+impl Running {
+    /// For how long it has gone on.
+    pub fn age(&self) -> Duration {
+        self.tally.age()
+    }
+
+    /// Lets it go on until it is this old.
+    pub async fn until_age(&self, age: Duration) {
+        tokio::time::sleep(age.saturating_sub(self.age())).await;
+    }
+
+    /// How many requests were answered so far.
+    pub fn answered(&self) -> u64 {
+        self.tally.answered.load(Ordering::Relaxed)
+    }
+
+    /// What went wrong so far.
+    pub fn failures(&self) -> Vec<Failure> {
+        self.tally.failures()
+    }
+
+    /// Stops sending, waits for what is open, and counts.
+    pub async fn end(mut self) -> Arc<Tally> {
+        self.stop.store(true, Ordering::Relaxed);
+        while self.tasks.join_next().await.is_some() {}
+        self.tally
+    }
+}
+
+impl Tally {
+    /// Requests that were sent.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Requests that were answered with 200.
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// Lines that came back on the gRPC stream.
+    pub fn lines(&self) -> u64 {
+        self.lines.load(Ordering::Relaxed)
+    }
+
+    /// Messages that came back on the TCP session.
+    pub fn echoes(&self) -> u64 {
+        self.echoes.load(Ordering::Relaxed)
+    }
+
+    /// What went wrong.
+    pub fn failures(&self) -> Vec<Failure> {
+        self.failures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Asserts that nothing went wrong.
+    #[track_caller]
+    pub fn lost_nothing(&self) {
+        let failures = self.failures();
+        let shown: Vec<_> = failures.iter().take(10).collect();
+        assert!(
+            failures.is_empty(),
+            "{} of {} failed: {shown:#?}",
+            failures.len(),
+            self.sent()
+        );
+        assert_eq!(self.sent(), self.answered());
+    }
+
+    fn age(&self) -> Duration {
+        let begun = *self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        begun.map(|begun| begun.elapsed()).unwrap_or_default()
+    }
+
+    fn failed(&self, what: String) {
+        let failure = Failure {
+            at: self.age(),
+            what,
+        };
+        self.failures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(failure);
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Worker {
+    to: SocketAddr,
+    host: String,
+    service: String,
+    client: Client,
+    tally: Arc<Tally>,
+    stop: Arc<AtomicBool>,
+}
+
+type Sender = SendRequest<Empty<bytes::Bytes>>;
+
+impl Worker {
+    fn new(client: &Client, service: &str, tally: &Arc<Tally>, stop: &Arc<AtomicBool>) -> Self {
+        Self {
+            to: client.address(),
+            host: client.host(service),
+            service: service.to_owned(),
+            client: client.clone(),
+            tally: Arc::clone(tally),
+            stop: Arc::clone(stop),
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Open loop: a request that takes long does not keep the next from being sent.
+    async fn new_connections(self) {
+        let mut open = JoinSet::new();
+        let mut tick = every(NEW);
+        while !self.stopped() {
+            tick.tick().await;
+            let this = self.clone();
+            open.spawn(async move {
+                let number = this.next();
+                let outcome = match this.dial().await {
+                    Ok(mut sender) => this.get(&mut sender, number).await,
+                    Err(error) => Err(error),
+                };
+                this.count("a new connection", number, outcome);
+            });
+            while open.try_join_next().is_some() {}
+        }
+        while open.join_next().await.is_some() {}
+    }
+
+    async fn kept_connection(self) {
+        let mut tick = every(KEPT_EACH);
+        let mut kept: Option<Sender> = None;
+        while !self.stopped() {
+            tick.tick().await;
+            // The proxy may close a kept connection between two requests; that is no failed request.
+            if kept.as_ref().is_some_and(SendRequest::is_closed) {
+                kept = None;
+            }
+            let number = self.next();
+            let sender = match kept.take() {
+                Some(sender) => Ok(sender),
+                None => self.dial().await,
+            };
+            let outcome = match sender {
+                Ok(mut sender) => {
+                    let outcome = self.get(&mut sender, number).await;
+                    kept = outcome.is_ok().then_some(sender);
+                    outcome
+                }
+                Err(error) => Err(error),
+            };
+            self.count("a kept connection", number, outcome);
+        }
+    }
+
+    fn next(&self) -> u64 {
+        self.tally.sent.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn count(&self, on: &str, number: u64, outcome: Result<(), String>) {
+        match outcome {
+            Ok(()) => {
+                self.tally.answered.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => self
+                .tally
+                .failed(format!("/load/{number} on {on}: {error}")),
+        }
+    }
+
+    async fn dial(&self) -> Result<Sender, String> {
+        let stream = TcpStream::connect(self.to)
+            .await
+            .map_err(|error| error.to_string())?;
+        stream
+            .set_nodelay(true)
+            .map_err(|error| error.to_string())?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| error.to_string())?;
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+
+    async fn get(&self, sender: &mut Sender, number: u64) -> Result<(), String> {
+        let request = Request::get(format!("/load/{number}"))
+            .header(header::HOST, &self.host)
+            .body(Empty::new())
+            .map_err(|error| error.to_string())?;
+        sender.ready().await.map_err(|error| error.to_string())?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| format!("{error:?}"))?;
+        let status = response.status();
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .map_err(|error| error.to_string())?;
+        if status == StatusCode::OK {
+            Ok(())
+        } else {
+            Err(format!(
+                "{status} {}",
+                String::from_utf8_lossy(&body.to_bytes())
+            ))
+        }
+    }
+
+    async fn stream(self) {
+        let mut chat = self.client.chat(&self.service).await;
+        let (lines, outgoing) = mpsc::channel(1);
+        let answers = match chat.talk(ReceiverStream::new(outgoing)).await {
+            Ok(answers) => answers,
+            Err(status) => {
+                return self
+                    .tally
+                    .failed(format!("the gRPC stream did not begin: {status}"));
+            }
+        };
+        let mut answers = answers.into_inner();
+        let mut tick = every(SESSION);
+        let mut number = 0;
+        while !self.stopped() {
+            tick.tick().await;
+            number += 1;
+            if lines.send(Line::new("load", number)).await.is_err() {
+                return self
+                    .tally
+                    .failed("the gRPC stream takes no more".to_owned());
+            }
+            match answers.next().await {
+                Some(Ok(line)) if line.number == number => {
+                    self.tally.lines.fetch_add(1, Ordering::Relaxed);
+                }
+                other => {
+                    return self
+                        .tally
+                        .failed(format!("line {number} of the gRPC stream: {other:?}"));
+                }
+            }
+        }
+        drop(lines);
+        if let Some(more) = answers.next().await {
+            self.tally
+                .failed(format!("the end of the gRPC stream: {more:?}"));
+        }
+    }
+
+    async fn session(self, address: SocketAddr) {
+        let mut stream = connect(address).await;
+        let mut tick = every(SESSION);
+        let mut number = 0_u64;
+        while !self.stopped() {
+            tick.tick().await;
+            number += 1;
+            let sent = number.to_be_bytes();
+            let mut back = [0; 8];
+            let exchange = async {
+                stream.write_all(&sent).await?;
+                stream.read_exact(&mut back).await
+            };
+            match exchange.await {
+                Ok(_) if back == sent => {
+                    self.tally.echoes.fetch_add(1, Ordering::Relaxed);
+                }
+                other => {
+                    return self
+                        .tally
+                        .failed(format!("message {number} of the TCP session: {other:?}"));
+                }
+            }
+        }
+    }
+}
+
+fn every(per_second: u64) -> tokio::time::Interval {
+    let mut ticks = interval(Duration::from_micros(1_000_000 / per_second));
+    // A pause of the machine must not lower the rate.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    ticks
+}

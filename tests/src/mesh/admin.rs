@@ -1,0 +1,60 @@
+//! The administration socket.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::Full;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::UnixStream;
+
+use crate::Reply;
+
+/// One request to the Unix socket at `socket`.
+pub(super) async fn call(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: &Value,
+) -> Result<Reply, String> {
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|error| format!("{}: {error}", socket.display()))?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| error.to_string())?;
+    tokio::spawn(connection);
+    let body = if body.is_null() {
+        String::new()
+    } else {
+        body.to_string()
+    };
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "localhost")
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::new(Bytes::from(body)))
+        .map_err(|error| error.to_string())?;
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|error| error.to_string())?;
+    Reply::read(response).await
+}
+
+/// The same, for an answer in JSON.
+pub(super) async fn json(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: &Value,
+) -> Result<Value, String> {
+    let reply = call(socket, method, path, body).await?;
+    match reply.status {
+        StatusCode::OK | StatusCode::CREATED => Ok(reply.json()),
+        _ => Err(format!("{path}: {reply:?}")),
+    }
+}

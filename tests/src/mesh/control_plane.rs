@@ -1,0 +1,187 @@
+//! The control plane's process.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use http::Method;
+use serde_json::{Value, json};
+
+use super::{admin, identity};
+use crate::{
+    Reply, ports,
+    process::{Plan, Process},
+    tools, wait,
+};
+
+/// The control plane of a mesh.
+pub struct ControlPlane {
+    process: Mutex<Option<Process>>,
+    folder: PathBuf,
+    listen: SocketAddr,
+    admin: SocketAddr,
+    environment: Vec<(String, String)>,
+}
+
+impl ControlPlane {
+    /// A control plane that reads `<folder>/resources`. Not started.
+    pub(super) fn new(folder: &Path, environment: Vec<(String, String)>) -> Self {
+        Self {
+            process: Mutex::new(None),
+            folder: folder.to_owned(),
+            listen: ports::free(),
+            admin: ports::free(),
+            environment,
+        }
+    }
+
+    /// Starts it, anew or after its end, and waits until it is ready.
+    pub async fn start(&self) {
+        self.launch();
+        self.until_ready().await;
+    }
+
+    /// Starts it and does not wait.
+    pub fn launch(&self) {
+        let mut plan = Plan::new(
+            "control-plane",
+            tools::ours("merlon-control-plane"),
+            &self.folder,
+        )
+        .arg("--config")
+        .arg(self.folder.join("resources"))
+        .arg("--state-dir")
+        .arg(self.folder.join("control-plane"))
+        .arg("--admin-socket")
+        .arg(self.socket())
+        .args(["--listen", &self.listen.to_string()])
+        .args(["--admin", &self.admin.to_string()]);
+        for (name, value) in &self.environment {
+            plan = plan.env(name, value);
+        }
+        *self.process() = Some(plan.start());
+    }
+
+    /// Waits until `/ready` says so.
+    pub async fn until_ready(&self) {
+        wait::until("the control plane is ready", async || {
+            let ended = self
+                .process()
+                .as_ref()
+                .is_none_or(|process| !process.is_alive());
+            assert!(!ended, "the control plane ended\n{self:?}");
+            self.probe("/ready").await == 200
+                && self
+                    .ask(Method::GET, "/v1/proxies", &Value::Null)
+                    .await
+                    .is_ok()
+        })
+        .await;
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill9(&self) {
+        drop(self.process().take());
+    }
+
+    /// Starts it again where it was.
+    pub async fn start_again(&self) {
+        self.start().await;
+    }
+
+    /// Where proxies reach it.
+    pub fn address(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// As proxies write it.
+    pub fn url(&self) -> String {
+        format!("https://{}", self.listen)
+    }
+
+    /// The administration socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("control-plane.sock")
+    }
+
+    /// What a page of its administration address says.
+    pub async fn page(&self, path: &str) -> String {
+        page(self.admin, path)
+            .await
+            .map_or_else(|error| error, |(_, text)| text)
+    }
+
+    /// The status of a page; 0 when nothing answers.
+    pub async fn probe(&self, path: &str) -> u16 {
+        page(self.admin, path).await.map_or(0, |(status, _)| status)
+    }
+
+    /// Asks the administration socket.
+    pub async fn get(&self, path: &str) -> Value {
+        self.ask(Method::GET, path, &Value::Null)
+            .await
+            .unwrap_or_else(|error| panic!("{error}\n{self:?}"))
+    }
+
+    /// Tells the administration socket.
+    pub async fn post(&self, path: &str, body: &Value) -> Value {
+        self.ask(Method::POST, path, body)
+            .await
+            .unwrap_or_else(|error| panic!("{error}\n{self:?}"))
+    }
+
+    /// Any call to the administration socket, with the whole reply.
+    pub async fn call(&self, method: Method, path: &str, body: &Value) -> Reply {
+        admin::call(&self.socket(), method, path, body)
+            .await
+            .unwrap_or_else(|error| panic!("{error}\n{self:?}"))
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: &Value) -> Result<Value, String> {
+        admin::json(&self.socket(), method, path, body).await
+    }
+
+    /// A join token for `workload`.
+    pub async fn join_token(&self, workload: &str) -> String {
+        let asked = json!({ "identity": identity(workload), "ttl": "10m" });
+        let made = self.post("/v1/join-tokens", &asked).await;
+        let token = made["token"].as_str();
+        token
+            .unwrap_or_else(|| panic!("a token in {made}"))
+            .to_owned()
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        let process = self.process();
+        process
+            .as_ref()
+            .map(|process| process.err() + &process.out())
+            .unwrap_or_default()
+    }
+
+    fn process(&self) -> std::sync::MutexGuard<'_, Option<Process>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for ControlPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.process() {
+            Some(process) => process.fmt(f),
+            None => f.write_str("(the control plane is stopped)"),
+        }
+    }
+}
+
+/// A page by plain HTTP.
+pub(super) async fn page(at: SocketAddr, path: &str) -> Result<(u16, String), String> {
+    let reply = crate::Client::new(at, "")
+        .get("localhost.", path)
+        .send()
+        .await?;
+    Ok((reply.status.as_u16(), reply.text()))
+}

@@ -1,0 +1,270 @@
+//! A whole mesh: the real control plane, a real sidecar beside each program.
+
+mod admin;
+mod builder;
+mod control_plane;
+mod log;
+mod resources;
+mod shared;
+mod sidecar;
+mod standalone;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub use builder::{MeshBuilder, PORT, tokens_of};
+pub use control_plane::ControlPlane;
+pub use log::LogLine;
+pub use shared::Shared;
+pub use sidecar::Sidecar;
+pub use standalone::Standalone;
+
+use crate::{
+    Client, Reply,
+    app::{App, Request},
+    process::{Ended, Plan},
+    tools, wait,
+};
+
+/// The namespace that everything lives in when nothing else is said.
+pub const NAMESPACE: &str = "shop";
+/// The trust domain of every mesh of tests.
+pub const TRUST_DOMAIN: &str = "mesh.test";
+
+/// A running mesh. Everything in it ends with it.
+pub struct Mesh {
+    folder: TempDir,
+    control_plane: ControlPlane,
+    sidecars: BTreeMap<String, Sidecar>,
+    apps: BTreeMap<String, Arc<App>>,
+    outbound: BTreeMap<(String, String), SocketAddr>,
+}
+
+impl Mesh {
+    /// An empty mesh, to be furnished and started.
+    #[expect(
+        clippy::new_ret_no_self,
+        reason = "tests read `Mesh::new().service(…).start()`"
+    )]
+    pub fn new() -> MeshBuilder {
+        MeshBuilder::new()
+    }
+
+    /// A program beside the sidecar of `workload`.
+    pub fn as_workload(&self, workload: &str) -> Client {
+        Client::new(self.sidecar(workload).outbound(), NAMESPACE)
+    }
+
+    /// Where the program of `workload` finds the TCP service that [`MeshBuilder::outbound`] gave it.
+    pub fn outbound(&self, workload: &str, service: &str) -> SocketAddr {
+        let key = (workload.to_owned(), service.to_owned());
+        *self
+            .outbound
+            .get(&key)
+            .unwrap_or_else(|| panic!("`{workload}` has no outbound listener for `{service}`"))
+    }
+
+    /// The sidecar of `workload`.
+    pub fn sidecar(&self, workload: &str) -> &Sidecar {
+        self.sidecars
+            .get(workload)
+            .unwrap_or_else(|| panic!("no workload `{workload}` in this mesh"))
+    }
+
+    /// All sidecars, by workload.
+    pub fn sidecars(&self) -> impl Iterator<Item = (&str, &Sidecar)> {
+        self.sidecars
+            .iter()
+            .map(|(name, sidecar)| (name.as_str(), sidecar))
+    }
+
+    /// The control plane.
+    pub fn control_plane(&self) -> &ControlPlane {
+        &self.control_plane
+    }
+
+    /// The program of `workload`.
+    pub fn app(&self, workload: &str) -> &App {
+        self.apps
+            .get(workload)
+            .unwrap_or_else(|| panic!("`{workload}` has no program of the harness"))
+    }
+
+    /// What the program of `workload` saw.
+    pub fn seen_by(&self, workload: &str) -> Vec<Request> {
+        self.app(workload).seen()
+    }
+
+    /// What the program of `workload` saw of one path and query: where several tests share a mesh, each has its own.
+    pub fn seen_at(&self, workload: &str, target: &str) -> Vec<Request> {
+        let mut seen = self.seen_by(workload);
+        seen.retain(|request| request.target == target);
+        seen
+    }
+
+    /// How many requests the program of `workload` saw.
+    pub fn requests_seen_by(&self, workload: &str) -> usize {
+        self.app(workload).seen().len()
+    }
+
+    /// The access-log line that the sidecar of `workload` wrote for this reply.
+    pub async fn log_of(&self, workload: &str, reply: &Reply) -> LogLine {
+        let id = reply.decision_id();
+        assert!(!id.is_empty(), "a reply without a decision id: {reply:?}");
+        self.log_where(workload, "decision_id", id).await
+    }
+
+    /// The last access-log line of the sidecar of `workload` in which `field` is `value`.
+    pub async fn log_where(&self, workload: &str, field: &str, value: &str) -> LogLine {
+        let sidecar = self.sidecar(workload);
+        // A worker writes its lines in blocks, a moment later.
+        wait::for_some(format!("`{workload}` logs {field}={value}"), async || {
+            sidecar
+                .log()
+                .into_iter()
+                .rev()
+                .find(|line| line.text(field) == value)
+        })
+        .await
+    }
+
+    /// Puts a resource file in place of the one of this name, or beside the others.
+    pub fn write(&self, file: &str, text: &str) {
+        // Beside and renamed, as an editor does it: nobody reads half a file.
+        let path = self.resources().join(file);
+        let new = self.resources().join(format!(".{file}.new"));
+        std::fs::write(&new, text).expect("a file");
+        std::fs::rename(&new, &path).expect("a file");
+    }
+
+    /// Takes a resource file away.
+    pub fn remove(&self, file: &str) {
+        std::fs::remove_file(self.resources().join(file)).expect("a file");
+    }
+
+    /// Replaces text in a resource file.
+    pub fn edit(&self, file: &str, from: &str, to: &str) {
+        let text = std::fs::read_to_string(self.resources().join(file)).expect("a file");
+        assert!(text.contains(from), "no `{from}` in {file}:\n{text}");
+        self.write(file, &text.replace(from, to));
+    }
+
+    /// The folder of resource files.
+    pub fn resources(&self) -> PathBuf {
+        self.folder.path().join("resources")
+    }
+
+    /// The folder of everything.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Runs `merlon` with these arguments against this mesh's control plane.
+    pub async fn merlon(&self, args: &[&str]) -> Ended {
+        Plan::new("merlon", tools::ours("merlon"), self.folder())
+            .args(args)
+            .arg("--control-plane-socket")
+            .arg(self.control_plane.socket())
+            .run()
+            .await
+    }
+
+    /// What the control plane says of each connected proxy: `merlon proxy status`.
+    pub async fn status(&self) -> Vec<Value> {
+        let proxies = self.control_plane.get("/v1/proxies").await;
+        let list = proxies.as_array().cloned();
+        list.unwrap_or_else(|| panic!("a list of proxies, not {proxies}"))
+    }
+
+    /// What the control plane says of the proxy of `workload`; null while it is not connected.
+    pub async fn status_of(&self, workload: &str) -> Value {
+        let identity = identity(workload);
+        let all = self.status().await;
+        all.into_iter()
+            .find(|proxy| proxy["identity"] == identity.as_str())
+            .unwrap_or_default()
+    }
+
+    /// Everything that the proxy of `workload` holds: `merlon proxy config`.
+    pub async fn dump_of(&self, workload: &str) -> Value {
+        let id = self.proxy_id(workload).await;
+        self.control_plane
+            .get(&format!("/v1/proxies/{id}/config"))
+            .await
+    }
+
+    /// Has the proxy of `workload` renew its certificate now: `merlon certs rotate`. The serial numbers before and after.
+    pub async fn rotate(&self, workload: &str) -> (String, String) {
+        let id = self.proxy_id(workload).await;
+        let rotated = self
+            .control_plane
+            .post(&format!("/v1/proxies/{id}/rotate"), &Value::Null)
+            .await;
+        let serial = |field: &str| rotated[field].as_str().unwrap_or_default().to_owned();
+        (serial("oldSerial"), serial("newSerial"))
+    }
+
+    /// Waits until the proxy of `workload` has acknowledged a state other than `version`; the new version.
+    pub async fn until_acknowledged_after(&self, workload: &str, version: &str) -> String {
+        wait::for_some(
+            format!("`{workload}` acknowledges a newer state than {version}"),
+            async || {
+                let status = self.status_of(workload).await;
+                let now = status["snapshotVersion"].as_str()?;
+                (status["state"] == "acknowledged" && now != version).then(|| now.to_owned())
+            },
+        )
+        .await
+    }
+
+    /// The version of the state that the proxy of `workload` enforces.
+    pub async fn version_of(&self, workload: &str) -> String {
+        wait::for_some(format!("`{workload}` says its version"), async || {
+            let status = self.status_of(workload).await;
+            let version = status["snapshotVersion"].as_str().unwrap_or_default();
+            (!version.is_empty()).then(|| version.to_owned())
+        })
+        .await
+    }
+
+    /// The id of the proxy of `workload`, which is another in each of its lives.
+    pub async fn proxy_id(&self, workload: &str) -> String {
+        wait::for_some(format!("`{workload}` is connected"), async || {
+            let status = self.status_of(workload).await;
+            status["id"].as_str().map(str::to_owned)
+        })
+        .await
+    }
+}
+
+/// The SPIFFE ID of a workload of [`NAMESPACE`].
+pub fn identity(workload: &str) -> String {
+    format!("spiffe://{TRUST_DOMAIN}/ns/{NAMESPACE}/sa/{workload}")
+}
+
+impl fmt::Debug for Mesh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:?}", self.control_plane)?;
+        for sidecar in self.sidecars.values() {
+            writeln!(f, "{sidecar:?}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        // A failed test shows what its processes said.
+        if std::thread::panicking() {
+            eprintln!("{self:?}");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! A proxy's process.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use super::{LogLine, control_plane::page};
+use crate::{
+    ports,
+    process::{Plan, Process},
+    tools, wait,
+};
+
+/// The proxy beside a program.
+pub struct Sidecar {
+    process: Mutex<Option<Process>>,
+    name: String,
+    folder: PathBuf,
+    args: Vec<String>,
+    environment: Vec<(String, String)>,
+    inbound: SocketAddr,
+    outbound: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Sidecar {
+    /// A proxy with a state directory of its own and these arguments beside its addresses. Not started.
+    pub fn new(name: &str, folder: &Path, args: Vec<String>) -> Self {
+        Self::at(name, folder, args, ports::free())
+    }
+
+    /// The same where the address for other proxies is known beforehand.
+    pub(super) fn at(name: &str, folder: &Path, args: Vec<String>, inbound: SocketAddr) -> Self {
+        Self {
+            process: Mutex::new(None),
+            name: name.to_owned(),
+            folder: folder.to_owned(),
+            args,
+            environment: Vec::new(),
+            inbound,
+            outbound: ports::free(),
+            admin: ports::free(),
+        }
+    }
+
+    pub(super) fn with_environment(mut self, environment: Vec<(String, String)>) -> Self {
+        self.environment = environment;
+        self
+    }
+
+    /// Starts it, anew or after its end, and waits until it is ready.
+    pub async fn start(&self) {
+        self.launch();
+        self.until_ready().await;
+    }
+
+    /// Starts it and does not wait.
+    pub fn launch(&self) {
+        let mut plan = Plan::new(&self.name, tools::ours("merlon-proxy"), &self.folder)
+            .args(&self.args)
+            .arg("--state-dir")
+            .arg(self.folder.join(&self.name))
+            .args(["--inbound", &self.inbound.to_string()])
+            .args(["--outbound", &self.outbound.to_string()])
+            .args(["--admin", &self.admin.to_string()])
+            .args(["--workers", "1"]);
+        for (name, value) in &self.environment {
+            plan = plan.env(name, value);
+        }
+        *self.process() = Some(plan.start());
+    }
+
+    /// Waits until `/ready` says so.
+    pub async fn until_ready(&self) {
+        wait::until(
+            format!("the proxy of `{}` is ready", self.name),
+            async || {
+                let ended = self
+                    .process()
+                    .as_ref()
+                    .is_none_or(|process| !process.is_alive());
+                assert!(!ended, "the proxy of `{}` ended\n{self:?}", self.name);
+                self.probe("/ready").await == 200
+            },
+        )
+        .await;
+    }
+
+    /// Waits until the process is gone, and gives its exit code.
+    pub async fn until_ended(&self) -> i32 {
+        wait::for_some(format!("the proxy of `{}` ends", self.name), async || {
+            let process = self.process();
+            process.as_ref()?.exit_code()
+        })
+        .await
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill9(&self) {
+        drop(self.process().take());
+    }
+
+    /// Asks it to end.
+    pub fn terminate(&self) {
+        if let Some(process) = &*self.process() {
+            process.terminate();
+        }
+    }
+
+    /// Where other proxies reach it.
+    pub fn inbound(&self) -> SocketAddr {
+        self.inbound
+    }
+
+    /// Where its program finds services.
+    pub fn outbound(&self) -> SocketAddr {
+        self.outbound
+    }
+
+    /// Where `/live`, `/ready` and `/metrics` are.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// What a page of its administration address says.
+    pub async fn page(&self, path: &str) -> String {
+        page(self.admin, path)
+            .await
+            .map_or_else(|error| error, |(_, text)| text)
+    }
+
+    /// The status of a page; 0 when nothing answers.
+    pub async fn probe(&self, path: &str) -> u16 {
+        page(self.admin, path).await.map_or(0, |(status, _)| status)
+    }
+
+    /// The sum of the metric `name` over all its labels that contain `labels`; 0 when it is not there.
+    pub async fn metric(&self, name: &str, labels: &str) -> f64 {
+        let page = self.page("/metrics").await;
+        page.lines()
+            .filter(|line| {
+                line.strip_prefix(name)
+                    .is_some_and(|rest| rest.starts_with(['{', ' ']))
+            })
+            .filter(|line| line.contains(labels))
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
+            .sum()
+    }
+
+    /// Its access log.
+    pub fn log(&self) -> Vec<LogLine> {
+        let process = self.process();
+        LogLine::all(&process.as_ref().map(Process::out).unwrap_or_default())
+    }
+
+    /// What it said beside the access log.
+    pub fn complaints(&self) -> String {
+        let process = self.process();
+        process.as_ref().map(Process::err).unwrap_or_default()
+    }
+
+    fn process(&self) -> std::sync::MutexGuard<'_, Option<Process>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Sidecar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.process() {
+            Some(process) => process.fmt(f),
+            None => write!(f, "(the proxy of `{}` is stopped)", self.name),
+        }
+    }
+}

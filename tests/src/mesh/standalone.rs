@@ -1,0 +1,75 @@
+//! A proxy without a control plane.
+
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use super::{NAMESPACE, Sidecar, resources};
+use crate::Client;
+
+/// `merlon-proxy --standalone`: the proxy and its folder of resource files.
+#[derive(Debug)]
+pub struct Standalone {
+    folder: TempDir,
+    proxy: Sidecar,
+}
+
+impl Standalone {
+    /// The sidecar of `workload`, from these files. Not started.
+    pub fn sidecar(workload: &str, files: &[(&str, &str)]) -> Self {
+        Self::new(&["--identity", &format!("{NAMESPACE}/{workload}")], files)
+    }
+
+    /// The Gateway `name`, from these files. Not started.
+    pub fn gateway(name: &str, files: &[(&str, &str)]) -> Self {
+        Self::new(&["--gateway", &format!("{NAMESPACE}/{name}")], files)
+    }
+
+    fn new(args: &[&str], files: &[(&str, &str)]) -> Self {
+        let folder = crate::folder::fresh();
+        let directory = folder.path().join("resources");
+        std::fs::create_dir(&directory).expect("a folder");
+        for (name, text) in files {
+            std::fs::write(directory.join(name), text).expect("a file");
+        }
+        if !files
+            .iter()
+            .any(|(_, text)| text.contains("kind: MeshConfig"))
+        {
+            std::fs::write(directory.join("mesh.yaml"), resources::mesh("")).expect("a file");
+        }
+        let mut all: Vec<String> = args.iter().map(ToString::to_string).collect();
+        all.extend(["--standalone".to_owned(), directory.display().to_string()]);
+        let proxy = Sidecar::new("proxy", folder.path(), all);
+        Self { folder, proxy }
+    }
+
+    /// Starts it and waits until it is ready.
+    pub async fn start(self) -> Self {
+        self.proxy.start().await;
+        self
+    }
+
+    /// The proxy.
+    pub fn proxy(&self) -> &Sidecar {
+        &self.proxy
+    }
+
+    /// The program beside it.
+    pub fn program(&self) -> Client {
+        Client::new(self.proxy.outbound(), NAMESPACE)
+    }
+
+    /// Puts a resource file in place.
+    pub fn write(&self, file: &str, text: &str) {
+        let path = self.resources().join(file);
+        let new = self.resources().join(format!(".{file}.new"));
+        std::fs::write(&new, text).expect("a file");
+        std::fs::rename(&new, &path).expect("a file");
+    }
+
+    /// The folder of resource files.
+    pub fn resources(&self) -> PathBuf {
+        self.folder.path().join("resources")
+    }
+}

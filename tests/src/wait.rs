@@ -1,0 +1,41 @@
+//! Waiting for what must become true.
+
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
+/// How long anything may take before a test gives up: not what is expected, but what is certainly too long, also on a
+/// machine that is busy with other things.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `condition` gives a value.
+///
+/// # Panics
+/// When that does not happen within [`PATIENCE`].
+pub async fn for_some<T>(
+    what: impl fmt::Display,
+    mut condition: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "waited {PATIENCE:?} in vain until {what}"
+        );
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+/// When that does not happen within [`PATIENCE`].
+pub async fn until(what: impl fmt::Display, mut condition: impl AsyncFnMut() -> bool) {
+    for_some(what, async || condition().await.then_some(())).await;
+}
+
+const PAUSE: Duration = Duration::from_millis(20);
