@@ -1,19 +1,24 @@
 use std::fmt;
 
-use rcgen::{
-    CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
+use aws_lc_rs::{
+    encoding::AsDer as _,
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _},
 };
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
+use merlon_config::name::SpiffeId;
+use rcgen::{CertificateParams, DistinguishedName, PKCS_ECDSA_P256_SHA256, SanType};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _};
 use zeroize::Zeroizing;
 
-use merlon_config::name::SpiffeId;
+use crate::pem;
 
 /// Why there is no key.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum KeyError {
     /// The system could not make one.
     #[error("cannot make a key")]
-    Generate(#[source] rcgen::Error),
+    Generate,
     /// Not an ECDSA P-256 key in PKCS #8.
     #[error("not an ECDSA P-256 key in PKCS #8")]
     Parse,
@@ -23,7 +28,10 @@ pub enum KeyError {
 }
 
 /// A workload's private key: ECDSA P-256, wiped from memory when dropped, shown by nothing.
+///
+/// It cannot be cloned; who needs it twice shares it.
 pub struct PrivateKey {
+    pair: EcdsaKeyPair,
     pkcs8: Zeroizing<Vec<u8>>,
 }
 
@@ -33,10 +41,9 @@ impl PrivateKey {
     /// # Errors
     /// [`KeyError::Generate`] when the system's random numbers fail.
     pub fn generate() -> Result<Self, KeyError> {
-        let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(KeyError::Generate)?;
-        Ok(Self {
-            pkcs8: Zeroizing::new(pair.serialize_der()),
-        })
+        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING)
+            .map_err(|_| KeyError::Generate)?;
+        Self::from_pair(pair).ok_or(KeyError::Generate)
     }
 
     /// Takes a key in PKCS #8 (RFC 5958), DER.
@@ -44,23 +51,27 @@ impl PrivateKey {
     /// # Errors
     /// [`KeyError::Parse`] when it is not an ECDSA P-256 key.
     pub fn from_pkcs8_der(der: &[u8]) -> Result<Self, KeyError> {
-        let key = Self {
-            pkcs8: Zeroizing::new(der.to_vec()),
-        };
-        if key.pair()?.is_compatible(&PKCS_ECDSA_P256_SHA256) {
-            Ok(key)
-        } else {
-            Err(KeyError::Parse)
-        }
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der)
+            .map_err(|_| KeyError::Parse)?;
+        Self::from_pair(pair).ok_or(KeyError::Parse)
     }
 
-    /// As [`PrivateKey::from_pkcs8_der`], from a PEM text.
+    /// As [`PrivateKey::from_pkcs8_der`], from a PEM text, of which the caller should keep no copy.
     ///
     /// # Errors
     /// [`KeyError::Parse`] when it holds no such key.
     pub fn from_pkcs8_pem(pem: &[u8]) -> Result<Self, KeyError> {
-        let der = PrivatePkcs8KeyDer::from_pem_slice(pem).map_err(|_| KeyError::Parse)?;
-        Self::from_pkcs8_der(der.secret_pkcs8_der())
+        let mut der = PrivateKeyDer::Pkcs8(
+            PrivatePkcs8KeyDer::from_pem_slice(pem).map_err(|_| KeyError::Parse)?,
+        );
+        let key = Self::from_pkcs8_der(der.secret_der());
+        zeroize::Zeroize::zeroize(&mut der);
+        key
+    }
+
+    fn from_pair(pair: EcdsaKeyPair) -> Option<Self> {
+        let pkcs8 = Zeroizing::new(pair.to_pkcs8v1().ok()?.as_ref().to_vec());
+        Some(Self { pair, pkcs8 })
     }
 
     /// The key in PKCS #8, DER.
@@ -71,9 +82,9 @@ impl PrivateKey {
     /// The key in PKCS #8, PEM, for a file that nobody else can read.
     ///
     /// # Errors
-    /// [`KeyError::Parse`], which a key that was made or taken here does not give.
+    /// None today.
     pub fn to_pkcs8_pem(&self) -> Result<Zeroizing<String>, KeyError> {
-        Ok(Zeroizing::new(self.pair()?.serialize_pem()))
+        Ok(pem::encode("PRIVATE KEY", &self.pkcs8))
     }
 
     /// A request (PKCS #10, RFC 2986) that proves possession of this key, DER. It carries the name as a hint for
@@ -82,14 +93,11 @@ impl PrivateKey {
     /// # Errors
     /// [`KeyError::Request`] when it cannot be signed.
     pub fn csr(&self, id: &SpiffeId) -> Result<Vec<u8>, KeyError> {
-        let pair = self.pair()?;
         let mut request = CertificateParams::default();
         request.distinguished_name = DistinguishedName::new();
         let name = id.to_string().try_into().map_err(KeyError::Request)?;
         request.subject_alt_names = vec![SanType::URI(name)];
-        let request = request
-            .serialize_request(&pair)
-            .map_err(KeyError::Request)?;
+        let request = request.serialize_request(self).map_err(KeyError::Request)?;
         Ok(request.der().to_vec())
     }
 
@@ -98,22 +106,86 @@ impl PrivateKey {
     /// # Errors
     /// [`KeyError::Parse`], which a key that was made or taken here does not give.
     pub fn public_key_info(&self) -> Result<Vec<u8>, KeyError> {
-        Ok(self.pair()?.subject_public_key_info())
+        let info = self
+            .pair
+            .public_key()
+            .as_der()
+            .map_err(|_| KeyError::Parse)?;
+        Ok(info.as_ref().to_vec())
     }
 
-    pub(crate) fn rustls(&self) -> PrivateKeyDer<'static> {
-        PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.pkcs8.to_vec()))
-    }
-
-    fn pair(&self) -> Result<KeyPair, KeyError> {
-        let der = PrivatePkcs8KeyDer::from(self.pkcs8.as_slice());
-        KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256)
-            .map_err(|_| KeyError::Parse)
+    /// Lent, so that rustls makes its signer of it and no copy stays behind.
+    pub(crate) fn lend(&self) -> PrivateKeyDer<'_> {
+        PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.pkcs8.as_slice()))
     }
 }
 
 impl fmt::Debug for PrivateKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PrivateKey([redacted])")
+    }
+}
+
+// So that requests and certificates are signed without a copy of the key in another library's type, which would not
+// wipe it.
+impl rcgen::PublicKeyData for PrivateKey {
+    fn der_bytes(&self) -> &[u8] {
+        self.pair.public_key().as_ref()
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &PKCS_ECDSA_P256_SHA256
+    }
+}
+
+impl rcgen::SigningKey for PrivateKey {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        let signature = self
+            .pair
+            .sign(&SystemRandom::new(), message)
+            .map_err(|_| rcgen::Error::RemoteKeyError)?;
+        Ok(signature.as_ref().to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_comes_back_from_its_own_text() {
+        let key = PrivateKey::generate().unwrap();
+        let again = PrivateKey::from_pkcs8_pem(key.to_pkcs8_pem().unwrap().as_bytes()).unwrap();
+        assert_eq!(
+            key.public_key_info().unwrap(),
+            again.public_key_info().unwrap()
+        );
+        let again = PrivateKey::from_pkcs8_der(&key.to_pkcs8_der()).unwrap();
+        assert_eq!(
+            key.public_key_info().unwrap(),
+            again.public_key_info().unwrap()
+        );
+    }
+
+    #[test]
+    fn debug_shows_nothing_of_a_key() {
+        let key = PrivateKey::generate().unwrap();
+        assert_eq!(format!("{key:?}"), "PrivateKey([redacted])");
+    }
+
+    #[test]
+    fn only_p256_is_taken() {
+        let p384 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+        let ed25519 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        for other in [p384, ed25519] {
+            assert!(PrivateKey::from_pkcs8_der(other.serialized_der()).is_err());
+            assert!(PrivateKey::from_pkcs8_pem(other.serialize_pem().as_bytes()).is_err());
+        }
+        for garbage in [
+            "",
+            "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+        ] {
+            assert!(PrivateKey::from_pkcs8_pem(garbage.as_bytes()).is_err());
+        }
     }
 }

@@ -7,24 +7,27 @@ use x509_parser::{
     prelude::{FromDer, X509Certificate},
 };
 
-/// Why a certificate is not an X.509-SVID of a workload (X509-SVID §2–5).
+/// Why a certificate is not an X.509-SVID of a workload (X509-SVID §2–5), or not the one that was wanted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "each variant says itself")]
+#[non_exhaustive]
 pub enum LeafError {
-    #[error("the certificate is not well-formed")]
-    Encoding,
+    #[error("the certificate is not well-formed: {0}")]
+    Encoding(&'static str),
     #[error("the certificate has {0} URI names instead of one")]
     UriNames(usize),
     #[error("the certificate's name is wrong: {0}")]
     Name(#[from] NameError),
     #[error("the certificate belongs to a certification authority")]
     Authority,
-    #[error("the certificate may sign certificates or revocation lists")]
-    MaySign,
+    #[error("the certificate may sign certificates (key usage `keyCertSign`)")]
+    SignsCertificates,
+    #[error("the certificate may sign revocation lists (key usage `cRLSign`)")]
+    SignsRevocations,
     #[error("the certificate has no key usage `digitalSignature`")]
     NoDigitalSignature,
-    #[error("the certificate's extended key usage lacks client or server authentication")]
-    ExtendedKeyUsage,
+    #[error("the certificate's extended key usage lacks {0} authentication")]
+    ExtendedKeyUsage(&'static str),
     #[error("the certificate chain has {0} certificates, more than {MOST_CERTIFICATES}")]
     ChainLength(usize),
     #[error("the certificate chain has {0} bytes, more than {MOST_BYTES}")]
@@ -42,17 +45,20 @@ pub enum LeafError {
 
 /// What stands in a leaf that passed every rule that needs no root.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LeafFacts {
     /// Whose it is.
     pub id: SpiffeId,
     /// SubjectPublicKeyInfo, DER.
     pub public_key_info: Vec<u8>,
-    /// Lower-case hexadecimal, as it stands in the certificate.
+    /// Lower-case hexadecimal.
     pub serial: String,
     /// Valid from.
     pub not_before: UnixTime,
     /// Valid until.
     pub not_after: UnixTime,
+    /// Whether it names more than the identity: a host, an address. A peer's may; those that our issuers sign do not.
+    pub other_names: bool,
 }
 
 impl LeafFacts {
@@ -64,59 +70,25 @@ impl LeafFacts {
     /// # Errors
     /// The first rule that is broken.
     pub fn parse(der: &[u8]) -> Result<Self, LeafError> {
-        let (rest, certificate) =
-            X509Certificate::from_der(der).map_err(|_| LeafError::Encoding)?;
-        if !rest.is_empty() {
-            return Err(LeafError::Encoding);
+        if der.len() > MOST_BYTES {
+            return Err(LeafError::ChainSize(der.len()));
         }
-        // A parser that skips what it cannot read would let an extension decide nothing: every one must be readable.
-        let unreadable = |e: &&x509_parser::extensions::X509Extension<'_>| {
+        let (rest, certificate) =
+            X509Certificate::from_der(der).map_err(|_| LeafError::Encoding("it is not X.509"))?;
+        if !rest.is_empty() {
+            return Err(LeafError::Encoding("bytes follow it"));
+        }
+        // The accessors take an extension that cannot be read for an absent one, which would let it decide nothing.
+        if certificate.extensions().iter().any(|extension| {
             matches!(
-                e.parsed_extension(),
+                extension.parsed_extension(),
                 ParsedExtension::ParseError { .. } | ParsedExtension::Unparsed
             )
-        };
-        if certificate.extensions().iter().any(|e| unreadable(&e)) {
-            return Err(LeafError::Encoding);
+        }) {
+            return Err(LeafError::Encoding("an extension cannot be read"));
         }
-        let names = certificate
-            .subject_alternative_name()
-            .map_err(|_| LeafError::Encoding)?;
-        let names: Vec<&str> = names
-            .iter()
-            .flat_map(|extension| &extension.value.general_names)
-            .filter_map(|name| {
-                if let GeneralName::URI(uri) = name {
-                    Some(*uri)
-                } else {
-                    None
-                }
-            })
-            .collect();
-        let [name] = names.as_slice() else {
-            return Err(LeafError::UriNames(names.len()));
-        };
-        let id = name.parse()?;
-        let constraints = certificate
-            .basic_constraints()
-            .map_err(|_| LeafError::Encoding)?;
-        if constraints.is_some_and(|constraints| constraints.value.ca) {
-            return Err(LeafError::Authority);
-        }
-        let usage = certificate.key_usage().map_err(|_| LeafError::Encoding)?;
-        let usage: &KeyUsage = usage.ok_or(LeafError::NoDigitalSignature)?.value;
-        if usage.key_cert_sign() || usage.crl_sign() {
-            return Err(LeafError::MaySign);
-        }
-        if !usage.digital_signature() {
-            return Err(LeafError::NoDigitalSignature);
-        }
-        let extended = certificate
-            .extended_key_usage()
-            .map_err(|_| LeafError::Encoding)?;
-        if extended.is_some_and(|usage| !(usage.value.client_auth && usage.value.server_auth)) {
-            return Err(LeafError::ExtendedKeyUsage);
-        }
+        let (id, other_names) = one_id(&certificate)?;
+        check_usage(&certificate)?;
         let validity = certificate.validity();
         Ok(Self {
             id,
@@ -124,6 +96,7 @@ impl LeafFacts {
             serial: hexadecimal(certificate.raw_serial()),
             not_before: unix(validity.not_before.timestamp())?,
             not_after: unix(validity.not_after.timestamp())?,
+            other_names,
         })
     }
 
@@ -147,13 +120,73 @@ impl LeafFacts {
     }
 }
 
-fn unix(seconds: i64) -> Result<UnixTime, LeafError> {
-    let seconds = u64::try_from(seconds).map_err(|_| LeafError::Encoding)?;
+fn one_id(certificate: &X509Certificate<'_>) -> Result<(SpiffeId, bool), LeafError> {
+    let names = certificate
+        .subject_alternative_name()
+        .map_err(|_| LeafError::Encoding("it has two lists of names"))?
+        .map(|extension| extension.value.general_names.as_slice())
+        .unwrap_or_default();
+    if names
+        .iter()
+        .any(|name| matches!(name, GeneralName::Invalid(..)))
+    {
+        return Err(LeafError::Encoding("one of its names cannot be read"));
+    }
+    let uris: Vec<&str> = names
+        .iter()
+        .filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        })
+        .collect();
+    match uris.as_slice() {
+        [uri] => Ok((uri.parse()?, names.len() > 1)),
+        uris => Err(LeafError::UriNames(uris.len())),
+    }
+}
+
+fn check_usage(certificate: &X509Certificate<'_>) -> Result<(), LeafError> {
+    let twice = |_| LeafError::Encoding("an extension stands in it twice");
+    let constraints = certificate.basic_constraints().map_err(twice)?;
+    if constraints.is_some_and(|constraints| constraints.value.ca) {
+        return Err(LeafError::Authority);
+    }
+    let usage = certificate.key_usage().map_err(twice)?;
+    let usage: &KeyUsage = usage.ok_or(LeafError::NoDigitalSignature)?.value;
+    if usage.key_cert_sign() {
+        return Err(LeafError::SignsCertificates);
+    }
+    if usage.crl_sign() {
+        return Err(LeafError::SignsRevocations);
+    }
+    if !usage.digital_signature() {
+        return Err(LeafError::NoDigitalSignature);
+    }
+    let Some(extended) = certificate.extended_key_usage().map_err(twice)? else {
+        return Ok(());
+    };
+    if !extended.value.client_auth {
+        return Err(LeafError::ExtendedKeyUsage("client"));
+    }
+    if !extended.value.server_auth {
+        return Err(LeafError::ExtendedKeyUsage("server"));
+    }
+    Ok(())
+}
+
+pub(crate) fn unix(seconds: i64) -> Result<UnixTime, LeafError> {
+    let seconds = u64::try_from(seconds)
+        .map_err(|_| LeafError::Encoding("its validity begins or ends before 1970"))?;
     Ok(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
+    // A leading zero only says that the number is positive.
+    let bytes = match bytes {
+        [0, rest @ ..] if !rest.is_empty() => rest,
+        bytes => bytes,
+    };
     bytes.iter().fold(String::new(), |mut text, byte| {
         // Writing to a String does not fail.
         let _ = write!(text, "{byte:02x}");
@@ -161,6 +194,9 @@ fn hexadecimal(bytes: &[u8]) -> String {
     })
 }
 
-/// Work that a stranger may cause with one handshake is bounded (RUSTSEC-2023-0053).
-const MOST_CERTIFICATES: usize = 10;
-const MOST_BYTES: usize = 64 << 10;
+/// At most so many certificates in a chain, the leaf among them: work that a stranger may cause with one handshake is
+/// bounded (RUSTSEC-2023-0053).
+pub const MOST_CERTIFICATES: usize = 10;
+
+/// At most so many bytes in a chain.
+pub const MOST_BYTES: usize = 64 << 10;

@@ -1,4 +1,6 @@
-use rustls::{CertificateError, Error};
+use std::io;
+
+use rustls::{AlertDescription, CertificateError, Error};
 
 use crate::leaf::LeafError;
 
@@ -47,15 +49,55 @@ pub fn fault_of(error: &Error) -> TlsFault {
         Error::InvalidCertificate(
             C::Expired | C::ExpiredContext { .. } | C::NotValidYet | C::NotValidYetContext { .. },
         ) => TlsFault::Expired,
-        Error::InvalidCertificate(C::UnknownIssuer | C::BadSignature) => TlsFault::Untrusted,
+        // What is wrong with the leaf itself comes as `LeafError`; what path building says otherwise, of a signature, an
+        // intermediate's limits or its purpose, means that nobody vouches.
         Error::InvalidCertificate(C::Other(other)) => match other.0.downcast_ref::<LeafError>() {
-            Some(LeafError::UnknownTrustDomain(_) | LeafError::PinnedRootAbsent) => {
+            Some(LeafError::UnknownTrustDomain(_) | LeafError::PinnedRootAbsent) | None => {
                 TlsFault::Untrusted
             }
             Some(_) => TlsFault::Svid,
-            None => TlsFault::Untrusted,
         },
-        Error::InvalidCertificate(_) => TlsFault::Svid,
+        Error::InvalidCertificate(C::BadEncoding) => TlsFault::Svid,
+        Error::InvalidCertificate(_) => TlsFault::Untrusted,
         _ => TlsFault::Handshake,
+    }
+}
+
+/// As [`fault_of`], for what a handshake of `tokio_rustls` returns. What is no error of TLS, as a reset or an early end,
+/// is [`TlsFault::Handshake`].
+pub fn fault_of_io(error: &io::Error) -> TlsFault {
+    error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<Error>())
+        .map_or(TlsFault::Handshake, fault_of)
+}
+
+/// Who has to mend a failed handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The other end: what it sent is wrong, or not to be trusted.
+    Peer,
+    /// We: the other end refuses our certificate, or our clock or randomness fails.
+    Us,
+}
+
+/// Who has to mend the error of a handshake.
+pub fn side_of(error: &Error) -> Side {
+    use AlertDescription as A;
+    match error {
+        Error::AlertReceived(
+            A::BadCertificate
+            | A::UnsupportedCertificate
+            | A::CertificateRevoked
+            | A::CertificateExpired
+            | A::CertificateUnknown
+            | A::CertificateRequired
+            | A::UnknownCA
+            | A::AccessDenied,
+        )
+        | Error::FailedToGetCurrentTime
+        | Error::FailedToGetRandomBytes
+        | Error::General(_) => Side::Us,
+        _ => Side::Peer,
     }
 }

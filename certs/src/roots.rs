@@ -1,15 +1,24 @@
 use std::collections::BTreeMap;
 
 use merlon_config::{name::TrustDomain, snapshot::TrustBundle};
-use rustls_pki_types::{CertificateDer, TrustAnchor, pem::PemObject};
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::{leaf::unix, pem};
 
 /// Why a bundle is refused. The one before it stays in force.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum RootsError {
     /// An issuer that answers with nothing must not make everybody untrusted, or everything trusted.
     #[error("the bundle of trust domain `{0}` holds no root")]
     Empty(TrustDomain),
+    /// Bundles are never merged (SPIFFE Trust Domain and Bundle §4.4).
+    #[error("there are two bundles of trust domain `{0}`")]
+    Twice(TrustDomain),
+    /// More than any rotation needs.
+    #[error("the bundle of trust domain `{0}` holds more than {MOST_ROOTS} roots")]
+    TooMany(TrustDomain),
     /// One of them cannot be a root.
     #[error("root {index} of trust domain `{domain}` is {why}")]
     Root {
@@ -25,7 +34,7 @@ pub enum RootsError {
 /// The roots of each trust domain. One domain's root never vouches for another's names.
 #[derive(Debug, Clone, Default)]
 pub struct TrustRoots {
-    domains: BTreeMap<TrustDomain, Vec<TrustAnchor<'static>>>,
+    domains: BTreeMap<TrustDomain, Vec<Root>>,
     certificates: Vec<CertificateDer<'static>>,
 }
 
@@ -33,7 +42,7 @@ impl TrustRoots {
     /// The roots of one bundle.
     ///
     /// # Errors
-    /// An empty bundle, or a root that is no self-issued CA certificate.
+    /// An empty bundle, or a root that is no self-signed CA certificate.
     pub fn from_bundle(bundle: &TrustBundle) -> Result<Self, RootsError> {
         Self::from_bundles([bundle])
     }
@@ -48,53 +57,124 @@ impl TrustRoots {
         let mut roots = Self::default();
         for bundle in bundles {
             let domain = &bundle.trust_domain;
-            if bundle.roots.is_empty() {
-                return Err(RootsError::Empty(domain.clone()));
-            }
-            for (at, pem) in bundle.roots.iter().enumerate() {
-                let wrong = |why| RootsError::Root {
+            let certificates = certificates_of(bundle)?;
+            let mut own = Vec::with_capacity(certificates.len());
+            for (index, certificate) in certificates {
+                roots.certificates.push(certificate.clone());
+                own.push(Root::parse(certificate).map_err(|why| RootsError::Root {
                     domain: domain.clone(),
-                    index: at + 1,
+                    index,
                     why,
-                };
-                let certificate = CertificateDer::from_pem_slice(pem.as_bytes())
-                    .map_err(|_| wrong("not a PEM certificate"))?
-                    .into_owned();
-                let anchor = anchor_of(&certificate).map_err(wrong)?;
-                roots
-                    .domains
-                    .entry(domain.clone())
-                    .or_default()
-                    .push(anchor);
-                roots.certificates.push(certificate);
+                })?);
+            }
+            if roots.domains.insert(domain.clone(), own).is_some() {
+                return Err(RootsError::Twice(domain.clone()));
             }
         }
         Ok(roots)
     }
 
-    /// The roots that may vouch for names of this trust domain; none when it is unknown.
-    pub fn of(&self, domain: &TrustDomain) -> &[TrustAnchor<'static>] {
-        self.domains.get(domain).map_or(&[], Vec::as_slice)
+    /// The trust domains that have roots here.
+    pub fn trust_domains(&self) -> impl Iterator<Item = &TrustDomain> {
+        self.domains.keys()
     }
 
     /// All root certificates, in the order of the bundles.
     pub fn certificates(&self) -> &[CertificateDer<'static>] {
         &self.certificates
     }
+
+    /// The root certificates of one trust domain; none when it is unknown.
+    pub fn certificates_of<'a>(
+        &'a self,
+        domain: &TrustDomain,
+    ) -> impl Iterator<Item = &'a CertificateDer<'static>> {
+        self.of(domain).iter().map(|root| &root.certificate)
+    }
+
+    /// When the last root of a trust domain ends; nothing for an unknown one.
+    pub fn not_after(&self, domain: &TrustDomain) -> Option<UnixTime> {
+        self.of(domain).iter().map(|root| root.not_after).max()
+    }
+
+    /// The roots that may vouch for names of this trust domain; none when it is unknown.
+    pub(crate) fn of(&self, domain: &TrustDomain) -> &[Root] {
+        self.domains.get(domain).map_or(&[], Vec::as_slice)
+    }
 }
 
-/// A root as the path builder wants it.
-pub(crate) fn anchor_of(
-    certificate: &CertificateDer<'_>,
-) -> Result<TrustAnchor<'static>, &'static str> {
-    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| "not well-formed")?;
-    if parsed.subject() != parsed.issuer() {
-        return Err("not self-signed");
-    }
-    if !parsed.is_ca() {
-        return Err("not a certification authority");
-    }
-    let anchor = webpki::anchor_from_trusted_cert(certificate)
-        .map_err(|_| "not usable as a trust anchor")?;
-    Ok(anchor.to_owned())
+/// One root, as the path builder wants it, and the life that the path builder does not look at.
+#[derive(Debug, Clone)]
+pub(crate) struct Root {
+    certificate: CertificateDer<'static>,
+    pub(crate) anchor: TrustAnchor<'static>,
+    not_before: UnixTime,
+    not_after: UnixTime,
 }
+
+impl Root {
+    /// Self-signed, a CA, with the right to sign certificates.
+    pub(crate) fn parse(certificate: CertificateDer<'static>) -> Result<Self, &'static str> {
+        let (rest, parsed) =
+            X509Certificate::from_der(&certificate).map_err(|_| "not well-formed")?;
+        if !rest.is_empty() {
+            return Err("not well-formed: bytes follow it");
+        }
+        if !parsed.is_ca() {
+            return Err("not a certification authority");
+        }
+        let may_sign = parsed.key_usage().map_err(|_| "not well-formed")?;
+        if may_sign.is_some_and(|usage| !usage.value.key_cert_sign()) {
+            return Err("not allowed to sign certificates");
+        }
+        if parsed.subject() != parsed.issuer() || parsed.verify_signature(None).is_err() {
+            return Err("not self-signed");
+        }
+        let validity = parsed.validity();
+        let moment = |seconds| unix(seconds).map_err(|_| "not valid at any time after 1970");
+        let (not_before, not_after) = (
+            moment(validity.not_before.timestamp())?,
+            moment(validity.not_after.timestamp())?,
+        );
+        let anchor = webpki::anchor_from_trusted_cert(&certificate)
+            .map_err(|_| "not usable as a trust anchor")?
+            .to_owned();
+        Ok(Self {
+            certificate,
+            anchor,
+            not_before,
+            not_after,
+        })
+    }
+
+    pub(crate) fn is_live(&self, now: UnixTime) -> bool {
+        self.not_before <= now && now <= self.not_after
+    }
+}
+
+/// With the place of each, from 1: an entry may hold several.
+fn certificates_of(
+    bundle: &TrustBundle,
+) -> Result<Vec<(usize, CertificateDer<'static>)>, RootsError> {
+    let domain = &bundle.trust_domain;
+    let mut certificates = Vec::new();
+    for (at, text) in bundle.roots.iter().enumerate() {
+        let index = at + 1;
+        let found = pem::certificates(text.as_bytes()).map_err(|_| RootsError::Root {
+            domain: domain.clone(),
+            index,
+            why: "not a PEM certificate",
+        })?;
+        certificates.extend(found.into_iter().map(|certificate| (index, certificate)));
+        if certificates.len() > MOST_ROOTS {
+            return Err(RootsError::TooMany(domain.clone()));
+        }
+    }
+    if certificates.is_empty() {
+        return Err(RootsError::Empty(domain.clone()));
+    }
+    Ok(certificates)
+}
+
+/// Per trust domain. A rotation needs two; each one more is work in every handshake.
+const MOST_ROOTS: usize = 16;

@@ -1,19 +1,26 @@
+use std::{fmt, sync::Arc};
+
 use merlon_config::name::SpiffeId;
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::{CertificateDer, UnixTime};
 
 use crate::{
     key::{KeyError, PrivateKey},
     leaf::{LeafError, LeafFacts},
+    pem,
     roots::TrustRoots,
-    verifier::{SpiffeVerifier, Trust, Usage},
+    verifier::{SpiffeVerifier, Usage},
 };
 
 /// Why a certificate and a key do not make an identity.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SvidError {
     /// There is no certificate at all.
     #[error("there is no certificate")]
     Empty,
+    /// The text is not PEM.
+    #[error(transparent)]
+    Pem(#[from] pem::PemError),
     /// The leaf breaks a rule.
     #[error(transparent)]
     Leaf(#[from] LeafError),
@@ -29,7 +36,6 @@ pub enum SvidError {
 }
 
 /// A workload's identity document with its key (X509-SVID): what a proxy shows to others.
-#[derive(Debug)]
 pub struct X509Svid {
     /// Whose it is.
     pub id: SpiffeId,
@@ -62,13 +68,12 @@ impl X509Svid {
         if facts.public_key_info != key.public_key_info()? {
             return Err(SvidError::OtherKey);
         }
-        SpiffeVerifier::new(
-            Trust::Roots(roots.clone().into()),
-            Some(facts.id.clone()),
-            false,
-        )
-        .check(leaf, others, now, Usage::Server)
-        .map_err(SvidError::Untrusted)?;
+        let verifier = SpiffeVerifier::any_of(Arc::new(roots.clone()));
+        for usage in [Usage::Client, Usage::Server] {
+            verifier
+                .check(leaf, others, now, usage)
+                .map_err(SvidError::Untrusted)?;
+        }
         let LeafFacts {
             id,
             serial,
@@ -86,6 +91,30 @@ impl X509Svid {
         })
     }
 
+    /// As [`X509Svid::parse`], of the two texts that a state directory keeps.
+    ///
+    /// # Errors
+    /// Also when a text is not PEM.
+    pub fn parse_pem(
+        chain: &[u8],
+        key: &[u8],
+        roots: &TrustRoots,
+        now: UnixTime,
+    ) -> Result<Self, SvidError> {
+        let chain = pem::certificates(chain)?;
+        Self::parse(chain, PrivateKey::from_pkcs8_pem(key)?, roots, now)
+    }
+
+    /// The chain in PEM. The key's text is [`PrivateKey::to_pkcs8_pem`].
+    pub fn chain_pem(&self) -> String {
+        self.chain.iter().map(pem::certificate).collect()
+    }
+
+    /// When to ask for the next one; see [`renewal_at`](crate::renewal_at).
+    pub fn renewal_at(&self, random: f64) -> UnixTime {
+        crate::renewal_at(self.not_before, self.not_after, random)
+    }
+
     /// The same with `root` at the end of the chain, for a server whose callers know only the root's hash.
     #[must_use]
     pub fn with_root(mut self, root: CertificateDer<'static>) -> Self {
@@ -93,5 +122,15 @@ impl X509Svid {
             self.chain.push(root);
         }
         self
+    }
+}
+
+impl fmt::Debug for X509Svid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("X509Svid")
+            .field("id", &format_args!("{}", self.id))
+            .field("serial", &self.serial)
+            .field("not_after", &self.not_after.as_secs())
+            .finish_non_exhaustive()
     }
 }

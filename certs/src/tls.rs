@@ -1,14 +1,18 @@
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    sync::{Arc, OnceLock},
+};
 
 use merlon_config::name::SpiffeId;
 use rustls::{
     ClientConfig, ServerConfig,
     client::Resumption,
-    crypto::CryptoProvider,
+    crypto::{CryptoProvider, aws_lc_rs::sign::any_ecdsa_type},
+    pki_types::{CertificateDer, ServerName},
     server::NoServerSessionStorage,
     sign::{CertifiedKey, SingleCertAndKey},
 };
-use rustls_pki_types::CertificateDer;
 
 use crate::{
     leaf::{LeafError, LeafFacts},
@@ -26,13 +30,18 @@ pub const H2: &[u8] = b"h2";
 
 /// One identity with the roots it trusts: makes the TLS configurations of the mesh.
 ///
-/// TLS 1.3 only, post-quantum key exchange first. Nothing is resumed in either direction: resumption skips the
-/// verifier, and a peer whose root was withdrawn would come back through a ticket.
+/// TLS 1.3 only, post-quantum key exchange first, no early data. Nothing is resumed in either direction: resumption
+/// skips the verifier, and a peer whose root was withdrawn would come back through a ticket.
+///
+/// It does not change. A new certificate or a new bundle makes a new `MeshTls`: new handshakes take the new one, open
+/// connections go on. A configuration costs some allocations; keep it, one per destination, as long as its `MeshTls` is
+/// the current one.
 pub struct MeshTls {
     svid: Arc<X509Svid>,
     roots: Arc<TrustRoots>,
-    provider: Arc<CryptoProvider>,
     certified: Arc<SingleCertAndKey>,
+    /// With the roots at the end of the chain.
+    with_roots: Arc<SingleCertAndKey>,
 }
 
 impl MeshTls {
@@ -41,14 +50,21 @@ impl MeshTls {
     /// # Errors
     /// [`rustls::Error`] when the key cannot sign.
     pub fn new(svid: Arc<X509Svid>, roots: Arc<TrustRoots>) -> Result<Self, rustls::Error> {
-        let provider = provider();
-        let key = provider.key_provider.load_private_key(svid.key.rustls())?;
-        let certified = SingleCertAndKey::from(CertifiedKey::new(svid.chain.clone(), key));
+        let signer = any_ecdsa_type(&svid.key.lend())?;
+        let shown = |chain| SingleCertAndKey::from(CertifiedKey::new(chain, Arc::clone(&signer)));
+        let certified = Arc::new(shown(svid.chain.clone()));
+        let mut chain = svid.chain.clone();
+        for root in roots.certificates_of(svid.id.trust_domain()) {
+            if !chain.contains(root) {
+                chain.push(root.clone());
+            }
+        }
+        let with_roots = Arc::new(shown(chain));
         Ok(Self {
             svid,
             roots,
-            provider,
-            certified: Arc::new(certified),
+            certified,
+            with_roots,
         })
     }
 
@@ -71,7 +87,8 @@ impl MeshTls {
     }
 
     /// For the control plane, one of whose calls comes from peers that have no certificate yet. Whoever shows one is
-    /// judged as ever; whoever shows none has no [`MeshTls::peer_id`].
+    /// judged as ever; whoever shows none has no [`MeshTls::peer_id`]. The chain ends with the roots, since a proxy with
+    /// a join token knows no more than the hash of one.
     ///
     /// # Errors
     /// As [`MeshTls::server_config`].
@@ -84,13 +101,20 @@ impl MeshTls {
 
     fn server(&self, alpn: &[&[u8]], strangers: bool) -> Result<Arc<ServerConfig>, rustls::Error> {
         let verifier = SpiffeVerifier::new(Trust::Roots(Arc::clone(&self.roots)), None, strangers);
-        let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
+        let shown = if strangers {
+            &self.with_roots
+        } else {
+            &self.certified
+        };
+        let mut config = ServerConfig::builder_with_provider(Arc::clone(provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::new(verifier))
-            .with_cert_resolver(Arc::clone(&self.certified) as _);
+            .with_cert_resolver(Arc::clone(shown) as _);
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
+        // The default, said where it can be seen: early data can be replayed (RFC 8446 §8).
+        config.max_early_data_size = 0;
         Ok(Arc::new(config))
     }
 
@@ -108,7 +132,7 @@ impl MeshTls {
             Some(expected.clone()),
             false,
         );
-        let config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
+        let config = ClientConfig::builder_with_provider(Arc::clone(provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
@@ -121,8 +145,16 @@ impl MeshTls {
     /// # Errors
     /// [`LeafError`] for an empty or a malformed chain.
     pub fn peer_id(chain: &[CertificateDer<'_>]) -> Result<SpiffeId, LeafError> {
-        let leaf = chain.first().ok_or(LeafError::Encoding)?;
-        Ok(LeafFacts::parse(leaf)?.id)
+        Ok(Self::peer(chain)?.id)
+    }
+
+    /// As [`MeshTls::peer_id`], with all that the leaf says: its end, say, which a long connection must not outlive.
+    ///
+    /// # Errors
+    /// As [`MeshTls::peer_id`].
+    pub fn peer(chain: &[CertificateDer<'_>]) -> Result<LeafFacts, LeafError> {
+        let leaf = chain.first();
+        LeafFacts::parse(leaf.ok_or(LeafError::Encoding("there is none"))?)
     }
 }
 
@@ -159,7 +191,7 @@ impl Bootstrap {
             Self::Roots(roots) => Trust::Roots(Arc::clone(roots)),
         };
         let verifier = SpiffeVerifier::new(trust, Some(expected.clone()), false);
-        let config = ClientConfig::builder_with_provider(provider())
+        let config = ClientConfig::builder_with_provider(Arc::clone(provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
@@ -171,11 +203,19 @@ impl Bootstrap {
 fn finished(mut config: ClientConfig, alpn: &[&[u8]]) -> Arc<ClientConfig> {
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
     // Identities are not host names; nobody on the path need learn any.
     config.enable_sni = false;
     Arc::new(config)
 }
 
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+/// What to give a connector as server name: peers are known by their SPIFFE ID, and no name goes on the wire.
+pub fn server_name() -> ServerName<'static> {
+    ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+}
+
+/// The one provider of cryptography; `X25519MLKEM768` is its first choice.
+pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
 }

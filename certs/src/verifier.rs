@@ -2,16 +2,18 @@ use std::sync::Arc;
 
 use merlon_config::name::SpiffeId;
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError,
+    PeerIncompatible, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::WebPkiSupportedAlgorithms,
+    crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime},
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
-use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 
 use crate::{
     leaf::{LeafError, LeafFacts},
-    roots::{TrustRoots, anchor_of},
+    roots::{Root, TrustRoots},
+    tls::provider,
 };
 
 /// Judges the other side of a mesh handshake, as client or as server, by its SPIFFE ID and the roots of that ID's
@@ -35,13 +37,11 @@ pub(crate) enum Trust {
 
 impl SpiffeVerifier {
     pub(crate) fn new(trust: Trust, expected: Option<SpiffeId>, anonymous: bool) -> Self {
-        let algorithms =
-            rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
         Self {
             trust,
             expected,
             anonymous,
-            algorithms,
+            algorithms: provider().signature_verification_algorithms,
         }
     }
 
@@ -63,26 +63,34 @@ impl SpiffeVerifier {
     ) -> Result<SpiffeId, Error> {
         let facts = LeafFacts::parse_chain(leaf, others).map_err(refused)?;
         let pinned;
-        let anchors = match &self.trust {
+        let roots = match &self.trust {
             Trust::Roots(roots) => roots.of(facts.id.trust_domain()),
             Trust::Pinned(hash) => {
                 pinned = [pinned_root(hash, others).map_err(refused)?];
                 &pinned
             }
         };
-        if anchors.is_empty() {
-            return Err(refused(LeafError::UnknownTrustDomain(
-                facts.id.trust_domain().to_string(),
-            )));
+        if roots.is_empty() {
+            let domain = facts.id.trust_domain().to_string();
+            return Err(refused(LeafError::UnknownTrustDomain(domain)));
         }
+        let anchors = live_anchors(roots, now)?;
         let usage = match usage {
             Usage::Client => webpki::KeyUsage::client_auth(),
             Usage::Server => webpki::KeyUsage::server_auth(),
         };
         webpki::EndEntityCert::try_from(leaf)
             .and_then(|leaf| {
-                leaf.verify_for_usage(self.algorithms.all, anchors, others, now, usage, None, None)
-                    .map(drop)
+                leaf.verify_for_usage(
+                    self.algorithms.all,
+                    &anchors,
+                    others,
+                    now,
+                    usage,
+                    None,
+                    None,
+                )
+                .map(drop)
             })
             .map_err(path_error)?;
         match &self.expected {
@@ -104,10 +112,20 @@ pub enum Usage {
     Server,
 }
 
-fn pinned_root(
-    hash: &[u8; 32],
-    others: &[CertificateDer<'_>],
-) -> Result<TrustAnchor<'static>, LeafError> {
+/// Path building believes an anchor for ever; a root has an end all the same.
+fn live_anchors(roots: &[Root], now: UnixTime) -> Result<Vec<TrustAnchor<'_>>, Error> {
+    let anchors: Vec<_> = roots
+        .iter()
+        .filter(|root| root.is_live(now))
+        .map(|root| root.anchor.clone())
+        .collect();
+    if anchors.is_empty() {
+        return Err(Error::InvalidCertificate(CertificateError::Expired));
+    }
+    Ok(anchors)
+}
+
+fn pinned_root(hash: &[u8; 32], others: &[CertificateDer<'_>]) -> Result<Root, LeafError> {
     let is_pinned = |certificate: &&CertificateDer<'_>| {
         aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate).as_ref() == hash
     };
@@ -115,11 +133,17 @@ fn pinned_root(
         .iter()
         .find(is_pinned)
         .ok_or(LeafError::PinnedRootAbsent)?;
-    anchor_of(root).map_err(|_| LeafError::PinnedRootAbsent)
+    Root::parse(root.clone().into_owned()).map_err(LeafError::Encoding)
 }
 
+/// Chooses the variant by the alert that the peer shall see: 42 for what cannot be read, 48 for whom nobody here knows,
+/// 46 for the rest. The fault itself stays inside, for our own log, wherever rustls has room for it.
 fn refused(error: LeafError) -> Error {
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
+    Error::InvalidCertificate(match error {
+        LeafError::UnknownTrustDomain(_) => CertificateError::UnknownIssuer,
+        LeafError::Encoding(_) => CertificateError::BadEncoding,
+        error => CertificateError::Other(OtherError(Arc::new(error))),
+    })
 }
 
 fn path_error(error: webpki::Error) -> Error {
@@ -127,12 +151,20 @@ fn path_error(error: webpki::Error) -> Error {
         webpki::Error::CertExpired { .. } => CertificateError::Expired,
         webpki::Error::CertNotValidYet { .. } => CertificateError::NotValidYet,
         webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer,
-        webpki::Error::BadDer => CertificateError::BadEncoding,
+        webpki::Error::InvalidSignatureForPublicKey => CertificateError::BadSignature,
+        webpki::Error::BadDer | webpki::Error::BadDerTime | webpki::Error::TrailingData(_) => {
+            CertificateError::BadEncoding
+        }
         other => CertificateError::Other(OtherError(Arc::new(other))),
     })
 }
 
+fn only_tls13() -> Error {
+    Error::PeerIncompatible(PeerIncompatible::SupportedVersionsExtensionRequired)
+}
+
 impl ClientCertVerifier for SpiffeVerifier {
+    /// None: they would tell every stranger who vouches for whom here.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -153,11 +185,11 @@ impl ClientCertVerifier for SpiffeVerifier {
 
     fn verify_tls12_signature(
         &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls12_signature(message, leaf, signature, &self.algorithms)
+        Err(only_tls13())
     }
 
     fn verify_tls13_signature(
@@ -166,7 +198,7 @@ impl ClientCertVerifier for SpiffeVerifier {
         leaf: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(message, leaf, signature, &self.algorithms)
+        verify_tls13_signature(message, leaf, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -189,11 +221,11 @@ impl ServerCertVerifier for SpiffeVerifier {
 
     fn verify_tls12_signature(
         &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls12_signature(message, leaf, signature, &self.algorithms)
+        Err(only_tls13())
     }
 
     fn verify_tls13_signature(
@@ -202,7 +234,7 @@ impl ServerCertVerifier for SpiffeVerifier {
         leaf: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(message, leaf, signature, &self.algorithms)
+        verify_tls13_signature(message, leaf, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
