@@ -93,6 +93,9 @@ pub struct Flags {
     /// How long open requests may take to finish at the end [default: 30s]
     #[arg(long, env = "MERLON_DRAIN_TIMEOUT", value_name = "DURATION")]
     pub drain_timeout: Option<Span>,
+    /// File that is written with the addresses that were bound, as JSON: `inbound`, `outbound`, `admin`
+    #[arg(long, value_name = "FILE")]
+    pub addresses_file: Option<PathBuf>,
 }
 
 /// Which requests are logged.

@@ -2,13 +2,14 @@
 
 mod allocator;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use clap::Parser;
 use merlon_proxy::{
     app::{self, StartError},
     flags::Flags,
     logging,
+    state::Addresses,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     allocator::give_memory_back();
     let flags = Flags::parse();
     logging::to_stderr();
+    let addresses_file = flags.addresses_file.clone();
     let started = flags
         .into_config()
         .map_err(StartError::Configuration)
@@ -39,6 +41,12 @@ fn main() -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
+    if let Some(file) = addresses_file
+        && let Err(error) = write_addresses(&file, handle.addresses())
+    {
+        tracing::error!("cannot write {}: {error}", file.display());
+        return ExitCode::from(FAILED);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -68,4 +76,16 @@ fn main() -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// Whole or not at all, for whoever waits for it.
+fn write_addresses(file: &Path, addresses: Addresses) -> std::io::Result<()> {
+    let text = serde_json::json!({
+        "inbound": addresses.inbound,
+        "outbound": addresses.outbound,
+        "admin": addresses.admin,
+    });
+    let unfinished = file.with_extension("unfinished");
+    std::fs::write(&unfinished, text.to_string())?;
+    std::fs::rename(&unfinished, file)
 }
