@@ -20,11 +20,11 @@ pub(crate) enum CertsCommand {
 Open connections stay; each new handshake shows the new certificate.
 
 Example:
-  merlon certs rotate orders-1f0c
+  merlon certs rotate shop/orders
 
 Exit codes: 0 the new certificate is in use, 1 it is not, and the old one stays.")]
 pub(crate) struct RotateArgs {
-    /// The proxy's id, as `merlon proxy status` lists it; its beginning will do.
+    /// The proxy's id as `merlon proxy status` lists it, the beginning of it, or its workload as `shop/orders`.
     id: String,
     /// How the result is written.
     #[arg(long, value_enum, default_value_t)]

@@ -31,7 +31,10 @@ pub(crate) struct ProxyStatus {
     /// Unique per process.
     pub(crate) id: String,
     pub(crate) identity: String,
-    /// `acknowledged`, `refused` or `pending`.
+    /// The Workload or Gateway that it stands for, as `namespace/name`.
+    #[serde(default)]
+    pub(crate) workload: Option<String>,
+    /// `pending` (was sent something and has not answered), `acknowledged`, `refused` or `disconnected`.
     pub(crate) state: String,
     /// Why it refused.
     #[serde(default)]

@@ -33,11 +33,11 @@ pub(crate) struct StatusArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
-  merlon proxy config orders-1f0c | jq '.destinations | keys'
+  merlon proxy config shop/orders | jq .services
 
 Exit codes: 0 printed, 1 no such proxy is connected, or the control plane cannot be asked.")]
 pub(crate) struct ConfigArgs {
-    /// The proxy's id, as `merlon proxy status` lists it; its beginning will do.
+    /// The proxy's id as `merlon proxy status` lists it, the beginning of it, or its workload as `shop/orders`.
     id: String,
 }
 
@@ -63,26 +63,30 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// The proxy whose id is or begins with `text`.
+/// The proxy whose id is or begins with `text`, or the only one of the workload `text`.
 pub(crate) async fn find(control_plane: &ControlPlane, text: &str) -> Result<String, Failure> {
     let proxies = control_plane.proxies().await?;
     if proxies.iter().any(|proxy| proxy.id == text) {
         return Ok(text.to_owned());
     }
-    let mut found = proxies.iter().filter(|proxy| proxy.id.starts_with(text));
-    match (found.next(), found.next()) {
-        (Some(proxy), None) => Ok(proxy.id.clone()),
-        (Some(one), Some(other)) => Err(Failure::usage(format!(
-            "`{}` is the beginning of several ids, as `{}` and `{}`",
-            printable(text),
+    let named = |proxy: &&ProxyStatus| {
+        proxy.id.starts_with(text) || proxy.workload.as_deref() == Some(text)
+    };
+    // One that is there before one that was.
+    let mut found: Vec<_> = proxies.iter().filter(named).collect();
+    found.sort_by_key(|proxy| proxy.state == "disconnected");
+    let text = printable(text);
+    match found.as_slice() {
+        [] => Err(Failure::runtime(format!(
+            "no proxy with the id or the workload `{text}` is connected"
+        ))
+        .hint("`merlon proxy status` lists those that are")),
+        [one, other, ..] if other.state != "disconnected" => Err(Failure::usage(format!(
+            "`{text}` means several proxies, as `{}` and `{}`",
             printable(&one.id),
             printable(&other.id)
         ))),
-        (None, _) => Err(Failure::runtime(format!(
-            "no proxy with the id `{}` is connected",
-            printable(text)
-        ))
-        .hint("`merlon proxy status` lists those that are")),
+        [one, ..] => Ok(one.id.clone()),
     }
 }
 

@@ -106,7 +106,14 @@ impl Children {
             .open(&log)
             .map_err(failed)?;
         let errors = output.try_clone().map_err(failed)?;
-        let child = Command::new(&self.own)
+        let mut command = Command::new(&self.own);
+        // What the user set for other programs of Merlon is not meant for these.
+        for (variable, _) in std::env::vars_os() {
+            if variable.as_encoded_bytes().starts_with(b"MERLON_") {
+                command.env_remove(variable);
+            }
+        }
+        let child = command
             .arg("demo-child")
             .arg("--parent")
             .arg(std::process::id().to_string())

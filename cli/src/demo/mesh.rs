@@ -288,6 +288,7 @@ impl Starting<'_> {
             .await?;
         let control_plane = ControlPlane::at(socket);
         let control_plane_address = addresses.get("listen")?;
+        await_signer(children, addresses.get("admin")?).await?;
 
         for ((name, namespace), ports) in programs.iter().zip(&ports) {
             let mut identity = format!("{namespace}/{name}");
@@ -440,6 +441,32 @@ fn start_program(children: &mut Children, name: &str, sidecar: SocketAddr) -> Re
 
 fn arguments<const N: usize>(texts: [&str; N]) -> Vec<OsString> {
     texts.into_iter().map(OsString::from).collect()
+}
+
+/// Waits until the control plane is ready, which it is once it has a root to pin in join tokens.
+async fn await_signer(children: &mut Children, admin: SocketAddr) -> Result<(), Failure> {
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        let reply = wire::send(
+            admin,
+            wire::ask("GET", "control-plane", "/ready", None, None),
+        )
+        .await;
+        let why = match reply {
+            Ok(reply) if reply.status == 200 => return Ok(()),
+            Ok(reply) => String::from_utf8_lossy(&reply.body).trim().to_owned(),
+            Err(error) => error.to_string(),
+        };
+        if let Some(death) = children.dead() {
+            return Err(Failure::runtime(death.to_string()));
+        }
+        if Instant::now() > patience {
+            return Err(Failure::runtime(format!(
+                "the control plane is not ready: {why}"
+            )));
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// Waits until every sidecar is ready and has acknowledged its state.

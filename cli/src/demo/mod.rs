@@ -28,7 +28,7 @@ use tempfile::TempDir;
 
 use crate::{
     failure::Failure,
-    output::{Output, eprint_line, print_line},
+    output::{Output, eprint_line},
 };
 use children::Children;
 use mesh::Mesh;
@@ -63,7 +63,7 @@ pub(crate) struct DemoArgs {
     /// Keeps everything (resource files, logs, state) in this folder, which must be empty or not there yet.
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
-    /// Makes one step fail by really making something wrong; for tests.
+    /// Makes one step fail by really making something wrong, and ends after it; for tests.
     #[arg(long, value_enum, hide = true)]
     sabotage: Option<Sabotage>,
 }
@@ -93,7 +93,7 @@ pub(crate) async fn run(args: &DemoArgs) -> Result<(), Failure> {
         },
     };
     if staying.get() {
-        print_line("\nStopping.");
+        report.say("\nStopping.");
     }
     children.stop().await;
     let removed = folder.remove();
@@ -143,7 +143,7 @@ async fn tell(
     if args.once {
         return Ok(());
     }
-    invite(&mesh).await?;
+    invite(&mesh, report).await?;
     staying.set(true);
     Err(Failure::runtime(death(mesh.children).await))
 }
@@ -197,7 +197,7 @@ async fn describe(outcome: &mut Outcome, mesh: &Mesh<'_>, vault: Option<&Vault>)
 }
 
 /// What to try, with a token that the user need not type.
-async fn invite(mesh: &Mesh<'_>) -> Result<(), Failure> {
+async fn invite(mesh: &Mesh<'_>, report: &Report) -> Result<(), Failure> {
     let file = mesh.folder.join("token");
     let token = mesh.token("alice", "orders", 8 * 3_600).await?;
     server::write_whole(&file, &token)?;
@@ -229,7 +229,7 @@ async fn invite(mesh: &Mesh<'_>) -> Result<(), Failure> {
         format!("Edit the files in {}: what you save is live a moment later.", mesh.resources.folder().display()),
         format!("Logs are in {}. Ctrl-C ends all of it.", mesh.folder.join("logs").display()),
     ];
-    lines.iter().for_each(|line| print_line(line));
+    lines.iter().for_each(|line| report.say(line));
     Ok(())
 }
 

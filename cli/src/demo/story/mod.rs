@@ -80,10 +80,14 @@ pub(crate) async fn tell(mesh: &mut Mesh<'_>, report: &mut Report, sabotage: Opt
             outcome.problem(death.to_string());
         }
         report.step(name, title, outcome, began.elapsed());
+        let sabotaged = sabotage.is_some_and(|it| it.is_of(name));
         if let Some(death) = death {
             report.abort(&format!(
                 "the demo cannot go on after step `{name}`: {death}"
             ));
+            return;
+        }
+        if sabotaged {
             return;
         }
     }

@@ -1,0 +1,172 @@
+//! The demo does what it says, and notices when it does not.
+
+mod harness;
+
+use harness::{Demo, Ran, all_end, exists, merlon};
+use rustix::process::Signal;
+use serde_json::Value;
+
+const STEPS: [&str; 16] = [
+    "start",
+    "allowed",
+    "no-token",
+    "forged-signature",
+    "expired",
+    "wrong-audience",
+    "public-key-as-secret",
+    "algorithm-none",
+    "forbidden",
+    "explain",
+    "not-permitted",
+    "rate-limited",
+    "bad-body",
+    "rotation",
+    "policy-edit",
+    "broken-policy",
+];
+
+fn names(report: &Value, wanted: impl Fn(&Value) -> bool) -> Vec<&str> {
+    let steps = report["steps"].as_array().unwrap().iter();
+    steps
+        .filter(|step| wanted(step))
+        .map(|step| step["name"].as_str().unwrap())
+        .collect()
+}
+
+#[test]
+fn every_step_of_the_demo_does_what_it_must() {
+    let ran = merlon(&["demo", "--once", "--output", "json"]);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    let report = ran.json();
+    assert_eq!(names(&report, |step| step["ok"] == true), STEPS);
+    assert_eq!(report["ok"], true);
+    assert_eq!(report["certificate_issuer"], "embedded");
+    assert!(report["duration_ms"].as_u64().unwrap() > 0);
+    assert!(
+        !exists(report["folder"].as_str().unwrap()),
+        "the folder is still there"
+    );
+    let rotated = &report["steps"][13]["details"];
+    assert_eq!(rotated["lost"], 0);
+    assert_ne!(
+        rotated["orders"]["old_serial"],
+        rotated["orders"]["new_serial"]
+    );
+}
+
+fn sabotaged(step: &str) -> Ran {
+    let ran = merlon(&["demo", "--once", "--output", "json", "--sabotage", step]);
+    assert_eq!(ran.code, 1, "{ran:#?}");
+    let report = ran.json();
+    assert_eq!(report["ok"], false);
+    assert_eq!(
+        names(&report, |step| step["ok"] == false),
+        [step],
+        "{ran:#?}"
+    );
+    assert!(
+        ran.err.contains(&format!("step `{step}` failed")),
+        "{}",
+        ran.err
+    );
+    ran
+}
+
+/// One test for each, so that they run side by side and each says its name.
+macro_rules! sabotage {
+    ($($name:ident: $step:literal,)*) => {
+        $(
+            #[test]
+            fn $name() {
+                sabotaged($step);
+            }
+        )*
+
+        #[test]
+        fn every_step_is_sabotaged_by_a_test() {
+            let mut sabotaged = vec![$($step,)* "allowed", "explain"];
+            sabotaged.sort_unstable();
+            let mut all = STEPS.to_vec();
+            all.sort_unstable();
+            assert_eq!(sabotaged, all);
+        }
+    };
+}
+
+sabotage! {
+    a_sidecar_with_another_ones_join_token_fails_the_start: "start",
+    a_service_that_requires_no_token_is_noticed: "no-token",
+    an_issuer_that_publishes_the_forgers_key_is_noticed: "forged-signature",
+    clocks_that_may_differ_too_much_are_noticed: "expired",
+    an_audience_too_many_is_noticed: "wrong-audience",
+    a_service_that_ignores_tokens_is_noticed_by_the_public_key_as_secret: "public-key-as-secret",
+    a_service_that_ignores_tokens_is_noticed_by_algorithm_none: "algorithm-none",
+    a_permit_in_place_of_a_forbid_is_noticed: "forbidden",
+    a_permit_too_wide_is_noticed: "not-permitted",
+    a_limit_too_high_is_noticed: "rate-limited",
+    a_schema_that_accepts_everything_is_noticed: "bad-body",
+    a_control_plane_that_hangs_fails_the_rotation: "rotation",
+    a_policy_that_does_not_compile_fails_the_edit: "policy-edit",
+    a_broken_policy_that_is_not_broken_is_noticed: "broken-policy",
+}
+
+#[test]
+fn a_program_that_dies_is_noticed_and_named() {
+    let ran = sabotaged("allowed");
+    assert!(
+        ran.err.contains("`payments` ended by itself"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn a_control_plane_that_dies_is_noticed_and_named() {
+    let ran = sabotaged("explain");
+    assert!(
+        ran.err.contains("`control-plane` ended by itself"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn ctrl_c_leaves_no_process_and_no_file() {
+    let mut demo = Demo::start();
+    let (processes, folder) = (demo.processes(), demo.text("/folder").to_owned());
+    assert_eq!(processes.len(), 8);
+    assert!(exists(&folder));
+    demo.signal(Signal::INT);
+    assert_eq!(demo.wait().code(), Some(0));
+    assert!(all_end(&processes));
+    assert!(!exists(&folder), "{folder} is still there");
+}
+
+#[test]
+fn a_killed_demo_takes_its_processes_with_it() {
+    let mut demo = Demo::start();
+    let processes = demo.processes();
+    demo.signal(Signal::KILL);
+    assert_eq!(demo.wait().code(), None);
+    assert!(all_end(&processes));
+}
+
+#[test]
+fn a_folder_that_is_to_be_kept_is_kept() {
+    let above = tempfile::tempdir().unwrap();
+    let folder = above.path().join("kept");
+    let ran = merlon(&[
+        "demo",
+        "--once",
+        "--sabotage",
+        "allowed",
+        "--keep",
+        folder.to_str().unwrap(),
+    ]);
+    assert_eq!(ran.code, 1, "{ran:#?}");
+    assert!(folder.join("resources/mesh.yaml").is_file());
+    assert!(folder.join("logs/orders-sidecar.log").is_file());
+    let again = merlon(&["demo", "--once", "--keep", folder.to_str().unwrap()]);
+    assert_eq!(again.code, 2, "{again:#?}");
+    assert!(again.err.contains("is not empty"), "{}", again.err);
+}

@@ -1,0 +1,168 @@
+//! Runs `merlon` as its users do, and demos that stay up.
+#![expect(dead_code, reason = "each test file uses a part of it")]
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    path::Path,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde_json::Value;
+
+/// What a command did.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Ran {
+    /// Standard output as JSON.
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:#?}"))
+    }
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// `merlon` with these arguments.
+pub(crate) fn merlon(arguments: &[&str]) -> Ran {
+    command(arguments).output().unwrap().into()
+}
+
+pub(crate) fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_merlon"));
+    command.args(arguments).stdin(Stdio::null());
+    for name in [
+        "VAULT_ADDR",
+        "VAULT_TOKEN",
+        "BAO_ADDR",
+        "BAO_TOKEN",
+        "MERLON_CONTROL_PLANE_SOCKET",
+    ] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// A demo that stays up, after its story.
+#[derive(Debug)]
+pub(crate) struct Demo {
+    child: Child,
+    /// The story's report.
+    pub(crate) report: Value,
+}
+
+impl Demo {
+    /// Waits for the end of the story.
+    pub(crate) fn start() -> Self {
+        let mut child = command(&["demo", "--output", "json"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        let mut text = String::new();
+        loop {
+            let before = text.len();
+            assert!(
+                lines.read_line(&mut text).unwrap() > 0,
+                "the demo ended: {text}"
+            );
+            // The report is one indented object.
+            if &text[before..] == "}\n" {
+                break;
+            }
+        }
+        // Read on, so that the demo can write on.
+        std::thread::spawn(move || lines.read_to_end(&mut Vec::new()));
+        let report = serde_json::from_str(&text).unwrap();
+        Self { child, report }
+    }
+
+    pub(crate) fn text(&self, pointer: &str) -> &str {
+        self.report
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_else(|| panic!("no {pointer} in {}", self.report))
+    }
+
+    /// A command that asks this demo's control plane.
+    pub(crate) fn merlon(&self, arguments: &[&str]) -> Ran {
+        let mut command = command(arguments);
+        command.env(
+            "MERLON_CONTROL_PLANE_SOCKET",
+            self.text("/control_plane_socket"),
+        );
+        command.output().unwrap().into()
+    }
+
+    /// Process ids of everything that it started.
+    pub(crate) fn processes(&self) -> Vec<Pid> {
+        let processes = self.report["processes"].as_object().unwrap();
+        let ids = processes
+            .values()
+            .map(|id| i32::try_from(id.as_i64().unwrap()).unwrap());
+        ids.map(|id| Pid::from_raw(id).unwrap()).collect()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(
+            Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap(),
+            signal,
+        )
+        .unwrap();
+    }
+
+    /// How it ended, within ten seconds.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(
+                began.elapsed() < Duration::from_secs(10),
+                "the demo does not end"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        // Its children follow it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(folder) = self.report.get("folder").and_then(Value::as_str) {
+            let _ = std::fs::remove_dir_all(folder);
+        }
+    }
+}
+
+/// Whether all of these processes end within two seconds.
+pub(crate) fn all_end(processes: &[Pid]) -> bool {
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        if processes.iter().all(|pid| test_kill_process(*pid).is_err()) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    false
+}
+
+pub(crate) fn exists(path: &str) -> bool {
+    Path::new(path).exists()
+}
