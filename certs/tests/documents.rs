@@ -1,0 +1,168 @@
+//! Identities and bundles are believed only after they were looked at; strangers' bytes never stop the program.
+
+#[cfg(test)]
+mod support;
+
+use merlon_certs::{LeafFacts, PrivateKey, RootsError, SvidError, TrustRoots, X509Svid, pem};
+use merlon_config::{name::SpiffeId, snapshot::TrustBundle};
+use proptest::prelude::*;
+use rcgen::{BasicConstraints, IsCa, KeyUsagePurpose};
+use support::*;
+
+#[test]
+fn an_identity_comes_back_from_the_files_that_it_was_kept_in() {
+    let root = Authority::root("root");
+    let roots = root.roots();
+    let int = root.intermediate("int", |_| ());
+    let svid = int.svid(WEB, &roots);
+    let (chain, key) = (svid.chain_pem(), svid.key.to_pkcs8_pem().unwrap());
+    let again = X509Svid::parse_pem(chain.as_bytes(), key.as_bytes(), &roots, now()).unwrap();
+    assert_eq!(again.id.to_string(), WEB);
+    assert_eq!((&again.serial, &again.chain), (&svid.serial, &svid.chain));
+}
+
+#[test]
+fn a_kept_identity_is_no_longer_one_when_its_time_or_its_root_is_gone() {
+    let root = Authority::root("root");
+    let svid = root.svid(WEB, &root.roots());
+    let (chain, key) = (svid.chain_pem(), svid.key.to_pkcs8_pem().unwrap());
+    let parse =
+        |roots: &TrustRoots, now| X509Svid::parse_pem(chain.as_bytes(), key.as_bytes(), roots, now);
+    let late = parse(&root.roots(), at(NOW * 2 + 1)).unwrap_err();
+    assert!(matches!(late, SvidError::Untrusted(_)), "{late}");
+    let other = Authority::root("other").roots();
+    let foreign = parse(&other, now()).unwrap_err();
+    assert!(matches!(foreign, SvidError::Untrusted(_)), "{foreign}");
+}
+
+#[test]
+fn a_certificate_for_another_key_is_not_taken() {
+    let root = Authority::root("root");
+    let roots = root.roots();
+    let chain = root.chain(&PrivateKey::generate().unwrap(), WEB);
+    let ours = PrivateKey::generate().unwrap();
+    let error = X509Svid::parse(chain, ours, &roots, now()).unwrap_err();
+    assert!(matches!(error, SvidError::OtherKey), "{error}");
+    let nothing = X509Svid::parse(Vec::new(), PrivateKey::generate().unwrap(), &roots, now());
+    assert!(matches!(nothing.unwrap_err(), SvidError::Empty));
+}
+
+#[test]
+fn a_request_proves_the_key_and_names_the_workload() {
+    use x509_parser::prelude::{FromDer as _, X509CertificationRequest};
+    let key = PrivateKey::generate().unwrap();
+    let der = key.csr(&WEB.parse().unwrap()).unwrap();
+    let (rest, request) = X509CertificationRequest::from_der(&der).unwrap();
+    assert!(rest.is_empty());
+    request.verify_signature().unwrap();
+    let info = &request.certification_request_info;
+    assert_eq!(info.subject_pki.raw, key.public_key_info().unwrap());
+    assert_eq!(info.subject.iter().count(), 0);
+    assert!(der.windows(WEB.len()).any(|bytes| bytes == WEB.as_bytes()));
+}
+
+/// What is said against a bundle; nothing when it is taken.
+fn refusal(bundle: &TrustBundle) -> String {
+    let refused = TrustRoots::from_bundle(bundle).err();
+    refused.map_or_else(String::new, |error| error.to_string())
+}
+
+#[test]
+fn an_empty_bundle_is_never_taken() {
+    let empty = bundle(DOMAIN, []);
+    assert_eq!(
+        TrustRoots::from_bundle(&empty).unwrap_err(),
+        RootsError::Empty(DOMAIN.parse().unwrap())
+    );
+    let blank = TrustBundle {
+        roots: vec![String::new()],
+        ..empty
+    };
+    assert!(refusal(&blank).contains("root 1 of trust domain `one.test` is not a PEM certificate"));
+}
+
+#[test]
+fn only_self_signed_authorities_are_roots_and_one_bad_one_spoils_the_bundle() {
+    let root = Authority::root("root");
+    let int = root.intermediate("int", |_| ());
+    let no_authority = Authority::root_with("leaf", |root| root.is_ca = IsCa::ExplicitNoCa);
+    let no_signer = Authority::root_with("no signer", |root| {
+        root.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    });
+    let same_name = root.intermediate("root", |_| ());
+    for (bad, why) in [
+        (&int, "not self-signed"),
+        (&same_name, "not self-signed"),
+        (&no_authority, "not a certification authority"),
+        (&no_signer, "not allowed to sign certificates"),
+    ] {
+        let said = refusal(&bundle(DOMAIN, [&root, bad]));
+        assert_eq!(said, format!("root 2 of trust domain `one.test` is {why}"));
+    }
+}
+
+#[test]
+fn bundles_are_bounded_and_never_merged() {
+    let root = Authority::root("root");
+    let many = bundle(DOMAIN, std::iter::repeat_n(&root, 17));
+    assert!(refusal(&many).contains("more than 16 roots"));
+    let twice = [root.bundle(DOMAIN), root.bundle(DOMAIN)];
+    let error = TrustRoots::from_bundles(&twice).unwrap_err();
+    assert_eq!(error, RootsError::Twice(DOMAIN.parse().unwrap()));
+}
+
+#[test]
+fn a_pem_text_is_read_back_as_it_was_written() {
+    let root = Authority::root("root");
+    let text = pem::certificate(&root.certificate);
+    assert!(text.lines().all(|line| line.len() <= 64));
+    assert_eq!(
+        pem::certificates(text.as_bytes()).unwrap(),
+        std::slice::from_ref(&root.certificate)
+    );
+    assert!(pem::certificates(b"").is_err());
+    assert!(pem::certificates(b"-----BEGIN CERTIFICATE-----\n?\n").is_err());
+}
+
+/// As the issuer of a stranger's certificate might write it.
+fn name() -> impl Strategy<Value = String> {
+    let part = "[a-zA-Z0-9.%/:@?#, -]{0,12}";
+    let whole = (part, part, part)
+        .prop_map(|(domain, ns, sa)| format!("spiffe://{domain}/ns/{ns}/sa/{sa}"));
+    prop_oneof![whole, "spiffe://.{0,40}", ".{0,60}"]
+}
+
+proptest! {
+    #[test]
+    fn a_name_that_is_taken_is_written_in_exactly_one_way(text in name()) {
+        if let Ok(id) = text.parse::<SpiffeId>() {
+            prop_assert_eq!(id.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn no_bytes_stop_the_reader_of_leaves(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        let _ = LeafFacts::parse(&bytes);
+    }
+
+    #[test]
+    fn a_leaf_with_changed_bytes_stops_nothing_and_names_nobody_else(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        static LEAF: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+        let leaf = LEAF.get_or_init(|| {
+            let key = PrivateKey::generate().unwrap();
+            Authority::root("root").leaf(&key, WEB, |_| ()).der().to_vec()
+        });
+        let mut changed = leaf.clone();
+        for (at, byte) in changes {
+            let at = at.index(changed.len());
+            changed[at] = byte;
+        }
+        // What can still be read is still an identity of our form; the signature judges the rest.
+        if let Ok(facts) = LeafFacts::parse(&changed) {
+            prop_assert!(facts.id.to_string().parse::<SpiffeId>().is_ok());
+        }
+    }
+}
