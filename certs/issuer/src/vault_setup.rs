@@ -21,6 +21,8 @@ pub struct Prepared {
     pub root_mount: String,
     /// Role to sign with.
     pub role: String,
+    /// Name of the policy that the token carries.
+    pub policy: String,
 }
 
 /// Why Vault could not be prepared.
@@ -150,7 +152,7 @@ pub async fn prepare(
         .await?;
     let path = "auth/token/create-orphan";
     let wanted = json!({
-        "policies": [policy_name], "no_default_policy": true, "period": "24h", "display_name": "merlon-control-plane",
+        "policies": [&policy_name], "no_default_policy": true, "period": "24h", "display_name": "merlon-control-plane",
     });
     let created = vault.post(path, wanted).await?;
     let token = created
@@ -165,7 +167,32 @@ pub async fn prepare(
         pki_mount: int,
         root_mount: root,
         role: role.to_owned(),
+        policy: policy_name,
     })
+}
+
+/// Takes back what [`prepare`] did: the token, the policy and both mounts with their keys.
+///
+/// # Errors
+/// The first step that was refused.
+pub async fn remove(
+    address: &Url,
+    administrator: &SecretString,
+    prepared: &Prepared,
+) -> Result<(), SetupError> {
+    let vault = Administrator::new(address, administrator)?;
+    let token = json!({ "token": prepared.token.expose_secret() });
+    vault.post("auth/token/revoke", token).await?;
+    for path in [
+        format!("sys/policies/acl/{}", prepared.policy),
+        format!("sys/mounts/{}", prepared.pki_mount),
+        format!("sys/mounts/{}", prepared.root_mount),
+    ] {
+        vault
+            .call(reqwest::Method::DELETE, &path, Value::Null)
+            .await?;
+    }
+    Ok(())
 }
 
 fn role_for(domain: &str) -> Value {
