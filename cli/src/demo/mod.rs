@@ -84,9 +84,9 @@ pub(crate) async fn run(args: &DemoArgs) -> Result<(), Failure> {
         path.display()
     ));
 
-    let staying = Cell::new(false);
+    let (staying, mut vault) = (Cell::new(false), None);
     let told = tokio::select! {
-        told = tell(args, &path, &mut children, &mut report, &staying) => told,
+        told = tell(args, &path, &mut children, &mut report, &mut vault, &staying) => told,
         () = signals::told_to_end() => match staying.get() {
             true => Ok(()),
             false => Err(Failure::runtime("ended before the last step")),
@@ -96,9 +96,12 @@ pub(crate) async fn run(args: &DemoArgs) -> Result<(), Failure> {
         report.say("\nStopping.");
     }
     children.stop().await;
+    let cleaned = match &vault {
+        Some(vault) => vault.clean_up().await,
+        None => Ok(()),
+    };
     let removed = folder.remove();
-    told?;
-    removed
+    told.and(cleaned).and(removed)
 }
 
 /// Starts everything, tells the story, and stays up when that is wanted.
@@ -107,20 +110,19 @@ async fn tell(
     folder: &Path,
     children: &mut Children,
     report: &mut Report,
+    vault: &mut Option<Vault>,
     staying: &Cell<bool>,
 ) -> Result<(), Failure> {
     let began = Instant::now();
     let started = async {
-        let vault = match args.vault {
-            true => Some(Vault::prepare(folder, children).await?),
-            false => None,
-        };
-        let mesh = Mesh::start(folder, vault.as_ref(), args.sabotage, children).await?;
-        Ok((mesh, vault))
+        if args.vault {
+            *vault = Some(Vault::prepare(folder, children).await?);
+        }
+        Mesh::start(folder, vault.as_ref(), args.sabotage, children).await
     };
     let mut outcome =
         Outcome::expecting("every process is up, every sidecar has a certificate and its state");
-    let (mut mesh, vault) = match started.await {
+    let mut mesh = match started.await {
         Ok(started) => started,
         Err(failure) => {
             outcome.observed("not everything is up");

@@ -9,6 +9,8 @@ use std::{
 };
 
 use aws_lc_rs::rand;
+use merlon_issuer::vault_setup::{self, Prepared};
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio::time::{Instant, sleep};
 use url::Url;
 
@@ -23,23 +25,16 @@ pub(crate) struct Vault {
     address: Url,
     /// Holds the token of the control plane: it may do nothing but sign and read roots.
     token_file: PathBuf,
-    mounts: Mounts,
+    prepared: Prepared,
+    administrator: SecretString,
     /// Whether the demo started it.
     own: bool,
-}
-
-/// Where in the server the demo's PKI is.
-#[derive(Debug)]
-struct Mounts {
-    leaves: String,
-    roots: String,
-    role: String,
 }
 
 impl Vault {
     /// Takes the server at `VAULT_ADDR`, or starts one, and sets its PKI up.
     pub(crate) async fn prepare(folder: &Path, children: &mut Children) -> Result<Self, Failure> {
-        let (address, root_token, own) = match setting("VAULT_ADDR", "BAO_ADDR") {
+        let (address, administrator, own) = match setting("VAULT_ADDR", "BAO_ADDR") {
             Some(address) => {
                 let token = setting("VAULT_TOKEN", "BAO_TOKEN").ok_or_else(|| {
                     Failure::usage("VAULT_ADDR is set and VAULT_TOKEN is not")
@@ -48,23 +43,35 @@ impl Vault {
                 let address = address
                     .parse()
                     .map_err(|error| Failure::usage(format!("VAULT_ADDR `{address}`: {error}")))?;
-                (address, token, false)
+                (address, SecretString::from(token), false)
             }
             None => {
                 let (address, token) = start(children).await?;
-                (address, token, true)
+                (address, token.into(), true)
             }
         };
-        let mounts = Mounts::new(own)?;
-        let token = set_up(&address, &root_token, &mounts).await?;
+        // In somebody's own server under names that nobody else has.
+        let prefix = match own {
+            true => "pki".to_owned(),
+            false => format!("merlon-demo-{}", random(4)?),
+        };
+        let domain = TRUST_DOMAIN
+            .parse()
+            .map_err(|error| Failure::runtime(format!("{error}")))?;
+        let prepared = vault_setup::prepare(&address, &administrator, &domain, &prefix).await;
+        let prepared = prepared.map_err(|error| {
+            Failure::runtime(with_sources(&error))
+                .hint("the token must be allowed to make mounts, roles and policies")
+        })?;
         let secrets = folder.join("vault");
         private_folder(&secrets)?;
         let token_file = secrets.join("control-plane-token");
-        write_whole(&token_file, &token)?;
+        write_whole(&token_file, prepared.token.expose_secret())?;
         Ok(Self {
             address,
             token_file,
-            mounts,
+            prepared,
+            administrator,
             own,
         })
     }
@@ -82,10 +89,28 @@ impl Vault {
 ",
             self.address,
             self.token_file.display(),
-            self.mounts.leaves,
-            self.mounts.roots,
-            self.mounts.role,
+            self.prepared.pki_mount,
+            self.prepared.root_mount,
+            self.prepared.role,
         )
+    }
+
+    /// Leaves somebody's own server as it was.
+    pub(crate) async fn clean_up(&self) -> Result<(), Failure> {
+        if self.own {
+            return Ok(());
+        }
+        let removed = vault_setup::remove(&self.address, &self.administrator, &self.prepared).await;
+        removed.map_err(|error| {
+            Failure::runtime(format!(
+                "the demo's mounts stay in Vault: {}",
+                with_sources(&error)
+            ))
+            .hint(format!(
+                "remove `{}` and `{}` by hand",
+                self.prepared.pki_mount, self.prepared.root_mount
+            ))
+        })
     }
 
     /// For the report.
@@ -101,30 +126,17 @@ impl Vault {
         };
         format!(
             "{what} {} (mount {}, a token for nothing else)",
-            self.address, self.mounts.leaves
+            self.address, self.prepared.pki_mount
         )
     }
 }
 
-impl Mounts {
-    /// In somebody's own server under names that nobody else has.
-    fn new(own: bool) -> Result<Self, Failure> {
-        let suffix = if own {
-            String::new()
-        } else {
-            format!("-merlon-demo-{}", random(4)?)
-        };
-        Ok(Self {
-            leaves: format!("pki-int{suffix}"),
-            roots: format!("pki-root{suffix}"),
-            role: "svid".to_owned(),
-        })
-    }
-}
-
-async fn set_up(address: &Url, root_token: &str, mounts: &Mounts) -> Result<String, Failure> {
-    let _ = (address, root_token, mounts, TRUST_DOMAIN);
-    Err(Failure::runtime("not yet"))
+/// An error and what caused it, in one line.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let sources = std::iter::successors(error.source(), |source| source.source());
+    sources.fold(error.to_string(), |text, source| {
+        format!("{text}: {source}")
+    })
 }
 
 /// Starts `bao` in its development mode: in memory, and gone with the demo.
