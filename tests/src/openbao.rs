@@ -2,11 +2,15 @@
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
-    sync::{Mutex, PoisonError},
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use http::Method;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
@@ -145,6 +149,33 @@ impl OpenBao {
             .and_then(Value::as_str)
             .expect("a token")
             .to_owned()
+    }
+
+    /// Prepares it for Merlon under mounts of their own, as an administrator would: the file of the control plane's token,
+    /// and what the `MeshConfig` says of it (its `spec`, indented by two).
+    pub async fn prepare_for_merlon(&self, folder: &Path) -> (PathBuf, String) {
+        static MOUNTS: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("pki-{}", MOUNTS.fetch_add(1, Ordering::Relaxed));
+        let prepared = merlon_issuer::vault_setup::prepare(
+            &self.address().parse().expect("a URL"),
+            &SecretString::from(self.root_token.clone()),
+            &crate::mesh::TRUST_DOMAIN.parse().expect("a trust domain"),
+            &prefix,
+        )
+        .await
+        .expect("OpenBao takes every step");
+        let file = folder.join("openbao-token");
+        std::fs::write(&file, prepared.token.expose_secret()).expect("a file");
+        let spec = format!(
+            "  certificates:\n    lifetime: 1h\n    issuer:\n      vault:\n        address: {}\n        \
+             tokenFile: {}\n        pkiMount: {}\n        rootMount: {}\n        role: {}\n",
+            self.address(),
+            file.display(),
+            prepared.pki_mount,
+            prepared.root_mount,
+            prepared.role,
+        );
+        (file, spec)
     }
 
     /// Revokes a token.

@@ -82,6 +82,14 @@ impl ControlPlane {
         .await;
     }
 
+    /// Waits until the process is gone, and gives its exit code.
+    pub async fn until_ended(&self) -> i32 {
+        wait::for_some("the control plane ends", async || {
+            self.process().as_ref()?.exit_code()
+        })
+        .await
+    }
+
     /// Ends it as a crash would.
     pub fn kill9(&self) {
         drop(self.process().take());

@@ -3,6 +3,7 @@
 mod admin;
 mod builder;
 mod control_plane;
+mod insider;
 mod log;
 mod resources;
 mod shared;
@@ -22,8 +23,9 @@ use tempfile::TempDir;
 
 pub use builder::{MeshBuilder, PORT, tokens_of};
 pub use control_plane::ControlPlane;
+pub use insider::{Insider, Stranger, handshake, spiffe_id};
 pub use log::LogLine;
-pub use shared::Shared;
+pub use shared::{Guard, Shared};
 pub use sidecar::Sidecar;
 pub use standalone::Standalone;
 
@@ -187,10 +189,12 @@ impl Mesh {
     /// What the control plane says of the proxy of `workload`; null while it is not connected.
     pub async fn status_of(&self, workload: &str) -> Value {
         let identity = identity(workload);
-        let all = self.status().await;
-        all.into_iter()
-            .find(|proxy| proxy["identity"] == identity.as_str())
-            .unwrap_or_default()
+        let mut all = self.status().await;
+        all.retain(|proxy| {
+            // One that went away is remembered for a while.
+            proxy["identity"] == identity.as_str() && proxy["state"] != "disconnected"
+        });
+        all.pop().unwrap_or_default()
     }
 
     /// Everything that the proxy of `workload` holds: `merlon proxy config`.

@@ -45,6 +45,7 @@ impl Standalone {
     }
 
     /// Starts it and waits until it is ready.
+    #[must_use = "it ends when it is dropped"]
     pub async fn start(self) -> Self {
         self.proxy.start().await;
         self
@@ -71,5 +72,14 @@ impl Standalone {
     /// The folder of resource files.
     pub fn resources(&self) -> PathBuf {
         self.folder.path().join("resources")
+    }
+}
+
+impl Drop for Standalone {
+    fn drop(&mut self) {
+        // A failed test shows what its process said.
+        if std::thread::panicking() {
+            eprintln!("{:?}", self.proxy);
+        }
     }
 }

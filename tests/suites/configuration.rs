@@ -1,0 +1,235 @@
+//! What is wrong in a configuration is said at once, with its place, and changes nothing.
+
+use merlon_tests::{
+    Mesh, folder,
+    process::{Ended, Plan},
+    tools,
+};
+
+const MESH: &str = "apiVersion: merlon.io/v1alpha1\nkind: MeshConfig\n\
+                    metadata: { name: mesh, namespace: merlon-system }\nspec:\n  trustDomain: mesh.test\n";
+
+/// Runs `program` on a folder with these files until it ends.
+async fn refused(program: &str, files: &[(&str, &str)]) -> Ended {
+    let folder = folder::fresh();
+    for (name, text) in files {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    let plan = Plan::new(program, tools::ours(program), folder.path());
+    let plan = match program {
+        "merlon-control-plane" => plan
+            .arg("--config")
+            .arg(folder.path())
+            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .arg("--admin-socket")
+            .arg(folder.path().join("admin.sock"))
+            .arg("--state-dir")
+            .arg(folder.path().join("state")),
+        _ => plan
+            .arg("--standalone")
+            .arg(folder.path())
+            .args(["--identity", "shop/orders", "--inbound", "127.0.0.1:0"])
+            .args(["--outbound", "127.0.0.1:0", "--admin", "127.0.0.1:0"]),
+    };
+    plan.run().await
+}
+
+/// Both programs read the same files, and both say the same about them.
+async fn both_refuse(files: &[(&str, &str)], says: &[&str]) {
+    for program in ["merlon-control-plane", "merlon-proxy"] {
+        let ended = refused(program, files).await;
+        assert_eq!(ended.code(), 2, "{program}: {ended:?}");
+        for text in says {
+            assert!(
+                ended.err.contains(text),
+                "{program}: no `{text}` in\n{}",
+                ended.err
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_field_is_named_with_file_line_column_and_the_nearest_known_name() {
+    let service = "apiVersion: merlon.io/v1alpha1\nkind: Service\nmetadata: { name: orders, namespace: shop }\n\
+                   spec:\n  selectr: { app: orders }\n  ports: [{ port: 80 }]\n";
+    both_refuse(
+        &[("mesh.yaml", MESH), ("orders.yaml", service)],
+        &["orders.yaml:5:3", "selectr", "selector"],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn every_problem_of_every_file_is_told_at_once() {
+    let limit = "apiVersion: merlon.io/v1alpha1\nkind: RateLimit\nmetadata: { name: a, namespace: shop }\n\
+                 spec:\n  limits: [{ name: x, rate: { requests: many, per: 1s } }]\n";
+    let unknown = "apiVersion: merlon.io/v1alpha1\nkind: RateLimits\nmetadata: { name: b, namespace: shop }\nspec: {}\n";
+    let target = "apiVersion: merlon.io/v1alpha1\nkind: RateLimit\nmetadata: { name: c, namespace: shop }\n\
+                  spec:\n  targetRefs: [{ kind: Service, name: nobody }]\n  limits: [{ name: x, rate: { requests: 1, per: 1s } }]\n";
+    both_refuse(
+        &[
+            ("mesh.yaml", MESH),
+            ("a.yaml", limit),
+            ("b.yaml", unknown),
+            ("c.yaml", target),
+        ],
+        &[
+            "a.yaml:5:",
+            "many",
+            "b.yaml:2:",
+            "RateLimits",
+            "c.yaml:5:",
+            "nobody",
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn yaml_that_is_none_is_told_with_its_place() {
+    both_refuse(
+        &[
+            ("mesh.yaml", MESH),
+            ("broken.yaml", "kind: Service\nmetadata: { name: [\n"),
+        ],
+        &["broken.yaml:"],
+    )
+    .await;
+    both_refuse(
+        &[("mesh.yaml", MESH), ("tabs.yaml", "kind:\n\t- x\n")],
+        &["tabs.yaml:2:"],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_policy_that_is_no_cedar_is_told_with_its_place_in_the_file() {
+    let service = "apiVersion: merlon.io/v1alpha1\nkind: Service\nmetadata: { name: orders, namespace: shop }\n\
+                   spec:\n  selector: { app: orders }\n  ports: [{ port: 80 }]\n---\n\
+                   apiVersion: merlon.io/v1alpha1\nkind: Workload\n\
+                   metadata: { name: orders, namespace: shop, labels: { app: orders } }\nspec: { serviceAccount: orders }\n";
+    let policy = "apiVersion: merlon.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: { name: p, namespace: shop }\n\
+                  spec:\n  policies: |\n    @id(\"one\")\n    permit(principal, action == Action::\"PSOT\", resource)\n    \
+                  when { context.usr has x };\n";
+    both_refuse(
+        &[
+            ("mesh.yaml", MESH),
+            ("orders.yaml", service),
+            ("p.yaml", policy),
+        ],
+        &["p.yaml:7:", "PSOT", "POST"],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_folder_without_a_mesh_config_is_refused() {
+    both_refuse(&[("empty.yaml", "")], &["MeshConfig"]).await;
+    let second = MESH.replace("name: mesh", "name: other");
+    both_refuse(
+        &[("mesh.yaml", MESH), ("other.yaml", &second)],
+        &["MeshConfig", "other.yaml:"],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn values_out_of_range_are_told_with_the_range() {
+    let mesh = format!("{MESH}  certificates: {{ lifetime: 5s }}\n");
+    both_refuse(&[("mesh.yaml", &mesh)], &["mesh.yaml:6:", "30s"]).await;
+    let mesh = MESH.replace("mesh.test", "Mesh_Test");
+    both_refuse(&[("mesh.yaml", &mesh)], &["mesh.yaml:5:", "Mesh_Test"]).await;
+}
+
+#[tokio::test]
+async fn flags_that_contradict_each_other_or_do_not_exist_exit_with_2() {
+    let folder = folder::fresh();
+    for arguments in [
+        [
+            "--standalone",
+            "resources",
+            "--control-plane",
+            "https://127.0.0.1:1",
+        ]
+        .as_slice(),
+        &[
+            "--identity",
+            "shop/a",
+            "--gateway",
+            "shop/b",
+            "--standalone",
+            "resources",
+        ],
+        &["--identity", "shop", "--standalone", "resources"],
+        &[
+            "--identity",
+            "shop/a",
+            "--control-plane",
+            "http://127.0.0.1:1",
+        ],
+        &["--inbund", "127.0.0.1:0"],
+        &["--inbound", "somewhere"],
+        &["--config", "nowhere.yaml"],
+        &[],
+    ] {
+        let ended = Plan::new("proxy", tools::ours("merlon-proxy"), folder.path())
+            .args(arguments)
+            .run()
+            .await;
+        assert_eq!(ended.code(), 2, "{arguments:?}: {ended:?}");
+        assert!(!ended.err.is_empty(), "{arguments:?}: {ended:?}");
+    }
+    let ended = Plan::new("proxy", tools::ours("merlon-proxy"), folder.path())
+        .args(["--inbund", "x"])
+        .run()
+        .await;
+    assert!(ended.err.contains("--inbound"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_bootstrap_file_is_read_like_resources_are() {
+    let folder = folder::fresh();
+    let file = folder.path().join("proxy.yaml");
+    std::fs::write(
+        &file,
+        "identity: shop/orders\ncontrol_plane: https://127.0.0.1:7564\nworkers: 0\n",
+    )
+    .unwrap();
+    let ended = Plan::new("proxy", tools::ours("merlon-proxy"), folder.path())
+        .arg("--config")
+        .arg(&file)
+        .run()
+        .await;
+    assert_eq!(ended.code(), 2, "{ended:?}");
+    assert!(
+        ended.err.contains("proxy.yaml:2:1") && ended.err.contains("controlPlane"),
+        "{ended:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_ends_the_process_and_names_it() {
+    let mesh = Mesh::new()
+        .service("orders")
+        .allow("web", "GET", "/**")
+        .start()
+        .await;
+    let taken = mesh.sidecar("orders").admin().to_string();
+    let ended = Plan::new("second", tools::ours("merlon-proxy"), mesh.folder())
+        .arg("--standalone")
+        .arg(mesh.resources())
+        .args([
+            "--identity",
+            "shop/orders",
+            "--inbound",
+            "127.0.0.1:0",
+            "--outbound",
+            "127.0.0.1:0",
+        ])
+        .args(["--admin", &taken])
+        .run()
+        .await;
+    assert_ne!(ended.code(), 0, "{ended:?}");
+    assert!(ended.err.contains(&taken), "{ended:?}");
+}

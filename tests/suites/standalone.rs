@@ -1,0 +1,174 @@
+//! One proxy from files, without a control plane.
+
+use http::StatusCode;
+use merlon_tests::{Client, app::App, mesh::Standalone, until};
+
+fn sidecar_files(app: &App) -> String {
+    format!(
+        "apiVersion: merlon.io/v1alpha1\nkind: Service\nmetadata: {{ name: orders, namespace: shop }}\n\
+         spec:\n  selector: {{ app: orders }}\n  ports: [{{ port: 80, targetPort: {} }}]\n",
+        app.address().port()
+    )
+}
+
+const WORKLOAD: &str = "apiVersion: merlon.io/v1alpha1\nkind: Workload\n\
+    metadata: { name: orders, namespace: shop, labels: { app: orders } }\nspec: { serviceAccount: orders }\n";
+
+const POLICY: &str = r#"apiVersion: merlon.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: { name: orders, namespace: shop }
+spec:
+  targetRefs: [{ kind: Service, name: orders }]
+  policies: |
+    @id("anybody-reads")
+    @reason("It is a trial on one machine.")
+    permit(principal, action == Action::"GET", resource) when { context.path like "/open/*" };
+"#;
+
+#[tokio::test]
+async fn a_sidecar_from_files_protects_its_program() {
+    let app = App::http().await;
+    let proxy = Standalone::sidecar(
+        "orders",
+        &[
+            ("orders.yaml", &sidecar_files(&app)),
+            ("workload.yaml", WORKLOAD),
+            ("policy.yaml", POLICY),
+        ],
+    )
+    .start()
+    .await;
+    let stranger = Client::new(proxy.proxy().inbound(), "shop");
+    stranger.get("orders", "/open/1").await.is_ok();
+    let refused = stranger.get("orders", "/closed/1").await;
+    refused.is_problem(StatusCode::FORBIDDEN, "authz.denied");
+    // A stranger is not told which policy there is.
+    assert!(refused.json()["policy"].is_null(), "{refused:?}");
+    assert_eq!(app.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_changed_file_is_taken_over_live_and_a_broken_one_is_refused_and_the_old_state_kept() {
+    let app = App::http().await;
+    let proxy = Standalone::sidecar(
+        "orders",
+        &[
+            ("orders.yaml", &sidecar_files(&app)),
+            ("workload.yaml", WORKLOAD),
+            ("policy.yaml", POLICY),
+        ],
+    )
+    .start()
+    .await;
+    let stranger = Client::new(proxy.proxy().inbound(), "shop");
+    let status = async |path: &str| stranger.get("orders", path).await.status;
+    assert_eq!(status("/closed/1").await, StatusCode::FORBIDDEN);
+
+    proxy.write("policy.yaml", &POLICY.replace("/open/", "/closed/"));
+    until("the change is live", async || {
+        status("/closed/1").await == StatusCode::OK
+    })
+    .await;
+    assert_eq!(status("/open/1").await, StatusCode::FORBIDDEN);
+
+    proxy.write(
+        "policy.yaml",
+        &POLICY.replace("Action::\"GET\"", "Action::\"GTE\""),
+    );
+    until("the broken file is complained about", async || {
+        proxy.proxy().complaints().contains("GTE")
+    })
+    .await;
+    assert_eq!(status("/closed/1").await, StatusCode::OK);
+    assert_eq!(status("/open/1").await, StatusCode::FORBIDDEN);
+
+    proxy.write("policy.yaml", POLICY);
+    until("the mended file is live", async || {
+        status("/open/1").await == StatusCode::OK
+    })
+    .await;
+    assert_eq!(status("/closed/1").await, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_gateway_from_files_routes_by_host_path_and_header() {
+    let (orders, web) = (App::http().await, App::http().await);
+    let port = merlon_tests::ports::free();
+    let service = |name: &str, app: &App| {
+        format!(
+            "---\napiVersion: merlon.io/v1alpha1\nkind: Service\nmetadata: {{ name: {name}, namespace: shop }}\n\
+             spec:\n  selector: {{ app: {name} }}\n  ports: [{{ port: 80, targetPort: {} }}]\n\
+             ---\napiVersion: merlon.io/v1alpha1\nkind: Workload\n\
+             metadata: {{ name: {name}, namespace: shop, labels: {{ app: {name} }} }}\nspec: {{ serviceAccount: {name}, meshAddress: {} }}\n",
+            app.address().port(),
+            app.address(),
+        )
+    };
+    let gateway = format!(
+        r#"apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{ name: edge, namespace: shop }}
+spec:
+  gatewayClassName: merlon
+  listeners: [{{ name: http, port: {}, protocol: HTTP, hostname: shop.example }}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{ name: shop, namespace: shop }}
+spec:
+  parentRefs: [{{ name: edge }}]
+  rules:
+    - matches: [{{ path: {{ type: PathPrefix, value: /orders }} }}]
+      backendRefs: [{{ name: orders, port: 80 }}]
+    - matches: [{{ headers: [{{ name: x-beta, value: "yes" }}] }}]
+      backendRefs: [{{ name: orders, port: 80 }}]
+    - matches: [{{ path: {{ type: Exact, value: /index }} }}]
+      backendRefs: [{{ name: web, port: 80 }}]
+---
+apiVersion: merlon.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: {{ name: edge, namespace: shop }}
+spec:
+  targetRefs: [{{ kind: Gateway, name: edge }}]
+  policies: |
+    @id("public")
+    @reason("The shop is open to everybody.")
+    permit(principal, action in Action::"http", resource) unless {{ context.path like "/orders/internal*" }};
+"#,
+        port.port()
+    );
+    let files = service("orders", &orders) + &service("web", &web);
+    let proxy = Standalone::gateway(
+        "edge",
+        &[("gateway.yaml", &gateway), ("services.yaml", &files)],
+    )
+    .start()
+    .await;
+    let browser = Client::new(port, "shop");
+
+    browser.get("shop.example", "/orders/1").await.is_ok();
+    browser.get("shop.example", "/index").await.is_ok();
+    browser
+        .get("shop.example", "/anything")
+        .header("x-beta", "yes")
+        .await
+        .is_ok();
+    assert_eq!((orders.seen().len(), web.seen().len()), (2, 1));
+
+    assert_eq!(
+        browser.get("shop.example", "/nothing").await.status,
+        StatusCode::NOT_FOUND
+    );
+    assert_eq!(
+        browser.get("other.example", "/index").await.status,
+        StatusCode::NOT_FOUND
+    );
+    let refused = browser.get("shop.example", "/orders/internal").await;
+    refused.is_problem(StatusCode::FORBIDDEN, "authz.denied");
+    assert!(
+        refused.json()["policy"].is_null(),
+        "the outside is told no policy: {refused:?}"
+    );
+    assert_eq!((orders.seen().len(), web.seen().len()), (2, 1));
+    assert_eq!(proxy.proxy().probe("/ready").await, 200);
+}

@@ -1,0 +1,169 @@
+//! What may happen while two hundred requests come every second, and a gRPC stream and a TCP session are open.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use http::StatusCode;
+use merlon_tests::{
+    Load, Mesh,
+    load::{Running, Tally},
+    until,
+};
+
+/// How long each test keeps its load up: fifty seconds, or what `make soak` says.
+fn time() -> Duration {
+    let seconds = std::env::var("MERLON_LOAD_SECONDS")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(50))
+}
+
+async fn mesh() -> Mesh {
+    Mesh::new()
+        .service("orders")
+        .allow("web", "GET", "/**")
+        .grpc_service("chat")
+        .allow_grpc("web")
+        .tcp_service("echo")
+        .allow_tcp("web")
+        .start()
+        .await
+}
+
+async fn load(mesh: &Mesh) -> Running {
+    Load::from(mesh.as_workload("web"))
+        .http("orders")
+        .grpc_stream("chat")
+        .tcp_session(mesh.outbound("web", "echo"))
+        .begin()
+        .await
+}
+
+/// Counts at both ends: what was sent was answered, and the program saw each of it once.
+fn nothing_was_lost(mesh: &Mesh, tally: &Tally) {
+    tally.lost_nothing();
+    let seen = mesh.seen_by("orders");
+    let numbers: BTreeSet<_> = seen
+        .iter()
+        .filter_map(|seen| seen.target.strip_prefix("/load/"))
+        .collect();
+    let loaded = seen
+        .iter()
+        .filter(|seen| seen.target.starts_with("/load/"))
+        .count();
+    assert_eq!(
+        loaded as u64,
+        tally.sent(),
+        "the program saw each request once"
+    );
+    assert_eq!(numbers.len() as u64, tally.sent(), "and no request twice");
+    assert!(tally.lines() > 0 && tally.echoes() > 0);
+    assert_eq!(
+        mesh.requests_seen_by("chat"),
+        1,
+        "one stream from beginning to end"
+    );
+    assert_eq!(
+        mesh.requests_seen_by("echo"),
+        1,
+        "one session from beginning to end"
+    );
+}
+
+fn says(what: &str, tally: &Arc<Tally>, time: Duration) {
+    println!(
+        "{what}: {} requests in {time:?}, {} answered, {} lines on one stream, {} messages on one session, {} failures",
+        tally.sent(),
+        tally.answered(),
+        tally.lines(),
+        tally.echoes(),
+        tally.failures().len()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killing_the_control_plane_fails_no_request_and_proxies_catch_up_when_it_is_back() {
+    let mesh = mesh().await;
+    let load = load(&mesh).await;
+    let time = time();
+    let version = mesh.version_of("orders").await;
+
+    load.until_age(time / 10).await;
+    mesh.control_plane().kill9();
+    until("the proxy notices", async || {
+        mesh.sidecar("orders")
+            .metric("merlon_control_plane_connected", "")
+            .await
+            == 0.0
+    })
+    .await;
+    load.until_age(time / 2).await;
+    // Changed while nobody was there to tell it.
+    mesh.edit(
+        "orders-policy.yaml",
+        "action == Action::\"GET\"",
+        "action in Action::\"http\"",
+    );
+    mesh.control_plane().start_again().await;
+    mesh.until_acknowledged_after("orders", &version).await;
+    let reply = mesh
+        .as_workload("web")
+        .post("orders", "/written", "1")
+        .await;
+    assert_eq!(
+        reply.status,
+        StatusCode::OK,
+        "the change is live: {reply:?}"
+    );
+
+    load.until_age(time).await;
+    let age = load.age();
+    let tally = load.end().await;
+    says("kill -9 of the control plane", &tally, age);
+    nothing_was_lost(&mesh, &tally);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_rotations_of_every_certificate_lose_nothing() {
+    const ROTATIONS: u32 = 20;
+    let mesh = mesh().await;
+    let watcher = mesh.insider("web").await;
+    let load = load(&mesh).await;
+    let time = time();
+
+    let inbound = mesh.sidecar("orders").inbound();
+    let mut shown = BTreeSet::from([serial_shown(&watcher, inbound).await]);
+    let mut issued = BTreeSet::new();
+    for rotation in 1..=ROTATIONS {
+        for workload in ["web", "orders", "chat", "echo"] {
+            let (old, new) = mesh.rotate(workload).await;
+            assert_ne!(old, new);
+            if workload == "orders" {
+                issued.extend([old, new]);
+            }
+        }
+        shown.insert(serial_shown(&watcher, inbound).await);
+        load.until_age(time * rotation / ROTATIONS).await;
+    }
+    let age = load.age();
+    let tally = load.end().await;
+    says("20 rotations of four certificates", &tally, age);
+    nothing_was_lost(&mesh, &tally);
+    // Old and new were both seen in handshakes by somebody who dialled all the while.
+    assert_eq!(shown.len(), ROTATIONS as usize + 1, "{shown:?}");
+    assert_eq!(shown, issued);
+}
+
+/// The serial number of the certificate that the proxy shows in a handshake now.
+async fn serial_shown(
+    watcher: &merlon_tests::mesh::Insider,
+    inbound: std::net::SocketAddr,
+) -> String {
+    let stream = watcher
+        .dial(inbound, "orders", merlon_certs::MERLON_H2)
+        .await
+        .expect("a handshake");
+    let (_, session) = stream.get_ref();
+    let chain = session.peer_certificates().expect("a certificate");
+    let leaf = merlon_certs::LeafFacts::parse(&chain[0]).expect("a leaf");
+    leaf.serial.to_string()
+}

@@ -1,0 +1,275 @@
+//! What a request may look like.
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use merlon_tests::{
+    Mesh, Reply,
+    mesh::{Guard, Shared},
+};
+use serde_json::json;
+
+static MESH: Shared = Shared::new();
+
+const RULES: &str = r"
+limits: { headers: 8KiB, uri: 1KiB, body: 64KiB }
+unknownRoutes: refuse
+routes:
+  - path: /orders
+    methods: [POST]
+    contentTypes: [application/json]
+    maxBody: 4KiB
+    body:
+      type: object
+      required: [item, quantity]
+      additionalProperties: false
+      properties:
+        item: { type: string, maxLength: 20 }
+        quantity: { type: integer, minimum: 1, maximum: 10 }
+        lines: { type: array, items: { type: object, properties: { sku: { type: string } } } }
+        deep: true
+  - path: /orders/{id}
+    methods: [GET, DELETE]
+  - path: /uploads/{name*}
+    methods: [PUT]
+";
+
+async fn mesh() -> Guard {
+    MESH.get(async || {
+        Mesh::new()
+            .service("orders")
+            .allow("web", "http", "/**")
+            .with("RequestValidation", RULES)
+            .start()
+            .await
+    })
+    .await
+}
+
+/// Posts a body to `/orders` and asserts that it was refused with 400 naming this place.
+async fn is_invalid_at(body: impl Into<Bytes>, place: &str) -> Reply {
+    let mesh = mesh().await;
+    let before = mesh.seen_at("orders", "/orders").len();
+    let reply = post(&mesh, body).await;
+    assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{reply:?}");
+    assert_eq!(reply.header("content-type"), "application/problem+json");
+    assert_eq!(
+        reply.json()["place"].as_str().unwrap_or_default(),
+        place,
+        "{reply:?}"
+    );
+    mesh.log_of("orders", &reply).await.has("status", "400");
+    // Other tests post good orders at the same time; this one's must not be among what came.
+    let after = mesh.seen_at("orders", "/orders");
+    let id = reply.header("x-request");
+    assert!(
+        after.len() >= before && !after.iter().any(|seen| seen.headers.get("x-bad").is_some()),
+        "{id}"
+    );
+    reply
+}
+
+async fn post(mesh: &Mesh, body: impl Into<Bytes>) -> Reply {
+    mesh.as_workload("web")
+        .post("orders", "/orders", body)
+        .header("content-type", "application/json")
+        .header("x-bad", "yes")
+        .await
+}
+
+#[tokio::test]
+async fn a_body_that_keeps_its_schema_arrives_as_it_was() {
+    let mesh = mesh().await;
+    let body = r#"{ "quantity": 2,  "item": "apple" }"#;
+    let reply = mesh
+        .as_workload("web")
+        .post("orders", "/orders", body)
+        .header("content-type", "application/json; charset=utf-8")
+        .await;
+    assert_eq!(reply.is_ok().json()["body"], body);
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_its_schema_is_400_with_the_place() {
+    is_invalid_at(r#"{"item":"apple","quantity":"two"}"#, "/quantity").await;
+    is_invalid_at(r#"{"item":"apple","quantity":11}"#, "/quantity").await;
+    is_invalid_at(
+        r#"{"item":"apple","quantity":1,"lines":[{"sku":"a"},{"sku":7}]}"#,
+        "/lines/1/sku",
+    )
+    .await;
+    let reply = is_invalid_at(r#"{"item":"apple"}"#, "").await;
+    assert!(
+        reply.json()["detail"]
+            .as_str()
+            .unwrap()
+            .contains("quantity"),
+        "{reply:?}"
+    );
+    let reply = is_invalid_at(r#"{"item":"apple","quantity":1,"colour":"red"}"#, "").await;
+    assert!(
+        reply.json()["detail"].as_str().unwrap().contains("colour"),
+        "{reply:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_two_parsers_could_read_differently_is_400() {
+    let mesh = mesh().await;
+    let deep = format!(
+        r#"{{"item":"a","quantity":1,"deep":{}{}}}"#,
+        "[".repeat(80),
+        "]".repeat(80)
+    );
+    for body in [
+        r#"{"item":"apple","item":"pear","quantity":1}"#,
+        r#"{"item":"apple","quantity":1} {"item":"pear"}"#,
+        r#"{"item":"apple","quantity":1"#,
+        r#"{"item":"apple","quantity":NaN}"#,
+        "",
+        "not json",
+        &deep,
+    ] {
+        let reply = post(&mesh, body.to_owned()).await;
+        assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{body}: {reply:?}");
+    }
+    let invalid_utf8 = Bytes::from_static(b"{\"item\":\"\xff\",\"quantity\":1}");
+    assert_eq!(
+        post(&mesh, invalid_utf8).await.status,
+        StatusCode::BAD_REQUEST
+    );
+}
+
+#[tokio::test]
+async fn a_body_larger_than_its_route_takes_is_413_however_it_is_sent() {
+    let mesh = mesh().await;
+    let large = json!({ "item": "a", "quantity": 1, "deep": "x".repeat(5_000) }).to_string();
+    let declared = post(&mesh, large.clone()).await;
+    assert_eq!(
+        declared.status,
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "{declared:?}"
+    );
+
+    let chunked = format!(
+        "POST /orders HTTP/1.1\r\nhost: orders.shop\r\ncontent-type: application/json\r\n\
+         transfer-encoding: chunked\r\nx-bad: yes\r\nconnection: close\r\n\r\n{:x}\r\n{large}\r\n0\r\n\r\n",
+        large.len()
+    );
+    let answer = mesh.as_workload("web").raw(chunked.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    assert!(
+        !mesh
+            .seen_by("orders")
+            .iter()
+            .any(|seen| seen.headers.contains_key("x-bad"))
+    );
+}
+
+#[tokio::test]
+async fn a_body_larger_than_the_service_takes_is_413() {
+    let mesh = mesh().await;
+    let web = mesh.as_workload("web");
+    web.call(Method::PUT, "orders", "/uploads/small")
+        .body("x".repeat(60 << 10))
+        .await
+        .is_ok();
+    let reply = web
+        .call(Method::PUT, "orders", "/uploads/large")
+        .body("x".repeat(70 << 10))
+        .await;
+    assert_eq!(reply.status, StatusCode::PAYLOAD_TOO_LARGE, "{reply:?}");
+    assert!(mesh.seen_at("orders", "/uploads/large").is_empty());
+}
+
+#[tokio::test]
+async fn a_long_uri_is_414_and_many_headers_are_431() {
+    let mesh = mesh().await;
+    let web = mesh.as_workload("web");
+    let reply = web
+        .get("orders", &format!("/orders/1?q={}", "x".repeat(1_100)))
+        .await;
+    assert_eq!(reply.status, StatusCode::URI_TOO_LONG, "{reply:?}");
+    let reply = web
+        .get("orders", "/orders/heavy")
+        .header("x-heavy", &"x".repeat(9_000))
+        .await;
+    assert_eq!(
+        reply.status,
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        "{reply:?}"
+    );
+    assert!(mesh.seen_at("orders", "/orders/heavy").is_empty());
+}
+
+#[tokio::test]
+async fn a_method_that_the_route_has_not_is_405_with_those_it_has() {
+    let mesh = mesh().await;
+    let reply = mesh
+        .as_workload("web")
+        .post("orders", "/orders/7", "")
+        .await;
+    assert_eq!(reply.status, StatusCode::METHOD_NOT_ALLOWED, "{reply:?}");
+    let allow = reply.header("allow");
+    assert!(
+        allow.contains("GET") && allow.contains("DELETE") && !allow.contains("POST"),
+        "{reply:?}"
+    );
+    assert!(mesh.seen_at("orders", "/orders/7").is_empty());
+}
+
+#[tokio::test]
+async fn a_media_type_that_the_route_has_not_is_415() {
+    let mesh = mesh().await;
+    for media_type in [
+        "text/xml",
+        "application/jsonx",
+        "application/x-www-form-urlencoded",
+    ] {
+        let reply = mesh
+            .as_workload("web")
+            .post("orders", "/orders", "{}")
+            .header("content-type", media_type)
+            .header("x-bad", "yes")
+            .await;
+        assert_eq!(
+            reply.status,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "{media_type}: {reply:?}"
+        );
+    }
+    let reply = mesh
+        .as_workload("web")
+        .post("orders", "/orders", "{}")
+        .header("x-bad", "yes")
+        .await;
+    assert_eq!(
+        reply.status,
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "{reply:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_route_that_nobody_described_is_404_where_the_rules_say_so() {
+    let mesh = mesh().await;
+    let reply = mesh.as_workload("web").get("orders", "/admin").await;
+    assert_eq!(reply.status, StatusCode::NOT_FOUND, "{reply:?}");
+    assert_eq!(reply.header("content-type"), "application/problem+json");
+    assert!(mesh.seen_at("orders", "/admin").is_empty());
+}
+
+#[tokio::test]
+async fn nobodys_body_is_validated_before_they_may_send_it() {
+    let mesh = Mesh::new()
+        .service("orders")
+        .allow("web", "POST", "/**")
+        .with("RequestValidation", RULES)
+        .caller("batch")
+        .start()
+        .await;
+    let reply = mesh
+        .as_workload("batch")
+        .post_json("orders", "/orders", &json!({ "wrong": true }))
+        .await;
+    reply.is_problem(StatusCode::FORBIDDEN, "authz.denied");
+}
