@@ -1,1 +1,25 @@
-//! Placeholder.
+//! Compiles resources, issues identities, and tells every proxy what it needs.
+#![doc = include_str!("../README.md")]
+
+mod admin;
+pub mod app;
+mod authority;
+mod config;
+mod csr;
+pub mod flags;
+mod health;
+mod inspect;
+mod issue;
+mod join_token;
+mod ledger;
+mod metrics;
+mod push;
+mod random;
+mod rate;
+mod serve;
+mod source;
+mod store;
+pub mod telemetry;
+mod world;
+
+pub use config::ControlPlaneConfig;

@@ -1,1 +1,87 @@
-fn main() {}
+//! `merlon-control-plane`: arguments, runtime, exit codes.
+
+use std::{io::Write as _, path::Path, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use merlon_control_plane::{
+    app::{self, ControlPlane, StartError},
+    flags::Flags,
+    telemetry,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+fn main() -> ExitCode {
+    // One provider in the whole program; a second one would be found out here and not at run time.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let flags = Flags::parse();
+    let config = match flags.resolve() {
+        Ok(config) => config,
+        Err(report) => return wrong_configuration(&report),
+    };
+    telemetry::log_to_stderr();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let ended = runtime.context("no runtime").and_then(|runtime| {
+        runtime.block_on(async {
+            let control_plane = app::run(config).await?;
+            if let Some(file) = &flags.addresses_file {
+                let failed = || format!("{} cannot be written", file.display());
+                write_addresses(file, &control_plane).with_context(failed)?;
+            }
+            end_on_signal(&control_plane)?;
+            Ok(control_plane.wait().await?)
+        })
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => match error.downcast_ref() {
+            Some(StartError::Configuration(report)) => wrong_configuration(report),
+            _ => {
+                tracing::error!(error = format!("{error:#}"), "control_plane.failed");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+/// For people: every problem with its place, on standard error.
+fn wrong_configuration(report: &merlon_config::report::Report) -> ExitCode {
+    let _ = writeln!(std::io::stderr().lock(), "{report}");
+    ExitCode::from(2)
+}
+
+/// The first signal begins the end; a second one has its usual effect.
+fn end_on_signal(control_plane: &ControlPlane) -> anyhow::Result<()> {
+    let shutdown = control_plane.shutdown_token();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = shutdown.cancelled() => return,
+        }
+        shutdown.cancel();
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        std::process::exit(1);
+    });
+    Ok(())
+}
+
+/// Whole or not at all, for whoever waits for it.
+fn write_addresses(file: &Path, control_plane: &ControlPlane) -> std::io::Result<()> {
+    let addresses = serde_json::json!({
+        "listen": control_plane.listen,
+        "admin": control_plane.admin,
+        "adminSocket": control_plane.admin_socket,
+    });
+    let unfinished = file.with_extension("unfinished");
+    std::fs::write(&unfinished, addresses.to_string())?;
+    std::fs::rename(&unfinished, file)
+}

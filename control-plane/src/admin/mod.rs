@@ -1,0 +1,280 @@
+//! Administration over a Unix socket, whose file permissions decide who may ask.
+
+mod decision;
+mod problem;
+mod socket;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{Path, Query, State},
+    http::StatusCode,
+    routing::{get, post},
+};
+use jiff::Timestamp;
+use merlon_api::{
+    JoinToken,
+    inspection::{Ask, DumpAsk, Reply, RotateAsk},
+};
+use merlon_config::{
+    name::{SpiffeId, WorkloadId},
+    unit::Span,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    authority::Authority,
+    health::Health,
+    join_token::{DEFAULT_TTL, JoinTokens, MAX_TTL},
+    ledger::{Issued, Ledger},
+    push::{ProxyStatus, Registry},
+    random,
+    serve::timestamp,
+    source::SourceStatus,
+    world::Worlds,
+};
+
+pub(crate) use problem::Problem;
+pub(crate) use socket::bind;
+
+/// The largest body that is read.
+const BODY_BYTES: usize = 64 << 10;
+
+/// What the administration speaks of.
+#[derive(Debug, Clone)]
+pub(crate) struct Admin {
+    pub(crate) worlds: Worlds,
+    pub(crate) authority: Authority,
+    pub(crate) registry: Registry,
+    pub(crate) tokens: JoinTokens,
+    pub(crate) ledger: Ledger,
+    pub(crate) health: Health,
+    pub(crate) source: Arc<Mutex<SourceStatus>>,
+}
+
+/// Answers until `shutdown`.
+pub(crate) async fn serve(
+    listener: UnixListener,
+    admin: Admin,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
+    let routes = Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/proxies", get(proxies))
+        .route("/v1/proxies/{id}", get(proxy))
+        .route("/v1/proxies/{id}/config", get(proxy_config))
+        .route("/v1/proxies/{id}/rotate", post(rotate))
+        .route("/v1/decisions/{id}", get(decision::decision))
+        .route("/v1/join-tokens", post(join_token))
+        .route("/v1/certificates", get(certificates))
+        .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is no such page"))
+        .method_not_allowed_fallback(async || {
+            Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this page is not asked for by this method",
+            )
+        })
+        .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES))
+        .with_state(admin);
+    axum::serve(listener, routes)
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await
+}
+
+async fn status(State(admin): State<Admin>) -> Json<Value> {
+    let source = admin
+        .source
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
+    let mesh = admin.worlds.mesh();
+    let certified = admin.authority.certified();
+    let list = admin.registry.list();
+    let count = |state: &str| list.iter().filter(|proxy| proxy.state == state).count();
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "ready": admin.health.reason().is_none(),
+        "notReadyReason": admin.health.reason(),
+        "trustDomain": mesh.state().trust_domain,
+        "source": source,
+        "services": mesh.destination_names().count(),
+        "workloads": mesh.proxies().count(),
+        "issuer": {
+            "description": certified.as_ref().map(|c| c.issuer().describe().to_string()),
+            "problem": admin.authority.problem(),
+        },
+        "certificate": certified.as_ref().map(|c| json!({
+            "serial": c.serial,
+            "notAfter": timestamp(c.not_after),
+        })),
+        "proxies": {
+            "acknowledged": count("acknowledged"),
+            "pending": count("pending"),
+            "refused": count("refused"),
+            "disconnected": count("disconnected"),
+        },
+    }))
+}
+
+async fn proxies(State(admin): State<Admin>) -> Json<Vec<ProxyStatus>> {
+    Json(admin.registry.list())
+}
+
+impl Admin {
+    fn find(&self, id: &str) -> Result<ProxyStatus, Problem> {
+        self.registry.find(id).ok_or_else(|| {
+            let id: String = id.chars().take(253).collect();
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                format!("no proxy with the id `{id}` is known"),
+            )
+            .hint("`GET /v1/proxies` lists those that are")
+        })
+    }
+}
+
+async fn proxy(
+    State(admin): State<Admin>,
+    Path(id): Path<String>,
+) -> Result<Json<ProxyStatus>, Problem> {
+    Ok(Json(admin.find(&id)?))
+}
+
+async fn proxy_config(
+    State(admin): State<Admin>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    let proxy = admin.find(&id)?;
+    match admin.registry.ask(&proxy, Ask::Dump(DumpAsk {})).await? {
+        Reply::Dump(dump) => Ok(Json(problem::json_of(&dump.json)?)),
+        _ => Err(problem::beside_the_point(&proxy.id)),
+    }
+}
+
+/// A certificate that was replaced.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Rotated {
+    old_serial: String,
+    new_serial: String,
+}
+
+async fn rotate(
+    State(admin): State<Admin>,
+    Path(id): Path<String>,
+) -> Result<Json<Rotated>, Problem> {
+    let proxy = admin.find(&id)?;
+    match admin
+        .registry
+        .ask(&proxy, Ask::Rotate(RotateAsk {}))
+        .await?
+    {
+        Reply::Rotated(reply) => Ok(Json(Rotated {
+            old_serial: reply.old_serial,
+            new_serial: reply.new_serial,
+        })),
+        _ => Err(problem::beside_the_point(&proxy.id)),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TokenRequest {
+    /// As `shop/orders`, or whole as a SPIFFE ID.
+    identity: String,
+    /// As `10m`; at most that.
+    ttl: Option<Span>,
+}
+
+/// The one time that a token is shown.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NewToken {
+    token: String,
+    identity: SpiffeId,
+    expires_at: Timestamp,
+}
+
+async fn join_token(State(admin): State<Admin>, body: Bytes) -> Result<Json<NewToken>, Problem> {
+    let bad = |message: String| Problem::new(StatusCode::BAD_REQUEST, message);
+    let request: TokenRequest = serde_json::from_slice(&body).map_err(|error| {
+        bad(format!("the body is not a request for a token: {error}"))
+            .hint("send `{\"identity\": \"shop/orders\", \"ttl\": \"10m\"}`")
+    })?;
+    let ttl = request.ttl.map_or(DEFAULT_TTL, |ttl| ttl.0);
+    if ttl < std::time::Duration::from_secs(1) || ttl > MAX_TTL {
+        return Err(bad(format!(
+            "`ttl` must be from 1s to {}, not {}",
+            Span(MAX_TTL),
+            Span(ttl)
+        )));
+    }
+    let mesh = admin.worlds.mesh();
+    let domain = &mesh.state().trust_domain;
+    let identity: SpiffeId = if request.identity.starts_with("spiffe:") {
+        request
+            .identity
+            .parse()
+            .map_err(|error| bad(format!("`identity`: {error}")))?
+    } else {
+        let workload: WorkloadId = request
+            .identity
+            .parse()
+            .map_err(|error| bad(format!("`identity`: {error}")))?;
+        domain.spiffe_id(&workload)
+    };
+    if !mesh.knows(&identity) {
+        let message = format!("no Workload and no Gateway of the mesh runs as `{identity}`");
+        return Err(Problem::new(StatusCode::NOT_FOUND, message).hint(
+            "write the Workload or the Gateway first: its certificate would be refused otherwise",
+        ));
+    }
+    let certified = admin.authority.certified().ok_or_else(|| {
+        let reason = admin.health.reason().unwrap_or_default();
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("there is no root to pin yet: {reason}"),
+        )
+    })?;
+    let secret = random::secret().map_err(|_| {
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the system gives no random numbers",
+        )
+    })?;
+    let token = JoinToken::new(domain.clone(), secret, certified.root());
+    let expires_at = admin
+        .tokens
+        .add(&token, &identity, Timestamp::now(), ttl)
+        .await?;
+    tracing::info!(identity = %identity, expires_at = %expires_at, "join_token.created");
+    Ok(Json(NewToken {
+        token: token.reveal(),
+        identity,
+        expires_at,
+    }))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct LedgerQuery {
+    /// A SPIFFE ID.
+    identity: Option<String>,
+    /// 1–1,000; default 100.
+    limit: Option<u32>,
+}
+
+async fn certificates(
+    State(admin): State<Admin>,
+    query: Result<Query<LedgerQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<Vec<Issued>>, Problem> {
+    let Query(query) =
+        query.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.body_text()))?;
+    let limit = query.limit.unwrap_or(100).clamp(1, 1_000);
+    Ok(Json(admin.ledger.newest(query.identity, limit).await?))
+}

@@ -1,0 +1,292 @@
+//! Who signs, and the control plane's own certificate by it: got, renewed, swapped while it serves.
+
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use merlon_api::control_plane_id;
+use merlon_certs::{
+    CertificateDer, H2, MeshTls, PrivateKey, SpiffeVerifier, TrustRoots, Usage, X509Svid,
+    renewal_at,
+};
+use merlon_compile::{Mesh, StateResource};
+use merlon_config::{resource::CertificateIssuer, snapshot::TrustBundle};
+use merlon_issuer::CertIssuer;
+use rustls::ServerConfig;
+use rustls_pki_types::UnixTime;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    issue::SIGNING,
+    ledger::{Issued, Ledger},
+    metrics::{EvidenceLabel, Metrics},
+    random,
+    serve::timestamp,
+    store::StoreError,
+    world::Worlds,
+};
+
+/// The first and the longest pause between two tries.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
+/// An issuer that answered, and what it gave us.
+pub(crate) struct Certified {
+    issuer: Arc<CertIssuer>,
+    bundle: TrustBundle,
+    /// The root over our own certificate: what join tokens pin.
+    root: CertificateDer<'static>,
+    /// For the proxies' listener.
+    pub(crate) server: Arc<ServerConfig>,
+    pub(crate) serial: String,
+    pub(crate) not_before: UnixTime,
+    pub(crate) not_after: UnixTime,
+}
+
+impl Certified {
+    pub(crate) fn issuer(&self) -> &CertIssuer {
+        &self.issuer
+    }
+
+    pub(crate) fn root(&self) -> &CertificateDer<'static> {
+        &self.root
+    }
+
+    /// The trust bundle as `Issue` hands it out.
+    pub(crate) fn bundle_json(&self) -> String {
+        let resource = StateResource::trust_bundle(&self.bundle);
+        String::from_utf8_lossy(resource.json()).into_owned()
+    }
+}
+
+impl fmt::Debug for Certified {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Certified");
+        out.field("serial", &self.serial).finish_non_exhaustive()
+    }
+}
+
+/// Why there is no (new) certificate.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AuthorityError {
+    #[error("{0}")]
+    Open(#[from] merlon_issuer::OpenError),
+    #[error("{0}")]
+    Issuer(#[from] merlon_issuer::IssueError),
+    #[error("the certificate issuer did not answer within {} seconds", SIGNING.as_secs())]
+    Silent,
+    #[error("the own key: {0}")]
+    Key(#[from] merlon_certs::KeyError),
+    #[error("the trust bundle: {0}")]
+    Roots(#[from] merlon_certs::RootsError),
+    #[error("the certificate that was signed: {0}")]
+    Svid(#[from] merlon_certs::SvidError),
+    #[error("no root of the trust bundle is over the certificate that was signed")]
+    NoRoot,
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error("the issuance ledger: {0}")]
+    Store(#[from] StoreError),
+}
+
+/// What is certified at this moment, and what keeps it from being (renewed).
+#[derive(Debug, Clone)]
+pub(crate) struct Authority {
+    certified: Arc<watch::Sender<Option<Arc<Certified>>>>,
+    problem: Arc<Mutex<Option<String>>>,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        Self {
+            certified: Arc::new(watch::Sender::new(None)),
+            problem: Arc::default(),
+        }
+    }
+
+    /// Waits for the first certificate.
+    pub(crate) async fn ready(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.certified.subscribe().wait_for(Option::is_some).await;
+    }
+
+    pub(crate) fn certified(&self) -> Option<Arc<Certified>> {
+        self.certified.borrow().clone()
+    }
+
+    /// What the last try failed by.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.problem
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn set_problem(&self, problem: Option<String>) {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+}
+
+/// Keeps an [`Authority`] certified.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    pub(crate) authority: Authority,
+    pub(crate) worlds: Worlds,
+    pub(crate) ledger: Ledger,
+    pub(crate) metrics: Metrics,
+    pub(crate) state_dir: PathBuf,
+}
+
+impl Keeper {
+    /// Gets a certificate, renews it at half of its life, and begins anew when the resources name another issuer.
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let mut worlds = self.worlds.watch();
+        let mut issuer: Option<(CertificateIssuer, Arc<CertIssuer>)> = None;
+        let mut failures = 0_u32;
+        loop {
+            let mesh = Arc::clone(&worlds.borrow_and_update().mesh);
+            let spec = mesh.config().certificates.issuer.clone();
+            issuer.take_if(|(of, _)| *of != spec);
+            let tried = tokio::select! {
+                tried = tokio::time::timeout(SIGNING, self.certify(&mesh, &mut issuer)) => tried,
+                () = shutdown.cancelled() => return,
+            };
+            let pause = match tried.unwrap_or(Err(AuthorityError::Silent)) {
+                Ok(certified) => {
+                    failures = 0;
+                    self.publish(certified)
+                }
+                Err(error) => {
+                    failures = failures.saturating_add(1);
+                    self.failed(&error, failures)
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = other_issuer(&mut worlds, &spec) => {}
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    async fn certify(
+        &self,
+        mesh: &Mesh,
+        known: &mut Option<(CertificateIssuer, Arc<CertIssuer>)>,
+    ) -> Result<Certified, AuthorityError> {
+        let domain = &mesh.config().trust_domain;
+        let certificates = &mesh.config().certificates;
+        let issuer = match known {
+            Some((_, issuer)) => Arc::clone(issuer),
+            None => {
+                let issuer =
+                    CertIssuer::open(&certificates.issuer, &self.state_dir, domain).await?;
+                tracing::info!(issuer = issuer.describe(), "issuer.opened");
+                let issuer = Arc::new(issuer);
+                *known = Some((certificates.issuer.clone(), Arc::clone(&issuer)));
+                issuer
+            }
+        };
+        let bundle = issuer.bundle().await?;
+        let roots = Arc::new(TrustRoots::from_bundle(&bundle)?);
+        let id = control_plane_id(domain, &mesh.config().root_namespace);
+        let key = PrivateKey::generate()?;
+        let csr = key.csr(&id)?;
+        let chain = issuer.sign(&csr, &id, certificates.lifetime.0).await?;
+        let svid = X509Svid::parse(chain, key, &roots, UnixTime::now())?;
+        let root = root_over(&svid, &bundle).ok_or(AuthorityError::NoRoot)?;
+        let (serial, not_before, not_after) =
+            (svid.serial.clone(), svid.not_before, svid.not_after);
+        self.ledger
+            .append(Issued {
+                at: Timestamp::now(),
+                identity: id.to_string(),
+                serial: serial.clone(),
+                evidence: "self".to_owned(),
+                node_id: String::new(),
+                address: String::new(),
+                not_after: timestamp(not_after),
+            })
+            .await?;
+        // A proxy with a join token knows nothing but this root's hash.
+        let tls = MeshTls::new(Arc::new(svid.with_root(root.clone())), roots)?;
+        Ok(Certified {
+            issuer,
+            bundle,
+            root,
+            server: tls.server_config_with_strangers(&[H2])?,
+            serial,
+            not_before,
+            not_after,
+        })
+    }
+
+    fn publish(&self, certified: Certified) -> Duration {
+        let renewal = renewal_at(certified.not_before, certified.not_after, random::unit());
+        tracing::info!(
+            serial = certified.serial,
+            not_after = %timestamp(certified.not_after),
+            "authority.certified"
+        );
+        let label = EvidenceLabel { evidence: "self" };
+        self.metrics.issued.get_or_create(&label).inc();
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "seconds since 1970 are far below 2^52"
+        )]
+        self.metrics
+            .own_expiry
+            .set(certified.not_after.as_secs() as f64);
+        self.worlds
+            .publish_bundle(StateResource::trust_bundle(&certified.bundle));
+        self.authority.set_problem(None);
+        self.authority
+            .certified
+            .send_replace(Some(Arc::new(certified)));
+        let left = renewal.as_secs().saturating_sub(UnixTime::now().as_secs());
+        Duration::from_secs(left.max(1))
+    }
+
+    fn failed(&self, error: &AuthorityError, failures: u32) -> Duration {
+        // Full jitter: replicas that lost one issuer at one moment do not come back at one moment.
+        let (least, most) = RETRY;
+        let longest = least.saturating_mul(1 << failures.min(16)).min(most);
+        let pause = longest
+            .mul_f64(random::unit())
+            .max(Duration::from_millis(100));
+        self.metrics.issuer_failures.inc();
+        tracing::error!(error = %error, failures, retry_seconds = pause.as_secs_f64(), "authority.failed");
+        self.authority.set_problem(Some(error.to_string()));
+        pause
+    }
+}
+
+/// Returns when the resources name another issuer than `spec`.
+async fn other_issuer(worlds: &mut watch::Receiver<crate::world::World>, spec: &CertificateIssuer) {
+    let other = worlds.wait_for(|world| world.mesh.config().certificates.issuer != *spec);
+    if other.await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The one root of the bundle that vouches for the certificate.
+fn root_over(svid: &X509Svid, bundle: &TrustBundle) -> Option<CertificateDer<'static>> {
+    let (leaf, others) = svid.chain.split_first()?;
+    bundle.roots.iter().find_map(|pem| {
+        let alone = TrustBundle {
+            trust_domain: bundle.trust_domain.clone(),
+            roots: vec![pem.clone()],
+        };
+        let roots = TrustRoots::from_bundle(&alone).ok()?;
+        let root = roots.certificates().first()?.clone();
+        let verifier = SpiffeVerifier::any_of(Arc::new(roots));
+        verifier
+            .check(leaf, others, UnixTime::now(), Usage::Server)
+            .ok()?;
+        Some(root)
+    })
+}

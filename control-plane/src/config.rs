@@ -1,0 +1,37 @@
+//! What a control plane is started with.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// All that [`crate::app::run`] needs. The program makes it of flags, environment and file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlPlaneConfig {
+    /// The directory of resource files.
+    pub config: PathBuf,
+    /// Where proxies reach it.
+    pub listen: SocketAddr,
+    /// `/live`, `/ready`, `/metrics`.
+    pub admin: SocketAddr,
+    /// The Unix socket for administration.
+    pub admin_socket: PathBuf,
+    /// Where the embedded CA, join tokens and the ledger are kept; made with mode 0700 if it is not there.
+    pub state_dir: PathBuf,
+    /// How long open streams may take to end at the end.
+    pub drain_timeout: Duration,
+}
+
+impl ControlPlaneConfig {
+    /// A control plane on loopback ports that the system chooses, with everything in two folders: for tests.
+    pub fn on_loopback(config: PathBuf, state_dir: PathBuf) -> Self {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self {
+            config,
+            listen: any,
+            admin: any,
+            admin_socket: state_dir.join(ADMIN_SOCKET),
+            state_dir,
+            drain_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+pub(crate) const ADMIN_SOCKET: &str = "admin.sock";

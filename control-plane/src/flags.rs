@@ -1,0 +1,83 @@
+//! Arguments, environment and file become a [`ControlPlaneConfig`], or a report of what is wrong.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::Parser;
+use merlon_config::{
+    bootstrap::ControlPlaneBootstrap,
+    report::{Problem, Report},
+};
+
+use crate::config::{ADMIN_SOCKET, ControlPlaneConfig};
+
+/// Merlon's control plane: compiles the resources in a directory, signs certificates, and tells every proxy what it
+/// needs.
+///
+/// Every flag may also be an environment variable, or a field of the file that `--bootstrap` names; a flag beats the
+/// environment, and the environment beats the file. Logs are JSON lines on standard error.
+#[derive(Debug, Default, Parser)]
+#[command(
+    name = "merlon-control-plane",
+    version,
+    max_term_width = 100,
+    after_help = "\
+Example:
+  merlon-control-plane --config config/examples/shop
+
+Exit codes: 0 ended as asked, 1 it could not run on, 2 the configuration is wrong (all of it is said, nothing is changed)."
+)]
+pub struct Flags {
+    /// Directory of resource files; changes are taken over live
+    #[arg(long, env = "MERLON_CONFIG", value_name = "DIR")]
+    pub config: Option<PathBuf>,
+    /// YAML file with the same fields as these flags, in camelCase
+    #[arg(long, env = "MERLON_BOOTSTRAP", value_name = "FILE")]
+    pub bootstrap: Option<PathBuf>,
+    /// Where proxies reach it [default: 0.0.0.0:7564]
+    #[arg(long, env = "MERLON_LISTEN", value_name = "ADDRESS")]
+    pub listen: Option<SocketAddr>,
+    /// Unix socket for administration [default: admin.sock in the state directory]
+    #[arg(long, env = "MERLON_ADMIN_SOCKET", value_name = "FILE")]
+    pub admin_socket: Option<PathBuf>,
+    /// `/live`, `/ready` and `/metrics` [default: 127.0.0.1:7565]
+    #[arg(long, env = "MERLON_ADMIN", value_name = "ADDRESS")]
+    pub admin: Option<SocketAddr>,
+    /// Where the embedded CA, join tokens and the ledger are kept [default: merlon-state]
+    #[arg(long, env = "MERLON_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// File that is written with the addresses that were bound, as JSON: `listen`, `admin`, `adminSocket`
+    #[arg(long, value_name = "FILE")]
+    pub addresses_file: Option<PathBuf>,
+}
+
+impl Flags {
+    /// Puts flags over the bootstrap file.
+    ///
+    /// # Errors
+    /// What is wrong with the file, or missing altogether.
+    pub fn resolve(&self) -> Result<ControlPlaneConfig, Report> {
+        let file = match &self.bootstrap {
+            Some(file) => ControlPlaneBootstrap::load(file)?,
+            None => ControlPlaneBootstrap::default(),
+        };
+        let Some(config) = self.config.clone().or(file.config) else {
+            let problem = Problem::error("--config", "no directory of resource files is given");
+            return Err(Report::from_iter([problem.hint(
+                "write `--config DIR`, or `config: DIR` in the bootstrap file",
+            )]));
+        };
+        let state_dir = self.state_dir.clone().or(file.state_dir);
+        let state_dir = state_dir.unwrap_or_else(|| PathBuf::from("merlon-state"));
+        let admin_socket = self.admin_socket.clone().or(file.admin_socket);
+        let any = |port| SocketAddr::from(([0, 0, 0, 0], port));
+        let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Ok(ControlPlaneConfig {
+            config,
+            listen: self.listen.or(file.listen).unwrap_or_else(|| any(7564)),
+            admin: self.admin.or(file.admin).unwrap_or_else(|| loopback(7565)),
+            admin_socket: admin_socket.unwrap_or_else(|| state_dir.join(ADMIN_SOCKET)),
+            state_dir,
+            drain_timeout: Duration::from_secs(10),
+        })
+    }
+}

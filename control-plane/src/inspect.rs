@@ -1,0 +1,153 @@
+//! Questions to proxies, over the stream that each of them opened for it.
+
+use std::{collections::HashMap, pin::Pin, sync::Arc};
+
+use merlon_api::{
+    MAX_NAME,
+    inspection::{Ask, InspectReply, InspectRequest, Reply, Report, inspection_server::Inspection},
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    metrics::{Metrics, ServiceLabel},
+    push::{Inspector, Registry},
+    serve::{Peer, PeerSvid},
+};
+
+/// Questions that wait for one proxy.
+const WAITING: usize = 16;
+/// Questions that one proxy has not answered yet; the oldest is given up when there are more.
+const OPEN: usize = 64;
+
+/// The inspection, as a gRPC service.
+#[derive(Debug, Clone)]
+pub(crate) struct Inspect {
+    pub(crate) registry: Registry,
+    pub(crate) metrics: Metrics,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) shutdown: CancellationToken,
+}
+
+#[tonic::async_trait]
+impl Inspection for Inspect {
+    type ServeStream = Pin<Box<dyn Stream<Item = Result<InspectRequest, Status>> + Send>>;
+
+    async fn serve(
+        &self,
+        request: Request<Streaming<InspectReply>>,
+    ) -> Result<Response<Self::ServeStream>, Status> {
+        let peer = Peer::of(&request)?;
+        let svid = peer.proved()?;
+        let (requests, stream) = mpsc::channel(WAITING);
+        let this = self.clone();
+        self.tasks.spawn(async move {
+            let served = tokio::select! {
+                served = this.follow(&peer, &svid, request.into_inner(), &requests) => served,
+                () = this.shutdown.cancelled() => Err(Status::unavailable("the control plane is shutting down")),
+                () = svid.ended() => Err(Status::unauthenticated("the certificate of this connection has ended")),
+                () = requests.closed() => Ok(()),
+            };
+            if let Err(status) = served {
+                if status.code() == tonic::Code::InvalidArgument {
+                    let label = ServiceLabel { service: "inspection" };
+                    this.metrics.requests_refused.get_or_create(&label).inc();
+                    tracing::warn!(identity = %svid.id, address = %peer.address, reason = status.message(), "inspection.refused");
+                }
+                let _ = requests.try_send(Err(status));
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+impl Inspect {
+    async fn follow(
+        &self,
+        peer: &Peer,
+        svid: &Arc<PeerSvid>,
+        mut replies: Streaming<InspectReply>,
+        requests: &mpsc::Sender<Result<InspectRequest, Status>>,
+    ) -> Result<(), Status> {
+        let Some(first) = replies.next().await else {
+            return Ok(());
+        };
+        let report = first_report(first?)?;
+        let (ask, mut asked) = mpsc::channel(WAITING);
+        let inspector = Inspector(ask);
+        let entry = self
+            .registry
+            .inspect(svid, peer.address, &report.node_id, inspector);
+        entry.reported(&report);
+        let mut open = Open::default();
+        loop {
+            tokio::select! {
+                reply = replies.next() => {
+                    let Some(reply) = reply else { return Ok(()) };
+                    let InspectReply { id, reply } = reply?;
+                    match reply {
+                        Some(Reply::Report(report)) => entry.reported(&report),
+                        Some(reply) => open.answer(id, reply),
+                        None => return Err(Status::invalid_argument("a reply without content")),
+                    }
+                }
+                question = asked.recv() => {
+                    // Closed when a newer stream of the same process has taken its place.
+                    let Some((ask, answer)) = question else { return Ok(()) };
+                    let request = open.ask(ask, answer);
+                    if requests.send(Ok(request)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn first_report(reply: InspectReply) -> Result<Report, Status> {
+    let Some(Reply::Report(report)) = reply.reply else {
+        return Err(Status::invalid_argument(
+            "the first message must be a report",
+        ));
+    };
+    let id = &report.node_id;
+    if id.is_empty() || id.len() > MAX_NAME || !id.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(Status::invalid_argument(format!(
+            "`report.node_id` must be 1 to {MAX_NAME} visible ASCII characters"
+        )));
+    }
+    Ok(report)
+}
+
+/// Questions without an answer yet.
+#[derive(Debug, Default)]
+struct Open {
+    last: u64,
+    waiting: HashMap<u64, oneshot::Sender<Reply>>,
+}
+
+impl Open {
+    fn ask(&mut self, ask: Ask, answer: oneshot::Sender<Reply>) -> InspectRequest {
+        self.waiting.retain(|_, waiting| !waiting.is_closed());
+        if self.waiting.len() >= OPEN
+            && let Some(oldest) = self.waiting.keys().min().copied()
+        {
+            self.waiting.remove(&oldest);
+        }
+        self.last += 1;
+        self.waiting.insert(self.last, answer);
+        InspectRequest {
+            id: self.last,
+            ask: Some(ask),
+        }
+    }
+
+    /// An answer to nothing, or too late, is nobody's.
+    fn answer(&mut self, id: u64, reply: Reply) {
+        if let Some(waiting) = self.waiting.remove(&id) {
+            let _ = waiting.send(reply);
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! `Issue`: a certificate for a key that a proxy made, on evidence.
+
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use merlon_api::{
+    JoinToken, MAX_NAME,
+    identity::{Evidence, IssueRequest, IssueResponse, identity_server::Identity},
+};
+use merlon_certs::{CertificateDer, LeafFacts};
+use merlon_config::name::SpiffeId;
+use merlon_issuer::{Fault, IssueError};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    authority::{Authority, Certified},
+    csr::Csr,
+    join_token::{JoinTokens, TokenRefusal},
+    ledger::{Issued, Ledger},
+    metrics::{EvidenceLabel, Metrics, RefusalLabel},
+    push::Registry,
+    rate::Rate,
+    serve::{Peer, timestamp},
+    store::StoreError,
+    telemetry,
+    world::Worlds,
+};
+
+/// The largest CSR that is looked at, in bytes; ours have about 300.
+const CSR_BYTES: usize = 4 << 10;
+
+/// Certificates, as a gRPC service.
+#[derive(Debug, Clone)]
+pub(crate) struct Issue {
+    pub(crate) worlds: Worlds,
+    pub(crate) authority: Authority,
+    pub(crate) tokens: JoinTokens,
+    pub(crate) ledger: Ledger,
+    pub(crate) registry: Registry,
+    pub(crate) metrics: Metrics,
+    /// A token may be tried so often from one address: a machine room behind one is let through.
+    pub(crate) by_address: Rate<IpAddr>,
+    /// A certificate may be renewed so often.
+    pub(crate) by_identity: Rate<SpiffeId>,
+}
+
+/// Why no certificate is issued. The message goes to who asked; the reason to metrics.
+struct Refusal {
+    reason: &'static str,
+    status: Status,
+}
+
+fn refuse(reason: &'static str, status: Status) -> Refusal {
+    Refusal { reason, status }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        tracing::error!(error = %error, "store.failed");
+        refuse(
+            "store",
+            Status::unavailable("the control plane's database does not answer: try again"),
+        )
+    }
+}
+
+/// Who is to get a certificate, and by what right.
+enum Right {
+    Token(JoinToken),
+    Certificate,
+}
+
+impl Right {
+    const fn evidence(&self) -> &'static str {
+        match self {
+            Self::Token(_) => "join-token",
+            Self::Certificate => "certificate",
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Identity for Issue {
+    async fn issue(
+        &self,
+        request: Request<IssueRequest>,
+    ) -> Result<Response<IssueResponse>, Status> {
+        let span = telemetry::span("merlon.identity.issue");
+        let peer = Peer::of(&request)?;
+        let request = request.into_inner();
+        let node_id = request.node_id.clone();
+        let refused = match self.decide(&peer, request).await {
+            Ok(response) => return Ok(Response::new(response)),
+            Err(refused) => refused,
+        };
+        let label = RefusalLabel {
+            reason: refused.reason,
+        };
+        self.metrics.issue_refused.get_or_create(&label).inc();
+        tracing::warn!(
+            address = %peer.address,
+            identity = peer.svid.as_ref().map(|svid| svid.id.to_string()),
+            node = %node_id.chars().take(MAX_NAME).collect::<String>().escape_debug(),
+            reason = refused.reason,
+            message = refused.status.message(),
+            "certificate.refused"
+        );
+        span.failed(refused.status.message());
+        Err(refused.status)
+    }
+}
+
+impl Issue {
+    async fn decide(&self, peer: &Peer, request: IssueRequest) -> Result<IssueResponse, Refusal> {
+        self.limit(peer)?;
+        let malformed = |message: String| refuse("malformed", Status::invalid_argument(message));
+        let node = &request.node_id;
+        if node.len() > MAX_NAME || !node.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(malformed(format!(
+                "`node_id` must be at most {MAX_NAME} visible ASCII characters"
+            )));
+        }
+        if request.csr.is_empty() || request.csr.len() > CSR_BYTES {
+            return Err(malformed(format!("`csr` must have 1 to {CSR_BYTES} bytes")));
+        }
+        let now = Timestamp::now();
+        let (identity, right) = self.right(peer, request.evidence, now).await?;
+        // Everything that can be wrong with the request comes before the token is used up.
+        let csr = Csr::check(&request.csr, &identity)
+            .map_err(|error| refuse("csr", Status::invalid_argument(error.to_string())))?;
+        if let Some(svid) = &peer.svid
+            && svid.public_key_info == csr.public_key_info()
+        {
+            let message = "renewal needs a new key: this one is in the present certificate";
+            return Err(refuse("old_key", Status::invalid_argument(message)));
+        }
+        if !self.worlds.mesh().knows(&identity) {
+            let message = format!("no Workload and no Gateway of the mesh runs as `{identity}`");
+            return Err(refuse(
+                "unknown_identity",
+                Status::permission_denied(message),
+            ));
+        }
+        let certified = self.authority.certified().ok_or_else(|| {
+            refuse(
+                "not_ready",
+                Status::unavailable("the control plane has no certificate issuer yet"),
+            )
+        })?;
+        if let Right::Token(token) = &right
+            && !self.tokens.take(token, node, now).await?
+        {
+            // Looked good a moment ago: another took it in between, or it is just over.
+            self.look(token, now).await?;
+            return Err(refuse(
+                "token_used",
+                Status::permission_denied("the join token was just used"),
+            ));
+        }
+        let chain = match self.sign(&certified, &request.csr, &identity).await {
+            Ok(chain) => chain,
+            Err(refusal) => {
+                if let Right::Token(token) = &right {
+                    self.tokens.give_back(token).await?;
+                }
+                return Err(refusal);
+            }
+        };
+        self.remember(peer, node, &identity, &right, &chain, now)
+            .await?;
+        Ok(IssueResponse {
+            chain: chain
+                .iter()
+                .map(|certificate| certificate.to_vec())
+                .collect(),
+            trust_bundle: certified.bundle_json(),
+            retry_after_seconds: 0,
+        })
+    }
+
+    fn limit(&self, peer: &Peer) -> Result<(), Refusal> {
+        let now = Instant::now();
+        let taken = match &peer.svid {
+            Some(svid) => self.by_identity.take(svid.id.clone(), now),
+            None => self.by_address.take(peer.address.ip(), now),
+        };
+        taken.map_err(|wait| {
+            let seconds = wait.as_secs_f64().ceil();
+            let message = format!("certificates are asked for too often: try again in {seconds} s");
+            refuse("rate", Status::resource_exhausted(message))
+        })
+    }
+
+    async fn right(
+        &self,
+        peer: &Peer,
+        evidence: Option<Evidence>,
+        now: Timestamp,
+    ) -> Result<(SpiffeId, Right), Refusal> {
+        match evidence {
+            Some(Evidence::JoinToken(text)) => {
+                let token: JoinToken = text.parse().map_err(|error| {
+                    refuse("malformed", Status::invalid_argument(format!("{error}")))
+                })?;
+                let identity = self.look(&token, now).await?;
+                Ok((identity, Right::Token(token)))
+            }
+            Some(Evidence::Token(_)) => Err(refuse(
+                "evidence",
+                Status::unimplemented(
+                    "service account tokens are not accepted here: use a join token",
+                ),
+            )),
+            None => {
+                let unproved = |status| refuse("no_evidence", status);
+                if peer.svid.is_none() {
+                    return Err(unproved(Status::unauthenticated(
+                        "no evidence: send a join token, or renew over a connection with your certificate",
+                    )));
+                }
+                let svid = peer.proved().map_err(unproved)?;
+                Ok((svid.id.clone(), Right::Certificate))
+            }
+        }
+    }
+
+    /// Whom a token is for. A second use is an alarm: somebody has a secret that is not theirs.
+    async fn look(&self, token: &JoinToken, now: Timestamp) -> Result<SpiffeId, Refusal> {
+        let identity = match self.tokens.look(token, now).await? {
+            Ok(identity) => identity,
+            Err(refused) => {
+                let reason = match &refused {
+                    TokenRefusal::Unknown => "token_unknown",
+                    TokenRefusal::Expired(_) => "token_expired",
+                    TokenRefusal::Used { at, by, identity } => {
+                        self.metrics.tokens_reused.inc();
+                        tracing::error!(identity, first_used_at = %at, first_used_by = by, "join_token.reused");
+                        "token_used"
+                    }
+                };
+                return Err(refuse(
+                    reason,
+                    Status::permission_denied(refused.to_string()),
+                ));
+            }
+        };
+        identity.parse().map_err(|_| {
+            refuse(
+                "store",
+                Status::internal("the join token's identity cannot be read any more"),
+            )
+        })
+    }
+
+    async fn sign(
+        &self,
+        certified: &Arc<Certified>,
+        csr: &[u8],
+        identity: &SpiffeId,
+    ) -> Result<Vec<CertificateDer<'static>>, Refusal> {
+        let lifetime = self.worlds.mesh().config().certificates.lifetime.0;
+        let signing = certified.issuer().sign(csr, identity, lifetime);
+        let signed = tokio::time::timeout(SIGNING, signing).await;
+        let signed = signed.unwrap_or_else(|_| {
+            let seconds = SIGNING.as_secs();
+            Err(IssueError::Unavailable(format!(
+                "no answer within {seconds} seconds"
+            )))
+        });
+        signed.map_err(|error| match error.fault() {
+            Fault::Request => refuse("csr", Status::invalid_argument(error.to_string())),
+            Fault::Unavailable | Fault::Issuer => {
+                self.metrics.issuer_failures.inc();
+                tracing::error!(identity = %identity, error = %error, "certificate.sign_failed");
+                // What is wrong with our own issuer is no business of who asked; that it may pass is.
+                let message = "the certificate issuer does not sign at the moment: try again";
+                refuse("issuer", Status::unavailable(message))
+            }
+        })
+    }
+
+    async fn remember(
+        &self,
+        peer: &Peer,
+        node: &str,
+        identity: &SpiffeId,
+        right: &Right,
+        chain: &[CertificateDer<'static>],
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        let facts = chain
+            .first()
+            .and_then(|leaf| LeafFacts::parse(leaf).ok())
+            .ok_or_else(|| {
+                refuse(
+                    "issuer",
+                    Status::internal("the certificate issuer signed something else"),
+                )
+            })?;
+        let not_after = timestamp(facts.not_after);
+        // A certificate that the ledger does not hold is not handed out.
+        self.ledger
+            .append(Issued {
+                at: now,
+                identity: identity.to_string(),
+                serial: facts.serial.clone(),
+                evidence: right.evidence().to_owned(),
+                node_id: node.to_owned(),
+                address: peer.address.to_string(),
+                not_after,
+            })
+            .await?;
+        let label = EvidenceLabel {
+            evidence: right.evidence(),
+        };
+        self.metrics.issued.get_or_create(&label).inc();
+        self.registry
+            .certified(identity, node, &facts.serial, not_after);
+        tracing::info!(
+            identity = %identity,
+            serial = facts.serial,
+            evidence = right.evidence(),
+            node,
+            address = %peer.address,
+            not_after = %not_after,
+            "certificate.issued"
+        );
+        Ok(())
+    }
+}
+
+/// How often certificates may be asked for: bursts are a deployment or a test of rotation, not a day's work.
+pub(crate) fn rates() -> (Rate<IpAddr>, Rate<SpiffeId>) {
+    (Rate::new(500, 50), Rate::new(100, 5))
+}
+
+/// How long a call of ours to the issuer may take at all.
+pub(crate) const SIGNING: Duration = Duration::from_secs(20);

@@ -1,0 +1,155 @@
+//! Join tokens: made for one identity, good once, soon over.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use merlon_api::JoinToken;
+use merlon_config::name::SpiffeId;
+use rusqlite::{OptionalExtension, params};
+
+use crate::store::{Store, StoreError};
+
+/// How long a token is good when nothing is said.
+pub(crate) const DEFAULT_TTL: Duration = Duration::from_secs(600);
+/// The longest that a token may be good.
+pub(crate) const MAX_TTL: Duration = Duration::from_secs(600);
+/// Used and expired tokens are remembered for so long, so that a second use can be told from a guess.
+const REMEMBERED: Duration = Duration::from_secs(24 * 3_600);
+
+/// Why a token is not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum TokenRefusal {
+    /// Never made here, or forgotten.
+    #[error("the join token is not known")]
+    Unknown,
+    /// Too late.
+    #[error("the join token expired at {0}")]
+    Expired(Timestamp),
+    /// Somebody used it before: one of the two was not meant to have it.
+    #[error("the join token was used before, at {at}")]
+    Used {
+        /// When.
+        at: Timestamp,
+        /// By which node.
+        by: String,
+        /// What it was for.
+        identity: String,
+    },
+}
+
+/// The tokens that were made. Only hashes are kept.
+#[derive(Debug, Clone)]
+pub(crate) struct JoinTokens {
+    store: Store,
+}
+
+impl JoinTokens {
+    pub(crate) fn new(store: Store) -> Self {
+        Self { store }
+    }
+
+    /// Remembers a token for one identity.
+    pub(crate) async fn add(
+        &self,
+        token: &JoinToken,
+        identity: &SpiffeId,
+        now: Timestamp,
+        ttl: Duration,
+    ) -> Result<Timestamp, StoreError> {
+        let (hash, identity) = (token.secret_sha256(), identity.to_string());
+        let expires = later(now, ttl);
+        let forgotten = now.as_millisecond() - millis(REMEMBERED);
+        self.store
+            .with(move |db| {
+                db.execute("DELETE FROM join_tokens WHERE expires_at < ?", [forgotten])?;
+                db.execute(
+                    "INSERT INTO join_tokens (secret_sha256, identity, created_at, expires_at) VALUES (?, ?, ?, ?)",
+                    params![hash, identity, now.as_millisecond(), expires.as_millisecond()],
+                )
+            })
+            .await?;
+        Ok(expires)
+    }
+
+    /// What the token is for, without using it up: the other reasons to refuse are looked at first,
+    /// so that a mistake does not cost the token.
+    pub(crate) async fn look(
+        &self,
+        token: &JoinToken,
+        now: Timestamp,
+    ) -> Result<Result<String, TokenRefusal>, StoreError> {
+        let hash = token.secret_sha256();
+        let row = self
+            .store
+            .with(move |db| {
+                db.query_row(
+                    "SELECT identity, expires_at, used_at, used_by FROM join_tokens WHERE secret_sha256 = ?",
+                    [hash],
+                    |row| {
+                        let used: Option<(i64, String)> = row
+                            .get::<_, Option<i64>>(2)?
+                            .map(|at| Ok::<_, rusqlite::Error>((at, row.get(3)?)))
+                            .transpose()?;
+                        Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, used))
+                    },
+                )
+                .optional()
+            })
+            .await?;
+        Ok(match row {
+            None => Err(TokenRefusal::Unknown),
+            // Used beats expired: it is the one that somebody must look into.
+            Some((identity, _, Some((at, by)))) => Err(TokenRefusal::Used {
+                at: timestamp(at),
+                by,
+                identity,
+            }),
+            Some((_, expires, None)) if expires <= now.as_millisecond() => {
+                Err(TokenRefusal::Expired(timestamp(expires)))
+            }
+            Some((identity, _, None)) => Ok(identity),
+        })
+    }
+
+    /// Uses the token up, in one write: of two at the same moment one wins. `false`: it was another.
+    pub(crate) async fn take(
+        &self,
+        token: &JoinToken,
+        by: &str,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let (hash, by) = (token.secret_sha256(), by.to_owned());
+        let now = now.as_millisecond();
+        let rows = self
+            .store
+            .with(move |db| {
+                db.execute(
+                    "UPDATE join_tokens SET used_at = ?2, used_by = ?3
+                     WHERE secret_sha256 = ?1 AND used_at IS NULL AND expires_at > ?2",
+                    params![hash, now, by],
+                )
+            })
+            .await?;
+        Ok(rows == 1)
+    }
+
+    /// Gives a token back whose certificate could not be signed: the machine that holds it did nothing wrong.
+    pub(crate) async fn give_back(&self, token: &JoinToken) -> Result<(), StoreError> {
+        let hash = token.secret_sha256();
+        let back = "UPDATE join_tokens SET used_at = NULL, used_by = NULL WHERE secret_sha256 = ?";
+        self.store.with(move |db| db.execute(back, [hash])).await?;
+        Ok(())
+    }
+}
+
+fn millis(span: Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn later(now: Timestamp, span: Duration) -> Timestamp {
+    timestamp(now.as_millisecond().saturating_add(millis(span)))
+}
+
+fn timestamp(millis: i64) -> Timestamp {
+    Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MAX)
+}

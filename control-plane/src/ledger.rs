@@ -1,0 +1,89 @@
+//! Who got which certificate, when, on what evidence. Appended to, never changed.
+
+use jiff::Timestamp;
+use rusqlite::params;
+use serde::Serialize;
+
+use crate::store::{Store, StoreError};
+
+/// One certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Issued {
+    /// When it was signed.
+    pub at: Timestamp,
+    /// For whom.
+    pub identity: String,
+    /// Its serial number, hexadecimal.
+    pub serial: String,
+    /// `join-token`, `certificate` (renewal), or `self` (the control plane's own).
+    pub evidence: String,
+    /// The proxy's process.
+    pub node_id: String,
+    /// From where it was asked for.
+    pub address: String,
+    /// When it ends.
+    pub not_after: Timestamp,
+}
+
+/// The ledger.
+#[derive(Debug, Clone)]
+pub(crate) struct Ledger {
+    store: Store,
+}
+
+impl Ledger {
+    pub(crate) fn new(store: Store) -> Self {
+        Self { store }
+    }
+
+    pub(crate) async fn append(&self, entry: Issued) -> Result<(), StoreError> {
+        self.store
+            .with(move |db| {
+                db.execute(
+                    "INSERT INTO ledger (at, identity, serial, evidence, node_id, address, not_after)
+                     VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    params![
+                        entry.at.as_millisecond(),
+                        entry.identity,
+                        entry.serial,
+                        entry.evidence,
+                        entry.node_id,
+                        entry.address,
+                        entry.not_after.as_millisecond(),
+                    ],
+                )
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// The newest entries, newest first; of one identity if it is given.
+    pub(crate) async fn newest(
+        &self,
+        identity: Option<String>,
+        count: u32,
+    ) -> Result<Vec<Issued>, StoreError> {
+        self.store
+            .with(move |db| {
+                let mut query = db.prepare(
+                    "SELECT at, identity, serial, evidence, node_id, address, not_after FROM ledger
+                     WHERE ?1 IS NULL OR identity = ?1 ORDER BY id DESC LIMIT ?2",
+                )?;
+                let time = |millis| Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MAX);
+                let rows = query.query_map(params![identity, count], |row| {
+                    Ok(Issued {
+                        at: time(row.get(0)?),
+                        identity: row.get(1)?,
+                        serial: row.get(2)?,
+                        evidence: row.get(3)?,
+                        node_id: row.get(4)?,
+                        address: row.get(5)?,
+                        not_after: time(row.get(6)?),
+                    })
+                })?;
+                rows.collect()
+            })
+            .await
+    }
+}

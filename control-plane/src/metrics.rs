@@ -1,0 +1,109 @@
+//! What the control plane counts. Every name ends in its unit; every label has a closed set of values.
+
+use std::sync::atomic::AtomicU64;
+
+use merlon_config::snapshot::ResourceKind;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+/// All metrics; handles are cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Metrics {
+    pub(crate) resources_sent: Family<KindLabel, Counter>,
+    pub(crate) responses_sent: Family<KindLabel, Counter>,
+    pub(crate) acknowledged: Counter,
+    pub(crate) refused: Counter,
+    pub(crate) requests_refused: Family<ServiceLabel, Counter>,
+    pub(crate) proxies: Gauge,
+    pub(crate) issued: Family<EvidenceLabel, Counter>,
+    pub(crate) issue_refused: Family<RefusalLabel, Counter>,
+    pub(crate) tokens_reused: Counter,
+    pub(crate) config_loads: Family<LoadLabel, Counter>,
+    pub(crate) config_problems: Gauge,
+    pub(crate) handshakes_failed: Counter,
+    pub(crate) own_expiry: Gauge<f64, AtomicU64>,
+    pub(crate) issuer_failures: Counter,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct KindLabel {
+    pub(crate) kind: Kind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Kind(pub(crate) ResourceKind);
+
+impl EncodeLabelValue for Kind {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let name = match self.0 {
+            ResourceKind::Manifest => "manifest",
+            ResourceKind::Mesh => "mesh",
+            ResourceKind::TrustBundle => "trust_bundle",
+            ResourceKind::Workload => "workload",
+            ResourceKind::Service => "service",
+            ResourceKind::Destination => "destination",
+        };
+        name.encode(encoder)
+    }
+}
+
+macro_rules! label {
+    ($name:ident, $field:ident) => {
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+        pub(crate) struct $name {
+            pub(crate) $field: &'static str,
+        }
+    };
+}
+
+label!(EvidenceLabel, evidence);
+label!(RefusalLabel, reason);
+label!(LoadLabel, result);
+label!(ServiceLabel, service);
+
+impl Metrics {
+    /// Counts resources of a kind that one response carried.
+    pub(crate) fn sent(&self, kind: ResourceKind, resources: usize) {
+        let label = KindLabel { kind: Kind(kind) };
+        self.responses_sent.get_or_create(&label).inc();
+        let resources = u64::try_from(resources).unwrap_or(u64::MAX);
+        self.resources_sent.get_or_create(&label).inc_by(resources);
+    }
+
+    fn registry(&self) -> Registry {
+        let mut registry = Registry::with_prefix("merlon");
+        macro_rules! register {
+            ($($name:literal, $help:literal, $metric:ident;)*) => {
+                $(registry.register($name, $help, self.$metric.clone());)*
+            };
+        }
+        register! {
+            "push_resources_sent", "Resources sent to proxies", resources_sent;
+            "push_responses_sent", "Responses sent to proxies", responses_sent;
+            "push_acknowledged", "Snapshots that proxies took", acknowledged;
+            "push_refused", "Responses that proxies refused", refused;
+            "requests_refused", "Messages of proxies that were refused", requests_refused;
+            "proxies_connected", "Proxies with an open stream", proxies;
+            "certificates_issued", "Certificates signed", issued;
+            "certificates_refused", "Certificate requests refused", issue_refused;
+            "join_tokens_reused", "Join tokens used a second time", tokens_reused;
+            "config_loads", "Readings of the configuration", config_loads;
+            "config_problems", "Problems that keep the configuration from being taken", config_problems;
+            "tls_handshakes_failed", "TLS handshakes that failed", handshakes_failed;
+            "certificate_expiry_timestamp_seconds", "End of the own certificate", own_expiry;
+            "issuer_failures", "Calls to the certificate issuer that failed", issuer_failures;
+        }
+        registry
+    }
+
+    /// In the text format of OpenMetrics.
+    pub(crate) fn text(&self) -> String {
+        let mut out = String::new();
+        // Writing to a String does not fail.
+        let _ = text::encode(&mut out, &self.registry());
+        out
+    }
+}

@@ -1,0 +1,11 @@
+//! The push: one delta stream per proxy.
+
+mod registry;
+mod session;
+mod stream;
+
+pub(crate) use registry::{AskError, Inspector, ProxyStatus, Registry};
+pub(crate) use stream::Push;
+
+#[cfg(test)]
+mod session_tests;

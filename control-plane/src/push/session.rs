@@ -1,0 +1,453 @@
+//! What one proxy was told and what it is still owed: the protocol without sockets and clocks.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use merlon_api::{
+    MAX_NAME, MAX_SUBSCRIPTIONS, METADATA_VERSION, METADATA_WORKLOAD,
+    discovery::{ControlPlane, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource},
+    metadata, seal_resource,
+};
+use merlon_compile::{Proxy, ProxyState, StateResource};
+use merlon_config::{
+    name::{ServiceName, SpiffeId},
+    snapshot::{ResourceKey, ResourceKind, Version},
+};
+use tonic::Status;
+
+use crate::world::World;
+
+/// A response carries about so many bytes of resources at most, unless a single one is larger.
+const RESPONSE_BYTES: usize = 512 << 10;
+/// How many unanswered manifests are remembered; a proxy that answers none of them is no concern of a later one.
+const OPEN_MANIFESTS: usize = 16;
+
+/// What the proxy has of a name that it subscribed to, as far as is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Holds {
+    /// Nothing was sent and nothing was said.
+    Unknown,
+    /// This version was sent, or the proxy said that it has it.
+    Version(Version),
+    /// It was told that there is none.
+    Absent,
+}
+
+/// What a proxy says of itself in its first message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NodeInfo {
+    pub(crate) id: String,
+    pub(crate) workload: Option<String>,
+    pub(crate) version: String,
+}
+
+/// Something that the proxy said of what it was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// It enforces the state of this manifest.
+    Acknowledged(Version),
+    /// It keeps what it had. The version is the manifest's, or of another kind none.
+    Refused(Option<Version>, String),
+}
+
+/// One stream of one proxy.
+#[derive(Debug)]
+pub(crate) struct Session {
+    identity: SpiffeId,
+    node: Option<NodeInfo>,
+    subscribed: BTreeMap<ResourceKind, BTreeMap<String, Holds>>,
+    /// Destinations that the proxy asked for of its own accord.
+    wanted: BTreeSet<ServiceName>,
+    proxy: Option<Arc<Proxy>>,
+    state: ProxyState,
+    manifest: Option<StateResource>,
+    nonce: u64,
+    /// Nonces of manifests, oldest first, with what they named.
+    open: Vec<(String, Version)>,
+    /// See [`Session::is_held`].
+    held: bool,
+}
+
+impl Session {
+    pub(crate) fn new(identity: SpiffeId) -> Self {
+        Self {
+            identity,
+            node: None,
+            subscribed: BTreeMap::new(),
+            wanted: BTreeSet::new(),
+            proxy: None,
+            state: ProxyState::default(),
+            manifest: None,
+            nonce: 0,
+            open: Vec::new(),
+            held: false,
+        }
+    }
+
+    pub(crate) fn node(&self) -> Option<&NodeInfo> {
+        self.node.as_ref()
+    }
+
+    pub(crate) fn proxy(&self) -> Option<&Arc<Proxy>> {
+        self.proxy.as_ref()
+    }
+
+    /// The version of the state that the proxy should have.
+    pub(crate) fn version(&self) -> Option<&Version> {
+        self.manifest.as_ref().map(StateResource::version)
+    }
+
+    /// How many names of each kind the proxy is subscribed to.
+    pub(crate) fn subscriptions(&self) -> BTreeMap<ResourceKind, usize> {
+        self.subscribed
+            .iter()
+            .map(|(kind, names)| (*kind, names.len()))
+            .collect()
+    }
+
+    /// Takes a message in. What it changes is sent by the next [`Session::due`].
+    ///
+    /// # Errors
+    /// The status that ends the stream: whoever breaks the protocol here would be served a guess otherwise.
+    pub(crate) fn receive(
+        &mut self,
+        request: DeltaDiscoveryRequest,
+        world: &World,
+    ) -> Result<Option<Answer>, Status> {
+        if self.node.is_none() {
+            let node = request.node.as_ref();
+            let node = node.ok_or_else(|| invalid("the first message has no `node`"))?;
+            self.node = Some(node_info(node)?);
+        }
+        let kind = ResourceKind::from_type_url(&request.type_url).ok_or_else(|| {
+            let url: String = request.type_url.chars().take(MAX_NAME).collect();
+            invalid(format!(
+                "`{}` is not a type that Merlon pushes",
+                url.escape_debug()
+            ))
+        })?;
+        let subscribe = &request.resource_names_subscribe;
+        let unsubscribe = &request.resource_names_unsubscribe;
+        for name in subscribe.iter().chain(unsubscribe) {
+            check_name(kind, name)?;
+        }
+        if request.response_nonce.len() > MAX_NAME {
+            return Err(invalid(format!(
+                "`response_nonce` is longer than {MAX_NAME} bytes"
+            )));
+        }
+        if subscribe.is_empty() && unsubscribe.is_empty() && request.response_nonce.is_empty() {
+            return Err(invalid(
+                "a message must subscribe by name, unsubscribe or acknowledge: there is no wildcard",
+            ));
+        }
+        if self.proxy.is_none() {
+            // What its own listeners give it must be known before it asks for more.
+            self.refresh(world)?;
+        }
+        self.unsubscribe(kind, unsubscribe);
+        self.subscribe(kind, &request)?;
+        let answer = self.answer(kind, &request);
+        self.refresh(world)?;
+        if kind == ResourceKind::Destination {
+            self.held = false;
+        }
+        self.hold_back(kind, &request);
+        Ok(answer.or_else(|| self.has_already(kind, &request)))
+    }
+
+    fn unsubscribe(&mut self, kind: ResourceKind, names: &[String]) {
+        let subscribed = self.subscribed.entry(kind).or_default();
+        for name in names {
+            subscribed.remove(name);
+            if kind == ResourceKind::Destination
+                && let Ok(name) = name.parse()
+            {
+                self.wanted.remove(&name);
+            }
+        }
+    }
+
+    fn subscribe(
+        &mut self,
+        kind: ResourceKind,
+        request: &DeltaDiscoveryRequest,
+    ) -> Result<(), Status> {
+        let has = &request.initial_resource_versions;
+        for name in &request.resource_names_subscribe {
+            if kind == ResourceKind::Manifest && *name != self.identity.to_string() {
+                return Err(Status::permission_denied(format!(
+                    "`{}` is not the identity of this connection, which is `{}`",
+                    name.escape_debug(),
+                    self.identity
+                )));
+            }
+            let holds = match has.get(name) {
+                Some(version) => Holds::Version(Version::from(version.clone())),
+                None => Holds::Unknown,
+            };
+            // Whoever subscribes anew to what it was sent has lost it.
+            self.subscribed
+                .entry(kind)
+                .or_default()
+                .insert(name.clone(), holds);
+            if kind == ResourceKind::Destination
+                && let Ok(service) = name.parse()
+            {
+                // What comes with the proxy's own listeners goes with them; only what it asked for stays asked for.
+                let given = self
+                    .proxy
+                    .as_ref()
+                    .is_some_and(|p| p.destinations().contains(&service));
+                if !given {
+                    self.wanted.insert(service);
+                }
+            }
+        }
+        let all: usize = self.subscribed.values().map(BTreeMap::len).sum();
+        if all > MAX_SUBSCRIPTIONS {
+            return Err(Status::resource_exhausted(format!(
+                "a proxy may be subscribed to {MAX_SUBSCRIPTIONS} names, not to {all}"
+            )));
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, kind: ResourceKind, request: &DeltaDiscoveryRequest) -> Option<Answer> {
+        let version = match kind {
+            ResourceKind::Manifest => {
+                let nonce = &request.response_nonce;
+                let at = self.open.iter().position(|(open, _)| open == nonce)?;
+                // An answer to a later one answers the earlier ones too.
+                self.open
+                    .drain(..=at)
+                    .next_back()
+                    .map(|(_, version)| version)
+            }
+            _ => None,
+        };
+        match (&request.error_detail, version) {
+            (Some(error), version) => {
+                let reason: String = error.message.chars().take(2_000).collect();
+                Some(Answer::Refused(version, reason))
+            }
+            (None, Some(version)) => Some(Answer::Acknowledged(version)),
+            (None, None) => None,
+        }
+    }
+
+    /// A proxy that comes back with the very state that it should have took that before this stream began.
+    fn has_already(&self, kind: ResourceKind, request: &DeltaDiscoveryRequest) -> Option<Answer> {
+        let current = self.version().filter(|_| kind == ResourceKind::Manifest)?;
+        let has = request
+            .initial_resource_versions
+            .get(&self.identity.to_string())?;
+        (has == current.as_str()).then(|| Answer::Acknowledged(current.clone()))
+    }
+
+    /// A proxy that comes back tells what it has type by type. Were it sent a manifest before it has named the
+    /// destinations that it had asked for, it would throw them away, to be sent them again at once. So a manifest
+    /// that differs from the one it has waits for its destinations, and the caller sees to it that not for long.
+    fn hold_back(&mut self, kind: ResourceKind, request: &DeltaDiscoveryRequest) {
+        if kind != ResourceKind::Manifest
+            || self.subscribed.contains_key(&ResourceKind::Destination)
+        {
+            return;
+        }
+        let mut has = request.initial_resource_versions.values();
+        let current = self.version().map(Version::as_str);
+        self.held = has.any(|version| Some(version.as_str()) != current);
+    }
+
+    /// Whether a manifest waits for the proxy to name its destinations.
+    pub(crate) fn is_held(&self) -> bool {
+        self.held
+    }
+
+    /// No longer.
+    pub(crate) fn release(&mut self) {
+        self.held = false;
+    }
+
+    /// Works out anew what the proxy should have.
+    ///
+    /// # Errors
+    /// When no resource has its identity (any more).
+    pub(crate) fn refresh(&mut self, world: &World) -> Result<(), Status> {
+        let workload = self.node.as_ref().and_then(|node| node.workload.as_deref());
+        let found = world.mesh.proxy(&self.identity, workload);
+        let proxy = found.map_err(|unknown| Status::permission_denied(unknown.to_string()))?;
+        let mut state = world.mesh.proxy_state(proxy, &self.wanted);
+        if let Some(bundle) = &world.bundle {
+            state.insert(Arc::clone(bundle));
+        }
+        self.proxy = Some(Arc::clone(proxy));
+        self.manifest = Some(state.manifest(&self.identity));
+        self.state = state;
+        Ok(())
+    }
+
+    /// Everything that the proxy lacks of what it is subscribed to, and nothing else; the manifest last, so that what
+    /// it names is mostly there when it comes.
+    pub(crate) fn due(&mut self) -> Vec<DeltaDiscoveryResponse> {
+        let mut responses = Vec::new();
+        for kind in SENDING_ORDER {
+            if kind == ResourceKind::Manifest && self.held {
+                continue;
+            }
+            let Some(subscribed) = self.subscribed.get_mut(&kind) else {
+                continue;
+            };
+            let mut batch = Batch::default();
+            for (name, holds) in subscribed.iter_mut() {
+                let key = ResourceKey {
+                    kind,
+                    name: name.clone(),
+                };
+                let current = match kind {
+                    ResourceKind::Manifest => self.manifest.as_ref(),
+                    _ => self.state.get(&key).map(AsRef::as_ref),
+                };
+                match current {
+                    Some(resource) => {
+                        let has = Holds::Version(resource.version().clone());
+                        if *holds != has {
+                            batch.add(resource);
+                            *holds = has;
+                        }
+                    }
+                    None if *holds != Holds::Absent => {
+                        batch.removed.push(name.clone());
+                        *holds = Holds::Absent;
+                    }
+                    None => {}
+                }
+            }
+            for (resources, removed_resources) in batch.parts() {
+                responses.push(self.response(kind, resources, removed_resources));
+            }
+        }
+        responses
+    }
+
+    fn response(
+        &mut self,
+        kind: ResourceKind,
+        resources: Vec<Resource>,
+        removed_resources: Vec<String>,
+    ) -> DeltaDiscoveryResponse {
+        self.nonce += 1;
+        let nonce = self.nonce.to_string();
+        if kind == ResourceKind::Manifest
+            && let Some(manifest) = &self.manifest
+        {
+            if self.open.len() == OPEN_MANIFESTS {
+                self.open.remove(0);
+            }
+            self.open.push((nonce.clone(), manifest.version().clone()));
+        }
+        DeltaDiscoveryResponse {
+            system_version_info: self.version().map(ToString::to_string).unwrap_or_default(),
+            resources,
+            type_url: kind.type_url().to_owned(),
+            nonce,
+            removed_resources,
+            control_plane: Some(ControlPlane {
+                identifier: "merlon-control-plane".to_owned(),
+            }),
+        }
+    }
+}
+
+const SENDING_ORDER: [ResourceKind; 6] = [
+    ResourceKind::Mesh,
+    ResourceKind::TrustBundle,
+    ResourceKind::Workload,
+    ResourceKind::Service,
+    ResourceKind::Destination,
+    ResourceKind::Manifest,
+];
+
+/// Resources of one kind on their way into responses of bounded size.
+#[derive(Debug, Default)]
+struct Batch {
+    full: Vec<Vec<Resource>>,
+    last: Vec<Resource>,
+    bytes: usize,
+    removed: Vec<String>,
+}
+
+impl Batch {
+    fn add(&mut self, resource: &StateResource) {
+        let size = resource.json().len();
+        if !self.last.is_empty() && self.bytes + size > RESPONSE_BYTES {
+            self.full.push(std::mem::take(&mut self.last));
+            self.bytes = 0;
+        }
+        self.bytes += size;
+        self.last.push(seal_resource(
+            resource.key(),
+            resource.version(),
+            resource.json(),
+        ));
+    }
+
+    /// What was removed goes with the last part.
+    fn parts(self) -> impl Iterator<Item = (Vec<Resource>, Vec<String>)> {
+        let end = !self.last.is_empty() || !self.removed.is_empty();
+        let full = self
+            .full
+            .into_iter()
+            .map(|resources| (resources, Vec::new()));
+        full.chain(end.then_some((self.last, self.removed)))
+    }
+}
+
+fn node_info(node: &Node) -> Result<NodeInfo, Status> {
+    let printable = |text: &str| text.bytes().all(|b| b.is_ascii_graphic());
+    if node.id.is_empty() || node.id.len() > MAX_NAME || !printable(&node.id) {
+        return Err(invalid(format!(
+            "`node.id` must be 1 to {MAX_NAME} visible ASCII characters"
+        )));
+    }
+    let text = |key| {
+        let text = metadata(node, key).filter(|text| !text.is_empty());
+        let good = text.is_none_or(|text| text.len() <= MAX_NAME && printable(text));
+        if good {
+            Ok(text.map(str::to_owned))
+        } else {
+            Err(invalid(format!(
+                "`node.metadata.{key}` must be at most {MAX_NAME} visible ASCII characters"
+            )))
+        }
+    };
+    Ok(NodeInfo {
+        id: node.id.clone(),
+        workload: text(METADATA_WORKLOAD)?,
+        version: text(METADATA_VERSION)?.unwrap_or_default(),
+    })
+}
+
+/// Two names that we give ourselves may be longer than [`MAX_NAME`]: a SPIFFE ID, which must be the connection's own,
+/// and `namespace/name`, whose parts are bounded.
+fn check_name(kind: ResourceKind, name: &str) -> Result<(), Status> {
+    let ours = kind == ResourceKind::Manifest || name.parse::<ServiceName>().is_ok();
+    if name.is_empty() || (name.len() > MAX_NAME && !ours) {
+        return Err(invalid(format!(
+            "a resource name must have 1 to {MAX_NAME} bytes"
+        )));
+    }
+    if name == "*" {
+        return Err(invalid("subscribe by name: there is no wildcard `*`"));
+    }
+    if !name.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(invalid("a resource name must be visible ASCII characters"));
+    }
+    Ok(())
+}
+
+fn invalid(message: impl Into<String>) -> Status {
+    Status::invalid_argument(message)
+}

@@ -1,0 +1,223 @@
+//! Carries a session over gRPC: reads the proxy's messages, wakes when the world changes, sends what is due.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use merlon_api::discovery::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+    aggregated_discovery_service_server::AggregatedDiscoveryService,
+};
+use merlon_config::snapshot::ResourceKind;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    registry::{Connection, Registry},
+    session::{Answer, Session},
+};
+use crate::{
+    metrics::{Metrics, ServiceLabel},
+    serve::{Peer, PeerSvid},
+    world::{World, Worlds},
+};
+
+/// Responses that wait for one proxy. What changes while they wait becomes one change when they are gone,
+/// so a slow proxy holds so much memory and nobody up.
+const WAITING: usize = 4;
+/// How long a manifest waits for a returning proxy to name its destinations.
+const HOLD: Duration = Duration::from_millis(250);
+/// Changes of one moment (a directory written file by file, a bundle with a mesh) are sent as one.
+const COALESCE: Duration = Duration::from_millis(10);
+
+/// The push, as a gRPC service.
+#[derive(Debug, Clone)]
+pub(crate) struct Push {
+    pub(crate) worlds: Worlds,
+    pub(crate) registry: Registry,
+    pub(crate) metrics: Metrics,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) shutdown: CancellationToken,
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Push {
+    type DeltaAggregatedResourcesStream =
+        Pin<Box<dyn Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let peer = Peer::of(&request)?;
+        let svid = peer.proved()?;
+        let (responses, stream) = mpsc::channel(WAITING);
+        let task = Task {
+            push: self.clone(),
+            peer,
+            session: Session::new(svid.id.clone()),
+            svid,
+            connection: None,
+            responses,
+        };
+        self.tasks.spawn(task.run(request.into_inner()));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+struct Task {
+    push: Push,
+    peer: Peer,
+    svid: Arc<PeerSvid>,
+    session: Session,
+    connection: Option<Connection>,
+    responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+}
+
+impl Task {
+    async fn run(mut self, requests: Streaming<DeltaDiscoveryRequest>) {
+        let shutdown = self.push.shutdown.clone();
+        let (svid, responses) = (Arc::clone(&self.svid), self.responses.clone());
+        let served = tokio::select! {
+            served = self.serve(requests) => served,
+            () = shutdown.cancelled() => Err(Status::unavailable("the control plane is shutting down")),
+            // A certificate that has ended proves nothing; the proxy comes back with its next one and is sent nothing.
+            () = svid.ended() => Err(Status::unauthenticated("the certificate of this connection has ended")),
+            () = responses.closed() => Ok(()),
+        };
+        if let Err(status) = served {
+            if status.code() != tonic::Code::Unavailable {
+                let label = ServiceLabel { service: "push" };
+                self.push
+                    .metrics
+                    .requests_refused
+                    .get_or_create(&label)
+                    .inc();
+                tracing::warn!(
+                    identity = %self.svid.id,
+                    node = self.session.node().map_or("", |node| &node.id),
+                    address = %self.peer.address,
+                    code = ?status.code(),
+                    reason = status.message(),
+                    "push.refused"
+                );
+            }
+            // It goes as soon as the proxy has read what waits before it; a proxy that reads nothing is not waited for.
+            let _ = self
+                .responses
+                .send_timeout(Err(status), Duration::from_secs(1))
+                .await;
+        }
+    }
+
+    async fn serve(
+        &mut self,
+        mut requests: Streaming<DeltaDiscoveryRequest>,
+    ) -> Result<(), Status> {
+        let mut worlds = self.push.worlds.watch();
+        loop {
+            let hold = self.session.is_held();
+            tokio::select! {
+                request = requests.next() => match request {
+                    None => return Ok(()),
+                    // The proxy went away, or sent what is no message: the connection says which.
+                    Some(Err(status)) => return Err(status),
+                    Some(Ok(request)) => {
+                        let world = worlds.borrow_and_update().clone();
+                        self.take(request, &world)?;
+                    }
+                },
+                changed = next_world(&mut worlds), if self.session.node().is_some() => {
+                    let Some(world) = changed else { return Ok(()) };
+                    self.session.refresh(&world)?;
+                }
+                () = tokio::time::sleep(HOLD), if hold => {
+                    self.session.release();
+                    // A change that was being waited out in the arm above counts here too.
+                    let world = worlds.borrow_and_update().clone();
+                    self.session.refresh(&world)?;
+                }
+            }
+            self.send().await?;
+        }
+    }
+
+    fn take(&mut self, request: DeltaDiscoveryRequest, world: &World) -> Result<(), Status> {
+        let answer = self.session.receive(request, world)?;
+        if self.connection.is_none()
+            && let Some(node) = self.session.node()
+        {
+            let registry = &self.push.registry;
+            let connection =
+                registry.connect(&self.svid, self.peer.address, &node.id, &node.version);
+            tracing::info!(
+                identity = %self.svid.id,
+                node = node.id,
+                address = %self.peer.address,
+                version = node.version,
+                "proxy.connected"
+            );
+            self.connection = Some(connection);
+        }
+        self.owe();
+        if let (Some(answer), Some(connection)) = (answer, &self.connection) {
+            self.log(&answer);
+            connection.answered(answer);
+        }
+        Ok(())
+    }
+
+    fn log(&self, answer: &Answer) {
+        match answer {
+            Answer::Acknowledged(version) => {
+                self.push.metrics.acknowledged.inc();
+                tracing::debug!(identity = %self.svid.id, snapshot = version.short(), "snapshot.acknowledged");
+            }
+            Answer::Refused(version, reason) => {
+                self.push.metrics.refused.inc();
+                tracing::warn!(
+                    identity = %self.svid.id,
+                    node = self.session.node().map_or("", |node| &node.id),
+                    snapshot = version.as_ref().map_or("", |version| version.as_str()),
+                    reason,
+                    "snapshot.refused"
+                );
+            }
+        }
+    }
+
+    fn owe(&self) {
+        if let Some(connection) = &self.connection {
+            let proxy = self.session.proxy();
+            connection.owes(
+                proxy.map(|proxy| (proxy.name(), proxy.is_gateway())),
+                self.session.version(),
+                self.session.subscriptions(),
+            );
+        }
+    }
+
+    async fn send(&mut self) -> Result<(), Status> {
+        self.owe();
+        for response in self.session.due() {
+            if let (Some(connection), Some(kind)) = (
+                &self.connection,
+                ResourceKind::from_type_url(&response.type_url),
+            ) {
+                connection.sent(kind, response.resources.len());
+            }
+            // Waits for a slow proxy, and only this task does.
+            if self.responses.send(Ok(response)).await.is_err() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The next world, once it has stood for a moment; `None` when there will be none.
+async fn next_world(worlds: &mut watch::Receiver<World>) -> Option<World> {
+    worlds.changed().await.ok()?;
+    tokio::time::sleep(COALESCE).await;
+    Some(worlds.borrow_and_update().clone())
+}

@@ -1,0 +1,256 @@
+//! The listener that proxies reach: TLS, who is there, gRPC.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use merlon_api::{
+    MAX_MESSAGE, discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
+    identity::identity_server::IdentityServer, inspection::inspection_server::InspectionServer,
+};
+use merlon_certs::{CertificateDer, LeafFacts};
+use merlon_config::name::SpiffeId;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Request, Status,
+    transport::{Server, server::Connected},
+};
+
+use crate::{authority::Authority, inspect::Inspect, issue::Issue, metrics::Metrics, push::Push};
+
+/// A handshake that takes longer is a stranger's that wants to hold us up.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Handshakes at the same time: they cost a signature each.
+const HANDSHAKES: usize = 512;
+/// A CSR and a token are small.
+const ISSUE_BYTES: usize = 64 << 10;
+/// What a proxy tells of itself when it is asked may be larger than anything it says unasked.
+const INSPECT_BYTES: usize = 8 << 20;
+
+/// The proved identity of the other end, and until when it is proved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PeerSvid {
+    pub(crate) id: SpiffeId,
+    pub(crate) serial: String,
+    pub(crate) not_after: Timestamp,
+    pub(crate) public_key_info: Vec<u8>,
+}
+
+impl PeerSvid {
+    fn of(chain: &[CertificateDer<'_>]) -> Option<Self> {
+        // The handshake has judged it; it is read once more only for what stands in it.
+        let facts = LeafFacts::parse(chain.first()?).ok()?;
+        Some(Self {
+            id: facts.id,
+            serial: facts.serial,
+            not_after: timestamp(facts.not_after),
+            public_key_info: facts.public_key_info,
+        })
+    }
+
+    /// Returns when the certificate has ended.
+    pub(crate) async fn ended(&self) {
+        loop {
+            let left = self.not_after.duration_since(Timestamp::now());
+            let Ok(left) = Duration::try_from(left) else {
+                return;
+            };
+            if left.is_zero() {
+                return;
+            }
+            // Clocks are set; look again now and then.
+            tokio::time::sleep(left.min(Duration::from_secs(60))).await;
+        }
+    }
+}
+
+/// Certificates count whole seconds.
+pub(crate) fn timestamp(time: rustls_pki_types::UnixTime) -> Timestamp {
+    let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    pub(crate) address: SocketAddr,
+    /// `None`: it showed no certificate. For one call that will do.
+    pub(crate) svid: Option<Arc<PeerSvid>>,
+}
+
+impl Peer {
+    pub(crate) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        let peer = request.extensions().get::<Self>().cloned();
+        peer.ok_or_else(|| Status::internal("the connection is not known"))
+    }
+
+    /// The identity, if it is proved at this moment.
+    pub(crate) fn proved(&self) -> Result<Arc<PeerSvid>, Status> {
+        let svid = self.svid.clone().ok_or_else(|| {
+            Status::unauthenticated(
+                "this call needs a certificate of the mesh: get one from `merlon.v1.Identity.Issue`",
+            )
+        })?;
+        if svid.not_after <= Timestamp::now() {
+            return Err(Status::unauthenticated(format!(
+                "the certificate of this connection ended at {}",
+                svid.not_after
+            )));
+        }
+        Ok(svid)
+    }
+}
+
+/// Serves until `shutdown`, and then what is open until it ends.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    authority: Authority,
+    push: Push,
+    issue: Issue,
+    inspect: Inspect,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let (connections, incoming) = mpsc::channel(64);
+    let accepting = accept(listener, authority, connections, metrics, shutdown.clone());
+    let accepting = tokio::spawn(accepting);
+    let discovery =
+        AggregatedDiscoveryServiceServer::new(push).max_decoding_message_size(MAX_MESSAGE);
+    let identity = IdentityServer::new(issue).max_decoding_message_size(ISSUE_BYTES);
+    let inspection = InspectionServer::new(inspect).max_decoding_message_size(INSPECT_BYTES);
+    let served = Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        // One stream each for push and inspection, and a few calls.
+        .max_concurrent_streams(16)
+        .http2_max_header_list_size(16 << 10)
+        .add_service(discovery)
+        .add_service(identity)
+        .add_service(inspection)
+        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), shutdown.cancelled_owned())
+        .await;
+    accepting.abort();
+    served
+}
+
+/// Takes connections in once there is a certificate to show; until then they wait in the kernel's queue.
+async fn accept(
+    listener: TcpListener,
+    authority: Authority,
+    connections: mpsc::Sender<Result<Connection, io::Error>>,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    authority.ready().await;
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => return,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Mostly too many open files: it passes, and spinning would not help.
+                tracing::warn!(error = %error, "accept.failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else {
+            return;
+        };
+        let Some(certified) = authority.certified() else {
+            continue;
+        };
+        let acceptor = TlsAcceptor::from(Arc::clone(&certified.server));
+        let (connections, metrics) = (connections.clone(), metrics.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            // Small messages both ways: they must not wait for each other.
+            let _ = stream.set_nodelay(true);
+            let why = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => {
+                    let chain = stream.get_ref().1.peer_certificates();
+                    let svid = chain.and_then(PeerSvid::of).map(Arc::new);
+                    let peer = Peer { address, svid };
+                    // Closed only at the end.
+                    let _ = connections.send(Ok(Connection { stream, peer })).await;
+                    return;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "it took too long".to_owned(),
+            };
+            metrics.handshakes_failed.inc();
+            tracing::warn!(address = %address, reason = why, "tls.refused");
+        });
+    }
+}
+
+/// A connection whose other end is known as far as it said.
+#[derive(Debug)]
+struct Connection {
+    stream: TlsStream<TcpStream>,
+    peer: Peer,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,231 @@
+//! Resources from a directory of files: taken whole or not at all, and again whenever one changes.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use jiff::Timestamp;
+use merlon_compile::{Compiler, Mesh};
+use merlon_config::{
+    load::load_dir,
+    report::{Problem, Report, Severity},
+    watch::watch_dir,
+};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    metrics::{LoadLabel, Metrics},
+    world::Worlds,
+};
+
+/// So many problems of one reading are logged; the status has all of them.
+const LOGGED: usize = 50;
+
+/// How the source is, as `GET /v1/status` tells.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SourceStatus {
+    pub(crate) directory: PathBuf,
+    /// When what is in force was read.
+    pub(crate) accepted_at: Timestamp,
+    /// When something was read that was refused; absent when the last reading was good.
+    pub(crate) refused_at: Option<Timestamp>,
+    /// Everything that is wrong in what was refused.
+    pub(crate) problems: Vec<Problem>,
+    /// What probably is not meant in what is in force.
+    pub(crate) warnings: Vec<Problem>,
+}
+
+/// A directory that is read, watched, and read again.
+#[derive(Debug)]
+pub(crate) struct Files {
+    directory: PathBuf,
+    compiler: Compiler,
+    status: Arc<Mutex<SourceStatus>>,
+    metrics: Metrics,
+    refused: Option<Report>,
+}
+
+impl Files {
+    /// Reads the directory for the first time.
+    ///
+    /// # Errors
+    /// Everything that is wrong in it.
+    pub(crate) fn open(directory: &Path, metrics: Metrics) -> Result<(Self, Arc<Mesh>), Report> {
+        let mut compiler = Compiler::new();
+        let (mesh, warnings) = read(directory, &mut compiler)?;
+        tell_warnings(&warnings);
+        metrics
+            .config_loads
+            .get_or_create(&LoadLabel { result: "accepted" })
+            .inc();
+        let status = SourceStatus {
+            directory: directory.to_owned(),
+            accepted_at: Timestamp::now(),
+            refused_at: None,
+            problems: Vec::new(),
+            warnings,
+        };
+        let files = Self {
+            directory: directory.to_owned(),
+            compiler,
+            status: Arc::new(Mutex::new(status)),
+            metrics,
+            refused: None,
+        };
+        Ok((files, mesh))
+    }
+
+    pub(crate) fn status(&self) -> Arc<Mutex<SourceStatus>> {
+        Arc::clone(&self.status)
+    }
+
+    /// Publishes every good change until `shutdown`.
+    pub(crate) async fn follow(mut self, worlds: Worlds, shutdown: CancellationToken) {
+        let mut changes = watch_dir(&self.directory);
+        loop {
+            tokio::select! {
+                () = changes.next() => {}
+                () = shutdown.cancelled() => return,
+            }
+            let running = worlds.mesh();
+            // Reading and compiling a large mesh takes a while; streams go on meanwhile.
+            let done = tokio::task::spawn_blocking(move || {
+                let found = self.read_again(&running);
+                (self, found)
+            });
+            let Ok((this, mesh)) = done.await else { return };
+            self = this;
+            if let Some(mesh) = mesh {
+                worlds.publish_mesh(mesh);
+            }
+        }
+    }
+
+    fn read_again(&mut self, running: &Mesh) -> Option<Arc<Mesh>> {
+        let found = read(&self.directory, &mut self.compiler).and_then(|(mesh, warnings)| {
+            same_mesh(running, &mesh, &self.directory).map(|()| (mesh, warnings))
+        });
+        let result = if found.is_ok() { "accepted" } else { "refused" };
+        self.metrics
+            .config_loads
+            .get_or_create(&LoadLabel { result })
+            .inc();
+        match found {
+            Ok((mesh, warnings)) => {
+                self.accepted(&mesh, warnings);
+                Some(mesh)
+            }
+            Err(report) => {
+                self.refuse(report);
+                None
+            }
+        }
+    }
+
+    fn accepted(&mut self, mesh: &Mesh, warnings: Vec<Problem>) {
+        self.refused = None;
+        self.metrics.config_problems.set(0);
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        if status.warnings != warnings {
+            tell_warnings(&warnings);
+        }
+        status.accepted_at = Timestamp::now();
+        status.refused_at = None;
+        status.problems.clear();
+        status.warnings = warnings;
+        tracing::info!(
+            services = mesh.destination_names().count(),
+            proxies = mesh.proxies().count(),
+            "config.accepted"
+        );
+    }
+
+    fn refuse(&mut self, report: Report) {
+        let errors = report.count(Severity::Error);
+        self.metrics
+            .config_problems
+            .set(i64::try_from(errors).unwrap_or(i64::MAX));
+        // An editor that saves twice need not be told twice.
+        if self.refused.as_ref() != Some(&report) {
+            tracing::error!(
+                directory = %self.directory.display(),
+                problems = errors,
+                "config.refused: nothing of it is used, what was in force stays"
+            );
+            for problem in report.problems().iter().take(LOGGED) {
+                tell(problem);
+            }
+        }
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.refused_at = Some(Timestamp::now());
+        status.problems = report.problems().to_vec();
+        drop(status);
+        self.refused = Some(report);
+    }
+}
+
+fn read(directory: &Path, compiler: &mut Compiler) -> Result<(Arc<Mesh>, Vec<Problem>), Report> {
+    let resources = load_dir(directory)?;
+    let mesh = compiler.compile(&resources)?;
+    Ok((mesh, resources.warnings.problems().to_vec()))
+}
+
+/// Every identity of the mesh, our own too, is made of these two. Proxies would not know us any more.
+fn same_mesh(running: &Mesh, new: &Mesh, directory: &Path) -> Result<(), Report> {
+    let (old, new) = (running.state(), new.state());
+    let mut report = Report::new();
+    let mut changed = |field: &str, old: &str, new: &str| {
+        if old != new {
+            let message = format!("`{field}` cannot become `{new}` while the mesh `{old}` runs");
+            let problem = Problem::error(directory.display().to_string(), message).field(field);
+            report.push(
+                problem
+                    .hint("a new mesh is a new control plane, with a state directory of its own"),
+            );
+        }
+    };
+    changed(
+        "spec.trustDomain",
+        old.trust_domain.as_str(),
+        new.trust_domain.as_str(),
+    );
+    changed(
+        "spec.rootNamespace",
+        old.root_namespace.as_str(),
+        new.root_namespace.as_str(),
+    );
+    if report.is_empty() {
+        Ok(())
+    } else {
+        Err(report)
+    }
+}
+
+fn tell(problem: &Problem) {
+    tracing::error!(
+        file = problem.file,
+        line = problem.line,
+        column = problem.column,
+        field = problem.field,
+        problem = problem.message,
+        hint = problem.hint,
+        "config.problem"
+    );
+}
+
+fn tell_warnings(warnings: &[Problem]) {
+    for warning in warnings.iter().take(LOGGED) {
+        tracing::warn!(
+            file = warning.file,
+            line = warning.line,
+            column = warning.column,
+            field = warning.field,
+            problem = warning.message,
+            hint = warning.hint,
+            "config.warning"
+        );
+    }
+}

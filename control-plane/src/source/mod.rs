@@ -1,0 +1,5 @@
+//! Where resources come from.
+
+mod files;
+
+pub(crate) use files::{Files, SourceStatus};

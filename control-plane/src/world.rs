@@ -1,0 +1,46 @@
+//! What is pushed at this moment: the compiled mesh and the trust bundle, swapped whole.
+
+use std::sync::Arc;
+
+use merlon_compile::{Mesh, StateResource};
+use tokio::sync::watch;
+
+/// One moment's truth. Both parts change on their own; whoever pushes takes both at once.
+#[derive(Debug, Clone)]
+pub(crate) struct World {
+    pub(crate) mesh: Arc<Mesh>,
+    /// Absent until the certificate issuer has answered once.
+    pub(crate) bundle: Option<Arc<StateResource>>,
+}
+
+/// Where the moment's truth is published. A watcher that is slow sees the newest, not each.
+#[derive(Debug, Clone)]
+pub(crate) struct Worlds(Arc<watch::Sender<World>>);
+
+impl Worlds {
+    pub(crate) fn new(mesh: Arc<Mesh>) -> Self {
+        Self(Arc::new(watch::Sender::new(World { mesh, bundle: None })))
+    }
+
+    pub(crate) fn publish_mesh(&self, mesh: Arc<Mesh>) {
+        self.0.send_modify(|world| world.mesh = mesh);
+    }
+
+    pub(crate) fn publish_bundle(&self, bundle: StateResource) {
+        self.0.send_if_modified(|world| {
+            let new = world.bundle.as_deref() != Some(&bundle);
+            if new {
+                world.bundle = Some(Arc::new(bundle));
+            }
+            new
+        });
+    }
+
+    pub(crate) fn mesh(&self) -> Arc<Mesh> {
+        Arc::clone(&self.0.borrow().mesh)
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<World> {
+        self.0.subscribe()
+    }
+}
