@@ -89,8 +89,11 @@ impl Identity for Issue {
         &self,
         request: Request<IssueRequest>,
     ) -> Result<Response<IssueResponse>, Status> {
-        let span = telemetry::span("merlon.identity.issue");
+        let mut span = telemetry::span("merlon.identity.issue");
         let peer = Peer::of(&request)?;
+        if let Some(svid) = &peer.svid {
+            span.note("merlon.peer", svid.id.to_string());
+        }
         let request = request.into_inner();
         let node_id = request.node_id.clone();
         let refused = match self.decide(&peer, request).await {

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     metrics::{Metrics, ServiceLabel},
     serve::{Peer, PeerSvid},
+    telemetry,
     world::{World, Worlds},
 };
 
@@ -199,7 +200,18 @@ impl Task {
 
     async fn send(&mut self) -> Result<(), Status> {
         self.owe();
-        for response in self.session.due() {
+        let due = self.session.due();
+        if due.is_empty() {
+            return Ok(());
+        }
+        let mut span = telemetry::span("merlon.push");
+        span.note("merlon.peer", self.svid.id.to_string());
+        let resources: usize = due.iter().map(|response| response.resources.len()).sum();
+        span.note(
+            "merlon.resources",
+            i64::try_from(resources).unwrap_or(i64::MAX),
+        );
+        for response in due {
             if let (Some(connection), Some(kind)) = (
                 &self.connection,
                 ResourceKind::from_type_url(&response.type_url),
