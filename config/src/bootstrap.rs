@@ -19,6 +19,7 @@ use crate::{
     node::Mark,
     read::read,
     report::{Problem, Report},
+    resources::File,
     unit::Span,
 };
 
@@ -238,11 +239,10 @@ fn load<T: DeserializeOwned + Default + Sensible>(file: &Path) -> Result<T, Repo
 
 fn parse<T: DeserializeOwned + Default + Sensible>(file: &str, text: &str) -> Result<T, Report> {
     let mut report = Report::new();
-    let trees = document::documents(file, text, &mut report);
+    let file = File::new(file, text);
+    let trees = document::documents(&file, &mut report);
     let mut error = |mark: Mark, field: &str, message: &str, hint: Option<String>| {
-        let problem = Problem::error(file, message)
-            .at(mark.line, mark.column, mark.width)
-            .quote(text);
+        let problem = file.problem(mark, message);
         report.push(problem.field(field).maybe_hint(hint));
     };
     let value = match trees.as_slice() {

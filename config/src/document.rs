@@ -4,7 +4,8 @@ use serde_saphyr::{Error, MergeKeyPolicy, Options, budget::BudgetBreach};
 
 use crate::{
     node::{Mark, Node, Value},
-    report::{Problem, Report},
+    report::Report,
+    resources::File,
 };
 
 /// The largest document, in bytes.
@@ -17,8 +18,8 @@ const MOST_DEPTH: usize = 64;
 const MOST_NODES: usize = 100_000;
 
 /// The trees of all documents of a YAML text; what cannot be read is reported and left out.
-pub(crate) fn documents(file: &str, text: &str, report: &mut Report) -> Vec<Node> {
-    split(text)
+pub(crate) fn documents(file: &File, report: &mut Report) -> Vec<Node> {
+    split(&file.text)
         .filter_map(|chunk| match parse(chunk.text) {
             Ok(Node {
                 value: Value::Null, ..
@@ -27,11 +28,14 @@ pub(crate) fn documents(file: &str, text: &str, report: &mut Report) -> Vec<Node
                 shift(&mut node, chunk.lines_before);
                 Some(node)
             }
-            Err(Unreadable { at, message, hint }) => {
-                let problem = Problem::error(file, message)
-                    .at(at.line.saturating_add(chunk.lines_before), at.column, 1)
-                    .maybe_hint(hint)
-                    .quote(text);
+            Err(Unreadable {
+                mut at,
+                message,
+                hint,
+            }) => {
+                at.line = at.line.saturating_add(chunk.lines_before);
+                at.width = 1;
+                let problem = file.problem(at, message).maybe_hint(hint);
                 report.push(problem);
                 None
             }

@@ -148,7 +148,7 @@ fn load(
         ..Loader::default()
     };
     for (name, text) in texts {
-        let file = Arc::new(File { name, text });
+        let file = Arc::new(File::new(name, text));
         match kind_of_file(Path::new(&file.name)) {
             Some(FileKind::Cedar) => loader.cedar(&file, &mut report),
             _ => loader.yaml(&file, &mut report),
@@ -180,7 +180,7 @@ struct Loader {
 impl Loader {
     fn yaml(&mut self, file: &Arc<File>, report: &mut Report) {
         let before = report.problems().len();
-        let trees = document::documents(&file.name, &file.text, report);
+        let trees = document::documents(file, report);
         self.complete &= report.problems().len() == before;
         for tree in trees {
             let source = Source {

@@ -80,7 +80,7 @@ pub(crate) fn read<T: DeserializeOwned>(
 }
 
 /// How many problems of one document are looked for.
-const MOST: u32 = 100;
+const MOST: usize = 100;
 
 #[derive(Default)]
 struct State {
@@ -89,7 +89,7 @@ struct State {
     /// Fields of nodes that a wrong name was probably meant for: they are not missing as well.
     meant: RefCell<HashSet<(usize, &'static str)>>,
     found: RefCell<Vec<Misfit>>,
-    rounds: Cell<u32>,
+    rounds: Cell<usize>,
 }
 
 /// A node's address names it: the tree does not change while it is read.
@@ -428,6 +428,9 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
             if fields.contains(&key.text.as_str())
                 || !self.state.without.borrow_mut().insert(id(node))
             {
+                continue;
+            }
+            if self.state.found.borrow().len() >= MOST {
                 continue;
             }
             // A field that stands here correctly already is not what was meant by the wrong one.

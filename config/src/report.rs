@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// A place in a file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -124,6 +124,10 @@ impl Problem {
         self
     }
 
+    fn place(&self) -> (&str, u32, u32) {
+        (&self.file, self.line, self.column)
+    }
+
     /// The place, unless the file as a whole is meant.
     pub fn position(&self) -> Option<Position> {
         (self.line > 0).then(|| Position {
@@ -209,11 +213,15 @@ fn excerpt(source: &str, column: u32, width: u32) -> Excerpt {
 }
 
 /// Everything that is wrong, in the order of the files.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     problems: Vec<Problem>,
+    /// Errors that are only counted.
+    more: usize,
 }
+
+/// How many problems are kept: nobody reads more, and a broken file can have a hundred thousand.
+const MOST_PROBLEMS: usize = 1_000;
 
 impl Report {
     /// Nothing wrong yet.
@@ -221,23 +229,23 @@ impl Report {
         Self::default()
     }
 
-    /// Adds one, in its place.
+    /// Adds one, in its place. One that is there already is not told twice.
     pub fn push(&mut self, problem: Problem) {
-        let key = |p: &Problem| (p.file.clone(), p.line, p.column);
-        let place = key(&problem);
-        // Problems mostly come in order: look from the end, behind what stands at the same place.
-        let after = self
-            .problems
-            .iter()
-            .rposition(|other| key(other) <= place)
-            .map_or(0, |index| index + 1);
-        // One cause, one problem.
-        if !self.problems.contains(&problem) {
+        if self.problems.len() >= MOST_PROBLEMS {
+            self.more += usize::from(problem.severity == Severity::Error);
+            return;
+        }
+        // Problems mostly come in order: look from the end.
+        let before = |other: &Problem| other.place() <= problem.place();
+        let after = self.problems.iter().rposition(before).map_or(0, |i| i + 1);
+        let known = self.problems.iter().take(after).rev();
+        let mut same_place = known.take_while(|other| other.place() == problem.place());
+        if !same_place.any(|other| *other == problem) {
             self.problems.insert(after, problem);
         }
     }
 
-    /// All of them, by file, line and column.
+    /// The first thousand, by file, line and column.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
@@ -249,17 +257,23 @@ impl Report {
 
     /// Whether what was read must not be used.
     pub fn has_errors(&self) -> bool {
-        self.problems
-            .iter()
-            .any(|problem| problem.severity == Severity::Error)
+        self.count(Severity::Error) > 0
     }
 
     /// How many there are of a severity.
     pub fn count(&self, severity: Severity) -> usize {
-        self.problems
-            .iter()
-            .filter(|problem| problem.severity == severity)
-            .count()
+        let kept = self.problems.iter();
+        let kept = kept.filter(|problem| problem.severity == severity).count();
+        match severity {
+            Severity::Error => kept + self.more,
+            Severity::Warning => kept,
+        }
+    }
+}
+
+impl Serialize for Report {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.problems.serialize(serializer)
     }
 }
 
@@ -293,6 +307,9 @@ impl fmt::Display for Report {
         for problem in &self.problems {
             write!(f, "{problem}\n\n")?;
         }
+        if self.more > 0 {
+            writeln!(f, "and {} more\n", self.more)?;
+        }
         let many = |count: usize, what: &str| match count {
             1 => format!("1 {what}"),
             _ => format!("{count} {what}s"),
@@ -308,3 +325,72 @@ impl fmt::Display for Report {
 }
 
 impl std::error::Error for Report {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn problems_stand_in_the_order_of_the_files_however_they_come() {
+        let at = |file: &str, line, column| Problem::error(file, "x").at(line, column, 1);
+        let report = Report::from_iter([
+            at("b", 1, 1),
+            at("a", 2, 1),
+            at("a", 1, 9),
+            at("a", 1, 2).warning(),
+            at("a", 2, 1),
+            Problem::error("a", "the file as a whole"),
+        ]);
+        let places: Vec<_> = report.problems().iter().map(Problem::place).collect();
+        assert_eq!(
+            places,
+            [
+                ("a", 0, 0),
+                ("a", 1, 2),
+                ("a", 1, 9),
+                ("a", 2, 1),
+                ("b", 1, 1)
+            ]
+        );
+        assert_eq!(report.count(Severity::Error), 4);
+        assert_eq!(report.count(Severity::Warning), 1);
+    }
+
+    #[test]
+    fn of_a_hundred_thousand_problems_a_thousand_are_kept_and_all_counted() {
+        let report: Report = (1..=100_000)
+            .map(|line| Problem::error("a", "x").at(line, 1, 1))
+            .collect();
+        assert_eq!(report.problems().len(), 1_000);
+        assert_eq!(report.count(Severity::Error), 100_000);
+        assert!(
+            report
+                .to_string()
+                .ends_with("and 99000 more\n\n100000 errors")
+        );
+    }
+
+    #[test]
+    fn of_a_very_long_line_the_part_around_the_place_is_shown() {
+        let text = format!("{}HERE{}", "a".repeat(5_000), "b".repeat(5_000));
+        let problem = Problem::error("a", "x")
+            .at(1, 5_001, 4)
+            .quote(&text)
+            .to_string();
+        let lines: Vec<&str> = problem.lines().collect();
+        assert!(
+            lines[2].len() < 140 && lines[2].contains("HERE"),
+            "{problem}"
+        );
+        assert_eq!(lines[2].find("HERE"), lines[3].find("^^^^"), "{problem}");
+    }
+
+    #[test]
+    fn a_place_behind_the_end_of_its_line_is_still_underlined() {
+        let problem = Problem::error("a", "x")
+            .at(1, 9, 3)
+            .quote("abc")
+            .to_string();
+        assert!(problem.ends_with('^'), "{problem}");
+    }
+}

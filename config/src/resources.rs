@@ -27,10 +27,40 @@ pub(crate) struct Source {
     pub(crate) tree: Option<Arc<Node>>,
 }
 
+/// A file's text, with where its lines begin: a problem in the last of many lines is told as fast as one in the first.
 #[derive(Debug)]
 pub(crate) struct File {
     pub(crate) name: String,
     pub(crate) text: String,
+    begins: Vec<usize>,
+}
+
+impl File {
+    pub(crate) fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
+        let text = text.into();
+        let ends = text.match_indices('\n').map(|(end, _)| end + 1);
+        let begins = std::iter::once(0).chain(ends).collect();
+        Self {
+            name: name.into(),
+            text,
+            begins,
+        }
+    }
+
+    /// A line by its number, without its end.
+    fn line(&self, number: u32) -> Option<&str> {
+        let index = usize::try_from(number.checked_sub(1)?).ok()?;
+        let from_here = self.text.get(*self.begins.get(index)?..)?;
+        from_here.lines().next()
+    }
+
+    /// An error at a place, with its line.
+    pub(crate) fn problem(&self, mark: Mark, message: impl AsRef<str>) -> Problem {
+        let mut problem =
+            Problem::error(&self.name, message).at(mark.line, mark.column, mark.width);
+        problem.source = self.line(mark.line).map(str::to_owned);
+        problem
+    }
 }
 
 impl Resources {
@@ -131,9 +161,7 @@ impl FromIterator<Resource> for Resources {
 
 impl Source {
     pub(crate) fn problem(&self, mark: Mark, message: impl AsRef<str>) -> Problem {
-        Problem::error(&self.file.name, message)
-            .at(mark.line, mark.column, mark.width)
-            .quote(&self.file.text)
+        self.file.problem(mark, message)
     }
 
     pub(crate) fn mark(&self, field: &str) -> Mark {
@@ -178,8 +206,7 @@ impl Source {
     /// Where the first character of a text stands, if its lines are the file's lines: in block scalars (`|`), and in
     /// other ones that have only one line.
     fn begin_of_text(&self, at: Mark, text: &str) -> Option<Mark> {
-        let index = usize::try_from(at.line.checked_sub(1)?).ok()?;
-        let line = self.file.text.lines().nth(index)?;
+        let line = self.file.line(at.line)?;
         let before = usize::try_from(at.column.checked_sub(1)?).ok()?;
         let from_here: String = line.chars().skip(before).collect();
         // The parser gives the first line of a block that has anything on it.

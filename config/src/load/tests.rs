@@ -214,6 +214,17 @@ fn depth_and_size_have_an_end() {
 }
 
 #[test]
+fn a_file_of_problems_is_told_in_time() {
+    let fields: String = (0..45_000).map(|n| format!("  x{n}: 1\n")).collect();
+    let one = format!(
+        "apiVersion: merlon.io/v1alpha1\nkind: RateLimit\nmetadata: {{ name: a }}\nspec:\n{fields}"
+    );
+    assert!(said_of(&one).ends_with("\n101 errors"), "{}", said_of(&one));
+    let many = "---\nkind: [\n".repeat(100_000);
+    assert!(said_of(&many).ends_with("\n100000 errors"));
+}
+
+#[test]
 fn control_characters_of_a_file_do_not_reach_the_terminal() {
     let said =
         said_of("apiVersion: \"\\e[31mred\"\nkind: \"\\e]0;title\\a\"\nmetadata: { name: a }\n");
