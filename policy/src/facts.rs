@@ -50,7 +50,7 @@ pub struct RequestFacts<'a> {
 }
 
 /// What is asked for.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub enum RequestKind<'a> {
     /// An HTTP request that is not gRPC.
     Http(HttpFacts<'a>),
@@ -119,15 +119,32 @@ impl RequestFacts<'_> {
     }
 }
 
-impl std::fmt::Debug for RequestFacts<'_> {
+impl std::fmt::Debug for HttpFacts<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Header values and queries hold secrets: neither is printed.
-        let mut out = f.debug_struct("RequestFacts");
-        out.field("action", &self.action().name());
-        if let RequestKind::Http(http) = &self.kind {
-            out.field("path", &http.path);
-        }
-        out.field("source_ip", &self.source_ip)
+        f.debug_struct("HttpFacts")
+            .field("host", &self.host)
+            .field("method", &self.method)
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for GrpcFacts<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GrpcFacts")
+            .field("host", &self.host)
+            .field("service", &self.service)
+            .field("method", &self.method)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for RequestFacts<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RequestFacts")
+            .field("kind", &self.kind)
+            .field("source_ip", &self.source_ip)
             .field("port", &self.port)
             .finish_non_exhaustive()
     }

@@ -5,12 +5,16 @@
 #![doc = include_str!("../README.md")]
 
 pub mod authn;
+mod cedar;
 pub mod decision;
+mod document;
 pub mod explain;
 pub mod facts;
 pub mod limit;
+mod matcher;
 pub mod mention;
 pub mod path;
+mod prepare;
 pub mod principal;
 pub mod problem;
 pub mod record;

@@ -1,15 +1,21 @@
 //! What a document's policies mention by name, so that others can check that it exists and gather it.
 
+use cedar_policy::pst::{self, Clause, EntityOrSlot, Literal, Var};
 use merlon_config::snapshot::PolicyDocument;
 
-use crate::problem::PolicyProblem;
+use crate::{
+    document::Parsed,
+    matcher::attribute_path,
+    problem::{PolicyProblem, place},
+    schema::quoted,
+};
 
 /// The names that one document uses, each once, in order of appearance.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mentions {
     /// Entities, as `Workload::"shop/orders"`.
     pub entities: Vec<EntityMention>,
-    /// `context.headers` that are read, lower case.
+    /// `context.headers` that are read.
     pub headers: Vec<String>,
     /// `context.query` parameters that are read.
     pub query: Vec<String>,
@@ -36,10 +42,9 @@ impl Mentions {
     /// What `document` mentions.
     ///
     /// # Errors
-    /// When its text is not Cedar.
+    /// When its text is not Cedar, or a policy has no name.
     pub fn of(document: &PolicyDocument) -> Result<Self, Vec<PolicyProblem>> {
-        let _ = document;
-        Ok(Self::default())
+        Ok(Parsed::new(document)?.mentions)
     }
 
     /// The ids of all mentioned entities of a type, as of `WorkloadGroup`.
@@ -48,5 +53,126 @@ impl Mentions {
             .iter()
             .filter(move |entity| entity.kind == kind)
             .map(|entity| entity.id.as_str())
+    }
+
+    pub(crate) fn find<'a>(text: &str, policies: impl Iterator<Item = &'a pst::Template>) -> Self {
+        let mut found = Self::default();
+        for policy in policies {
+            found.scope(text, policy);
+            for clause in policy.clauses() {
+                let (Clause::When(condition) | Clause::Unless(condition)) = clause;
+                found.expression(text, condition);
+            }
+        }
+        found
+    }
+
+    fn scope(&mut self, text: &str, policy: &pst::Template) {
+        use pst::{ActionConstraint, PrincipalConstraint as P, ResourceConstraint as R};
+        if let P::Eq(of) | P::In(of) | P::IsIn(_, of) = &policy.principal {
+            self.scoped(text, of);
+        }
+        match &policy.action {
+            ActionConstraint::Any => {}
+            ActionConstraint::Eq(uid) => self.entity(text, uid),
+            ActionConstraint::In(uids) => {
+                for uid in uids {
+                    self.entity(text, uid);
+                }
+            }
+        }
+        if let R::Eq(of) | R::In(of) | R::IsIn(_, of) = &policy.resource {
+            self.scoped(text, of);
+        }
+    }
+
+    fn scoped(&mut self, text: &str, of: &EntityOrSlot) {
+        if let EntityOrSlot::Entity(uid) = of {
+            self.entity(text, uid);
+        }
+    }
+
+    fn entity(&mut self, text: &str, uid: &pst::EntityUID) {
+        let (kind, id) = (uid.ty.to_string(), uid.eid.to_string());
+        if self
+            .entities
+            .iter()
+            .any(|own| own.kind == kind && own.id == id)
+        {
+            return;
+        }
+        let written = format!("{kind}::{}", quoted(&id));
+        let (line, column) = place(text, text.find(&written).unwrap_or(0));
+        self.entities.push(EntityMention {
+            kind,
+            id,
+            line,
+            column,
+        });
+    }
+
+    fn attribute(&mut self, path: &(&Var, Vec<&str>)) {
+        let (Var::Context, names) = path else { return };
+        let (list, name) = match names.as_slice() {
+            ["headers", name] => (&mut self.headers, name),
+            ["query", name] => (&mut self.query, name),
+            ["params", name] => (&mut self.params, name),
+            ["user", "claims", name] => (&mut self.claims, name),
+            _ => return,
+        };
+        if !list.iter().any(|own| own == name) {
+            list.push((*name).to_owned());
+        }
+    }
+
+    /// Every node, with a list of its own in place of recursion: conditions may be as deep as their authors like.
+    fn expression(&mut self, text: &str, root: &pst::Expr) {
+        let mut rest = vec![root];
+        while let Some(tree) = rest.pop() {
+            if let Some(path) = attribute_path(tree) {
+                self.attribute(&path);
+            }
+            match tree {
+                pst::Expr::Literal(Literal::EntityUID(uid)) => self.entity(text, uid),
+                pst::Expr::HasAttr { expr, attrs } => {
+                    if let Some(mut path) = attribute_path(expr) {
+                        for attr in attrs.iter() {
+                            path.1.push(attr);
+                            self.attribute(&path);
+                        }
+                    }
+                }
+                _ => {}
+            }
+            children(tree, &mut rest);
+        }
+    }
+}
+
+/// The expressions directly within one, first to last.
+pub(crate) fn children<'a>(tree: &'a pst::Expr, into: &mut Vec<&'a pst::Expr>) {
+    let before = into.len();
+    match tree {
+        pst::Expr::UnaryOp { expr, .. }
+        | pst::Expr::GetAttr { expr, .. }
+        | pst::Expr::HasAttr { expr, .. }
+        | pst::Expr::Like { expr, .. } => into.push(expr),
+        pst::Expr::BinaryOp { left, right, .. } => into.extend([&**left, &**right]),
+        pst::Expr::Is { expr, in_expr, .. } => {
+            into.push(expr);
+            into.extend(in_expr.as_deref());
+        }
+        pst::Expr::IfThenElse {
+            cond,
+            then_expr,
+            else_expr,
+        } => into.extend([&**cond, &**then_expr, &**else_expr]),
+        pst::Expr::Set(items) => into.extend(items.iter().map(|item| &**item)),
+        pst::Expr::Record(fields) => into.extend(fields.values().map(|field| &**field)),
+        _ => {}
+    }
+    // Taken from the end, so turned round.
+    if let Some(new) = into.get_mut(before..) {
+        new.reverse();
     }
 }

@@ -108,6 +108,8 @@ impl fmt::Display for Entity {
 /// A [`Principal`] resolved to entities and memberships: made once per connection and service.
 #[derive(Debug, Clone)]
 pub struct PeerFacts {
+    /// Whose memberships these are: see [`crate::validate::RouteMatch`].
+    pub(crate) stamp: u64,
     pub(crate) principal: Principal,
     /// The whole SPIFFE ID, for `context.tls.spiffeId`.
     pub(crate) spiffe_id: Option<Box<str>>,
@@ -131,9 +133,11 @@ impl PeerFacts {
         principal: &Principal,
         mesh: &MeshState,
         groups: &BTreeMap<String, Vec<WorkloadId>>,
+        stamp: u64,
     ) -> Self {
         let Principal::Workload(id) = principal else {
             return Self {
+                stamp,
                 principal: principal.clone(),
                 spiffe_id: None,
                 entity: Entity::new(EntityKind::Anonymous, "peer"),
@@ -167,6 +171,7 @@ impl PeerFacts {
             );
         }
         Self {
+            stamp,
             principal: principal.clone(),
             spiffe_id: Some(id.to_string().into()),
             entity: Entity::new(EntityKind::Workload, workload_id),

@@ -41,12 +41,7 @@ impl PolicyProblem {
 
     /// Places the problem at a byte offset of `text`.
     pub(crate) fn at(mut self, text: &str, offset: usize) -> Self {
-        let before = text.get(..offset).unwrap_or(text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let line = before.matches('\n').count() + 1;
-        let column = before.get(line_start..).unwrap_or("").chars().count() + 1;
-        self.line = u32::try_from(line).unwrap_or(u32::MAX);
-        self.column = u32::try_from(column).unwrap_or(u32::MAX);
+        (self.line, self.column) = place(text, offset);
         self
     }
 
@@ -64,6 +59,16 @@ impl PolicyProblem {
         origin.clone_into(&mut self.origin);
         self
     }
+}
+
+/// Line and column of a byte offset, both from 1, columns in characters.
+pub(crate) fn place(text: &str, offset: usize) -> (u32, u32) {
+    let before = text.get(..offset).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    let line = before.matches('\n').count() + 1;
+    let column = before.get(line_start..).unwrap_or("").chars().count() + 1;
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    (number(line), number(column))
 }
 
 impl fmt::Display for PolicyProblem {

@@ -1,12 +1,19 @@
 //! The facts of a decision, kept so that it can be made again later.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
 
 use jiff::Timestamp;
 use merlon_config::{name::ServiceName, snapshot::PolicyName};
 use serde::{Deserialize, Serialize};
 
-use crate::{authn::User, principal::Principal};
+use crate::{
+    authn::User,
+    decision::Decision,
+    facts::{Headers, RequestFacts, RequestKind},
+    matcher::{Names, decode},
+    principal::{PeerFacts, Principal},
+    validate::{RouteMatch, Router},
+};
 
 /// All that policies could have asked about one request. Only headers and query parameters that a policy of the
 /// service names are kept, and nothing of a token but its claims.
@@ -108,4 +115,134 @@ pub struct RecordedDecision {
     /// The stable reason code of a denial.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
+}
+
+/// The longest value of a header or query parameter that is kept, in characters.
+const MAX_VALUE: usize = 1_024;
+
+impl RecordedFacts {
+    pub(crate) fn new(
+        service: &ServiceName,
+        names: &Names,
+        (router, route): (&Router, &RouteMatch),
+        peer: &PeerFacts,
+        facts: &RequestFacts<'_>,
+        decision: Option<&Decision>,
+    ) -> Self {
+        let request = match facts.kind {
+            RequestKind::Http(http) => RecordedRequest::Http {
+                host: http.host.to_owned(),
+                method: http.method.to_owned(),
+                path: http.path.to_owned(),
+                route: router.template(route).map(str::to_owned),
+                params: router
+                    .all_params(route, http.path)
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .collect(),
+                query: parameters(names, http.query.unwrap_or_default()),
+                headers: headers(names, http.headers),
+            },
+            RequestKind::Grpc(grpc) => RecordedRequest::Grpc {
+                host: grpc.host.to_owned(),
+                service: grpc.service.to_owned(),
+                method: grpc.method.to_owned(),
+                headers: headers(names, grpc.headers),
+            },
+            RequestKind::Tcp(tcp) => RecordedRequest::Tcp {
+                sni: tcp.sni.map(str::to_owned),
+            },
+        };
+        Self {
+            service: service.clone(),
+            principal: peer.principal().clone(),
+            request,
+            source_ip: facts.source_ip,
+            client_ip: facts.client_ip,
+            port: facts.port,
+            now: facts.now,
+            user: facts.user.cloned(),
+            tls: facts.tls.map(|tls| RecordedTls {
+                version: tls.version.to_owned(),
+                cipher: tls.cipher.to_owned(),
+                dns_names: tls.dns_names.to_vec(),
+            }),
+            decided: decision.map(RecordedDecision::from),
+        }
+    }
+}
+
+impl From<&Decision> for RecordedDecision {
+    fn from(decision: &Decision) -> Self {
+        Self {
+            allowed: matches!(decision, Decision::Permit(_)),
+            policy: decision.policy().cloned(),
+            code: match decision {
+                Decision::Permit(_) => None,
+                Decision::Deny(deny) => Some(deny.code().to_owned()),
+            },
+        }
+    }
+}
+
+/// Recorded headers can be asked like living ones.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RecordedHeaders<'a>(pub(crate) Option<&'a BTreeMap<String, Vec<String>>>);
+
+impl Headers for RecordedHeaders<'_> {
+    fn each<'a>(&'a self, name: &str, each: &mut dyn FnMut(&'a [u8])) {
+        for value in self.0.and_then(|all| all.get(name)).into_iter().flatten() {
+            each(value.as_bytes());
+        }
+    }
+}
+
+fn headers(names: &Names, headers: &dyn Headers) -> BTreeMap<String, Vec<String>> {
+    let mut all = BTreeMap::new();
+    for name in &names.headers {
+        let mut values = Vec::new();
+        headers.each(name, &mut |value| {
+            values.push(cut(&String::from_utf8_lossy(value)))
+        });
+        if !values.is_empty() {
+            all.insert(name.to_string(), values);
+        }
+    }
+    all
+}
+
+fn parameters(names: &Names, query: &str) -> BTreeMap<String, Vec<String>> {
+    let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for pair in query.split('&').filter(|_| !names.query.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if let Some(name) = decode(name)
+            && names.query.iter().any(|own| **own == *name)
+        {
+            all.entry(name.into_owned()).or_default().push(cut(value));
+        }
+    }
+    all
+}
+
+/// The recorded parameters as a query again.
+pub(crate) fn query_text(parameters: &BTreeMap<String, Vec<String>>) -> String {
+    let mut text = String::new();
+    for (name, value) in parameters
+        .iter()
+        .flat_map(|(name, values)| values.iter().map(move |value| (name, value)))
+    {
+        if !text.is_empty() {
+            text.push('&');
+        }
+        for byte in name.bytes() {
+            // Writing to a String does not fail.
+            let _ = write!(text, "%{byte:02X}");
+        }
+        text.push('=');
+        text.push_str(value);
+    }
+    text
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(MAX_VALUE).collect()
 }

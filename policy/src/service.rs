@@ -1,5 +1,7 @@
 //! One service's policies, compiled: what the proxy asks.
 
+use std::{borrow::Cow, cell::OnceCell, sync::Arc};
+
 use merlon_config::{
     name::ServiceName,
     snapshot::{InboundService, MeshState},
@@ -7,12 +9,15 @@ use merlon_config::{
 
 use crate::{
     authn::TokenRules,
-    decision::{Decision, Deny, DenyKind},
-    facts::RequestFacts,
+    cedar::{Inputs, World},
+    decision::{Decision, Deny, DenyKind, Permit, PolicyInfo},
+    facts::{RequestFacts, RequestKind},
+    matcher::{Body, Compiled, Gathered, Matcher, Names, Reading, Slots, Verdict},
+    prepare::Prepared,
     principal::{PeerFacts, Principal},
     problem::PolicyProblem,
     record::RecordedFacts,
-    validate::{BodyRule, HeadFacts, RouteMatch, Violation},
+    validate::{BodyRule, HeadFacts, RouteMatch, Router, Violation, check_head, max_body},
 };
 
 /// All that decides about requests to one service, compiled once per snapshot.
@@ -20,14 +25,21 @@ use crate::{
 pub struct ServicePolicy {
     name: ServiceName,
     mesh: MeshState,
-    service: InboundService,
+    groups: std::collections::BTreeMap<String, Vec<merlon_config::name::WorkloadId>>,
     tokens: TokenRules,
+    router: Router,
+    names: Names,
+    matcher: Matcher,
+    /// Only kept where policies are left to Cedar, for its schema is large.
+    world: Option<Box<World>>,
 }
 
 /// The policies that can concern one peer: found once per connection and service.
 #[derive(Debug, Clone)]
 pub struct Candidates {
-    _policies: Vec<u32>,
+    stamp: u64,
+    /// Forbids first.
+    numbers: Vec<u32>,
 }
 
 impl ServicePolicy {
@@ -36,11 +48,24 @@ impl ServicePolicy {
     /// # Errors
     /// Every problem of every document at once.
     pub fn compile(service: &InboundService, mesh: &MeshState) -> Result<Self, Vec<PolicyProblem>> {
+        let Prepared {
+            policies,
+            world,
+            names,
+            router,
+            tokens,
+        } = Prepared::new(service, mesh)?;
+        let matcher = Matcher::new(&policies, &world.target);
+        let world = (matcher.fallback_policies() > 0).then(|| Box::new(world));
         Ok(Self {
             name: service.name.clone(),
             mesh: mesh.clone(),
-            service: service.clone(),
-            tokens: TokenRules::new(&service.authentication),
+            groups: service.workload_groups.clone(),
+            tokens,
+            router,
+            names,
+            matcher,
+            world,
         })
     }
 
@@ -54,32 +79,42 @@ impl ServicePolicy {
         &self.tokens
     }
 
-    /// How many of its policies are left to Cedar's evaluator, which is slower.
+    /// How many of its policies are left to Cedar's evaluator, which takes tens of microseconds where the compiled
+    /// ones take a tenth of one.
     pub fn fallback_policies(&self) -> usize {
-        0
+        self.matcher.fallback_policies()
     }
 
     /// Resolves a peer for this service's policies.
     pub fn peer(&self, principal: &Principal) -> PeerFacts {
-        PeerFacts::new(principal, &self.mesh, &self.service.workload_groups)
+        PeerFacts::new(principal, &self.mesh, &self.groups, self.router.stamp())
     }
 
     /// The policies that can concern this peer.
-    pub fn candidates(&self, _peer: &PeerFacts) -> Candidates {
+    pub fn candidates(&self, peer: &PeerFacts) -> Candidates {
+        let peer = self.own(peer);
         Candidates {
-            _policies: Vec::new(),
+            stamp: self.router.stamp(),
+            numbers: self.matcher.candidates(&peer),
         }
     }
 
-    /// Decides. `candidates` and `peer` are this service's.
+    /// Decides: a `forbid` that holds or errs denies, else a `permit` that holds allows, else it is denied.
+    ///
+    /// `candidates` and `peer` are this service's of this snapshot; others are recognised and made anew.
+    /// Allocates nothing, unless a header is repeated, a query parameter is escaped, or a policy is left to Cedar.
     pub fn decide(
         &self,
         candidates: &Candidates,
         peer: &PeerFacts,
         facts: &RequestFacts<'_>,
     ) -> Decision {
-        let _ = (candidates, peer, facts.action());
-        Decision::Deny(Deny::new(DenyKind::NothingPermits))
+        match self.each_reading(candidates, peer, facts, |numbers, reading| {
+            self.decide_reading(numbers, reading)
+        }) {
+            Ok(info) => Decision::Permit(Permit::mint(info)),
+            Err(deny) => Decision::Deny(deny),
+        }
     }
 
     /// Only its forbids, for a request that is another service's on the same port: every Service that selects the
@@ -90,8 +125,10 @@ impl ServicePolicy {
         peer: &PeerFacts,
         facts: &RequestFacts<'_>,
     ) -> Option<Deny> {
-        let _ = (candidates, peer, facts);
-        None
+        self.each_reading(candidates, peer, facts, |numbers, reading| {
+            self.forbid_in(numbers, reading).map_or(Ok(()), Err)
+        })
+        .err()
     }
 
     /// Keeps what is needed to decide again.
@@ -101,49 +138,181 @@ impl ServicePolicy {
         facts: &RequestFacts<'_>,
         decision: &Decision,
     ) -> RecordedFacts {
-        RecordedFacts {
-            service: self.name.clone(),
-            principal: peer.principal().clone(),
-            request: crate::record::RecordedRequest::Tcp { sni: None },
-            source_ip: facts.source_ip,
-            client_ip: facts.client_ip,
-            port: facts.port,
-            now: facts.now,
-            user: facts.user.cloned(),
-            tls: None,
-            decided: Some(crate::record::RecordedDecision {
-                allowed: matches!(decision, Decision::Permit(_)),
-                policy: decision.policy().cloned(),
-                code: None,
-            }),
-        }
+        let route = self.own_route(facts);
+        RecordedFacts::new(
+            &self.name,
+            &self.names,
+            (&self.router, &route),
+            peer,
+            facts,
+            Some(decision),
+        )
     }
 
-    /// Which templates a normalised path fits. The same answer serves policies and checks.
-    pub fn route(&self, _method: &str, _path: &str) -> RouteMatch {
-        RouteMatch::NONE
+    /// Which templates a normalised path fits, and which of their rules is for the method. The same answer serves policies and checks.
+    pub fn route(&self, method: &str, path: &str) -> RouteMatch {
+        self.router.find(method, path)
     }
 
     /// The template that a route is, as `/orders/{id}`.
-    pub fn template(&self, _route: &RouteMatch) -> Option<&str> {
-        None
+    pub fn template(&self, route: &RouteMatch) -> Option<&str> {
+        self.router.template(route)
     }
 
     /// Checks sizes, method, media type and route.
     ///
     /// # Errors
     /// The first violation.
-    pub fn check_head(&self, _head: &HeadFacts<'_>, _route: &RouteMatch) -> Result<(), Violation> {
-        Ok(())
+    pub fn check_head(&self, head: &HeadFacts<'_>, route: &RouteMatch) -> Result<(), Violation> {
+        check_head(&self.router, head, route)
     }
 
-    /// The most bytes a body may have, streamed or not; none: no limit.
-    pub fn max_body(&self, _route: &RouteMatch) -> Option<u64> {
-        None
+    /// The most bytes a body may have, streamed or not; none: no limit. Over it: 413.
+    pub fn max_body(&self, route: &RouteMatch) -> Option<u64> {
+        max_body(&self.router, route)
     }
 
     /// What the body must be; none: it is passed on as it comes.
-    pub fn body_rule(&self, _route: &RouteMatch) -> Option<BodyRule<'_>> {
-        None
+    pub fn body_rule<'a>(&'a self, route: &'a RouteMatch) -> Option<BodyRule<'a>> {
+        BodyRule::new(&self.router, route)
+    }
+
+    /// Asks once for every way to read the request's repeated headers. All must agree to a yes: a value that stands
+    /// second may be the one that the program takes.
+    fn each_reading<T>(
+        &self,
+        candidates: &Candidates,
+        peer: &PeerFacts,
+        facts: &RequestFacts<'_>,
+        ask: impl Fn(&[u32], &Reading<'_>) -> Result<T, DenyKind>,
+    ) -> Result<T, Deny> {
+        let peer = self.own(peer);
+        let fresh;
+        let numbers = if candidates.stamp == self.router.stamp() {
+            &candidates.numbers
+        } else {
+            fresh = self.matcher.candidates(&peer);
+            &fresh
+        };
+        let route = self.own_route(facts);
+        let gathered = Gathered::new(&self.names, facts)?;
+        let joined = Reading {
+            action: facts.action(),
+            peer: &peer,
+            facts,
+            router: &self.router,
+            route: &route,
+            headers: &gathered.headers,
+            query: &gathered.query,
+        };
+        let answer = ask(numbers, &joined).map_err(Deny::new)?;
+        for number in 1..gathered.readings() {
+            let headers: Slots<'_> = gathered.reading(number);
+            let alone = Reading {
+                headers: &headers,
+                ..joined
+            };
+            ask(numbers, &alone).map_err(Deny::new)?;
+        }
+        Ok(answer)
+    }
+
+    fn decide_reading<'s>(
+        &'s self,
+        numbers: &[u32],
+        of: &Reading<'_>,
+    ) -> Result<&'s Arc<PolicyInfo>, DenyKind> {
+        let cedar = Lazy::new(self, of);
+        for policy in self.applying(numbers, of) {
+            match (policy.is_forbid(), cedar.verdict(policy)) {
+                (true, Verdict::Holds) => {
+                    return Err(DenyKind::Forbidden(Arc::clone(&policy.info)));
+                }
+                (true, Verdict::Errs) => {
+                    return Err(DenyKind::ForbidFailed(Arc::clone(&policy.info)));
+                }
+                (false, Verdict::Holds) => return Ok(&policy.info),
+                _ => {}
+            }
+        }
+        Err(DenyKind::NothingPermits)
+    }
+
+    fn forbid_in(&self, numbers: &[u32], of: &Reading<'_>) -> Option<DenyKind> {
+        let cedar = Lazy::new(self, of);
+        self.applying(numbers, of)
+            .take_while(|policy| policy.is_forbid())
+            .find_map(|policy| match cedar.verdict(policy) {
+                Verdict::Holds => Some(DenyKind::Forbidden(Arc::clone(&policy.info))),
+                Verdict::Errs => Some(DenyKind::ForbidFailed(Arc::clone(&policy.info))),
+                Verdict::DoesNot => None,
+            })
+    }
+
+    /// The candidates whose scope has the request's action, forbids first.
+    fn applying<'s>(
+        &'s self,
+        numbers: &[u32],
+        of: &Reading<'_>,
+    ) -> impl Iterator<Item = &'s Compiled> {
+        let action = of.action.bit();
+        numbers
+            .iter()
+            .filter_map(|number| self.matcher.policy(*number))
+            .filter(move |policy| policy.actions & action != 0)
+    }
+
+    /// A peer resolved by another snapshot may have lost or won memberships since.
+    fn own<'a>(&self, peer: &'a PeerFacts) -> Cow<'a, PeerFacts> {
+        if peer.stamp == self.router.stamp() {
+            Cow::Borrowed(peer)
+        } else {
+            Cow::Owned(self.peer(&peer.principal))
+        }
+    }
+
+    fn own_route(&self, facts: &RequestFacts<'_>) -> RouteMatch {
+        match facts.kind {
+            RequestKind::Http(http) if !self.router.is_mine(http.route) => {
+                self.router.find(http.method, http.path)
+            }
+            RequestKind::Http(http) => *http.route,
+            _ => RouteMatch::NONE,
+        }
     }
 }
+
+/// Cedar's inputs, made when the first policy needs them.
+struct Lazy<'a> {
+    service: &'a ServicePolicy,
+    reading: &'a Reading<'a>,
+    inputs: OnceCell<Option<Inputs>>,
+}
+
+impl<'a> Lazy<'a> {
+    fn new(service: &'a ServicePolicy, reading: &'a Reading<'a>) -> Self {
+        Self {
+            service,
+            reading,
+            inputs: OnceCell::new(),
+        }
+    }
+
+    fn verdict(&self, policy: &Compiled) -> Verdict {
+        match &policy.body {
+            Body::Compiled(condition) => match condition.holds(self.reading) {
+                Ok(true) => Verdict::Holds,
+                Ok(false) => Verdict::DoesNot,
+                Err(_) => Verdict::Errs,
+            },
+            Body::Cedar(alone) => self
+                .inputs
+                .get_or_init(|| self.service.world.as_ref()?.inputs(self.reading).ok())
+                .as_ref()
+                .map_or(Verdict::Errs, |inputs| inputs.ask(alone).0),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

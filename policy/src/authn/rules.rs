@@ -6,6 +6,8 @@ use merlon_config::{
 };
 use url::Url;
 
+use crate::problem::PolicyProblem;
+
 /// Which tokens a service accepts: its `RequestAuthentication` documents together.
 #[derive(Debug, Clone, Default)]
 pub struct TokenRules {
@@ -67,6 +69,42 @@ impl TokenRules {
             forward_token: !documents.is_empty()
                 && documents.iter().all(|document| document.spec.forward_token),
         }
+    }
+
+    /// Issuers that several documents describe, and not alike: which of them would count could only be guessed.
+    pub(crate) fn conflicts(
+        documents: &[Attached<RequestAuthenticationSpec>],
+    ) -> Vec<PolicyProblem> {
+        let all: Vec<_> = documents
+            .iter()
+            .flat_map(|document| {
+                document
+                    .spec
+                    .issuers
+                    .iter()
+                    .map(move |issuer| (&document.from, issuer))
+            })
+            .collect();
+        let mut problems = Vec::new();
+        for (number, (from, issuer)) in all.iter().enumerate() {
+            let other = all.iter().take(number).find(|(_, other)| {
+                other != issuer && (other.name == issuer.name || other.issuer == issuer.issuer)
+            });
+            if let Some((other_from, _)) = other {
+                problems.push(
+                    PolicyProblem::new(
+                        from,
+                        format!(
+                            "the issuer `{}` is described twice, and not alike",
+                            issuer.name
+                        ),
+                    )
+                    .field("spec.issuers")
+                    .hint(format!("the other is in `{other_from}`")),
+                );
+            }
+        }
+        problems
     }
 
     /// Whether no issuer is accepted: tokens are then left alone.

@@ -1,0 +1,333 @@
+//! Policy text becomes policies: parsed, named, checked against the schema, linted.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    str::FromStr,
+    sync::Arc,
+};
+
+use cedar_policy::{
+    PolicyId, PolicySet, Schema, ValidationMode, Validator,
+    ffi::DetailedError,
+    pst::{self, ActionConstraint, PrincipalConstraint, ResourceConstraint},
+};
+use merlon_config::{
+    name::Namespace,
+    snapshot::{PolicyDocument, PolicyName},
+};
+
+use crate::{
+    decision::{Effect, PolicyInfo},
+    mention::Mentions,
+    problem::PolicyProblem,
+};
+
+/// Documents longer than this are refused before they are parsed.
+const MAX_TEXT: usize = 1 << 20;
+
+/// A policy with its name.
+#[derive(Debug, Clone)]
+pub(crate) struct Policy {
+    pub(crate) info: Arc<PolicyInfo>,
+    /// Its id is [`PolicyName`]'s text.
+    pub(crate) cedar: cedar_policy::Policy,
+    pub(crate) pst: pst::Policy,
+    /// Where it begins in its document's text.
+    start: usize,
+}
+
+/// A document with its policies, in writing order.
+#[derive(Debug)]
+pub(crate) struct Parsed<'a> {
+    pub(crate) document: &'a PolicyDocument,
+    pub(crate) policies: Vec<Policy>,
+    pub(crate) mentions: Mentions,
+}
+
+impl<'a> Parsed<'a> {
+    /// Parses a document and names its policies.
+    pub(crate) fn new(document: &'a PolicyDocument) -> Result<Self, Vec<PolicyProblem>> {
+        let problem =
+            |message: String| PolicyProblem::new(&document.name, message).origin(&document.origin);
+        if document.text.len() > MAX_TEXT {
+            return Err(vec![problem(
+                "the policy text is longer than 1 MiB".to_owned(),
+            )]);
+        }
+        let set = PolicySet::from_str(&document.text)
+            .map_err(|error| detailed(document, &DetailedError::from(&error)))?;
+        let starts = statements(&document.text);
+        let at = |number: usize| starts.get(number).copied().unwrap_or(0);
+        if let Some(template) = set.templates().next() {
+            let start = at(number_of(template.id()));
+            return Err(vec![
+                problem(
+                    "templates are not supported: `?principal` and `?resource` need a value"
+                        .to_owned(),
+                )
+                .at(&document.text, start),
+            ]);
+        }
+        let mut numbered: Vec<(usize, &cedar_policy::Policy)> = set
+            .policies()
+            .map(|policy| (number_of(policy.id()), policy))
+            .collect();
+        numbered.sort_by_key(|(number, _)| *number);
+
+        let mut policies = Vec::new();
+        let mut problems = Vec::new();
+        for (number, policy) in numbered {
+            match named(document, policy, at(number)) {
+                Ok(policy) => policies.push(policy),
+                Err(found) => problems.push(
+                    found
+                        .at(&document.text, at(number))
+                        .origin(&document.origin),
+                ),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let mentions = Mentions::find(
+            &document.text,
+            policies.iter().map(|policy| policy.pst.body()),
+        );
+        for header in &mentions.headers {
+            if header.bytes().any(|byte| byte.is_ascii_uppercase()) {
+                problems.push(
+                    problem(format!(
+                        "header names are lower case in policies, `{header}` is not"
+                    ))
+                    .at(
+                        &document.text,
+                        document.text.find(header.as_str()).unwrap_or(0),
+                    )
+                    .hint(format!("write `{}`", header.to_ascii_lowercase())),
+                );
+            }
+        }
+        if problems.is_empty() {
+            Ok(Self {
+                document,
+                policies,
+                mentions,
+            })
+        } else {
+            Err(problems)
+        }
+    }
+
+    /// What Merlon asks of policies beyond Cedar.
+    fn lint(&self, problems: &mut Vec<PolicyProblem>) {
+        for policy in &self.policies {
+            if allows_everyone(policy.pst.body()) && policy.info.reason.is_none() {
+                problems.push(
+                    PolicyProblem::new(
+                        &self.document.name,
+                        format!("`{}` allows everyone everything", policy.info.name.id),
+                    )
+                    .at(&self.document.text, policy.start)
+                    .origin(&self.document.origin)
+                    .hint("name a principal, an action or a condition, or say why with `@reason(\"…\")`"),
+                );
+            }
+        }
+    }
+}
+
+/// Checks parsed documents together: strictly against the schema, by the lints, and each `@id` once in its namespace.
+pub(crate) fn check(documents: &[Parsed<'_>], schema: &Schema) -> Vec<PolicyProblem> {
+    let mut problems = Vec::new();
+    let mut seen: BTreeMap<(&Namespace, &str), &PolicyName> = BTreeMap::new();
+    let mut set = PolicySet::new();
+    let mut by_id = BTreeMap::new();
+    for document in documents {
+        document.lint(&mut problems);
+        for policy in &document.policies {
+            let name = &policy.info.name;
+            if let Some(first) = seen.insert((&name.document.namespace, &name.id), name) {
+                problems.push(
+                    PolicyProblem::new(
+                        &document.document.name,
+                        format!(
+                            "the id `{}` is used twice in the namespace `{}`",
+                            name.id, name.document.namespace
+                        ),
+                    )
+                    .at(&document.document.text, policy.start)
+                    .origin(&document.document.origin)
+                    .hint(format!("the other is `{first}`")),
+                );
+                continue;
+            }
+            by_id.insert(policy.cedar.id().clone(), (document.document, policy.start));
+            // Ids are unique by now.
+            let _ = set.add(policy.cedar.clone());
+        }
+    }
+    let result = Validator::new(schema.clone()).validate(&set, ValidationMode::Strict);
+    let mut found: Vec<(&PolicyId, DetailedError)> = result
+        .validation_errors()
+        .map(|error| (error.policy_id(), DetailedError::from(error)))
+        .collect();
+    // An impossible policy is only a warning to Cedar; to whoever wrote the forbid it is a hole. Where there is an
+    // error, the impossibility is its consequence.
+    let wrong: BTreeSet<&PolicyId> = found.iter().map(|(id, _)| *id).collect();
+    found.extend(
+        result
+            .validation_warnings()
+            .filter(|warning| !wrong.contains(warning.policy_id()))
+            .map(|warning| (warning.policy_id(), DetailedError::from(warning))),
+    );
+    for (id, error) in found {
+        if let Some((document, start)) = by_id.get(id) {
+            let mut placed = detailed(document, &error);
+            for problem in &mut placed {
+                if problem.line == 0 {
+                    *problem = problem.clone().at(&document.text, *start);
+                }
+                problem.message = without_policy(&problem.message, id);
+            }
+            problems.append(&mut placed);
+        }
+    }
+    problems
+}
+
+/// Cedar begins with "for policy `…`, ", which the place says already.
+fn without_policy(message: &str, id: &PolicyId) -> String {
+    let id: &str = id.as_ref();
+    message
+        .strip_prefix(&format!("for policy `{id}`, "))
+        .unwrap_or(message)
+        .to_owned()
+}
+
+fn named(
+    document: &PolicyDocument,
+    policy: &cedar_policy::Policy,
+    start: usize,
+) -> Result<Policy, PolicyProblem> {
+    let problem = |message: &str| PolicyProblem::new(&document.name, message);
+    let annotation = |name: &str| {
+        policy
+            .annotation(name)
+            .filter(|text| !text.is_empty())
+            .map(str::to_owned)
+    };
+    let id = annotation("id").ok_or_else(|| {
+        problem("the policy has no `@id`")
+            .hint("write `@id(\"a-name\")` before it: decisions and logs name it by that")
+    })?;
+    if id.len() > 128
+        || !id.bytes().all(
+            |byte| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.'),
+        )
+    {
+        return Err(problem(
+            "`@id` is 1 to 128 letters, digits, `-`, `_` and `.`",
+        ));
+    }
+    let name = PolicyName {
+        document: document.name.clone(),
+        id,
+    };
+    let cedar = policy.new_id(PolicyId::new(name.to_string()));
+    let pst = cedar
+        .to_pst()
+        .map_err(|error| problem(&format!("the policy cannot be read: {error}")))?;
+    let effect = match policy.effect() {
+        cedar_policy::Effect::Permit => Effect::Permit,
+        cedar_policy::Effect::Forbid => Effect::Forbid,
+    };
+    Ok(Policy {
+        info: Arc::new(PolicyInfo {
+            name,
+            effect,
+            reason: annotation("reason"),
+            owner: annotation("owner"),
+            docs: annotation("docs"),
+        }),
+        cedar,
+        pst,
+        start,
+    })
+}
+
+fn allows_everyone(policy: &pst::Template) -> bool {
+    policy.effect == pst::Effect::Permit
+        && matches!(policy.principal, PrincipalConstraint::Any)
+        && matches!(policy.action, ActionConstraint::Any)
+        && matches!(policy.resource, ResourceConstraint::Any)
+        && policy.clauses().is_empty()
+}
+
+/// Cedar numbers the policies of a text as `policy0`, `policy1`, in writing order.
+fn number_of(id: &PolicyId) -> usize {
+    let id: &str = id.as_ref();
+    id.strip_prefix("policy")
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0)
+}
+
+/// Cedar's error, and those it is made of, with their places in the text.
+fn detailed(document: &PolicyDocument, error: &DetailedError) -> Vec<PolicyProblem> {
+    let mut all = vec![one(document, error)];
+    all.extend(error.related.iter().map(|related| one(document, related)));
+    all
+}
+
+fn one(document: &PolicyDocument, error: &DetailedError) -> PolicyProblem {
+    let mut problem =
+        PolicyProblem::new(&document.name, error.message.clone()).origin(&document.origin);
+    if let Some(label) = error.source_locations.first() {
+        problem = problem.at(&document.text, label.loc.start);
+        if let Some(text) = label
+            .label
+            .as_ref()
+            .filter(|text| !problem.message.contains(text.as_str()))
+        {
+            problem.message = format!("{}: {text}", problem.message);
+        }
+    }
+    problem.hint = error.help.clone();
+    problem
+}
+
+/// Where each statement of a text begins: the first character after the previous `;` that is neither blank nor comment.
+fn statements(text: &str) -> Vec<usize> {
+    let mut starts = Vec::new();
+    let mut characters = text.char_indices().peekable();
+    let mut fresh = true;
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '/' if characters.peek().is_some_and(|(_, next)| *next == '/') => {
+                while characters.next_if(|(_, next)| *next != '\n').is_some() {}
+            }
+            character if character.is_whitespace() => {}
+            ';' => fresh = true,
+            _ => {
+                if fresh {
+                    starts.push(at);
+                    fresh = false;
+                }
+                if character == '"' {
+                    while let Some((_, inner)) = characters.next() {
+                        match inner {
+                            '\\' => {
+                                characters.next();
+                            }
+                            '"' => break,
+                            _ => {}
+                        }
+                    }
+                }
+            }
+        }
+    }
+    starts
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,216 @@
+use merlon_config::{
+    resource::ClaimType,
+    snapshot::{InboundService, MeshState, PolicyDocument},
+};
+
+use crate::{problem::PolicyProblem, service::ServicePolicy};
+
+fn mesh() -> MeshState {
+    MeshState {
+        trust_domain: "demo.test".parse().unwrap(),
+        root_namespace: "merlon-system".parse().unwrap(),
+        outbound: Default::default(),
+    }
+}
+
+fn compile(text: &str) -> Result<ServicePolicy, Vec<PolicyProblem>> {
+    compile_documents(&[("shop/orders", text)])
+}
+
+fn compile_documents(documents: &[(&str, &str)]) -> Result<ServicePolicy, Vec<PolicyProblem>> {
+    let mut service: InboundService =
+        serde_json::from_value(serde_json::json!({ "name": "shop/orders" })).unwrap();
+    service
+        .declared_elsewhere
+        .claims
+        .insert("department".into(), ClaimType::String);
+    service.declared_elsewhere.params.push("id".into());
+    service.policies = documents
+        .iter()
+        .map(|(name, text)| PolicyDocument {
+            name: name.parse().unwrap(),
+            origin: String::new(),
+            text: (*text).to_owned(),
+        })
+        .collect();
+    ServicePolicy::compile(&service, &mesh())
+}
+
+#[track_caller]
+fn refused(text: &str, line: u32, column: u32, message: &str, hint: &str) {
+    let problems = compile(text).unwrap_err();
+    let problem = &problems[0];
+    assert_eq!((problem.line, problem.column), (line, column), "{problem}");
+    assert!(problem.message.contains(message), "{problem}");
+    assert!(
+        problem.hint.as_deref().unwrap_or_default().contains(hint),
+        "{problem}"
+    );
+}
+
+#[test]
+fn broken_text_is_refused_at_line_and_column() {
+    refused(
+        "@id(\"a\")\npermit (principal, action, resource) whn { true };",
+        2,
+        38,
+        "whn",
+        "",
+    );
+    refused(
+        "@id(\"a\")\npermit (principal, action == Action::\"GET\", resource)\nwhen { context.path = \"/\" };",
+        3,
+        8,
+        "",
+        "==",
+    );
+}
+
+#[test]
+fn unknown_names_are_refused_with_the_nearest_known() {
+    refused(
+        "@id(\"a\") permit (principal, action == Action::\"PSOT\", resource);",
+        1,
+        39,
+        "PSOT",
+        "did you mean",
+    );
+    refused(
+        "@id(\"a\") permit (principal, action == Action::\"GET\", resource)\nwhen { context.usr.subject == \"x\" };",
+        2,
+        8,
+        "usr",
+        "user",
+    );
+    // A misspelt claim under `has` can never be there, so nothing can come of the policy.
+    refused(
+        "@id(\"a\") permit (principal, action == Action::\"GET\", resource)\nwhen { context has user && context.user.claims has departmnt };",
+        1,
+        1,
+        "impossible",
+        "",
+    );
+    refused(
+        "@id(\"a\") permit (principal == Wrkload::\"shop/web\", action, resource);",
+        1,
+        31,
+        "Wrkload",
+        "Workload",
+    );
+}
+
+#[test]
+fn an_optional_attribute_must_be_asked_for_first() {
+    refused(
+        "@id(\"a\") permit (principal, action == Action::\"GET\", resource)\nwhen { context.user.subject == \"x\" };",
+        2,
+        8,
+        "user",
+        "context has user",
+    );
+}
+
+#[test]
+fn an_impossible_policy_is_refused_though_cedar_only_warns() {
+    refused(
+        "@id(\"a\") forbid (principal, action == Action::\"GET\", resource)\nwhen { principal is Workload && principal is Anonymous };",
+        1,
+        1,
+        "impossible",
+        "",
+    );
+}
+
+#[test]
+fn every_policy_has_an_id_unique_in_its_namespace() {
+    refused(
+        "// first\npermit (principal == Workload::\"a/b\", action, resource);",
+        2,
+        1,
+        "has no `@id`",
+        "@id",
+    );
+    let text = "@id(\"a\") permit (principal == Workload::\"a/b\", action, resource);";
+    let problems = compile_documents(&[("shop/orders", text), ("shop/others", text)]).unwrap_err();
+    assert!(
+        problems[0]
+            .message
+            .contains("the id `a` is used twice in the namespace `shop`"),
+        "{}",
+        problems[0]
+    );
+    // Another namespace's `a` is another policy.
+    compile_documents(&[("shop/orders", text), ("merlon-system/others", text)]).unwrap();
+}
+
+#[test]
+fn a_permit_for_everyone_needs_a_reason() {
+    refused(
+        "\n @id(\"open\") permit (principal, action, resource);",
+        2,
+        2,
+        "`open` allows everyone everything",
+        "@reason",
+    );
+    compile("@id(\"open\") @reason(\"A public page.\") permit (principal, action, resource);")
+        .unwrap();
+    compile("@id(\"closed\") forbid (principal, action, resource);").unwrap();
+}
+
+#[test]
+fn a_namespace_writes_only_for_itself_and_the_root_for_all() {
+    let text = "@id(\"a\") permit (principal == Workload::\"a/b\", action, resource);";
+    let problems = compile_documents(&[("payments/orders", text)]).unwrap_err();
+    assert!(problems[0].message.contains("do not reach `shop/orders`"));
+    compile_documents(&[("merlon-system/guard", text)]).unwrap();
+}
+
+#[test]
+fn all_problems_are_told_at_once() {
+    let problems = compile_documents(&[
+        ("shop/one", "permit (principal == Workload::\"a/b\", action, resource);\npermit (principal == Workload::\"a/b\", action, resource);"),
+        ("shop/two", "nonsense"),
+        ("shop/three", "@id(\"x\") permit (principal, action == Action::\"GTE\", resource);"),
+    ])
+    .unwrap_err();
+    let documents: Vec<String> = problems
+        .iter()
+        .map(|problem| problem.document.to_string())
+        .collect();
+    assert_eq!(
+        documents,
+        ["shop/one", "shop/one", "shop/three", "shop/two"]
+    );
+}
+
+#[test]
+fn header_names_are_lower_case_and_templates_are_refused() {
+    refused(
+        "@id(\"a\") permit (principal, action == Action::\"GET\", resource)\nwhen { context.headers has \"X-Tenant\" };",
+        2,
+        29,
+        "lower case",
+        "x-tenant",
+    );
+    refused(
+        "@id(\"a\") permit (principal == ?principal, action, resource);",
+        1,
+        1,
+        "template",
+        "",
+    );
+}
+
+#[test]
+fn statements_are_found_between_strings_and_comments() {
+    let text =
+        "// permit;\n@id(\"a;\\\";\") permit(principal,action,resource); /* no */\n  forbid;";
+    let starts = super::statements(text);
+    assert_eq!(
+        starts
+            .iter()
+            .map(|at| &text[*at..*at + 1])
+            .collect::<Vec<_>>(),
+        ["@", "/"]
+    );
+}
