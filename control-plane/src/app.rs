@@ -6,16 +6,18 @@ use std::{
     net::SocketAddr,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
-use merlon_config::report::Report;
+use merlon_config::{report::Report, resource::CertificateIssuer};
+use merlon_issuer::CertIssuer;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{self, Admin},
-    authority::{Authority, Keeper},
+    authority::{self, Authority, Keeper},
     config::ControlPlaneConfig,
     health::{self, Health},
     inspect::Inspect,
@@ -56,6 +58,9 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The certificate issuer that the resources name cannot be used, and no waiting would mend that.
+    #[error("`spec.certificates.issuer` of the MeshConfig cannot be used: {}", chain(.0))]
+    Issuer(#[from] merlon_issuer::OpenError),
     /// Its database does not open.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -132,7 +137,7 @@ impl Drop for ControlPlane {
 /// # Errors
 /// [`StartError`]; a wrong configuration is found before anything is written or bound.
 pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError> {
-    let metrics = Metrics::default();
+    let metrics = Metrics::new();
     let (directory, counted) = (config.config.clone(), metrics.clone());
     let opened = tokio::task::spawn_blocking(move || Files::open(&directory, counted)).await;
     let (files, mesh) = opened
@@ -141,6 +146,10 @@ pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError>
     let lock = take_state_dir(&config.state_dir)?;
     let store = Store::open(&config.state_dir.join("control-plane.sqlite"))?;
     let bind_error = |address: String| move |source| StartError::Bind { address, source };
+    let named = &mesh.config().certificates.issuer;
+    let issuer = CertIssuer::open(named, &config.state_dir, &mesh.state().trust_domain).await?;
+    authority::tell(&issuer);
+    let issuer = (named.clone(), Arc::new(issuer));
     let listener = TcpListener::bind(config.listen).await;
     let listener = listener.map_err(bind_error(config.listen.to_string()))?;
     let health_listener = TcpListener::bind(config.admin).await;
@@ -174,6 +183,7 @@ pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError>
         drain_timeout: config.drain_timeout,
         admin_socket: config.admin_socket.clone(),
         state_dir: config.state_dir,
+        issuer,
         _lock: lock,
     };
     tracing::info!(
@@ -219,6 +229,7 @@ struct Parts {
     drain_timeout: Duration,
     admin_socket: PathBuf,
     state_dir: PathBuf,
+    issuer: (CertificateIssuer, Arc<CertIssuer>),
     /// Held as long as we run.
     _lock: File,
 }
@@ -241,6 +252,7 @@ impl Parts {
             ledger: self.ledger.clone(),
             metrics: self.metrics.clone(),
             state_dir: self.state_dir.clone(),
+            issuer: Some(self.issuer.clone()),
         };
         let shutdown = || self.shutdown.clone();
         self.tasks
@@ -333,6 +345,18 @@ async fn finished<T>(task: JoinHandle<T>) {
     if !task.is_finished() {
         let _ = task.await;
     }
+}
+
+/// The error with its causes, which its own words leave out.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }
 
 fn take_state_dir(path: &Path) -> Result<File, StartError> {

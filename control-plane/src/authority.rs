@@ -139,13 +139,15 @@ pub(crate) struct Keeper {
     pub(crate) ledger: Ledger,
     pub(crate) metrics: Metrics,
     pub(crate) state_dir: PathBuf,
+    /// What was opened at the start, with what named it.
+    pub(crate) issuer: Option<(CertificateIssuer, Arc<CertIssuer>)>,
 }
 
 impl Keeper {
     /// Gets a certificate, renews it at half of its life, and begins anew when the resources name another issuer.
-    pub(crate) async fn run(self, shutdown: CancellationToken) {
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let mut worlds = self.worlds.watch();
-        let mut issuer: Option<(CertificateIssuer, Arc<CertIssuer>)> = None;
+        let mut issuer = self.issuer.take();
         let mut failures = 0_u32;
         loop {
             let mesh = Arc::clone(&worlds.borrow_and_update().mesh);
@@ -167,6 +169,7 @@ impl Keeper {
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
+                () = keep_alive(issuer.as_ref()) => {}
                 () = other_issuer(&mut worlds, &spec) => {}
                 () = shutdown.cancelled() => return,
             }
@@ -185,7 +188,7 @@ impl Keeper {
             None => {
                 let issuer =
                     CertIssuer::open(&certificates.issuer, &self.state_dir, domain).await?;
-                tracing::info!(issuer = issuer.describe(), "issuer.opened");
+                tell(&issuer);
                 let issuer = Arc::new(issuer);
                 *known = Some((certificates.issuer.clone(), Arc::clone(&issuer)));
                 issuer
@@ -263,6 +266,23 @@ impl Keeper {
         self.authority.set_problem(Some(error.to_string()));
         pause
     }
+}
+
+/// Loudly where it is not fit for more than development.
+pub(crate) fn tell(issuer: &CertIssuer) {
+    if issuer.for_development() {
+        tracing::warn!(issuer = issuer.describe(), "issuer.opened");
+    } else {
+        tracing::info!(issuer = issuer.describe(), "issuer.opened");
+    }
+}
+
+/// Keeps the login of an issuer alive that has one; never returns.
+async fn keep_alive(issuer: Option<&(CertificateIssuer, Arc<CertIssuer>)>) {
+    if let Some((_, issuer)) = issuer {
+        issuer.keep_alive().await;
+    }
+    std::future::pending().await
 }
 
 /// Returns when the resources name another issuer than `spec`.

@@ -39,6 +39,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match error.downcast_ref() {
             Some(StartError::Configuration(report)) => wrong_configuration(report),
+            Some(error @ StartError::Issuer(_)) => {
+                let problem =
+                    merlon_config::report::Problem::error("MeshConfig", error.to_string());
+                wrong_configuration(&merlon_config::report::Report::from_iter([problem]))
+            }
             _ => {
                 tracing::error!(error = format!("{error:#}"), "control_plane.failed");
                 ExitCode::FAILURE

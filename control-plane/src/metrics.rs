@@ -65,6 +65,24 @@ label!(LoadLabel, result);
 label!(ServiceLabel, service);
 
 impl Metrics {
+    /// All at nothing, and there from the beginning: what is not there cannot be told from what does not happen.
+    pub(crate) fn new() -> Self {
+        let this = Self::default();
+        for kind in ResourceKind::ALL {
+            drop(
+                this.resources_sent
+                    .get_or_create(&KindLabel { kind: Kind(kind) }),
+            );
+        }
+        for result in ["accepted", "refused"] {
+            drop(this.config_loads.get_or_create(&LoadLabel { result }));
+        }
+        for evidence in ["join-token", "certificate", "self"] {
+            drop(this.issued.get_or_create(&EvidenceLabel { evidence }));
+        }
+        this
+    }
+
     /// Counts resources of a kind that one response carried.
     pub(crate) fn sent(&self, kind: ResourceKind, resources: usize) {
         let label = KindLabel { kind: Kind(kind) };

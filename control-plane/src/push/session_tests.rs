@@ -1,1 +1,455 @@
+//! The protocol of one stream, message by message.
 
+use std::sync::Arc;
+
+use merlon_api::{
+    discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Status as Refusal},
+    node,
+};
+use merlon_compile::{Compiler, StateResource};
+use merlon_config::{
+    load::load_texts,
+    snapshot::{Manifest, ResourceKind, TrustBundle, Version},
+};
+use tonic::Code;
+
+use super::session::{Answer, Session};
+use crate::world::World;
+
+const WEB: &str = "spiffe://demo.test/ns/shop/sa/web";
+
+/// `web` calls `orders` by a listener of its own; `others` are there as well.
+fn world(others: &[&str]) -> World {
+    let mut text = String::from(
+        r#"
+apiVersion: merlon.io/v1alpha1
+kind: MeshConfig
+metadata: { name: mesh, namespace: merlon-system }
+spec: { trustDomain: demo.test }
+---
+apiVersion: merlon.io/v1alpha1
+kind: Workload
+metadata: { name: web, namespace: shop, labels: { app: web } }
+spec:
+  serviceAccount: web
+  meshAddress: "127.0.0.1:7001"
+  outbound: [{ listen: "127.0.0.1:8001", service: shop/orders, port: 80 }]
+"#,
+    );
+    for name in ["web", "orders"].iter().chain(others) {
+        text.push_str(&service(name));
+    }
+    for (at, name) in ["orders"].iter().chain(others).enumerate() {
+        text.push_str(&workload(name, &format!("127.0.0.1:{}", 7002 + at)));
+    }
+    let resources = load_texts([("mesh.yaml", text)]).unwrap();
+    let mesh = Compiler::new().compile(&resources).unwrap();
+    let bundle = TrustBundle {
+        trust_domain: "demo.test".parse().unwrap(),
+        roots: vec!["root".into()],
+    };
+    World {
+        mesh,
+        bundle: Some(Arc::new(StateResource::trust_bundle(&bundle))),
+    }
+}
+
+fn service(name: &str) -> String {
+    format!(
+        "---\napiVersion: merlon.io/v1alpha1\nkind: Service\nmetadata: {{ name: {name}, namespace: shop }}\n\
+         spec: {{ selector: {{ app: {name} }}, ports: [{{ port: 80 }}] }}\n"
+    )
+}
+
+fn workload(name: &str, address: &str) -> String {
+    format!(
+        "---\napiVersion: merlon.io/v1alpha1\nkind: Workload\n\
+         metadata: {{ name: {name}, namespace: shop, labels: {{ app: {name} }} }}\n\
+         spec: {{ serviceAccount: {name}, meshAddress: \"{address}\" }}\n"
+    )
+}
+
+fn session() -> Session {
+    Session::new(WEB.parse().unwrap())
+}
+
+fn subscribe(kind: ResourceKind, names: &[&str]) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        node: Some(node("web-1", None, "0.1.0")),
+        type_url: kind.type_url().to_owned(),
+        resource_names_subscribe: names.iter().map(ToString::to_string).collect(),
+        ..DeltaDiscoveryRequest::default()
+    }
+}
+
+fn having(mut request: DeltaDiscoveryRequest, versions: &[(&str, &str)]) -> DeltaDiscoveryRequest {
+    for (name, version) in versions {
+        request
+            .initial_resource_versions
+            .insert(name.to_string(), version.to_string());
+    }
+    request
+}
+
+/// What a proxy does with a stream's first responses: it takes the manifest and subscribes to all that it names.
+fn follow(session: &mut Session, world: &World) -> (Manifest, Vec<DeltaDiscoveryResponse>) {
+    session
+        .receive(subscribe(ResourceKind::Manifest, &[WEB]), world)
+        .unwrap();
+    let responses = session.due();
+    let manifest = manifest_of(&responses);
+    let mut all = Vec::new();
+    for kind in ResourceKind::ALL {
+        let names: Vec<_> = manifest
+            .entries
+            .iter()
+            .filter(|e| e.key.kind == kind)
+            .collect();
+        let names: Vec<_> = names.iter().map(|entry| entry.key.name.as_str()).collect();
+        if !names.is_empty() {
+            session.receive(subscribe(kind, &names), world).unwrap();
+            all.extend(session.due());
+        }
+    }
+    (manifest, all)
+}
+
+fn manifest_of(responses: &[DeltaDiscoveryResponse]) -> Manifest {
+    let last = responses.last().expect("a response");
+    assert_eq!(
+        last.type_url,
+        ResourceKind::Manifest.type_url(),
+        "the manifest comes last"
+    );
+    let any = last.resources[0].resource.as_ref().unwrap();
+    serde_json::from_slice(&any.value).unwrap()
+}
+
+fn names(responses: &[DeltaDiscoveryResponse]) -> Vec<String> {
+    let resources = responses.iter().flat_map(|response| &response.resources);
+    resources.map(|resource| resource.name.clone()).collect()
+}
+
+fn answer(nonce: &str, refusal: Option<&str>) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        type_url: ResourceKind::Manifest.type_url().to_owned(),
+        response_nonce: nonce.to_owned(),
+        error_detail: refusal.map(|message| Refusal {
+            code: 3,
+            message: message.to_owned(),
+            details: Vec::new(),
+        }),
+        ..DeltaDiscoveryRequest::default()
+    }
+}
+
+#[test]
+fn a_proxy_is_told_of_its_workload_its_service_and_the_destinations_of_its_listeners() {
+    let (manifest, responses) = follow(&mut session(), &world(&["payments", "stock"]));
+    let keys: Vec<_> = manifest
+        .entries
+        .iter()
+        .map(|entry| entry.key.to_string())
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            "Mesh mesh",
+            "TrustBundle demo.test",
+            "Workload shop/web",
+            "Service shop/web",
+            "Destination shop/orders",
+        ]
+    );
+    assert_eq!(
+        names(&responses),
+        ["mesh", "demo.test", "shop/web", "shop/web", "shop/orders"]
+    );
+}
+
+#[test]
+fn every_resource_has_the_hash_that_the_manifest_names() {
+    let (manifest, responses) = follow(&mut session(), &world(&[]));
+    let resources = responses
+        .into_iter()
+        .flat_map(|response| response.resources);
+    for resource in resources {
+        let opened = merlon_api::open_resource(resource).unwrap();
+        let mut entries = manifest.entries.iter();
+        assert!(entries.any(|entry| entry.key == opened.key && entry.version == opened.version));
+    }
+}
+
+#[test]
+fn an_acknowledgement_names_the_manifest_that_was_sent() {
+    let (world, mut session) = (world(&[]), session());
+    session
+        .receive(subscribe(ResourceKind::Manifest, &[WEB]), &world)
+        .unwrap();
+    let sent = session.due();
+    let version = Version::from(sent[0].resources[0].version.clone());
+    let said = session
+        .receive(answer(&sent[0].nonce, None), &world)
+        .unwrap();
+    assert_eq!(said, Some(Answer::Acknowledged(version)));
+    assert_eq!(
+        session.receive(answer("999", None), &world).unwrap(),
+        None,
+        "a stale nonce"
+    );
+}
+
+#[test]
+fn a_refusal_carries_its_reason_and_the_same_state_is_not_sent_again() {
+    let (world, mut session) = (world(&[]), session());
+    session
+        .receive(subscribe(ResourceKind::Manifest, &[WEB]), &world)
+        .unwrap();
+    let sent = session.due();
+    let said = session
+        .receive(answer(&sent[0].nonce, Some("it is broken")), &world)
+        .unwrap();
+    let Some(Answer::Refused(Some(version), reason)) = said else {
+        panic!("{said:?}")
+    };
+    assert_eq!(
+        (version.as_str(), reason.as_str()),
+        (sent[0].resources[0].version.as_str(), "it is broken")
+    );
+    assert!(session.due().is_empty());
+}
+
+#[test]
+fn a_change_to_a_service_that_a_proxy_does_not_use_sends_it_nothing() {
+    let mut session = session();
+    follow(&mut session, &world(&["payments"]));
+    session.refresh(&world(&["payments", "stock"])).unwrap();
+    assert!(session.due().is_empty());
+}
+
+#[test]
+fn a_change_sends_what_changed_and_the_manifest_and_nothing_else() {
+    let mut session = session();
+    let mut world = world(&[]);
+    follow(&mut session, &world);
+    let bundle = TrustBundle {
+        trust_domain: "demo.test".parse().unwrap(),
+        roots: vec!["root".into(), "next".into()],
+    };
+    world.bundle = Some(Arc::new(StateResource::trust_bundle(&bundle)));
+    session.refresh(&world).unwrap();
+    assert_eq!(names(&session.due()), ["demo.test", WEB]);
+}
+
+#[test]
+fn a_proxy_that_comes_back_with_what_it_has_is_sent_nothing_and_counts_as_having_taken_it() {
+    let world = world(&["payments"]);
+    let mut first = session();
+    follow(&mut first, &world);
+    first
+        .receive(
+            subscribe(ResourceKind::Destination, &["shop/payments"]),
+            &world,
+        )
+        .unwrap();
+    let manifest = first.due();
+    let version = manifest.last().unwrap().resources[0].version.clone();
+    let entries = manifest_of(&manifest).entries;
+
+    let mut second = session();
+    let mut sent = Vec::new();
+    for kind in ResourceKind::ALL {
+        let held: Vec<_> = entries
+            .iter()
+            .filter(|entry| entry.key.kind == kind)
+            .collect();
+        if held.is_empty() {
+            continue;
+        }
+        let names: Vec<_> = held.iter().map(|entry| entry.key.name.as_str()).collect();
+        let has: Vec<_> = held
+            .iter()
+            .map(|e| (e.key.name.as_str(), e.version.as_str()))
+            .collect();
+        second
+            .receive(having(subscribe(kind, &names), &has), &world)
+            .unwrap();
+        sent.extend(second.due());
+    }
+    let request = having(
+        subscribe(ResourceKind::Manifest, &[WEB]),
+        &[(WEB, &version)],
+    );
+    let said = second.receive(request, &world).unwrap();
+    sent.extend(second.due());
+    assert!(sent.is_empty(), "{sent:?}");
+    assert_eq!(said, Some(Answer::Acknowledged(Version::from(version))));
+}
+
+#[test]
+fn a_manifest_waits_for_a_returning_proxy_that_names_its_destinations_late() {
+    let world = world(&["payments"]);
+    let mut session = session();
+    let request = having(
+        subscribe(ResourceKind::Manifest, &[WEB]),
+        &[(WEB, "what it had")],
+    );
+    session.receive(request, &world).unwrap();
+    assert!(session.is_held() && session.due().is_empty());
+    session
+        .receive(
+            subscribe(ResourceKind::Destination, &["shop/payments"]),
+            &world,
+        )
+        .unwrap();
+    let manifest = manifest_of(&session.due());
+    assert!(
+        manifest
+            .entries
+            .iter()
+            .any(|entry| entry.key.name == "shop/payments")
+    );
+}
+
+#[test]
+fn a_destination_that_is_asked_for_is_sent_and_joins_the_state_until_it_is_given_up() {
+    let world = world(&["payments"]);
+    let mut session = session();
+    follow(&mut session, &world);
+    session
+        .receive(
+            subscribe(ResourceKind::Destination, &["shop/payments"]),
+            &world,
+        )
+        .unwrap();
+    assert_eq!(names(&session.due()), ["shop/payments", WEB]);
+    let mut give_up = subscribe(ResourceKind::Destination, &[]);
+    give_up.resource_names_unsubscribe = vec!["shop/payments".into()];
+    session.receive(give_up, &world).unwrap();
+    let manifest = manifest_of(&session.due());
+    assert!(
+        manifest
+            .entries
+            .iter()
+            .all(|entry| entry.key.name != "shop/payments")
+    );
+}
+
+#[test]
+fn a_destination_that_does_not_exist_is_removed_and_sent_when_it_does() {
+    let mut session = session();
+    follow(&mut session, &world(&[]));
+    session
+        .receive(
+            subscribe(ResourceKind::Destination, &["shop/payments"]),
+            &world(&[]),
+        )
+        .unwrap();
+    let due = session.due();
+    assert_eq!(due.len(), 1, "no new manifest");
+    assert_eq!(due[0].removed_resources, ["shop/payments"]);
+    session.refresh(&world(&["payments"])).unwrap();
+    assert_eq!(names(&session.due()), ["shop/payments", WEB]);
+}
+
+#[test]
+fn another_workloads_state_does_not_exist_for_a_proxy() {
+    let world = world(&["payments"]);
+    let mut session = session();
+    follow(&mut session, &world);
+    session
+        .receive(subscribe(ResourceKind::Service, &["shop/payments"]), &world)
+        .unwrap();
+    assert_eq!(session.due()[0].removed_resources, ["shop/payments"]);
+    session
+        .receive(
+            subscribe(ResourceKind::Workload, &["shop/payments"]),
+            &world,
+        )
+        .unwrap();
+    assert_eq!(session.due()[0].removed_resources, ["shop/payments"]);
+}
+
+#[test]
+fn messages_that_break_the_protocol_are_refused_by_what_is_wrong_with_them() {
+    let world = world(&[]);
+    let good = || subscribe(ResourceKind::Manifest, &[WEB]);
+    let refused = |request: DeltaDiscoveryRequest| {
+        let status = session().receive(request, &world).unwrap_err();
+        (status.code(), status.message().to_owned())
+    };
+    let says = |request, code, text: &str| {
+        let (found, message) = refused(request);
+        assert_eq!(found, code, "{message}");
+        assert!(message.contains(text), "{message}");
+    };
+    says(
+        DeltaDiscoveryRequest {
+            node: None,
+            ..good()
+        },
+        Code::InvalidArgument,
+        "no `node`",
+    );
+    let nameless = Some(node("", None, ""));
+    says(
+        DeltaDiscoveryRequest {
+            node: nameless,
+            ..good()
+        },
+        Code::InvalidArgument,
+        "`node.id`",
+    );
+    let foreign = "type.googleapis.com/envoy.config.cluster.v3.Cluster".to_owned();
+    says(
+        DeltaDiscoveryRequest {
+            type_url: foreign,
+            ..good()
+        },
+        Code::InvalidArgument,
+        "envoy.config.cluster.v3.Cluster",
+    );
+    says(
+        subscribe(ResourceKind::Manifest, &["*"]),
+        Code::InvalidArgument,
+        "wildcard",
+    );
+    says(
+        subscribe(ResourceKind::Destination, &[]),
+        Code::InvalidArgument,
+        "wildcard",
+    );
+    says(
+        subscribe(ResourceKind::Destination, &[&"x".repeat(254)]),
+        Code::InvalidArgument,
+        "253 bytes",
+    );
+    says(
+        subscribe(ResourceKind::Destination, &["shop/\u{7}"]),
+        Code::InvalidArgument,
+        "visible",
+    );
+    let another = "spiffe://demo.test/ns/shop/sa/orders";
+    says(
+        subscribe(ResourceKind::Manifest, &[another]),
+        Code::PermissionDenied,
+        another,
+    );
+    let many: Vec<_> = (0..1_001).map(|n| format!("shop/s{n}")).collect();
+    let many: Vec<_> = many.iter().map(String::as_str).collect();
+    says(
+        subscribe(ResourceKind::Destination, &many),
+        Code::ResourceExhausted,
+        "1000 names",
+    );
+}
+
+#[test]
+fn an_identity_that_no_resource_has_gets_no_state() {
+    let mut session = Session::new("spiffe://demo.test/ns/shop/sa/nobody".parse().unwrap());
+    let status = session
+        .receive(subscribe(ResourceKind::Mesh, &["mesh"]), &world(&[]))
+        .unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert!(status.message().contains("sa/nobody"), "{status}");
+}
