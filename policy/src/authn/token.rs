@@ -2,119 +2,227 @@
 
 use std::sync::Arc;
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
+use jsonwebtoken::Algorithm;
+use merlon_config::resource::SignatureAlgorithm;
+use serde_json::{Map, Value};
 
-use super::{TokenRules, User, jwks::KeySet};
+use super::{
+    IssuerRules, TokenRules, User,
+    claims::{Claims, seconds},
+    jwks::{Key, KeySet, algorithm_named},
+};
+use crate::validate::json;
 
-/// Why a token was not accepted. The text is for the operator's log; the caller learns only `invalid_token`.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum TokenProblem {
-    /// Not a token by its form: size, parts, encoding, JSON, repeated members, wrong types.
-    #[error("the token is malformed: {0}")]
-    Malformed(&'static str),
-    /// Its `iss` is nobody's whose tokens are accepted here.
-    #[error("the issuer `{0}` is not accepted")]
-    UnknownIssuer(String),
-    /// Its `typ` is not accepted.
-    #[error("the token type `{0}` is not accepted")]
-    WrongType(String),
-    /// It marks extensions as critical (RFC 7515 §4.1.11); none is known.
-    #[error("the token has critical extensions")]
-    CriticalExtension,
-    /// Its `alg` is not accepted of this issuer.
-    #[error("the algorithm `{0}` is not accepted")]
-    WrongAlgorithm(String),
-    /// The key is not for this algorithm.
-    #[error("the algorithm `{algorithm}` does not fit the key `{kid}`")]
-    KeyMismatch {
-        /// `alg`.
-        algorithm: String,
-        /// `kid`, empty when the only key has none.
-        kid: String,
-    },
-    /// No `kid`, and the issuer has several keys.
-    #[error("the token names no key, and the issuer has several")]
-    NoKeyId,
-    /// The issuer has no key of this name now: worth one bounded refetch.
-    #[error("the issuer `{issuer}` has no key `{kid}`")]
-    UnknownKey {
-        /// The issuer's URL.
-        issuer: String,
-        /// The key asked for.
-        kid: String,
-    },
-    /// The issuer's keys could not be had: 503, not 401.
-    #[error("the keys of `{issuer}` are not available")]
-    KeysUnavailable {
-        /// The issuer's URL.
-        issuer: String,
-    },
-    /// The signature is not the key's.
-    #[error("the signature does not match")]
-    BadSignature,
-    /// None of the accepted audiences is in `aud`.
-    #[error("the token is for another audience")]
-    WrongAudience,
-    /// `exp` is past.
-    #[error("the token expired at {0}")]
-    Expired(Timestamp),
-    /// `nbf` is ahead.
-    #[error("the token is not valid before {0}")]
-    NotYetValid(Timestamp),
-    /// `iat` is ahead.
-    #[error("the token was issued in the future, at {0}")]
-    IssuedInFuture(Timestamp),
-}
+pub use super::problem::TokenProblem;
 
-impl TokenProblem {
-    /// The stable reason code: `authn.keys_unavailable`, or `authn.invalid_token`.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::KeysUnavailable { .. } => "authn.keys_unavailable",
-            _ => "authn.invalid_token",
-        }
-    }
-
-    /// A word for a metric's label and the access log.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Malformed(_) => "malformed",
-            Self::UnknownIssuer(_) => "unknown_issuer",
-            Self::WrongType(_) => "wrong_type",
-            Self::CriticalExtension => "critical_extension",
-            Self::WrongAlgorithm(_) => "wrong_algorithm",
-            Self::KeyMismatch { .. } => "key_mismatch",
-            Self::NoKeyId => "no_key_id",
-            Self::UnknownKey { .. } => "unknown_key",
-            Self::KeysUnavailable { .. } => "keys_unavailable",
-            Self::BadSignature => "bad_signature",
-            Self::WrongAudience => "wrong_audience",
-            Self::Expired(_) => "expired",
-            Self::NotYetValid(_) => "not_yet_valid",
-            Self::IssuedInFuture(_) => "issued_in_future",
-        }
-    }
-
-    /// The HTTP status: 401, or 503 where it is not the caller's fault.
-    pub fn status(&self) -> u16 {
-        match self {
-            Self::KeysUnavailable { .. } => 503,
-            _ => 401,
-        }
-    }
-}
+/// The longest token, in bytes.
+pub const MAX_BYTES: usize = 32 << 10;
 
 /// Verifies a token (without `Bearer `) at the moment `now`. `keys` gives what is known of an issuer, by its URL.
 ///
+/// Nothing that the token says is believed before its signature was checked, but for the three things that say how:
+/// issuer, algorithm, key; and each of these only picks from what is configured.
+///
 /// # Errors
-/// Says exactly what is wrong, in the order of the checks: form, issuer, type, algorithm, key, signature, audience, time.
+/// Says exactly what is wrong, in the order of the checks: form, issuer, type, algorithm, key, signature, audience,
+/// time, claims.
 pub fn verify(
     token: &str,
     rules: &TokenRules,
     keys: &dyn Fn(&str) -> Option<Arc<KeySet>>,
     now: Timestamp,
 ) -> Result<User, TokenProblem> {
-    let _ = (token, rules, keys, now);
-    Err(TokenProblem::Malformed("it does not have three parts"))
+    let parts = Parts::of(token)?;
+    if parts.header.contains_key("crit") {
+        return Err(TokenProblem::CriticalExtension);
+    }
+    let iss = match parts.payload.get("iss") {
+        Some(Value::String(iss)) => iss,
+        _ => return Err(TokenProblem::Malformed("it has no single `iss`")),
+    };
+    let issuer = rules
+        .issuer(iss)
+        .ok_or_else(|| TokenProblem::UnknownIssuer(cut(iss)))?;
+    check_type(&parts.header, issuer)?;
+    let algorithm = algorithm(&parts.header, issuer)?;
+    let set = keys(&issuer.issuer).ok_or_else(|| TokenProblem::KeysUnavailable {
+        issuer: issuer.issuer.clone(),
+    })?;
+    let key = key(&parts.header, issuer, &set, algorithm)?;
+    let genuine = jsonwebtoken::crypto::verify(
+        parts.signature,
+        parts.signed.as_bytes(),
+        &key.decoding,
+        wire(algorithm),
+    );
+    if !genuine.is_ok_and(|genuine| genuine) {
+        return Err(TokenProblem::BadSignature);
+    }
+    let claims = Claims(&parts.payload);
+    let audience = claims.list("aud")?;
+    if !audience.iter().any(|own| issuer.audiences.contains(own)) {
+        return Err(TokenProblem::WrongAudience);
+    }
+    let expires_at = check_times(&claims, issuer, now)?;
+    claims.user(issuer, audience, expires_at)
 }
+
+/// A token taken apart.
+struct Parts<'a> {
+    /// What the signature is over.
+    signed: &'a str,
+    signature: &'a str,
+    header: Map<String, Value>,
+    payload: Map<String, Value>,
+}
+
+impl<'a> Parts<'a> {
+    fn of(token: &'a str) -> Result<Self, TokenProblem> {
+        if token.len() > MAX_BYTES {
+            return Err(TokenProblem::Malformed("it is longer than 32 KiB"));
+        }
+        let three = || {
+            let (signed, signature) = token.rsplit_once('.')?;
+            let (header, payload) = signed.split_once('.')?;
+            (!payload.contains('.')).then_some((signed, header, payload, signature))
+        };
+        let (signed, header, payload, signature) =
+            three().ok_or(TokenProblem::Malformed("it does not have three parts"))?;
+        let header =
+            object(header).ok_or(TokenProblem::Malformed("its header is not a JSON object"))?;
+        let payload =
+            object(payload).ok_or(TokenProblem::Malformed("its payload is not a JSON object"))?;
+        // One spelling of a signature: neither padding nor spare bits.
+        if signature.is_empty() || URL_SAFE_NO_PAD.decode(signature).is_err() {
+            return Err(TokenProblem::Malformed("its signature is not base64url"));
+        }
+        Ok(Self {
+            signed,
+            signature,
+            header,
+            payload,
+        })
+    }
+}
+
+/// Strict base64url, strict JSON: a member that stands there twice is not a token (RFC 7515 §4).
+fn object(part: &str) -> Option<Map<String, Value>> {
+    let bytes = URL_SAFE_NO_PAD.decode(part).ok()?;
+    match json::parse(&bytes) {
+        Ok(Value::Object(members)) => Some(members),
+        _ => None,
+    }
+}
+
+fn text<'a>(header: &'a Map<String, Value>, member: &str) -> Result<Option<&'a str>, TokenProblem> {
+    match header.get(member) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(TokenProblem::Malformed(
+            "a member of its header has the wrong type",
+        )),
+    }
+}
+
+/// `typ` in any case, with or without `application/` (RFC 7515 §4.1.9). A token without one is a `JWT`.
+fn check_type(header: &Map<String, Value>, issuer: &IssuerRules) -> Result<(), TokenProblem> {
+    let kind = text(header, "typ")?.unwrap_or("JWT");
+    let bare = match kind.split_once('/') {
+        Some((prefix, rest)) if prefix.eq_ignore_ascii_case("application") => rest,
+        _ => kind,
+    };
+    let accepted = issuer
+        .token_types
+        .iter()
+        .any(|own| own.eq_ignore_ascii_case(bare));
+    if accepted {
+        Ok(())
+    } else {
+        Err(TokenProblem::WrongType(cut(kind)))
+    }
+}
+
+fn algorithm(
+    header: &Map<String, Value>,
+    issuer: &IssuerRules,
+) -> Result<SignatureAlgorithm, TokenProblem> {
+    let named = text(header, "alg")?.ok_or(TokenProblem::Malformed("it has no `alg`"))?;
+    algorithm_named(named)
+        .filter(|algorithm| issuer.algorithms.contains(algorithm))
+        .ok_or_else(|| TokenProblem::WrongAlgorithm(cut(named)))
+}
+
+/// The key comes from the issuer's set alone: `jwk`, `jku`, `x5c` and `x5u` in a header are never looked at.
+fn key<'a>(
+    header: &'a Map<String, Value>,
+    issuer: &IssuerRules,
+    set: &'a KeySet,
+    algorithm: SignatureAlgorithm,
+) -> Result<&'a Key, TokenProblem> {
+    let mismatch = |kid: &str| TokenProblem::KeyMismatch {
+        algorithm: format!("{algorithm:?}"),
+        kid: cut(kid),
+    };
+    let Some(kid) = text(header, "kid")? else {
+        let key = set.only().ok_or(TokenProblem::NoKeyId)?;
+        return key
+            .fits(algorithm)
+            .then_some(key)
+            .ok_or_else(|| mismatch(key.kid()));
+    };
+    if !set.has_key(kid) {
+        return Err(TokenProblem::UnknownKey {
+            issuer: issuer.issuer.clone(),
+            kid: cut(kid),
+        });
+    }
+    set.named(kid)
+        .find(|key| key.fits(algorithm))
+        .ok_or_else(|| mismatch(kid))
+}
+
+/// `exp` must be there; `nbf` and `iat` are honoured when they are (RFC 7519 §4.1). All within the clocks' difference.
+fn check_times(
+    claims: &Claims<'_>,
+    issuer: &IssuerRules,
+    now: Timestamp,
+) -> Result<Timestamp, TokenProblem> {
+    let at = |name| claims.time(name);
+    let skew = issuer.clock_skew.as_secs_f64();
+    let now = seconds(now);
+    let expires = at("exp")?.ok_or(TokenProblem::Malformed("it has no `exp`"))?;
+    if now >= seconds(expires) + skew {
+        return Err(TokenProblem::Expired(expires));
+    }
+    if let Some(not_before) = at("nbf")?.filter(|at| seconds(*at) > now + skew) {
+        return Err(TokenProblem::NotYetValid(not_before));
+    }
+    if let Some(issued) = at("iat")?.filter(|at| seconds(*at) > now + skew) {
+        return Err(TokenProblem::IssuedInFuture(issued));
+    }
+    Ok(expires)
+}
+
+fn wire(algorithm: SignatureAlgorithm) -> Algorithm {
+    match algorithm {
+        SignatureAlgorithm::RS256 => Algorithm::RS256,
+        SignatureAlgorithm::RS384 => Algorithm::RS384,
+        SignatureAlgorithm::RS512 => Algorithm::RS512,
+        SignatureAlgorithm::PS256 => Algorithm::PS256,
+        SignatureAlgorithm::PS384 => Algorithm::PS384,
+        SignatureAlgorithm::PS512 => Algorithm::PS512,
+        SignatureAlgorithm::ES256 => Algorithm::ES256,
+        SignatureAlgorithm::ES384 => Algorithm::ES384,
+        SignatureAlgorithm::EdDSA => Algorithm::EdDSA,
+    }
+}
+
+/// A stranger's bytes end in logs: cut what is too long to be read.
+fn cut(text: &str) -> String {
+    text.chars().take(128).collect()
+}
+
+#[cfg(test)]
+mod tests;
