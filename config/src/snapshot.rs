@@ -269,7 +269,7 @@ pub struct InboundPort {
 }
 
 /// Something that was attached to a target, with the resource it came from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Attached<T> {
     /// The resource, as `namespace/name`.
