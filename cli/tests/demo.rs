@@ -1,8 +1,16 @@
 //! The demo does what it says, and notices when it does not.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test stops where something is wrong"
+)]
 
+#[cfg(test)]
 mod harness;
 
-use harness::{Demo, Ran, all_end, exists, merlon};
+use std::path::Path;
+
+use harness::{Demo, Ran, all_end, command, exists, merlon};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -52,6 +60,25 @@ fn every_step_of_the_demo_does_what_it_must() {
         rotated["orders"]["old_serial"],
         rotated["orders"]["new_serial"]
     );
+}
+
+#[test]
+fn certificates_come_from_a_real_openbao_when_that_is_wanted() {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin");
+    assert!(
+        tools.join("bao").exists(),
+        "no OpenBao in .tools/bin: run `make tools`"
+    );
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::iter::once(tools).chain(std::env::split_paths(&path)));
+    let ran = command(&["demo", "--once", "--output", "json", "--vault"])
+        .env("PATH", path.unwrap())
+        .output();
+    let ran = Ran::from(ran.unwrap());
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    let report = ran.json();
+    assert_eq!(report["certificate_issuer"], "openbao");
+    assert_eq!(names(&report, |step| step["ok"] == true), STEPS);
 }
 
 fn sabotaged(step: &str) -> Ran {

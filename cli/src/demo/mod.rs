@@ -245,6 +245,10 @@ async fn death(children: &mut Children) -> String {
     }
 }
 
+/// A Unix socket's path has 107 bytes at most (103 on macOS), and the longest here is
+/// `payments-sidecar-state/admin.sock`.
+const LONGEST_FOLDER: usize = 68;
+
 /// Where everything is.
 enum Folder {
     Kept(PathBuf),
@@ -253,6 +257,19 @@ enum Folder {
 
 impl Folder {
     fn make(keep: Option<&Path>) -> Result<Self, Failure> {
+        let folder = Self::choose(keep)?;
+        let bytes = folder.path().as_os_str().len();
+        if bytes > LONGEST_FOLDER {
+            return Err(Failure::usage(format!(
+                "{} has {bytes} bytes; Unix sockets in it need a path of {LONGEST_FOLDER} at most",
+                folder.path().display()
+            ))
+            .hint("name a shorter one by `--keep`, or by TMPDIR"));
+        }
+        Ok(folder)
+    }
+
+    fn choose(keep: Option<&Path>) -> Result<Self, Failure> {
         let failed = |path: &Path, error: std::io::Error| {
             Failure::usage(format!(
                 "cannot use {} for the demo: {error}",

@@ -128,10 +128,8 @@ impl Report {
                 self.say(&format!("           but: {problem}"));
             }
             // For who only looks at the errors, as scripts do.
-            eprint_line(&format!(
-                "error: step `{name}` failed: {}",
-                outcome.problems.join("; ")
-            ));
+            let first = outcome.problems.first().map_or("", String::as_str);
+            eprint_line(&format!("error: step `{name}` failed: {first}"));
         }
         self.steps.push(Step {
             name,

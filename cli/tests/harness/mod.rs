@@ -80,7 +80,7 @@ impl Demo {
                 "the demo ended: {text}"
             );
             // The report is one indented object.
-            if &text[before..] == "}\n" {
+            if text.get(before..) == Some("}\n") {
                 break;
             }
         }

@@ -72,6 +72,9 @@ pub(super) async fn allowed(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, F
         outcome.must(text_at(&line, "/status") == "201", || {
             format!("the sidecar of {} logged {line}", callee.name)
         });
+        if src.is_empty() {
+            continue;
+        }
         outcome.note(format!("{src} called {} at {path}", callee.account()));
         if !policy.is_empty() {
             outcome.note(format!("  permitted by {policy}"));
