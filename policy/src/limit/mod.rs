@@ -1,72 +1,43 @@
-//! How often: GCRA on governor. Time is an argument.
+//! How often: GCRA, on governor. Time is an argument.
+//!
+//! A limiter remembers at most about 100,000 subjects; those who have their whole share again are forgotten. Should
+//! more than that be busy at once (somebody making up identities or addresses), then subjects share 16,384 overflow
+//! buckets by hash, each with the same rate, until there is room again: memory stays bounded, a crowd of strangers
+//! slows itself down, and nobody is let through unlimited. Which subjects meet in a bucket cannot be foreseen from
+//! outside, for the hash is keyed anew in every process.
+
+mod registry;
 
 use std::{
     cell::Cell,
-    collections::HashMap,
-    fmt,
-    hash::{BuildHasher as _, RandomState},
-    net::{IpAddr, Ipv6Addr},
+    hash::{BuildHasher as _, Hash, Hasher as _, RandomState},
+    net::IpAddr,
     num::NonZeroU32,
-    sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
-use governor::{Quota, RateLimiter, clock::Clock, middleware::NoOpMiddleware, state::keyed::DashMapStateStore};
+use governor::{
+    Quota, RateLimiter, clock::Clock, middleware::NoOpMiddleware, state::keyed::DashMapStateStore,
+};
 use merlon_config::{
-    name::ServiceName,
     resource::{LimitKey, RateLimitRule},
-    snapshot::{Attached, InboundService},
+    snapshot::Attached,
 };
 
-use crate::{authn::User, principal::PeerFacts};
+pub use registry::LimitRegistry;
 
-/// Keeps limiters across snapshots: a rule that did not change goes on counting.
-#[derive(Debug)]
-pub struct LimitRegistry {
-    origin: Instant,
-    /// Drawn once, so that no caller can choose names that fall together.
-    hasher: RandomState,
-    known: Mutex<HashMap<(ServiceName, Attached<RateLimitRule>), Weak<Limiter>>>,
-}
+use crate::{
+    authn::User,
+    principal::{PeerFacts, Principal},
+};
 
-impl LimitRegistry {
-    /// An empty registry; `now` is the origin of its time.
-    pub fn new(now: Instant) -> Self {
-        Self { origin: now, hasher: RandomState::new(), known: Mutex::default() }
-    }
-
-    /// The limiters of a service, in the order of its rules. Called when a snapshot is compiled, never for a request.
-    pub fn limiters(&self, service: &InboundService) -> Vec<Arc<Limiter>> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|_, limiter| limiter.strong_count() > 0);
-        let find = |rule: &Attached<RateLimitRule>| {
-            let key = (service.name.clone(), rule.clone());
-            if let Some(limiter) = known.get(&key).and_then(Weak::upgrade) {
-                return limiter;
-            }
-            let limiter = Arc::new(Limiter::new(rule.clone(), self.origin, self.hasher.clone()));
-            known.insert(key, Arc::downgrade(&limiter));
-            limiter
-        };
-        service.limits.iter().map(find).collect()
-    }
-}
-
-/// One rule and what it has counted.
-///
-/// 100,000 callers are told apart. When there are more at once, all share 4,096 counts until there are fewer: a
-/// stranger with many addresses can then spend what is others', but neither the memory nor more than the limit.
-pub struct Limiter {
-    rule: Attached<RateLimitRule>,
-    origin: Instant,
-    hasher: RandomState,
-    counts: RateLimiter<u64, DashMapStateStore<u64>, HandedClock, NoOpMiddleware<Duration>>,
-    checks: AtomicU32,
-    crowded: AtomicBool,
-}
+/// How many subjects a limiter remembers before it begins to share buckets.
+const MAX_SUBJECTS: usize = 100_000;
+/// How many buckets are shared then. A power of two.
+const OVERFLOW_BUCKETS: u64 = 1 << 14;
+/// After how many checks it is looked whether there are too many.
+const LOOK_EVERY: u64 = 256;
 
 /// Whom a limit counts.
 #[derive(Debug, Clone, Copy)]
@@ -92,17 +63,37 @@ impl RetryAfter {
     }
 }
 
+/// One rule and what it has counted, shared by all workers.
+pub struct Limiter {
+    rule: Attached<RateLimitRule>,
+    origin: Instant,
+    hasher: RandomState,
+    cells: RateLimiter<u64, DashMapStateStore<u64>, GivenTime, NoOpMiddleware<Duration>>,
+    most: usize,
+    checks: AtomicU64,
+    crowded: AtomicBool,
+    /// When the idle were last forgotten, in milliseconds since `origin`: looking through all of them has its price.
+    swept: AtomicU64,
+}
+
 impl Limiter {
-    fn new(rule: Attached<RateLimitRule>, origin: Instant, hasher: RandomState) -> Self {
-        let rate = rule.spec.rate;
-        let requests = rate.requests.max(1);
-        // Both are checked when resources are read; what could still be zero here is taken as the strictest.
-        let each = (rate.per.0 / requests).max(Duration::from_nanos(1));
-        let burst = NonZeroU32::new(rule.spec.burst.unwrap_or(requests)).unwrap_or(NonZeroU32::MIN);
-        let quota = Quota::with_period(each).unwrap_or(Quota::per_hour(NonZeroU32::MIN)).allow_burst(burst);
-        let counts = RateLimiter::new(quota, DashMapStateStore::default(), HandedClock);
-        let (checks, crowded) = (AtomicU32::new(0), AtomicBool::new(false));
-        Self { rule, origin, hasher, counts, checks, crowded }
+    fn new(
+        rule: Attached<RateLimitRule>,
+        origin: Instant,
+        hasher: RandomState,
+        most: usize,
+    ) -> Self {
+        GIVEN.set(Duration::ZERO);
+        Self {
+            cells: RateLimiter::new(quota(&rule.spec), DashMapStateStore::default(), GivenTime),
+            rule,
+            origin,
+            hasher,
+            most,
+            checks: AtomicU64::new(0),
+            crowded: AtomicBool::new(false),
+            swept: AtomicU64::new(0),
+        }
     }
 
     /// The rule, with the resource that it came from.
@@ -116,70 +107,98 @@ impl Limiter {
     /// When it is spent: how long to wait.
     pub fn check(&self, subject: &LimitSubject<'_>, now: Instant) -> Result<(), RetryAfter> {
         let now = now.saturating_duration_since(self.origin);
-        HandedClock::hand(now);
-        if self.checks.fetch_add(1, Ordering::Relaxed) % TIDY_EVERY == TIDY_EVERY - 1 {
-            self.tidy();
+        GIVEN.set(now);
+        if self.checks.fetch_add(1, Ordering::Relaxed) % LOOK_EVERY == LOOK_EVERY - 1 {
+            self.make_room(now);
         }
         let mut key = self.key(subject);
         if self.crowded.load(Ordering::Relaxed) {
-            key %= SHARED_COUNTS;
+            key &= OVERFLOW_BUCKETS - 1;
         }
-        self.counts.check_key(&key).map_err(|spent| RetryAfter(spent.wait_time_from(now)))
+        self.cells
+            .check_key(&key)
+            .map_err(|until| RetryAfter(until.wait_time_from(now)))
     }
 
+    fn make_room(&self, now: Duration) {
+        const AT_MOST_EVERY_MS: u64 = 1_000;
+        let mut crowded = self.cells.len() >= self.most;
+        if crowded || self.crowded.load(Ordering::Relaxed) {
+            let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+            let swept = self.swept.load(Ordering::Relaxed);
+            let due = now.saturating_sub(swept) >= AT_MOST_EVERY_MS;
+            let mine = due
+                && self
+                    .swept
+                    .compare_exchange(swept, now, Ordering::Relaxed, Ordering::Relaxed)
+                    .is_ok();
+            if mine {
+                self.cells.retain_recent();
+            }
+            crowded = self.cells.len() >= self.most;
+        }
+        self.crowded.store(crowded, Ordering::Relaxed);
+    }
+
+    /// What is counted apart, as a keyed hash (SipHash). Two subjects meeting by chance is one in 2⁶⁴.
     fn key(&self, subject: &LimitSubject<'_>) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
         match (self.rule.spec.per, subject.user) {
-            (LimitKey::User, Some(user)) => self.hasher.hash_one((2, user.id.as_str())),
-            (LimitKey::Principal | LimitKey::User, _) => self.hasher.hash_one((1, subject.peer.principal())),
-            (LimitKey::Address, _) => self.hasher.hash_one((0, neighbourhood(subject.address))),
+            (LimitKey::Address, _) => address(subject.address).hash(&mut hasher),
+            (LimitKey::User, Some(user)) => user.id.hash(&mut hasher),
+            (LimitKey::Principal | LimitKey::User, _) => match subject.peer.principal() {
+                Principal::Workload(id) => id.hash(&mut hasher),
+                // All strangers together are not one principal: the address tells them apart.
+                Principal::Anonymous => address(subject.address).hash(&mut hasher),
+            },
         }
-    }
-
-    /// Forgets who has not called for a while.
-    fn tidy(&self) {
-        if self.counts.len() > MOST_COUNTS / 2 {
-            self.counts.retain_recent();
-        }
-        self.crowded.store(self.counts.len() > MOST_COUNTS, Ordering::Relaxed);
+        hasher.finish()
     }
 }
 
-impl fmt::Debug for Limiter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Limiter").field("rule", &self.rule).finish_non_exhaustive()
+impl std::fmt::Debug for Limiter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Limiter")
+            .field("rule", &self.rule)
+            .field("subjects", &self.cells.len())
+            .finish_non_exhaustive()
     }
 }
 
-/// An IPv6 network hands each of its members 2⁶⁴ addresses: they count as one (RFC 4291 §2.5.4).
-fn neighbourhood(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(six) => IpAddr::V6(Ipv6Addr::from_bits(six.to_bits() & !u128::from(u64::MAX))),
-        four => four,
+/// An IPv4 address as it is; of an IPv6 address the first 64 bits, for the rest is its owner's to choose.
+fn address(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() >> 64 << 64).into()),
+        v4 => v4,
     }
 }
 
-/// The time that whoever asks brought along, since governor asks its clock and not its caller.
-#[derive(Debug, Clone, Copy)]
-struct HandedClock;
+fn quota(rule: &RateLimitRule) -> Quota {
+    // Resources are checked when they are read; a rate of nothing would still be one at a time.
+    let requests = NonZeroU32::new(rule.rate.requests).unwrap_or(NonZeroU32::MIN);
+    let burst = rule.burst.and_then(NonZeroU32::new).unwrap_or(requests);
+    let each = rule.rate.per.0 / requests.get();
+    Quota::with_period(each.max(Duration::from_nanos(1)))
+        .unwrap_or_else(|| Quota::per_second(requests))
+        .allow_burst(burst)
+}
 
 thread_local! {
-    static HANDED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    /// The moment that [`Limiter::check`] was given, since the registry's origin.
+    static GIVEN: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
-impl HandedClock {
-    fn hand(now: Duration) {
-        HANDED.set(now);
-    }
-}
+/// Governor asks a clock; this one only knows what it was told on this thread.
+#[derive(Debug, Clone, Copy)]
+struct GivenTime;
 
-impl Clock for HandedClock {
+impl Clock for GivenTime {
     type Instant = Duration;
 
     fn now(&self) -> Duration {
-        HANDED.get()
+        GIVEN.get()
     }
 }
 
-const MOST_COUNTS: usize = 100_000;
-const SHARED_COUNTS: u64 = 4_096;
-const TIDY_EVERY: u32 = 1_024;
+#[cfg(test)]
+mod tests;
