@@ -1,0 +1,241 @@
+//! What people ask of the control plane.
+
+use merlon_api::{
+    decision_prefix,
+    inspection::{
+        Ask, DumpReply, FactsReply, InspectReply, InspectRequest, Reply, Report, RotateReply,
+        inspection_client::InspectionClient,
+    },
+};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Streaming, transport::Channel};
+
+use crate::harness::Plane;
+
+/// A proxy's end of the inspection, answered by `answer`.
+async fn inspected(
+    channel: Channel,
+    node: &str,
+    answer: fn(Ask) -> Reply,
+) -> mpsc::Sender<InspectReply> {
+    let (replies, mut questions) = open(channel, report(node)).await;
+    let sender = replies.clone();
+    tokio::spawn(async move {
+        while let Ok(Some(InspectRequest { id, ask: Some(ask) })) = questions.message().await {
+            let reply = InspectReply {
+                id,
+                reply: Some(answer(ask)),
+            };
+            if replies.send(reply).await.is_err() {
+                break;
+            }
+        }
+    });
+    sender
+}
+
+async fn open(
+    channel: Channel,
+    first: InspectReply,
+) -> (mpsc::Sender<InspectReply>, Streaming<InspectRequest>) {
+    let (replies, stream) = mpsc::channel(16);
+    replies.send(first).await.unwrap();
+    let reply = InspectionClient::new(channel)
+        .serve(ReceiverStream::new(stream))
+        .await
+        .unwrap();
+    (replies, reply.into_inner())
+}
+
+fn report(node: &str) -> InspectReply {
+    InspectReply {
+        id: 0,
+        reply: Some(Reply::Report(Report {
+            node_id: node.into(),
+            certificate_serial: "0a0b".into(),
+            certificate_not_after: 2_000_000_000,
+            snapshot_version: String::new(),
+            snapshot_age_seconds: 42,
+            ready: false,
+            not_ready_reason: "no snapshot".into(),
+        })),
+    }
+}
+
+fn answers(ask: Ask) -> Reply {
+    match ask {
+        Ask::Dump(_) => Reply::Dump(DumpReply {
+            json: br#"{"ready":true}"#.to_vec(),
+        }),
+        Ask::Rotate(_) => Reply::Rotated(RotateReply {
+            old_serial: "01".into(),
+            new_serial: "02".into(),
+        }),
+        Ask::Facts(ask) => Reply::Facts(FactsReply {
+            found: ask.decision_id.ends_with("-1"),
+            facts: br#"{"service":"shop/orders"}"#.to_vec(),
+            service: br#"{"name":"shop/orders"}"#.to_vec(),
+            mesh: br#"{"trustDomain":"demo.test"}"#.to_vec(),
+            snapshot_version: "v1".into(),
+            decision: br#"{"status":403}"#.to_vec(),
+        }),
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_says_of_itself_how_it_is() {
+    let plane = Plane::start().await;
+    let web = plane.join("web").await;
+    let _open = inspected(web.channel(&plane).await, "web-1", answers).await;
+    let status = plane
+        .until("web-1", |status| status["notReadyReason"] == "no snapshot")
+        .await;
+    assert_eq!(status["certificateSerial"], "0a0b");
+    assert_eq!(status["certificateNotAfter"], "2033-05-18T03:33:20Z");
+    assert_eq!(status["ready"], false);
+}
+
+#[tokio::test]
+async fn a_proxys_configuration_and_rotation_are_its_own_answers() {
+    let plane = Plane::start().await;
+    let web = plane.join("web").await;
+    let _open = inspected(web.channel(&plane).await, "web-1", answers).await;
+    plane.until("web-1", |status| !status.is_null()).await;
+    assert_eq!(
+        plane.get("/v1/proxies/web-1/config").await,
+        json!({ "ready": true })
+    );
+    let (status, rotated) = plane.ask("POST", "/v1/proxies/web-1/rotate", "").await;
+    assert_eq!(
+        (status, rotated),
+        (200, json!({ "oldSerial": "01", "newSerial": "02" }))
+    );
+}
+
+#[tokio::test]
+async fn a_decision_leads_to_its_facts_and_the_policies_of_then_and_now() {
+    let plane = Plane::start().await;
+    let orders = plane.join("orders").await;
+    let _open = inspected(orders.channel(&plane).await, "orders-1", answers).await;
+    plane.until("orders-1", |status| !status.is_null()).await;
+    let prefix = decision_prefix("orders-1");
+    let told = plane.get(&format!("/v1/decisions/{prefix}-1")).await;
+    assert_eq!(told["proxy"], "orders-1");
+    assert_eq!(told["facts"]["service"], "shop/orders");
+    assert_eq!(told["service"]["name"], "shop/orders");
+    assert_eq!(told["serviceNow"]["ports"][0]["port"], 80);
+    assert_eq!(told["meshNow"]["trustDomain"], "demo.test");
+    assert_eq!(told["decision"]["status"], 403);
+    let (status, problem) = plane
+        .ask("GET", &format!("/v1/decisions/{prefix}-2"), "")
+        .await;
+    assert_eq!(status, 404);
+    assert!(
+        problem["detail"]
+            .as_str()
+            .unwrap()
+            .contains("does not remember"),
+        "{problem}"
+    );
+}
+
+#[tokio::test]
+async fn questions_that_cannot_be_answered_say_why() {
+    let plane = Plane::start().await;
+    let (status, problem) = plane.ask("GET", "/v1/decisions/00000000-1", "").await;
+    assert_eq!((status, &problem["status"]), (404, &json!(404)));
+    let (status, _) = plane.ask("GET", "/v1/decisions/nonsense", "").await;
+    assert_eq!(status, 400);
+    let (status, _) = plane.ask("GET", "/v1/proxies/nobody/config", "").await;
+    assert_eq!(status, 404);
+    let (status, problem) = plane.ask("GET", "/v2", "").await;
+    assert_eq!((status, &problem["title"]), (404, &json!("Not Found")));
+    let (status, _) = plane.ask("DELETE", "/v1/proxies", "").await;
+    assert_eq!(status, 405);
+}
+
+#[tokio::test]
+async fn a_proxy_that_went_away_is_listed_and_its_questions_say_that_it_is_away() {
+    let plane = Plane::start().await;
+    let web = plane.join("web").await;
+    let mut stream = web.stream(&plane, "web-1").await;
+    stream.subscribe_manifest().await;
+    stream.next().await.unwrap();
+    drop(stream);
+    plane
+        .until("web-1", |status| status["state"] == "disconnected")
+        .await;
+    let (status, problem) = plane.ask("GET", "/v1/proxies/web-1/config", "").await;
+    assert_eq!(status, 503);
+    assert!(
+        problem["detail"]
+            .as_str()
+            .unwrap()
+            .contains("is not connected"),
+        "{problem}"
+    );
+}
+
+#[tokio::test]
+async fn an_inspection_that_does_not_begin_with_a_report_is_refused() {
+    let plane = Plane::start().await;
+    let web = plane.join("web").await;
+    let dump = Reply::Dump(DumpReply { json: Vec::new() });
+    let first = InspectReply {
+        id: 1,
+        reply: Some(dump),
+    };
+    let (_replies, mut questions) = open(web.channel(&plane).await, first).await;
+    let status = questions.message().await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().contains("report"), "{status}");
+    let (_replies, mut questions) = open(web.channel(&plane).await, report("a b")).await;
+    assert!(
+        questions
+            .message()
+            .await
+            .unwrap_err()
+            .message()
+            .contains("node_id")
+    );
+}
+
+#[tokio::test]
+async fn a_join_token_is_asked_for_with_care() {
+    let plane = Plane::start().await;
+    for (body, status, text) in [
+        ("", 400, "not a request"),
+        ("{\"identity\":1}", 400, "not a request"),
+        (
+            "{\"identity\":\"shop/web\",\"admin\":true}",
+            400,
+            "unknown field `admin`",
+        ),
+        ("{\"identity\":\"web\"}", 400, "namespace/service-account"),
+        (
+            "{\"identity\":\"shop/web\",\"ttl\":\"11m\"}",
+            400,
+            "from 1s to 10m",
+        ),
+        (
+            "{\"identity\":\"shop/web\",\"ttl\":\"0s\"}",
+            400,
+            "from 1s to 10m",
+        ),
+        (
+            "{\"identity\":\"spiffe://other.test/ns/shop/sa/web\"}",
+            404,
+            "other.test",
+        ),
+        ("{\"identity\":\"shop/nobody\"}", 404, "sa/nobody"),
+    ] {
+        let (found, problem) = plane.ask("POST", "/v1/join-tokens", body).await;
+        assert_eq!(found, status, "{body}: {problem}");
+        assert!(
+            problem["detail"].as_str().unwrap().contains(text),
+            "{body}: {problem}"
+        );
+    }
+}

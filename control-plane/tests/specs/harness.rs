@@ -1,0 +1,356 @@
+//! Sentences for the specifications.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use merlon_api::{
+    JoinToken, control_plane_id,
+    discovery::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+        aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+    },
+    identity::{Evidence, IssueRequest, IssueResponse, identity_client::IdentityClient},
+    node,
+};
+use merlon_certs::{Bootstrap, CertificateDer, H2, MeshTls, PrivateKey, TrustRoots, X509Svid};
+use merlon_config::{
+    name::SpiffeId,
+    snapshot::{ResourceKind, TrustBundle},
+};
+use merlon_control_plane::{ControlPlaneConfig, app, app::ControlPlane};
+use rustls::ClientConfig;
+use rustls_pki_types::{ServerName, UnixTime};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpStream, UnixStream},
+    sync::mpsc,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Status, Streaming,
+    transport::{Channel, Endpoint},
+};
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A control plane with a folder of resources.
+pub(crate) struct Plane {
+    pub(crate) folder: TempDir,
+    pub(crate) running: ControlPlane,
+}
+
+pub(crate) const MESH: &str = "
+apiVersion: merlon.io/v1alpha1
+kind: MeshConfig
+metadata: { name: mesh, namespace: merlon-system }
+spec: { trustDomain: demo.test }
+";
+
+/// A Workload and its Service. `web` calls `orders` by a listener of its own.
+pub(crate) fn service(name: &str, port: u16) -> String {
+    let outbound = match name {
+        "web" => "  outbound: [{ listen: \"127.0.0.1:8001\", service: shop/orders, port: 80 }]\n",
+        _ => "",
+    };
+    format!(
+        "apiVersion: merlon.io/v1alpha1\nkind: Workload\n\
+         metadata: {{ name: {name}, namespace: shop, labels: {{ app: {name} }} }}\n\
+         spec:\n  serviceAccount: {name}\n  meshAddress: \"127.0.0.1:{port}\"\n{outbound}---\n\
+         apiVersion: merlon.io/v1alpha1\nkind: Service\nmetadata: {{ name: {name}, namespace: shop }}\n\
+         spec: {{ selector: {{ app: {name} }}, ports: [{{ port: 80 }}] }}\n"
+    )
+}
+
+pub(crate) fn id(name: &str) -> SpiffeId {
+    format!("spiffe://demo.test/ns/shop/sa/{name}")
+        .parse()
+        .unwrap()
+}
+
+impl Plane {
+    /// With `web`, `orders` and `payments`.
+    pub(crate) async fn start() -> Self {
+        Self::with(&[
+            ("mesh.yaml", MESH.to_owned()),
+            ("web.yaml", service("web", 7001)),
+            ("orders.yaml", service("orders", 7002)),
+            ("payments.yaml", service("payments", 7003)),
+        ])
+        .await
+    }
+
+    pub(crate) async fn with(files: &[(&str, String)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("resources")).unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join("resources").join(name), text).unwrap();
+        }
+        let running = app::run(config(&folder)).await.unwrap();
+        running.ready().await;
+        Self { folder, running }
+    }
+
+    /// Ends it and starts it again in the same folders.
+    pub(crate) async fn restart(self) -> Self {
+        self.running.shutdown().await.unwrap();
+        let running = app::run(config(&self.folder)).await.unwrap();
+        running.ready().await;
+        Self {
+            folder: self.folder,
+            running,
+        }
+    }
+
+    pub(crate) fn write(&self, file: &str, text: &str) {
+        std::fs::write(self.folder.path().join("resources").join(file), text).unwrap();
+    }
+
+    pub(crate) fn remove(&self, file: &str) {
+        std::fs::remove_file(self.folder.path().join("resources").join(file)).unwrap();
+    }
+
+    /// Asks the administration.
+    pub(crate) async fn ask(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let mut stream = UnixStream::connect(&self.running.admin_socket)
+            .await
+            .unwrap();
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await.unwrap();
+        let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, serde_json::from_str(body).unwrap_or(Value::Null))
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Value {
+        let (status, body) = self.ask("GET", path, "").await;
+        assert_eq!(status, 200, "{body}");
+        body
+    }
+
+    /// A number of `/metrics`; 0 when it is not there.
+    pub(crate) async fn metric(&self, line: &str) -> u64 {
+        let mut stream = TcpStream::connect(self.running.admin).await.unwrap();
+        let request = "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await.unwrap();
+        let found = reply.lines().find_map(|found| found.strip_prefix(line));
+        found.map_or(0, |number| number.trim().parse().unwrap())
+    }
+
+    /// What is told of the proxy with this node id.
+    pub(crate) async fn status(&self, node: &str) -> Value {
+        let list = self.get("/v1/proxies").await;
+        let mut list = list.as_array().unwrap().iter();
+        list.find(|proxy| proxy["id"] == node)
+            .cloned()
+            .unwrap_or(Value::Null)
+    }
+
+    /// Waits until what is told of a proxy is as wanted.
+    pub(crate) async fn until(&self, node: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let waiting = async {
+            loop {
+                let status = self.status(node).await;
+                if wanted(&status) {
+                    return status;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        match tokio::time::timeout(PATIENCE, waiting).await {
+            Ok(status) => status,
+            Err(_) => panic!("still {}", self.status(node).await),
+        }
+    }
+
+    pub(crate) async fn token(&self, name: &str) -> JoinToken {
+        let body = json!({ "identity": format!("shop/{name}") }).to_string();
+        let (status, made) = self.ask("POST", "/v1/join-tokens", &body).await;
+        assert_eq!(status, 200, "{made}");
+        made["token"].as_str().unwrap().parse().unwrap()
+    }
+
+    pub(crate) fn control_plane_id(&self) -> SpiffeId {
+        control_plane_id(
+            &"demo.test".parse().unwrap(),
+            &"merlon-system".parse().unwrap(),
+        )
+    }
+
+    pub(crate) async fn connect(
+        &self,
+        tls: Arc<ClientConfig>,
+    ) -> Result<Channel, tonic::transport::Error> {
+        let address = self.running.listen;
+        let connector = tower::service_fn(move |_| {
+            let tls = tokio_rustls::TlsConnector::from(Arc::clone(&tls));
+            async move {
+                let stream = TcpStream::connect(address).await?;
+                let nameless = ServerName::from(std::net::IpAddr::from([0, 0, 0, 0]));
+                Ok::<_, std::io::Error>(TokioIo::new(tls.connect(nameless, stream).await?))
+            }
+        });
+        Endpoint::from_static("http://control-plane")
+            .connect_with_connector(connector)
+            .await
+    }
+
+    /// A connection without a certificate, by the root that a token pins.
+    pub(crate) async fn as_stranger(&self, token: &JoinToken) -> Channel {
+        let known = Bootstrap::RootHash(token.root_sha256());
+        let tls = known
+            .client_config(&self.control_plane_id(), &[H2])
+            .unwrap();
+        self.connect(tls).await.unwrap()
+    }
+
+    /// A member of the mesh with a certificate of its own.
+    pub(crate) async fn join(&self, name: &str) -> Member {
+        let token = self.token(name).await;
+        let key = PrivateKey::generate().unwrap();
+        let csr = key.csr(&id(name)).unwrap();
+        let channel = self.as_stranger(&token).await;
+        let reply = issue(channel, csr, Some(&token)).await.unwrap();
+        Member::of(reply, key)
+    }
+}
+
+fn config(folder: &TempDir) -> ControlPlaneConfig {
+    let path = |name: &str| -> PathBuf { folder.path().join(name) };
+    ControlPlaneConfig::on_loopback(path("resources"), path("state"))
+}
+
+pub(crate) async fn issue(
+    channel: Channel,
+    csr: Vec<u8>,
+    token: Option<&JoinToken>,
+) -> Result<IssueResponse, Status> {
+    let request = IssueRequest {
+        csr,
+        node_id: "node-1".into(),
+        evidence: token.map(|token| Evidence::JoinToken(token.reveal())),
+    };
+    let reply = IdentityClient::new(channel).issue(request).await?;
+    Ok(reply.into_inner())
+}
+
+/// A workload's proxy, as far as the control plane sees it.
+pub(crate) struct Member {
+    pub(crate) tls: MeshTls,
+}
+
+impl Member {
+    pub(crate) fn of(reply: IssueResponse, key: PrivateKey) -> Self {
+        let bundle: TrustBundle = serde_json::from_str(&reply.trust_bundle).unwrap();
+        let roots = TrustRoots::from_bundle(&bundle).unwrap();
+        let chain = reply.chain.into_iter().map(CertificateDer::from).collect();
+        let svid = X509Svid::parse(chain, key, &roots, UnixTime::now()).unwrap();
+        Self {
+            tls: MeshTls::new(Arc::new(svid), Arc::new(roots)).unwrap(),
+        }
+    }
+
+    pub(crate) async fn channel(&self, plane: &Plane) -> Channel {
+        let tls = self
+            .tls
+            .client_config(&plane.control_plane_id(), &[H2])
+            .unwrap();
+        plane.connect(tls).await.unwrap()
+    }
+
+    pub(crate) async fn stream(&self, plane: &Plane, node: &str) -> Stream {
+        Stream::open(self.channel(plane).await, self.tls.svid().id.clone(), node)
+            .await
+            .unwrap()
+    }
+}
+
+/// A delta stream.
+pub(crate) struct Stream {
+    pub(crate) id: String,
+    node: String,
+    pub(crate) requests: mpsc::Sender<DeltaDiscoveryRequest>,
+    pub(crate) responses: Streaming<DeltaDiscoveryResponse>,
+}
+
+impl Stream {
+    pub(crate) async fn open(channel: Channel, id: SpiffeId, node: &str) -> Result<Self, Status> {
+        let (requests, stream) = mpsc::channel(64);
+        let mut client = AggregatedDiscoveryServiceClient::new(channel);
+        let reply = client
+            .delta_aggregated_resources(ReceiverStream::new(stream))
+            .await?;
+        Ok(Self {
+            id: id.to_string(),
+            node: node.to_owned(),
+            requests,
+            responses: reply.into_inner(),
+        })
+    }
+
+    pub(crate) async fn send(&self, request: DeltaDiscoveryRequest) {
+        self.requests.send(request).await.unwrap();
+    }
+
+    pub(crate) fn subscription(&self, kind: ResourceKind, names: &[&str]) -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest {
+            node: Some(node(&self.node, None, "0.1.0")),
+            type_url: kind.type_url().to_owned(),
+            resource_names_subscribe: names.iter().map(ToString::to_string).collect(),
+            ..DeltaDiscoveryRequest::default()
+        }
+    }
+
+    pub(crate) async fn subscribe(&self, kind: ResourceKind, names: &[&str]) {
+        self.send(self.subscription(kind, names)).await;
+    }
+
+    pub(crate) async fn subscribe_manifest(&self) {
+        self.subscribe(ResourceKind::Manifest, &[&self.id]).await;
+    }
+
+    pub(crate) async fn next(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
+        let message = tokio::time::timeout(PATIENCE, self.responses.message()).await;
+        Ok(message
+            .expect("a response in time")?
+            .expect("a response, not the end"))
+    }
+
+    /// The next response, which is about `kind`.
+    pub(crate) async fn next_of(&mut self, kind: ResourceKind) -> DeltaDiscoveryResponse {
+        let response = self.next().await.unwrap();
+        assert_eq!(response.type_url, kind.type_url(), "{response:?}");
+        response
+    }
+
+    pub(crate) async fn answer(&self, response: &DeltaDiscoveryResponse, refusal: Option<&str>) {
+        self.send(DeltaDiscoveryRequest {
+            type_url: response.type_url.clone(),
+            response_nonce: response.nonce.clone(),
+            error_detail: refusal.map(|message| merlon_api::discovery::Status {
+                code: 3,
+                message: message.to_owned(),
+                details: Vec::new(),
+            }),
+            ..DeltaDiscoveryRequest::default()
+        })
+        .await;
+    }
+
+    /// Shows that nothing was sent before this moment: the answer to a question of now is the next that comes.
+    pub(crate) async fn expect_nothing_sent(&mut self) {
+        self.subscribe(ResourceKind::Destination, &["shop/nothing"])
+            .await;
+        let response = self.next_of(ResourceKind::Destination).await;
+        assert_eq!(response.removed_resources, ["shop/nothing"]);
+        assert!(response.resources.is_empty());
+    }
+}

@@ -1,0 +1,257 @@
+//! Who gets a certificate, and who does not.
+
+use merlon_api::{
+    JoinToken,
+    identity::{Evidence, IssueRequest, identity_client::IdentityClient},
+};
+use merlon_certs::{LeafFacts, PrivateKey};
+use merlon_config::name::SpiffeId;
+use tonic::{Code, Status};
+
+use crate::harness::{Member, Plane, Stream, id, issue};
+
+fn csr(name: &str) -> Vec<u8> {
+    PrivateKey::generate().unwrap().csr(&id(name)).unwrap()
+}
+
+fn refused(status: Status, code: Code, text: &str) {
+    assert_eq!(status.code(), code, "{status}");
+    assert!(status.message().contains(text), "{status}");
+}
+
+#[tokio::test]
+async fn a_join_token_gets_a_certificate_for_the_identity_it_was_made_for() {
+    let plane = Plane::start().await;
+    let web = plane.join("web").await;
+    assert_eq!(web.tls.svid().id, id("web"));
+    let ledger = plane
+        .get(&format!("/v1/certificates?identity={}", id("web")))
+        .await;
+    assert_eq!(ledger[0]["evidence"], "join-token");
+    assert_eq!(ledger[0]["serial"], web.tls.svid().serial.as_str());
+}
+
+#[tokio::test]
+async fn a_join_token_is_good_once_and_a_second_use_is_an_alarm() {
+    let plane = Plane::start().await;
+    let token = plane.token("web").await;
+    let channel = plane.as_stranger(&token).await;
+    issue(channel.clone(), csr("web"), Some(&token))
+        .await
+        .unwrap();
+    let status = issue(channel, csr("web"), Some(&token)).await.unwrap_err();
+    refused(status, Code::PermissionDenied, "was used before");
+    assert_eq!(plane.metric("merlon_join_tokens_reused_total").await, 1);
+}
+
+#[tokio::test]
+async fn of_two_uses_at_the_same_moment_one_wins() {
+    let plane = Plane::start().await;
+    let token = plane.token("web").await;
+    let channel = plane.as_stranger(&token).await;
+    let tries = (0..8).map(|_| issue(channel.clone(), csr("web"), Some(&token)));
+    let replies = futures_util::future::join_all(tries).await;
+    assert_eq!(replies.iter().filter(|reply| reply.is_ok()).count(), 1);
+}
+
+#[tokio::test]
+async fn a_used_token_stays_used_over_a_restart() {
+    let plane = Plane::start().await;
+    let token = plane.token("web").await;
+    issue(plane.as_stranger(&token).await, csr("web"), Some(&token))
+        .await
+        .unwrap();
+    let plane = plane.restart().await;
+    let again = issue(plane.as_stranger(&token).await, csr("web"), Some(&token)).await;
+    refused(
+        again.unwrap_err(),
+        Code::PermissionDenied,
+        "was used before",
+    );
+}
+
+#[tokio::test]
+async fn a_token_that_was_never_made_is_refused() {
+    let plane = Plane::start().await;
+    let made = plane.token("web").await;
+    let text = made.reveal();
+    let parts: Vec<_> = text.rsplitn(3, '.').collect();
+    let guessed = format!("{}.{}.{}", parts[2], "A".repeat(43), parts[0]);
+    let guessed: JoinToken = guessed.parse().unwrap();
+    let status = issue(plane.as_stranger(&made).await, csr("web"), Some(&guessed))
+        .await
+        .unwrap_err();
+    refused(status, Code::PermissionDenied, "not known");
+}
+
+#[tokio::test]
+async fn a_request_for_another_identity_than_the_tokens_is_refused_and_does_not_cost_the_token() {
+    let plane = Plane::start().await;
+    let token = plane.token("web").await;
+    let channel = plane.as_stranger(&token).await;
+    let status = issue(channel.clone(), csr("orders"), Some(&token))
+        .await
+        .unwrap_err();
+    refused(status, Code::InvalidArgument, "sa/orders");
+    issue(channel, csr("web"), Some(&token)).await.unwrap();
+}
+
+#[tokio::test]
+async fn requests_that_are_no_good_are_refused_by_what_is_wrong_and_do_not_cost_the_token() {
+    let plane = Plane::start().await;
+    let token = plane.token("web").await;
+    let channel = plane.as_stranger(&token).await;
+    let garbage = issue(channel.clone(), b"certainly not DER".to_vec(), Some(&token)).await;
+    refused(garbage.unwrap_err(), Code::InvalidArgument, "PKCS #10");
+    let nothing = issue(channel.clone(), Vec::new(), Some(&token)).await;
+    refused(nothing.unwrap_err(), Code::InvalidArgument, "bytes");
+    let large = issue(channel.clone(), vec![0x30; 5_000], Some(&token)).await;
+    refused(large.unwrap_err(), Code::InvalidArgument, "bytes");
+    let rsa = issue(
+        channel.clone(),
+        foreign_csr(&rcgen::PKCS_RSA_SHA256),
+        Some(&token),
+    )
+    .await;
+    refused(rsa.unwrap_err(), Code::InvalidArgument, "P-256");
+    let p384 = issue(
+        channel.clone(),
+        foreign_csr(&rcgen::PKCS_ECDSA_P384_SHA384),
+        Some(&token),
+    )
+    .await;
+    refused(p384.unwrap_err(), Code::InvalidArgument, "P-256");
+    let mut forged = csr("web");
+    *forged.last_mut().unwrap() ^= 1;
+    let forged = issue(channel.clone(), forged, Some(&token))
+        .await
+        .unwrap_err();
+    assert_eq!(forged.code(), Code::InvalidArgument, "{forged}");
+    issue(channel, csr("web"), Some(&token)).await.unwrap();
+}
+
+fn foreign_csr(algorithm: &'static rcgen::SignatureAlgorithm) -> Vec<u8> {
+    let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    let name = rcgen::string::Ia5String::try_from(id("web").to_string()).unwrap();
+    params.subject_alt_names = vec![rcgen::SanType::URI(name)];
+    params.serialize_request(&key).unwrap().der().to_vec()
+}
+
+#[tokio::test]
+async fn a_live_certificate_is_renewed_for_the_same_identity_with_a_new_key() {
+    let plane = Plane::start().await;
+    let web = plane.join("web").await;
+    let key = PrivateKey::generate().unwrap();
+    let request = key.csr(&id("web")).unwrap();
+    let renewed = issue(web.channel(&plane).await, request, None)
+        .await
+        .unwrap();
+    let renewed = Member::of(renewed, key);
+    assert_eq!(renewed.tls.svid().id, id("web"));
+    assert_ne!(renewed.tls.svid().serial, web.tls.svid().serial);
+}
+
+#[tokio::test]
+async fn renewal_with_the_old_key_or_for_another_identity_is_refused() {
+    let plane = Plane::start().await;
+    let web = plane.join("web").await;
+    let channel = web.channel(&plane).await;
+    let other = issue(channel.clone(), csr("orders"), None)
+        .await
+        .unwrap_err();
+    refused(other, Code::InvalidArgument, "sa/orders");
+    let old = web.tls.svid().key.csr(&id("web")).unwrap();
+    refused(
+        issue(channel, old, None).await.unwrap_err(),
+        Code::InvalidArgument,
+        "new key",
+    );
+}
+
+#[tokio::test]
+async fn who_shows_neither_token_nor_certificate_gets_none() {
+    let plane = Plane::start().await;
+    let channel = plane.as_stranger(&plane.token("web").await).await;
+    let status = issue(channel.clone(), csr("web"), None).await.unwrap_err();
+    refused(status, Code::Unauthenticated, "no evidence");
+    let kubernetes = IssueRequest {
+        csr: csr("web"),
+        node_id: "node-1".into(),
+        evidence: Some(Evidence::Token("a token".into())),
+    };
+    let status = IdentityClient::new(channel)
+        .issue(kubernetes)
+        .await
+        .unwrap_err();
+    refused(status, Code::Unimplemented, "join token");
+}
+
+#[tokio::test]
+async fn an_identity_that_no_resource_has_any_more_is_not_renewed() {
+    let plane = Plane::start().await;
+    let payments = plane.join("payments").await;
+    plane.remove("payments.yaml");
+    let channel = payments.channel(&plane).await;
+    let gone = async {
+        loop {
+            if let Err(status) = issue(channel.clone(), csr("payments"), None).await {
+                return status;
+            }
+        }
+    };
+    let status = tokio::time::timeout(crate::harness::PATIENCE, gone)
+        .await
+        .unwrap();
+    refused(status, Code::PermissionDenied, "no Workload and no Gateway");
+}
+
+#[tokio::test]
+async fn a_stranger_reaches_issue_and_nothing_else() {
+    let plane = Plane::start().await;
+    let channel = plane.as_stranger(&plane.token("web").await).await;
+    let status = Stream::open(channel, id("web"), "node-1")
+        .await
+        .err()
+        .unwrap();
+    refused(status, Code::Unauthenticated, "certificate of the mesh");
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_root_does_not_get_through_the_handshake() {
+    let (plane, other) = (Plane::start().await, Plane::start().await);
+    let web = other.join("web").await;
+    let known = merlon_certs::Bootstrap::RootHash(plane.token("web").await.root_sha256());
+    let foreign = web
+        .tls
+        .client_config(&plane.control_plane_id(), &[merlon_certs::H2])
+        .unwrap();
+    assert!(
+        plane.connect(foreign).await.is_err(),
+        "it does not even trust the server"
+    );
+    drop(known);
+}
+
+#[tokio::test]
+async fn the_certificate_lives_as_long_as_the_mesh_says() {
+    let mesh = format!(
+        "{}  certificates: {{ lifetime: 10m }}\n",
+        crate::harness::MESH.replace(
+            "spec: { trustDomain: demo.test }",
+            "spec:\n  trustDomain: demo.test",
+        )
+    );
+    let plane = Plane::with(&[
+        ("mesh.yaml", mesh),
+        ("web.yaml", crate::harness::service("web", 7001)),
+        ("orders.yaml", crate::harness::service("orders", 7002)),
+    ])
+    .await;
+    let web = plane.join("web").await;
+    let facts = LeafFacts::parse(&web.tls.svid().chain[0]).unwrap();
+    let left = facts.not_after.as_secs() - rustls_pki_types::UnixTime::now().as_secs();
+    assert!((590..=660).contains(&left), "{left}");
+    let found: SpiffeId = facts.id;
+    assert_eq!(found, id("web"));
+}

@@ -1,0 +1,83 @@
+//! Beginning and end.
+
+use std::fs;
+
+use merlon_control_plane::{ControlPlaneConfig, app, app::StartError};
+
+use crate::harness::{MESH, Plane, service};
+
+#[tokio::test]
+async fn a_wrong_directory_is_refused_with_every_problem_and_nothing_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let resources = folder.path().join("resources");
+    fs::create_dir(&resources).unwrap();
+    fs::write(
+        resources.join("mesh.yaml"),
+        MESH.replace("trustDomain", "trustDomian"),
+    )
+    .unwrap();
+    fs::write(
+        resources.join("web.yaml"),
+        service("web", 7001).replace("port: 80", "prot: 80"),
+    )
+    .unwrap();
+    let state = folder.path().join("state");
+    let config = ControlPlaneConfig::on_loopback(resources, state.clone());
+    let StartError::Configuration(report) = app::run(config).await.unwrap_err() else {
+        panic!("a configuration error");
+    };
+    let files: Vec<_> = report
+        .problems()
+        .iter()
+        .map(|problem| problem.file.as_str())
+        .collect();
+    assert!(
+        files.contains(&"mesh.yaml") && files.contains(&"web.yaml"),
+        "{report}"
+    );
+    assert!(!state.exists());
+}
+
+#[tokio::test]
+async fn a_state_directory_has_one_control_plane() {
+    let plane = Plane::start().await;
+    let path = |name: &str| plane.folder.path().join(name);
+    let mut config = ControlPlaneConfig::on_loopback(path("resources"), path("state"));
+    config.admin_socket = path("other.sock");
+    let error = app::run(config).await.unwrap_err();
+    assert!(matches!(error, StartError::StateDirTaken(_)), "{error}");
+}
+
+#[tokio::test]
+async fn an_end_that_is_asked_for_comes_at_once_and_leaves_no_socket() {
+    let plane = Plane::start().await;
+    let web = plane.join("web").await;
+    let mut stream = web.stream(&plane, "web-1").await;
+    stream.subscribe_manifest().await;
+    stream.next().await.unwrap();
+    let socket = plane.running.admin_socket.clone();
+    let begun = std::time::Instant::now();
+    let (ended, said) = tokio::join!(plane.running.shutdown(), stream.next());
+    ended.unwrap();
+    assert_eq!(said.unwrap_err().code(), tonic::Code::Unavailable);
+    assert!(
+        begun.elapsed() < std::time::Duration::from_secs(4),
+        "not by the drain's timeout"
+    );
+    assert!(!socket.exists());
+}
+
+#[tokio::test]
+async fn a_file_that_would_make_it_another_mesh_is_refused() {
+    let plane = Plane::start().await;
+    plane.write("mesh.yaml", &MESH.replace("demo.test", "other.test"));
+    let problem = loop {
+        let status = plane.get("/v1/status").await;
+        if let Some(problem) = status["source"]["problems"].as_array().unwrap().first() {
+            break problem.clone();
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    };
+    assert_eq!(problem["field"], "spec.trustDomain");
+    assert_eq!(plane.get("/v1/status").await["trustDomain"], "demo.test");
+}
