@@ -29,8 +29,9 @@ pub fn certificate(der: &CertificateDer<'_>) -> String {
     std::mem::take(&mut *text)
 }
 
-/// The text is wiped when it is dropped; room is made beforehand, so that growing leaves no copy behind.
-pub(crate) fn encode(label: &str, der: &[u8]) -> Zeroizing<String> {
+/// Any section, as `CERTIFICATE REQUEST`. The text is wiped when it is dropped, and room is made beforehand, so that
+/// growing leaves no copy behind: it may be a key.
+pub fn encode(label: &str, der: &[u8]) -> Zeroizing<String> {
     let body = Zeroizing::new(STANDARD.encode(der));
     let mut text = Zeroizing::new(String::with_capacity(
         body.len() + body.len() / 64 + 64 + 2 * label.len(),

@@ -63,6 +63,11 @@ pub(crate) fn answer(
             facts.id
         )));
     }
+    if facts.other_names {
+        return Err(IssueError::Answer(format!(
+            "it has other names beside `{id}`"
+        )));
+    }
     if facts.public_key_info != request.public_key_info {
         return Err(IssueError::Answer("it is for another key".to_owned()));
     }
@@ -76,11 +81,12 @@ pub(crate) fn answer(
             lifetime.as_secs()
         )));
     }
-    SpiffeVerifier::any_of(roots.into())
-        .check(leaf, others, now, Usage::Server)
-        .map_err(|error| {
+    let verifier = SpiffeVerifier::any_of(roots.into());
+    for usage in [Usage::Client, Usage::Server] {
+        verifier.check(leaf, others, now, usage).map_err(|error| {
             IssueError::Answer(format!("no root of the mesh vouches for it ({error})"))
         })?;
+    }
     Ok(())
 }
 

@@ -3,20 +3,22 @@ use std::{
     fs::{self, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, SystemTime},
 };
 
-use merlon_certs::{PrivateKey, TrustRoots};
+use merlon_certs::{LEAF_BACKDATE, PrivateKey, TrustRoots, pem};
 use merlon_config::{
     name::{SpiffeId, TrustDomain},
     snapshot::TrustBundle,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
+    Issuer, KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
-use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime, pem::PemObject as _};
+use rustls_pki_types::{CertificateDer, UnixTime};
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+use zeroize::Zeroizing;
 
 use crate::{
     checks::{self, Request},
@@ -27,7 +29,7 @@ use crate::{
 ///
 /// Signing takes some 80 µs and no I/O.
 pub struct Embedded {
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Issuer<'static, PrivateKey>,
     bundle: TrustBundle,
     roots: TrustRoots,
 }
@@ -50,61 +52,66 @@ impl Embedded {
                 path: state_dir.to_owned(),
                 source,
             })?;
-        match fs::read(&key_file) {
-            Ok(key) => {
-                let root = fs::read(&root_file).map_err(|source| OpenError::File {
-                    action: "read",
-                    path: root_file.clone(),
-                    source,
-                })?;
-                Self::of_files(&key, &root, (key_file, root_file), trust_domain)
+        let key = match read(&key_file)? {
+            Some(key) => {
+                PrivateKey::from_pkcs8_pem(&Zeroizing::new(key)).map_err(|_| OpenError::State {
+                    path: key_file,
+                    why: "holds no ECDSA P-256 key",
+                })?
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let (key, root) = new_root(trust_domain)?;
-                // The certificate first: a key without its certificate would stop the next start.
-                write_private(&root_file, root.as_bytes())?;
-                write_private(&key_file, key.as_bytes())?;
-                Self::of_files(
-                    key.as_bytes(),
-                    root.as_bytes(),
-                    (key_file, root_file),
-                    trust_domain,
-                )
+            // Without its key a root signs nothing more, but others trust it: that is for a person to see.
+            None if root_file.exists() => {
+                return Err(OpenError::State {
+                    path: root_file,
+                    why: "has lost its key, `ca.key`",
+                });
             }
-            Err(source) => Err(OpenError::File {
-                action: "read",
-                path: key_file,
-                source,
-            }),
-        }
+            None => {
+                let key = PrivateKey::generate()?;
+                write_private(&key_file, key.to_pkcs8_pem()?.as_bytes())?;
+                key
+            }
+        };
+        let root = match read(&root_file)? {
+            Some(root) => root,
+            // A start that was cut off. Another certificate of the same name and key vouches for the same leaves.
+            None => {
+                let root = new_root(trust_domain, &key)?.into_bytes();
+                write_private(&root_file, &root)?;
+                root
+            }
+        };
+        Self::of_files(key, &root, &root_file, trust_domain)
     }
 
     fn of_files(
-        key: &[u8],
+        key: PrivateKey,
         root: &[u8],
-        (key_file, root_file): (PathBuf, PathBuf),
+        root_file: &Path,
         trust_domain: &TrustDomain,
     ) -> Result<Self, OpenError> {
-        let wrong = |path: &PathBuf, why| OpenError::State {
-            path: path.clone(),
+        let wrong = |why| OpenError::State {
+            path: root_file.to_owned(),
             why,
         };
-        let key = PrivateKey::from_pkcs8_pem(key)
-            .map_err(|_| wrong(&key_file, "holds no ECDSA P-256 key"))?;
-        let pair = KeyPair::try_from(&PrivatePkcs8KeyDer::from(key.to_pkcs8_der().as_slice()))?;
-        let text = std::str::from_utf8(root).map_err(|_| wrong(&root_file, "is not PEM"))?;
-        let der = CertificateDer::from_pem_slice(root)
-            .map_err(|_| wrong(&root_file, "holds no certificate"))?;
-        if !names(&der, trust_domain) {
-            return Err(wrong(&root_file, "is the root of another trust domain"));
+        let text = std::str::from_utf8(root).map_err(|_| wrong("is not PEM"))?;
+        let der = match pem::certificates(root).as_deref() {
+            Ok([root]) => root.clone(),
+            _ => return Err(wrong("does not hold one certificate")),
+        };
+        match spki_of(&der, trust_domain) {
+            None => return Err(wrong("is the root of another trust domain")),
+            Some(spki) if spki != key.public_key_info()? => {
+                return Err(wrong("is not for the key beside it, `ca.key`"));
+            }
+            Some(_) => {}
         }
         let bundle = TrustBundle {
             trust_domain: trust_domain.clone(),
             roots: vec![text.to_owned()],
         };
-        let roots =
-            TrustRoots::from_bundle(&bundle).map_err(|_| wrong(&root_file, "cannot be a root"))?;
-        let issuer = Issuer::from_ca_cert_der(&der, pair)?;
+        let roots = TrustRoots::from_bundle(&bundle).map_err(|_| wrong("cannot be a root"))?;
+        let issuer = Issuer::from_ca_cert_der(&der, key)?;
         Ok(Self {
             issuer,
             bundle,
@@ -153,7 +160,7 @@ impl Embedded {
         ];
         leaf.use_authority_key_identifier_extension = true;
         leaf.serial_number = Some(serial()?);
-        leaf.not_before = (now - LEAF_BACKDATED).into();
+        leaf.not_before = (now - LEAF_BACKDATE).into();
         leaf.not_after = (now + lifetime).into();
         let key = SubjectPublicKeyInfo::from_der(&request.public_key_info)?;
         let chain = vec![leaf.signed_by(&key, &self.issuer)?.der().clone()];
@@ -177,11 +184,7 @@ impl fmt::Debug for Embedded {
     }
 }
 
-fn new_root(trust_domain: &TrustDomain) -> Result<(zeroize::Zeroizing<String>, String), OpenError> {
-    let failed = || rcgen::Error::RemoteKeyError;
-    let key = PrivateKey::generate().map_err(|_| failed())?;
-    let pem = key.to_pkcs8_pem().map_err(|_| failed())?;
-    let pair = KeyPair::from_pem(&pem)?;
+fn new_root(trust_domain: &TrustDomain, key: &PrivateKey) -> Result<String, OpenError> {
     let now = SystemTime::now();
     let mut root = CertificateParams::default();
     root.distinguished_name = DistinguishedName::new();
@@ -198,7 +201,7 @@ fn new_root(trust_domain: &TrustDomain) -> Result<(zeroize::Zeroizing<String>, S
     root.serial_number = Some(serial()?);
     root.not_before = (now - ROOT_BACKDATED).into();
     root.not_after = (now + ROOT_LIFE).into();
-    Ok((pem, root.self_signed(&pair)?.pem()))
+    Ok(root.self_signed(key)?.pem())
 }
 
 /// 128 random bits, the first one clear so that the number is positive (RFC 5280 §4.1.2.2).
@@ -215,21 +218,27 @@ fn trust_domain_uri(trust_domain: &TrustDomain) -> String {
     format!("spiffe://{trust_domain}")
 }
 
-fn names(root: &CertificateDer<'_>, trust_domain: &TrustDomain) -> bool {
-    use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+/// The root's public key, if it is this trust domain's.
+fn spki_of(root: &CertificateDer<'_>, trust_domain: &TrustDomain) -> Option<Vec<u8>> {
     let wanted = trust_domain_uri(trust_domain);
-    X509Certificate::from_der(root).is_ok_and(|(_, root)| {
-        root.subject_alternative_name()
-            .ok()
-            .flatten()
-            .is_some_and(|names| {
-                names
-                    .value
-                    .general_names
-                    .iter()
-                    .any(|name| matches!(name, GeneralName::URI(uri) if *uri == wanted))
-            })
-    })
+    let (_, root) = X509Certificate::from_der(root).ok()?;
+    let names = root.subject_alternative_name().ok()??;
+    let is_ours = |name: &GeneralName<'_>| matches!(name, GeneralName::URI(uri) if *uri == wanted);
+    let ours = names.value.general_names.iter().any(is_ours);
+    ours.then(|| root.public_key().raw.to_vec())
+}
+
+/// Nothing when there is no such file.
+fn read(path: &Path) -> Result<Option<Vec<u8>>, OpenError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(OpenError::File {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        }),
+    }
 }
 
 /// Whole or not at all, and readable by nobody else from the first moment.
@@ -260,6 +269,5 @@ fn write_private(path: &Path, content: &[u8]) -> Result<(), OpenError> {
     })
 }
 
-const LEAF_BACKDATED: Duration = Duration::from_secs(5 * 60);
 const ROOT_BACKDATED: Duration = Duration::from_secs(24 * 3_600);
 const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);

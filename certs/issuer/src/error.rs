@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use merlon_certs::{LeafError, RootsError};
+use merlon_certs::{KeyError, LeafError, RootsError};
 
 /// Whose fault it is that no certificate was signed, and what helps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +91,9 @@ pub enum OpenError {
     /// The CA could not be made.
     #[error("cannot make the embedded certification authority")]
     Embedded(#[from] rcgen::Error),
+    /// Its key could not be made.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The connection to Vault cannot be set up.
     #[error("cannot set up the connection to Vault: {0}")]
     Vault(String),

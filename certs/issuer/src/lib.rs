@@ -24,7 +24,7 @@ pub use vault::Vault;
 #[derive(Debug)]
 pub enum CertIssuer {
     /// A root key in the control plane's state directory.
-    Embedded(Embedded),
+    Embedded(Box<Embedded>),
     /// Every leaf is signed by Vault or OpenBao.
     Vault(Box<Vault>),
 }
@@ -41,9 +41,10 @@ impl CertIssuer {
         trust_domain: &TrustDomain,
     ) -> Result<Self, OpenError> {
         match chosen {
-            CertificateIssuer::Embedded(_) => {
-                Ok(Self::Embedded(Embedded::open(state_dir, trust_domain)?))
-            }
+            CertificateIssuer::Embedded(_) => Ok(Self::Embedded(Box::new(Embedded::open(
+                state_dir,
+                trust_domain,
+            )?))),
             CertificateIssuer::Vault(vault) => {
                 Ok(Self::Vault(Box::new(Vault::connect(vault, trust_domain)?)))
             }

@@ -195,7 +195,7 @@ pub async fn remove(
     Ok(())
 }
 
-fn role_for(domain: &str) -> Value {
+pub(crate) fn role_for(domain: &str) -> Value {
     json!({
         "allowed_uri_sans": [format!("{domain}/ns/*/sa/*")],
         "use_csr_sans": false, "use_csr_common_name": false, "require_cn": false,
@@ -215,7 +215,10 @@ struct Administrator<'a> {
 
 impl<'a> Administrator<'a> {
     fn new(address: &'a Url, token: &'a SecretString) -> Result<Self, SetupError> {
-        let mut http = reqwest::Client::builder().timeout(Duration::from_secs(10));
+        let mut http = reqwest::Client::builder()
+            .timeout(Duration::from_secs(10))
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none());
         if address.scheme() == "http" {
             // No certificates are needed, so none are loaded.
             http = http.tls_certs_only(Vec::new());

@@ -1,0 +1,433 @@
+//! The issuer against a real OpenBao, with a token that carries the least-privilege policy and nothing else.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test stops where something is wrong"
+)]
+
+#[cfg(test)]
+mod bao;
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use bao::{Bao, Mesh};
+use merlon_certs::{LeafError, LeafFacts, PrivateKey, TrustRoots, X509Svid, pem};
+use merlon_issuer::{Fault, IssueError, OpenError, Vault};
+use rustls_pki_types::UnixTime;
+use serde_json::{Value, json};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+const WEB: &str = "spiffe://one.test/ns/shop/sa/web";
+
+/// A certificate for a new key, taken in as a proxy would.
+async fn issued(vault: &Vault, id: &str, lifetime: Duration) -> Result<X509Svid, IssueError> {
+    let key = PrivateKey::generate().unwrap();
+    let id = id.parse().unwrap();
+    let chain = vault.sign(&key.csr(&id).unwrap(), &id, lifetime).await?;
+    let roots = TrustRoots::from_bundle(&vault.bundle().await?).unwrap();
+    Ok(X509Svid::parse(chain, key, &roots, UnixTime::now()).unwrap())
+}
+
+fn csr(id: &str) -> String {
+    let der = PrivateKey::generate()
+        .unwrap()
+        .csr(&id.parse().unwrap())
+        .unwrap();
+    pem::encode("CERTIFICATE REQUEST", &der).to_string()
+}
+
+async fn change_role(mesh: &Mesh<'_>, field: &str, value: Value) {
+    let path = format!("{}/roles/{}", mesh.prepared.pki_mount, mesh.prepared.role);
+    let said = mesh.bao.call("GET", &path, Value::Null).await;
+    let mut role = said.body["data"].clone();
+    role[field] = value;
+    mesh.bao.write(&path, role).await;
+}
+
+#[tokio::test]
+async fn a_workload_gets_a_certificate_for_its_name_and_its_key_and_nothing_more() {
+    let mesh = Bao::shared().await.prepare("one.test").await;
+    let vault = mesh.vault();
+    vault.check().await.unwrap();
+
+    let svid = issued(&vault, WEB, HOUR).await.unwrap();
+
+    assert_eq!(svid.id.to_string(), WEB);
+    // The leaf and the intermediate; never the root.
+    assert_eq!(svid.chain.len(), 2);
+    let facts = LeafFacts::parse(&svid.chain[0]).unwrap();
+    assert!(!facts.other_names);
+    let life = facts.not_after.as_secs() - facts.not_before.as_secs();
+    assert_eq!(life, 3_600 + 300);
+    let again = issued(&vault, WEB, HOUR).await.unwrap();
+    assert_ne!(svid.serial, again.serial);
+}
+
+#[tokio::test]
+async fn the_token_may_sign_names_of_its_trust_domain_and_nothing_else() {
+    let mesh = Bao::shared().await.prepare("one.test").await;
+    let (int, root) = (&mesh.prepared.pki_mount, &mesh.prepared.root_mount);
+    let me = mesh
+        .bao
+        .call_with(mesh.token(), "GET", "auth/token/lookup-self", Value::Null)
+        .await;
+    let policies = me.body["data"]["policies"].as_array().unwrap();
+    assert_eq!(policies.len(), 1, "{policies:?}");
+    assert!(
+        policies[0]
+            .as_str()
+            .unwrap()
+            .starts_with("merlon-control-plane-")
+    );
+    assert_eq!(me.body["data"]["period"], 86_400);
+
+    let csr = csr(WEB);
+    let sign = format!("{int}/sign/svid");
+    let right = json!({ "csr": csr, "uri_sans": WEB, "ttl": "1h", "format": "pem" });
+    let with = |field: &str, value: Value| {
+        let mut wrong = right.clone();
+        wrong[field] = value;
+        ("POST", sign.clone(), wrong)
+    };
+    let without_name = json!({ "csr": csr, "ttl": "1h", "format": "pem" });
+    let refused = [
+        with("uri_sans", json!("spiffe://two.test/ns/shop/sa/web")),
+        with("uri_sans", json!("https://one.test/")),
+        with("common_name", json!("")),
+        with("common_name", json!("web")),
+        with("not_after", json!("2030-01-01T00:00:00Z")),
+        with("alt_names", json!("web.shop")),
+        with("exclude_cn_from_sans", json!(true)),
+        with("format", json!("der")),
+        ("POST", sign.clone(), without_name),
+        ("POST", format!("{int}/sign-verbatim"), right.clone()),
+        ("POST", format!("{int}/sign-verbatim/svid"), right.clone()),
+        ("POST", format!("{int}/issue/svid"), right.clone()),
+        (
+            "POST",
+            format!("{int}/issuer/default/sign/svid"),
+            right.clone(),
+        ),
+        ("POST", format!("{root}/sign/svid"), right.clone()),
+        (
+            "POST",
+            format!("{root}/root/sign-intermediate"),
+            right.clone(),
+        ),
+        (
+            "POST",
+            format!("{root}/root/rotate/internal"),
+            json!({ "common_name": "x" }),
+        ),
+        ("DELETE", format!("{root}/root"), Value::Null),
+        (
+            "POST",
+            format!("{int}/roles/svid"),
+            json!({ "allow_any_name": true }),
+        ),
+        (
+            "POST",
+            format!("{int}/roles/other"),
+            json!({ "allow_any_name": true }),
+        ),
+        (
+            "POST",
+            format!("{int}/config/issuers"),
+            json!({ "default": "x" }),
+        ),
+        ("LIST", format!("{int}/keys"), Value::Null),
+        ("LIST", "sys/policies/acl".to_owned(), Value::Null),
+        (
+            "POST",
+            "sys/mounts/other".to_owned(),
+            json!({ "type": "pki" }),
+        ),
+        ("POST", "auth/token/create".to_owned(), json!({})),
+        ("PUT", "sys/seal".to_owned(), Value::Null),
+    ];
+    for (method, path, body) in refused {
+        let said = mesh
+            .bao
+            .call_with(mesh.token(), method, &path, body.clone())
+            .await;
+        assert_eq!(said.status, 403, "{method} {path} {body}: {said:?}");
+    }
+    let said = mesh.bao.call_with(mesh.token(), "POST", &sign, right).await;
+    assert_eq!(said.status, 200, "{said:?}");
+}
+
+#[tokio::test]
+async fn a_name_of_another_trust_domain_is_never_asked_for() {
+    let mesh = Bao::shared().await.prepare("one.test").await;
+    let error = issued(&mesh.vault(), "spiffe://two.test/ns/shop/sa/web", HOUR)
+        .await
+        .unwrap_err();
+    assert_eq!(error.fault(), Fault::Request);
+    assert_eq!(
+        error.to_string(),
+        "the request for a certificate is for another trust domain"
+    );
+}
+
+#[tokio::test]
+async fn what_the_server_signs_wrongly_is_noticed() {
+    // Policy and role see one text that begins rightly; the server makes two names of it.
+    let mesh = Bao::shared().await.prepare("one.test").await;
+    let body = json!({
+        "csr": csr(WEB), "uri_sans": format!("{WEB},spiffe://one.test/ns/bank/sa/vault"), "format": "pem",
+    });
+    let path = format!("{}/sign/svid", mesh.prepared.pki_mount);
+    let said = mesh.bao.call_with(mesh.token(), "POST", &path, body).await;
+    assert_eq!(said.status, 200, "{said:?}");
+    let text = said.body["data"]["certificate"].as_str().unwrap();
+    let leaf = &pem::certificates(text.as_bytes()).unwrap()[0];
+    assert_eq!(LeafFacts::parse(leaf), Err(LeafError::UriNames(2)));
+}
+
+#[tokio::test]
+async fn a_certificate_that_no_root_of_the_mesh_vouches_for_is_thrown_away() {
+    let bao = Bao::shared().await;
+    let (ours, theirs) = (bao.prepare("one.test").await, bao.prepare("one.test").await);
+    let both: Vec<String> = [&ours, &theirs]
+        .map(|mesh| mesh.prepared.pki_mount.replace("-int", ""))
+        .map(|prefix| format!("merlon-control-plane-{prefix}"))
+        .into();
+    let said = bao
+        .call(
+            "POST",
+            "auth/token/create-orphan",
+            json!({ "policies": both }),
+        )
+        .await;
+    let token = said.body["auth"]["client_token"].as_str().unwrap();
+    fs::write(&ours.token_file, token).unwrap();
+    let mut settings = ours.settings();
+    settings.pki_mount = theirs.prepared.pki_mount.clone();
+    let vault = Vault::connect(&settings, &ours.trust_domain).unwrap();
+
+    let error = issued(&vault, WEB, HOUR).await.unwrap_err();
+
+    assert_eq!(error.fault(), Fault::Issuer);
+    let said = error.to_string();
+    assert!(
+        said.contains("no root of the mesh vouches for it"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn a_role_that_is_set_up_wrongly_is_named_by_its_field_and_signs_nothing_until_it_is_mended()
+{
+    let mesh = Bao::shared().await.prepare("one.test").await;
+    for (field, wrong, right) in [
+        ("use_csr_sans", json!(true), json!(false)),
+        ("no_store", json!(false), json!(true)),
+        ("require_cn", json!(true), json!(false)),
+        ("not_after_bound", json!("permit"), json!("forbid")),
+        ("not_before_duration", json!("30s"), json!("5m")),
+        (
+            "allowed_uri_sans",
+            json!(["spiffe://one.test/*"]),
+            json!(["spiffe://one.test/ns/*/sa/*"]),
+        ),
+    ] {
+        change_role(&mesh, field, wrong).await;
+        let vault = mesh.vault();
+        let error = issued(&vault, WEB, HOUR).await.unwrap_err();
+        assert_eq!(error.fault(), Fault::Issuer, "{field}");
+        let said = error.to_string();
+        let named = format!("`{field}` of role `{}/roles/svid`", mesh.prepared.pki_mount);
+        assert!(said.contains(&named), "{said}");
+        change_role(&mesh, field, right).await;
+        issued(&vault, WEB, HOUR).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_role_or_mount_is_a_persons_business() {
+    let mesh = Bao::shared().await.prepare("one.test").await;
+    let mut settings = mesh.settings();
+    settings.role = "nope".to_owned();
+    let vault = Vault::connect(&settings, &mesh.trust_domain).unwrap();
+    let error = issued(&vault, WEB, HOUR).await.unwrap_err();
+    // The policy does not know the role either: that is all that the server tells.
+    assert!(
+        matches!(&error, IssueError::Forbidden(what) if what.contains("roles/nope")),
+        "{error}"
+    );
+    assert_eq!(error.fault(), Fault::Issuer);
+
+    settings.pki_mount = "../sys".to_owned();
+    let error = Vault::connect(&settings, &mesh.trust_domain).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot set up the connection to Vault: `pkiMount` is not a path: `../sys`"
+    );
+}
+
+#[tokio::test]
+async fn a_root_token_is_refused() {
+    let mesh = Bao::shared().await.prepare("one.test").await;
+    let said = mesh
+        .bao
+        .call(
+            "POST",
+            "auth/token/create-orphan",
+            json!({ "policies": ["root"] }),
+        )
+        .await;
+    let token = said.body["auth"]["client_token"].as_str().unwrap();
+    fs::write(&mesh.token_file, token).unwrap();
+    let error = mesh.vault().check().await.unwrap_err();
+    assert!(
+        error.to_string().contains("the token is a root token"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn while_the_server_is_sealed_or_hangs_issuing_waits_and_afterwards_it_works_again() {
+    let bao = Bao::own().await;
+    let mesh = bao.prepare("one.test").await;
+    let vault = mesh.vault();
+    issued(&vault, WEB, HOUR).await.unwrap();
+
+    bao.seal().await;
+    let error = issued(&vault, WEB, HOUR).await.unwrap_err();
+    assert_eq!(error.fault(), Fault::Unavailable, "{error}");
+    assert!(error.to_string().contains("sealed"), "{error}");
+    bao.unseal().await;
+    issued(&vault, WEB, HOUR).await.unwrap();
+
+    bao.freeze();
+    let began = Instant::now();
+    let error = issued(&vault, WEB, HOUR).await.unwrap_err();
+    assert_eq!(error.fault(), Fault::Unavailable, "{error}");
+    assert!(began.elapsed() < Duration::from_secs(10));
+    bao.thaw();
+    issued(&vault, WEB, HOUR).await.unwrap();
+
+    let (settings, trust_domain) = (mesh.settings(), mesh.trust_domain.clone());
+    let token_file = fs::read(&mesh.token_file).unwrap();
+    drop(mesh);
+    drop(bao);
+    let error = issued(&vault, WEB, HOUR).await.unwrap_err();
+    assert_eq!(error.fault(), Fault::Unavailable, "{error}");
+    // A control plane that starts meanwhile starts all the same.
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = settings;
+    settings.token_file = Some(folder.path().join("token"));
+    fs::write(folder.path().join("token"), token_file).unwrap();
+    let vault = Vault::connect(&settings, &trust_domain).unwrap();
+    assert_eq!(vault.check().await.unwrap_err().fault(), Fault::Unavailable);
+}
+
+#[tokio::test]
+async fn a_token_that_was_revoked_is_read_anew_from_its_file() {
+    let mesh = Bao::shared().await.prepare("one.test").await;
+    let vault = mesh.vault();
+    issued(&vault, WEB, HOUR).await.unwrap();
+    let revoke = json!({ "token": mesh.token() });
+    mesh.bao.write("auth/token/revoke", revoke).await;
+
+    // The same dead token in the file: whoever writes the file may do so at any moment, so that it is tried again.
+    let error = issued(&vault, WEB, HOUR).await.unwrap_err();
+    assert!(matches!(error, IssueError::Unauthenticated), "{error}");
+    assert_eq!(error.fault(), Fault::Unavailable);
+
+    fs::write(&mesh.token_file, mesh.new_token("1h").await + "\n").unwrap();
+    issued(&vault, WEB, HOUR).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_token_is_renewed_before_it_ends() {
+    let mesh = Bao::shared().await.prepare("one.test").await;
+    let (kept, left) = (mesh.new_token("3s").await, mesh.new_token("3s").await);
+    fs::write(&mesh.token_file, &kept).unwrap();
+    let vault = mesh.vault();
+    let lookup = async |token: &str| {
+        let path = "auth/token/lookup-self";
+        let said = mesh.bao.call_with(token, "GET", path, Value::Null).await;
+        said.status
+    };
+    let left_dies = async {
+        while lookup(&left).await == 200 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = vault.keep_alive() => unreachable!("it runs for ever"),
+        () = left_dies => {}
+    }
+    assert_eq!(lookup(&kept).await, 200);
+}
+
+#[tokio::test]
+async fn the_bundle_is_every_root_and_no_cross_certificate_and_never_empty() {
+    let mesh = Bao::shared().await.prepare("one.test").await;
+    let root = &mesh.prepared.root_mount;
+    let vault = mesh.vault();
+    let before = vault.bundle().await.unwrap();
+    assert_eq!(before.roots.len(), 1);
+
+    let second = json!({
+        "common_name": "root 2", "issuer_name": "root-2", "key_name": "root-2", "key_type": "ec", "ttl": "87600h",
+    });
+    mesh.bao
+        .write(&format!("{root}/root/rotate/internal"), second)
+        .await;
+    assert_eq!(vault.bundle().await.unwrap().roots.len(), 2);
+
+    let cross =
+        json!({ "common_name": "root 2", "key_ref": "root-2", "add_basic_constraints": true });
+    let cross = mesh
+        .bao
+        .write(&format!("{root}/intermediate/cross-sign"), cross)
+        .await;
+    let bridge =
+        json!({ "csr": cross["csr"], "use_csr_values": true, "ttl": "8760h", "format": "pem" });
+    let path = format!("{root}/issuer/root-1/sign-intermediate");
+    let bridge = mesh.bao.write(&path, bridge).await;
+    let imported = json!({ "pem_bundle": bridge["certificate"] });
+    mesh.bao
+        .write(&format!("{root}/issuers/import/cert"), imported)
+        .await;
+    let after = vault.bundle().await.unwrap();
+    assert_eq!(after.roots.len(), 2);
+    assert!(after.roots.contains(&before.roots[0]));
+    // The chain of what is signed now still leads to the first root.
+    issued(&vault, WEB, HOUR).await.unwrap();
+
+    let said = mesh
+        .bao
+        .call("DELETE", &format!("{root}/root"), Value::Null)
+        .await;
+    assert!(said.status < 300, "{said:?}");
+    let error = vault.bundle().await.unwrap_err();
+    assert_eq!(error.fault(), Fault::Issuer, "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_on_this_machine_is_spoken_to_by_tls_alone() {
+    let mesh = Bao::shared().await.prepare("one.test").await;
+    let mut settings = mesh.settings();
+    settings.address = "http://vault.example:8200".parse().unwrap();
+    let error = Vault::connect(&settings, &mesh.trust_domain).unwrap_err();
+    assert!(matches!(error, OpenError::Vault(_)));
+    assert!(
+        error
+            .to_string()
+            .contains("neither https nor http on loopback"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn debug_shows_no_token() {
+    let mesh = Bao::shared().await.prepare("one.test").await;
+    let shown = format!("{:?} {:?}", mesh.vault(), mesh.prepared);
+    assert!(!shown.contains(mesh.token()), "{shown}");
+}
