@@ -191,10 +191,7 @@ async fn what_the_server_signs_wrongly_is_noticed() {
 async fn a_certificate_that_no_root_of_the_mesh_vouches_for_is_thrown_away() {
     let bao = Bao::shared().await;
     let (ours, theirs) = (bao.prepare("one.test").await, bao.prepare("one.test").await);
-    let both: Vec<String> = [&ours, &theirs]
-        .map(|mesh| mesh.prepared.pki_mount.replace("-int", ""))
-        .map(|prefix| format!("merlon-control-plane-{prefix}"))
-        .into();
+    let both = [&ours.prepared.policy, &theirs.prepared.policy];
     let said = bao
         .call(
             "POST",
@@ -423,6 +420,22 @@ async fn a_server_that_is_not_on_this_machine_is_spoken_to_by_tls_alone() {
             .contains("neither https nor http on loopback"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn what_was_set_up_can_be_taken_back_whole() {
+    let bao = Bao::shared().await;
+    let mesh = bao.prepare("one.test").await;
+    let vault = mesh.vault();
+    issued(&vault, WEB, HOUR).await.unwrap();
+    mesh.take_back().await;
+    assert!(issued(&vault, WEB, HOUR).await.is_err());
+    let mounts = bao.call("GET", "sys/mounts", Value::Null).await.body;
+    for mount in [&mesh.prepared.pki_mount, &mesh.prepared.root_mount] {
+        assert_eq!(mounts["data"].get(format!("{mount}/")), None);
+    }
+    let policy = format!("sys/policies/acl/{}", mesh.prepared.policy);
+    assert_eq!(bao.call("GET", &policy, Value::Null).await.status, 404);
 }
 
 #[tokio::test]

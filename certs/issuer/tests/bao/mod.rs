@@ -224,12 +224,16 @@ impl Mesh<'_> {
         self.prepared.token.expose_secret()
     }
 
+    pub(crate) async fn take_back(&self) {
+        let administrator = SecretString::from(ROOT_TOKEN);
+        vault_setup::remove(&self.bao.address, &administrator, &self.prepared)
+            .await
+            .unwrap();
+    }
+
     /// Another token with the same policy and nothing else.
     pub(crate) async fn new_token(&self, period: &str) -> String {
-        let policy = format!(
-            "merlon-control-plane-{}",
-            self.prepared.pki_mount.trim_end_matches("-int")
-        );
+        let policy = &self.prepared.policy;
         let wanted = json!({ "policies": [policy], "no_default_policy": true, "period": period });
         let said = self
             .bao
