@@ -1,9 +1,22 @@
 //! Why a decision was what it was, by Cedar's own evaluator.
 
+mod reasons;
+
 use merlon_config::snapshot::{InboundService, MeshState, PolicyName};
 use serde::{Deserialize, Serialize};
 
-use crate::{decision::PolicyInfo, problem::PolicyProblem, record::RecordedFacts};
+use crate::{
+    cedar::Inputs,
+    decision::{Effect, PolicyInfo},
+    document::Policy,
+    facts::{GrpcFacts, HttpFacts, RequestFacts, RequestKind, TcpFacts, TlsFacts},
+    matcher::{Gathered, Reading, Verdict},
+    prepare::Prepared,
+    principal::PeerFacts,
+    problem::PolicyProblem,
+    record::{RecordedFacts, RecordedHeaders, RecordedRequest, query_text},
+    validate::RouteMatch,
+};
 
 /// A decision made again from recorded facts, with what every policy had to say.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,6 +76,8 @@ pub enum PolicyOutcome {
 
 /// Decides on recorded facts with the policies of `service` as they are given: those of then, or those of today.
 ///
+/// Nothing of the compiled matcher is used: what comes out is Cedar's own opinion.
+///
 /// # Errors
 /// When the policies do not compile.
 pub fn explain(
@@ -70,11 +85,155 @@ pub fn explain(
     mesh: &MeshState,
     facts: &RecordedFacts,
 ) -> Result<Explanation, Vec<PolicyProblem>> {
-    let _ = (service, mesh, facts);
-    Ok(Explanation {
-        allowed: false,
-        summary: "no policy permits it".to_owned(),
-        determining: Vec::new(),
-        policies: Vec::new(),
-    })
+    let prepared = Prepared::new(service, mesh)?;
+    let headers = RecordedHeaders(facts.request.headers());
+    let query = facts.request.query().map(query_text);
+    let route = match &facts.request {
+        RecordedRequest::Http { method, path, .. } => prepared.router.find(method, path),
+        _ => RouteMatch::NONE,
+    };
+    let request = RequestFacts {
+        kind: match &facts.request {
+            RecordedRequest::Http {
+                host, method, path, ..
+            } => RequestKind::Http(HttpFacts {
+                host,
+                method,
+                path,
+                query: query.as_deref(),
+                route: &route,
+                headers: &headers,
+            }),
+            RecordedRequest::Grpc {
+                host,
+                service,
+                method,
+                ..
+            } => RequestKind::Grpc(GrpcFacts {
+                host,
+                service,
+                method,
+                headers: &headers,
+            }),
+            RecordedRequest::Tcp { sni } => RequestKind::Tcp(TcpFacts {
+                sni: sni.as_deref(),
+            }),
+        },
+        source_ip: facts.source_ip,
+        client_ip: facts.client_ip,
+        port: facts.port,
+        now: facts.now,
+        user: facts.user.as_ref(),
+        tls: facts.tls.as_ref().map(|tls| TlsFacts {
+            version: &tls.version,
+            cipher: &tls.cipher,
+            dns_names: &tls.dns_names,
+        }),
+    };
+    let peer = PeerFacts::new(&facts.principal, mesh, &service.workload_groups, 0);
+    let gathered = match Gathered::new(&prepared.names, &request) {
+        Ok(gathered) => gathered,
+        Err(deny) => return Ok(Explanation::unfit(&deny)),
+    };
+    let mut explanation = None;
+    // Of the ways to read repeated headers, the first that leads to a no; else the first.
+    for number in 0..gathered.readings() {
+        let slots = gathered.reading(number);
+        let reading = Reading {
+            action: request.action(),
+            peer: &peer,
+            facts: &request,
+            router: &prepared.router,
+            route: &route,
+            headers: &slots,
+            query: &gathered.query,
+        };
+        let found = match prepared.world.inputs(&reading) {
+            Ok(inputs) => Explanation::new(&prepared.policies, &inputs),
+            Err(problem) => Explanation::unfit(&problem),
+        };
+        if !found.allowed || explanation.is_none() {
+            let allowed = found.allowed;
+            explanation = Some(found);
+            if !allowed {
+                break;
+            }
+        }
+    }
+    Ok(explanation.unwrap_or_else(|| Explanation::unfit(&"there is no way to read it")))
 }
+
+impl Explanation {
+    /// The facts themselves are what is wrong.
+    fn unfit(problem: &impl std::fmt::Display) -> Self {
+        Self {
+            allowed: false,
+            summary: format!("denied: {problem}"),
+            determining: Vec::new(),
+            policies: Vec::new(),
+        }
+    }
+
+    fn new(policies: &[Policy], inputs: &Inputs) -> Self {
+        let mut explained: Vec<PolicyExplanation> = policies
+            .iter()
+            .map(|policy| PolicyExplanation {
+                policy: (*policy.info).clone(),
+                outcome: reasons::outcome(policy, inputs),
+            })
+            .collect();
+        explained.sort_by_key(|one| one.policy.effect);
+        let decisive = |effect: Effect| {
+            explained
+                .iter()
+                .filter(move |one| one.policy.effect == effect)
+                .filter(move |one| match one.outcome {
+                    PolicyOutcome::Holds => true,
+                    // What cannot be ruled out is refused.
+                    PolicyOutcome::Errs { .. } => effect == Effect::Forbid,
+                    _ => false,
+                })
+                .map(|one| one.policy.name.clone())
+                .collect::<Vec<_>>()
+        };
+        let (forbids, permits) = (decisive(Effect::Forbid), decisive(Effect::Permit));
+        let (allowed, determining, summary) = match (forbids.first(), permits.first()) {
+            (Some(first), _) => (
+                false,
+                forbids.clone(),
+                format!("denied: `{first}` forbids it"),
+            ),
+            (None, Some(first)) => (
+                true,
+                permits.clone(),
+                format!("allowed: `{first}` permits it"),
+            ),
+            (None, None) => (false, Vec::new(), "denied: no policy permits it".to_owned()),
+        };
+        Self {
+            allowed,
+            summary,
+            determining,
+            policies: explained,
+        }
+    }
+}
+
+impl From<(Verdict, Option<String>)> for PolicyOutcome {
+    /// What is known of a verdict alone; why it does not hold is for others to find.
+    fn from((verdict, error): (Verdict, Option<String>)) -> Self {
+        match verdict {
+            Verdict::Holds => Self::Holds,
+            Verdict::Errs => Self::Errs {
+                error: error.unwrap_or_else(|| "it cannot be evaluated".to_owned()),
+            },
+            Verdict::DoesNot => Self::ConditionFalse {
+                condition: "its condition".to_owned(),
+                saw: None,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use cedar_policy::Schema;
 use merlon_config::{
     name::ServiceName,
     resource::ClaimType,
@@ -30,7 +31,18 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
+    /// Reads and checks.
     pub(crate) fn new(
+        service: &InboundService,
+        mesh: &MeshState,
+    ) -> Result<Self, Vec<PolicyProblem>> {
+        Self::checked_by(check, service, mesh)
+    }
+
+    /// Reads and has `check` look at the policies: tests also decide by policies that no check would let through,
+    /// since only these reach every error.
+    pub(crate) fn checked_by(
+        check: fn(&[Parsed<'_>], &Schema) -> Vec<PolicyProblem>,
         service: &InboundService,
         mesh: &MeshState,
     ) -> Result<Self, Vec<PolicyProblem>> {

@@ -117,6 +117,22 @@ pub struct RecordedDecision {
     pub code: Option<String>,
 }
 
+impl RecordedRequest {
+    pub(crate) fn headers(&self) -> Option<&BTreeMap<String, Vec<String>>> {
+        match self {
+            Self::Http { headers, .. } | Self::Grpc { headers, .. } => Some(headers),
+            Self::Tcp { .. } => None,
+        }
+    }
+
+    pub(crate) fn query(&self) -> Option<&BTreeMap<String, Vec<String>>> {
+        match self {
+            Self::Http { query, .. } => Some(query),
+            _ => None,
+        }
+    }
+}
+
 /// The longest value of a header or query parameter that is kept, in characters.
 const MAX_VALUE: usize = 1_024;
 

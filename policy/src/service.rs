@@ -48,16 +48,20 @@ impl ServicePolicy {
     /// # Errors
     /// Every problem of every document at once.
     pub fn compile(service: &InboundService, mesh: &MeshState) -> Result<Self, Vec<PolicyProblem>> {
+        Ok(Self::new(service, mesh, Prepared::new(service, mesh)?))
+    }
+
+    fn new(service: &InboundService, mesh: &MeshState, prepared: Prepared) -> Self {
         let Prepared {
             policies,
             world,
             names,
             router,
             tokens,
-        } = Prepared::new(service, mesh)?;
+        } = prepared;
         let matcher = Matcher::new(&policies, &world.target);
         let world = (matcher.fallback_policies() > 0).then(|| Box::new(world));
-        Ok(Self {
+        Self {
             name: service.name.clone(),
             mesh: mesh.clone(),
             groups: service.workload_groups.clone(),
@@ -66,7 +70,7 @@ impl ServicePolicy {
             names,
             matcher,
             world,
-        })
+        }
     }
 
     /// Which service.
@@ -313,6 +317,9 @@ impl<'a> Lazy<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod equality;
 
 #[cfg(test)]
 pub(crate) mod tests;

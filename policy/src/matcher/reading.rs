@@ -33,8 +33,7 @@ impl<'a> Reading<'a> {
     pub(crate) fn get(&self, fact: &'a Fact) -> Found<'a> {
         match fact {
             Fact::User => Ok(self
-                .facts
-                .user
+                .who()
                 .map(|user| Value::Entity(EntityKind::User, &user.id))),
             Fact::Path
             | Fact::Route
@@ -67,14 +66,21 @@ impl<'a> Reading<'a> {
             Fact::PeerNamespace | Fact::PeerServiceAccount | Fact::PeerTrustDomain => {
                 Ok(self.peer(fact))
             }
-            _ => Self::user(fact, self.facts.user.ok_or(Errs)?),
+            _ => Self::user(fact, self.who().ok_or(Errs)?),
+        }
+    }
+
+    /// The user, who is part of HTTP and gRPC contexts only.
+    fn who(&self) -> Option<&'a User> {
+        match self.facts.kind {
+            RequestKind::Tcp(_) => None,
+            _ => self.facts.user,
         }
     }
 
     /// Whether the user is in a group, as `issuer/group`.
     pub(crate) fn in_group(&self, group: &str) -> bool {
-        self.facts
-            .user
+        self.who()
             .is_some_and(|user| user.groups.iter().any(|own| own == group))
     }
 
