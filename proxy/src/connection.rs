@@ -188,7 +188,7 @@ pub(crate) async fn serve_http1<T, S>(
         requests.set(request_number);
         let broken = guard.violation(request_number).map(Denial::Framing);
         let (answer, guard) = (serve(Rc::clone(&peer), request, broken), Arc::clone(&guard));
-        async move { watch(answer, &guard).await }
+        async move { watch(answer, &guard, request_number).await }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -204,10 +204,14 @@ pub(crate) async fn serve_http1<T, S>(
 async fn watch(
     answer: impl Future<Output = Result<Response<AnswerBody>, Infallible>>,
     guard: &Guard,
+    request: u32,
 ) -> Result<Response<AnswerBody>, Infallible> {
     let mut response = answer.await?;
     *response.version_mut() = Version::HTTP_11;
-    guard.answered(response.status() == http::StatusCode::SWITCHING_PROTOCOLS);
+    guard.answered(
+        request,
+        response.status() == http::StatusCode::SWITCHING_PROTOCOLS,
+    );
     Ok(response)
 }
 

@@ -138,6 +138,7 @@ impl Denial {
             Self::Framing(violation) => match violation {
                 strict::Violation::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
                 strict::Violation::TargetTooLong => StatusCode::URI_TOO_LONG,
+                strict::Violation::Timeout => StatusCode::REQUEST_TIMEOUT,
                 strict::Violation::HeadTooLarge | strict::Violation::TooManyFields => {
                     StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
                 }
@@ -173,6 +174,7 @@ impl Denial {
         match self {
             Self::Framing(violation) => match violation {
                 strict::Violation::Host => "http.authority",
+                strict::Violation::Timeout => "http.timeout",
                 strict::Violation::Target => "http.path",
                 strict::Violation::TargetTooLong
                 | strict::Violation::HeadTooLarge
@@ -231,6 +233,7 @@ impl Denial {
             Self::Framing(_) => match self.status() {
                 StatusCode::BAD_REQUEST => ("malformed", "Malformed request"),
                 StatusCode::HTTP_VERSION_NOT_SUPPORTED => ("version", "Version not supported"),
+                StatusCode::REQUEST_TIMEOUT => ("timeout", "Too slow"),
                 _ => ("too-large", "Too large"),
             },
             Self::Method => ("method-not-allowed", "Method not allowed"),

@@ -16,10 +16,11 @@ mod tests;
 
 use std::{
     io,
+    mem::MaybeUninit,
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU32, Ordering},
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -39,6 +40,8 @@ pub use self::{
 
 /// What stands in place of a refused message.
 const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused.invalid\r\nconnection: close\r\n\r\n";
+/// How long a head may take from its first byte to its last.
+const HEAD_TIME: Duration = Duration::from_secs(10);
 /// How long a refused connection is read on, so that its answer is not lost to a reset (RFC 9112 §9.6).
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 << 10;
@@ -51,13 +54,10 @@ pub struct Guard {
     heads: AtomicU32,
     broken_at: AtomicU32,
     broken: AtomicU8,
-    answer: AtomicU8,
+    /// The last answer: the request's number, shifted, and whether it switched.
+    answer: AtomicU64,
     waker: AtomicWaker,
 }
-
-const UNDECIDED: u8 = 0;
-const PLAIN: u8 = 1;
-const SWITCHED: u8 = 2;
 
 impl Guard {
     /// What the `request`th request of this connection breaks, counted from 1.
@@ -73,11 +73,17 @@ impl Guard {
         Violation::from_code(self.broken.load(Ordering::Relaxed))
     }
 
-    /// Tells the outcome of a request that asked for an upgrade: only after 101 the bytes behind it are no HTTP.
-    pub fn answered(&self, switched: bool) {
-        self.answer
-            .store(if switched { SWITCHED } else { PLAIN }, Ordering::Relaxed);
+    /// Tells the outcome of the `request`th request: only after 101 the bytes behind it are no HTTP.
+    pub fn answered(&self, request: u32, switched: bool) {
+        let answer = u64::from(request) << 1 | u64::from(switched);
+        self.answer.store(answer, Ordering::Relaxed);
         self.waker.wake();
+    }
+
+    /// Whether the `request`th request led to another protocol, once that is known.
+    fn switched(&self, request: u32) -> Option<bool> {
+        let answer = self.answer.load(Ordering::Relaxed);
+        (answer >> 1 == u64::from(request)).then_some(answer & 1 == 1)
     }
 
     fn refuse(&self, violation: Violation, request: u32) {
@@ -98,6 +104,10 @@ pub struct Strict<T> {
     clear: usize,
     /// How much of an unfinished head was searched for its end.
     seen: usize,
+    /// The head that is looked at began in this very step.
+    begun_now: bool,
+    /// When a head that was begun must be whole.
+    deadline: Option<Pin<Box<Sleep>>>,
     linger: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
@@ -130,6 +140,8 @@ impl<T> Strict<T> {
             pos: 0,
             clear: 0,
             seen: 0,
+            begun_now: false,
+            deadline: None,
             linger: None,
         };
         (this, guard)
@@ -139,6 +151,7 @@ impl<T> Strict<T> {
     /// One message ends at most in each step, so that hyper never holds a part of the next.
     fn examine(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
         let mut cleared = 0;
+        self.begun_now = false;
         loop {
             let rest = bytes.get(cleared..).unwrap_or_default();
             match &mut self.state {
@@ -151,7 +164,8 @@ impl<T> Strict<T> {
                     self.seen = 0;
                     let head = parse(rest.get(..end).unwrap_or_default())?;
                     self.guard.heads.fetch_add(1, Ordering::Relaxed);
-                    self.guard.answer.store(UNDECIDED, Ordering::Relaxed);
+                    self.deadline = None;
+                    self.begun_now = true;
                     cleared = end;
                     self.state = match head.framing {
                         Framing::Length(left) => State::Length {
@@ -199,8 +213,12 @@ impl<T> Strict<T> {
 
     fn refuse(&mut self, violation: Violation) -> io::Result<()> {
         let heads = self.guard.heads.load(Ordering::Relaxed);
-        if matches!(self.state, State::Head) {
-            self.guard.refuse(violation, heads + 1);
+        let at_head = matches!(self.state, State::Head);
+        if at_head || self.begun_now {
+            // A head that came in one piece with what is wrong behind it has not been given on either.
+            self.guard
+                .refuse(violation, if at_head { heads + 1 } else { heads });
+            self.deadline = None;
             self.state = State::Refused;
             self.held = STAND_IN.to_vec();
             self.pos = 0;
@@ -288,9 +306,20 @@ impl<T: AsyncRead + Unpin> Strict<T> {
         }
     }
 
+    /// Whether a head was begun and is not whole in time.
+    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        if !matches!(self.state, State::Head) {
+            return false;
+        }
+        let timer = self
+            .deadline
+            .get_or_insert_with(|| Box::pin(sleep(HEAD_TIME)));
+        timer.as_mut().poll(cx).is_ready()
+    }
+
     fn read_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
-        let mut space = [0_u8; 4096];
-        let mut buffer = ReadBuf::new(&mut space);
+        let mut space = [const { MaybeUninit::uninit() }; 4096];
+        let mut buffer = ReadBuf::uninit(&mut space);
         ready!(Pin::new(&mut self.inner).poll_read(cx, &mut buffer))?;
         if buffer.filled().is_empty() {
             return Poll::Ready(Ok(Step::Ended));
@@ -324,14 +353,17 @@ impl<T: AsyncRead + Unpin> AsyncRead for Strict<T> {
             match this.state {
                 // The answer closes the connection; what the peer sends meanwhile is nobody's.
                 State::Refused => return Poll::Pending,
-                State::AwaitAnswer => match this.guard.answer.load(Ordering::Relaxed) {
-                    PLAIN => this.state = State::Head,
-                    SWITCHED => this.state = State::Switched,
-                    _ => {
-                        this.guard.waker.register(cx.waker());
-                        return Poll::Pending;
+                State::AwaitAnswer => {
+                    this.guard.waker.register(cx.waker());
+                    match this
+                        .guard
+                        .switched(this.guard.heads.load(Ordering::Relaxed))
+                    {
+                        Some(false) => this.state = State::Head,
+                        Some(true) => this.state = State::Switched,
+                        None => return Poll::Pending,
                     }
-                },
+                }
                 State::Switched if this.held.is_empty() => {
                     return Pin::new(&mut this.inner).poll_read(cx, into);
                 }
@@ -343,11 +375,23 @@ impl<T: AsyncRead + Unpin> AsyncRead for Strict<T> {
             let step = if this.held.is_empty() {
                 ready!(this.read_through(cx, into))?
             } else {
-                ready!(this.read_more(cx))?
+                match this.read_more(cx) {
+                    Poll::Ready(step) => step?,
+                    Poll::Pending if this.is_late(cx) => {
+                        this.refuse(Violation::Timeout)?;
+                        continue;
+                    }
+                    Poll::Pending => return Poll::Pending,
+                }
             };
             match step {
                 Step::Delivered | Step::Ended => return Poll::Ready(Ok(())),
-                Step::More => {}
+                // A head that is begun is waited for with a deadline, from its first byte.
+                Step::More => {
+                    if this.held.len() > this.clear && this.is_late(cx) {
+                        this.refuse(Violation::Timeout)?;
+                    }
+                }
             }
         }
     }

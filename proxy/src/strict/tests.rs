@@ -348,7 +348,7 @@ async fn what_follows_an_upgrade_is_held_until_the_answer_is_known() {
         assert_eq!(&space[..read], ask.as_bytes());
         let held = futures_util::poll!(std::pin::pin!(strict.read(&mut space)));
         assert!(held.is_pending(), "nothing is read before the answer");
-        guard.answered(switched);
+        guard.answered(1, switched);
         let read = strict.read(&mut space).await.unwrap();
         assert_eq!(&space[..read], follows.as_bytes());
         assert_eq!(guard.broken(), None);
@@ -363,7 +363,7 @@ async fn after_a_refused_upgrade_the_next_bytes_are_judged_as_a_request() {
     client.write_all(ask.as_bytes()).await.unwrap();
     let mut space = [0; 4096];
     strict.read(&mut space).await.unwrap();
-    guard.answered(false);
+    guard.answered(1, false);
     let read = strict.read(&mut space).await.unwrap();
     assert_eq!(&space[..read], STAND_IN);
     assert_eq!(guard.violation(2), Some(Violation::RequestLine));
@@ -372,6 +372,45 @@ async fn after_a_refused_upgrade_the_next_bytes_are_judged_as_a_request() {
         None,
         "the first request was well formed"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_trickles_in_is_given_up() {
+    let (mut client, server) = duplex(1 << 16);
+    let (mut strict, guard) = Strict::new(server, Vec::new());
+    let slow = async {
+        for byte in std::iter::repeat_n(b'a', 30) {
+            client.write_all(&[byte]).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let mut space = [0; 4096];
+    tokio::select! {
+        () = slow => panic!("nobody stopped it"),
+        read = strict.read(&mut space) => assert_eq!(&space[..read.unwrap()], STAND_IN),
+    }
+    assert_eq!(guard.violation(1), Some(Violation::Timeout));
+}
+
+#[tokio::test]
+async fn the_answer_to_an_earlier_request_decides_nothing_about_an_upgrade() {
+    let (mut client, server) = duplex(1 << 16);
+    let (mut strict, guard) = Strict::new(server, Vec::new());
+    let first = "GET /first HTTP/1.1\r\nHost: a\r\n\r\n";
+    let ask = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    client
+        .write_all(format!("{first}{ask}raw").as_bytes())
+        .await
+        .unwrap();
+    let mut space = [0; 4096];
+    strict.read(&mut space).await.unwrap();
+    strict.read(&mut space).await.unwrap();
+    guard.answered(1, false);
+    let held = futures_util::poll!(std::pin::pin!(strict.read(&mut space)));
+    assert!(held.is_pending());
+    guard.answered(2, true);
+    let read = strict.read(&mut space).await.unwrap();
+    assert_eq!(&space[..read], b"raw");
 }
 
 mod property {

@@ -38,10 +38,12 @@ pub enum Violation {
     ChunkExtensions,
     /// A trailer that is malformed, too large, or must not be one (RFC 9110 §6.5.1).
     Trailer,
+    /// The head was begun and not finished in time.
+    Timeout,
 }
 
 impl Violation {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 19] = [
         Self::LineEnd,
         Self::RequestLine,
         Self::Version,
@@ -60,6 +62,7 @@ impl Violation {
         Self::Chunk,
         Self::ChunkExtensions,
         Self::Trailer,
+        Self::Timeout,
     ];
 
     pub(super) fn from_code(code: u8) -> Option<Self> {
@@ -89,6 +92,7 @@ impl Violation {
             Self::Chunk => "the chunked body is malformed",
             Self::ChunkExtensions => "the chunk extensions are larger than 16384 bytes",
             Self::Trailer => "a trailer is malformed or not allowed",
+            Self::Timeout => "the headers did not come in time",
         }
     }
 }
