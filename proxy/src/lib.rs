@@ -46,3 +46,6 @@ mod standalone;
 mod tcp;
 mod upgrade;
 mod upstream;
+
+#[cfg(test)]
+mod tests;

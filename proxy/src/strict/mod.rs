@@ -108,6 +108,7 @@ pub struct Strict<T> {
     begun_now: bool,
     /// When a head that was begun must be whole.
     deadline: Option<Pin<Box<Sleep>>>,
+    head_time: Duration,
     linger: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
@@ -142,6 +143,7 @@ impl<T> Strict<T> {
             seen: 0,
             begun_now: false,
             deadline: None,
+            head_time: HEAD_TIME,
             linger: None,
         };
         (this, guard)
@@ -313,7 +315,7 @@ impl<T: AsyncRead + Unpin> Strict<T> {
         }
         let timer = self
             .deadline
-            .get_or_insert_with(|| Box::pin(sleep(HEAD_TIME)));
+            .get_or_insert_with(|| Box::pin(sleep(self.head_time)));
         timer.as_mut().poll(cx).is_ready()
     }
 

@@ -1,0 +1,237 @@
+//! The edge, from outside to a program behind a sidecar.
+
+use std::sync::Arc;
+
+use http::{HeaderValue, Request};
+use merlon_certs::MERLON_TCP;
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use super::harness::*;
+use crate::body::RequestBody;
+
+async fn free_port() -> u16 {
+    tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+fn routes() -> serde_json::Value {
+    json!([{ "name": "shop/orders", "spec": {
+        "parentRefs": [{ "name": "main", "namespace": "edge" }],
+        "hostnames": ["shop.example"],
+        "rules": [
+            { "matches": [{ "path": { "value": "/orders" } }], "backendRefs": [{ "name": "orders", "port": 80 }] },
+            { "matches": [{ "path": { "value": "/empty" } }], "backendRefs": [] },
+            { "matches": [{ "path": { "value": "/gone" } }], "backendRefs": [{ "name": "gone", "port": 80 }] },
+        ] } }])
+}
+
+/// A gateway at a port, in front of `shop/orders`.
+async fn edge(pair: &Pair, listener: serde_json::Value, policies: &str) -> Node {
+    let mut state = State::of("edge/main");
+    state.services.push(
+        json!({ "name": "edge/main", "policies": [{ "name": "edge/main", "text": policies }] }),
+    );
+    state.gateway =
+        Some(json!({ "name": "edge/main", "listeners": [listener], "routes": routes() }));
+    state.destinations = pair.web_state.destinations.clone();
+    Node::start(Some(pair.ca.identity("edge/main")), &state)
+}
+
+async fn connected(port: u16) -> std::net::SocketAddr {
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    while TcpStream::connect(address).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    address
+}
+
+#[test]
+fn a_request_from_outside_is_decided_twice_and_arrives_with_the_gateways_word() {
+    run(async {
+        let program = Program::echo().await;
+        let policies =
+            r#"@id("edge") permit (principal == Workload::"edge/main", action, resource);"#;
+        let pair = Pair::new(&program, "http", policies);
+        let port = free_port().await;
+        let edge = edge(
+            &pair,
+            json!({ "name": "http", "port": port, "protocol": "HTTP" }),
+            ALL,
+        )
+        .await;
+        let address = connected(port).await;
+        let mut request = get("shop.example", "/orders/7");
+        for name in [
+            "x-forwarded-for",
+            "x-forwarded-proto",
+            "merlon-caller",
+            "merlon-user",
+            "merlon-peer",
+            "x-real-ip",
+        ] {
+            request
+                .headers_mut()
+                .insert(name, HeaderValue::from_static("forged"));
+        }
+        let answer = http1(address, request).await;
+        assert_eq!(answer.body, "GET /orders/7 shop.example ");
+        let seen = program.last();
+        assert!(
+            seen.headers.values().all(|value| value != "forged"),
+            "{:?}",
+            seen.headers
+        );
+        assert_eq!(seen.headers["merlon-caller"], spiffe("edge/main"));
+        assert_eq!(edge.log.of("/orders/7").await["direction"], "gateway");
+        let request = Request::get("http://shop.example/orders")
+            .body(RequestBody::Empty)
+            .unwrap();
+        assert_eq!(
+            h2c(address, request).await.body,
+            "GET /orders shop.example "
+        );
+    });
+}
+
+#[test]
+fn what_no_route_fits_and_routes_that_lead_nowhere_are_told_apart() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        let port = free_port().await;
+        let _edge = edge(
+            &pair,
+            json!({ "name": "http", "port": port, "protocol": "HTTP" }),
+            ALL,
+        )
+        .await;
+        let address = connected(port).await;
+        http1(address, get("shop.example", "/other"))
+            .await
+            .refused(404, "http.no_route");
+        http1(address, get("other.example", "/orders"))
+            .await
+            .refused(404, "http.no_route");
+        http1(address, get("shop.example", "/empty"))
+            .await
+            .refused(500, "upstream.no_backend");
+        http1(address, get("shop.example", "/gone"))
+            .await
+            .refused(500, "upstream.no_backend");
+        program.saw_nothing();
+    });
+}
+
+#[test]
+fn the_edge_denies_by_its_own_policies_and_names_none_of_them() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        let port = free_port().await;
+        let policies = r#"
+            @id("all") @reason("a test") permit (principal, action, resource);
+            @id("no-admin") forbid (principal, action, resource) when { context has path && context.path like "*admin*" };
+        "#;
+        let _edge = edge(
+            &pair,
+            json!({ "name": "http", "port": port, "protocol": "HTTP" }),
+            policies,
+        )
+        .await;
+        let address = connected(port).await;
+        let answer = http1(address, get("shop.example", "/orders/admin")).await;
+        answer.refused(403, "authz.denied");
+        assert!(answer.problem().get("policy").is_none());
+        program.saw_nothing();
+        let smuggled = b"POST /orders HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+        assert!(raw(address, smuggled).await.starts_with("HTTP/1.1 400 "));
+        // A refusal never says 100: nobody's body is wanted who may not send it.
+        let expecting = b"POST /orders/admin HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 4\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n";
+        let answer = raw(address, expecting).await;
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+        program.saw_nothing();
+    });
+}
+
+#[test]
+fn https_serves_the_host_that_its_certificate_was_asked_for_and_no_other() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        let port = free_port().await;
+        let directory = tempfile::tempdir().unwrap();
+        let files = pair.ca.files("shop.example", directory.path());
+        let listener = json!({ "name": "https", "port": port, "protocol": "HTTPS", "tls": files });
+        let _edge = edge(&pair, listener, ALL).await;
+        let address = connected(port).await;
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(pair.ca.root.clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        for (host, status) in [("shop.example", "200"), ("other.example", "421")] {
+            let stream = TcpStream::connect(address).await.unwrap();
+            let mut stream = connector
+                .connect("shop.example".try_into().unwrap(), stream)
+                .await
+                .unwrap();
+            let request =
+                format!("GET /orders HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{answer}"
+            );
+        }
+        assert_eq!(program.requests.get(), 1);
+    });
+}
+
+#[test]
+fn a_tunnel_that_names_a_port_of_http_gets_nothing() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        let web = pair.ca.identity("shop/web");
+        let expected = spiffe("shop/orders").parse().unwrap();
+        let metrics = crate::metrics::WorkerMetrics::default();
+        let dial = || {
+            crate::upstream::dial::mesh(pair.orders.inbound, &expected, &web, MERLON_TCP, &metrics)
+        };
+        for text in [
+            "service=shop/orders;port=80;proto=tcp",
+            "service=shop/orders;port=80;proto=h2",
+            "",
+            "x",
+        ] {
+            let mut stream = dial().await.unwrap();
+            stream
+                .write_u16(text.len().try_into().unwrap())
+                .await
+                .unwrap();
+            stream.write_all(text.as_bytes()).await.unwrap();
+            stream
+                .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                .await
+                .unwrap();
+            let mut back = Vec::new();
+            let _ = stream.read_to_end(&mut back).await;
+            assert!(back.is_empty(), "{text}");
+        }
+        program.saw_nothing();
+    });
+}

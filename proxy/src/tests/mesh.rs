@@ -1,0 +1,339 @@
+//! Plain requests through a pair of proxies.
+
+use http::{HeaderValue, Request};
+use merlon_config::snapshot::Endpoint;
+use tokio::io::AsyncReadExt as _;
+
+use super::harness::*;
+use crate::{
+    body::RequestBody,
+    metrics::{Direction, Handshake},
+};
+
+#[test]
+fn a_request_comes_out_as_it_went_in_and_both_proxies_log_it() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        let answer = http1(pair.web.outbound, get("orders.shop", "/a?b=c")).await;
+        assert_eq!(
+            (answer.status, answer.body.as_str()),
+            (200, "GET /a?b=c orders.shop ")
+        );
+        let seen = program.last();
+        assert_eq!(seen.version, http::Version::HTTP_11);
+        assert_eq!(seen.headers["merlon-caller"], spiffe("shop/web"));
+        assert!(seen.headers.contains_key("traceparent"));
+        assert!(!seen.headers.contains_key("merlon-peer"));
+        let inbound = pair.orders.log.of("/a").await;
+        assert_eq!(inbound["src"], spiffe("shop/web"));
+        assert_eq!(inbound["dst"], "shop/orders:80");
+        assert_eq!(inbound["policy"], "shop/orders#all");
+        assert_eq!(inbound["status"], 200);
+        assert_eq!(inbound["direction"], "inbound");
+        let outbound = pair.web.log.of("/a").await;
+        assert_eq!(outbound["trace_id"], inbound["trace_id"]);
+        assert_eq!(outbound["direction"], "outbound");
+        assert_eq!(outbound["src"], spiffe("shop/web"));
+    });
+}
+
+#[test]
+fn many_requests_share_one_handshake() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        for _ in 0..20 {
+            assert_eq!(
+                http1(pair.web.outbound, get("orders", "/")).await.status,
+                200
+            );
+        }
+        assert_eq!(
+            pair.orders
+                .metrics
+                .handshakes
+                .value(Direction::Inbound, Handshake::Done),
+            1
+        );
+        assert_eq!(program.requests.get(), 20);
+    });
+}
+
+#[test]
+fn bodies_pass_in_both_versions() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        let answer = http1(
+            pair.web.outbound,
+            post("orders.shop", "/one", "text/plain", "hello"),
+        )
+        .await;
+        assert_eq!(answer.body, "POST /one orders.shop hello");
+        let to = "http://orders.shop.svc.cluster.local/two";
+        let body = RequestBody::Whole(Some("again".into()));
+        let answer = h2c(pair.web.outbound, Request::post(to).body(body).unwrap()).await;
+        assert_eq!(answer.body, "POST /two orders.shop.svc.cluster.local again");
+        assert_eq!(program.last().version, http::Version::HTTP_2);
+        let line = pair.orders.log.of("/two").await;
+        assert_eq!(
+            (line["bytes_in"].as_u64(), line["protocol"].as_str()),
+            (Some(5), Some("h2"))
+        );
+    });
+}
+
+#[test]
+fn what_a_program_says_about_itself_never_arrives() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        let mut request = get("orders.shop", "/");
+        for name in [
+            "merlon-caller",
+            "merlon-user",
+            "merlon-peer",
+            "x-merlon-anything",
+            "x-forwarded-for",
+            "x-forwarded-client-cert",
+            "client-cert",
+            "forwarded",
+            "x-envoy-original-path",
+            "l5d-client-id",
+            "x-real-ip",
+        ] {
+            request
+                .headers_mut()
+                .insert(name, HeaderValue::from_static("forged"));
+        }
+        assert_eq!(http1(pair.web.outbound, request).await.status, 200);
+        let seen = program.last();
+        assert!(
+            seen.headers.values().all(|value| value != "forged"),
+            "{:?}",
+            seen.headers
+        );
+        assert_eq!(seen.headers["merlon-caller"], spiffe("shop/web"));
+    });
+}
+
+#[test]
+fn a_trace_goes_on_and_a_broken_one_is_replaced() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        let given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let mut request = get("orders", "/traced");
+        request
+            .headers_mut()
+            .insert("traceparent", HeaderValue::from_static(given));
+        request
+            .headers_mut()
+            .insert("tracestate", HeaderValue::from_static("vendor=1"));
+        http1(pair.web.outbound, request).await;
+        assert_eq!(program.last().headers["traceparent"], given);
+        assert_eq!(program.last().headers["tracestate"], "vendor=1");
+        let line = pair.orders.log.of("/traced").await;
+        assert_eq!(line["trace_id"], "0af7651916cd43dd8448eb211c80319c");
+    });
+}
+
+#[test]
+fn whoever_answers_at_the_address_must_be_who_was_meant() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        // The address is right, the identity is another's.
+        let mut state = pair.web_state.clone();
+        let endpoint = &pair.web_state.destinations[0].endpoints[0];
+        state.destinations[0].endpoints = vec![Endpoint {
+            identity: Some(spiffe("shop/impostor").parse().unwrap()),
+            ..endpoint.clone()
+        }];
+        pair.web.take(&state);
+        let answer = http1(pair.web.outbound, get("orders", "/")).await;
+        answer.refused(503, "upstream.identity");
+        program.saw_nothing();
+    });
+}
+
+#[test]
+fn a_destination_that_is_meshed_is_never_called_in_plain() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        pair.web.shared.identity.publish(None);
+        let answer = http1(pair.web.outbound, get("orders", "/")).await;
+        answer.refused(503, "config.unavailable");
+        // Nor by the address itself.
+        pair.web
+            .shared
+            .identity
+            .publish(Some(pair.ca.identity("shop/web")));
+        let answer = http1(
+            pair.web.outbound,
+            get(&pair.orders.inbound.to_string(), "/"),
+        )
+        .await;
+        answer.refused(403, "egress.denied");
+        program.saw_nothing();
+    });
+}
+
+#[test]
+fn another_endpoint_is_tried_while_nothing_was_sent() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let mut state = pair.web_state.clone();
+        let good = state.destinations[0].endpoints[0].clone();
+        state.destinations[0].endpoints = vec![
+            Endpoint {
+                address: nobody,
+                ..good.clone()
+            },
+            good,
+        ];
+        pair.web.take(&state);
+        for _ in 0..8 {
+            assert_eq!(
+                http1(pair.web.outbound, get("orders", "/")).await.status,
+                200
+            );
+        }
+        assert_eq!(program.requests.get(), 8);
+    });
+}
+
+#[test]
+fn a_new_certificate_brings_a_new_connection_and_the_old_one_finishes_its_streams() {
+    run(async {
+        let (release, held) = tokio::sync::watch::channel(false);
+        let program = Program::serving(async move |request| {
+            let mut held = held.clone();
+            if request.uri().path() == "/slow" {
+                held.wait_for(|go| *go).await.unwrap();
+            }
+            http::Response::new(full("done"))
+        })
+        .await;
+        let pair = Pair::new(&program, "http", ALL);
+        let handshakes = || {
+            pair.orders
+                .metrics
+                .handshakes
+                .value(Direction::Inbound, Handshake::Done)
+        };
+        let slow = http1(pair.web.outbound, get("orders", "/slow"));
+        let others = async {
+            while program.requests.get() == 0 {
+                tokio::task::yield_now().await;
+            }
+            for round in 1..=5 {
+                pair.web
+                    .shared
+                    .identity
+                    .publish(Some(pair.ca.identity("shop/web")));
+                pair.orders
+                    .shared
+                    .identity
+                    .publish(Some(pair.ca.identity("shop/orders")));
+                assert_eq!(
+                    http1(pair.web.outbound, get("orders", "/")).await.status,
+                    200
+                );
+                assert_eq!(handshakes(), 1 + round);
+            }
+            release.send(true).unwrap();
+        };
+        let (slow, ()) = tokio::join!(slow, others);
+        assert_eq!((slow.status, slow.body.as_str()), (200, "done"));
+    });
+}
+
+#[test]
+fn more_streams_than_a_connection_takes_get_a_second_one() {
+    run(async {
+        let (release, held) = tokio::sync::watch::channel(false);
+        let program = Program::serving(async move |_| {
+            held.clone().wait_for(|go| *go).await.unwrap();
+            http::Response::new(full("done"))
+        })
+        .await;
+        let pair = Pair::new(&program, "http", ALL);
+        let mut calls = Vec::new();
+        for _ in 0..130 {
+            calls.push(tokio::task::spawn_local(http1(
+                pair.web.outbound,
+                get("orders", "/"),
+            )));
+        }
+        while program.requests.get() < 130 {
+            tokio::task::yield_now().await;
+        }
+        release.send(true).unwrap();
+        for call in calls {
+            assert_eq!(call.await.unwrap().status, 200);
+        }
+        assert_eq!(
+            pair.orders
+                .metrics
+                .handshakes
+                .value(Direction::Inbound, Handshake::Done),
+            2
+        );
+    });
+}
+
+#[test]
+fn nothing_but_mesh_tls_is_answered_at_the_inbound_listener() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        let answer = raw(
+            pair.orders.inbound,
+            b"GET / HTTP/1.1\r\nHost: orders\r\n\r\n",
+        )
+        .await;
+        assert!(!answer.contains("HTTP"), "{answer:?}");
+        // A stranger's certificate is no better.
+        let stranger = Ca::new().identity("shop/web");
+        let expected = spiffe("shop/orders").parse().unwrap();
+        let metrics = crate::metrics::WorkerMetrics::default();
+        let alpn = merlon_certs::MERLON_H2;
+        let dialled =
+            crate::upstream::dial::mesh(pair.orders.inbound, &expected, &stranger, alpn, &metrics)
+                .await;
+        if let Ok(mut stream) = dialled {
+            assert!(!matches!(stream.read(&mut [0; 1]).await, Ok(1)));
+        }
+        program.saw_nothing();
+    });
+}
+
+#[test]
+fn a_drain_lets_open_requests_finish_and_takes_no_new_ones() {
+    run(async {
+        let (release, held) = tokio::sync::watch::channel(false);
+        let program = Program::serving(async move |_| {
+            held.clone().wait_for(|go| *go).await.unwrap();
+            http::Response::new(full("done"))
+        })
+        .await;
+        let pair = Pair::new(&program, "http", ALL);
+        let open = tokio::task::spawn_local(http1(pair.web.outbound, get("orders", "/")));
+        while program.requests.get() == 0 {
+            tokio::task::yield_now().await;
+        }
+        pair.web.shutdown.drain.cancel();
+        pair.orders.shutdown.drain.cancel();
+        tokio::task::yield_now().await;
+        release.send(true).unwrap();
+        assert_eq!(open.await.unwrap().body, "done");
+    });
+}

@@ -1,0 +1,158 @@
+//! Whom a program may name, and what happens to names that nobody has.
+
+use http::{Method, Request};
+use merlon_config::resource::OutboundMode;
+
+use super::harness::*;
+use crate::body::RequestBody;
+
+#[test]
+fn a_name_of_the_mesh_that_nobody_has_is_404() {
+    run(async {
+        let web = Node::start(Some(Ca::new().identity("shop/web")), &State::of("shop/web"));
+        for host in [
+            "nothing",
+            "nothing.shop.svc",
+            "nothing.shop.svc.cluster.local",
+        ] {
+            http1(web.outbound, get(host, "/"))
+                .await
+                .refused(404, "http.no_route");
+        }
+    });
+}
+
+#[test]
+fn a_port_that_a_service_does_not_have_is_404() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        http1(pair.web.outbound, get("orders:8080", "/"))
+            .await
+            .refused(404, "http.no_route");
+        assert_eq!(
+            http1(pair.web.outbound, get("orders:80", "/")).await.status,
+            200
+        );
+    });
+}
+
+#[test]
+fn outside_the_mesh_it_is_passed_on_as_it_is_or_refused() {
+    run(async {
+        let outside = Program::echo().await;
+        let mut state = State::of("shop/web");
+        let web = Node::start(Some(Ca::new().identity("shop/web")), &state);
+        let host = outside.address.to_string();
+        let answer = http1(web.outbound, get(&host, "/observed")).await;
+        assert_eq!(
+            (answer.status, answer.body),
+            (200, format!("GET /observed {host} "))
+        );
+        assert!(!outside.last().headers.contains_key("merlon-peer"));
+        assert_eq!(web.log.of("/observed").await["dst"], host);
+        state.mode = OutboundMode::Deny;
+        web.take(&state);
+        http1(web.outbound, get(&host, "/"))
+            .await
+            .refused(403, "egress.denied");
+        assert_eq!(outside.requests.get(), 1);
+    });
+}
+
+#[test]
+fn a_proxy_never_calls_itself() {
+    run(async {
+        let web = Node::start(Some(Ca::new().identity("shop/web")), &State::of("shop/web"));
+        let own = web.outbound.to_string();
+        http1(web.outbound, get(&own, "/"))
+            .await
+            .refused(403, "egress.denied");
+    });
+}
+
+#[test]
+fn absolute_form_means_what_host_would() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        let ask = |bytes: &str| raw(pair.web.outbound, bytes.as_bytes().to_vec().leak());
+        let answer = ask(
+            "GET http://orders.shop/a HTTP/1.1\r\nHost: orders.shop\r\nConnection: close\r\n\r\n",
+        )
+        .await;
+        assert!(answer.ends_with("GET /a orders.shop "), "{answer}");
+        let answer =
+            ask("GET http://orders.shop/a HTTP/1.1\r\nHost: other\r\nConnection: close\r\n\r\n")
+                .await;
+        assert!(
+            answer.starts_with("HTTP/1.1 400 ") && answer.contains("http.authority"),
+            "{answer}"
+        );
+        let answer = ask("GET http://u:p@orders.shop/a HTTP/1.1\r\nHost: u:p@orders.shop\r\nConnection: close\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        assert_eq!(program.requests.get(), 1);
+    });
+}
+
+#[test]
+fn connect_and_trace_are_nobodys() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        let mut request = get("orders", "/");
+        *request.method_mut() = Method::TRACE;
+        let answer = http1(pair.web.outbound, request).await;
+        answer.refused(405, "http.method");
+        assert!(answer.headers.contains_key("allow"));
+        let bytes = b"CONNECT orders:80 HTTP/1.1\r\nHost: orders:80\r\nConnection: close\r\n\r\n";
+        let answer = raw(pair.web.outbound, bytes).await;
+        assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+        let request = Request::connect("orders:80")
+            .body(RequestBody::Empty)
+            .unwrap();
+        assert_eq!(h2c(pair.web.outbound, request).await.status, 405);
+        program.saw_nothing();
+    });
+}
+
+#[test]
+fn a_plain_endpoint_is_called_in_plain_where_there_are_no_identities() {
+    run(async {
+        let program = Program::echo().await;
+        let to = destination("shop/orders", 80, "http", program.address, None);
+        let web = Node::start(None, &State::of("shop/web").calling(to));
+        let answer = http1(web.outbound, get("orders", "/plain")).await;
+        assert_eq!(answer.body, "GET /plain orders ");
+        let request = Request::get("http://orders/two")
+            .body(RequestBody::Empty)
+            .unwrap();
+        assert_eq!(h2c(web.outbound, request).await.body, "GET /two orders ");
+    });
+}
+
+#[test]
+fn without_identities_the_inbound_listener_takes_plain_requests_of_anybody() {
+    run(async {
+        let program = Program::echo().await;
+        let policies = r#"@id("read") permit (principal, action in Action::"read", resource);"#;
+        let state = State::of("shop/orders").serving(service(
+            "shop/orders",
+            80,
+            program.port(),
+            "http",
+            policies,
+        ));
+        let orders = Node::start(None, &state);
+        let answer = http1(orders.inbound, get("whatever", "/a")).await;
+        assert_eq!(answer.body, "GET /a whatever ");
+        assert!(!program.last().headers.contains_key("merlon-caller"));
+        let answer = http1(orders.inbound, post("whatever", "/a", "text/plain", "x")).await;
+        answer.refused(403, "authz.denied");
+        assert!(
+            answer.problem().get("policy").is_none(),
+            "a stranger is not told the policy"
+        );
+        assert_eq!(program.requests.get(), 1);
+    });
+}

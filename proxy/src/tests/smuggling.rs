@@ -1,0 +1,137 @@
+//! Bytes that servers read in different ways, at a listener: 400, the connection closes, and nothing arrives.
+
+use super::harness::*;
+
+#[test]
+fn no_smuggled_request_arrives() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        let behind = "0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: orders\r\n\r\n";
+        for head in [
+            "POST / HTTP/1.1\r\nHost: orders\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: orders\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: orders\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: orders\r\nTransfer-Encoding: identity, chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: orders\r\nTransfer-Encoding: chunked, chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: orders\r\nTransfer-Encoding : chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: orders\r\nTransfer-Encoding:\x0bchunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: orders\r\nX: y\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: orders\r\nX: y\r\n Transfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: orders\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: orders\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: orders\r\nContent-Length: 5, 5\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: orders\r\nContent-Length: +5\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: orders\r\nContent-Length: 005\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: orders\r\nContent_Length: 5\r\n\r\n",
+            "POST / HTTP/1.0\r\nHost: orders\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: orders\r\nHost: other\r\n\r\n",
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\nHost: orders\n\n",
+            "GET / HTTP/1.1\r\nHost: orders\r\nX\0: y\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: orders\r\n: y\r\n\r\n",
+            "GET /a b HTTP/1.1\r\nHost: orders\r\n\r\n",
+            "GET /a#b HTTP/1.1\r\nHost: orders\r\n\r\n",
+            "\r\nGET / HTTP/1.1\r\nHost: orders\r\n\r\n",
+        ] {
+            let answer = raw(pair.web.outbound, format!("{head}{behind}").as_bytes()).await;
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{head:?}: {answer:?}");
+            assert_eq!(
+                answer.matches("HTTP/1.1 ").count(),
+                1,
+                "one answer, and nothing behind it: {answer:?}"
+            );
+            assert!(
+                answer.to_ascii_lowercase().contains("connection: close"),
+                "{answer:?}"
+            );
+            assert!(answer.contains("application/problem+json"), "{answer:?}");
+        }
+        program.saw_nothing();
+        assert_eq!(
+            http1(pair.web.outbound, get("orders", "/well-formed"))
+                .await
+                .status,
+            200
+        );
+        let refused = pair
+            .web
+            .log
+            .lines()
+            .iter()
+            .filter(|line| line["status"] == 400)
+            .count();
+        assert!(refused >= 20, "each has its line in the log: {refused}");
+    });
+}
+
+#[test]
+fn other_framing_gets_the_status_that_fits() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        let long = format!(
+            "GET /{} HTTP/1.1\r\nHost: orders\r\n\r\n",
+            "a".repeat(9_000)
+        );
+        let large = format!(
+            "GET / HTTP/1.1\r\nHost: orders\r\nX: {}\r\n\r\n",
+            "a".repeat(70_000)
+        );
+        let many: String = (0..120).map(|n| format!("x{n}: y\r\n")).collect();
+        let many = format!("GET / HTTP/1.1\r\nHost: orders\r\n{many}\r\n");
+        for (request, status) in [
+            (long.as_str(), "414"),
+            (large.as_str(), "431"),
+            (many.as_str(), "431"),
+            ("GET / HTTP/1.2\r\nHost: orders\r\n\r\n", "505"),
+            ("GET / HTTP/3.0\r\nHost: orders\r\n\r\n", "505"),
+        ] {
+            let answer = raw(pair.web.outbound, request.as_bytes()).await;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{status}: {answer:?}"
+            );
+        }
+        program.saw_nothing();
+    });
+}
+
+#[test]
+fn a_well_formed_request_in_front_of_a_malformed_one_is_answered() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        let two = "GET /first HTTP/1.1\r\nHost: orders\r\n\r\nGET /second HTTP/1.1\r\nHost: orders\r\nHost: x\r\n\r\nGET /third HTTP/1.1\r\nHost: orders\r\n\r\n";
+        let answer = raw(pair.web.outbound, two.as_bytes()).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 200 ") && answer.contains("HTTP/1.1 400 "),
+            "{answer}"
+        );
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 2, "{answer}");
+        assert_eq!(program.requests.get(), 1);
+    });
+}
+
+#[test]
+fn a_body_whose_chunks_break_their_form_breaks_the_request_off() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        for chunks in [
+            "5\r\nhelloX",
+            "z\r\n",
+            "5;\x01\r\nhello\r\n0\r\n\r\n",
+            "0\r\nHost: other\r\n\r\n",
+        ] {
+            let head =
+                "POST /broken HTTP/1.1\r\nHost: orders\r\nTransfer-Encoding: chunked\r\n\r\n";
+            let answer = raw(pair.web.outbound, format!("{head}{chunks}").as_bytes()).await;
+            assert!(
+                answer.starts_with("HTTP/1.1 400 "),
+                "{chunks:?}: {answer:?}"
+            );
+        }
+        program.saw_nothing();
+    });
+}
