@@ -208,7 +208,7 @@ fn named(
     document: &PolicyDocument,
     policy: &cedar_policy::Policy,
     start: usize,
-) -> Result<Policy, PolicyProblem> {
+) -> Result<Policy, Box<PolicyProblem>> {
     let problem = |message: &str| PolicyProblem::new(&document.name, message);
     let annotation = |name: &str| {
         policy
@@ -217,17 +217,19 @@ fn named(
             .map(str::to_owned)
     };
     let id = annotation("id").ok_or_else(|| {
-        problem("the policy has no `@id`")
-            .hint("write `@id(\"a-name\")` before it: decisions and logs name it by that")
+        Box::new(
+            problem("the policy has no `@id`")
+                .hint("write `@id(\"a-name\")` before it: decisions and logs name it by that"),
+        )
     })?;
     if id.len() > 128
         || !id.bytes().all(
             |byte| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.'),
         )
     {
-        return Err(problem(
+        return Err(Box::new(problem(
             "`@id` is 1 to 128 letters, digits, `-`, `_` and `.`",
-        ));
+        )));
     }
     let name = PolicyName {
         document: document.name.clone(),
@@ -236,7 +238,7 @@ fn named(
     let cedar = policy.new_id(PolicyId::new(name.to_string()));
     let pst = cedar
         .to_pst()
-        .map_err(|error| problem(&format!("the policy cannot be read: {error}")))?;
+        .map_err(|error| Box::new(problem(&format!("the policy cannot be read: {error}"))))?;
     let effect = match policy.effect() {
         cedar_policy::Effect::Permit => Effect::Permit,
         cedar_policy::Effect::Forbid => Effect::Forbid,

@@ -38,9 +38,8 @@ pub fn verify(
     if parts.header.contains_key("crit") {
         return Err(TokenProblem::CriticalExtension);
     }
-    let iss = match parts.payload.get("iss") {
-        Some(Value::String(iss)) => iss,
-        _ => return Err(TokenProblem::Malformed("it has no single `iss`")),
+    let Some(Value::String(iss)) = parts.payload.get("iss") else {
+        return Err(TokenProblem::Malformed("it has no single `iss`"));
     };
     let issuer = rules
         .issuer(iss)

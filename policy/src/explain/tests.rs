@@ -3,7 +3,6 @@ use jiff::Timestamp;
 use super::*;
 use crate::{
     decision::Decision,
-    facts::Headers,
     principal::Principal,
     service::{
         ServicePolicy,
@@ -22,7 +21,7 @@ unless { context.circumstances.now.toTime() < duration("18h") };
 "#;
 
 /// Decides, records, explains; and checks that both opinions agree.
-fn ask(from: &str, method: &str, path: &str, headers: &Vec<(&str, &str)>, at: &str) -> Explanation {
+fn ask(from: &str, method: &str, path: &str, headers: &[(&str, &str)], at: &str) -> Explanation {
     let service = service(POLICIES);
     let policy = ServicePolicy::compile(&service, &mesh()).unwrap();
     let principal = Principal::Workload(
@@ -32,6 +31,7 @@ fn ask(from: &str, method: &str, path: &str, headers: &Vec<(&str, &str)>, at: &s
     );
     let peer = policy.peer(&principal);
     let user = alice();
+    let headers = headers.to_vec();
     let route = policy.route(method, path);
     let facts = RequestFacts {
         kind: RequestKind::Http(HttpFacts {
@@ -40,7 +40,7 @@ fn ask(from: &str, method: &str, path: &str, headers: &Vec<(&str, &str)>, at: &s
             path,
             query: Some("secret=1"),
             route: &route,
-            headers: headers as &dyn Headers,
+            headers: &headers,
         }),
         source_ip: "10.0.0.7".parse().unwrap(),
         client_ip: "10.0.0.7".parse().unwrap(),
@@ -80,13 +80,7 @@ const NOON: &str = "2026-11-23T12:00:00Z";
 
 #[test]
 fn an_allowed_request_names_the_policy_that_holds() {
-    let explanation = ask(
-        "edge/gateway",
-        "GET",
-        "/users/alice/orders/7",
-        &vec![],
-        NOON,
-    );
+    let explanation = ask("edge/gateway", "GET", "/users/alice/orders/7", &[], NOON);
     assert_eq!(explanation.summary, "allowed: `shop/orders#own` permits it");
     assert_eq!(outcome(&explanation, "own"), &PolicyOutcome::Holds);
     // Forbids stand first.
@@ -95,7 +89,7 @@ fn an_allowed_request_names_the_policy_that_holds() {
 
 #[test]
 fn a_denied_one_names_the_first_false_condition_and_what_it_saw() {
-    let explanation = ask("edge/gateway", "GET", "/users/bob/orders/7", &vec![], NOON);
+    let explanation = ask("edge/gateway", "GET", "/users/bob/orders/7", &[], NOON);
     assert_eq!(explanation.summary, "denied: no policy permits it");
     assert_eq!(
         outcome(&explanation, "own"),
@@ -106,7 +100,7 @@ fn a_denied_one_names_the_first_false_condition_and_what_it_saw() {
             ),
         }
     );
-    let explanation = ask("edge/gateway", "GET", "/elsewhere", &vec![], NOON);
+    let explanation = ask("edge/gateway", "GET", "/elsewhere", &[], NOON);
     assert_eq!(
         outcome(&explanation, "own"),
         &PolicyOutcome::ConditionFalse {
@@ -118,13 +112,7 @@ fn a_denied_one_names_the_first_false_condition_and_what_it_saw() {
 
 #[test]
 fn an_unless_is_explained_by_the_part_that_holds() {
-    let explanation = ask(
-        "shop/web",
-        "GET",
-        "/private/x",
-        &vec![("x-tenant", "a")],
-        NOON,
-    );
+    let explanation = ask("shop/web", "GET", "/private/x", &[("x-tenant", "a")], NOON);
     assert_eq!(
         outcome(&explanation, "tenant"),
         &PolicyOutcome::ConditionFalse {
@@ -137,7 +125,7 @@ fn an_unless_is_explained_by_the_part_that_holds() {
         "shop/web",
         "GET",
         "/",
-        &vec![("x-tenant", "a"), ("x-tenant", "evil")],
+        &[("x-tenant", "a"), ("x-tenant", "evil")],
         NOON,
     );
     let PolicyOutcome::ConditionFalse { saw: Some(saw), .. } = outcome(&explanation, "tenant")
@@ -149,7 +137,7 @@ fn an_unless_is_explained_by_the_part_that_holds() {
 
 #[test]
 fn a_policy_about_others_says_whom_it_is_about() {
-    let explanation = ask("ops/console", "GET", "/", &vec![], NOON);
+    let explanation = ask("ops/console", "GET", "/", &[], NOON);
     assert_eq!(
         outcome(&explanation, "own"),
         &PolicyOutcome::OutOfScope {
@@ -166,7 +154,7 @@ fn a_policy_about_others_says_whom_it_is_about() {
 
 #[test]
 fn a_forbid_and_an_error_are_told() {
-    let explanation = ask("shop/web", "PUT", "/", &vec![], "2026-11-23T20:00:00Z");
+    let explanation = ask("shop/web", "PUT", "/", &[], "2026-11-23T20:00:00Z");
     assert_eq!(
         explanation.summary,
         "denied: `shop/orders#office` forbids it"
@@ -178,13 +166,7 @@ fn a_forbid_and_an_error_are_told() {
 
 #[test]
 fn unfit_facts_are_the_explanation() {
-    let explanation = ask(
-        "shop/web",
-        "GET",
-        "/",
-        &vec![("x-tenant", "caf\u{e9}")],
-        NOON,
-    );
+    let explanation = ask("shop/web", "GET", "/", &[("x-tenant", "caf\u{e9}")], NOON);
     assert_eq!(
         explanation.summary,
         "denied: the header `x-tenant` is not printable ASCII"

@@ -21,3 +21,6 @@ pub use violation::Violation;
 pub fn check_template(text: &str) -> Result<(), String> {
     template::Template::parse(text).map(drop)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,297 @@
+use merlon_config::{resource::RequestValidationSpec, snapshot::Attached};
+use serde_json::{Value, json};
+
+use super::*;
+
+fn documents(specs: &[Value]) -> Vec<Attached<RequestValidationSpec>> {
+    specs
+        .iter()
+        .enumerate()
+        .map(|(number, spec)| Attached {
+            from: format!("shop/shape-{number}").parse().unwrap(),
+            spec: serde_json::from_value(spec.clone()).unwrap(),
+        })
+        .collect()
+}
+
+fn router(specs: &[Value]) -> Router {
+    Router::new(&documents(specs)).unwrap_or_else(|problems| panic!("{}", problems[0]))
+}
+
+fn orders() -> Value {
+    json!({
+        "limits": { "uri": "100", "headers": "1KiB", "body": "64KiB" },
+        "routes": [
+            { "path": "/orders/{id}", "methods": ["GET", "DELETE"] },
+            { "path": "/orders/{id}", "methods": ["PUT"], "contentTypes": ["application/json", "text/plain"] },
+            { "path": "/orders/new", "methods": ["GET"] },
+            { "path": "/orders", "methods": ["POST"], "maxBody": "1KiB", "body": {
+                "type": "object",
+                "required": ["item"],
+                "properties": { "item": { "type": "string" }, "lines": { "type": "array", "items": { "type": "integer" } } },
+                "additionalProperties": false,
+            } },
+            { "path": "/big", "maxBody": "1MiB" },
+        ],
+        "unknownRoutes": "refuse",
+    })
+}
+
+const HEAD: HeadFacts<'static> = HeadFacts {
+    method: "GET",
+    uri_bytes: 10,
+    header_bytes: 100,
+    content_type: None,
+    content_length: None,
+    has_body: false,
+};
+
+fn head(router: &Router, path: &str, head: &HeadFacts<'_>) -> Result<(), Violation> {
+    check_head(router, head, &router.find(head.method, path))
+}
+
+#[test]
+fn sizes_have_their_own_statuses() {
+    let router = router(&[orders()]);
+    let status = |facts: &HeadFacts<'_>| {
+        head(&router, "/orders/1", facts).map_err(|violation| (violation.status, violation.reason))
+    };
+    status(&HEAD).unwrap();
+    let limit = |status| Err((status, "http.limit".to_owned()));
+    assert_eq!(
+        status(&HeadFacts {
+            uri_bytes: 101,
+            ..HEAD
+        }),
+        limit(414)
+    );
+    assert_eq!(
+        status(&HeadFacts {
+            header_bytes: 1_025,
+            ..HEAD
+        }),
+        limit(431)
+    );
+    let body = HeadFacts {
+        method: "PUT",
+        has_body: true,
+        content_type: Some("text/plain"),
+        content_length: Some(65_537),
+        ..HEAD
+    };
+    assert_eq!(status(&body), limit(413));
+    status(&HeadFacts {
+        content_length: Some(65_536),
+        ..body
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_wrong_method_is_told_the_right_ones() {
+    let router = router(&[orders()]);
+    let violation = head(
+        &router,
+        "/orders/1",
+        &HeadFacts {
+            method: "POST",
+            ..HEAD
+        },
+    )
+    .unwrap_err();
+    assert_eq!(
+        (violation.status, violation.reason.as_str()),
+        (405, "http.method")
+    );
+    assert_eq!(violation.allow, ["DELETE", "GET", "PUT"]);
+    // The more specific template has the say, even if a wider one would accept the method.
+    let violation = head(
+        &router,
+        "/orders/new",
+        &HeadFacts {
+            method: "DELETE",
+            ..HEAD
+        },
+    )
+    .unwrap_err();
+    assert_eq!(violation.allow, ["GET"]);
+}
+
+#[test]
+fn an_unknown_route_is_refused_only_where_the_document_says_so() {
+    assert_eq!(
+        head(&router(&[orders()]), "/nowhere", &HEAD)
+            .unwrap_err()
+            .status,
+        404
+    );
+    let mut lenient = orders();
+    lenient["unknownRoutes"] = json!("allow");
+    head(&router(&[lenient]), "/nowhere", &HEAD).unwrap();
+    head(&router(&[]), "/nowhere", &HEAD).unwrap();
+}
+
+#[test]
+fn the_media_type_is_compared_without_its_parameters() {
+    let router = router(&[orders()]);
+    let put = |content_type| {
+        let facts = HeadFacts {
+            method: "PUT",
+            has_body: true,
+            content_type,
+            ..HEAD
+        };
+        head(&router, "/orders/1", &facts).map_err(|violation| violation.status)
+    };
+    put(Some("application/json")).unwrap();
+    put(Some("Text/Plain; charset=utf-8")).unwrap();
+    assert_eq!(put(Some("application/xml")), Err(415));
+    assert_eq!(put(Some("application/jsonp")), Err(415));
+    assert_eq!(put(None), Err(415));
+}
+
+#[test]
+fn a_body_with_a_schema_is_json_or_nothing() {
+    let router = router(&[orders()]);
+    let route = router.find("POST", "/orders");
+    for content_type in [
+        None,
+        Some("text/json"),
+        Some("application/json; charset=utf-16"),
+    ] {
+        let facts = HeadFacts {
+            method: "POST",
+            has_body: true,
+            content_type,
+            ..HEAD
+        };
+        assert_eq!(
+            check_head(&router, &facts, &route).unwrap_err().status,
+            415,
+            "{content_type:?}"
+        );
+    }
+    let rule = BodyRule::new(&router, &route).unwrap();
+    assert_eq!(rule.max_bytes(), 1_024);
+    let check = |body: &str| {
+        rule.check(body.as_bytes(), Some("application/problem+json"))
+            .map_err(|violation| (violation.status, violation.place.unwrap_or_default()))
+    };
+    check(r#"{"item": "book", "lines": [1, 2]}"#).unwrap();
+    assert_eq!(check(r#"{"item": 7}"#), Err((400, "/item".into())));
+    assert_eq!(
+        check(r#"{"item": "book", "lines": [1, "x"]}"#),
+        Err((400, "/lines/1".into()))
+    );
+    assert_eq!(check(r#"{"lines": []}"#), Err((400, String::new())));
+    assert_eq!(
+        check(r#"{"item": "a", "item": "b"}"#),
+        Err((400, "/item".into()))
+    );
+    assert_eq!(check(r#"{"item": "a"} x"#).unwrap_err().0, 400);
+    assert_eq!(
+        check(&format!("{{\"item\": \"{}\"}}", "a".repeat(1_024)))
+            .unwrap_err()
+            .0,
+        413
+    );
+}
+
+#[test]
+fn a_refused_body_is_not_quoted() {
+    let router = router(&[orders()]);
+    let route = router.find("POST", "/orders");
+    let rule = BodyRule::new(&router, &route).unwrap();
+    let violation = rule
+        .check(
+            br#"{"item": ["4111 1111 1111 1111"]}"#,
+            Some("application/json"),
+        )
+        .unwrap_err();
+    assert_eq!(violation.reason, "validate.body");
+    assert!(!violation.to_string().contains("4111"), "{violation}");
+}
+
+#[test]
+fn the_smallest_limit_of_a_body_counts() {
+    let router = router(&[orders()]);
+    let most = |method, path| max_body(&router, &router.find(method, path));
+    assert_eq!(most("POST", "/orders"), Some(1_024));
+    assert_eq!(most("POST", "/big"), Some(65_536));
+    assert_eq!(most("GET", "/nowhere"), Some(65_536));
+}
+
+#[test]
+fn every_document_must_be_content_and_the_most_specific_template_is_the_route() {
+    let wide = json!({ "routes": [{ "path": "/{rest*}", "methods": ["GET", "POST"], "body": { "required": ["tenant"] } }] });
+    for specs in [[orders(), wide.clone()], [wide, orders()]] {
+        let router = router(&specs);
+        let route = router.find("POST", "/orders");
+        assert_eq!(router.template(&route), Some("/orders"));
+        let rule = BodyRule::new(&router, &route).unwrap();
+        assert!(
+            rule.check(br#"{"item": "a"}"#, Some("application/json"))
+                .is_err()
+        );
+        let route = router.find("PUT", "/orders/7");
+        assert_eq!(router.param(&route, "id", "/orders/7"), Some("7"));
+        let put = HeadFacts {
+            method: "PUT",
+            ..HEAD
+        };
+        assert_eq!(
+            check_head(&router, &put, &route).unwrap_err().allow,
+            ["GET", "POST"]
+        );
+    }
+}
+
+#[test]
+fn another_service_s_route_is_not_taken_for_one_s_own() {
+    let (one, other) = (router(&[orders()]), router(&[orders()]));
+    let route = one.find("GET", "/orders/7");
+    assert_eq!(one.template(&route), Some("/orders/{id}"));
+    assert_eq!(other.template(&route), None);
+    assert_eq!(other.param(&route, "id", "/orders/7"), None);
+}
+
+#[test]
+fn a_document_that_cannot_work_is_refused_with_the_field() {
+    let refused = |routes: Value| {
+        let problems = Router::new(&documents(&[json!({ "routes": routes })])).unwrap_err();
+        (
+            problems[0].field.clone().unwrap_or_default(),
+            problems[0].message.clone(),
+        )
+    };
+    let (field, message) = refused(json!([{ "path": "/a" }, { "path": "orders" }]));
+    assert_eq!(field, "spec.routes[1].path");
+    assert!(message.contains("does not begin with `/`"));
+    let (field, message) = refused(json!([{ "path": "/a", "body": { "type": "strin" } }]));
+    assert_eq!(field, "spec.routes[0].body");
+    assert!(
+        message.contains("JSON Schema is not valid at `/type`"),
+        "{message}"
+    );
+    for schema in [
+        json!({ "$ref": "https://example.com/x.json" }),
+        json!({ "$ref": "file:///etc/passwd" }),
+    ] {
+        assert_eq!(
+            refused(json!([{ "path": "/a", "body": schema }])).0,
+            "spec.routes[0].body"
+        );
+    }
+    let (field, message) = refused(json!([{ "path": "/a", "methods": ["GET"] }, { "path": "/a" }]));
+    assert_eq!(
+        (field.as_str(), message.as_str()),
+        (
+            "spec.routes[1].methods",
+            "two rules for `/a` have a method in common"
+        )
+    );
+    // Within itself a schema may refer as it likes.
+    router(&[
+        json!({ "routes": [{ "path": "/a", "body": { "$ref": "#/$defs/x", "$defs": { "x": { "type": "object" } } } }] }),
+    ]);
+}
