@@ -25,7 +25,8 @@ use crate::{
 ///
 /// Names that begin with a dot are passed over: Kubernetes keeps the real files of a mounted ConfigMap there, and the
 /// visible names are links to them. A `.cedar` file is one `AuthorizationPolicy`: its folder names the namespace
-/// (`default` directly in the directory) and its name without the ending the policy.
+/// (`default` directly in the directory) and its name without the ending the policy. It has no `targetRefs`, so it
+/// reaches its namespace.
 ///
 /// # Errors
 /// Everything that is wrong in any file. Nothing of what was read is then to be used.

@@ -9,6 +9,12 @@ use crate::{
 
 impl<'a> Checker<'a, '_> {
     pub(super) fn targets(&mut self, resource: &'a Resource, targets: &'a [TargetRef]) {
+        let whole_namespace = targets
+            .iter()
+            .all(|target| target.kind == TargetKind::Namespace);
+        if whole_namespace {
+            self.reaches_something(resource, targets.is_empty());
+        }
         let mut seen = HashSet::new();
         for (index, target) in targets.iter().enumerate() {
             let field = format!("spec.targetRefs[{index}]");
@@ -39,6 +45,28 @@ impl<'a> Checker<'a, '_> {
                 (TargetKind::Mesh, name) => self.whole_mesh(resource, &field, name.as_ref()),
             }
         }
+    }
+
+    /// A guardrail that was meant for the mesh and reaches nothing would be noticed only when it is needed.
+    fn reaches_something(&mut self, resource: &'a Resource, by_default: bool) {
+        let mut here = ["Service", "Gateway"]
+            .into_iter()
+            .flat_map(|kind| self.names_in(kind, &resource.namespace));
+        if !self.checked.complete || here.next().is_some() {
+            return;
+        }
+        let message = format!(
+            "this reaches nothing: there is no Service and no Gateway in `{}`",
+            resource.namespace
+        );
+        let root = self.root_namespace() == Some(&resource.namespace);
+        let hint = root.then_some("for the whole mesh write `targetRefs: [{ kind: Mesh }]`");
+        let field = if by_default {
+            "spec"
+        } else {
+            "spec.targetRefs"
+        };
+        self.warning(resource, field, message).maybe_hint(hint);
     }
 
     fn whole_mesh(&mut self, resource: &Resource, field: &str, name: Option<&ResourceName>) {

@@ -61,6 +61,21 @@ fn a_target_must_exist_in_the_own_namespace() {
 }
 
 #[test]
+fn a_guardrail_that_reaches_nothing_is_told() {
+    let policy = "policies: 'forbid (principal, action, resource);'";
+    insta::assert_snapshot!(said_of(&[
+        ORDERS,
+        ORDERS_WORKLOAD,
+        ("AuthorizationPolicy merlon-system/guardrails", policy),
+        (
+            "AuthorizationPolicy billing/other",
+            &format!("targetRefs: [{{ kind: Namespace }}]\n{policy}"),
+        ),
+        ("AuthorizationPolicy shop/right", policy),
+    ]));
+}
+
+#[test]
 fn a_name_stands_for_one_resource_of_a_kind() {
     insta::assert_snapshot!(said_of(&[
         ORDERS,
