@@ -181,12 +181,12 @@ impl AnswerBody {
     }
 
     /// From here on the request is over when this body is.
-    pub(crate) fn concludes(mut self, exchange: Exchange) -> Self {
+    pub(crate) fn concludes(mut self, exchange: Box<Exchange>) -> Self {
         if self.is_end_stream() {
             exchange.conclude(false);
             self.held = None;
         } else {
-            self.exchange = Some(Box::new(exchange));
+            self.exchange = Some(exchange);
         }
         self
     }

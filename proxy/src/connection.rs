@@ -159,8 +159,6 @@ pub(crate) async fn serve_h2<T, S>(
         .initial_connection_window_size(4 << 20)
         .max_pending_accept_reset_streams(20)
         .max_local_error_reset_streams(200)
-        .keep_alive_interval(Duration::from_secs(20))
-        .keep_alive_timeout(Duration::from_secs(10))
         .enable_connect_protocol()
         .serve_connection(
             TokioIo::new(Frames::new(stream.inner, stream.begun)),

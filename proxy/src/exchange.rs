@@ -38,7 +38,8 @@ pub(crate) struct Exchange {
     /// Service and port.
     pub(crate) dst: Option<Rc<str>>,
     pub(crate) protocol: &'static str,
-    pub(crate) method: Method,
+    /// None where the head could not be read, or there is none.
+    method: Option<Method>,
     pub(crate) host: Option<Authority>,
     pub(crate) uri: Uri,
     pub(crate) route: Option<String>,
@@ -68,9 +69,10 @@ impl Exchange {
         direction: Direction,
         src: Option<Rc<str>>,
         address: SocketAddr,
-    ) -> Self {
+        version: Version,
+    ) -> Box<Self> {
         local.metrics.active_requests.add(direction, 1);
-        Self {
+        Box::new(Self {
             local: Rc::clone(local),
             direction,
             at: Timestamp::now(),
@@ -80,8 +82,12 @@ impl Exchange {
             src,
             src_address: address,
             dst: None,
-            protocol: "",
-            method: Method::default(),
+            protocol: match version {
+                Version::HTTP_10 => "http/1.0",
+                Version::HTTP_11 => "http/1.1",
+                _ => "h2",
+            },
+            method: None,
             host: None,
             uri: Uri::default(),
             route: None,
@@ -95,18 +101,13 @@ impl Exchange {
             bytes_in: 0,
             bytes_out: 0,
             counted: true,
-        }
+        })
     }
 
     /// Keeps what the line will say of the head. Cheap: nothing of it is copied.
-    pub(crate) fn heard(&mut self, method: &Method, uri: &Uri, version: Version) {
-        self.method = method.clone();
+    pub(crate) fn heard(&mut self, method: &Method, uri: &Uri) {
+        self.method = Some(method.clone());
         self.uri = uri.clone();
-        self.protocol = match version {
-            Version::HTTP_10 => "http/1.0",
-            Version::HTTP_11 => "http/1.1",
-            _ => "h2",
-        };
     }
 
     /// Takes part in the caller's trace, or begins one; the next hop sees our span as its parent when it is recorded.
@@ -151,13 +152,13 @@ impl Exchange {
     }
 
     /// It is no request after all, but a connection that carries some.
-    pub(crate) fn forget(mut self) {
+    pub(crate) fn forget(mut self: Box<Self>) {
         self.counted = false;
         self.local.metrics.active_requests.add(self.direction, -1);
     }
 
     /// It is over: its last byte has passed, or somebody broke off.
-    pub(crate) fn conclude(mut self, aborted: bool) {
+    pub(crate) fn conclude(mut self: Box<Self>, aborted: bool) {
         self.tell(aborted);
     }
 
@@ -200,7 +201,6 @@ impl Exchange {
             .and_then(Denial::policy)
             .or(self.permit.as_ref().map(Permit::policy));
         let snapshot = self.current.as_ref().and_then(|current| current.snapshot());
-        let http = self.protocol != "tcp";
         local.log.write(&Line {
             at: self.at,
             trace_id: self.trace.map(|trace| trace.trace_id),
@@ -210,9 +210,9 @@ impl Exchange {
             src_address: Some(self.src_address),
             dst: self.dst.as_deref(),
             protocol: self.protocol,
-            method: http.then_some(self.method.as_str()),
+            method: self.method.as_ref().map(Method::as_str),
             host: self.host.as_ref().map(Authority::as_str),
-            path: http.then_some(self.uri.path()),
+            path: self.method.as_ref().map(|_| self.uri.path()),
             route: self.route.as_deref(),
             user: self.user.as_deref().map(|user| user.id.as_str()),
             status: self.status,
@@ -237,15 +237,13 @@ impl Exchange {
             return;
         };
         let end = SystemTime::now();
+        let method = self.method.as_ref().map_or("-", Method::as_str).to_owned();
         let name = match &self.route {
-            Some(route) => Cow::Owned(format!("{} {route}", self.method)),
-            None => Cow::Owned(self.method.to_string()),
+            Some(route) => Cow::Owned(format!("{method} {route}")),
+            None => Cow::Owned(method.clone()),
         };
         let mut attributes = vec![
-            (
-                "http.request.method",
-                SpanValue::Text(self.method.to_string().into()),
-            ),
+            ("http.request.method", SpanValue::Text(method.into())),
             (
                 "http.response.status_code",
                 SpanValue::Number(self.status.into()),

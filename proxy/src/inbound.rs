@@ -125,7 +125,10 @@ pub(crate) async fn connection(local: Rc<Local>, stream: TcpStream, address: Soc
     ));
     if speaks_h2 {
         let peer = Rc::clone(&peer);
-        connection::serve_h2(&local, Stream::mesh(stream), Transport::MeshH2, peer, serve).await;
+        tokio::select! {
+            () = connection::serve_h2(&local, Stream::mesh(stream), Transport::MeshH2, peer, serve) => {}
+            () = local.identity_gone() => {}
+        }
     } else {
         tcp::inbound(&peer, stream).await;
     }
@@ -147,7 +150,7 @@ pub(crate) async fn serve(
 async fn decide(
     peer: &Rc<Peer>,
     request: Request<Incoming>,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
 ) -> Result<Response<AnswerBody>, Refused> {
     let Some(_in_flight) =
         Counted::within(Rc::clone(&peer.local), |local| &local.in_flight, IN_FLIGHT)

@@ -48,7 +48,7 @@ pub(crate) async fn serve(
 async fn decide(
     peer: &Rc<Peer>,
     request: Request<Incoming>,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
 ) -> Result<Response<AnswerBody>, Refused> {
     let local = &peer.local;
     let Some(_in_flight) = Counted::within(Rc::clone(local), |local| &local.in_flight, IN_FLIGHT)

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use futures_util::FutureExt as _;
-use http::{Request, Response, Version, header};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A request that goes no further, and what is known of it.
-pub(crate) type Refused = (Denial, Exchange);
+pub(crate) type Refused = (Denial, Box<Exchange>);
 
 /// Runs `path` for a request, and turns what it refuses, or a panic in it, into an answer. `broken` is what the bytes
 /// of the request already came to.
@@ -23,39 +23,42 @@ pub(crate) async fn contained(
     peer: &Peer,
     request: Request<Incoming>,
     broken: Option<Denial>,
-    path: impl AsyncFnOnce(Request<Incoming>, Exchange) -> Result<Response<AnswerBody>, Refused>,
+    path: impl AsyncFnOnce(Request<Incoming>, Box<Exchange>) -> Result<Response<AnswerBody>, Refused>,
 ) -> Result<Response<AnswerBody>, Infallible> {
-    let heard = Heard::of(&request);
-    let exchange = || {
-        let mut exchange =
-            Exchange::begin(&peer.local, peer.direction, peer.id.clone(), peer.address);
-        exchange.heard(&heard.method, &heard.uri, heard.version);
-        exchange
+    // What an answer needs of a request that may be gone by then.
+    let version = request.version();
+    let grpc = is_grpc(request.headers());
+    let begin = || {
+        Exchange::begin(
+            &peer.local,
+            peer.direction,
+            peer.id.clone(),
+            peer.address,
+            version,
+        )
     };
     let outcome = match broken {
-        Some(denial) => Err((denial, exchange())),
+        Some(denial) => Err((denial, begin())),
         // The panic hook has told where; this request ends, the proxy goes on.
-        None => std::panic::AssertUnwindSafe(path(request, exchange()))
-            .catch_unwind()
-            .await
-            .unwrap_or_else(|_| Err((Denial::Internal, exchange()))),
+        None => {
+            let mut exchange = begin();
+            exchange.heard(request.method(), request.uri());
+            std::panic::AssertUnwindSafe(path(request, exchange))
+                .catch_unwind()
+                .await
+                .unwrap_or_else(|_| Err((Denial::Internal, begin())))
+        }
     };
     Ok(match outcome {
         Ok(response) => response,
-        Err((denial, exchange)) => refuse(
-            denial,
-            exchange,
-            heard.grpc,
-            peer.is_meshed(),
-            heard.version,
-        ),
+        Err((denial, exchange)) => refuse(denial, exchange, grpc, peer.is_meshed(), version),
     })
 }
 
 /// The only place where a denial becomes an answer.
 fn refuse(
     denial: Denial,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
     grpc: bool,
     meshed: bool,
     version: Version,
@@ -75,24 +78,4 @@ fn refuse(
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
     response
-}
-
-/// What an answer needs of a request that may be gone by then.
-struct Heard {
-    method: http::Method,
-    uri: http::Uri,
-    version: Version,
-    grpc: bool,
-}
-
-impl Heard {
-    fn of(request: &Request<Incoming>) -> Self {
-        Self {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            version: request.version(),
-            grpc: request.headers().contains_key(header::CONTENT_TYPE)
-                && is_grpc(request.headers()),
-        }
-    }
 }

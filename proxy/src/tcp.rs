@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::Version;
 use merlon_certs::MERLON_TCP;
 use merlon_config::{resource::AppProtocol, resource::OutboundListener, snapshot::Destination};
 use merlon_policy::{
@@ -57,7 +58,13 @@ const PREAMBLE: Duration = Duration::from_secs(5);
 pub(crate) async fn inbound(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
     let local = &peer.local;
     let _open = Open::new(local, Direction::Inbound, Transport::MeshTcp);
-    let mut exchange = Exchange::begin(local, Direction::Inbound, peer.id.clone(), peer.address);
+    let mut exchange = Exchange::begin(
+        local,
+        Direction::Inbound,
+        peer.id.clone(),
+        peer.address,
+        Version::HTTP_2,
+    );
     exchange.protocol = "tcp";
     let admitted = match timeout(PREAMBLE, read_claim(&mut stream)).await {
         Ok(Some(claim)) => admit(peer, &claim, &mut exchange),
@@ -72,14 +79,17 @@ pub(crate) async fn inbound(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
         Ok(program) => program,
         Err(error) => return exchange.refused(Denial::Upstream(error)),
     };
-    carry(stream, program, &long_lived.leash, exchange).await;
+    tokio::select! {
+        () = carry(stream, program, &long_lived.leash, exchange) => {}
+        () = local.identity_gone() => {}
+    }
 }
 
 async fn carry(
     downstream: impl AsyncRead + AsyncWrite + Unpin,
     upstream: impl AsyncRead + AsyncWrite + Unpin,
     leash: &Leash,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
 ) {
     let (copied, whole) = copy_both(downstream, upstream, leash).await;
     exchange.received(copied.received);
@@ -236,7 +246,7 @@ async fn outbound(
     to: Rc<OutboundListener>,
 ) {
     let own = local.current().own();
-    let mut exchange = Exchange::begin(&local, Direction::Outbound, own, address);
+    let mut exchange = Exchange::begin(&local, Direction::Outbound, own, address, Version::HTTP_11);
     exchange.protocol = "tcp";
     exchange.current = Some(local.current());
     exchange.dst = Some(format!("{}:{}", to.service, to.port).into());
@@ -269,7 +279,7 @@ async fn tunnel(
     stream: TcpStream,
     destination: &Destination,
     to: &OutboundListener,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
 ) {
     let claim = Claim {
         service: to.service.clone(),

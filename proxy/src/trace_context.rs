@@ -146,7 +146,10 @@ mod tests {
 
     #[test]
     fn a_later_version_is_read_as_far_as_this_one_goes() {
-        assert!(TraceContext::parse(format!("01{}-more", &GOOD[2..]).as_bytes()).is_some());
+        assert!(
+            TraceContext::parse(format!("01{}-more", GOOD.strip_prefix("00").unwrap()).as_bytes())
+                .is_some()
+        );
         assert!(TraceContext::parse(format!("{GOOD}-more").as_bytes()).is_none());
     }
 

@@ -101,7 +101,7 @@ fn accept(key: &HeaderValue) -> String {
 /// What an upgraded connection keeps until its end.
 #[derive(Debug)]
 pub(crate) struct Kept {
-    pub(crate) exchange: Exchange,
+    pub(crate) exchange: Box<Exchange>,
     pub(crate) held: Option<Returned>,
     pub(crate) long_lived: Option<Rc<LongLived>>,
 }

@@ -199,6 +199,15 @@ impl Local {
         Some(config)
     }
 
+    /// Resolves when there is no identity any more, because it has expired: what it opened must close.
+    pub(crate) fn identity_gone(&self) -> impl Future<Output = ()> + use<> {
+        let identity = self.shared.identity.clone();
+        async move {
+            let mut changes = identity.watch();
+            while identity.load().is_some() && changes.changed().await.is_ok() {}
+        }
+    }
+
     pub(crate) fn connections(&self) -> usize {
         self.connections.get()
     }

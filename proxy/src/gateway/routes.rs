@@ -199,13 +199,17 @@ mod tests {
         .unwrap()
     }
 
-    fn rule(matches: serde_json::Value, to: &str) -> serde_json::Value {
-        serde_json::json!({ "matches": matches, "backendRefs": [{ "name": to, "port": 80 }] })
+    fn rule(matches: impl Into<serde_json::Value>, to: &str) -> serde_json::Value {
+        serde_json::json!({ "matches": matches.into(), "backendRefs": [{ "name": to, "port": 80 }] })
     }
 
-    fn route(name: &str, hostnames: &[&str], rules: Vec<serde_json::Value>) -> serde_json::Value {
+    fn route(
+        name: &str,
+        hostnames: &[&str],
+        rules: impl IntoIterator<Item = serde_json::Value>,
+    ) -> serde_json::Value {
         serde_json::json!({ "name": name, "spec": {
-            "parentRefs": [{ "name": "main" }], "hostnames": hostnames, "rules": rules } })
+            "parentRefs": [{ "name": "main" }], "hostnames": hostnames, "rules": rules.into_iter().collect::<Vec<_>>() } })
     }
 
     fn to(gateway: &GatewayState, host: &str, method: &str, path: &str) -> Option<String> {

@@ -37,7 +37,7 @@ pub(crate) struct Call {
     pub(crate) proto: Proto,
     pub(crate) user: Option<Rc<User>>,
     pub(crate) route: RouteMatch,
-    pub(crate) exchange: Exchange,
+    pub(crate) exchange: Box<Exchange>,
 }
 
 macro_rules! stage {

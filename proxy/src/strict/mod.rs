@@ -73,6 +73,11 @@ impl Guard {
         Violation::from_code(self.broken.load(Ordering::Relaxed))
     }
 
+    /// How many heads have passed.
+    pub fn heads(&self) -> u32 {
+        self.heads.load(Ordering::Relaxed)
+    }
+
     /// Tells the outcome of the `request`th request: only after 101 the bytes behind it are no HTTP.
     pub fn answered(&self, request: u32, switched: bool) {
         let answer = u64::from(request) << 1 | u64::from(switched);

@@ -569,7 +569,7 @@ pub(super) async fn http1(address: SocketAddr, request: Request<RequestBody>) ->
 /// Asks in HTTP/2 with prior knowledge.
 pub(super) async fn h2c(address: SocketAddr, request: Request<RequestBody>) -> Answer {
     let stream = TcpStream::connect(address).await.unwrap();
-    let mut sender = h2::begin(stream).await.unwrap();
+    let mut sender = h2::begin(stream, std::future::pending()).await.unwrap();
     whole(sender.send_request(request).await.unwrap()).await
 }
 
@@ -612,6 +612,7 @@ pub(super) async fn as_peer(
         dial::mesh(node.inbound, &expected, identity, MERLON_H2, &metrics)
             .await
             .unwrap(),
+        std::future::pending(),
     )
     .await
     .unwrap()

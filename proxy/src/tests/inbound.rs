@@ -383,3 +383,102 @@ fn a_program_that_is_away_is_told_apart_from_one_that_breaks_off() {
             .refused(503, "upstream.connect");
     });
 }
+
+fn with_tokens(port: u16, required: bool) -> serde_json::Value {
+    let mut service = service("shop/orders", 80, port, "http", ALL);
+    service["authentication"] = json!([{ "from": "shop/tokens", "spec": {
+        "required": required,
+        "issuers": [{ "name": "customers", "issuer": "http://127.0.0.1:1", "audiences": ["shop"] }] } }]);
+    service
+}
+
+#[test]
+fn a_token_that_is_required_must_be_there_and_be_one() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::with(with_tokens(program.port(), true), "http");
+        let answer = http1(pair.web.outbound, get("orders", "/missing")).await;
+        answer.refused(401, "authn.missing");
+        assert_eq!(answer.headers["www-authenticate"], "Bearer");
+        let with = |value: &'static str| {
+            let mut request = get("orders", "/");
+            request
+                .headers_mut()
+                .insert("authorization", HeaderValue::from_static(value));
+            request
+        };
+        http1(pair.web.outbound, with("Basic dTpw"))
+            .await
+            .refused(401, "authn.missing");
+        let answer = http1(pair.web.outbound, with("Bearer a b")).await;
+        answer.refused(401, "authn.malformed");
+        assert_eq!(
+            answer.headers["www-authenticate"],
+            "Bearer error=\"invalid_request\""
+        );
+        let answer = http1(pair.web.outbound, with("Bearer not-a-token")).await;
+        answer.refused(401, "authn.invalid_token");
+        assert_eq!(
+            answer.headers["www-authenticate"],
+            "Bearer error=\"invalid_token\""
+        );
+        http1(pair.web.outbound, get("orders", "/?access_token=x"))
+            .await
+            .refused(401, "authn.malformed");
+        program.saw_nothing();
+        let line = pair.orders.log.of("/missing").await;
+        assert_eq!(
+            (line["status"].as_u64(), line["policy"].as_str()),
+            (Some(401), None)
+        );
+    });
+}
+
+#[test]
+fn a_token_that_nobody_asks_for_stays_and_one_that_is_optional_goes() {
+    run(async {
+        let program = Program::echo().await;
+        let with = || {
+            let mut request = get("orders", "/");
+            request
+                .headers_mut()
+                .insert("authorization", HeaderValue::from_static("Basic dTpw"));
+            request
+        };
+        let pair = Pair::new(&program, "http", ALL);
+        http1(pair.web.outbound, with()).await;
+        assert_eq!(program.last().headers["authorization"], "Basic dTpw");
+        let pair = Pair::with(with_tokens(program.port(), false), "http");
+        assert_eq!(http1(pair.web.outbound, with()).await.status, 200);
+        assert!(!program.last().headers.contains_key("authorization"));
+    });
+}
+
+#[test]
+fn who_spent_a_limit_is_told_when_to_come_again_and_before_any_token_is_read() {
+    run(async {
+        let program = Program::echo().await;
+        let mut service = with_tokens(program.port(), true);
+        service["limits"] = json!([{ "from": "shop/limits", "spec": {
+            "name": "per-address", "per": "address", "rate": { "requests": 2, "per": "1h" } } }]);
+        let pair = Pair::with(service, "http");
+        for _ in 0..2 {
+            http1(pair.web.outbound, get("orders", "/"))
+                .await
+                .refused(401, "authn.missing");
+        }
+        let answer = http1(pair.web.outbound, get("orders", "/spent")).await;
+        answer.refused(429, "rate.limited");
+        assert!(
+            answer.headers["retry-after"]
+                .to_str()
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+                > 60
+        );
+        assert!(answer.body.contains("per-address"));
+        program.saw_nothing();
+        assert_eq!(pair.orders.log.of("/spent").await["reason"], "rate.limited");
+    });
+}

@@ -150,9 +150,14 @@ impl Drop for Lease {
 
 /// Begins HTTP/2 as a client on an open stream.
 ///
+/// `until`: when the connection must close, whatever is open on it.
+///
 /// # Errors
 /// [`Upstream::Protocol`].
-pub(crate) async fn begin<T>(stream: T) -> Result<SendRequest<RequestBody>, Upstream>
+pub(crate) async fn begin<T>(
+    stream: T,
+    until: impl Future<Output = ()> + 'static,
+) -> Result<SendRequest<RequestBody>, Upstream>
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -167,8 +172,11 @@ where
         .await
         .map_err(|_| Upstream::Protocol)?;
     tokio::task::spawn_local(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "an HTTP/2 connection to an upstream ended");
+        tokio::select! {
+            ended = connection => if let Err(error) = ended {
+                tracing::debug!(%error, "an HTTP/2 connection to an upstream ended");
+            },
+            () = until => {}
         }
     });
     Ok(sender)

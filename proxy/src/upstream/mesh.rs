@@ -142,7 +142,7 @@ impl Peers {
                         &local.metrics,
                     )
                     .await?;
-                    h2::begin(stream).await
+                    h2::begin(stream, local.identity_gone()).await
                 };
                 let lease = match peer.group.lease(Some(&identity), dial).await {
                     Ok(lease) => lease,

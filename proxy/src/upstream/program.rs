@@ -78,7 +78,13 @@ impl Programs {
         let group = Rc::clone(self.h2.borrow_mut().entry(address).or_default());
         let mut request = request;
         for _ in 0..2 {
-            let dial = async || h2::begin(dial::connect(address, metrics).await?).await;
+            let dial = async || {
+                h2::begin(
+                    dial::connect(address, metrics).await?,
+                    std::future::pending(),
+                )
+                .await
+            };
             let lease = group.lease(None, dial).await?;
             match lease.send(request).await {
                 Ok(response) => return Ok((response, Returned::H2(lease))),

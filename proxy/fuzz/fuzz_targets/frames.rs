@@ -1,0 +1,13 @@
+//! However the bytes of an HTTP/2 connection are cut, the same frames are counted.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use merlon_proxy::frames::Counter;
+
+fuzz_target!(|input: (u8, &[u8])| {
+    let (size, bytes) = input;
+    let whole = Counter::default().follow(bytes);
+    let mut counter = Counter::default();
+    let pieces = bytes.chunks(usize::from(size).max(1)).all(|piece| counter.follow(piece));
+    assert_eq!(whole, pieces);
+});

@@ -1,0 +1,11 @@
+//! A claim that is read is written the same again: there is one form of each. The preamble of a tunnel is this text.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use merlon_proxy::peer_header::Claim;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Some(claim) = Claim::parse(bytes) {
+        assert_eq!(claim.to_string().as_bytes(), bytes);
+    }
+});

@@ -1,0 +1,13 @@
+//! A trace context that is read comes out the same, as far as version 00 goes.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use merlon_proxy::trace_context::TraceContext;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Some(context) = TraceContext::parse(bytes) {
+        let header = context.header().expect("digits and hyphens");
+        assert_eq!(header.as_bytes().get(2..), bytes.get(2..55));
+        assert_eq!(TraceContext::parse(header.as_bytes()), Some(context));
+    }
+});
