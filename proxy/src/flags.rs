@@ -193,7 +193,7 @@ impl Flags {
 }
 
 fn wrong(message: impl AsRef<str>) -> Problem {
-    Problem::error("", message)
+    Problem::error("command line", message)
 }
 
 fn subject(start: &ProxyBootstrap, report: &mut Report) -> Option<Subject> {
