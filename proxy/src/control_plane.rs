@@ -4,8 +4,8 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use hickory_resolver::TokioResolver;
 use hyper_util::rt::TokioIo;
+use merlon_certs::server_name;
 use rustls::ClientConfig;
-use rustls_pki_types::ServerName;
 use tokio::{net::TcpStream, time};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
@@ -53,9 +53,8 @@ async fn dial(
 ) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
     let stream = reach(address).await?;
     stream.set_nodelay(true)?;
-    // The verifier looks at the SPIFFE ID; no name is sent.
-    let nameless = ServerName::from(std::net::IpAddr::from([0, 0, 0, 0]));
-    TlsConnector::from(tls).connect(nameless, stream).await
+    // The verifier looks at the SPIFFE ID.
+    TlsConnector::from(tls).connect(server_name(), stream).await
 }
 
 async fn reach(address: &Url) -> io::Result<TcpStream> {

@@ -6,7 +6,7 @@ mod kept;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use merlon_api::JoinToken;
-use merlon_certs::{MeshTls, TrustRoots, X509Svid, renewal_at};
+use merlon_certs::{LEAF_BACKDATE, MeshTls, TrustRoots, X509Svid};
 use merlon_config::{
     name::{Namespace, WorkloadId},
     snapshot::TrustBundle,
@@ -208,7 +208,7 @@ impl Keeper {
 
     /// Puts an identity in force.
     fn take(&mut self, svid: Arc<X509Svid>, bundle: TrustBundle) {
-        let renew_at = renewal_at(svid.not_before, svid.not_after, random());
+        let renew_at = svid.renewal_at(random());
         self.current = Some(Current {
             svid,
             bundle,
@@ -295,11 +295,10 @@ impl Keeper {
 
     fn backoff(&self) -> Backoff {
         let life = self.current.as_ref().map_or(RETRY.1 * 20, |current| {
-            let (from, to) = (
-                current.svid.not_before.as_secs(),
-                current.svid.not_after.as_secs(),
-            );
-            Duration::from_secs(to.saturating_sub(from))
+            let (from, to) = (current.svid.not_before, current.svid.not_after);
+            // Counted from the issue, as for the renewal: leaves begin before it.
+            let from = Duration::from_secs(from.as_secs()) + LEAF_BACKDATE;
+            Duration::from_secs(to.as_secs()).saturating_sub(from)
         });
         let most = (life / 20).clamp(RETRY.0, RETRY.1);
         Backoff::new(RETRY.0.min(most), most)

@@ -6,12 +6,12 @@ use std::{
     sync::Arc,
 };
 
-use merlon_certs::{MeshTls, PrivateKey, RootsError, SvidError, TrustRoots, X509Svid};
+use merlon_certs::{MeshTls, PrivateKey, RootsError, SvidError, TrustRoots, X509Svid, pem};
 use merlon_config::{
     name::{SpiffeId, TrustDomain},
     snapshot::TrustBundle,
 };
-use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject as _};
+use rustls_pki_types::{CertificateDer, UnixTime};
 
 use crate::{config::IdentityFiles, health::Unready, metrics::Metrics, state::Shared};
 
@@ -74,17 +74,13 @@ pub(crate) fn bundle_of(
     let roots = certificates(path)?;
     Ok(TrustBundle {
         trust_domain: trust_domain.clone(),
-        roots: roots.iter().map(pem).collect(),
+        roots: roots.iter().map(pem::certificate).collect(),
     })
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let bytes = read(path)?;
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-    match found {
-        Ok(found) if !found.is_empty() => Ok(found),
-        _ => Err(IdentityError::Pem(path.to_owned())),
-    }
+    pem::certificates(&bytes).map_err(|_| IdentityError::Pem(path.to_owned()))
 }
 
 fn read(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, IdentityError> {
@@ -93,21 +89,6 @@ fn read(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, IdentityError> {
         source,
     })?;
     Ok(bytes.into())
-}
-
-/// One certificate as PEM (RFC 7468 §5).
-pub(crate) fn pem(certificate: &CertificateDer<'_>) -> String {
-    use base64::{Engine as _, prelude::BASE64_STANDARD};
-    let text = BASE64_STANDARD.encode(certificate);
-    let mut pem = "-----BEGIN CERTIFICATE-----\n".to_owned();
-    for (at, digit) in text.chars().enumerate() {
-        if at > 0 && at % 64 == 0 {
-            pem.push('\n');
-        }
-        pem.push(digit);
-    }
-    pem.push_str("\n-----END CERTIFICATE-----\n");
-    pem
 }
 
 /// Puts an identity in force, unless it is the one that is: new handshakes use it, open connections go on.

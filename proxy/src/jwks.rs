@@ -234,3 +234,6 @@ fn issuers(snapshot: Option<&Snapshot>) -> BTreeMap<String, IssuerSource> {
     }
     wanted
 }
+
+#[cfg(test)]
+mod tests;

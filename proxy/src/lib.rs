@@ -48,4 +48,13 @@ mod upgrade;
 mod upstream;
 
 #[cfg(test)]
+mod control_tests;
+
+#[cfg(test)]
+mod standin;
+
+#[cfg(test)]
+mod testing;
+
+#[cfg(test)]
 mod tests;

@@ -135,3 +135,72 @@ impl Kept {
         Ok(Some((kept, state)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    fn written() -> (tempfile::TempDir, std::sync::Arc<StateDir>) {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = testing::state_dir(folder.path());
+        let resources = testing::resources(&["shop/payments"]);
+        let (version, manifest, _) = testing::manifest(&resources);
+        let state = Complete::restored(manifest, version, resources);
+        let asked = ["shop/payments".parse().unwrap()].into();
+        Kept::new(&testing::orders(), &state, asked)
+            .write(&dir)
+            .unwrap();
+        (folder, dir)
+    }
+
+    fn read(dir: &StateDir) -> Result<Option<(Kept, Complete)>, KeptError> {
+        Kept::read(dir, &"shop/orders".parse().unwrap())
+    }
+
+    #[test]
+    fn a_state_is_read_back_as_it_was_written() {
+        let (_folder, dir) = written();
+        let (kept, state) = read(&dir).unwrap().unwrap();
+        assert_eq!(state.resources, testing::resources(&["shop/payments"]));
+        assert_eq!(kept.asked_for, ["shop/payments".parse().unwrap()].into());
+    }
+
+    #[test]
+    fn no_file_is_no_state() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(read(&testing::state_dir(folder.path())).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_file_that_was_cut_short_anywhere_is_refused() {
+        let (_folder, dir) = written();
+        let whole = dir.read(FILE).unwrap().unwrap();
+        for length in [0, 1, 63, 64, 65, whole.len() / 2, whole.len() - 1] {
+            dir.write(FILE, &whole[..length]).unwrap();
+            assert!(
+                matches!(read(&dir), Err(KeptError::Digest)),
+                "{length} bytes"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_with_one_bit_changed_anywhere_is_refused() {
+        let (_folder, dir) = written();
+        let whole = dir.read(FILE).unwrap().unwrap();
+        for at in (0..whole.len()).step_by(7) {
+            let mut changed = whole.clone();
+            changed[at] ^= 1;
+            dir.write(FILE, &changed).unwrap();
+            assert!(read(&dir).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn another_ones_state_is_refused() {
+        let (_folder, dir) = written();
+        let read = Kept::read(&dir, &"shop/web".parse().unwrap());
+        assert!(matches!(read, Err(KeptError::Other { .. })));
+    }
+}

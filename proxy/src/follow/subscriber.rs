@@ -510,3 +510,6 @@ fn check(manifest: &Manifest) -> Result<(), String> {
 fn cut(text: &str) -> String {
     text.chars().take(256).collect()
 }
+
+#[cfg(test)]
+mod tests;

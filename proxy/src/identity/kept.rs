@@ -3,16 +3,16 @@
 use std::{fmt, io, sync::Arc};
 
 use merlon_api::JoinToken;
-use merlon_certs::{KeyError, PrivateKey, RootsError, SvidError, TrustRoots, X509Svid};
+use merlon_certs::{KeyError, RootsError, SvidError, TrustRoots, X509Svid};
 use merlon_config::{
     name::{SpiffeId, WorkloadId},
     snapshot::TrustBundle,
 };
-use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject as _};
+use rustls_pki_types::UnixTime;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::{identity_files::pem, state_dir::StateDir};
+use crate::state_dir::StateDir;
 
 /// The file's name in the state directory.
 const FILE: &str = "identity.json";
@@ -22,7 +22,7 @@ const FILE: &str = "identity.json";
 #[serde(rename_all = "camelCase")]
 pub(super) struct Kept {
     key: String,
-    chain: Vec<String>,
+    chain: String,
     bundle: TrustBundle,
     /// Hash of the join token's secret that led to it: a second use would raise an alarm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -59,7 +59,7 @@ impl Kept {
     ) -> Result<Self, KeptError> {
         Ok(Self {
             key: svid.key.to_pkcs8_pem()?.to_string(),
-            chain: svid.chain.iter().map(pem).collect(),
+            chain: svid.chain_pem(),
             bundle: bundle.clone(),
             used_token,
         })
@@ -88,13 +88,12 @@ impl Kept {
         token: Option<&JoinToken>,
     ) -> Result<(Arc<X509Svid>, TrustBundle), KeptError> {
         let roots = TrustRoots::from_bundle(&self.bundle)?;
-        let key = PrivateKey::from_pkcs8_pem(self.key.as_bytes())?;
-        let chain = self
-            .chain
-            .iter()
-            .map(|text| CertificateDer::from_pem_slice(text.as_bytes()));
-        let chain: Vec<_> = chain.filter_map(Result::ok).collect();
-        let svid = X509Svid::parse(chain, key, &roots, UnixTime::now())?;
+        let svid = X509Svid::parse_pem(
+            self.chain.as_bytes(),
+            self.key.as_bytes(),
+            &roots,
+            UnixTime::now(),
+        )?;
         if svid.id.workload() != own {
             return Err(KeptError::Other {
                 own: Box::new(own.clone()),
