@@ -104,7 +104,7 @@ impl Client {
     pub async fn chat(&self, service: &str) -> ChatClient<Channel> {
         let origin = format!("http://{}", self.host(service));
         let channel = Endpoint::from_shared(format!("http://{}", self.to))
-            .and_then(|endpoint| Ok(endpoint.origin(origin.parse().expect("a host"))))
+            .map(|endpoint| endpoint.origin(origin.parse().expect("a host")))
             .expect("an address")
             .connect()
             .await

@@ -361,9 +361,9 @@ async fn certificates_are_signed_by_openbao_with_a_token_that_may_nothing_else()
     let token = std::fs::read_to_string(token).unwrap();
     let http = reqwest::Client::new();
     for (method, path) in [
-        (reqwest::Method::GET, "sys/mounts"),
-        (reqwest::Method::POST, "auth/token/create"),
-        (reqwest::Method::POST, "pki-root/root/generate/internal"),
+        (Method::GET, "sys/mounts"),
+        (Method::POST, "auth/token/create"),
+        (Method::POST, "pki-root/root/generate/internal"),
     ] {
         let url = format!("{}/v1/{path}", bao.address());
         let answer = http

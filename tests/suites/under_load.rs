@@ -165,5 +165,5 @@ async fn serial_shown(
     let (_, session) = stream.get_ref();
     let chain = session.peer_certificates().expect("a certificate");
     let leaf = merlon_certs::LeafFacts::parse(&chain[0]).expect("a leaf");
-    leaf.serial.to_string()
+    leaf.serial
 }

@@ -9,7 +9,7 @@ use tokio::{
 use super::{Request, Seen};
 
 pub(super) async fn echo(listener: TcpListener, seen: Seen) {
-    each(listener, seen, |stream| back(stream)).await;
+    each(listener, seen, back).await;
 }
 
 pub(super) async fn greet_and_echo(listener: TcpListener, seen: Seen) {

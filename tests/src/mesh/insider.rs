@@ -101,7 +101,7 @@ impl Stranger {
 impl Insider {
     /// Its certificate's serial number, hexadecimal.
     pub fn serial(&self) -> String {
-        self.tls.svid().serial.to_string()
+        self.tls.svid().serial.clone()
     }
 
     /// Asks for a certificate by the right of the one it has, or of a join token.
