@@ -65,14 +65,14 @@ async fn every_problem_of_every_file_is_told_at_once() {
     let limit = "apiVersion: merlon.io/v1alpha1\nkind: RateLimit\nmetadata: { name: a, namespace: shop }\n\
                  spec:\n  limits: [{ name: x, rate: { requests: many, per: 1s } }]\n";
     let unknown = "apiVersion: merlon.io/v1alpha1\nkind: RateLimits\nmetadata: { name: b, namespace: shop }\nspec: {}\n";
-    let target = "apiVersion: merlon.io/v1alpha1\nkind: RateLimit\nmetadata: { name: c, namespace: shop }\n\
-                  spec:\n  targetRefs: [{ kind: Service, name: nobody }]\n  limits: [{ name: x, rate: { requests: 1, per: 1s } }]\n";
+    let field = "apiVersion: merlon.io/v1alpha1\nkind: RateLimit\nmetadata: { name: c, namespace: shop }\n\
+                 spec:\n  limts: []\n  limits: [{ name: x, rate: { requests: 1, per: soon } }]\n";
     both_refuse(
         &[
             ("mesh.yaml", MESH),
             ("a.yaml", limit),
             ("b.yaml", unknown),
-            ("c.yaml", target),
+            ("c.yaml", field),
         ],
         &[
             "a.yaml:5:",
@@ -80,7 +80,9 @@ async fn every_problem_of_every_file_is_told_at_once() {
             "b.yaml:2:",
             "RateLimits",
             "c.yaml:5:",
-            "nobody",
+            "limts",
+            "c.yaml:6:",
+            "soon",
         ],
     )
     .await;
