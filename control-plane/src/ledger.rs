@@ -87,3 +87,33 @@ impl Ledger {
             .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_stands_in_the_ledger_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("db")).unwrap();
+        let ledger = Ledger::new(store.clone());
+        let at = Timestamp::from_second(1_800_000_000).unwrap();
+        let entry = Issued {
+            at,
+            identity: "spiffe://demo.test/ns/shop/sa/web".into(),
+            serial: "0a".into(),
+            evidence: "join-token".into(),
+            node_id: "node-1".into(),
+            address: "127.0.0.1:1".into(),
+            not_after: at,
+        };
+        ledger.append(entry.clone()).await.unwrap();
+        for change in ["DELETE FROM ledger", "UPDATE ledger SET serial = '0b'"] {
+            let refused = store.with(move |db| db.execute(change, [])).await.unwrap_err();
+            assert!(refused.to_string().contains("append-only"), "{refused}");
+        }
+        assert_eq!(ledger.newest(None, 10).await.unwrap(), [entry]);
+        let nobody = ledger.newest(Some("spiffe://demo.test/ns/shop/sa/x".into()), 10).await;
+        assert!(nobody.unwrap().is_empty());
+    }
+}

@@ -1,62 +1,105 @@
 //! What only the decision point can judge: Cedar text, JSON Schema, path templates, tokens' claims.
 
+use std::collections::HashSet;
+
 use merlon_config::{
     Resources,
     name::ServiceName,
     report::{Problem, Report},
     resource::{Resource, Spec},
+    snapshot::{InboundService, MeshState, Version},
 };
 use merlon_policy::{problem::PolicyProblem, service::ServicePolicy};
 
-use crate::{compiler::Assembled, gateway::name_of, mesh::Mesh};
+use crate::{compiler::Assembled, gateway::name_of};
 
-/// Compiles the policies of every service whose version is not that of the last good mesh.
-pub(crate) fn check(resources: &Resources, new: &Assembled, last: Option<&Mesh>) -> Report {
+/// What was found good, by the hash of all that the decision point judges: equal texts need no second look.
+pub(crate) type Good = HashSet<Version>;
+
+/// Compiles the policies of every service for trial, unless the same were good before or for another service.
+/// On success the second part is what to bring next time.
+pub(crate) fn check(resources: &Resources, new: &Assembled, before: &Good) -> (Report, Good) {
     let mut report = Report::new();
+    let mut good = Good::new();
     names(resources, &mut report);
     for problem in new.documents.problems() {
         report.push(placed(resources, problem));
     }
-    let last = last.filter(|last| last.mesh.version() == new.mesh.mesh.version());
     for service in &new.inbound {
-        let version = |mesh: &Mesh| {
-            mesh.services
-                .get(&service.name)
-                .map(|s| s.version().clone())
-        };
-        let known = last.is_some_and(|last| version(last) == version(&new.mesh));
         // A document that is no Cedar at all was told of once, not once per service that it reaches.
-        if known || !new.documents.readable(&service.policies) {
+        if !new.documents.readable(&service.policies) {
             continue;
         }
-        if let Err(problems) = ServicePolicy::compile(service, new.mesh.state()) {
-            report.extend(problems.iter().map(|problem| placed(resources, problem)));
+        let judged = judged(service, new.mesh.state());
+        if good.contains(&judged) {
+            continue;
         }
+        if !before.contains(&judged)
+            && let Err(problems) = ServicePolicy::compile(service, new.mesh.state())
+        {
+            let problems = first_of_each_place(&problems);
+            report.extend(problems.map(|problem| placed(resources, problem)));
+            continue;
+        }
+        good.insert(judged);
     }
-    report
+    (report, good)
 }
 
-/// Policies speak of Services and Gateways alike as `Service::"namespace/name"`, and a proxy knows its own Workload or
-/// Gateway by name alone: so these names are shared.
+/// Of the service's own name only the namespace can make its policies good or bad; ports and groups cannot.
+fn judged(service: &InboundService, mesh: &MeshState) -> Version {
+    let InboundService {
+        name,
+        ports: _,
+        groups: _,
+        policies,
+        workload_groups: _,
+        declared_elsewhere,
+        authentication,
+        limits,
+        validation,
+    } = service;
+    let all = (
+        mesh,
+        &name.namespace,
+        policies,
+        declared_elsewhere,
+        authentication,
+        limits,
+        validation,
+    );
+    // INVARIANT: as for every snapshot type, this is JSON; were it not, nothing would count as seen twice.
+    serde_json::to_vec(&all).map_or_else(
+        |_| Version::of(name.to_string().as_bytes()),
+        |json| Version::of(&json),
+    )
+}
+
+/// A proxy knows its own Workload or Gateway by name alone: so these names are shared. (That Gateways and Services
+/// share theirs, since policies speak of both as `Service::"namespace/name"`, the resources' own check sees to.)
 fn names(resources: &Resources, report: &mut Report) {
     for resource in &resources.list {
-        if !matches!(resource.spec, Spec::Gateway(_)) {
+        let Spec::Gateway(_) = resource.spec else {
             continue;
-        }
-        for kind in ["Service", "Workload"] {
-            if let Some(other) = resources.find(kind, &resource.namespace, &resource.name) {
-                let message = format!(
-                    "the Gateway `{}` has the name of the {kind} at {}",
-                    name_of(resource),
-                    other.origin
-                );
-                let problem = resources.problem(resource, "metadata.name", message);
-                report.push(
-                    problem.hint("policies and proxies could not tell them apart: rename one"),
-                );
-            }
+        };
+        if let Some(other) = resources.find("Workload", &resource.namespace, &resource.name) {
+            let name = name_of(resource);
+            let message = format!(
+                "the Gateway `{name}` has the name of the Workload at {}",
+                other.origin
+            );
+            let problem = resources.problem(resource, "metadata.name", message);
+            report.push(problem.hint("a proxy is told what it is by this name: rename one"));
         }
     }
+}
+
+/// Of several problems at one place the first: Cedar says the same of every action that a policy is for.
+fn first_of_each_place(problems: &[PolicyProblem]) -> impl Iterator<Item = &PolicyProblem> {
+    let mut seen = HashSet::new();
+    problems.iter().filter(move |problem| {
+        problem.line == 0 || seen.insert((&problem.document, problem.line, problem.column))
+    })
 }
 
 /// The problem at its place in the file.

@@ -29,6 +29,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Compiler {
     last: Option<Arc<Mesh>>,
+    good: check::Good,
 }
 
 impl Compiler {
@@ -51,10 +52,11 @@ impl Compiler {
             return Err(Report::from_iter([problem]));
         };
         let assembled = assemble(&resources.list, config);
-        let report = check::check(resources, &assembled, self.last.as_deref());
+        let (report, good) = check::check(resources, &assembled, &self.good);
         if report.has_errors() {
             return Err(report);
         }
+        self.good = good;
         let mesh = Arc::new(assembled.mesh);
         self.last = Some(Arc::clone(&mesh));
         Ok(mesh)

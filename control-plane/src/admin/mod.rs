@@ -105,7 +105,7 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
         "services": mesh.destination_names().count(),
         "workloads": mesh.proxies().count(),
         "issuer": {
-            "description": certified.as_ref().map(|c| c.issuer().describe().to_string()),
+            "description": certified.as_ref().map(|c| c.issuer().describe()),
             "problem": admin.authority.problem(),
         },
         "certificate": certified.as_ref().map(|c| json!({

@@ -113,7 +113,7 @@ impl Session {
     /// The status that ends the stream: whoever breaks the protocol here would be served a guess otherwise.
     pub(crate) fn receive(
         &mut self,
-        request: DeltaDiscoveryRequest,
+        request: &DeltaDiscoveryRequest,
         world: &World,
     ) -> Result<Option<Answer>, Status> {
         if self.node.is_none() {
@@ -148,14 +148,14 @@ impl Session {
             self.refresh(world)?;
         }
         self.unsubscribe(kind, unsubscribe);
-        self.subscribe(kind, &request)?;
-        let answer = self.answer(kind, &request);
+        self.subscribe(kind, request)?;
+        let answer = self.answer(kind, request);
         self.refresh(world)?;
         if kind == ResourceKind::Destination {
             self.held = false;
         }
-        self.hold_back(kind, &request);
-        Ok(answer.or_else(|| self.has_already(kind, &request)))
+        self.hold_back(kind, request);
+        Ok(answer.or_else(|| self.has_already(kind, request)))
     }
 
     fn unsubscribe(&mut self, kind: ResourceKind, names: &[String]) {

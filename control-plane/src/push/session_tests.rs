@@ -94,7 +94,7 @@ fn having(mut request: DeltaDiscoveryRequest, versions: &[(&str, &str)]) -> Delt
 /// What a proxy does with a stream's first responses: it takes the manifest and subscribes to all that it names.
 fn follow(session: &mut Session, world: &World) -> (Manifest, Vec<DeltaDiscoveryResponse>) {
     session
-        .receive(subscribe(ResourceKind::Manifest, &[WEB]), world)
+        .receive(&subscribe(ResourceKind::Manifest, &[WEB]), world)
         .unwrap();
     let responses = session.due();
     let manifest = manifest_of(&responses);
@@ -107,7 +107,7 @@ fn follow(session: &mut Session, world: &World) -> (Manifest, Vec<DeltaDiscovery
             .collect();
         let names: Vec<_> = names.iter().map(|entry| entry.key.name.as_str()).collect();
         if !names.is_empty() {
-            session.receive(subscribe(kind, &names), world).unwrap();
+            session.receive(&subscribe(kind, &names), world).unwrap();
             all.extend(session.due());
         }
     }
@@ -184,16 +184,16 @@ fn every_resource_has_the_hash_that_the_manifest_names() {
 fn an_acknowledgement_names_the_manifest_that_was_sent() {
     let (world, mut session) = (world(&[]), session());
     session
-        .receive(subscribe(ResourceKind::Manifest, &[WEB]), &world)
+        .receive(&subscribe(ResourceKind::Manifest, &[WEB]), &world)
         .unwrap();
     let sent = session.due();
     let version = Version::from(sent[0].resources[0].version.clone());
     let said = session
-        .receive(answer(&sent[0].nonce, None), &world)
+        .receive(&answer(&sent[0].nonce, None), &world)
         .unwrap();
     assert_eq!(said, Some(Answer::Acknowledged(version)));
     assert_eq!(
-        session.receive(answer("999", None), &world).unwrap(),
+        session.receive(&answer("999", None), &world).unwrap(),
         None,
         "a stale nonce"
     );
@@ -203,11 +203,11 @@ fn an_acknowledgement_names_the_manifest_that_was_sent() {
 fn a_refusal_carries_its_reason_and_the_same_state_is_not_sent_again() {
     let (world, mut session) = (world(&[]), session());
     session
-        .receive(subscribe(ResourceKind::Manifest, &[WEB]), &world)
+        .receive(&subscribe(ResourceKind::Manifest, &[WEB]), &world)
         .unwrap();
     let sent = session.due();
     let said = session
-        .receive(answer(&sent[0].nonce, Some("it is broken")), &world)
+        .receive(&answer(&sent[0].nonce, Some("it is broken")), &world)
         .unwrap();
     let Some(Answer::Refused(Some(version), reason)) = said else {
         panic!("{said:?}")
@@ -248,7 +248,7 @@ fn a_proxy_that_comes_back_with_what_it_has_is_sent_nothing_and_counts_as_having
     follow(&mut first, &world);
     first
         .receive(
-            subscribe(ResourceKind::Destination, &["shop/payments"]),
+            &subscribe(ResourceKind::Destination, &["shop/payments"]),
             &world,
         )
         .unwrap();
@@ -272,7 +272,7 @@ fn a_proxy_that_comes_back_with_what_it_has_is_sent_nothing_and_counts_as_having
             .map(|e| (e.key.name.as_str(), e.version.as_str()))
             .collect();
         second
-            .receive(having(subscribe(kind, &names), &has), &world)
+            .receive(&having(subscribe(kind, &names), &has), &world)
             .unwrap();
         sent.extend(second.due());
     }
@@ -280,7 +280,7 @@ fn a_proxy_that_comes_back_with_what_it_has_is_sent_nothing_and_counts_as_having
         subscribe(ResourceKind::Manifest, &[WEB]),
         &[(WEB, &version)],
     );
-    let said = second.receive(request, &world).unwrap();
+    let said = second.receive(&request, &world).unwrap();
     sent.extend(second.due());
     assert!(sent.is_empty(), "{sent:?}");
     assert_eq!(said, Some(Answer::Acknowledged(Version::from(version))));
@@ -294,11 +294,11 @@ fn a_manifest_waits_for_a_returning_proxy_that_names_its_destinations_late() {
         subscribe(ResourceKind::Manifest, &[WEB]),
         &[(WEB, "what it had")],
     );
-    session.receive(request, &world).unwrap();
+    session.receive(&request, &world).unwrap();
     assert!(session.is_held() && session.due().is_empty());
     session
         .receive(
-            subscribe(ResourceKind::Destination, &["shop/payments"]),
+            &subscribe(ResourceKind::Destination, &["shop/payments"]),
             &world,
         )
         .unwrap();
@@ -318,14 +318,14 @@ fn a_destination_that_is_asked_for_is_sent_and_joins_the_state_until_it_is_given
     follow(&mut session, &world);
     session
         .receive(
-            subscribe(ResourceKind::Destination, &["shop/payments"]),
+            &subscribe(ResourceKind::Destination, &["shop/payments"]),
             &world,
         )
         .unwrap();
     assert_eq!(names(&session.due()), ["shop/payments", WEB]);
     let mut give_up = subscribe(ResourceKind::Destination, &[]);
     give_up.resource_names_unsubscribe = vec!["shop/payments".into()];
-    session.receive(give_up, &world).unwrap();
+    session.receive(&give_up, &world).unwrap();
     let manifest = manifest_of(&session.due());
     assert!(
         manifest
@@ -341,7 +341,7 @@ fn a_destination_that_does_not_exist_is_removed_and_sent_when_it_does() {
     follow(&mut session, &world(&[]));
     session
         .receive(
-            subscribe(ResourceKind::Destination, &["shop/payments"]),
+            &subscribe(ResourceKind::Destination, &["shop/payments"]),
             &world(&[]),
         )
         .unwrap();
@@ -358,12 +358,15 @@ fn another_workloads_state_does_not_exist_for_a_proxy() {
     let mut session = session();
     follow(&mut session, &world);
     session
-        .receive(subscribe(ResourceKind::Service, &["shop/payments"]), &world)
+        .receive(
+            &subscribe(ResourceKind::Service, &["shop/payments"]),
+            &world,
+        )
         .unwrap();
     assert_eq!(session.due()[0].removed_resources, ["shop/payments"]);
     session
         .receive(
-            subscribe(ResourceKind::Workload, &["shop/payments"]),
+            &subscribe(ResourceKind::Workload, &["shop/payments"]),
             &world,
         )
         .unwrap();
@@ -375,7 +378,7 @@ fn messages_that_break_the_protocol_are_refused_by_what_is_wrong_with_them() {
     let world = world(&[]);
     let good = || subscribe(ResourceKind::Manifest, &[WEB]);
     let refused = |request: DeltaDiscoveryRequest| {
-        let status = session().receive(request, &world).unwrap_err();
+        let status = session().receive(&request, &world).unwrap_err();
         (status.code(), status.message().to_owned())
     };
     let says = |request, code, text: &str| {
@@ -448,7 +451,7 @@ fn messages_that_break_the_protocol_are_refused_by_what_is_wrong_with_them() {
 fn an_identity_that_no_resource_has_gets_no_state() {
     let mut session = Session::new("spiffe://demo.test/ns/shop/sa/nobody".parse().unwrap());
     let status = session
-        .receive(subscribe(ResourceKind::Mesh, &["mesh"]), &world(&[]))
+        .receive(&subscribe(ResourceKind::Mesh, &["mesh"]), &world(&[]))
         .unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied);
     assert!(status.message().contains("sa/nobody"), "{status}");

@@ -125,7 +125,7 @@ impl Task {
                     Some(Err(status)) => return Err(status),
                     Some(Ok(request)) => {
                         let world = worlds.borrow_and_update().clone();
-                        self.take(request, &world)?;
+                        self.take(&request, &world)?;
                     }
                 },
                 changed = next_world(&mut worlds), if self.session.node().is_some() => {
@@ -143,7 +143,7 @@ impl Task {
         }
     }
 
-    fn take(&mut self, request: DeltaDiscoveryRequest, world: &World) -> Result<(), Status> {
+    fn take(&mut self, request: &DeltaDiscoveryRequest, world: &World) -> Result<(), Status> {
         let answer = self.session.receive(request, world)?;
         if self.connection.is_none()
             && let Some(node) = self.session.node()

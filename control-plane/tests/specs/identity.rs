@@ -14,7 +14,7 @@ fn csr(name: &str) -> Vec<u8> {
     PrivateKey::generate().unwrap().csr(&id(name)).unwrap()
 }
 
-fn refused(status: Status, code: Code, text: &str) {
+fn refused(status: &Status, code: Code, text: &str) {
     assert_eq!(status.code(), code, "{status}");
     assert!(status.message().contains(text), "{status}");
 }
@@ -40,7 +40,7 @@ async fn a_join_token_is_good_once_and_a_second_use_is_an_alarm() {
         .await
         .unwrap();
     let status = issue(channel, csr("web"), Some(&token)).await.unwrap_err();
-    refused(status, Code::PermissionDenied, "was used before");
+    refused(&status, Code::PermissionDenied, "was used before");
     assert_eq!(plane.metric("merlon_join_tokens_reused_total").await, 1);
 }
 
@@ -64,7 +64,7 @@ async fn a_used_token_stays_used_over_a_restart() {
     let plane = plane.restart().await;
     let again = issue(plane.as_stranger(&token).await, csr("web"), Some(&token)).await;
     refused(
-        again.unwrap_err(),
+        &again.unwrap_err(),
         Code::PermissionDenied,
         "was used before",
     );
@@ -81,7 +81,7 @@ async fn a_token_that_was_never_made_is_refused() {
     let status = issue(plane.as_stranger(&made).await, csr("web"), Some(&guessed))
         .await
         .unwrap_err();
-    refused(status, Code::PermissionDenied, "not known");
+    refused(&status, Code::PermissionDenied, "not known");
 }
 
 #[tokio::test]
@@ -92,7 +92,7 @@ async fn a_request_for_another_identity_than_the_tokens_is_refused_and_does_not_
     let status = issue(channel.clone(), csr("orders"), Some(&token))
         .await
         .unwrap_err();
-    refused(status, Code::InvalidArgument, "sa/orders");
+    refused(&status, Code::InvalidArgument, "sa/orders");
     issue(channel, csr("web"), Some(&token)).await.unwrap();
 }
 
@@ -102,25 +102,25 @@ async fn requests_that_are_no_good_are_refused_by_what_is_wrong_and_do_not_cost_
     let token = plane.token("web").await;
     let channel = plane.as_stranger(&token).await;
     let garbage = issue(channel.clone(), b"certainly not DER".to_vec(), Some(&token)).await;
-    refused(garbage.unwrap_err(), Code::InvalidArgument, "PKCS #10");
+    refused(&garbage.unwrap_err(), Code::InvalidArgument, "PKCS #10");
     let nothing = issue(channel.clone(), Vec::new(), Some(&token)).await;
-    refused(nothing.unwrap_err(), Code::InvalidArgument, "bytes");
+    refused(&nothing.unwrap_err(), Code::InvalidArgument, "bytes");
     let large = issue(channel.clone(), vec![0x30; 5_000], Some(&token)).await;
-    refused(large.unwrap_err(), Code::InvalidArgument, "bytes");
+    refused(&large.unwrap_err(), Code::InvalidArgument, "bytes");
     let rsa = issue(
         channel.clone(),
         foreign_csr(&rcgen::PKCS_RSA_SHA256),
         Some(&token),
     )
     .await;
-    refused(rsa.unwrap_err(), Code::InvalidArgument, "P-256");
+    refused(&rsa.unwrap_err(), Code::InvalidArgument, "P-256");
     let p384 = issue(
         channel.clone(),
         foreign_csr(&rcgen::PKCS_ECDSA_P384_SHA384),
         Some(&token),
     )
     .await;
-    refused(p384.unwrap_err(), Code::InvalidArgument, "P-256");
+    refused(&p384.unwrap_err(), Code::InvalidArgument, "P-256");
     let mut forged = csr("web");
     *forged.last_mut().unwrap() ^= 1;
     let forged = issue(channel.clone(), forged, Some(&token))
@@ -160,10 +160,10 @@ async fn renewal_with_the_old_key_or_for_another_identity_is_refused() {
     let other = issue(channel.clone(), csr("orders"), None)
         .await
         .unwrap_err();
-    refused(other, Code::InvalidArgument, "sa/orders");
+    refused(&other, Code::InvalidArgument, "sa/orders");
     let old = web.tls.svid().key.csr(&id("web")).unwrap();
     refused(
-        issue(channel, old, None).await.unwrap_err(),
+        &issue(channel, old, None).await.unwrap_err(),
         Code::InvalidArgument,
         "new key",
     );
@@ -174,7 +174,7 @@ async fn who_shows_neither_token_nor_certificate_gets_none() {
     let plane = Plane::start().await;
     let channel = plane.as_stranger(&plane.token("web").await).await;
     let status = issue(channel.clone(), csr("web"), None).await.unwrap_err();
-    refused(status, Code::Unauthenticated, "no evidence");
+    refused(&status, Code::Unauthenticated, "no evidence");
     let kubernetes = IssueRequest {
         csr: csr("web"),
         node_id: "node-1".into(),
@@ -184,7 +184,7 @@ async fn who_shows_neither_token_nor_certificate_gets_none() {
         .issue(kubernetes)
         .await
         .unwrap_err();
-    refused(status, Code::Unimplemented, "join token");
+    refused(&status, Code::Unimplemented, "join token");
 }
 
 #[tokio::test]
@@ -203,7 +203,11 @@ async fn an_identity_that_no_resource_has_any_more_is_not_renewed() {
     let status = tokio::time::timeout(crate::harness::PATIENCE, gone)
         .await
         .unwrap();
-    refused(status, Code::PermissionDenied, "no Workload and no Gateway");
+    refused(
+        &status,
+        Code::PermissionDenied,
+        "no Workload and no Gateway",
+    );
 }
 
 #[tokio::test]
@@ -214,7 +218,7 @@ async fn a_stranger_reaches_issue_and_nothing_else() {
         .await
         .err()
         .unwrap();
-    refused(status, Code::Unauthenticated, "certificate of the mesh");
+    refused(&status, Code::Unauthenticated, "certificate of the mesh");
 }
 
 #[tokio::test]

@@ -67,12 +67,6 @@ async fn a_refusal_is_shown_with_its_reason_and_what_was_in_force() {
     plane
         .until("web-1", |status| status["state"] == "acknowledged")
         .await;
-    plane.write(
-        "web.yaml",
-        &service("web", 7001)
-            .replace("app: web }", "app: web, v: '2' }")
-            .replace("- port", "- port"),
-    );
     plane.write("orders.yaml", &service("orders", 7009));
     let changed = stream.next_of(ResourceKind::Destination).await;
     let destination: Destination = content(&changed);
