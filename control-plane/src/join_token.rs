@@ -171,13 +171,26 @@ mod tests {
         let token = JoinToken::new("demo.test".parse().unwrap(), [7; 32], b"root");
         let identity = "spiffe://demo.test/ns/shop/sa/web".parse().unwrap();
         let now = Timestamp::from_second(1_800_000_000).unwrap();
-        tokens.add(&token, &identity, now, DEFAULT_TTL).await.unwrap();
-        Made { folder, tokens, token, now }
+        tokens
+            .add(&token, &identity, now, DEFAULT_TTL)
+            .await
+            .unwrap();
+        Made {
+            folder,
+            tokens,
+            token,
+            now,
+        }
     }
 
     #[tokio::test]
     async fn a_token_expires_to_the_moment() {
-        let Made { tokens, token, now, .. } = made().await;
+        let Made {
+            folder: _folder,
+            tokens,
+            token,
+            now,
+        } = made().await;
         let end = later(now, DEFAULT_TTL);
         let before = later(now, DEFAULT_TTL - Duration::from_millis(1));
         assert!(tokens.look(&token, before).await.unwrap().is_ok());
@@ -188,19 +201,37 @@ mod tests {
 
     #[tokio::test]
     async fn a_token_is_taken_once_and_by_whom_is_remembered() {
-        let Made { tokens, token, now, .. } = made().await;
+        let Made {
+            folder: _folder,
+            tokens,
+            token,
+            now,
+        } = made().await;
         assert!(tokens.take(&token, "node-1", now).await.unwrap());
         assert!(!tokens.take(&token, "node-2", now).await.unwrap());
         let later = later(now, 2 * DEFAULT_TTL);
         let used = tokens.look(&token, later).await.unwrap();
         let identity = "spiffe://demo.test/ns/shop/sa/web".to_owned();
         let by = "node-1".to_owned();
-        assert_eq!(used, Err(TokenRefusal::Used { at: now, by, identity }), "also when it is over");
+        assert_eq!(
+            used,
+            Err(TokenRefusal::Used {
+                at: now,
+                by,
+                identity
+            }),
+            "also when it is over"
+        );
     }
 
     #[tokio::test]
     async fn a_token_that_was_given_back_is_good_again() {
-        let Made { tokens, token, now, .. } = made().await;
+        let Made {
+            folder: _folder,
+            tokens,
+            token,
+            now,
+        } = made().await;
         assert!(tokens.take(&token, "node-1", now).await.unwrap());
         tokens.give_back(&token).await.unwrap();
         assert!(tokens.take(&token, "node-1", now).await.unwrap());
@@ -213,17 +244,32 @@ mod tests {
             let bytes = std::fs::read(entry.unwrap().path()).unwrap();
             assert!(!bytes.windows(32).any(|window| window == [7; 32]));
             let text = token.reveal();
-            assert!(!bytes.windows(text.len()).any(|window| window == text.as_bytes()));
+            assert!(
+                !bytes
+                    .windows(text.len())
+                    .any(|window| window == text.as_bytes())
+            );
         }
     }
 
     #[tokio::test]
     async fn tokens_are_forgotten_a_day_after_their_end() {
-        let Made { tokens, token, now, .. } = made().await;
+        let Made {
+            folder: _folder,
+            tokens,
+            token,
+            now,
+        } = made().await;
         let next = JoinToken::new("demo.test".parse().unwrap(), [8; 32], b"root");
         let identity = "spiffe://demo.test/ns/shop/sa/web".parse().unwrap();
         let then = later(now, DEFAULT_TTL + REMEMBERED + Duration::from_millis(1));
-        tokens.add(&next, &identity, then, DEFAULT_TTL).await.unwrap();
-        assert_eq!(tokens.look(&token, then).await.unwrap(), Err(TokenRefusal::Unknown));
+        tokens
+            .add(&next, &identity, then, DEFAULT_TTL)
+            .await
+            .unwrap();
+        assert_eq!(
+            tokens.look(&token, then).await.unwrap(),
+            Err(TokenRefusal::Unknown)
+        );
     }
 }

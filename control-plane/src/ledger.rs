@@ -109,11 +109,16 @@ mod tests {
         };
         ledger.append(entry.clone()).await.unwrap();
         for change in ["DELETE FROM ledger", "UPDATE ledger SET serial = '0b'"] {
-            let refused = store.with(move |db| db.execute(change, [])).await.unwrap_err();
+            let refused = store
+                .with(move |db| db.execute(change, []))
+                .await
+                .unwrap_err();
             assert!(refused.to_string().contains("append-only"), "{refused}");
         }
         assert_eq!(ledger.newest(None, 10).await.unwrap(), [entry]);
-        let nobody = ledger.newest(Some("spiffe://demo.test/ns/shop/sa/x".into()), 10).await;
+        let nobody = ledger
+            .newest(Some("spiffe://demo.test/ns/shop/sa/x".into()), 10)
+            .await;
         assert!(nobody.unwrap().is_empty());
     }
 }
