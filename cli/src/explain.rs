@@ -114,7 +114,7 @@ impl Explained {
 
     /// One line.
     pub(crate) fn summary(&self) -> String {
-        printable(&said(&self.then))
+        printable(&self.then.summary)
     }
 
     /// Three or four lines.
@@ -171,7 +171,7 @@ impl Explained {
                 .map(|policy| format!("  {}", policy_line(policy))),
         );
         lines.push(String::new());
-        lines.push(format!("Decided    {}", printable(&said(&self.then))));
+        lines.push(format!("Decided    {}", printable(&self.then.summary)));
         lines.push(format!("Today      {}", printable(&self.said_today())));
         lines
     }
@@ -182,10 +182,10 @@ impl Explained {
             Today::Other(now) if now.allowed == self.then.allowed => {
                 format!(
                     "the policies have changed, the answer has not: {}",
-                    said(now)
+                    now.summary
                 )
             }
-            Today::Other(now) => format!("another answer: {}", said(now)),
+            Today::Other(now) => format!("another answer: {}", now.summary),
             Today::Gone => format!(
                 "there is no service `{}` any more",
                 self.record.facts.service
@@ -210,23 +210,6 @@ impl Explained {
             "policiesChanged": changed,
             "today": today,
         })
-    }
-}
-
-fn said(explanation: &Explanation) -> String {
-    let names: Vec<String> = explanation
-        .determining
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    let word = if explanation.allowed {
-        "allowed"
-    } else {
-        "denied"
-    };
-    match names.as_slice() {
-        [] => format!("{word}: {}", explanation.summary),
-        names => format!("{word} by {}: {}", names.join(", "), explanation.summary),
     }
 }
 

@@ -84,7 +84,13 @@ impl Sabotage {
             Self::Forbidden => edit(mesh, PAYMENTS_CEDAR, "forbid (", "permit (").await,
             Self::NotPermitted => {
                 let from = "action in Action::\"read\", resource";
-                edit(mesh, ORDERS_CEDAR, from, "action, resource").await
+                edit(
+                    mesh,
+                    ORDERS_CEDAR,
+                    from,
+                    "action in Action::\"http\", resource",
+                )
+                .await
             }
             Self::RateLimited => {
                 edit(
