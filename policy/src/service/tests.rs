@@ -81,7 +81,7 @@ impl Ask {
         }
     }
 
-    fn as_alice(mut self) -> Self {
+    fn by_alice(mut self) -> Self {
         self.user = Some(alice());
         self
     }
@@ -236,7 +236,7 @@ fn a_user_sees_only_what_is_hers() {
         when { context has user && context.user.issuer == Issuer::\"customers\" &&
                context has route && context.route == \"/users/{user}/orders/{id}\" &&
                context.params has user && context.params.user == context.user.subject };";
-    let ask = Ask::of(own).as_alice();
+    let ask = Ask::of(own).by_alice();
     allowed(
         &ask.http("edge/gateway", "GET", "/users/alice/orders/7"),
         "own",
@@ -277,10 +277,10 @@ fn claims_groups_tags_and_time_can_be_asked_for() {
         "context.host == \"orders.shop\" && context.path like \"/users/*\"",
         "principal is Workload && principal.namespace == Namespace::\"edge\" && principal.serviceAccount == \"gateway\"",
     ] {
-        let ask = Ask::of(&format!("@id(\"p\") permit (principal, action == Action::\"GET\", resource) when {{ context has user && {condition} }};")).as_alice();
+        let ask = Ask::of(&format!("@id(\"p\") permit (principal, action == Action::\"GET\", resource) when {{ context has user && {condition} }};")).by_alice();
         allowed(&ask.http("edge/gateway", "GET", "/users/alice"), "p");
         assert_eq!(ask.policy.fallback_policies(), 0, "{condition}");
-        let ask = Ask::of(&format!("@id(\"p\") permit (principal, action == Action::\"GET\", resource) when {{ context has user && !({condition}) }};")).as_alice();
+        let ask = Ask::of(&format!("@id(\"p\") permit (principal, action == Action::\"GET\", resource) when {{ context has user && !({condition}) }};")).by_alice();
         denied(&ask.http("edge/gateway", "GET", "/users/alice"), None);
     }
 }
@@ -296,7 +296,7 @@ fn what_does_not_compile_is_left_to_cedar_and_decides_alike() {
     allowed(&local.http("shop/web", "GET", "/"), "p");
     local.source = "::ffff:127.0.0.1";
     allowed(&local.http("shop/web", "GET", "/"), "p");
-    denied(&local.as_alice().http("shop/web", "GET", "/"), Some("f"));
+    denied(&local.by_alice().http("shop/web", "GET", "/"), Some("f"));
 }
 
 #[test]
