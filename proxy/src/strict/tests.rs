@@ -12,6 +12,8 @@ async fn guarded(bytes: &[u8], size: usize) -> (Vec<u8>, Option<Violation>, Opti
     let mut failed = None;
     let mut pieces = bytes.chunks(size);
     loop {
+        // tokio gives a task only so many reads before it must let others run.
+        tokio::task::yield_now().await;
         match pieces.next() {
             Some(piece) => client.write_all(piece).await.unwrap(),
             None => client.shutdown().await.unwrap(),

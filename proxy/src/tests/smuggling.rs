@@ -54,6 +54,7 @@ fn no_smuggled_request_arrives() {
                 .status,
             200
         );
+        pair.web.log.of("/well-formed").await;
         let refused = pair
             .web
             .log
