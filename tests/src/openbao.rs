@@ -59,7 +59,11 @@ impl OpenBao {
             address,
             root_token: String::new(),
             unseal_key: String::new(),
-            http: reqwest::Client::new(),
+            // It may outlive the test, and with it the runtime, that called it last.
+            http: reqwest::Client::builder()
+                .pool_max_idle_per_host(0)
+                .build()
+                .expect("a client"),
         };
         let data = this.folder.path().join("data");
         std::fs::create_dir(&data).expect("a folder");

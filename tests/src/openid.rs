@@ -53,7 +53,7 @@ impl OpenIdProvider {
         let this = Self {
             server,
             name: format!("issuer-{}", ISSUERS.fetch_add(1, Ordering::Relaxed)),
-            http: reqwest::Client::new(),
+            http: fresh_connections(),
         };
         wanted["clients"] = json!([
             { "id": "alice", "claims": { "groups": ["buyers"], "department": "sales" } },
@@ -178,6 +178,12 @@ pub fn forge(header: &Value, claims: &Value, signature: &[u8]) -> String {
         encode(claims.as_bytes()),
         encode(signature)
     )
+}
+
+/// A client that keeps no connection: an issuer may outlive the test, and with it the runtime, that called it last.
+fn fresh_connections() -> reqwest::Client {
+    let client = reqwest::Client::builder().pool_max_idle_per_host(0).build();
+    client.expect("a client")
 }
 
 async fn start() -> Server {

@@ -242,14 +242,17 @@ impl fmt::Debug for Process {
         for text in [self.out(), self.err()] {
             let lines: Vec<_> = text.lines().collect();
             for line in lines.iter().skip(lines.len().saturating_sub(LAST_LINES)) {
-                writeln!(f, "    {line}")?;
+                // An access log's lines are long; what is at their beginning tells most.
+                let cut: String = line.chars().take(LINE_LENGTH).collect();
+                writeln!(f, "    {cut}")?;
             }
         }
         Ok(())
     }
 }
 
-const LAST_LINES: usize = 40;
+const LAST_LINES: usize = 20;
+const LINE_LENGTH: usize = 400;
 
 fn append(path: &Path) -> File {
     OpenOptions::new()

@@ -277,10 +277,14 @@ async fn a_token_of_another_type_is_refused() {
 
 #[tokio::test]
 async fn an_unsigned_token_is_refused() {
+    let mesh = mesh().await;
     let claims = good_claims().await;
     for algorithm in ["none", "None", "NONE"] {
-        let token = forge(&json!({ "alg": algorithm, "typ": "at+jwt" }), &claims, b"");
-        is_refused(&*mesh().await, "/unsigned", &token, "the algorithm").await;
+        let header = json!({ "alg": algorithm, "typ": "at+jwt" });
+        let signed = forge(&header, &claims, &[1; 64]);
+        is_refused(&mesh, "/unsigned", &signed, "the algorithm").await;
+        let unsigned = forge(&header, &claims, b"");
+        is_refused(&mesh, "/unsigned", &unsigned, "the token is malformed").await;
     }
 }
 

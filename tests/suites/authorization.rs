@@ -48,7 +48,7 @@ when { context.path == "/tenant" && context.headers has "x-tenant" && context.he
 
 @id("never-secrets")
 @reason("Secrets are read by nobody.")
-forbid(principal, action, resource) when { context.path like "/entries/secret*" };
+forbid(principal, action in Action::"http", resource) when { context.path like "/entries/secret*" };
 "#;
 
 #[tokio::test]

@@ -10,7 +10,7 @@ when { context.path like "/orders/*" };
 
 @id("frozen")
 @reason("Orders are frozen during the audit.")
-forbid(principal, action, resource) when { context.path like "/orders/frozen*" };
+forbid(principal, action in Action::"http", resource) when { context.path like "/orders/frozen*" };
 "#;
 
 async fn explained(mesh: &Mesh, reply: &Reply) -> Ended {

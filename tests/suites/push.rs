@@ -163,7 +163,7 @@ async fn a_broken_edit_is_refused_with_its_place_and_the_old_state_stays() {
     mesh.edit("orders-policy.yaml", "Action::\"GET\"", "Action::\"GTE\"");
     until("the control plane complains", async || {
         let log = mesh.control_plane().log();
-        log.contains("orders-policy.yaml:") && log.contains("GTE")
+        log.contains("orders-policy.yaml") && log.contains("GTE")
     })
     .await;
     web.get("orders", "/").await.is_ok();
@@ -193,6 +193,7 @@ async fn a_control_plane_that_starts_with_a_broken_folder_exits_with_2_and_chang
         .allow("web", "GET", "/**")
         .start()
         .await;
+    mesh.as_workload("web").get("orders", "/").await.is_ok();
     mesh.control_plane().kill9();
     mesh.edit("orders-policy.yaml", "Action::\"GET\"", "Action::\"GTE\"");
     mesh.control_plane().launch();

@@ -71,7 +71,7 @@ pub(super) fn policy(name: &str, service: &str, cedar: &str) -> String {
     )
 }
 
-/// A permit for a workload: an HTTP method or `grpc` or `tcp`, and a path in which `**` stands for everything below.
+/// A permit for a workload: an HTTP method or group of methods (`http`, `read`, `write`), `grpc` or `tcp`, and a path in which `**` stands for everything below.
 pub(super) fn permit(id: &str, workload: &str, action: &str, path: &str) -> String {
     let condition = match (action, path) {
         ("grpc" | "tcp", _) | (_, "/**") => String::new(),
@@ -80,8 +80,13 @@ pub(super) fn permit(id: &str, workload: &str, action: &str, path: &str) -> Stri
             None => format!(" when {{ context.path == \"{path}\" }}"),
         },
     };
+    let which = if ["http", "read", "write"].contains(&action) {
+        "in"
+    } else {
+        "=="
+    };
     format!(
         "@id(\"{id}\")\npermit(principal == Workload::\"{NAMESPACE}/{workload}\", \
-         action == Action::\"{action}\", resource){condition};\n"
+         action {which} Action::\"{action}\", resource){condition};\n"
     )
 }
