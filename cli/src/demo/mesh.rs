@@ -134,6 +134,26 @@ impl<'a> Mesh<'a> {
         }
     }
 
+    /// What every proxy enforces, once nothing of earlier changes is on its way any more.
+    pub(crate) async fn settled(&self) -> Result<Vec<ProxyStatus>, Failure> {
+        let patience = Instant::now() + PATIENCE;
+        let mut before = self.proxies().await?;
+        loop {
+            sleep(Duration::from_millis(100)).await;
+            let now = self.proxies().await?;
+            let same = versions(&before) == versions(&now);
+            if same && now.iter().all(ProxyStatus::is_acknowledged) {
+                return Ok(now);
+            }
+            if Instant::now() > patience {
+                return Err(Failure::runtime(
+                    "the sidecars do not come to rest within 5 seconds",
+                ));
+            }
+            before = now;
+        }
+    }
+
     /// An access token from the issuer's token endpoint.
     pub(crate) async fn token(
         &self,
@@ -199,6 +219,16 @@ impl<'a> Mesh<'a> {
         about.insert("processes".to_owned(), Value::Object(processes.collect()));
         about
     }
+}
+
+/// Which state each proxy enforces, in order of their ids.
+pub(crate) fn versions(proxies: &[ProxyStatus]) -> Vec<(&str, Option<&str>)> {
+    let each = proxies
+        .iter()
+        .map(|proxy| (proxy.id.as_str(), proxy.snapshot_version.as_deref()));
+    let mut all: Vec<_> = each.collect();
+    all.sort_unstable();
+    all
 }
 
 /// What is there while not everything is.

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     super::{
-        mesh::{Mesh, Workload},
+        mesh::{Mesh, Workload, versions},
         report::Outcome,
         resources::{GUARDRAILS, ORDERS_CEDAR},
         wire::{self, ask},
@@ -123,7 +123,7 @@ pub(super) async fn broken_policy(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outc
     };
     let log = mesh.children.log("control-plane");
     let length = log.metadata().map_or(0, |metadata| metadata.len());
-    let before = mesh.proxies().await?;
+    let before = mesh.settled().await?;
     mesh.resources.put(ORDERS_CEDAR, &broken)?;
     let complaint = complaint(&log, length).await;
     let problems = check::problems(mesh.resources.folder());
@@ -138,14 +138,6 @@ pub(super) async fn broken_policy(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outc
         Some(line) => outcome.fact("control_plane_says", line.as_str()),
         None => outcome.problem("the control plane did not complain within 3 seconds"),
     }
-    let versions = |list: &[crate::control_plane::ProxyStatus]| {
-        let mut all: Vec<_> = list
-            .iter()
-            .map(|proxy| (proxy.id.clone(), proxy.snapshot_version.clone()))
-            .collect();
-        all.sort();
-        all
-    };
     outcome.must(versions(&before) == versions(&after), || {
         "the state of some sidecar changed".to_owned()
     });

@@ -6,7 +6,9 @@ mod policies;
 mod rotation;
 mod tokens;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
 
 use super::{
     mesh::Mesh,
@@ -75,6 +77,10 @@ pub(crate) async fn tell(mesh: &mut Mesh<'_>, report: &mut Report, sabotage: Opt
             outcome.problem(failure.message());
             outcome
         });
+        if !outcome.is_ok() {
+            // A process that died may be why; its end takes a moment to be told.
+            sleep(Duration::from_millis(100)).await;
+        }
         let death = mesh.children.dead();
         if let Some(death) = &death {
             outcome.problem(death.to_string());
