@@ -120,7 +120,7 @@ async fn a_policy_that_is_no_cedar_is_told_with_its_place_in_the_file() {
             ("orders.yaml", service),
             ("p.yaml", policy),
         ],
-        &["p.yaml:7:", "PSOT", "POST"],
+        &["p.yaml:7:", "PSOT", "did you mean `Action::"],
     )
     .await;
 }

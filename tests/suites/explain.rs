@@ -45,7 +45,7 @@ async fn a_refusal_is_explained_with_its_facts_the_policies_and_the_one_that_dec
     let ended = explained(&mesh, &refused).await;
     says(&ended, "denied");
     says(&ended, "/orders/frozen-7");
-    says(&ended, "shop/web");
+    says(&ended, "spiffe://mesh.test/ns/shop/sa/web");
     says(&ended, "read-own");
     says(&ended, "frozen");
 }

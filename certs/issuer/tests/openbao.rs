@@ -149,10 +149,16 @@ async fn the_token_may_sign_names_of_its_trust_domain_and_nothing_else() {
         ("PUT", "sys/seal".to_owned(), Value::Null),
     ];
     for (method, path, body) in refused {
-        let said = mesh
-            .bao
-            .call_with(mesh.token(), method, &path, body.clone())
-            .await;
+        let ask = async || {
+            mesh.bao
+                .call_with(mesh.token(), method, &path, body.clone())
+                .await
+        };
+        let mut said = ask().await;
+        // No answer at all, from a server that the other tests keep busy, tells nothing of rights.
+        if said.status == 0 {
+            said = ask().await;
+        }
         assert_eq!(said.status, 403, "{method} {path} {body}: {said:?}");
     }
     let said = mesh.bao.call_with(mesh.token(), "POST", &sign, right).await;

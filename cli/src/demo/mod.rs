@@ -138,6 +138,8 @@ async fn tell(
     let mut about = mesh.about();
     let issuer = vault.as_ref().map_or("embedded", Vault::kind);
     about.insert("certificate_issuer".to_owned(), Value::from(issuer));
+    // From here on an end that is asked for is a good one: the report tells everything.
+    staying.set(report.is_ok() && !args.once);
     report.finish(&about);
     if !report.is_ok() {
         return Err(verdict(report));
@@ -146,7 +148,6 @@ async fn tell(
         return Ok(());
     }
     invite(&mesh, report).await?;
-    staying.set(true);
     Err(Failure::runtime(death(mesh.children).await))
 }
 

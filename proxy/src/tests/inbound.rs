@@ -424,7 +424,7 @@ fn a_token_that_is_required_must_be_there_and_be_one() {
         );
         http1(pair.web.outbound, get("orders", "/?access_token=x"))
             .await
-            .refused(401, "authn.malformed");
+            .refused(400, "authn.malformed");
         program.saw_nothing();
         let line = pair.orders.log.of("/missing").await;
         assert_eq!(
