@@ -12,7 +12,7 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-/// PING, SETTINGS and PRIORITY frames that a peer may send in [`WINDOW`].
+/// PING, SETTINGS and PRIORITY frames that a peer may send in `WINDOW`.
 pub const MOST: u32 = 1_000;
 /// RST_STREAM frames likewise; a busy peer whose callers give up sends some.
 const RESETS: u32 = 4_000;
