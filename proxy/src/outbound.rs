@@ -225,7 +225,11 @@ pub(crate) fn with_host(
         request.headers_mut().insert(header::HOST, host);
     }
     join_cookies(request.headers_mut());
-    request.headers_mut().remove(header::TE);
+    if request.headers().contains_key(header::TE) {
+        // `trailers`: we take them and pass them on, and who says so says it to this connection (RFC 9110 §10.1.4).
+        let te = HeaderValue::from_static("te");
+        request.headers_mut().insert(header::CONNECTION, te);
+    }
     request
 }
 
