@@ -164,10 +164,16 @@ async fn each_piece_comes_back_before_the_next_is_sent(
 }
 
 #[tokio::test]
-async fn trailers_survive_over_http2() {
+async fn trailers_survive_in_both_versions() {
     let mesh = mesh().await;
     let web = mesh.as_workload("web");
     let reply = web.get("orders", "/trailers").over_http2().await;
+    assert_eq!(reply.is_ok().trailers["x-checksum"], "c0ffee");
+
+    let reply = web
+        .get("orders", "/trailers")
+        .header("te", "trailers")
+        .await;
     assert_eq!(reply.is_ok().trailers["x-checksum"], "c0ffee");
 }
 
