@@ -334,7 +334,9 @@ async fn methods_that_are_nobodys_are_405() {
     let reply = web.call(Method::TRACE, "orders", "/trace").await;
     assert_eq!(reply.status, StatusCode::METHOD_NOT_ALLOWED, "{reply:?}");
     let answer = web
-        .raw(b"CONNECT orders.shop:80 HTTP/1.1\r\nhost: orders.shop:80\r\n\r\n")
+        .raw(
+            b"CONNECT orders.shop:80 HTTP/1.1\r\nhost: orders.shop:80\r\nconnection: close\r\n\r\n",
+        )
         .await;
     assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
 }
@@ -407,6 +409,35 @@ async fn a_peer_of_the_mesh_cannot_name_a_service_that_is_not_there() {
         );
     }
     assert!(mesh.seen_at("orders", "/claimed").is_empty());
+}
+
+#[tokio::test]
+async fn a_peer_of_the_mesh_cannot_tunnel_past_the_checks_of_an_http_service() {
+    let mesh = mesh().await;
+    let insider = mesh.insider("web").await;
+    let inbound = mesh.sidecar("orders").inbound();
+    for claim in [
+        "service=shop/orders;port=80;proto=tcp",
+        "service=shop/orders;port=80;proto=http/1.1",
+        "service=shop/nobody;port=80;proto=tcp",
+        "",
+    ] {
+        let alpn = merlon_certs::MERLON_TCP;
+        let mut stream = insider.dial(inbound, "orders", alpn).await.unwrap();
+        let length = u16::try_from(claim.len()).unwrap().to_be_bytes();
+        let head = "GET /tunnelled HTTP/1.1\r\nhost: orders.shop\r\n\r\n";
+        let bytes = [length.as_slice(), claim.as_bytes(), head.as_bytes()].concat();
+        // It may be closed before this is written.
+        let _ = stream.write_all(&bytes).await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        assert!(
+            answer.is_empty(),
+            "{claim}: {}",
+            String::from_utf8_lossy(&answer)
+        );
+    }
+    assert!(mesh.seen_at("orders", "/tunnelled").is_empty());
 }
 
 // --- the control plane ----------------------------------------------------------------------------------------------
