@@ -21,16 +21,8 @@ const BACKLOG: i32 = 1_024;
 /// # Errors
 /// The address cannot be had.
 pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
-    socket.set_reuse_address(true)?;
+    let socket = socket(address)?;
     socket.set_reuse_port(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -40,8 +32,13 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 /// Listens on `address` once for each of `workers`; port 0 becomes one port for all.
 ///
 /// # Errors
-/// The address cannot be had.
+/// The address cannot be had, also where another process listens on it in the same way: the kernel would give each of
+/// the two some of the connections, and nobody would notice.
 pub fn bind_all(address: SocketAddr, workers: usize) -> io::Result<Vec<std::net::TcpListener>> {
+    if address.port() != 0 {
+        // Without `SO_REUSEPORT` the kernel refuses an address on which anyone listens.
+        socket(address)?.bind(&address.into())?;
+    }
     let first = bind(address)?;
     let address = first.local_addr()?;
     let mut all = vec![first];
@@ -49,6 +46,19 @@ pub fn bind_all(address: SocketAddr, workers: usize) -> io::Result<Vec<std::net:
         all.push(bind(address)?);
     }
     Ok(all)
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
 }
 
 /// Hands a listener to this worker's runtime.
@@ -147,5 +157,24 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.local.metrics.open_connections.add(self.direction, -1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn workers_share_an_address_that_nobody_else_gets() {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let ours = bind_all(any, 3).unwrap();
+        let address = ours[0].local_addr().unwrap();
+        assert!(ours.iter().all(|one| one.local_addr().unwrap() == address));
+        let error = bind_all(address, 1).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        drop(ours);
+        assert_eq!(bind_all(address, 2).unwrap().len(), 2);
     }
 }

@@ -574,6 +574,8 @@ impl Reserved {
     fn choose() -> Result<Self, Failure> {
         let bind = || -> std::io::Result<Self> {
             let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+            // The sidecar makes sure, without sharing, that nobody listens.
+            socket.set_reuse_address(true)?;
             socket.set_reuse_port(true)?;
             socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
             let address = socket.local_addr()?.as_socket();
