@@ -62,6 +62,8 @@ pub enum Denial {
     Overload,
     /// There is no snapshot, or no identity, yet.
     Unconfigured,
+    /// The service was never called before, and the control plane cannot be asked about it.
+    Unasked,
     /// The mesh allows no calls to where no resource names.
     Egress,
     /// The upstream failed.
@@ -162,7 +164,7 @@ impl Denial {
             Self::Policy(deny) => status(deny.status()),
             Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Invalid(violation) => status(violation.status),
-            Self::Overload | Self::Unconfigured => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Overload | Self::Unconfigured | Self::Unasked => StatusCode::SERVICE_UNAVAILABLE,
             Self::Egress => StatusCode::FORBIDDEN,
             Self::Upstream(upstream) => upstream.status(),
             Self::NoBackend | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -206,7 +208,7 @@ impl Denial {
                 _ => "validate.body",
             },
             Self::Overload => "overload",
-            Self::Unconfigured => "config.unavailable",
+            Self::Unconfigured | Self::Unasked => "config.unavailable",
             Self::Egress => "egress.denied",
             Self::Upstream(upstream) => upstream.reason(),
             Self::Internal => "internal.panic",
@@ -244,7 +246,7 @@ impl Denial {
                 415 => ("media-type", "Media type not accepted"),
                 _ => ("invalid", "Invalid request"),
             },
-            Self::Overload | Self::Unconfigured => ("overloaded", "Not available"),
+            Self::Overload | Self::Unconfigured | Self::Unasked => ("overloaded", "Not available"),
             Self::Upstream(Upstream::Timeout) => ("deadline", "Too late"),
             Self::Upstream(_) | Self::NoBackend => ("upstream-failed", "Upstream failed"),
             Self::Internal => ("internal", "Internal error"),
@@ -293,6 +295,9 @@ impl Denial {
             Self::Invalid(violation) => return Cow::Owned(violation.to_string()),
             Self::Overload => "too much at once; try again",
             Self::Unconfigured => "the proxy has no configuration yet",
+            Self::Unasked => {
+                "the proxy does not know this service yet, and the control plane cannot be asked about it now"
+            }
             Self::Egress => "calls to destinations outside the mesh are not allowed",
             Self::Upstream(upstream) => upstream.sentence(),
             Self::Internal => "the proxy failed at this request",
@@ -320,7 +325,7 @@ impl Denial {
     pub fn retry_after(&self) -> Option<u64> {
         match self {
             Self::RateLimited { retry_after, .. } => Some(*retry_after),
-            Self::Overload | Self::Unconfigured => Some(1),
+            Self::Overload | Self::Unconfigured | Self::Unasked => Some(1),
             Self::Token(TokenProblem::KeysUnavailable { .. }) => Some(KEYS_RETRY.as_secs()),
             _ => None,
         }

@@ -127,7 +127,8 @@ impl Names {
 /// Finds out where a request of the own program goes.
 ///
 /// # Errors
-/// [`Denial::NoRoute`] for a name of the mesh that nothing has, [`Denial::Unconfigured`] when nobody can tell.
+/// [`Denial::NoRoute`] for a name of the mesh that nothing has, [`Denial::Unconfigured`] or [`Denial::Unasked`] when
+/// nobody can tell.
 pub(crate) async fn whither(peer: &Peer, call: &Call) -> Result<Whither, Denial> {
     let local = &peer.local;
     let snapshot = call.current.snapshot().ok_or(Denial::Unconfigured)?;
@@ -177,7 +178,8 @@ pub(crate) async fn whither(peer: &Peer, call: &Call) -> Result<Whither, Denial>
 /// A destination of the mesh, asked for when it is used for the first time.
 ///
 /// # Errors
-/// [`Denial::NoRoute`] when there is none of this name, [`Denial::Unconfigured`] when nobody can tell.
+/// [`Denial::NoRoute`] when there is none of this name, [`Denial::Unconfigured`] or [`Denial::Unasked`] when nobody can
+/// tell.
 pub(crate) async fn destination(
     local: &Local,
     name: &ServiceName,
@@ -194,7 +196,7 @@ pub(crate) async fn destination(
         .await
         .map_err(|error| match error {
             AskError::Unknown => Denial::NoRoute("the mesh has no service of this name".into()),
-            AskError::Unavailable => Denial::Unconfigured,
+            AskError::Unavailable => Denial::Unasked,
         })
 }
 
