@@ -12,6 +12,7 @@ mod read;
 pub mod bootstrap;
 pub mod live;
 pub mod load;
+pub mod loopback;
 pub mod name;
 pub mod report;
 pub mod resource;

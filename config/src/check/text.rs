@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use url::{Host, Url};
+use url::Url;
 
-use crate::name::ResourceName;
+use crate::{loopback::is_loopback, name::ResourceName};
 
 /// A `token` of RFC 9110 §5.6.2: methods, header names, halves of media types.
 pub(super) fn is_token(text: &str) -> bool {
@@ -34,15 +34,9 @@ pub(super) fn is_hostname(text: &str) -> bool {
 
 /// Why a URL may not be asked for keys or signatures, if it may not: plain `http` only within the machine.
 pub(super) fn url_problem(url: &Url) -> Option<&'static str> {
-    let loopback = match url.host() {
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        Some(Host::Domain(name)) => name == "localhost",
-        None => false,
-    };
     match url.scheme() {
         "https" if url.host().is_some() => {}
-        "http" if loopback => {}
+        "http" if is_loopback(url) => {}
         "http" => return Some("plain `http` is accepted only to a loopback address"),
         _ => return Some("it must begin with `https://`"),
     }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use hickory_resolver::TokioResolver;
+use merlon_config::loopback::is_loopback;
 use reqwest::{
     Certificate, Client,
     dns::{Addrs, Name, Resolve, Resolving},
@@ -137,15 +138,6 @@ fn same_host(attempt: redirect::Attempt<'_>) -> redirect::Action {
         attempt.error("redirected to another host")
     } else {
         attempt.follow()
-    }
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        Some(Host::Domain(name)) => name == "localhost",
-        None => false,
     }
 }
 

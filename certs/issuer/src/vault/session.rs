@@ -1,6 +1,6 @@
 use std::{fs, sync::Arc, time::Duration};
 
-use merlon_config::resource::VaultIssuer;
+use merlon_config::{loopback::is_loopback, resource::VaultIssuer};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::sync::Mutex;
@@ -170,15 +170,6 @@ impl Session {
 
 fn own_token() -> Call<OwnToken> {
     Call::get("auth/token/lookup-self")
-}
-
-fn is_loopback(address: &Url) -> bool {
-    match address.host() {
-        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-        Some(url::Host::Domain(name)) => name == "localhost",
-        None => false,
-    }
 }
 
 /// Every setting is given: what is left out, vaultrs takes from the environment, where a `VAULT_SKIP_VERIFY=no` would
