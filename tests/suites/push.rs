@@ -234,6 +234,34 @@ async fn the_status_lists_every_proxy_with_identity_version_certificate_and_age(
 }
 
 #[tokio::test]
+async fn proxy_status_shows_a_refusal_with_its_reason() {
+    const REASON: &str = "policy `shop/orders#read` does not compile here";
+    let mesh = Mesh::new()
+        .service("orders")
+        .allow("web", "GET", "/**")
+        .start()
+        .await;
+    // A proxy of ours refuses nothing that its control plane could compile; one of another age may.
+    let _refuser = mesh
+        .insider("web")
+        .await
+        .refuse_state("older-build", REASON)
+        .await;
+    until("the refusal is known", async || {
+        let list = mesh.status().await;
+        list.iter().any(|proxy| proxy["state"] == "refused")
+    })
+    .await;
+    let ended = mesh.merlon(&["proxy", "status"]).await;
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    let line = ended.out.lines().find(|line| line.contains("older-build"));
+    let line = line.unwrap_or_else(|| panic!("no line of that proxy in\n{}", ended.out));
+    for text in [&identity("web"), "refused", REASON] {
+        assert!(line.contains(text), "no `{text}` in\n{line}");
+    }
+}
+
+#[tokio::test]
 async fn a_cold_proxy_without_a_control_plane_is_not_ready_and_refuses_everything() {
     let mesh = Mesh::new()
         .service("orders")
@@ -319,4 +347,41 @@ async fn a_new_service_is_found_without_a_restart_and_one_that_goes_is_gone() {
     })
     .await;
     web.get("orders", "/").await.is_ok();
+}
+
+#[tokio::test]
+async fn a_service_never_called_before_is_refused_in_true_words_while_the_control_plane_is_away() {
+    let mesh = Mesh::new()
+        .service("orders")
+        .allow("web", "GET", "/**")
+        .service("payments")
+        .allow("web", "GET", "/**")
+        .start()
+        .await;
+    let web = mesh.as_workload("web");
+    web.get("orders", "/").await.is_ok();
+    mesh.control_plane().kill9();
+    until("the proxy notices", async || {
+        let connected = "merlon_control_plane_connected";
+        mesh.sidecar("web").metric(connected, "").await == 0.0
+    })
+    .await;
+    web.get("orders", "/").await.is_ok();
+    let reply = web.get("payments", "/").await;
+    reply.is_problem(StatusCode::SERVICE_UNAVAILABLE, "config.unavailable");
+    let detail = reply.json()["detail"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    assert!(
+        detail.contains("does not know this service yet"),
+        "{detail}"
+    );
+    assert_eq!(mesh.requests_seen_by("payments"), 0);
+
+    mesh.control_plane().start_again().await;
+    until("it can be asked again", async || {
+        web.get("payments", "/").await.status == StatusCode::OK
+    })
+    .await;
 }

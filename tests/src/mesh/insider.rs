@@ -5,14 +5,19 @@ use std::{net::SocketAddr, sync::Arc};
 use hyper_util::rt::TokioIo;
 use merlon_api::{
     JoinToken, control_plane_id,
+    discovery::{
+        DeltaDiscoveryRequest,
+        aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+    },
     identity::{Evidence, IssueRequest, IssueResponse, identity_client::IdentityClient},
 };
 use merlon_certs::{Bootstrap, H2, MeshTls, PrivateKey, TrustRoots, X509Svid};
-use merlon_config::name::SpiffeId;
+use merlon_config::{name::SpiffeId, snapshot::ResourceKind};
 use rustls::ClientConfig;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::mpsc};
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Status,
     transport::{Channel, Endpoint},
@@ -125,6 +130,40 @@ impl Insider {
         channel(self.control_plane, tls).await
     }
 
+    /// Asks for its state as a proxy does, under the node id `node`, and refuses it for this reason.
+    pub async fn refuse_state(&self, node: &str, reason: &str) -> Refuser {
+        let (requests, stream) = mpsc::channel(4);
+        let mut client = AggregatedDiscoveryServiceClient::new(self.channel().await);
+        let say = async |request| requests.send(request).await.expect("the stream is open");
+        say(DeltaDiscoveryRequest {
+            node: Some(merlon_api::node(node, None, env!("CARGO_PKG_VERSION"))),
+            type_url: ResourceKind::Manifest.type_url().to_owned(),
+            resource_names_subscribe: vec![self.tls.svid().id.to_string()],
+            ..DeltaDiscoveryRequest::default()
+        })
+        .await;
+        let answer = client
+            .delta_aggregated_resources(ReceiverStream::new(stream))
+            .await
+            .expect("a stream");
+        let sent = answer.into_inner().message().await.expect("a response");
+        let sent = sent.expect("a manifest, not the end");
+        say(DeltaDiscoveryRequest {
+            type_url: sent.type_url,
+            response_nonce: sent.nonce,
+            error_detail: Some(merlon_api::discovery::Status {
+                code: 3,
+                message: reason.to_owned(),
+                details: Vec::new(),
+            }),
+            ..DeltaDiscoveryRequest::default()
+        })
+        .await;
+        Refuser {
+            _requests: requests,
+        }
+    }
+
     /// A mesh TLS connection to the proxy of `workload` at `to`.
     ///
     /// # Errors
@@ -141,6 +180,12 @@ impl Insider {
             .expect("TLS");
         handshake(to, tls).await
     }
+}
+
+/// A proxy that takes no state: what it was sent is refused. Its stream is open as long as this lives.
+#[derive(Debug)]
+pub struct Refuser {
+    _requests: mpsc::Sender<DeltaDiscoveryRequest>,
 }
 
 /// A TLS connection under any configuration.
