@@ -153,6 +153,111 @@ async fn twenty_rotations_of_every_certificate_lose_nothing() {
     assert_eq!(shown, issued);
 }
 
+/// What is asked of `orders`, whose sidecar or whose caller's sidecar ends, and streams to others, which must go on.
+async fn load_beside(mesh: &Mesh) -> (Running, Running) {
+    let orders = Load::from(mesh.as_workload("web"))
+        .http("orders")
+        .begin()
+        .await;
+    let others = Load::from(mesh.as_workload("batch"))
+        .http("stock")
+        .grpc_stream("chat")
+        .tcp_session(mesh.outbound("batch", "echo"))
+        .begin()
+        .await;
+    (orders, others)
+}
+
+async fn mesh_of_two_callers() -> Mesh {
+    Mesh::new()
+        .service("orders")
+        .allow("web", "GET", "/**")
+        .service("stock")
+        .allow("batch", "GET", "/**")
+        .grpc_service("chat")
+        .allow_grpc("batch")
+        .tcp_service("echo")
+        .allow_tcp("batch")
+        .start()
+        .await
+}
+
+/// What a program saw of the load, each request once at most.
+fn seen_once(mesh: &Mesh, workload: &str) -> u64 {
+    let seen = mesh.seen_by(workload);
+    let targets: Vec<_> = seen.iter().map(|seen| seen.target.as_str()).collect();
+    let distinct: BTreeSet<_> = targets.iter().collect();
+    assert_eq!(targets.len(), distinct.len(), "no request came twice");
+    targets.len() as u64
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killing_a_sidecar_closes_the_way_and_it_comes_back_by_itself_while_the_control_plane_is_away()
+ {
+    let mesh = mesh_of_two_callers().await;
+    let (orders, others) = load_beside(&mesh).await;
+    let time = time();
+
+    for (quarter, killed) in [(1, "orders"), (2, "web")] {
+        orders.until_age(time * quarter / 4).await;
+        let before = orders.failures().len();
+        mesh.sidecar(killed).kill9();
+        until("calls fail while it is gone", async || {
+            orders.failures().len() > before + 20
+        })
+        .await;
+        // Nothing finds its way around it.
+        let seen = mesh.requests_seen_by("orders");
+        let failed = orders.failures().len();
+        until("more calls fail", async || {
+            orders.failures().len() > failed + 20
+        })
+        .await;
+        assert_eq!(mesh.requests_seen_by("orders"), seen, "{killed} is dead");
+
+        mesh.control_plane().kill9();
+        mesh.sidecar(killed).start().await;
+        until("calls succeed again", async || {
+            let (answered, failed) = (orders.answered(), orders.failures().len());
+            until("more calls", async || orders.answered() > answered + 50).await;
+            orders.failures().len() == failed
+        })
+        .await;
+        mesh.control_plane().start_again().await;
+    }
+    let settled = orders.failures().len();
+    orders.until_age(time).await;
+
+    let tally = orders.end().await;
+    says("kill -9 of two sidecars", &tally, time);
+    assert_eq!(tally.failures().len(), settled, "nothing failed afterwards");
+    assert!(seen_once(&mesh, "orders") >= tally.answered());
+    // Refused by the caller's proxy, or by nobody being there; never answered by anything else.
+    for failure in tally.failures() {
+        let known = [
+            "503",
+            "502",
+            "refused",
+            "IncompleteMessage",
+            "Canceled",
+            "reset",
+            "closed",
+        ];
+        assert!(
+            known.iter().any(|known| failure.what.contains(known)),
+            "{failure:?}"
+        );
+    }
+    let tally = others.end().await;
+    says("beside it", &tally, time);
+    tally.lost_nothing();
+    assert_eq!(seen_once(&mesh, "stock"), tally.answered());
+    assert_eq!(
+        (mesh.requests_seen_by("chat"), mesh.requests_seen_by("echo")),
+        (1, 1)
+    );
+}
+
 /// The serial number of the certificate that the proxy shows in a handshake now.
 async fn serial_shown(
     watcher: &merlon_tests::mesh::Insider,
