@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -49,6 +50,17 @@ def wait_for(port, what, process=None):
             return
         time.sleep(0.05)
     sys.exit(f"{what} does not listen on port {port}")
+
+
+def wait_ready(port, what, process):
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            sys.exit(f"{what} ended with status {process.returncode}")
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=1):
+            return
+        time.sleep(0.05)
+    sys.exit(f"{what} does not become ready")
 
 
 class Lab:
@@ -213,7 +225,7 @@ def merlon(lab, profile, app):
                           "--access-log", "all" if full else "off",
                           *[part for flag, port in ports.items() for part in (flag, f"127.0.0.1:{port}")],
                           core=1, stdout=subprocess.DEVNULL)
-        wait_for(admin, f"the proxy of {name}", proxy)
+        wait_ready(admin, f"the proxy of {name}", proxy)
         proxies.append(proxy)
     return proxies[1], proxies[0], outer, [plane]
 
