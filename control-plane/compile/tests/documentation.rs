@@ -1,7 +1,6 @@
 //! What the users' documentation shows is what this version takes.
 #![expect(
     clippy::unwrap_used,
-    clippy::panic,
     reason = "helpers of specifications fail by panicking"
 )]
 
