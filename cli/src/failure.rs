@@ -40,6 +40,11 @@ impl Failure {
         &self.message
     }
 
+    /// The hint alone.
+    pub(crate) fn mending(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// 1 for a failure while running, 2 for wrong usage or configuration.
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.code)

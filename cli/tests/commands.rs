@@ -7,6 +7,7 @@
 )]
 
 #[cfg(test)]
+#[expect(dead_code, reason = "the demo's tests use the rest")]
 mod harness;
 
 use std::{fs, path::Path};

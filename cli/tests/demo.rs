@@ -8,7 +8,7 @@
 #[cfg(test)]
 mod harness;
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use harness::{Demo, Ran, all_end, command, exists, merlon};
 use rustix::process::Signal;
@@ -176,6 +176,38 @@ fn a_killed_demo_takes_its_processes_with_it() {
     demo.signal(Signal::KILL);
     assert_eq!(demo.wait().code(), None);
     assert!(all_end(&processes));
+}
+
+#[test]
+fn what_a_killed_demo_left_is_removed_by_the_next_and_a_living_ones_is_not() {
+    let (mut killed, living) = (Demo::start(), Demo::start());
+    let folders = [&killed, &living].map(|demo| demo.text("/folder").to_owned());
+    killed.signal(Signal::KILL);
+    assert_eq!(killed.wait().code(), None);
+    let next = Demo::start();
+    assert_eq!(folders.map(|folder| exists(&folder)), [false, true]);
+    drop((living, next));
+}
+
+#[test]
+fn whatever_is_killed_while_it_stays_up_is_started_again_where_it_was() {
+    let mut demo = Demo::start();
+    let before = demo.process("control-plane");
+    rustix::process::kill_process(before, Signal::KILL).unwrap();
+    let gone = demo.merlon(&["proxy", "status"]);
+    assert_ne!(gone.code, 0, "{gone:#?}");
+    // Ten seconds of absence, and the time to find each other again.
+    let back = demo.until(
+        Duration::from_secs(40),
+        &["proxy", "status", "--output", "json"],
+        |ran| ran.code == 0 && ran.out.matches("acknowledged").count() >= 3,
+    );
+    assert!(
+        back.out
+            .contains("spiffe://demo.merlon.test/ns/shop/sa/web"),
+        "{back:#?}"
+    );
+    assert!(demo.is_running());
 }
 
 #[test]

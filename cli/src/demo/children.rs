@@ -4,6 +4,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     net::SocketAddr,
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -29,11 +30,20 @@ pub(crate) struct Children {
 
 #[derive(Debug)]
 struct Running {
-    name: String,
+    launch: Launch,
     child: Child,
     log: PathBuf,
-    /// Ended because the demo wanted it.
+    /// Its end is known.
     ended: bool,
+}
+
+/// What it takes to start a process, and to start it again.
+#[derive(Debug, Clone)]
+struct Launch {
+    name: String,
+    program: PathBuf,
+    arguments: Vec<OsString>,
+    environment: Vec<(String, String)>,
 }
 
 /// A process that ended of its own accord.
@@ -42,6 +52,18 @@ pub(crate) struct Death {
     name: String,
     status: ExitStatus,
     log: PathBuf,
+}
+
+impl Death {
+    /// Whose.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether it was ended from outside, so that its log says nothing of it.
+    pub(crate) fn is_by_signal(&self) -> bool {
+        self.status.signal().is_some()
+    }
 }
 
 impl std::fmt::Display for Death {
@@ -98,8 +120,41 @@ impl Children {
         arguments: impl IntoIterator<Item = OsString>,
         environment: &[(&str, &str)],
     ) -> Result<(), Failure> {
-        let log = self.logs.join(format!("{name}.log"));
-        let failed = |error| Failure::runtime(format!("cannot start `{name}`: {error}"));
+        let owned = environment
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let running = self.launch(Launch {
+            name: name.to_owned(),
+            program: program.to_owned(),
+            arguments: arguments.into_iter().collect(),
+            environment: owned.collect(),
+        })?;
+        self.running.push(running);
+        Ok(())
+    }
+
+    /// Starts a process that ended once more, at the addresses that it had: others know them.
+    pub(crate) fn start_again(&mut self, name: &str) -> Result<(), Failure> {
+        let place = self
+            .running
+            .iter()
+            .position(|running| running.launch.name == name && running.ended);
+        let ended = place.and_then(|place| self.running.get(place));
+        let ended = ended.ok_or_else(|| Failure::runtime(format!("`{name}` has not ended")))?;
+        let mut launch = ended.launch.clone();
+        if let Some(addresses) = self.known_addresses(name) {
+            launch.settle(&addresses);
+        }
+        let running = self.launch(launch)?;
+        if let Some(ended) = place.and_then(|place| self.running.get_mut(place)) {
+            *ended = running;
+        }
+        Ok(())
+    }
+
+    fn launch(&self, launch: Launch) -> Result<Running, Failure> {
+        let log = self.log(&launch.name);
+        let failed = |error| Failure::runtime(format!("cannot start `{}`: {error}", launch.name));
         let output = File::options()
             .create(true)
             .append(true)
@@ -113,14 +168,15 @@ impl Children {
                 command.env_remove(variable);
             }
         }
+        let environment = launch.environment.iter();
         let child = command
             .arg("demo-child")
             .arg("--parent")
             .arg(std::process::id().to_string())
             .arg("--")
-            .arg(program)
-            .args(arguments)
-            .envs(environment.iter().copied())
+            .arg(&launch.program)
+            .args(&launch.arguments)
+            .envs(environment.map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)
@@ -129,27 +185,29 @@ impl Children {
             .kill_on_drop(true)
             .spawn()
             .map_err(failed)?;
-        self.running.push(Running {
-            name: name.to_owned(),
+        Ok(Running {
+            launch,
             child,
             log,
             ended: false,
-        });
-        Ok(())
+        })
+    }
+
+    /// Where the process `name` said it listens, if it has.
+    fn known_addresses(&self, name: &str) -> Option<Addresses> {
+        let text = fs::read(self.addresses_file(name)).ok()?;
+        Some(Addresses {
+            name: name.to_owned(),
+            value: serde_json::from_slice(&text).ok()?,
+        })
     }
 
     /// Waits until the process `name` has said where it listens.
     pub(crate) async fn addresses(&mut self, name: &str) -> Result<Addresses, Failure> {
-        let file = self.addresses_file(name);
         let patience = Instant::now() + PATIENCE;
         loop {
-            if let Ok(text) = fs::read(&file)
-                && let Ok(value) = serde_json::from_slice(&text)
-            {
-                return Ok(Addresses {
-                    name: name.to_owned(),
-                    value,
-                });
+            if let Some(addresses) = self.known_addresses(name) {
+                return Ok(addresses);
             }
             if let Some(death) = self.dead() {
                 return Err(Failure::runtime(death.to_string()));
@@ -175,7 +233,7 @@ impl Children {
                 let status = running.child.try_wait().ok().flatten()?;
                 running.ended = true;
                 Some(Death {
-                    name: running.name.clone(),
+                    name: running.launch.name.clone(),
                     status,
                     log: running.log.clone(),
                 })
@@ -192,7 +250,7 @@ impl Children {
         let running = self
             .running
             .iter()
-            .find(|running| running.name == name && !running.ended);
+            .find(|running| running.launch.name == name && !running.ended);
         let failed = || Failure::runtime(format!("`{name}` is not running"));
         let pid = running.and_then(pid_of).ok_or_else(failed)?;
         kill_process(pid, signal).map_err(|error| Failure::runtime(format!("`{name}`: {error}")))
@@ -202,8 +260,15 @@ impl Children {
     pub(crate) fn pids(&self) -> Vec<(&str, u32)> {
         let alive = self.running.iter().filter(|running| !running.ended);
         alive
-            .filter_map(|running| Some((running.name.as_str(), running.child.id()?)))
+            .filter_map(|running| Some((running.launch.name.as_str(), running.child.id()?)))
             .collect()
+    }
+
+    /// The process id of one that runs.
+    pub(crate) fn pid(&self, name: &str) -> Option<u32> {
+        let all = self.pids();
+        all.iter()
+            .find_map(|(each, pid)| (*each == name).then_some(*pid))
     }
 
     /// Ends all: first asked, and after a while made to.
@@ -222,6 +287,24 @@ impl Children {
                 let _ = running.child.kill().await;
             }
             running.ended = true;
+        }
+    }
+}
+
+impl Launch {
+    /// Puts the addresses that it was given in place of those that it left open.
+    fn settle(&mut self, addresses: &Addresses) {
+        for index in 1..self.arguments.len() {
+            let (before, rest) = self.arguments.split_at_mut(index);
+            let (Some(flag), Some(value)) = (before.last(), rest.first_mut()) else {
+                return;
+            };
+            let flag = flag.to_str().and_then(|flag| flag.strip_prefix("--"));
+            if value == ANY_PORT
+                && let Some(address) = flag.and_then(|flag| addresses.get(flag).ok())
+            {
+                *value = address.to_string().into();
+            }
         }
     }
 }
@@ -259,5 +342,7 @@ pub(crate) fn last_lines(log: &Path, many: usize) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
+/// An address whose port is left to the system.
+pub(crate) const ANY_PORT: &str = "127.0.0.1:0";
 const PATIENCE: Duration = Duration::from_secs(15);
 const GOODBYE: Duration = Duration::from_secs(4);

@@ -24,6 +24,9 @@ pub(crate) struct IssuerArgs {
     listen: SocketAddr,
     #[arg(long)]
     addresses_file: PathBuf,
+    /// Where its keys are kept, so that it is the same issuer when it is started again.
+    #[arg(long)]
+    state_dir: PathBuf,
     /// A JSON Web Key to publish as the next one instead of its own.
     #[arg(long)]
     next_key: Option<PathBuf>,
@@ -41,7 +44,7 @@ struct Issuer {
 }
 
 pub(crate) async fn run(args: &IssuerArgs) -> Result<(), Failure> {
-    let key = SigningKey::generate(CURRENT)?;
+    let key = SigningKey::kept(CURRENT, &args.state_dir.join(CURRENT))?;
     let next = match &args.next_key {
         Some(file) => {
             let text = std::fs::read(file)
@@ -49,7 +52,7 @@ pub(crate) async fn run(args: &IssuerArgs) -> Result<(), Failure> {
             serde_json::from_slice(&text)
                 .map_err(|error| Failure::runtime(format!("{}: {error}", file.display())))?
         }
-        None => SigningKey::generate(NEXT)?.public_jwk(),
+        None => SigningKey::kept(NEXT, &args.state_dir.join(NEXT))?.public_jwk(),
     };
     let (listener, address) = server::listen(args.listen, &args.addresses_file).await?;
     let issuer = Rc::new(Issuer {

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    children::Children,
+    children::{ANY_PORT, Children},
     issuer,
     resources::{Facts, Place, Resources, TRUST_DOMAIN},
     sabotage::Sabotage,
@@ -370,9 +370,16 @@ impl Starting<'_> {
     }
 
     fn start_issuer(&self, children: &mut Children, forger: &SigningKey) -> Result<(), Failure> {
-        let mut arguments =
-            arguments(["demo-issuer", "--listen", "127.0.0.1:0", "--addresses-file"]);
-        arguments.push(children.addresses_file("issuer").into());
+        let mut arguments = arguments(["demo-issuer", "--listen", ANY_PORT]);
+        let state = self.folder.join("issuer-state");
+        private_folder(&state)?;
+        for (flag, path) in [
+            ("--addresses-file", children.addresses_file("issuer")),
+            ("--state-dir", state),
+        ] {
+            arguments.push(flag.into());
+            arguments.push(path.into());
+        }
         if self.sabotage == Some(Sabotage::ForgedSignature) {
             let file = self.folder.join("next-key.json");
             write_whole(&file, &forger.public_jwk().to_string())?;
@@ -391,7 +398,7 @@ impl Starting<'_> {
         socket: &Path,
     ) -> Result<super::children::Addresses, Failure> {
         const NAME: &str = "control-plane";
-        let mut arguments = arguments(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        let mut arguments = arguments(["--listen", ANY_PORT, "--admin", ANY_PORT]);
         for (flag, path) in [
             ("--config", resources.folder()),
             ("--admin-socket", socket),
@@ -425,7 +432,7 @@ impl Starting<'_> {
         write_whole(&token_file, join_token)?;
         let mut arguments = arguments([
             "--admin",
-            "127.0.0.1:0",
+            ANY_PORT,
             "--workers",
             "1",
             "--drain-timeout",
@@ -459,7 +466,7 @@ fn start_program(children: &mut Children, name: &str, sidecar: SocketAddr) -> Re
         "demo-service",
         name,
         "--listen",
-        "127.0.0.1:0",
+        ANY_PORT,
         "--sidecar",
         &sidecar,
     ]);

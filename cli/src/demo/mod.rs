@@ -2,6 +2,7 @@
 
 pub(crate) mod child;
 mod children;
+mod folder;
 pub(crate) mod issuer;
 mod mesh;
 mod report;
@@ -10,6 +11,7 @@ mod sabotage;
 mod server;
 pub(crate) mod service;
 mod signals;
+mod staying;
 mod story;
 mod token;
 mod trace;
@@ -19,18 +21,15 @@ mod wire;
 use std::{
     cell::Cell,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use clap::Args;
 use serde_json::{Map, Value};
-use tempfile::TempDir;
 
-use crate::{
-    failure::Failure,
-    output::{Output, eprint_line},
-};
+use crate::{failure::Failure, output::Output};
 use children::Children;
+use folder::Folder;
 use mesh::Mesh;
 use report::{Outcome, Report};
 use sabotage::Sabotage;
@@ -126,7 +125,10 @@ async fn tell(
         Ok(started) => started,
         Err(failure) => {
             outcome.observed("not everything is up");
-            outcome.problem(Failure::message(&failure));
+            outcome.problem(failure.message());
+            if let Some(hint) = failure.mending() {
+                outcome.problem(format!("to mend it: {hint}"));
+            }
             report.step("start", START, outcome, began.elapsed());
             report.finish(&Map::new());
             return Err(verdict(report));
@@ -148,7 +150,7 @@ async fn tell(
         return Ok(());
     }
     invite(&mesh, report).await?;
-    Err(Failure::runtime(death(mesh.children).await))
+    staying::stay(mesh.children, report).await
 }
 
 const START: &str = "A control plane, a token issuer, and three services with a sidecar each";
@@ -229,89 +231,12 @@ async fn invite(mesh: &Mesh<'_>, report: &Report) -> Result<(), Failure> {
         format!("  curl -s http://{}/metrics", mesh.orders.admin),
         format!("  curl -s http://{}/metrics", mesh.control_plane_admin),
         String::new(),
+        "  # nothing fails while the control plane is away; ten seconds later it is started again, as is all that you kill".to_owned(),
+        format!("  kill -9 {}", mesh.children.pid("control-plane").unwrap_or_default()),
+        String::new(),
         format!("Edit the files in {}: what you save is live a moment later.", mesh.resources.folder().display()),
         format!("Logs are in {}. Ctrl-C ends all of it.", mesh.folder.join("logs").display()),
     ];
     lines.iter().for_each(|line| report.say(line));
     Ok(())
-}
-
-/// Waits until a process dies, which none should.
-async fn death(children: &mut Children) -> String {
-    loop {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        if let Some(death) = children.dead() {
-            return death.to_string();
-        }
-    }
-}
-
-/// A Unix socket's path has 107 bytes at most (103 on macOS), and the longest here is
-/// `payments-sidecar-state/admin.sock`.
-const LONGEST_FOLDER: usize = 68;
-
-/// Where everything is.
-enum Folder {
-    Kept(PathBuf),
-    Passing(TempDir),
-}
-
-impl Folder {
-    fn make(keep: Option<&Path>) -> Result<Self, Failure> {
-        let folder = Self::choose(keep)?;
-        let bytes = folder.path().as_os_str().len();
-        if bytes > LONGEST_FOLDER {
-            return Err(Failure::usage(format!(
-                "{} has {bytes} bytes; Unix sockets in it need a path of {LONGEST_FOLDER} at most",
-                folder.path().display()
-            ))
-            .hint("name a shorter one by `--keep`, or by TMPDIR"));
-        }
-        Ok(folder)
-    }
-
-    fn choose(keep: Option<&Path>) -> Result<Self, Failure> {
-        let failed = |path: &Path, error: std::io::Error| {
-            Failure::usage(format!(
-                "cannot use {} for the demo: {error}",
-                path.display()
-            ))
-        };
-        let Some(path) = keep else {
-            let made = tempfile::Builder::new().prefix("merlon-demo-").tempdir();
-            return made
-                .map(Self::Passing)
-                .map_err(|error| failed(&std::env::temp_dir(), error));
-        };
-        mesh::private_folder(path)?;
-        let path = path.canonicalize().map_err(|error| failed(path, error))?;
-        let mut entries = std::fs::read_dir(&path).map_err(|error| failed(&path, error))?;
-        match entries.next() {
-            None => Ok(Self::Kept(path)),
-            Some(_) => Err(Failure::usage(format!("{} is not empty", path.display()))
-                .hint("name a folder that does not exist yet")),
-        }
-    }
-
-    fn path(&self) -> &Path {
-        match self {
-            Self::Kept(path) => path,
-            Self::Passing(folder) => folder.path(),
-        }
-    }
-
-    fn remove(self) -> Result<(), Failure> {
-        match self {
-            Self::Kept(path) => {
-                eprint_line(&format!("kept {}", path.display()));
-                Ok(())
-            }
-            Self::Passing(folder) => {
-                let path = folder.path().to_owned();
-                folder.close().map_err(|error| {
-                    Failure::runtime(format!("cannot remove {}: {error}", path.display()))
-                })
-            }
-        }
-    }
 }

@@ -1,5 +1,12 @@
 //! Tokens, good and bad: access tokens of the demo's issuer (RFC 9068), and what a forger makes of them.
 
+use std::{
+    fs::File,
+    io::{ErrorKind, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
+
 use aws_lc_rs::{
     hmac,
     rand::SystemRandom,
@@ -73,7 +80,7 @@ impl Claims {
     }
 }
 
-/// An ECDSA P-256 key with its name, made at the start of the demo and never written down.
+/// An ECDSA P-256 key with its name.
 #[derive(Debug)]
 pub(crate) struct SigningKey {
     kid: String,
@@ -88,6 +95,36 @@ impl SigningKey {
             kid: kid.to_owned(),
             pair,
         })
+    }
+
+    /// The key in `file`; one that is new, and written there for the next start, where there is no such file.
+    pub(crate) fn kept(kid: &str, file: &Path) -> Result<Self, Failure> {
+        let failed = |why: &dyn std::fmt::Display| {
+            Failure::runtime(format!("the key in {}: {why}", file.display()))
+        };
+        match std::fs::read(file) {
+            Ok(key) => {
+                let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &key);
+                Ok(Self {
+                    kid: kid.to_owned(),
+                    pair: pair.map_err(|error| failed(&error))?,
+                })
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let made = Self::generate(kid)?;
+                let key = made.pair.to_pkcs8v1().map_err(|error| failed(&error))?;
+                let mut kept = File::options()
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(file)
+                    .map_err(|error| failed(&error))?;
+                kept.write_all(key.as_ref())
+                    .map_err(|error| failed(&error))?;
+                Ok(made)
+            }
+            Err(error) => Err(failed(&error)),
+        }
     }
 
     /// The public half as a JSON Web Key (RFC 7518 §6.2.1).

@@ -1,5 +1,4 @@
 //! Runs `merlon` as its users do, and demos that stay up.
-#![expect(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},
@@ -114,6 +113,34 @@ impl Demo {
             .values()
             .map(|id| i32::try_from(id.as_i64().unwrap()).unwrap());
         ids.map(|id| Pid::from_raw(id).unwrap()).collect()
+    }
+
+    /// The process id of one of them.
+    pub(crate) fn process(&self, name: &str) -> Pid {
+        let id = self.report["processes"][name].as_i64().unwrap();
+        Pid::from_raw(i32::try_from(id).unwrap()).unwrap()
+    }
+
+    /// Asks this demo's control plane until the answer is the one that is waited for.
+    pub(crate) fn until(
+        &self,
+        patience: Duration,
+        arguments: &[&str],
+        is_it: impl Fn(&Ran) -> bool,
+    ) -> Ran {
+        let began = Instant::now();
+        loop {
+            let ran = self.merlon(arguments);
+            if is_it(&ran) {
+                return ran;
+            }
+            assert!(began.elapsed() < patience, "{ran:#?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
