@@ -42,9 +42,12 @@ pub(crate) struct ProxyStatus {
     /// The state it enforces.
     #[serde(default)]
     pub(crate) snapshot_version: Option<String>,
-    /// For how long nothing confirmed that state, in seconds.
+    /// For how long nothing confirmed that state, in seconds; absent when it is gone.
     #[serde(default)]
     pub(crate) snapshot_age_seconds: Option<u64>,
+    /// When it was last heard of.
+    #[serde(default)]
+    pub(crate) last_seen: Option<Timestamp>,
     #[serde(default)]
     pub(crate) certificate_serial: Option<String>,
     #[serde(default)]
@@ -62,20 +65,22 @@ impl ProxyStatus {
     }
 }
 
-/// A decision with all that is needed to make it again.
+/// What a proxy remembers of a decision.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RecordedDecision {
-    pub(crate) facts: RecordedFacts,
+    /// With what policies decided, or would have; absent where it was refused before its service was known.
+    #[serde(default)]
+    pub(crate) facts: Option<RecordedFacts>,
     /// The service as it was then.
     #[serde(default)]
     pub(crate) service: Option<InboundService>,
-    pub(crate) mesh: MeshState,
+    #[serde(default)]
+    pub(crate) mesh: Option<MeshState>,
     #[serde(default)]
     pub(crate) snapshot_version: String,
-    /// In the access log's names.
     #[serde(default)]
-    pub(crate) decision: Value,
+    pub(crate) decision: Decision,
     /// The service as it is today; absent when it is gone.
     #[serde(default)]
     pub(crate) service_now: Option<InboundService>,
@@ -84,6 +89,57 @@ pub(crate) struct RecordedDecision {
     /// Which proxy decided.
     #[serde(default)]
     pub(crate) proxy: String,
+}
+
+/// What was asked and what became of it, in the access log's names.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Decision {
+    /// Of a refusal.
+    #[serde(default)]
+    pub(crate) asked: Option<Asked>,
+    #[serde(default)]
+    pub(crate) outcome: DecisionOutcome,
+}
+
+/// A refused request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Asked {
+    pub(crate) ts: Timestamp,
+    pub(crate) direction: String,
+    #[serde(default)]
+    pub(crate) src: Option<String>,
+    pub(crate) src_address: String,
+    #[serde(default)]
+    pub(crate) dst: Option<String>,
+    #[serde(default)]
+    pub(crate) protocol: String,
+    #[serde(default)]
+    pub(crate) method: Option<String>,
+    #[serde(default)]
+    pub(crate) host: Option<String>,
+    #[serde(default)]
+    pub(crate) path: Option<String>,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct DecisionOutcome {
+    /// 0 when it was let through.
+    #[serde(default)]
+    pub(crate) status: u16,
+    /// None when it was let through.
+    #[serde(default)]
+    pub(crate) reason: Option<String>,
+    #[serde(default)]
+    pub(crate) policy: Option<String>,
+    /// What the caller was told.
+    #[serde(default)]
+    pub(crate) detail: Option<String>,
+    /// What callers are not told.
+    #[serde(default)]
+    pub(crate) cause: Option<String>,
+    #[serde(default)]
+    pub(crate) place: Option<String>,
 }
 
 /// A join token, shown once.

@@ -1,15 +1,14 @@
 //! `merlon explain`: why a request was allowed or refused.
 //!
 //! The facts were recorded by the proxy that decided. They are evaluated here anew, by Cedar's own evaluator: another
-//! engine than the one that decided.
+//! engine than the one that decided. What was refused before or after the policies, by another check, is told by what
+//! that check said: neither tokens nor bodies are kept to repeat it.
+
+mod text;
 
 use clap::Args;
 use merlon_config::snapshot::MeshState;
-use merlon_policy::{
-    decision::Effect,
-    explain::{Explanation, PolicyExplanation, PolicyOutcome, explain},
-    record::{RecordedFacts, RecordedRequest},
-};
+use merlon_policy::explain::{Explanation, explain};
 use serde_json::{Value, json};
 
 use crate::{
@@ -22,7 +21,7 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A refused caller finds the id in the answer, as `merlon-decision-id` and as `decision_id` in its body; an operator finds
-it in the access log. A proxy remembers its last 4,096 decisions.
+it in the access log. Of its last 4,096 requests a proxy remembers every refusal, and 50 permits a second.
 
 Examples:
   merlon explain 1a2b3c4d-0g5
@@ -41,7 +40,9 @@ pub(crate) async fn run(args: &ExplainArgs, control_plane: &ControlPlane) -> Res
     let explained = look_up(control_plane, &args.decision).await?;
     match args.output {
         Output::Json => print_json(&explained.json()),
-        Output::Text => explained.text().iter().for_each(|line| print_line(line)),
+        Output::Text => text::lines(&explained)
+            .iter()
+            .for_each(|line| print_line(line)),
     }
     Ok(())
 }
@@ -51,6 +52,58 @@ pub(crate) async fn run(args: &ExplainArgs, control_plane: &ControlPlane) -> Res
 pub(crate) struct Explained {
     id: String,
     record: RecordedDecision,
+    verdict: Verdict,
+    /// What the policies say; absent where nobody knew which service was meant.
+    policies: Option<Judgement>,
+}
+
+/// Who decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// The policies permitted it, and nothing else minded.
+    Allowed,
+    /// The policies denied it.
+    Denied,
+    /// A check refused it before the policies were asked.
+    RefusedBefore,
+    /// The policies permitted it, and a later check refused it.
+    RefusedAfter,
+    /// Nothing refused it; what it was meant for failed.
+    Failed,
+}
+
+impl Verdict {
+    fn of(record: &RecordedDecision) -> Self {
+        let decided = record
+            .facts
+            .as_ref()
+            .and_then(|facts| facts.decided.as_ref());
+        match (&record.decision.outcome.reason, decided) {
+            (_, Some(decided)) if !decided.allowed => Self::Denied,
+            (None, _) => Self::Allowed,
+            (Some(reason), _) if reason.starts_with("upstream.") => Self::Failed,
+            (Some(_), Some(_)) => Self::RefusedAfter,
+            (Some(_), None) => Self::RefusedBefore,
+        }
+    }
+
+    const fn decider(self) -> &'static str {
+        match self {
+            Self::Allowed | Self::Denied => "policies",
+            Self::RefusedBefore | Self::RefusedAfter => "check",
+            Self::Failed => "upstream",
+        }
+    }
+
+    /// Whether the policies had their say.
+    const fn is_asked(self) -> bool {
+        !matches!(self, Self::RefusedBefore)
+    }
+}
+
+/// What the policies of then and of today say to the recorded facts.
+#[derive(Debug)]
+struct Judgement {
     then: Explanation,
     today: Today,
 }
@@ -69,12 +122,21 @@ enum Today {
 /// Fetches the facts of a decision and evaluates them.
 pub(crate) async fn look_up(control_plane: &ControlPlane, id: &str) -> Result<Explained, Failure> {
     let record = control_plane.decision(id).await?;
-    let Some(service) = &record.service else {
-        return Err(Failure::runtime(format!(
-            "the proxy remembers the facts of `{id}`, but not the policies that decided"
-        )));
+    let policies = judge(id, &record)?;
+    Ok(Explained {
+        id: id.to_owned(),
+        verdict: Verdict::of(&record),
+        policies,
+        record,
+    })
+}
+
+fn judge(id: &str, record: &RecordedDecision) -> Result<Option<Judgement>, Failure> {
+    let (Some(facts), Some(service), Some(mesh)) = (&record.facts, &record.service, &record.mesh)
+    else {
+        return Ok(None);
     };
-    let then = explain(service, &record.mesh, &record.facts).map_err(|problems| {
+    let then = explain(service, mesh, facts).map_err(|problems| {
         let first = problems
             .first()
             .map(ToString::to_string)
@@ -84,11 +146,11 @@ pub(crate) async fn look_up(control_plane: &ControlPlane, id: &str) -> Result<Ex
         ))
         .hint("`merlon` may be older than the proxy; `merlon version` shows this one's")
     })?;
-    let mesh_now: &MeshState = record.mesh_now.as_ref().unwrap_or(&record.mesh);
+    let mesh_now: &MeshState = record.mesh_now.as_ref().unwrap_or(mesh);
     let today = match &record.service_now {
         None => Today::Gone,
-        Some(now) if now == service && *mesh_now == record.mesh => Today::Same,
-        Some(now) => match explain(now, mesh_now, &record.facts) {
+        Some(now) if now == service && mesh_now == mesh => Today::Same,
+        Some(now) => match explain(now, mesh_now, facts) {
             Ok(explanation) => Today::Other(explanation),
             Err(problems) => Today::Unknown(
                 problems
@@ -98,212 +160,56 @@ pub(crate) async fn look_up(control_plane: &ControlPlane, id: &str) -> Result<Ex
             ),
         },
     };
-    Ok(Explained {
-        id: id.to_owned(),
-        then,
-        today,
-        record,
-    })
+    Ok(Some(Judgement { then, today }))
 }
 
 impl Explained {
-    /// What it was, with the policies as they were.
-    pub(crate) fn then(&self) -> &Explanation {
-        &self.then
+    /// What the policies said, as they were; none when they were not asked.
+    pub(crate) fn then(&self) -> Option<&Explanation> {
+        let policies = self.policies.as_ref().filter(|_| self.verdict.is_asked());
+        policies.map(|policies| &policies.then)
     }
 
     /// One line.
     pub(crate) fn summary(&self) -> String {
-        printable(&self.then.summary)
+        match self.then() {
+            Some(then) => printable(&then.summary),
+            None => printable(&text::refusal(&self.record.decision.outcome)),
+        }
     }
 
     /// Three or four lines.
     pub(crate) fn short(&self) -> Vec<String> {
-        let mut lines = vec![printable(&asked(&self.record.facts))];
-        lines.extend(self.then.policies.iter().map(policy_line));
-        lines
-    }
-
-    /// All of it, for people.
-    fn text(&self) -> Vec<String> {
-        let facts = &self.record.facts;
-        let mut lines = vec![format!(
-            "Decision {}: {}",
-            self.id,
-            if self.then.allowed {
-                "allowed"
-            } else {
-                "denied"
-            }
-        )];
-        let mut line =
-            |name: &str, text: String| lines.push(format!("  {name:<10} {}", printable(&text)));
-        line("asked", asked(facts));
-        line("when", facts.now.to_string());
-        line("from", facts.source_ip.to_string());
-        if facts.client_ip != facts.source_ip {
-            line("client", facts.client_ip.to_string());
-        }
-        for (name, text) in details(facts) {
-            line(name, text);
-        }
-        if let Some(answered) = answered(&self.record.decision) {
-            line("answered", answered);
-        }
-        line("proxy", self.record.proxy.clone());
-        line(
-            "snapshot",
-            self.record
-                .snapshot_version
-                .get(..12)
-                .unwrap_or(&self.record.snapshot_version)
-                .to_owned(),
-        );
-        lines.push(String::new());
-        lines.push("Policies considered".to_owned());
-        if self.then.policies.is_empty() {
-            lines.push("  none: no policy concerns this service".to_owned());
-        }
-        lines.extend(
-            self.then
-                .policies
-                .iter()
-                .map(|policy| format!("  {}", policy_line(policy))),
-        );
-        lines.push(String::new());
-        lines.push(format!("Decided    {}", printable(&self.then.summary)));
-        lines.push(format!("Today      {}", printable(&self.said_today())));
-        lines
-    }
-
-    fn said_today(&self) -> String {
-        match &self.today {
-            Today::Same => "the same: the policies have not changed".to_owned(),
-            Today::Other(now) if now.allowed == self.then.allowed => {
-                format!(
-                    "the policies have changed, the answer has not: {}",
-                    now.summary
-                )
-            }
-            Today::Other(now) => format!("another answer: {}", now.summary),
-            Today::Gone => format!(
-                "there is no service `{}` any more",
-                self.record.facts.service
-            ),
-            Today::Unknown(why) => format!("not known: {why}"),
-        }
+        text::short(self)
     }
 
     fn json(&self) -> Value {
-        let (changed, today) = match &self.today {
-            Today::Same => (false, json!(self.then)),
-            Today::Other(now) => (true, json!(now)),
-            Today::Gone | Today::Unknown(_) => (true, Value::Null),
+        let outcome = &self.record.decision.outcome;
+        let policies = self.policies.as_ref();
+        let (changed, today) = match policies.map(|policies| (&policies.today, &policies.then)) {
+            None => (false, Value::Null),
+            Some((Today::Same, then)) => (false, json!(then)),
+            Some((Today::Other(now), _)) => (true, json!(now)),
+            Some((Today::Gone | Today::Unknown(_), _)) => (true, Value::Null),
+        };
+        let then = policies.map(|policies| json!(policies.then));
+        let (then, would_have) = match self.verdict.is_asked() {
+            true => (then, None),
+            false => (None, then),
         };
         json!({
             "decisionId": self.id,
+            "allowed": self.verdict == Verdict::Allowed,
+            "decidedBy": self.verdict.decider(),
+            "refusal": outcome.reason.as_ref().map(|_| outcome),
+            "asked": self.record.decision.asked,
             "proxy": self.record.proxy,
             "snapshotVersion": self.record.snapshot_version,
             "facts": self.record.facts,
-            "decision": self.record.decision,
-            "then": self.then,
+            "then": then,
+            "policiesWouldHaveSaid": would_have,
             "policiesChanged": changed,
             "today": today,
         })
     }
-}
-
-/// `spiffe://… asked for POST /charges of payments/payments`.
-fn asked(facts: &RecordedFacts) -> String {
-    let what = match &facts.request {
-        RecordedRequest::Http { method, path, .. } => {
-            format!("{method} {path} of {}", facts.service)
-        }
-        RecordedRequest::Grpc {
-            service, method, ..
-        } => {
-            format!("gRPC {service}/{method} of {}", facts.service)
-        }
-        RecordedRequest::Tcp { .. } => format!("a TCP connection to {}", facts.service),
-    };
-    format!("{} asked for {what}, port {}", facts.principal, facts.port)
-}
-
-fn details(facts: &RecordedFacts) -> Vec<(&'static str, String)> {
-    let mut lines = Vec::new();
-    let pairs = |values: &std::collections::BTreeMap<String, Vec<String>>| {
-        let each = values
-            .iter()
-            .map(|(name, values)| format!("{name}={}", values.join(",")));
-        each.collect::<Vec<_>>().join(" ")
-    };
-    match &facts.request {
-        RecordedRequest::Http {
-            host,
-            route,
-            params,
-            query,
-            headers,
-            ..
-        } => {
-            lines.push(("host", host.clone()));
-            lines.push((
-                "route",
-                route
-                    .clone()
-                    .unwrap_or_else(|| "none of the templates".to_owned()),
-            ));
-            let params: Vec<String> = params
-                .iter()
-                .map(|(name, value)| format!("{name}={value}"))
-                .collect();
-            lines.push(("params", params.join(" ")));
-            lines.push(("query", pairs(query)));
-            lines.push(("headers", pairs(headers)));
-        }
-        RecordedRequest::Grpc { host, headers, .. } => {
-            lines.push(("host", host.clone()));
-            lines.push(("headers", pairs(headers)));
-        }
-        RecordedRequest::Tcp { sni } => lines.push(("sni", sni.clone().unwrap_or_default())),
-    }
-    match &facts.user {
-        Some(user) => {
-            lines.push(("user", user.id.clone()));
-            lines.push(("scopes", user.scopes.join(" ")));
-            lines.push(("groups", user.groups.join(" ")));
-        }
-        None => lines.push(("user", "none".to_owned())),
-    }
-    lines.retain(|(_, text)| !text.is_empty());
-    lines
-}
-
-/// `403 authz.denied`, in the access log's names.
-fn answered(decision: &Value) -> Option<String> {
-    let status = decision.get("status")?.as_u64()?;
-    let reason = decision
-        .get("reason")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
-    Some(format!("{status} {reason}").trim_end().to_owned())
-}
-
-fn policy_line(explanation: &PolicyExplanation) -> String {
-    let effect = match explanation.policy.effect {
-        Effect::Forbid => "forbid",
-        Effect::Permit => "permit",
-    };
-    let outcome = match &explanation.outcome {
-        PolicyOutcome::Holds => "holds".to_owned(),
-        PolicyOutcome::OutOfScope { part, wants, saw } => {
-            format!("is about another {part}: it wants {wants}, and this is {saw}")
-        }
-        PolicyOutcome::ConditionFalse { condition, saw } => match saw {
-            Some(saw) => format!("does not hold: {condition} is false, since {saw}"),
-            None => format!("does not hold: {condition} is false"),
-        },
-        PolicyOutcome::Errs { error } => format!("cannot be evaluated: {error}"),
-    };
-    printable(&format!("{effect} {} {outcome}", explanation.policy.name))
 }

@@ -104,7 +104,7 @@ fn table(proxies: &[ProxyStatus], now: Timestamp) -> String {
         [
             printable(&proxy.identity),
             printable(&proxy.id),
-            state(proxy),
+            state(proxy, now),
             proxy.snapshot_version.as_deref().map_or_else(none, short),
             proxy.snapshot_age_seconds.map_or_else(none, span),
             proxy
@@ -138,7 +138,11 @@ fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-fn state(proxy: &ProxyStatus) -> String {
+fn state(proxy: &ProxyStatus, now: Timestamp) -> String {
+    if let (true, Some(seen)) = (proxy.state == "disconnected", proxy.last_seen) {
+        let ago = now.as_second().saturating_sub(seen.as_second());
+        return format!("disconnected {} ago", span(u64::try_from(ago).unwrap_or(0)));
+    }
     match &proxy.reason {
         Some(reason) if !reason.is_empty() => printable(&format!("{}: {reason}", proxy.state)),
         _ => printable(&proxy.state),

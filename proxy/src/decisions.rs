@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    net::SocketAddr,
     str::FromStr,
     sync::{
         Arc,
@@ -10,9 +11,12 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use merlon_config::snapshot::{InboundService, MeshState, Version};
+use jiff::Timestamp;
+use merlon_config::snapshot::{InboundService, MeshState, PolicyName, Version};
 use merlon_policy::record::RecordedFacts;
 use serde::Serialize;
+
+use crate::denial::Denial;
 
 /// How many decisions a process remembers.
 pub const CAPACITY: usize = 4_096;
@@ -35,12 +39,26 @@ pub struct DecisionId {
     sequence: u64,
 }
 
-/// One decision, with all that is needed to make it again.
+/// What is remembered of one decision.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecordedDecision {
     /// Its name.
     pub id: DecisionId,
+    /// With what policies decided, or would have; absent where nobody got as far as knowing which service is meant.
+    #[serde(flatten)]
+    pub evidence: Option<Evidence>,
+    /// What the request was, as the access log has it; of a refusal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Asked>,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// All that is needed to make a decision again.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Evidence {
     /// What policies could have asked.
     pub facts: RecordedFacts,
     /// The service as it was then.
@@ -49,15 +67,42 @@ pub struct RecordedDecision {
     pub mesh: Arc<MeshState>,
     /// The snapshot that decided.
     pub snapshot: Version,
-    /// What became of it.
-    pub outcome: Outcome,
+}
+
+/// A refused request, in the names of the access log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct Asked {
+    /// When the head was read.
+    pub ts: Timestamp,
+    /// `inbound`, `outbound` or `gateway`.
+    pub direction: &'static str,
+    /// SPIFFE ID of the caller.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub src: Option<String>,
+    /// The socket's other end.
+    pub src_address: SocketAddr,
+    /// Service and port, or host and port outside the mesh.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dst: Option<String>,
+    /// `http/1.1`, `h2` or `tcp`.
+    pub protocol: &'static str,
+    /// The method; none where the head could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// `Host` or `:authority`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Without query; the first 1,024 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
 }
 
 /// What became of a request, in the names of the access log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub struct Outcome {
-    /// HTTP status, or 0 for opaque bytes.
+    /// HTTP status of a refusal; 0 when it was let through.
     pub status: u16,
     /// Stable reason code of a refusal, as `authz.denied`; none when it was let through.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,6 +110,38 @@ pub struct Outcome {
     /// The policy that decided, as `shop/orders#read-own`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
+    /// What the caller was told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// What the operator should know beyond it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// Where in the request; for a check of its form.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
+}
+
+impl Outcome {
+    /// It was let through, by this policy.
+    pub(crate) fn permitted(policy: &PolicyName) -> Self {
+        Self {
+            policy: Some(policy.to_string()),
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&Denial> for Outcome {
+    fn from(denial: &Denial) -> Self {
+        Self {
+            status: denial.status().as_u16(),
+            reason: Some(denial.reason()),
+            policy: denial.policy().map(ToString::to_string),
+            detail: Some(denial.sentence().into_owned()),
+            cause: denial.cause(),
+            place: denial.place().map(str::to_owned),
+        }
+    }
 }
 
 impl DecisionLog {
@@ -91,6 +168,17 @@ impl DecisionLog {
         if let Some(slot) = self.slot(decision.id.sequence) {
             slot.store(Some(Arc::new(decision)));
         }
+    }
+
+    /// Keeps a refusal: with the evidence that was kept under its id before, if any.
+    pub(crate) fn refuse(&self, id: DecisionId, asked: Asked, denial: &Denial) {
+        let evidence = self.find(id).and_then(|known| known.evidence.clone());
+        self.record(RecordedDecision {
+            id,
+            evidence,
+            asked: Some(asked),
+            outcome: Outcome::from(denial),
+        });
     }
 
     /// The decision of this name, while it is remembered.

@@ -313,6 +313,14 @@ impl Denial {
         }
     }
 
+    /// Where in the request a check of its form found something, as `/quantity` in a body.
+    pub fn place(&self) -> Option<&str> {
+        match self {
+            Self::Invalid(violation) => violation.place.as_deref(),
+            _ => None,
+        }
+    }
+
     /// The policy that decided.
     pub fn policy(&self) -> Option<&PolicyName> {
         match self {

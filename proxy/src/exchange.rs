@@ -15,7 +15,7 @@ use crate::{
     access_log::Line,
     body::Flow,
     config::AccessLogMode,
-    decisions::DecisionId,
+    decisions::{Asked, DecisionId},
     denial::Denial,
     metrics::{Direction, Label as _, StatusClass, Way},
     telemetry::{FinishedSpan, SpanValue},
@@ -148,7 +148,24 @@ impl Exchange {
     /// It was refused by us.
     pub(crate) fn refused(&mut self, denial: Denial) {
         self.status = denial.status().as_u16();
+        let decisions = &self.local.shared.decisions;
+        decisions.refuse(self.decision_id, self.asked(), &denial);
         self.denial = Some(denial);
+    }
+
+    fn asked(&self) -> Asked {
+        let path = self.method.as_ref().map(|_| self.uri.path());
+        Asked {
+            ts: self.at,
+            direction: self.direction.text(),
+            src: self.src.as_deref().map(str::to_owned),
+            src_address: self.src_address,
+            dst: self.dst.as_deref().map(str::to_owned),
+            protocol: self.protocol,
+            method: self.method.as_ref().map(ToString::to_string),
+            host: self.host.as_ref().map(ToString::to_string),
+            path: path.map(|path| path.chars().take(KEPT_OF_PATH).collect()),
+        }
     }
 
     /// It is no request after all, but a connection that carries some.
@@ -272,6 +289,9 @@ impl Exchange {
         });
     }
 }
+
+/// What is remembered of a refused path, in characters.
+const KEPT_OF_PATH: usize = 1_024;
 
 impl Drop for Exchange {
     /// A request whose caller went away before it was answered still has its line.

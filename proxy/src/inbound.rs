@@ -207,7 +207,7 @@ async fn decide(
             if let Some(target) =
                 target.filter(|_| !matches!(denial, Denial::Policy(_) | Denial::Upstream(_)))
             {
-                record_refusal(&call, &target, &denial);
+                record_refusal(&call, &target);
             }
             Err((denial, call.exchange))
         }

@@ -148,20 +148,22 @@ fn facts(id: &str, shared: &Shared) -> Reply {
 }
 
 fn facts_reply(decision: &RecordedDecision) -> Result<FactsReply, serde_json::Error> {
-    Ok(FactsReply {
+    let mut reply = FactsReply {
         found: true,
-        facts: serde_json::to_vec(&decision.facts)?,
-        service: serde_json::to_vec(&*decision.service)?,
-        mesh: serde_json::to_vec(&*decision.mesh)?,
-        snapshot_version: decision.snapshot.to_string(),
         decision: serde_json::to_vec(&json!({
             "decision_id": decision.id,
-            "ts": decision.facts.now,
-            "status": decision.outcome.status,
-            "reason": decision.outcome.reason,
-            "policy": decision.outcome.policy,
+            "asked": decision.asked,
+            "outcome": decision.outcome,
         }))?,
-    })
+        ..FactsReply::default()
+    };
+    if let Some(evidence) = &decision.evidence {
+        reply.facts = serde_json::to_vec(&evidence.facts)?;
+        reply.service = serde_json::to_vec(&*evidence.service)?;
+        reply.mesh = serde_json::to_vec(&*evidence.mesh)?;
+        reply.snapshot_version = evidence.snapshot.to_string();
+    }
+    Ok(reply)
 }
 
 async fn rotate(renew: &Renew) -> Reply {

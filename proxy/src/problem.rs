@@ -76,10 +76,8 @@ fn problem(denial: &Denial, asker: &Asker<'_>, mut headers: HeaderMap) -> Answer
         if let Some(policy) = denial.policy().filter(|_| asker.meshed) {
             object.insert("policy".to_owned(), policy.to_string().into());
         }
-        if let Denial::Invalid(violation) = denial
-            && let Some(place) = &violation.place
-        {
-            object.insert("place".to_owned(), place.as_str().into());
+        if let Some(place) = denial.place() {
+            object.insert("place".to_owned(), place.into());
         }
     }
     headers.insert(

@@ -20,6 +20,7 @@ use http::Version;
 use merlon_certs::MERLON_TCP;
 use merlon_config::{resource::AppProtocol, resource::OutboundListener, snapshot::Destination};
 use merlon_policy::{
+    decision::Decision,
     facts::{RequestFacts, RequestKind, TcpFacts},
     limit::LimitSubject,
 };
@@ -34,7 +35,7 @@ use tokio_rustls::server::TlsStream;
 use crate::{
     body::Leash,
     connection,
-    decisions::{Outcome, RecordedDecision},
+    decisions::{Evidence, Outcome, RecordedDecision},
     denial::{Denial, Upstream},
     exchange::Exchange,
     health::Unready,
@@ -163,17 +164,17 @@ fn admit(
         .record(&target.peer, &facts, &decision);
     local.shared.decisions.record(RecordedDecision {
         id: exchange.decision_id,
-        facts: recorded.clone(),
-        service: Arc::clone(&target.service.state),
-        mesh: Arc::clone(&target.service.mesh),
-        snapshot: snapshot.version.clone(),
-        outcome: Outcome {
-            status: 0,
-            reason: match &decision {
-                merlon_policy::decision::Decision::Permit(_) => None,
-                merlon_policy::decision::Decision::Deny(deny) => Some(deny.code()),
-            },
-            policy: decision.policy().map(ToString::to_string),
+        evidence: Some(Evidence {
+            facts: recorded.clone(),
+            service: Arc::clone(&target.service.state),
+            mesh: Arc::clone(&target.service.mesh),
+            snapshot: snapshot.version.clone(),
+        }),
+        asked: None,
+        outcome: match &decision {
+            Decision::Permit(permit) => Outcome::permitted(permit.policy()),
+            // The refusal that follows tells it.
+            Decision::Deny(_) => Outcome::default(),
         },
     });
     exchange.permit = Some(decision.into_result()?);

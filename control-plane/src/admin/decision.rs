@@ -50,9 +50,12 @@ pub(super) async fn decision(
         (Some(proxy), _) => {
             let detail = format!("the proxy `{proxy}` does not remember the decision `{id}`");
             Err(Problem::new(StatusCode::NOT_FOUND, detail)
-                .hint("it keeps the last ones only; the access log has the rest"))
+                .hint("of its last 4,096 requests it keeps every refusal, and 50 permits a second; the access log has the rest"))
         }
-        (None, Some(away)) => Err(away.into()),
+        (None, Some(away)) => {
+            let away = Problem::new(StatusCode::SERVICE_UNAVAILABLE, away.to_string());
+            Err(away.hint("a process that ended took its decisions with it, and the access log keeps what it said; one that lost its connection tells when it is back"))
+        }
         (None, None) => Err(Problem::new(
             StatusCode::NOT_FOUND,
             "nobody remembers the decision",
@@ -66,11 +69,11 @@ fn told(
     proxy: &ProxyStatus,
     reply: &FactsReply,
 ) -> Result<Value, Problem> {
-    let facts = problem::json_of(&reply.facts)?;
     let optional = |bytes: &[u8]| match bytes {
         [] => Ok(Value::Null),
         bytes => problem::json_of(bytes),
     };
+    let facts = optional(&reply.facts)?;
     let mesh = admin.worlds.mesh();
     let name = facts.get("service").and_then(Value::as_str);
     let name: Option<ServiceName> = name.and_then(|name| name.parse().ok());

@@ -48,7 +48,7 @@ pub(crate) struct ProxyStatus {
     pub snapshot_version: Option<Version>,
     /// The state it should enforce.
     pub sent_version: Option<Version>,
-    /// For how long nothing confirmed the state it enforces, in seconds, by its own report.
+    /// For how long nothing confirmed the state it enforces, in seconds, by its own report; absent when it is gone.
     pub snapshot_age_seconds: Option<u64>,
     /// Serial number of its certificate, hexadecimal.
     pub certificate_serial: Option<String>,
@@ -354,6 +354,8 @@ impl Record {
         }
         if !connected {
             status.ready = false;
+            // Nobody knows whether it still runs. `last_seen` tells since when.
+            status.snapshot_age_seconds = None;
         }
         status
     }

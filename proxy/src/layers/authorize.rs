@@ -21,7 +21,7 @@ use super::{
     target::Target,
 };
 use crate::{
-    decisions::{Outcome, RecordedDecision},
+    decisions::{Evidence, Outcome, RecordedDecision},
     denial::Denial,
     state::{CompiledService, Snapshot},
     worker::{LongLived, Recheck},
@@ -251,43 +251,30 @@ fn join(pairs: &BTreeMap<String, Vec<String>>) -> Option<String> {
 /// people read. Copying facts costs as much as deciding.
 fn record(call: &Call, target: &Target, facts: &RequestFacts<'_>, decision: &Decision) {
     let outcome = match decision {
-        Decision::Permit(permit) if call.local.recorder.may_keep(call.clock) => Outcome {
-            status: 0,
-            reason: None,
-            policy: Some(permit.policy().to_string()),
-        },
+        Decision::Permit(permit) if call.local.recorder.may_keep(call.clock) => {
+            Outcome::permitted(permit.policy())
+        }
         Decision::Permit(_) => return,
-        Decision::Deny(deny) => Outcome {
-            status: deny.status(),
-            reason: Some(deny.code()),
-            policy: deny.policy().map(ToString::to_string),
-        },
+        // The refusal that follows tells it.
+        Decision::Deny(_) => Outcome::default(),
     };
-    keep(
-        call,
-        target,
-        target.service.policy.record(&target.peer, facts, decision),
-        outcome,
-    );
+    let facts = target.service.policy.record(&target.peer, facts, decision);
+    keep(call, target, facts, outcome);
 }
 
-/// As [`record`], for a refusal before any policy was asked.
-pub(crate) fn record_refusal(call: &Call, target: &Target, denial: &Denial) {
+/// As [`record`], for a request that a check refuses: before any policy was asked, or after one permitted it.
+pub(crate) fn record_refusal(call: &Call, target: &Target) {
     let headers = Fields(&call.head.headers);
     let facts = facts(call, target, &headers);
-    // The facts say what the policies would have been asked; the outcome says that they were not.
     let decision = decide(target, &facts);
     let mut recorded = target
         .service
         .policy
         .record(&target.peer, &facts, &decision);
-    recorded.decided = None;
-    let outcome = Outcome {
-        status: denial.status().as_u16(),
-        reason: Some(denial.reason()),
-        policy: None,
-    };
-    keep(call, target, recorded, outcome);
+    // The facts say what the policies would have been asked, and this, whether they were.
+    let permit = call.exchange.permit.as_ref();
+    recorded.decided = permit.map(|permit| (&Decision::Permit(permit.clone())).into());
+    keep(call, target, recorded, Outcome::default());
 }
 
 fn keep(call: &Call, target: &Target, facts: RecordedFacts, outcome: Outcome) {
@@ -296,10 +283,13 @@ fn keep(call: &Call, target: &Target, facts: RecordedFacts, outcome: Outcome) {
     };
     call.local.shared.decisions.record(RecordedDecision {
         id: call.exchange.decision_id,
-        facts,
-        service: Arc::clone(&target.service.state),
-        mesh: Arc::clone(&target.service.mesh),
-        snapshot: snapshot.version.clone(),
+        evidence: Some(Evidence {
+            facts,
+            service: Arc::clone(&target.service.state),
+            mesh: Arc::clone(&target.service.mesh),
+            snapshot: snapshot.version.clone(),
+        }),
+        asked: None,
         outcome,
     });
 }
