@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use merlon_compile::Compiler;
 use merlon_config::{
-    load::load_dir,
+    load::read_dir,
     report::{Report, Severity},
 };
 
@@ -68,8 +68,7 @@ pub(crate) fn problems(directory: &Path) -> Option<String> {
 
 /// How many resources there are, with warnings; or what is wrong.
 fn look_at(directory: &Path) -> Result<(usize, Report), Report> {
-    let resources = load_dir(directory)?;
-    Compiler::new().compile(&resources)?;
+    let (resources, _) = Compiler::new().compile_loaded(read_dir(directory))?;
     Ok((resources.list.len(), resources.warnings))
 }
 

@@ -31,6 +31,11 @@ use crate::{
 /// # Errors
 /// Everything that is wrong in any file. Nothing of what was read is then to be used.
 pub fn load_dir(directory: &Path) -> Result<Resources, Report> {
+    read_dir(directory).into_result()
+}
+
+/// As [`load_dir`], for those who look for more that is wrong.
+pub fn read_dir(directory: &Path) -> Loaded {
     let mut report = Report::new();
     let mut files = Vec::new();
     let mut folders = vec![(directory.to_path_buf(), 0)];
@@ -60,6 +65,13 @@ pub fn load_dir(directory: &Path) -> Result<Resources, Report> {
 pub fn load_texts<N: Into<String>, T: Into<String>>(
     texts: impl IntoIterator<Item = (N, T)>,
 ) -> Result<Resources, Report> {
+    read_texts(texts).into_result()
+}
+
+/// As [`load_texts`], for those who look for more that is wrong.
+pub fn read_texts<N: Into<String>, T: Into<String>>(
+    texts: impl IntoIterator<Item = (N, T)>,
+) -> Loaded {
     let texts = texts
         .into_iter()
         .map(|(name, text)| (name.into(), text.into()))
@@ -138,11 +150,40 @@ pub(crate) fn text_of(path: &Path) -> Result<String, String> {
     })
 }
 
-fn load(
-    place: &str,
-    texts: Vec<(String, String)>,
-    mut report: Report,
-) -> Result<Resources, Report> {
+/// What could be read, and everything that is wrong.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// Every document that could be read. For use only when the report has no error.
+    pub resources: Resources,
+    /// Errors and warnings.
+    pub report: Report,
+    /// Kinds of which not every document could be read; none when not even the kinds of all are known.
+    unread: Option<Vec<&'static str>>,
+}
+
+impl Loaded {
+    /// The resources with their warnings, where nothing is wrong.
+    ///
+    /// # Errors
+    /// What is.
+    pub fn into_result(self) -> Result<Resources, Report> {
+        if self.report.has_errors() {
+            return Err(self.report);
+        }
+        Ok(Resources {
+            warnings: self.report,
+            ..self.resources
+        })
+    }
+
+    /// Whether every document of these kinds was read, so that what none of them declares is declared nowhere.
+    pub fn all_read(&self, kinds: &[&str]) -> bool {
+        let unread = self.unread.as_ref();
+        unread.is_some_and(|unread| !unread.iter().any(|kind| kinds.contains(kind)))
+    }
+}
+
+fn load(place: &str, texts: Vec<(String, String)>, mut report: Report) -> Loaded {
     let mut loader = Loader {
         // A file that cannot be read may hold what others refer to.
         complete: !report.has_errors(),
@@ -162,11 +203,13 @@ fn load(
         place,
     };
     check::check(&checked, &mut report);
-    if report.has_errors() {
-        return Err(report);
+    let unread = KINDS.iter().map(|(_, kind)| *kind);
+    let unread = unread.filter(|kind| !checked.all_read(kind)).collect();
+    Loaded {
+        unread: loader.complete.then_some(unread),
+        resources: loader.resources,
+        report,
     }
-    loader.resources.warnings = report;
-    Ok(loader.resources)
 }
 
 #[derive(Default)]

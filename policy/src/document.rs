@@ -293,8 +293,35 @@ fn one(document: &PolicyDocument, error: &DetailedError) -> PolicyProblem {
             problem.message = format!("{}: {text}", problem.message);
         }
     }
-    problem.hint = error.help.clone();
+    problem.hint = only_elsewhere(&problem.message).or_else(|| error.help.clone());
     problem
+}
+
+/// An attribute that requests of one kind have and those of another have not. Cedar proposes a name like it, though the
+/// policy means what it says and is only about too much.
+fn only_elsewhere(message: &str) -> Option<String> {
+    let rest = message.strip_prefix("attribute `")?;
+    let (attribute, rest) = rest.split_once("` in context for Action::\"")?;
+    let (action, _) = rest.split_once('"')?;
+    let kind = |attribute: &str| match attribute {
+        "path" | "route" | "params" | "query" => Some("http"),
+        "service" => Some("grpc"),
+        "sni" => Some("tcp"),
+        _ => None,
+    };
+    let (what, scope) = match (kind(attribute), attribute, action) {
+        (Some("http"), ..) => ("HTTP requests", "action in Action::\"http\""),
+        (Some("grpc"), ..) => ("gRPC calls", "action == Action::\"grpc\""),
+        (Some("tcp"), ..) => ("TCP connections", "action == Action::\"tcp\""),
+        (None, "host" | "method" | "headers" | "user" | "clientIp", "tcp") => (
+            "HTTP requests and gRPC calls",
+            "action in [Action::\"http\", Action::\"grpc\"]",
+        ),
+        _ => return None,
+    };
+    Some(format!(
+        "only {what} have `{attribute}`: say in the policy's scope `{scope}`"
+    ))
 }
 
 /// Where each statement of a text begins: the first character after the previous `;` that is neither blank nor comment.

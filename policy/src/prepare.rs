@@ -17,7 +17,7 @@ use crate::{
     principal::{Entity, EntityKind},
     problem::PolicyProblem,
     schema::Declared,
-    validate::Router,
+    validate::{Router, params},
 };
 
 /// All of a service's documents, read and checked together.
@@ -53,7 +53,12 @@ impl Prepared {
             problems.extend(found);
             Router::default()
         });
-        declared.params = router.params().map(str::to_owned).collect();
+        // Also those of templates in documents with which something else is wrong: policies are right to mention them.
+        let documents = service.validation.iter();
+        declared.params = documents
+            .flat_map(|document| params(&document.spec))
+            .map(str::to_owned)
+            .collect();
         declared
             .params
             .extend(service.declared_elsewhere.params.iter().cloned());

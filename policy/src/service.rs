@@ -51,6 +51,12 @@ impl ServicePolicy {
         Ok(Self::new(service, mesh, Prepared::new(service, mesh)?))
     }
 
+    /// What is wrong with the documents that reach `service`, but for what depends on names that others declare.
+    pub fn problems_of_form(service: &InboundService, mesh: &MeshState) -> Vec<PolicyProblem> {
+        let prepared = Prepared::checked_by(|_, _| Vec::new(), service, mesh);
+        prepared.err().unwrap_or_default()
+    }
+
     fn new(service: &InboundService, mesh: &MeshState, prepared: Prepared) -> Self {
         let Prepared {
             policies,

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use merlon_compile::{Compiler, Mesh, Proxy, StateResource};
 use merlon_config::{
-    load::load_dir,
+    load::read_dir,
     report::{Problem, Report},
     snapshot::{Destination, ResourceKind, Version},
     watch::watch_dir,
@@ -195,11 +195,11 @@ impl Standalone {
 
 impl Loader {
     fn load(&mut self, before: Option<&Snapshot>) -> Result<Snapshot, Report> {
-        let resources = load_dir(&self.directory)?;
+        let loaded = read_dir(&self.directory);
+        let (resources, mesh) = self.compiler.compile_loaded(loaded)?;
         for warning in resources.warnings.problems() {
             tracing::warn!("{warning}");
         }
-        let mesh = self.compiler.compile(&resources)?;
         let proxy = self.proxy(&mesh)?;
         let everything: BTreeSet<_> = mesh.destination_names().cloned().collect();
         let mut state = mesh.proxy_state(&proxy, &everything);

@@ -40,6 +40,16 @@ pub(crate) struct Checked<'a> {
     pub(crate) place: &'a str,
 }
 
+impl Checked<'_> {
+    /// Whether every resource of a kind that is named could also be read.
+    pub(crate) fn all_read(&self, kind: &str) -> bool {
+        let named = self.claims.iter().filter(|claim| claim.kind == kind);
+        let read = self.resources.list.iter();
+        self.complete
+            && named.count() == read.filter(|resource| resource.spec.kind() == kind).count()
+    }
+}
+
 /// Adds everything that is wrong to `report`.
 pub(crate) fn check(checked: &Checked<'_>, report: &mut Report) {
     let mut checker = Checker { checked, report };
@@ -128,16 +138,8 @@ impl<'a> Checker<'a, '_> {
             .map(|claim| &claim.name)
     }
 
-    /// Whether every resource of a kind that is named could also be read.
     fn all_read(&self, kind: &str) -> bool {
-        let named = self
-            .checked
-            .claims
-            .iter()
-            .filter(|claim| claim.kind == kind);
-        let read = self.checked.resources.list.iter();
-        self.checked.complete
-            && named.count() == read.filter(|resource| resource.spec.kind() == kind).count()
+        self.checked.all_read(kind)
     }
 
     fn error(&mut self, resource: &Resource, field: &str, message: impl AsRef<str>) -> Said<'_> {

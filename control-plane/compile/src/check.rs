@@ -1,9 +1,10 @@
 //! What only the decision point can judge: Cedar text, JSON Schema, path templates, tokens' claims.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use merlon_config::{
     Resources,
+    load::Loaded,
     name::ServiceName,
     report::{Problem, Report},
     resource::{Resource, Spec},
@@ -19,17 +20,12 @@ pub(crate) type Good = HashSet<Version>;
 /// Compiles the policies of every service for trial, unless the same were good before or for another service.
 /// On success the second part is what to bring next time.
 pub(crate) fn check(resources: &Resources, new: &Assembled, before: &Good) -> (Report, Good) {
-    let mut report = Report::new();
     let mut good = Good::new();
-    names(resources, &mut report);
+    let mut found = Found::default();
     for problem in new.documents.problems() {
-        report.push(placed(resources, problem));
+        found.add(problem);
     }
     for service in &new.inbound {
-        // A document that is no Cedar at all was told of once, not once per service that it reaches.
-        if !new.documents.readable(&service.policies) {
-            continue;
-        }
         let judged = judged(service, new.mesh.state());
         if good.contains(&judged) {
             continue;
@@ -37,13 +33,66 @@ pub(crate) fn check(resources: &Resources, new: &Assembled, before: &Good) -> (R
         if !before.contains(&judged)
             && let Err(problems) = ServicePolicy::compile(service, new.mesh.state())
         {
-            let problems = first_of_each_place(&problems);
-            report.extend(problems.map(|problem| placed(resources, problem)));
+            problems.iter().for_each(|problem| found.add(problem));
             continue;
         }
         good.insert(judged);
     }
+    let mut report = Report::new();
+    names(resources, &mut report);
+    report.extend(found.0.values().map(|problem| placed(resources, problem)));
     (report, good)
+}
+
+/// What is wrong beside that which kept resources from being read. Nothing that may only follow from it.
+pub(crate) fn more(loaded: &Loaded, assembled: &Assembled) -> Vec<Problem> {
+    let mut found = Found::default();
+    let documents = assembled.documents.problems();
+    documents.for_each(|problem| found.add(problem));
+    // What none of these declares, policies may still be right to mention: it may stand where nobody could read.
+    let all_declared = loaded.all_read(&["RequestAuthentication", "RequestValidation"]);
+    for service in &assembled.inbound {
+        let mesh = assembled.mesh.state();
+        let problems = match all_declared {
+            true => ServicePolicy::compile(service, mesh)
+                .err()
+                .unwrap_or_default(),
+            false => ServicePolicy::problems_of_form(service, mesh),
+        };
+        problems.iter().for_each(|problem| found.add(problem));
+    }
+    let told: HashSet<_> = loaded.report.problems().iter().map(place).collect();
+    let problems = found.0.values();
+    let problems = problems.map(|problem| placed(&loaded.resources, problem));
+    problems
+        .filter(|problem| !told.contains(&place(problem)))
+        .collect()
+}
+
+fn place(problem: &Problem) -> (String, u32, u32) {
+    (problem.file.clone(), problem.line, problem.column)
+}
+
+/// Of several problems at one place the first: Cedar says the same of every action that a policy is for, and a document
+/// that is no Cedar at all is in every service that it reaches.
+#[derive(Debug, Default)]
+struct Found(BTreeMap<(ServiceName, u32, u32, Option<String>, String), PolicyProblem>);
+
+impl Found {
+    fn add(&mut self, problem: &PolicyProblem) {
+        let message = match problem.line {
+            0 => problem.message.clone(),
+            _ => String::new(),
+        };
+        let key = (
+            problem.document.clone(),
+            problem.line,
+            problem.column,
+            problem.field.clone(),
+            message,
+        );
+        self.0.entry(key).or_insert_with(|| problem.clone());
+    }
 }
 
 /// Of the service's own name only the namespace can make its policies good or bad; ports and groups cannot.
@@ -92,14 +141,6 @@ fn names(resources: &Resources, report: &mut Report) {
             report.push(problem.hint("a proxy is told what it is by this name: rename one"));
         }
     }
-}
-
-/// Of several problems at one place the first: Cedar says the same of every action that a policy is for.
-fn first_of_each_place(problems: &[PolicyProblem]) -> impl Iterator<Item = &PolicyProblem> {
-    let mut seen = HashSet::new();
-    problems.iter().filter(move |problem| {
-        problem.line == 0 || seen.insert((&problem.document, problem.line, problem.column))
-    })
 }
 
 /// The problem at its place in the file.

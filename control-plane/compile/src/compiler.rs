@@ -8,6 +8,7 @@ use std::{
 use merlon_api::MESH_NAME;
 use merlon_config::{
     Resources,
+    load::Loaded,
     name::{ServiceName, SpiffeId},
     report::{Problem, Report},
     resource::{MeshConfigSpec, Resource, Spec},
@@ -62,10 +63,37 @@ impl Compiler {
         Ok(mesh)
     }
 
+    /// Compiles what was read. Where something is wrong with it, says also everything else that is.
+    ///
+    /// # Errors
+    /// As [`Compiler::compile`], after what reading found.
+    pub fn compile_loaded(&mut self, loaded: Loaded) -> Result<(Resources, Arc<Mesh>), Report> {
+        if !loaded.report.has_errors() {
+            let resources = loaded.into_result()?;
+            let mesh = self.compile(&resources)?;
+            return Ok((resources, mesh));
+        }
+        // Policies of a mesh without a name are still Cedar or not.
+        let unnamed = unnamed();
+        let config = loaded.resources.mesh().map(|(_, config)| config);
+        let config = config.or(unnamed.as_ref());
+        let more = config.map(|config| {
+            let assembled = assemble(&loaded.resources.list, config);
+            check::more(&loaded, &assembled)
+        });
+        let mut report = loaded.report;
+        report.extend(more.unwrap_or_default());
+        Err(report)
+    }
+
     /// The last good mesh.
     pub fn last(&self) -> Option<&Arc<Mesh>> {
         self.last.as_ref()
     }
+}
+
+fn unnamed() -> Option<MeshConfigSpec> {
+    serde_json::from_value(serde_json::json!({ "trustDomain": "unnamed.invalid" })).ok()
 }
 
 /// A mesh, with what its services are made of for those who look at them once more.

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use merlon_config::{
     name::{Namespace, ServiceName, WorkloadId},
-    resource::{ClaimType, RequestAuthenticationSpec, RequestValidationSpec, Resource, Spec},
+    resource::{ClaimType, RequestAuthenticationSpec, Resource, Spec},
     snapshot::{DeclaredNames, PolicyDocument},
 };
-use merlon_policy::{mention::Mentions, problem::PolicyProblem};
+use merlon_policy::{mention::Mentions, problem::PolicyProblem, validate::params};
 
 use crate::{attach::Attachment, gateway::name_of, select::Workloads};
 
@@ -42,14 +42,7 @@ impl Documents {
         found.filter_map(|mentions| mentions.as_ref().ok())
     }
 
-    /// Whether all of these are Cedar.
-    pub(crate) fn readable(&self, policies: &[PolicyDocument]) -> bool {
-        policies
-            .iter()
-            .all(|policy| self.0.get(&policy.name).is_none_or(Result::is_ok))
-    }
-
-    /// What is wrong with those that are not.
+    /// What is wrong with those that are no Cedar.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &PolicyProblem> {
         self.0
             .values()
@@ -164,14 +157,4 @@ impl Names {
 fn claims(spec: &RequestAuthenticationSpec) -> impl Iterator<Item = (&String, ClaimType)> {
     let claims = spec.issuers.iter().flat_map(|issuer| &issuer.claims);
     claims.map(|(claim, kind)| (claim, *kind))
-}
-
-/// The parameters of path templates: `id` of `/orders/{id}`, `rest` of `/{rest*}`.
-fn params(spec: &RequestValidationSpec) -> impl Iterator<Item = &str> {
-    spec.routes.iter().flat_map(|route| {
-        route.path.split('/').filter_map(|segment| {
-            let name = segment.strip_prefix('{')?.strip_suffix('}')?;
-            Some(name.strip_suffix('*').unwrap_or(name))
-        })
-    })
 }

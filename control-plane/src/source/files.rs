@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use merlon_compile::{Compiler, Mesh};
 use merlon_config::{
-    load::load_dir,
+    load::read_dir,
     report::{Problem, Report, Severity},
     watch::watch_dir,
 };
@@ -168,8 +168,7 @@ impl Files {
 }
 
 fn read(directory: &Path, compiler: &mut Compiler) -> Result<(Arc<Mesh>, Vec<Problem>), Report> {
-    let resources = load_dir(directory)?;
-    let mesh = compiler.compile(&resources)?;
+    let (resources, mesh) = compiler.compile_loaded(read_dir(directory))?;
     Ok((mesh, resources.warnings.problems().to_vec()))
 }
 

@@ -67,6 +67,24 @@ fn broken_text_is_refused_at_line_and_column() {
 }
 
 #[test]
+fn what_only_some_requests_have_is_refused_with_the_scope_that_helps() {
+    refused(
+        "@id(\"a\") forbid (principal, action, resource)\nwhen { context.path like \"/admin/*\" };",
+        2,
+        8,
+        "path",
+        "action in Action::\"http\"",
+    );
+    refused(
+        "@id(\"a\") forbid (principal, action in [Action::\"GET\", Action::\"tcp\"], resource)\nwhen { context.host == \"x\" };",
+        2,
+        8,
+        "host",
+        "HTTP requests and gRPC calls",
+    );
+}
+
+#[test]
 fn unknown_names_are_refused_with_the_nearest_known() {
     refused(
         "@id(\"a\") permit (principal, action == Action::\"PSOT\", resource);",

@@ -29,10 +29,15 @@ impl BodySchema {
                 } else {
                     format!(" at `{place}`")
                 };
-                format!(
-                    "the JSON Schema is not valid{place}: {}",
-                    cut(&error.to_string())
-                )
+                let mut sentence = cut(&error.to_string());
+                if place.ends_with("/type`") {
+                    // What the meta-schema says of it is about itself.
+                    sentence = format!(
+                        "{} is none of the types `array`, `boolean`, `integer`, `null`, `number`, `object`, `string`",
+                        cut(&error.instance().to_string())
+                    );
+                }
+                format!("the JSON Schema is not valid{place}: {sentence}")
             })
     }
 

@@ -7,6 +7,8 @@ mod route;
 mod template;
 mod violation;
 
+use merlon_config::resource::RequestValidationSpec;
+
 pub use body::BodyRule;
 pub use head::HeadFacts;
 pub(crate) use head::{check_head, max_body};
@@ -20,6 +22,17 @@ pub use violation::Violation;
 /// A sentence that says why not.
 pub fn check_template(text: &str) -> Result<(), String> {
     template::Template::parse(text).map(drop)
+}
+
+/// The parameters that a document's path templates declare: `id` of `/orders/{id}`, `rest` of `/{rest*}`; also where
+/// something else is wrong with the template.
+pub fn params(spec: &RequestValidationSpec) -> impl Iterator<Item = &str> {
+    spec.routes.iter().flat_map(|route| {
+        route.path.split('/').filter_map(|segment| {
+            let name = segment.strip_prefix('{')?.strip_suffix('}')?;
+            Some(name.strip_suffix('*').unwrap_or(name))
+        })
+    })
 }
 
 #[cfg(test)]

@@ -107,14 +107,6 @@ impl Router {
         self.stamp
     }
 
-    /// The names of all parameters.
-    pub(crate) fn params(&self) -> impl Iterator<Item = &str> {
-        self.documents
-            .iter()
-            .flat_map(|document| &document.routes)
-            .flat_map(|route| route.template.params())
-    }
-
     pub(crate) fn find(&self, method: &str, path: &str) -> RouteMatch {
         let mut found = RouteMatch {
             stamp: self.stamp,
