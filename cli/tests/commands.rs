@@ -79,7 +79,8 @@ fn explain_says_who_decided(demo: &Demo) {
     let ran = demo.merlon(&["explain", &id]);
     assert_eq!(ran.code, 0, "{ran:#?}");
     assert!(
-        ran.out.starts_with(&format!("Decision {id}: denied by policy\n")),
+        ran.out
+            .starts_with(&format!("Decision {id}: denied by policy\n")),
         "{}",
         ran.out
     );

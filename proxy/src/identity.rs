@@ -123,8 +123,17 @@ impl Keeper {
                 Ok(Issued::Later(wait)) => *wait,
                 Err(error) => {
                     let message = chain(error);
-                    tracing::warn!(control_plane = %self.start.address, "no certificate: {message}");
-                    self.lack(&message);
+                    let hint = error.mending(&self.start.workload);
+                    let hint = hint.as_deref();
+                    if error.is_final() {
+                        tracing::error!(control_plane = %self.start.address, hint, "no certificate: {message}");
+                    } else {
+                        tracing::warn!(control_plane = %self.start.address, "no certificate: {message}");
+                    }
+                    self.lack(&match hint {
+                        Some(hint) => format!("{message}; {hint}"),
+                        None => message,
+                    });
                     if error.is_final() {
                         RETRY.1
                     } else {

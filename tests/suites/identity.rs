@@ -4,7 +4,7 @@ use http::{Method, StatusCode};
 use merlon_certs::{MERLON_H2, PrivateKey};
 use merlon_tests::{
     Client, Mesh, folder,
-    mesh::{Guard, Shared, identity, spiffe_id},
+    mesh::{Guard, Shared, Sidecar, identity, spiffe_id},
     openbao::OpenBao,
     until,
 };
@@ -183,6 +183,41 @@ async fn a_spent_join_token_stays_spent_when_the_control_plane_comes_back() {
     assert!(
         matches!(again.code(), Code::PermissionDenied | Code::Unauthenticated),
         "{again:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_proxy_whose_join_token_is_spent_says_how_to_get_another() {
+    let mesh = Mesh::new()
+        .service("orders")
+        .allow("web", "GET", "/**")
+        .start()
+        .await;
+    let token = mesh.control_plane().join_token("web").await;
+    mesh.stranger(&token)
+        .issue(csr_for("web"), Some(&token))
+        .await
+        .unwrap();
+    let flags = [
+        ("--identity", "shop/web"),
+        ("--control-plane", &mesh.control_plane().url()),
+        ("--join-token", &token),
+    ];
+    let flags = flags.iter().flat_map(|(flag, value)| [*flag, *value]);
+    let late = Sidecar::new("late", mesh.folder(), flags.map(str::to_owned).collect());
+    late.launch();
+
+    let mending = "merlon token create --identity shop/web";
+    until("it says so as an error", async || {
+        let complaints = late.complaints();
+        let mut lines = complaints.lines();
+        lines.any(|line| line.contains("\"ERROR\"") && line.contains(mending))
+    })
+    .await;
+    let ready = late.page("/ready").await;
+    assert!(
+        ready.contains("tls.no_identity") && ready.contains(mending),
+        "{ready}"
     );
 }
 

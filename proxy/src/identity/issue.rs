@@ -10,7 +10,7 @@ use merlon_certs::{
     Bootstrap, H2, KeyError, MeshTls, PrivateKey, RootsError, SvidError, TrustRoots, X509Svid,
 };
 use merlon_config::{
-    name::{SpiffeId, TrustDomain},
+    name::{SpiffeId, TrustDomain, WorkloadId},
     snapshot::TrustBundle,
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -84,6 +84,20 @@ impl IssueError {
             ),
             _ => false,
         }
+    }
+}
+
+impl IssueError {
+    /// What people have to do, where that is known.
+    pub(super) fn mending(&self, workload: &WorkloadId) -> Option<String> {
+        let token = match self {
+            Self::NoEvidence => true,
+            Self::Refused(status) => self.is_final() && status.message().contains("join token"),
+            _ => false,
+        };
+        token.then(|| {
+            format!("make a join token by `merlon token create --identity {workload}`, and start this proxy with it")
+        })
     }
 }
 
