@@ -59,6 +59,8 @@ pub struct LeafFacts {
     pub not_after: UnixTime,
     /// Whether it names more than the identity: a host, an address. A peer's may; those that our issuers sign do not.
     pub other_names: bool,
+    /// The hosts that it names, if any.
+    pub dns_names: Vec<String>,
 }
 
 impl LeafFacts {
@@ -87,7 +89,7 @@ impl LeafFacts {
         }) {
             return Err(LeafError::Encoding("an extension cannot be read"));
         }
-        let (id, other_names) = one_id(&certificate)?;
+        let (id, other_names, dns_names) = names(&certificate)?;
         check_usage(&certificate)?;
         let validity = certificate.validity();
         Ok(Self {
@@ -97,6 +99,7 @@ impl LeafFacts {
             not_before: unix(validity.not_before.timestamp())?,
             not_after: unix(validity.not_after.timestamp())?,
             other_names,
+            dns_names,
         })
     }
 
@@ -120,7 +123,8 @@ impl LeafFacts {
     }
 }
 
-fn one_id(certificate: &X509Certificate<'_>) -> Result<(SpiffeId, bool), LeafError> {
+/// The one identity, whether there is more, and the hosts among it.
+fn names(certificate: &X509Certificate<'_>) -> Result<(SpiffeId, bool, Vec<String>), LeafError> {
     let names = certificate
         .subject_alternative_name()
         .map_err(|_| LeafError::Encoding("it has two lists of names"))?
@@ -139,8 +143,12 @@ fn one_id(certificate: &X509Certificate<'_>) -> Result<(SpiffeId, bool), LeafErr
             _ => None,
         })
         .collect();
+    let hosts = names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(host) => Some((*host).to_owned()),
+        _ => None,
+    });
     match uris.as_slice() {
-        [uri] => Ok((uri.parse()?, names.len() > 1)),
+        [uri] => Ok((uri.parse()?, names.len() > 1, hosts.collect())),
         uris => Err(LeafError::UriNames(uris.len())),
     }
 }

@@ -84,6 +84,11 @@ impl ServicePolicy {
         &self.name
     }
 
+    /// The headers that its policies read, in lower case.
+    pub fn header_names(&self) -> impl Iterator<Item = &str> {
+        self.names.headers.iter().map(|name| &**name)
+    }
+
     /// Which bearer tokens it accepts.
     pub fn tokens(&self) -> &TokenRules {
         &self.tokens

@@ -1,10 +1,10 @@
 //! Bodies on their way through: streamed, counted, never gathered.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::{exchange::Exchange, strict::may_be_trailer, upstream::Returned, worker::LongLived};
+use crate::{exchange::Exchange, standing::Standing, strict::may_be_trailer, upstream::Returned};
 
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -35,15 +35,18 @@ pub(crate) struct Flow {
     limit: u64,
     over: Cell<bool>,
     broken: Cell<bool>,
+    /// What it may pass by, where that is decided here.
+    standing: Option<Rc<Standing>>,
 }
 
 impl Flow {
-    pub(crate) fn new(limit: Option<u64>) -> Rc<Self> {
+    pub(crate) fn new(limit: Option<u64>, standing: Option<Rc<Standing>>) -> Rc<Self> {
         Rc::new(Self {
             bytes: Cell::new(0),
             limit: limit.unwrap_or(u64::MAX),
             over: Cell::new(false),
             broken: Cell::new(false),
+            standing,
         })
     }
 
@@ -81,7 +84,13 @@ impl Body for RequestBody {
             Self::Empty => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(incoming, flow) => {
-                let frame = match ready!(Pin::new(incoming).poll_frame(cx)) {
+                let polled = held(flow.standing.as_ref(), cx, |cx| {
+                    Pin::new(incoming).poll_frame(cx)
+                });
+                let Some(polled) = polled else {
+                    return Poll::Ready(Some(Err(BodyError::Revoked)));
+                };
+                let frame = match ready!(polled) {
                     None => return Poll::Ready(None),
                     Some(Err(error)) => {
                         flow.broken.set(true);
@@ -119,6 +128,25 @@ impl Body for RequestBody {
     }
 }
 
+/// Polls what passes by a permission, which wakes the task when it ends; `None`: it has ended.
+fn held<T>(
+    standing: Option<&Rc<Standing>>,
+    cx: &mut Context<'_>,
+    poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+) -> Option<Poll<T>> {
+    let Some(standing) = standing else {
+        return Some(poll(cx));
+    };
+    if standing.leash.is_pulled() {
+        return None;
+    }
+    let polled = poll(cx);
+    if polled.is_pending() {
+        standing.leash.wake(cx);
+    }
+    Some(polled)
+}
+
 /// Trailers come behind the decision, so nothing that was decided on may come in them.
 fn keep_trailers_clean(frame: Frame<Bytes>) -> Frame<Bytes> {
     match frame.into_trailers() {
@@ -141,8 +169,8 @@ pub(crate) struct AnswerBody {
     source: Source,
     exchange: Option<Box<Exchange>>,
     held: Held,
-    /// Registered for as long as it passes.
-    long_lived: Option<Rc<LongLived>>,
+    /// What it may pass by, where that is decided here.
+    standing: Option<Rc<Standing>>,
 }
 
 /// What an answer keeps until its body has passed.
@@ -162,21 +190,17 @@ impl AnswerBody {
             source,
             exchange: None,
             held: None,
-            long_lived: None,
+            standing: None,
         }
     }
 
     /// An upstream's answer, which gives `held` back when it has passed.
-    pub(crate) fn upstream(
-        incoming: Incoming,
-        held: Held,
-        long_lived: Option<Rc<LongLived>>,
-    ) -> Self {
+    pub(crate) fn upstream(incoming: Incoming, held: Held, standing: Option<Rc<Standing>>) -> Self {
         Self {
             source: Source::Upstream(incoming),
             exchange: None,
             held,
-            long_lived,
+            standing,
         }
     }
 
@@ -219,15 +243,21 @@ impl Body for AnswerBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        if let Some(held) = &this.long_lived
-            && held.leash.is_pulled(cx)
-        {
-            this.conclude(true);
-            return Poll::Ready(Some(Err(BodyError::Revoked)));
-        }
         let frame = match &mut this.source {
             Source::Ours(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
-            Source::Upstream(incoming) => ready!(Pin::new(incoming).poll_frame(cx)),
+            Source::Upstream(incoming) => {
+                let polled = held(this.standing.as_ref(), cx, |cx| {
+                    Pin::new(incoming).poll_frame(cx)
+                });
+                let Some(polled) = polled else {
+                    if let Some(held) = &mut this.held {
+                        held.spoil();
+                    }
+                    this.conclude(true);
+                    return Poll::Ready(Some(Err(BodyError::Revoked)));
+                };
+                ready!(polled)
+            }
         };
         match frame {
             Some(Ok(frame)) => {
@@ -264,49 +294,5 @@ impl Body for AnswerBody {
             }
             Source::Upstream(incoming) => incoming.size_hint(),
         }
-    }
-}
-
-/// Holds what outlives its decision: pulled, it ends.
-#[derive(Debug, Default)]
-pub(crate) struct Leash {
-    pulled: Cell<bool>,
-    waiting: RefCell<Vec<Waker>>,
-}
-
-impl Leash {
-    /// Ends whatever is held.
-    pub(crate) fn pull(&self) {
-        self.pulled.set(true);
-        for waker in self.waiting.take() {
-            waker.wake();
-        }
-    }
-
-    fn is_pulled(&self, cx: &Context<'_>) -> bool {
-        if self.pulled.get() {
-            return true;
-        }
-        let mut waiting = self.waiting.borrow_mut();
-        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-            // The task of a stream may change once, from the service's to the body's.
-            if waiting.len() >= 4 {
-                waiting.remove(0);
-            }
-            waiting.push(cx.waker().clone());
-        }
-        false
-    }
-
-    /// Resolves when it is pulled.
-    pub(crate) async fn pulled(&self) {
-        std::future::poll_fn(|cx| {
-            if self.is_pulled(cx) {
-                Poll::Ready(())
-            } else {
-                Poll::Pending
-            }
-        })
-        .await;
     }
 }

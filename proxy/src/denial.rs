@@ -3,6 +3,7 @@
 use std::{borrow::Cow, time::Duration};
 
 use http::StatusCode;
+use jiff::Timestamp;
 use merlon_config::snapshot::PolicyName;
 use merlon_policy::{authn::token::TokenProblem, decision::Deny, path::PathProblem, validate};
 
@@ -49,6 +50,10 @@ pub enum Denial {
     Token(TokenProblem),
     /// Policy says no.
     Policy(Box<Deny>),
+    /// Policy permitted it and, before it was answered, does so no longer.
+    Revoked,
+    /// The token was good, and ended at this moment, before the request was answered.
+    Lapsed(Timestamp),
     /// A limit is spent.
     RateLimited {
         /// The limit's name.
@@ -159,13 +164,13 @@ impl Denial {
             Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::NoRoute(_) => StatusCode::NOT_FOUND,
-            Self::TokenMissing | Self::TokenMalformed => StatusCode::UNAUTHORIZED,
+            Self::TokenMissing | Self::TokenMalformed | Self::Lapsed(_) => StatusCode::UNAUTHORIZED,
             Self::Token(problem) => status(problem.status()),
             Self::Policy(deny) => status(deny.status()),
             Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Invalid(violation) => status(violation.status),
             Self::Overload | Self::Unconfigured | Self::Unasked => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Egress => StatusCode::FORBIDDEN,
+            Self::Egress | Self::Revoked => StatusCode::FORBIDDEN,
             Self::Upstream(upstream) => upstream.status(),
             Self::NoBackend | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -199,6 +204,8 @@ impl Denial {
             Self::TokenMissing => "authn.missing",
             Self::Token(problem) => problem.reason(),
             Self::Policy(deny) => deny.code(),
+            Self::Revoked => "authz.denied",
+            Self::Lapsed(_) => "authn.invalid_token",
             Self::RateLimited { .. } => "rate.limited",
             Self::Invalid(violation) => match violation.reason.as_str() {
                 "http.limit" => "http.limit",
@@ -225,9 +232,9 @@ impl Denial {
             Self::Token(TokenProblem::KeysUnavailable { .. }) => {
                 ("keys-unavailable", "Keys not available")
             }
-            Self::Token(_) => ("unauthenticated", "Not authenticated"),
+            Self::Token(_) | Self::Lapsed(_) => ("unauthenticated", "Not authenticated"),
             Self::Policy(deny) if deny.status() == 403 => ("not-permitted", "Not permitted"),
-            Self::Egress => ("not-permitted", "Not permitted"),
+            Self::Egress | Self::Revoked => ("not-permitted", "Not permitted"),
             Self::RateLimited { .. } => ("quota-spent", "Too many requests"),
             Self::HeadTooLarge | Self::TargetTooLong | Self::BodyTooLarge(_) => {
                 ("too-large", "Too large")
@@ -280,6 +287,7 @@ impl Denial {
                 "the token issuer's keys are not available"
             }
             Self::Token(_) => "the token is not accepted",
+            Self::Lapsed(_) => "the token expired before there was an answer",
             Self::Policy(deny) => {
                 return match deny.reason() {
                     Some(reason) => Cow::Owned(reason.to_owned()),
@@ -287,6 +295,7 @@ impl Denial {
                     None => Cow::Owned(deny.to_string()),
                 };
             }
+            Self::Revoked => "policy no longer permits this",
             Self::RateLimited { limit, retry_after } => {
                 return Cow::Owned(format!(
                     "the limit `{limit}` is spent; try again in {retry_after} s"
@@ -309,6 +318,7 @@ impl Denial {
         match self {
             Self::Token(problem) => Some(problem.to_string()),
             Self::Policy(deny) => Some(deny.to_string()),
+            Self::Lapsed(at) => Some(format!("the token expired at {at}")),
             _ => None,
         }
     }
@@ -319,6 +329,14 @@ impl Denial {
             Self::Invalid(violation) => violation.place.as_deref(),
             _ => None,
         }
+    }
+
+    /// Whether its facts stand elsewhere already, or were passed on with the request.
+    pub(crate) fn is_recorded_elsewhere(&self) -> bool {
+        matches!(
+            self,
+            Self::Policy(_) | Self::Upstream(_) | Self::Revoked | Self::Lapsed(_)
+        )
     }
 
     /// The policy that decided.
@@ -347,6 +365,7 @@ impl Denial {
             Self::Token(problem) if problem.status() == 401 => {
                 Some("Bearer error=\"invalid_token\"")
             }
+            Self::Lapsed(_) => Some("Bearer error=\"invalid_token\""),
             _ => None,
         }
     }

@@ -38,7 +38,7 @@ pub(crate) async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answe
     let Admitted {
         call,
         body,
-        long_lived,
+        standing,
         ..
     } = admitted;
     let snapshot = call.current.snapshot().ok_or(Denial::Unconfigured)?;
@@ -75,16 +75,10 @@ pub(crate) async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answe
             .insert(crate::layers::headers::USER, inbound::printable(&user.id));
     }
     call.head.headers.remove(peer_header::NAME);
-    match &long_lived {
-        Some(held) => {
-            let held = Rc::clone(held);
-            tokio::select! {
-                answer = outbound::forward(call, &route, body, long_lived.clone()) => answer,
-                () = held.leash.pulled() => Err(inbound::revoked()),
-            }
-        }
-        None => outbound::forward(call, &route, body, None).await,
-    }
+    let held = Some(Rc::clone(&standing));
+    standing
+        .hold(outbound::forward(call, &route, body, held))
+        .await
 }
 
 /// What the gateway says of the caller, in the headers that it just took from it.
@@ -98,7 +92,11 @@ fn tell_backend(head: &mut Parts, peer: &Peer, authority: &str) {
         head.headers
             .insert(HeaderName::from_static("x-forwarded-host"), host);
     }
-    let scheme = if peer.tls { "https" } else { "http" };
+    let scheme = if peer.session.is_some() {
+        "https"
+    } else {
+        "http"
+    };
     head.headers.insert(
         HeaderName::from_static("x-forwarded-proto"),
         HeaderValue::from_static(scheme),

@@ -29,6 +29,8 @@ use crate::{
     peer_header::{self, Proto},
     problem::is_grpc,
     request::{Refused, contained},
+    session::Session,
+    standing::Standing,
     tcp, upgrade,
     worker::{Counted, Local},
 };
@@ -53,8 +55,8 @@ pub(crate) struct Peer {
     pub(crate) listener_host: Option<Rc<str>>,
     /// The name that a TLS client asked for.
     pub(crate) server_name: Option<Box<str>>,
-    /// Whether it came over TLS.
-    pub(crate) tls: bool,
+    /// Its TLS, if it has any.
+    pub(crate) session: Option<Rc<Session>>,
     /// For a local address that leads to one port of a Service.
     pub(crate) fixed: Option<(ServiceName, u16)>,
     targets: RefCell<Targets>,
@@ -81,7 +83,7 @@ impl Peer {
             id: id.map(Rc::from),
             listener_host: None,
             server_name: None,
-            tls: false,
+            session: None,
             fixed: None,
             targets: RefCell::default(),
         }
@@ -113,16 +115,19 @@ pub(crate) async fn connection(local: Rc<Local>, stream: TcpStream, address: Soc
         return;
     };
     let tls = stream.get_ref().1;
-    let Some(Ok(id)) = tls.peer_certificates().map(MeshTls::peer_id) else {
+    let Some(Ok(leaf)) = tls.peer_certificates().map(MeshTls::peer) else {
         return;
     };
     let speaks_h2 = tls.alpn_protocol() == Some(MERLON_H2);
-    let peer = Rc::new(Peer::new(
+    let session = Session::of(tls, leaf.dns_names);
+    let mut peer = Peer::new(
         &local,
         Direction::Inbound,
         address,
-        Principal::Workload(id),
-    ));
+        Principal::Workload(leaf.id),
+    );
+    peer.session = Some(Rc::new(session));
+    let peer = Rc::new(peer);
     if speaks_h2 {
         let peer = Rc::clone(&peer);
         tokio::select! {
@@ -183,6 +188,7 @@ async fn decide(
         local: Rc::clone(&peer.local),
         current,
         address: peer.address,
+        session: peer.session.clone(),
         own_port: peer.own_port,
         now: exchange.at,
         clock: Instant::now(),
@@ -204,9 +210,7 @@ async fn decide(
     match outcome {
         Ok(answer) => Ok(conclude(answer, call)),
         Err(denial) => {
-            if let Some(target) =
-                target.filter(|_| !matches!(denial, Denial::Policy(_) | Denial::Upstream(_)))
-            {
+            if let Some(target) = target.filter(|_| !denial.is_recorded_elsewhere()) {
                 record_refusal(&call, &target);
             }
             Err((denial, call.exchange))
@@ -265,7 +269,7 @@ pub(crate) struct Switched {
     pub(crate) asked: upgrade::Asked,
     pub(crate) upstream: hyper::upgrade::OnUpgrade,
     pub(crate) held: Option<crate::upstream::Returned>,
-    pub(crate) long_lived: Option<Rc<crate::worker::LongLived>>,
+    pub(crate) standing: Option<Rc<Standing>>,
 }
 
 /// Sends an admitted request on, and only an admitted one.
@@ -277,7 +281,7 @@ async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answer, Denial> 
         call,
         target,
         body,
-        long_lived,
+        standing,
         ..
     } = admitted;
     let asked = if call.reading.websocket {
@@ -306,16 +310,10 @@ async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answer, Denial> 
         .local
         .programs
         .send(target.program, call.proto, request, &call.local.metrics);
-    let sent = match &long_lived {
-        // A stream may be revoked before its answer begins.
-        Some(held) => tokio::select! {
-            sent = sent => sent,
-            () = held.leash.pulled() => return Err(revoked()),
-        },
-        None => sent.await,
-    };
+    // It may be revoked before its answer begins.
+    let sent = standing.hold(sent).await;
     let (response, held) = sent.map_err(|denial| blame(denial, flow.as_deref()))?;
-    answer(call, response, Some(held), asked, long_lived)
+    answer(call, response, Some(held), asked, Some(standing))
 }
 
 pub(crate) fn ask(request: Request<RequestBody>, call: &Call) -> Request<RequestBody> {
@@ -366,17 +364,13 @@ pub(crate) fn blame(denial: Denial, flow: Option<&crate::body::Flow>) -> Denial 
     }
 }
 
-pub(crate) fn revoked() -> Denial {
-    Denial::Upstream(Upstream::Reset)
-}
-
 /// Gives an upstream's answer the form that goes to our caller.
 pub(crate) fn answer(
     call: &mut Call,
     response: Response<Incoming>,
     held: Option<crate::upstream::Returned>,
     asked: Option<upgrade::Asked>,
-    long_lived: Option<Rc<crate::worker::LongLived>>,
+    standing: Option<Rc<Standing>>,
 ) -> Result<Answer, Denial> {
     let (mut head, incoming) = response.into_parts();
     headers::strip_answer(&mut head.headers);
@@ -397,7 +391,7 @@ pub(crate) fn answer(
                 asked,
                 upstream,
                 held,
-                long_lived,
+                standing,
             }),
         });
     }
@@ -408,7 +402,7 @@ pub(crate) fn answer(
     head.version = version;
     head.extensions.clear();
     call.exchange.answered(head.status.as_u16());
-    let body = AnswerBody::upstream(incoming, held, long_lived);
+    let body = AnswerBody::upstream(incoming, held, standing);
     Ok(Answer {
         response: Response::from_parts(head, body),
         switched: None,
@@ -423,7 +417,7 @@ pub(crate) fn conclude(answer: Answer, call: Call) -> Response<AnswerBody> {
             asked,
             upstream,
             held,
-            long_lived,
+            standing,
         }) => {
             upgrade::tunnel(
                 asked,
@@ -431,7 +425,7 @@ pub(crate) fn conclude(answer: Answer, call: Call) -> Response<AnswerBody> {
                 upgrade::Kept {
                     exchange,
                     held,
-                    long_lived,
+                    standing,
                 },
             );
             answer.response

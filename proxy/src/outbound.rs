@@ -22,8 +22,9 @@ use crate::{
     peer_header::{self, Proto},
     problem::is_grpc,
     request::{Refused, contained},
+    standing::Standing,
     upgrade,
-    worker::{Counted, Local, LongLived},
+    worker::{Counted, Local},
 };
 
 /// A connection of the own program.
@@ -77,6 +78,7 @@ async fn decide(
         local: Rc::clone(local),
         current,
         address: peer.address,
+        session: None,
         own_port: peer.own_port,
         now: exchange.at,
         clock: Instant::now(),
@@ -129,7 +131,7 @@ pub(crate) async fn forward(
     call: &mut Call,
     route: &Route,
     body: RequestBody,
-    long_lived: Option<Rc<LongLived>>,
+    standing: Option<Rc<Standing>>,
 ) -> Result<Answer, Denial> {
     call.exchange.dst = Some(Rc::clone(&route.name));
     call.proto = route.proto(call.proto);
@@ -155,7 +157,7 @@ pub(crate) async fn forward(
     if !sent.plain {
         call.proto = Proto::H2;
     }
-    inbound::answer(call, sent.response, Some(sent.held), asked, long_lived)
+    inbound::answer(call, sent.response, Some(sent.held), asked, standing)
 }
 
 fn ask_mesh(request: Request<RequestBody>, call: &Call) -> Request<RequestBody> {
@@ -169,7 +171,7 @@ pub(crate) fn stream(call: &mut Call) -> RequestBody {
     match call.body.take() {
         None => RequestBody::Empty,
         Some(incoming) => {
-            let flow = Flow::new(None);
+            let flow = Flow::new(None, None);
             call.exchange.flow = Some(Rc::clone(&flow));
             RequestBody::Stream(incoming, flow)
         }

@@ -33,23 +33,21 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 
 use crate::{
-    body::Leash,
     connection,
     decisions::{Evidence, Outcome, RecordedDecision},
     denial::{Denial, Upstream},
     exchange::Exchange,
     health::Unready,
     inbound::Peer,
-    layers::{
-        authorize::{TLS, decide, still_permitted},
-        target::Target,
-    },
+    layers::{authorize::decide, target::Target},
     listener::{self, Open},
     metrics::{Direction, Transport},
     outbound,
     peer_header::{Claim, MAX_LENGTH, Proto},
+    session::Session,
+    standing::{Asked, Leash, Standing, What},
     upstream::dial,
-    worker::{Local, LongLived, Recheck},
+    worker::Local,
 };
 
 /// How long the preamble may take to come.
@@ -71,7 +69,7 @@ pub(crate) async fn inbound(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
         Ok(Some(claim)) => admit(peer, &claim, &mut exchange),
         _ => Err(Denial::NoRoute("the tunnel does not say where to".into())),
     };
-    let (target, long_lived) = match admitted {
+    let (target, standing) = match admitted {
         Ok(admitted) => admitted,
         Err(denial) => return exchange.refused(denial),
     };
@@ -81,7 +79,7 @@ pub(crate) async fn inbound(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
         Err(error) => return exchange.refused(Denial::Upstream(error)),
     };
     tokio::select! {
-        () = carry(stream, program, &long_lived.leash, exchange) => {}
+        () = carry(stream, program, &standing.leash, exchange) => {}
         () = local.identity_gone() => {}
     }
 }
@@ -117,14 +115,13 @@ fn preamble(claim: &Claim) -> Vec<u8> {
     bytes
 }
 
-/// The same checks as a request's, as far as opaque bytes have what they ask for. Registers first and decides second.
+/// The same checks as a request's, as far as opaque bytes have what they ask for.
 fn admit(
     peer: &Peer,
     claim: &Claim,
     exchange: &mut Exchange,
-) -> Result<(Target, Rc<LongLived>), Denial> {
+) -> Result<(Rc<Target>, Rc<Standing>), Denial> {
     let local = &peer.local;
-    let long_lived = local.register(Recheck::Pending);
     let current = local.current();
     exchange.current = Some(Rc::clone(&current));
     let snapshot = current.snapshot().ok_or(Denial::Unconfigured)?;
@@ -133,7 +130,15 @@ fn admit(
         .ok_or(Denial::NoRoute(
             "no service of this workload is meant".into(),
         ))?;
+    let target = Rc::new(target);
     exchange.dst = Some(Rc::clone(&target.name));
+    let standing = local.register(Standing::new(Asked {
+        target: Rc::clone(&target),
+        what: What::Tcp,
+        address: peer.address.ip(),
+        user: None,
+        session: peer.session.clone(),
+    }));
     let subject = LimitSubject {
         peer: &target.peer,
         address: peer.address.ip(),
@@ -155,7 +160,7 @@ fn admit(
         port: target.port,
         now: exchange.at,
         user: None,
-        tls: Some(TLS),
+        tls: peer.session.as_deref().map(Session::facts),
     };
     let decision = decide(&target, &facts);
     let recorded = target
@@ -165,7 +170,7 @@ fn admit(
     local.shared.decisions.record(RecordedDecision {
         id: exchange.decision_id,
         evidence: Some(Evidence {
-            facts: recorded.clone(),
+            facts: recorded,
             service: Arc::clone(&target.service.state),
             mesh: Arc::clone(&target.service.mesh),
             snapshot: snapshot.version.clone(),
@@ -178,10 +183,7 @@ fn admit(
         },
     });
     exchange.permit = Some(decision.into_result()?);
-    let (service, port) = (Arc::clone(&target.service), target.port);
-    long_lived
-        .recheck_with(move |snapshot| still_permitted(snapshot, &service, port, false, &recorded));
-    Ok((target, long_lived))
+    Ok((target, standing))
 }
 
 /// Listens where the workload's `outbound` says, and follows when the snapshot changes it.

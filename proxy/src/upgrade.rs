@@ -10,8 +10,11 @@ use hyper::{ext::Protocol, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 
 use crate::{
-    body::Leash, exchange::Exchange, peer_header::Proto, tcp::copy_both, upstream::Returned,
-    worker::LongLived,
+    exchange::Exchange,
+    peer_header::Proto,
+    standing::{Leash, Standing},
+    tcp::copy_both,
+    upstream::Returned,
 };
 
 const KEY: HeaderName = header::SEC_WEBSOCKET_KEY;
@@ -103,7 +106,7 @@ fn accept(key: &HeaderValue) -> String {
 pub(crate) struct Kept {
     pub(crate) exchange: Box<Exchange>,
     pub(crate) held: Option<Returned>,
-    pub(crate) long_lived: Option<Rc<LongLived>>,
+    pub(crate) standing: Option<Rc<Standing>>,
 }
 
 /// Carries bytes both ways once both sides have switched, until both have ended or policy no longer permits it.
@@ -112,14 +115,14 @@ pub(crate) fn tunnel(asked: Asked, upstream: OnUpgrade, kept: Kept) {
         let Kept {
             mut exchange,
             held,
-            long_lived,
+            standing,
         } = kept;
         let (downstream, upstream) = match tokio::join!(asked.downstream, upstream) {
             (Ok(downstream), Ok(upstream)) => (TokioIo::new(downstream), TokioIo::new(upstream)),
             _ => return exchange.conclude(true),
         };
-        let unheld = Rc::<Leash>::default();
-        let leash = long_lived.as_ref().map_or(&unheld, |held| &held.leash);
+        let unheld = Leash::default();
+        let leash = standing.as_ref().map_or(&unheld, |held| &held.leash);
         let (copied, whole) = copy_both(downstream, upstream, leash).await;
         exchange.received(copied.received);
         exchange.bytes_out = copied.sent;

@@ -8,18 +8,19 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use merlon_certs::{MERLON_H2, MERLON_TCP, MeshTls};
 use rustls::ServerConfig;
 use tokio::task::JoinHandle;
 
 use crate::{
     access_log::{AccessLog, WorkerLog},
-    body::Leash,
     gateway, inbound,
     layers::token_cache::TokenCache,
     listener,
     metrics::WorkerMetrics,
     outbound,
+    standing::Standing,
     state::{Shared, Shutdown, Snapshot, Worker},
     tcp,
     trace_context::Random,
@@ -46,6 +47,7 @@ pub async fn run_with_log(worker: Worker, log: AccessLog) {
     let mut tasks = vec![
         spawn(tidy(Rc::clone(&local))),
         spawn(follow(Rc::clone(&local))),
+        spawn(expire(Rc::clone(&local))),
     ];
     if let Some(listener) = inbound.and_then(listener::adopt) {
         let local = Rc::clone(&local);
@@ -97,7 +99,7 @@ pub(crate) struct Local {
     quiet: tokio::sync::Notify,
     current: RefCell<Option<Rc<Current>>>,
     server_tls: RefCell<Option<(Arc<MeshTls>, Arc<ServerConfig>)>>,
-    long_lived: RefCell<Vec<Weak<LongLived>>>,
+    open: RefCell<Vec<Weak<Standing>>>,
 }
 
 /// The state that a request begins with and keeps to its end.
@@ -146,7 +148,7 @@ impl Local {
             quiet: tokio::sync::Notify::new(),
             current: RefCell::new(None),
             server_tls: RefCell::new(None),
-            long_lived: RefCell::default(),
+            open: RefCell::default(),
         }
     }
 
@@ -230,13 +232,10 @@ impl Local {
         }
     }
 
-    /// Registers what may outlive its decision. To be called before deciding, so that no change slips between.
-    pub(crate) fn register(&self, recheck: Recheck) -> Rc<LongLived> {
-        let held = Rc::new(LongLived {
-            leash: Rc::default(),
-            recheck: RefCell::new(recheck),
-        });
-        let mut all = self.long_lived.borrow_mut();
+    /// Registers what is about to be decided: a change of the snapshot from now on asks again.
+    pub(crate) fn register(&self, standing: Standing) -> Rc<Standing> {
+        let held = Rc::new(standing);
+        let mut all = self.open.borrow_mut();
         if all.len() == all.capacity() {
             all.retain(|one| one.strong_count() > 0);
         }
@@ -244,57 +243,36 @@ impl Local {
         held
     }
 
+    /// What is open now. On its own, because what ends may take itself off the list.
+    fn open(&self) -> Vec<Rc<Standing>> {
+        self.open
+            .borrow()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+
     fn decide_again(&self) {
         let current = self.current();
-        let all: Vec<Rc<LongLived>> = {
-            let mut all = self.long_lived.borrow_mut();
-            all.retain(|one| one.strong_count() > 0);
-            all.iter().filter_map(Weak::upgrade).collect()
-        };
-        for one in all {
-            one.recheck_now(current.snapshot().map(|snapshot| &**snapshot));
-        }
-    }
-}
-
-/// Something that may outlive its decision: a stream, an upgraded connection, a tunnel.
-pub(crate) struct LongLived {
-    pub(crate) leash: Rc<Leash>,
-    recheck: RefCell<Recheck>,
-}
-
-impl LongLived {
-    /// Asks at once, because a snapshot may have come since the decision.
-    pub(crate) fn recheck_now(&self, snapshot: Option<&Snapshot>) {
-        let permitted = match &*self.recheck.borrow() {
-            Recheck::Pending => true,
-            Recheck::With(ask) => snapshot.is_some_and(ask),
-        };
-        if !permitted {
-            self.leash.pull();
+        for one in self.open() {
+            one.recheck(current.snapshot().map(|snapshot| &**snapshot));
         }
     }
 
-    /// From now on each new snapshot is asked.
-    pub(crate) fn recheck_with(&self, ask: impl Fn(&Snapshot) -> bool + 'static) {
-        *self.recheck.borrow_mut() = Recheck::With(Box::new(ask));
+    fn expire(&self) {
+        let now = Timestamp::now();
+        for one in self.open() {
+            one.expire(now);
+        }
     }
-}
 
-impl std::fmt::Debug for LongLived {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LongLived")
-            .field("leash", &self.leash)
-            .finish_non_exhaustive()
+    /// Gives back the memory of what has ended.
+    fn tidy_open(&self) {
+        let mut all = self.open.borrow_mut();
+        all.retain(|one| one.strong_count() > 0);
+        let enough = 2 * all.len();
+        all.shrink_to(enough);
     }
-}
-
-/// How a decision is made again.
-pub(crate) enum Recheck {
-    /// It is about to be made for the first time, with a snapshot not older than the registration.
-    Pending,
-    /// By asking whether it is still permitted.
-    With(Box<dyn Fn(&Snapshot) -> bool>),
 }
 
 /// Decides again, on every new snapshot, about what is still open.
@@ -302,6 +280,14 @@ async fn follow(local: Rc<Local>) {
     let mut changes = local.shared.snapshot.watch();
     while changes.changed().await.is_ok() {
         local.decide_again();
+    }
+}
+
+/// Ends what outlives its token, within a second.
+async fn expire(local: Rc<Local>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        local.expire();
     }
 }
 
@@ -316,6 +302,7 @@ async fn tidy(local: Rc<Local>) {
         local.programs.tidy();
         local.peers.tidy(local.identity().as_ref());
         local.tokens.tidy();
+        local.tidy_open();
     }
 }
 

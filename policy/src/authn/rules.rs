@@ -1,11 +1,13 @@
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use merlon_config::{
     resource::{ClaimType, RequestAuthenticationSpec, SignatureAlgorithm},
     snapshot::Attached,
 };
 use url::Url;
 
+use super::User;
 use crate::problem::PolicyProblem;
 
 /// Which tokens a service accepts: its `RequestAuthentication` documents together.
@@ -125,6 +127,15 @@ impl TokenRules {
     /// The accepted issuers, whose keys somebody has to fetch.
     pub fn issuers(&self) -> &[IssuerRules] {
         &self.issuers
+    }
+
+    /// Until when a verified user counts: `exp`, and what the clocks may differ by.
+    pub fn accepted_until(&self, user: &User) -> Timestamp {
+        let rules = self.issuers.iter().find(|one| one.name == user.issuer_name);
+        let skew = rules.map_or(Duration::ZERO, |rules| rules.clock_skew);
+        user.expires_at
+            .saturating_add(SignedDuration::try_from(skew).unwrap_or_default())
+            .unwrap_or(Timestamp::MAX)
     }
 
     /// The issuer with exactly this `iss`.

@@ -23,6 +23,7 @@ use crate::{
     inbound::Peer,
     listener,
     metrics::{Direction, Transport},
+    session::Session,
     worker::Local,
 };
 
@@ -118,7 +119,6 @@ async fn accept(
     let mut peer = Peer::new(&local, Direction::Gateway, address, Principal::Anonymous);
     peer.own_port = stream.local_addr().ok().map(|own| own.port());
     peer.listener_host = host;
-    peer.tls = tls.is_some();
     let Some(certificate) = tls else {
         return connection::serve_plain(&local, stream, Rc::new(peer), gateway::serve).await;
     };
@@ -129,6 +129,7 @@ async fn accept(
     };
     let session = stream.get_ref().1;
     let h2 = session.alpn_protocol() == Some(b"h2");
+    peer.session = Some(Rc::new(Session::of(session, Vec::new())));
     peer.server_name = session
         .server_name()
         .map(|name| name.to_ascii_lowercase().into());

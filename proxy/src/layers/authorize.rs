@@ -2,18 +2,17 @@
 
 use std::{
     cell::Cell,
-    collections::BTreeMap,
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use http::{HeaderMap, header};
-use jiff::Timestamp;
+use http::{HeaderMap, Method};
 use merlon_config::resource::AppProtocol;
 use merlon_policy::{
     decision::Decision,
-    facts::{GrpcFacts, Headers, HttpFacts, RequestFacts, RequestKind, TcpFacts, TlsFacts},
-    record::{RecordedFacts, RecordedRequest},
+    facts::{GrpcFacts, Headers, HttpFacts, RequestFacts, RequestKind},
+    record::RecordedFacts,
 };
 
 use super::{
@@ -23,8 +22,8 @@ use super::{
 use crate::{
     decisions::{Evidence, Outcome, RecordedDecision},
     denial::Denial,
-    state::{CompiledService, Snapshot},
-    worker::{LongLived, Recheck},
+    session::Session,
+    standing::{Asked, Standing, What, grpc_name, kept},
 };
 
 /// # Errors
@@ -32,21 +31,47 @@ use crate::{
 pub(crate) fn authorize(counted: Counted<'_>) -> Result<Permitted<'_>, Denial> {
     let target = &*counted.target;
     let call = &*counted.call;
-    // What may outlive this decision is registered before it is made, so that no change slips between.
-    let long_lived = may_last(call).then(|| call.local.register(Recheck::Pending));
+    // It is registered before it is decided, so that no change slips between.
+    let standing = call.local.register(standing(call, &counted.target));
     let headers = Fields(&call.head.headers);
     let facts = facts(call, target, &headers);
     let decision = decide(target, &facts);
-    if let Some(held) = &long_lived {
-        let recorded = target
-            .service
-            .policy
-            .record(&target.peer, &facts, &decision);
-        hold(held, call, target, recorded);
-    }
     record(call, target, &facts, &decision);
     let permit = decision.into_result()?;
-    Ok(counted.permitted(permit, long_lived))
+    // The snapshot may have changed before, while the token's keys were fetched.
+    let now = call.local.current();
+    if now.generation != call.current.generation {
+        standing.recheck(now.snapshot().map(|snapshot| &**snapshot));
+    }
+    Ok(counted.permitted(permit, standing))
+}
+
+/// All that is needed to decide again.
+fn standing(call: &Call, target: &Rc<Target>) -> Standing {
+    let host = call.reading.authority.clone();
+    let uri = call.head.uri.clone();
+    let headers = kept(target, &call.head.headers);
+    let what = if grpc(call, target).is_some() {
+        What::Grpc { host, uri, headers }
+    } else {
+        What::Http {
+            method: if call.reading.websocket {
+                Method::GET
+            } else {
+                call.head.method.clone()
+            },
+            host,
+            uri,
+            headers,
+        }
+    };
+    Standing::new(Asked {
+        target: Rc::clone(target),
+        what,
+        address: call.address.ip(),
+        user: call.user.clone(),
+        session: call.session.clone(),
+    })
 }
 
 /// Asks the service's policies, and of the others on the same port their `forbid`s.
@@ -78,27 +103,14 @@ fn facts<'a>(call: &'a Call, target: &Target, headers: &'a dyn Headers) -> Reque
         port: target.port,
         now: call.now,
         user: call.user.as_deref(),
-        tls: call.exchange.src.as_ref().map(|_| TLS),
+        tls: call.session.as_deref().map(Session::facts),
     }
 }
-
-/// The mesh speaks one version.
-pub(crate) const TLS: TlsFacts<'static> = TlsFacts {
-    version: "TLSv1.3",
-    cipher: "",
-    dns_names: &[],
-};
 
 fn kind<'a>(call: &'a Call, target: &Target, headers: &'a dyn Headers) -> RequestKind<'a> {
     let host = call.reading.authority.as_str();
     let path = call.head.uri.path();
-    // On a port that is not gRPC's a content type must not choose the action: policies for HTTP would not apply.
-    if target.protocol == AppProtocol::Grpc
-        && call.grpc
-        && let Some((service, method)) =
-            path.strip_prefix('/').and_then(|path| path.split_once('/'))
-        && !method.contains('/')
-    {
+    if let Some((service, method)) = grpc(call, target) {
         return RequestKind::Grpc(GrpcFacts {
             host,
             service,
@@ -116,8 +128,16 @@ fn kind<'a>(call: &'a Call, target: &Target, headers: &'a dyn Headers) -> Reques
     })
 }
 
+/// The service and method of a gRPC call. On a port that is not gRPC's a content type must not choose the action:
+/// policies for HTTP would not apply.
+fn grpc<'a>(call: &'a Call, target: &Target) -> Option<(&'a str, &'a str)> {
+    (target.protocol == AppProtocol::Grpc && call.grpc)
+        .then(|| grpc_name(call.head.uri.path()))
+        .flatten()
+}
+
 /// A header map as policies read it.
-struct Fields<'m>(&'m HeaderMap);
+pub(crate) struct Fields<'m>(pub(crate) &'m HeaderMap);
 
 impl Headers for Fields<'_> {
     fn each<'a>(&'a self, name: &str, each: &mut dyn FnMut(&'a [u8])) {
@@ -126,125 +146,6 @@ impl Headers for Fields<'_> {
             .iter()
             .for_each(|value| each(value.as_bytes()));
     }
-}
-
-/// Recorded headers, likewise.
-struct RecordedFields<'m>(&'m BTreeMap<String, Vec<String>>);
-
-impl Headers for RecordedFields<'_> {
-    fn each<'a>(&'a self, name: &str, each: &mut dyn FnMut(&'a [u8])) {
-        self.0
-            .get(name)
-            .into_iter()
-            .flatten()
-            .for_each(|value| each(value.as_bytes()));
-    }
-}
-
-/// Whether a request is of a kind that goes on for long.
-fn may_last(call: &Call) -> bool {
-    call.grpc
-        || call.reading.websocket
-        || call.body.as_ref().is_some_and(|body| {
-            use hyper::body::Body as _;
-            !body.is_end_stream() && body.size_hint().exact().is_none()
-        })
-        || call
-            .head
-            .headers
-            .get(header::ACCEPT)
-            .is_some_and(|accept| accept.as_bytes() == b"text/event-stream")
-}
-
-fn hold(held: &LongLived, call: &Call, target: &Target, recorded: RecordedFacts) {
-    let port = target.port;
-    let service = Arc::clone(&target.service);
-    let gateway = target.port == 0;
-    held.recheck_with(move |snapshot| {
-        still_permitted(snapshot, &service, port, gateway, &recorded)
-    });
-    // The snapshot may have changed while the token's keys were fetched.
-    let now = call.local.current();
-    if now.generation != call.current.generation {
-        held.recheck_now(now.snapshot().map(|snapshot| &**snapshot));
-    }
-}
-
-/// Decides again about recorded facts.
-pub(crate) fn still_permitted(
-    snapshot: &Snapshot,
-    then: &Arc<CompiledService>,
-    port: u16,
-    gateway: bool,
-    recorded: &RecordedFacts,
-) -> bool {
-    let target = if gateway {
-        Target::gateway(snapshot, &recorded.principal)
-    } else {
-        Target::claimed(snapshot, &recorded.service, port, &recorded.principal)
-    };
-    let Some(target) = target else { return false };
-    if Arc::ptr_eq(&target.service, then) && target.others.is_empty() {
-        return true;
-    }
-    let (route, query, headers);
-    let kind = match &recorded.request {
-        RecordedRequest::Http {
-            host,
-            method,
-            path,
-            query: pairs,
-            headers: fields,
-            ..
-        } => {
-            route = target.service.policy.route(method, path);
-            query = join(pairs);
-            headers = RecordedFields(fields);
-            RequestKind::Http(HttpFacts {
-                host,
-                method,
-                path,
-                query: query.as_deref(),
-                route: &route,
-                headers: &headers,
-            })
-        }
-        RecordedRequest::Grpc {
-            host,
-            service,
-            method,
-            headers: fields,
-        } => {
-            headers = RecordedFields(fields);
-            RequestKind::Grpc(GrpcFacts {
-                host,
-                service,
-                method,
-                headers: &headers,
-            })
-        }
-        RecordedRequest::Tcp { sni } => RequestKind::Tcp(TcpFacts {
-            sni: sni.as_deref(),
-        }),
-    };
-    let facts = RequestFacts {
-        kind,
-        source_ip: recorded.source_ip,
-        client_ip: recorded.client_ip,
-        port: recorded.port,
-        now: Timestamp::now(),
-        user: recorded.user.as_ref(),
-        tls: recorded.tls.as_ref().map(|_| TLS),
-    };
-    matches!(decide(&target, &facts), Decision::Permit(_))
-}
-
-fn join(pairs: &BTreeMap<String, Vec<String>>) -> Option<String> {
-    let all: Vec<String> = pairs
-        .iter()
-        .flat_map(|(name, values)| values.iter().map(move |value| format!("{name}={value}")))
-        .collect();
-    (!all.is_empty()).then(|| all.join("&"))
 }
 
 /// Keeps the facts of a decision, so that people can ask why: of every refusal, and of what was permitted as many as

@@ -14,7 +14,9 @@ use crate::{
     body::RequestBody,
     exchange::Exchange,
     peer_header::Proto,
-    worker::{Current, Local, LongLived},
+    session::Session,
+    standing::Standing,
+    worker::{Current, Local},
 };
 
 /// A request on its way: what is known of it, whatever its stage.
@@ -24,6 +26,8 @@ pub(crate) struct Call {
     /// The one snapshot that everything about this request is decided by.
     pub(crate) current: Rc<Current>,
     pub(crate) address: SocketAddr,
+    /// The connection's TLS.
+    pub(crate) session: Option<Rc<Session>>,
     /// The port of our own listener.
     pub(crate) own_port: Option<u16>,
     pub(crate) now: Timestamp,
@@ -75,8 +79,8 @@ pub(crate) struct Permitted<'c> {
     pub(crate) call: &'c mut Call,
     pub(crate) target: Rc<Target>,
     pub(super) permit: Permit,
-    /// Set when it may outlive this decision.
-    pub(super) long_lived: Option<Rc<LongLived>>,
+    /// Asked again when the snapshot changes.
+    pub(super) standing: Rc<Standing>,
 }
 
 /// It may go on: every check has passed.
@@ -85,7 +89,7 @@ pub(crate) struct Admitted<'c> {
     pub(crate) call: &'c mut Call,
     pub(crate) target: Rc<Target>,
     pub(crate) body: RequestBody,
-    pub(crate) long_lived: Option<Rc<LongLived>>,
+    pub(crate) standing: Rc<Standing>,
     _permit: Permit,
 }
 
@@ -130,17 +134,13 @@ impl<'c> Authenticated<'c> {
 }
 
 impl<'c> Counted<'c> {
-    pub(super) fn permitted(
-        self,
-        permit: Permit,
-        long_lived: Option<Rc<LongLived>>,
-    ) -> Permitted<'c> {
+    pub(super) fn permitted(self, permit: Permit, standing: Rc<Standing>) -> Permitted<'c> {
         self.call.exchange.permit = Some(permit.clone());
         Permitted {
             call: self.call,
             target: self.target,
             permit,
-            long_lived,
+            standing,
         }
     }
 }
@@ -151,13 +151,13 @@ impl<'c> Permitted<'c> {
             call,
             target,
             permit,
-            long_lived,
+            standing,
         } = self;
         Admitted {
             call,
             target,
             body,
-            long_lived,
+            standing,
             _permit: permit,
         }
     }

@@ -111,6 +111,18 @@ impl Target {
         Self::claimed(snapshot, name, port, peer)
     }
 
+    /// The headers that any policy which has a say here reads. Some may come twice.
+    pub(crate) fn header_names(&self) -> impl Iterator<Item = &str> {
+        let others = self.others.iter();
+        let others = others.flat_map(|other| other.service.policy.header_names());
+        self.service.policy.header_names().chain(others)
+    }
+
+    /// Whether any policy which has a say here reads this header.
+    pub(crate) fn reads(&self, header: &str) -> bool {
+        self.header_names().any(|own| own == header)
+    }
+
     fn bare(service: &Arc<CompiledService>, peer: &Principal) -> Self {
         let other = Other::of(service, peer);
         Self {

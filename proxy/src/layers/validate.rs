@@ -1,6 +1,6 @@
 //! Does it look right: the head first, then the body, and of that nothing is read before all else has passed.
 
-use std::time::Duration;
+use std::{rc::Rc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::header;
@@ -33,7 +33,10 @@ pub(crate) async fn validate(permitted: Permitted<'_>) -> Result<Admitted<'_>, D
         Some(incoming) => match policy.body_rule(&call.route) {
             Some(rule) => checked(&rule, gather(incoming, rule.max_bytes()).await?, call)?,
             None => {
-                let flow = Flow::new(policy.max_body(&call.route));
+                let flow = Flow::new(
+                    policy.max_body(&call.route),
+                    Some(Rc::clone(&permitted.standing)),
+                );
                 permitted.call.exchange.flow = Some(flow.clone());
                 RequestBody::Stream(incoming, flow)
             }

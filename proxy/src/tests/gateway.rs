@@ -35,6 +35,11 @@ fn routes() -> serde_json::Value {
 
 /// A gateway at a port, in front of `shop/orders`.
 async fn edge(pair: &Pair, listener: serde_json::Value, policies: &str) -> Node {
+    let state = edge_state(pair, listener, policies);
+    Node::start(Some(pair.ca.identity("edge/main")), &state)
+}
+
+fn edge_state(pair: &Pair, listener: serde_json::Value, policies: &str) -> State {
     let mut state = State::of("edge/main");
     state.services.push(
         json!({ "name": "edge/main", "policies": [{ "name": "edge/main", "text": policies }] }),
@@ -42,7 +47,16 @@ async fn edge(pair: &Pair, listener: serde_json::Value, policies: &str) -> Node 
     state.gateway =
         Some(json!({ "name": "edge/main", "listeners": [listener], "routes": routes() }));
     state.destinations = pair.web_state.destinations.clone();
-    Node::start(Some(pair.ca.identity("edge/main")), &state)
+    state
+}
+
+/// As [`edge`], without TLS and open to everyone; with its state, to be changed.
+pub(super) async fn plain_edge(pair: &Pair) -> (Node, State, std::net::SocketAddr) {
+    let port = free_port().await;
+    let listener = json!({ "name": "http", "port": port, "protocol": "HTTP" });
+    let state = edge_state(pair, listener, ALL);
+    let edge = Node::start(Some(pair.ca.identity("edge/main")), &state);
+    (edge, state, connected(port).await)
 }
 
 async fn connected(port: u16) -> std::net::SocketAddr {

@@ -1,8 +1,10 @@
 //! What is open when the snapshot changes is decided again.
 
 use bytes::Bytes;
+use http::{HeaderValue, Request, Response};
 use http_body::Frame;
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Incoming;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -120,5 +122,192 @@ fn a_service_that_is_gone_takes_its_streams_with_it() {
         stream.read_exact(&mut hello).await.unwrap();
         pair.orders.take(&State::of("shop/orders"));
         assert!(matches!(stream.read(&mut [0; 1]).await, Ok(0) | Err(_)));
+    });
+}
+
+/// Nobody but `shop/other` may do anything.
+const NOBODY: &str =
+    r#"@id("none") permit (principal == Workload::"shop/other", action, resource);"#;
+
+/// Answers with what the test sends, of a length that is told or not.
+async fn trickle(length: Option<usize>) -> (Program, tokio::sync::mpsc::Sender<Bytes>) {
+    let (to, from) = tokio::sync::mpsc::channel::<Bytes>(4);
+    let from = std::rc::Rc::new(std::cell::RefCell::new(Some(from)));
+    let program = Program::serving(async move |_| {
+        let stream = tokio_stream::wrappers::ReceiverStream::new(from.borrow_mut().take().unwrap());
+        let frames = futures_util::StreamExt::map(stream, |bytes| Ok(Frame::data(bytes)));
+        let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+        if let Some(length) = length {
+            response
+                .headers_mut()
+                .insert("content-length", HeaderValue::from(length));
+        }
+        response
+    })
+    .await;
+    (program, to)
+}
+
+fn under(program: &Program, policies: &str) -> State {
+    State::of("shop/orders").serving(service("shop/orders", 80, program.port(), "http", policies))
+}
+
+async fn read_until(stream: &mut TcpStream, text: &str) -> String {
+    let mut read = Vec::new();
+    while !String::from_utf8_lossy(&read).contains(text) {
+        read.push(stream.read_u8().await.unwrap());
+    }
+    String::from_utf8(read).unwrap()
+}
+
+#[test]
+fn an_answer_ends_when_it_is_no_longer_permitted_whatever_its_caller_said_it_accepts() {
+    run(async {
+        for (accept, length) in [
+            ("", None),
+            ("Accept: */*\r\n", None),
+            ("Accept: Text/Event-Stream\r\n", None),
+            ("Accept: text/event-stream, */*\r\n", None),
+            ("", Some(1_000)),
+            ("", Some(1 << 30)),
+        ] {
+            let (program, to) = trickle(length).await;
+            let pair = Pair::new(&program, "http", ALL);
+            let mut stream = TcpStream::connect(pair.web.outbound).await.unwrap();
+            let ask = format!("GET /feed HTTP/1.1\r\nHost: orders\r\n{accept}\r\n");
+            stream.write_all(ask.as_bytes()).await.unwrap();
+            to.send(Bytes::from("first;")).await.unwrap();
+            read_until(&mut stream, "first;").await;
+            // Another state that permits it as well.
+            let again = r#"@id("still") @reason("a test") permit (principal, action, resource);"#;
+            pair.orders.take(&under(&program, again));
+            to.send(Bytes::from("second;")).await.unwrap();
+            read_until(&mut stream, "second;").await;
+            // Nothing is sent any more: it ends because of the change, not with its next byte.
+            pair.orders.take(&under(&program, NOBODY));
+            let line = pair.orders.log.of("/feed").await;
+            assert_eq!(line["aborted"], true, "{accept:?} {length:?}");
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest).await;
+            assert!(!rest.ends_with(b"0\r\n\r\n"), "it must not look whole");
+            to.closed().await;
+        }
+    });
+}
+
+#[test]
+fn an_answer_over_http2_ends_when_it_is_no_longer_permitted() {
+    run(async {
+        let (program, to) = trickle(None).await;
+        let pair = Pair::new(&program, "http", ALL);
+        let mut client = h2_client(pair.web.outbound).await;
+        let (_to, body) = channel();
+        let ask = Request::get("http://orders.shop/feed").body(body).unwrap();
+        let mut answer = client.send_request(ask).await.unwrap().into_body();
+        to.send(Bytes::from("first")).await.unwrap();
+        assert_eq!(piece(&mut answer).await.unwrap(), "first");
+        pair.orders.take(&under(&program, NOBODY));
+        assert!(answer.frame().await.unwrap().is_err());
+        to.closed().await;
+    });
+}
+
+#[test]
+fn a_gateway_ends_what_it_no_longer_permits() {
+    run(async {
+        let (program, to) = trickle(None).await;
+        let pair = Pair::new(&program, "http", ALL);
+        let (edge, state, address) = super::gateway::plain_edge(&pair).await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream
+            .write_all(b"GET /orders HTTP/1.1\r\nHost: shop.example\r\nAccept: */*\r\n\r\n")
+            .await
+            .unwrap();
+        to.send(Bytes::from("first;")).await.unwrap();
+        read_until(&mut stream, "first;").await;
+        let mut without = state;
+        without.services[0]["policies"][0]["text"] = "".into();
+        edge.take(&without);
+        assert_eq!(edge.log.of("/orders").await["aborted"], true);
+        to.closed().await;
+    });
+}
+
+#[test]
+fn a_request_that_waits_for_its_answer_is_refused_when_it_is_no_longer_permitted() {
+    run(async {
+        let (asked, mut was_asked) = tokio::sync::mpsc::channel(1);
+        let program = Program::serving(async move |_| {
+            asked.send(()).await.unwrap();
+            std::future::pending().await
+        })
+        .await;
+        let pair = Pair::new(&program, "http", ALL);
+        let answer = http1(pair.web.outbound, get("orders", "/wait"));
+        let change = async {
+            was_asked.recv().await.unwrap();
+            pair.orders.take(&under(&program, NOBODY));
+        };
+        let (answer, ()) = tokio::join!(answer, change);
+        answer.refused(403, "authz.denied");
+        assert_eq!(pair.orders.log.of("/wait").await["status"], 403);
+    });
+}
+
+#[test]
+fn a_body_on_its_way_up_ends_when_it_is_no_longer_permitted() {
+    run(async {
+        let (got, mut has_got) = tokio::sync::mpsc::channel::<Option<Bytes>>(4);
+        let program = Program::serving(async move |request: Request<Incoming>| {
+            let mut body = request.into_body();
+            let got = got.clone();
+            // The answer is whole at once; the body goes on.
+            tokio::task::spawn_local(async move {
+                while let Some(Ok(frame)) = body.frame().await {
+                    got.send(frame.into_data().ok()).await.unwrap();
+                }
+                got.send(None).await.unwrap();
+            });
+            Response::new(full("taken"))
+        })
+        .await;
+        let pair = Pair::new(&program, "http", ALL);
+        let mut client = h2_client(pair.web.outbound).await;
+        let (to, body) = channel();
+        let ask = Request::post("http://orders.shop/up").body(body).unwrap();
+        let _answer = client.send_request(ask).await.unwrap();
+        to.send(Frame::data(Bytes::from("one"))).await.unwrap();
+        assert_eq!(has_got.recv().await.unwrap().unwrap(), "one");
+        pair.orders.take(&under(&program, NOBODY));
+        assert_eq!(has_got.recv().await.unwrap(), None);
+    });
+}
+
+#[test]
+fn what_was_permitted_by_a_header_is_asked_again_with_that_header() {
+    run(async {
+        let by = |name: &str| {
+            format!(
+                r#"@id("h") @reason("a test") permit (principal, action == Action::"GET", resource) when {{ context.headers has "{name}" && context.headers["{name}"] == "blue" }};"#
+            )
+        };
+        let (program, to) = trickle(None).await;
+        let pair = Pair::new(&program, "http", &by("x-tenant"));
+        let mut stream = TcpStream::connect(pair.web.outbound).await.unwrap();
+        stream
+            .write_all(
+                b"GET /feed HTTP/1.1\r\nHost: orders\r\nX-Tenant: blue\r\nX-Other: blue\r\n\r\n",
+            )
+            .await
+            .unwrap();
+        to.send(Bytes::from("first;")).await.unwrap();
+        read_until(&mut stream, "first;").await;
+        let same = format!("{}\n", by("x-tenant")).replace(r#""h""#, r#""again""#);
+        pair.orders.take(&under(&program, &same));
+        to.send(Bytes::from("second;")).await.unwrap();
+        read_until(&mut stream, "second;").await;
+        // What the new policy reads was not kept: nobody knows, and so nobody is permitted.
+        pair.orders.take(&under(&program, &by("x-other")));
+        assert_eq!(pair.orders.log.of("/feed").await["aborted"], true);
     });
 }

@@ -1,0 +1,38 @@
+//! A connection's TLS, as policies may ask about it.
+
+use merlon_policy::facts::TlsFacts;
+use rustls::{ProtocolVersion, ServerConnection};
+
+/// What a handshake came to. Read once per connection.
+#[derive(Debug)]
+pub(crate) struct Session {
+    version: &'static str,
+    cipher: &'static str,
+    dns_names: Vec<String>,
+}
+
+impl Session {
+    /// Of a handshake that is done; `dns_names` are those of the peer's certificate, if it showed one.
+    pub(crate) fn of(tls: &ServerConnection, dns_names: Vec<String>) -> Self {
+        Self {
+            version: match tls.protocol_version() {
+                Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+                // Nothing older is spoken, and nothing newer exists.
+                _ => "TLSv1.3",
+            },
+            cipher: tls
+                .negotiated_cipher_suite()
+                .and_then(|suite| suite.suite().as_str())
+                .unwrap_or_default(),
+            dns_names,
+        }
+    }
+
+    pub(crate) fn facts(&self) -> TlsFacts<'_> {
+        TlsFacts {
+            version: self.version,
+            cipher: self.cipher,
+            dns_names: &self.dns_names,
+        }
+    }
+}
