@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use merlon_config::{live::Live, report::Report};
+use merlon_config::{
+    live::Live,
+    report::Report,
+    resource::{GatewayListener, OutboundListener},
+};
 use tokio::{sync::watch, task::LocalSet, time};
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +25,7 @@ use crate::{
     destinations::Destinations,
     health::{Health, Unready},
     jwks::JwksCache,
-    listener,
+    listener::{self, Claims},
     metrics::Metrics,
     standalone::Standalone,
     state::{Addresses, Shared, Shutdown, Worker},
@@ -151,6 +155,7 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
         destinations,
         decisions: DecisionLog::new(&node_id),
         spans,
+        listeners: Claims::default(),
         health: Health::default(),
         access_log: config.access_log,
     });
@@ -161,6 +166,18 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
         shared
             .health
             .lack(Unready::NoIdentity, "there is no certificate yet");
+    }
+    for worker in 0..config.workers.get() {
+        for kind in [
+            <OutboundListener as listener::keep::Wanted>::KIND,
+            <GatewayListener as listener::keep::Wanted>::KIND,
+        ] {
+            shared.health.lack_part(
+                Unready::Listener,
+                &listener::keep::unopened(worker, kind),
+                format!("{kind} are not open yet"),
+            );
+        }
     }
     // Before anything listens: files that are wrong start nothing.
     let standalone = match &config.source {

@@ -8,7 +8,6 @@ use std::{convert::Infallible, rc::Rc};
 use http::{HeaderName, HeaderValue, Request, Response, header, request::Parts};
 use hyper::body::Incoming;
 
-pub(crate) use self::listen::listeners;
 use crate::{
     body::AnswerBody,
     denial::Denial,
@@ -76,9 +75,8 @@ pub(crate) async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answe
     }
     call.head.headers.remove(peer_header::NAME);
     let held = Some(Rc::clone(&standing));
-    standing
-        .hold(outbound::forward(call, &route, body, held))
-        .await
+    let answer = std::pin::pin!(outbound::forward(call, &route, body, held));
+    standing.hold(answer).await
 }
 
 /// What the gateway says of the caller, in the headers that it just took from it.

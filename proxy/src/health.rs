@@ -20,6 +20,9 @@ pub struct NotReady {
     pub code: Unready,
     /// A sentence for people.
     pub message: String,
+    /// Which of several that can lack the same: a worker's listener.
+    #[serde(skip)]
+    part: String,
 }
 
 /// What can be missing, the gravest first.
@@ -73,7 +76,10 @@ impl Health {
 
     /// All that is missing, the gravest first.
     pub fn reasons(&self) -> Vec<NotReady> {
-        self.reasons.load().as_ref().clone()
+        let mut all = self.reasons.load().as_ref().clone();
+        // Workers lack the same in the same words.
+        all.dedup_by(|one, other| (one.code, &one.message) == (other.code, &other.message));
+        all
     }
 
     /// The gravest thing that is missing.
@@ -83,17 +89,47 @@ impl Health {
 
     /// Says that something is missing.
     pub fn lack(&self, code: Unready, message: impl Into<String>) {
-        let message = message.into();
+        self.lack_part(code, "", message.into());
+    }
+
+    /// Says that something is missing in one of several parts. True when no part said the same before.
+    pub(crate) fn lack_part(&self, code: Unready, part: &str, message: String) -> bool {
+        let mut new = false;
         self.change(|reasons| {
-            reasons.retain(|reason| reason.code != code);
-            reasons.push(NotReady { code, message });
-            reasons.sort_by_key(|reason| reason.code);
+            new = !reasons
+                .iter()
+                .any(|reason| reason.code == code && reason.message == message);
+            reasons.retain(|reason| reason.code != code || reason.part != part);
+            let part = part.to_owned();
+            reasons.push(NotReady {
+                code,
+                message,
+                part,
+            });
+            reasons
+                .sort_by(|one, other| (one.code, &one.message).cmp(&(other.code, &other.message)));
         });
+        new
     }
 
     /// Says that it is there now.
     pub fn have(&self, code: Unready) {
-        self.change(|reasons| reasons.retain(|reason| reason.code != code));
+        self.have_part(code, "");
+    }
+
+    /// Says that it is there now in this part. True when no other part said the same.
+    pub(crate) fn have_part(&self, code: Unready, part: &str) -> bool {
+        let mut last = false;
+        self.change(|reasons| {
+            let of = |reason: &NotReady| reason.code == code && reason.part == part;
+            let gone = reasons.iter().position(of).map(|at| reasons.remove(at));
+            last = gone.is_some_and(|gone| {
+                !reasons
+                    .iter()
+                    .any(|reason| reason.code == code && reason.message == gone.message)
+            });
+        });
+        last
     }
 
     /// Resolves on every change.
@@ -129,6 +165,19 @@ mod tests {
         health.have(Unready::TlsExpired);
         assert_eq!(health.worst(), Some(Unready::NoSnapshot));
         health.have(Unready::NoSnapshot);
+        assert!(health.is_ready());
+    }
+
+    #[test]
+    fn a_part_that_is_there_says_nothing_of_the_others() {
+        let health = Health::default();
+        let lack = |part| health.lack_part(Unready::Listener, part, "port 80".to_owned());
+        assert!(lack("worker 0"));
+        assert!(!lack("worker 1"), "it was said already");
+        assert_eq!(health.reasons().len(), 1);
+        assert!(!health.have_part(Unready::Listener, "worker 0"));
+        assert!(!health.is_ready());
+        assert!(health.have_part(Unready::Listener, "worker 1"));
         assert!(health.is_ready());
     }
 }

@@ -1,10 +1,15 @@
 //! Accepting connections: bounded, and never given up.
 
+mod claims;
+pub(crate) mod keep;
+
 use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
+pub use self::claims::Claims;
+pub(crate) use self::claims::Part;
 use crate::{
     metrics::{Direction, Transport},
     worker::Local,
@@ -16,14 +21,29 @@ const CONNECTIONS: usize = 10_000;
 const PAUSE: Duration = Duration::from_millis(100);
 const BACKLOG: i32 = 1_024;
 
-/// Listens on `address`, together with every other worker that does (`SO_REUSEPORT`). Non-blocking.
+/// Listens on `address` as the first of this process. Non-blocking.
+///
+/// Without `SO_REUSEPORT` the kernel refuses an address on which anyone listens, in whatever way: of two processes that
+/// begin at once it gives the address to one. Set afterwards, it lets in those that [`join`].
+///
+/// # Errors
+/// The address cannot be had, also where another process listens on it with `SO_REUSEPORT`: the kernel would give each
+/// of the two some of the connections, and nobody would notice.
+pub(crate) fn claim(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = socket(address)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_reuse_port(true)?;
+    Ok(socket.into())
+}
+
+/// Listens on an address that was claimed, beside the workers that do already. Non-blocking.
 ///
 /// # Errors
 /// The address cannot be had.
-pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+pub(crate) fn join(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = socket(address)?;
     socket.set_reuse_port(true)?;
-    socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -32,18 +52,13 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 /// Listens on `address` once for each of `workers`; port 0 becomes one port for all.
 ///
 /// # Errors
-/// The address cannot be had, also where another process listens on it in the same way: the kernel would give each of
-/// the two some of the connections, and nobody would notice.
+/// As [`claim`].
 pub fn bind_all(address: SocketAddr, workers: usize) -> io::Result<Vec<std::net::TcpListener>> {
-    if address.port() != 0 {
-        // Without `SO_REUSEPORT` the kernel refuses an address on which anyone listens.
-        socket(address)?.bind(&address.into())?;
-    }
-    let first = bind(address)?;
+    let first = claim(address)?;
     let address = first.local_addr()?;
     let mut all = vec![first];
     for _ in 1..workers {
-        all.push(bind(address)?);
+        all.push(join(address)?);
     }
     Ok(all)
 }
@@ -55,6 +70,7 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
         Some(Protocol::TCP),
     )?;
     socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::AccessLogMode, decisions::DecisionLog, destinations::Destinations, health::Health,
-    jwks::JwksCache, metrics::WorkerMetrics, telemetry::Spans,
+    jwks::JwksCache, listener::Claims, metrics::WorkerMetrics, telemetry::Spans,
 };
 
 /// Everything a worker needs beside its own listeners. One per process, `Send` and `Sync`.
@@ -47,6 +47,8 @@ pub struct Shared {
     pub decisions: DecisionLog,
     /// Finished spans go here; costs nothing when no collector is configured.
     pub spans: Spans,
+    /// Addresses of the snapshot's listeners, of which each worker has its socket.
+    pub listeners: Claims,
     /// Whether the process is ready, and why not.
     pub health: Health,
     /// Which requests are logged.

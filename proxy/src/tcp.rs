@@ -4,7 +4,6 @@
 //! are the program's own, each ended by itself.
 
 use std::{
-    collections::HashMap,
     future::poll_fn,
     io,
     mem::MaybeUninit,
@@ -37,15 +36,18 @@ use crate::{
     decisions::{Evidence, Outcome, RecordedDecision},
     denial::{Denial, Upstream},
     exchange::Exchange,
-    health::Unready,
     inbound::Peer,
     layers::{authorize::decide, target::Target},
-    listener::{self, Open},
+    listener::{
+        self, Open,
+        keep::{self, Wanted},
+    },
     metrics::{Direction, Transport},
     outbound,
     peer_header::{Claim, MAX_LENGTH, Proto},
     session::Session,
     standing::{Asked, Leash, Standing, What},
+    state::Snapshot,
     upstream::dial,
     worker::Local,
 };
@@ -186,58 +188,31 @@ fn admit(
     Ok((target, standing))
 }
 
-/// Listens where the workload's `outbound` says, and follows when the snapshot changes it.
-pub(crate) async fn listeners(local: Rc<Local>) {
-    let mut changes = local.shared.snapshot.watch();
-    let mut open: HashMap<OutboundListener, JoinHandle<()>> = HashMap::new();
-    loop {
-        let current = local.current();
-        let wanted = current
-            .snapshot()
-            .map(|snapshot| snapshot.workload.outbound.as_slice())
-            .unwrap_or_default();
-        open.retain(|listener, task| {
-            let keep = wanted.contains(listener) && !task.is_finished();
-            if !keep {
-                task.abort();
-            }
-            keep
-        });
-        // An aborted listener's socket closes when its task is next polled: before that its address is not free.
-        tokio::task::yield_now().await;
-        let mut failed = Vec::new();
-        for listener in wanted {
-            if open.contains_key(listener) {
-                continue;
-            }
-            match listener::bind(listener.listen).map(listener::adopt) {
-                Ok(Some(socket)) => {
-                    let (local, listener) = (Rc::clone(&local), listener.clone());
-                    let fixed = listener.clone();
-                    let task = tokio::task::spawn_local(async move {
-                        let fixed = Rc::new(fixed);
-                        let connection = |local, stream, address| {
-                            outbound(local, stream, address, Rc::clone(&fixed))
-                        };
-                        listener::serve(&local, &socket, connection).await;
-                    });
-                    open.insert(listener, task);
-                }
-                Ok(None) => {}
-                Err(error) => failed.push(format!("{}: {error}", listener.listen)),
-            }
-        }
-        if failed.is_empty() {
-            local.shared.health.have(Unready::Listener);
-        } else {
-            local
-                .shared
-                .health
-                .lack(Unready::Listener, failed.join("; "));
-        }
-        if changes.changed().await.is_err() {
-            return;
-        }
+/// Where the workload's `outbound` says.
+impl Wanted for OutboundListener {
+    const KIND: &'static str = "listeners of the workload";
+
+    fn all(snapshot: &Snapshot) -> &[Self] {
+        &snapshot.workload.outbound
+    }
+
+    fn name(&self) -> String {
+        format!(
+            "`outbound` to {}:{} ({})",
+            self.service, self.port, self.listen
+        )
+    }
+
+    fn open(&self, local: &Rc<Local>) -> Result<JoinHandle<()>, String> {
+        let (socket, part) = keep::socket(local, self.listen, &self.name())?;
+        let (local, to) = (Rc::clone(local), Rc::new(self.clone()));
+        Ok(tokio::task::spawn_local(async move {
+            // Dropped in the order of their making turned round: the address is let go of after its socket.
+            let (_part, socket) = (part, socket);
+            let connection =
+                |local, stream, address| outbound(local, stream, address, Rc::clone(&to));
+            listener::serve(&local, &socket, connection).await;
+        }))
     }
 }
 

@@ -20,6 +20,7 @@ use crate::{
     destinations::{Ask, Destinations},
     health::{Health, Unready},
     jwks::JwksCache,
+    listener::Claims,
     state::Shared,
     state_dir::StateDir,
     telemetry::Spans,
@@ -109,6 +110,7 @@ pub(crate) fn shared() -> (Arc<Shared>, tokio::sync::mpsc::Receiver<Ask>) {
         destinations,
         decisions: DecisionLog::new("test"),
         spans: Spans::default(),
+        listeners: Claims::default(),
         health: Health::default(),
         access_log: AccessLogMode::Off,
     };

@@ -10,19 +10,19 @@ use std::{
 
 use jiff::Timestamp;
 use merlon_certs::{MERLON_H2, MERLON_TCP, MeshTls};
+use merlon_config::resource::{GatewayListener, OutboundListener};
 use rustls::ServerConfig;
 use tokio::task::JoinHandle;
 
 use crate::{
     access_log::{AccessLog, WorkerLog},
-    gateway, inbound,
+    inbound,
     layers::token_cache::TokenCache,
     listener,
     metrics::WorkerMetrics,
     outbound,
     standing::Standing,
     state::{Shared, Shutdown, Snapshot, Worker},
-    tcp,
     trace_context::Random,
     upstream::{mesh::Peers, program::Programs},
 };
@@ -42,7 +42,7 @@ pub async fn run_with_log(worker: Worker, log: AccessLog) {
         outbound,
         shutdown,
     } = worker;
-    let local = Rc::new(Local::new(shared, metrics, log, shutdown));
+    let local = Rc::new(Local::new(index, shared, metrics, log, shutdown));
     tracing::debug!(index, "worker begins");
     let mut tasks = vec![
         spawn(tidy(Rc::clone(&local))),
@@ -61,8 +61,12 @@ pub async fn run_with_log(worker: Worker, log: AccessLog) {
             listener::serve(&local, &listener, outbound::connection).await
         }));
     }
-    tasks.push(spawn(tcp::listeners(Rc::clone(&local))));
-    tasks.push(spawn(gateway::listeners(Rc::clone(&local))));
+    tasks.push(spawn(listener::keep::keep::<OutboundListener>(Rc::clone(
+        &local,
+    ))));
+    tasks.push(spawn(listener::keep::keep::<GatewayListener>(Rc::clone(
+        &local,
+    ))));
     local.shutdown.drain.cancelled().await;
     tokio::select! {
         () = local.quiet() => {}
@@ -82,6 +86,7 @@ fn spawn(task: impl Future<Output = ()> + 'static) -> JoinHandle<()> {
 /// What a worker's requests have in common.
 #[derive(Debug)]
 pub(crate) struct Local {
+    pub(crate) index: usize,
     pub(crate) shared: Arc<Shared>,
     pub(crate) metrics: Arc<WorkerMetrics>,
     pub(crate) log: WorkerLog,
@@ -125,12 +130,14 @@ impl Current {
 
 impl Local {
     fn new(
+        index: usize,
         shared: Arc<Shared>,
         metrics: Arc<WorkerMetrics>,
         log: AccessLog,
         shutdown: Shutdown,
     ) -> Self {
         Self {
+            index,
             shared,
             metrics,
             log: WorkerLog::new(log),

@@ -172,3 +172,101 @@ spec:
     assert_eq!((orders.seen().len(), web.seen().len()), (2, 1));
     assert_eq!(proxy.proxy().probe("/ready").await, 200);
 }
+
+/// A gateway on this port, open to everybody, in front of `orders`.
+fn gateway_on(port: u16, orders: &App) -> Standalone {
+    let text = format!(
+        r#"apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{ name: edge, namespace: shop }}
+spec:
+  gatewayClassName: merlon
+  listeners: [{{ name: http, port: {port}, protocol: HTTP }}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{ name: shop, namespace: shop }}
+spec:
+  parentRefs: [{{ name: edge }}]
+  rules: [{{ backendRefs: [{{ name: orders, port: 80 }}] }}]
+---
+apiVersion: merlon.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: {{ name: edge, namespace: shop }}
+spec:
+  targetRefs: [{{ kind: Gateway, name: edge }}]
+  policies: |
+    @id("public")
+    @reason("The shop is open to everybody.")
+    permit(principal, action in Action::"http", resource);
+---
+apiVersion: merlon.io/v1alpha1
+kind: Service
+metadata: {{ name: orders, namespace: shop }}
+spec:
+  selector: {{ app: orders }}
+  ports: [{{ port: 80, targetPort: {} }}]
+---
+apiVersion: merlon.io/v1alpha1
+kind: Workload
+metadata: {{ name: orders, namespace: shop, labels: {{ app: orders }} }}
+spec: {{ serviceAccount: orders, meshAddress: {} }}
+"#,
+        orders.address().port(),
+        orders.address(),
+    );
+    Standalone::gateway("edge", &[("all.yaml", &text)])
+}
+
+#[tokio::test]
+async fn a_gateway_whose_port_is_taken_is_not_ready_says_why_once_and_listens_once_it_is_free() {
+    let app = App::http().await;
+    let port = merlon_tests::ports::free();
+    let taken = std::net::TcpListener::bind(("0.0.0.0", port.port())).unwrap();
+    let gateway = gateway_on(port.port(), &app);
+    let proxy = gateway.proxy();
+    proxy.launch();
+    let name = format!("listener `http` (port {})", port.port());
+    until("it says what it lacks", async || {
+        let page = proxy.page("/ready").await;
+        page.contains("listener.failed") && page.contains(&name)
+    })
+    .await;
+    assert_eq!(proxy.probe("/ready").await, 503);
+    let page = proxy.page("/ready").await;
+    assert!(page.contains("another port"), "how to mend it: {page}");
+    drop(taken);
+    proxy.until_ready().await;
+    let browser = Client::new(port, "shop");
+    browser.get("shop.example", "/").await.is_ok();
+    let complaints = proxy.complaints();
+    let told = complaints.matches("a listener cannot be opened").count();
+    assert_eq!(told, 1, "once, however many workers tried: {complaints}");
+    assert!(complaints.contains(&name), "{complaints}");
+}
+
+#[tokio::test]
+async fn two_gateways_never_share_a_port_and_the_second_takes_over_when_the_first_has_ended() {
+    let (one, other) = (App::http().await, App::http().await);
+    let port = merlon_tests::ports::free();
+    let first = gateway_on(port.port(), &one).start().await;
+    let second = gateway_on(port.port(), &other);
+    second.proxy().launch();
+    until("the second says that it has no port", async || {
+        let page = second.proxy().page("/ready").await;
+        page.contains("listener `http`")
+    })
+    .await;
+    let browser = Client::new(port, "shop");
+    for number in 0..20 {
+        browser
+            .get("shop.example", &format!("/{number}"))
+            .await
+            .is_ok();
+    }
+    assert_eq!((one.seen().len(), other.seen().len()), (20, 0));
+    first.proxy().kill9();
+    second.proxy().until_ready().await;
+    browser.get("shop.example", "/then").await.is_ok();
+    assert_eq!((one.seen().len(), other.seen().len()), (20, 1));
+}

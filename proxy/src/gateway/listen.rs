@@ -2,7 +2,6 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
     rc::Rc,
@@ -19,94 +18,59 @@ use tokio::{net::TcpStream, task::JoinHandle};
 use crate::{
     connection::{self, Stream},
     gateway,
-    health::Unready,
     inbound::Peer,
-    listener,
+    listener::{
+        self,
+        keep::{self, Wanted},
+    },
     metrics::{Direction, Transport},
     session::Session,
+    state::Snapshot,
     worker::Local,
 };
 
 /// How often certificate files are looked at.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Listens where the Gateway says, and follows when the snapshot changes it.
-pub(crate) async fn listeners(local: Rc<Local>) {
-    let mut changes = local.shared.snapshot.watch();
-    let mut open: HashMap<String, JoinHandle<()>> = HashMap::new();
-    loop {
-        let current = local.current();
-        let gateway = current
-            .snapshot()
-            .and_then(|snapshot| snapshot.workload.gateway.as_ref());
-        let wanted = gateway
-            .map(|gateway| gateway.listeners.as_slice())
-            .unwrap_or_default();
-        // A listener is the same as long as all that it says is the same.
-        let wanted: HashMap<String, &GatewayListener> = wanted
-            .iter()
-            .map(|listener| (format!("{listener:?}"), listener))
-            .collect();
-        open.retain(|key, task| {
-            let keep = wanted.contains_key(key) && !task.is_finished();
-            if !keep {
-                task.abort();
-            }
-            keep
-        });
-        tokio::task::yield_now().await;
-        let mut failed = Vec::new();
-        for (key, listener) in wanted {
-            if open.contains_key(&key) {
-                continue;
-            }
-            match begin(&local, listener) {
-                Ok(task) => {
-                    open.insert(key, task);
-                }
-                Err(problem) => failed.push(format!("listener `{}`: {problem}", listener.name)),
-            }
-        }
-        if gateway.is_some() {
-            if failed.is_empty() {
-                local.shared.health.have(Unready::Listener);
-            } else {
-                local
-                    .shared
-                    .health
-                    .lack(Unready::Listener, failed.join("; "));
-            }
-        }
-        if changes.changed().await.is_err() {
-            return;
-        }
-    }
-}
+/// Where the Gateway says.
+impl Wanted for GatewayListener {
+    const KIND: &'static str = "listeners of the gateway";
 
-fn begin(local: &Rc<Local>, listener: &GatewayListener) -> Result<JoinHandle<()>, String> {
-    let tls = match &listener.tls {
-        Some(files) => Some(Rc::new(Certificate::read(files)?)),
-        None if listener.protocol.eq_ignore_ascii_case("HTTPS") => {
-            return Err("it has no certificate".to_owned());
-        }
-        None => None,
-    };
-    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, listener.port));
-    let socket = listener::bind(address).map_err(|error| format!("{address}: {error}"))?;
-    let socket = listener::adopt(socket).ok_or("it cannot be served")?;
-    let host: Option<Rc<str>> = listener.hostname.as_deref().map(Rc::from);
-    let local = Rc::clone(local);
-    Ok(tokio::task::spawn_local(async move {
-        let serve =
-            |local, stream, address| accept(local, stream, address, tls.clone(), host.clone());
-        match &tls {
-            Some(certificate) => tokio::select! {
-                () = listener::serve(&local, &socket, serve) => {}
-                () = certificate.follow() => {}
-            },
-            None => listener::serve(&local, &socket, serve).await,
-        }
-    }))
+    fn all(snapshot: &Snapshot) -> &[Self] {
+        let gateway = snapshot.workload.gateway.as_ref();
+        gateway.map_or(&[], |gateway| &gateway.listeners)
+    }
+
+    fn name(&self) -> String {
+        format!("listener `{}` (port {})", self.name, self.port)
+    }
+
+    fn open(&self, local: &Rc<Local>) -> Result<JoinHandle<()>, String> {
+        let tls = match &self.tls {
+            Some(files) => Some(Rc::new(Certificate::read(files)?)),
+            None if self.protocol.eq_ignore_ascii_case("HTTPS") => {
+                return Err("it has no certificate; give it `tls`".to_owned());
+            }
+            None => None,
+        };
+        let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, self.port));
+        let (socket, part) = keep::socket(local, address, &self.name())?;
+        let host: Option<Rc<str>> = self.hostname.as_deref().map(Rc::from);
+        let local = Rc::clone(local);
+        Ok(tokio::task::spawn_local(async move {
+            // Dropped in the order of their making turned round: the address is let go of after its socket.
+            let (_part, socket) = (part, socket);
+            let serve =
+                |local, stream, address| accept(local, stream, address, tls.clone(), host.clone());
+            match &tls {
+                Some(certificate) => tokio::select! {
+                    () = listener::serve(&local, &socket, serve) => {}
+                    () = certificate.follow() => {}
+                },
+                None => listener::serve(&local, &socket, serve).await,
+            }
+        }))
+    }
 }
 
 async fn accept(

@@ -47,7 +47,7 @@ use crate::{
     destinations::Destinations,
     health::Health,
     jwks::JwksCache,
-    listener,
+    listener::{self, Claims},
     metrics::WorkerMetrics,
     state::{CompiledService, Shared, Shutdown, Snapshot, Worker},
     telemetry::Spans,
@@ -99,10 +99,19 @@ impl Ca {
     }
 
     pub(super) fn identity(&self, workload: &str) -> Arc<MeshTls> {
+        self.identity_with(workload, &[])
+    }
+
+    /// An identity whose certificate names hosts as well.
+    pub(super) fn identity_with(&self, workload: &str, hosts: &[&str]) -> Arc<MeshTls> {
         let roots = TrustRoots::from_bundle(&self.bundle).unwrap();
         let key = PrivateKey::generate().unwrap();
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(spiffe(workload).try_into().unwrap())];
+        for host in hosts {
+            let name = SanType::DnsName((*host).try_into().unwrap());
+            params.subject_alt_names.push(name);
+        }
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![
@@ -275,6 +284,7 @@ impl Node {
             destinations,
             decisions: DecisionLog::new(state.identity),
             spans: Spans::default(),
+            listeners: Claims::default(),
             health: Health::default(),
             access_log: AccessLogMode::All,
         });
@@ -287,8 +297,8 @@ impl Node {
         });
         let localhost = "127.0.0.1:0".parse().unwrap();
         let (inbound, outbound) = (
-            listener::bind(localhost).unwrap(),
-            listener::bind(localhost).unwrap(),
+            listener::bind_all(localhost, 1).unwrap().remove(0),
+            listener::bind_all(localhost, 1).unwrap().remove(0),
         );
         let log = Log::default();
         let node = Self {
