@@ -147,10 +147,11 @@ fn is_version(text: &[u8]) -> bool {
 }
 
 fn check_target(method: &[u8], target: &[u8]) -> Result<(), Violation> {
-    // `#` never travels (RFC 9112 §3.2); what else is wrong with a path is the policy's to say.
+    // `#` never travels (RFC 9112 §3.2), and some bytes no URI has (RFC 3986 appendix A). The library behind us would
+    // answer them by itself, and nobody would hear of it. What else is wrong with a path is the policy's to say.
     if !target
         .iter()
-        .all(|b| matches!(b, 0x21..=0x7e) && *b != b'#')
+        .all(|b| matches!(b, 0x21..=0x7e) && !matches!(b, b'#' | b'"' | b'<' | b'>' | b'`'))
     {
         return Err(Violation::Target);
     }
@@ -167,7 +168,13 @@ fn check_target(method: &[u8], target: &[u8]) -> Result<(), Violation> {
         }
         None => false,
     };
-    if fits { Ok(()) } else { Err(Violation::Target) }
+    // Other forms than the usual one are left to the parser that reads them next: authorities have many ways to be wrong.
+    let reads = || matches!(target, [b'/' | b'*', ..]) || http::Uri::try_from(target).is_ok();
+    if fits && reads() {
+        Ok(())
+    } else {
+        Err(Violation::Target)
+    }
 }
 
 /// What was seen of the fields that decide about framing.

@@ -478,3 +478,40 @@ mod property {
         }
     }
 }
+
+#[test]
+fn a_target_that_passes_is_one_that_the_library_reads() {
+    let mut passed = 0;
+    for byte in 0_u8..=255 {
+        let byte = [byte];
+        for (method, before, after) in [
+            ("GET", "/a", "b"),
+            ("GET", "/a?b", "c"),
+            ("GET", "http://a", "b/"),
+            ("GET", "http://a/b", "?c"),
+            ("GET", "http://", "/"),
+            ("GET", "http://a:8", "/"),
+            ("CONNECT", "a", "b:80"),
+            ("CONNECT", "a:80", ""),
+            ("OPTIONS", "", ""),
+        ] {
+            let target = [before.as_bytes(), &byte, after.as_bytes()].concat();
+            let head = [
+                method.as_bytes(),
+                b" ",
+                &target,
+                b" HTTP/1.1\r\nhost: a\r\n\r\n",
+            ]
+            .concat();
+            if parse(&head).is_ok() {
+                passed += 1;
+                assert!(
+                    http::Uri::try_from(&target[..]).is_ok(),
+                    "{method} {}",
+                    String::from_utf8_lossy(&target)
+                );
+            }
+        }
+    }
+    assert!(passed > 400, "{passed}");
+}

@@ -136,3 +136,43 @@ fn a_body_whose_chunks_break_their_form_breaks_the_request_off() {
         program.saw_nothing();
     });
 }
+
+#[test]
+fn a_target_that_is_no_uri_is_refused_like_any_other_request_and_logged() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        for target in [
+            "GET /a<b",
+            "GET /a>b",
+            "GET /a\"b",
+            "GET /a`b",
+            "GET /a?b<c",
+            "GET /a?b\"c",
+            "GET http://orders:x:80/",
+            "GET http://[::1/",
+            "GET http://orders\"/",
+            "GET http:///a",
+            "CONNECT a\"b:80",
+            "CONNECT a:b:80",
+        ] {
+            let head = format!("{target} HTTP/1.1\r\nHost: orders\r\n\r\n");
+            let answer = raw(pair.web.outbound, head.as_bytes()).await;
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{target}: {answer:?}");
+            assert!(
+                answer.contains("application/problem+json"),
+                "{target}: {answer:?}"
+            );
+            let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+            let problem: serde_json::Value = serde_json::from_str(body).unwrap();
+            assert_eq!(problem["reason"], "http.path", "{target}");
+            let id = problem["decision_id"].as_str().unwrap().to_owned();
+            let line = pair.web.log.line(|line| line["decision_id"] == id).await;
+            assert_eq!(
+                (&line["status"], &line["reason"]),
+                (&400.into(), &"http.path".into())
+            );
+        }
+        program.saw_nothing();
+    });
+}
