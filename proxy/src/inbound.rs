@@ -163,6 +163,18 @@ async fn decide(
         return Err((Denial::Overload, exchange));
     };
     let (mut head, body) = request.into_parts();
+    if head
+        .headers
+        .get_all(peer_header::NAME)
+        .iter()
+        .nth(1)
+        .is_some()
+        && peer.is_meshed()
+    {
+        // Which of two is meant nobody can know. Strangers' are removed, whatever they are.
+        let denial = Denial::Header("`merlon-peer` came twice");
+        return Err((denial, exchange));
+    }
     let claim = head.headers.remove(peer_header::NAME);
     let reading = match head::read(&mut head) {
         Ok(reading) => reading,
@@ -311,7 +323,7 @@ async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answer, Denial> 
         .programs
         .send(target.program, call.proto, request, &call.local.metrics);
     // It may be revoked before its answer begins.
-    let sent = standing.hold(sent).await;
+    let sent = standing.hold(std::pin::pin!(sent)).await;
     let (response, held) = sent.map_err(|denial| blame(denial, flow.as_deref()))?;
     answer(call, response, Some(held), asked, Some(standing))
 }

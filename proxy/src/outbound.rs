@@ -17,7 +17,11 @@ use crate::{
     denial::Denial,
     exchange::Exchange,
     inbound::{self, Answer, IN_FLIGHT, Peer},
-    layers::{head, headers::join_cookies, stage::Call},
+    layers::{
+        head,
+        headers::{is_between_proxies, join_cookies},
+        stage::Call,
+    },
     metrics::Direction,
     peer_header::{self, Proto},
     problem::is_grpc,
@@ -111,10 +115,7 @@ async fn decide(
 
 /// What a program cannot say about itself: whom the mesh takes it for is proved by TLS.
 fn strip_own(headers: &mut http::HeaderMap) {
-    let own = |name: &HeaderName| {
-        let name = name.as_str();
-        name.starts_with("merlon-") || name.starts_with("x-merlon-") || name.starts_with("proxy-")
-    };
+    let own = |name: &HeaderName| is_between_proxies(name.as_str().as_bytes());
     if headers.keys().any(own) {
         let names: Vec<HeaderName> = headers.keys().filter(|name| own(name)).cloned().collect();
         for name in names {

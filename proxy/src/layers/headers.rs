@@ -11,49 +11,85 @@ pub const USER: HeaderName = HeaderName::from_static("merlon-user");
 
 /// Whether a name tells a program who calls, from where or for what, and so must come from a proxy of ours alone.
 ///
-/// `-` and `_` count as the same, because many programs take them so.
+/// Every byte that is no letter or digit counts as the same: CGI and what follows it turns them all into `_`.
 pub fn is_ours(name: &[u8]) -> bool {
-    const WHOLE: [&[u8]; 8] = [
+    const WHOLE: [&[u8]; 24] = [
+        // From where.
         b"forwarded",
         b"x-real-ip",
-        b"x-original-url",
-        b"x-rewrite-url",
-        b"x-http-method-override",
+        b"x-client-ip",
+        b"client-ip",
+        b"true-client-ip",
+        b"x-cluster-client-ip",
+        b"cf-connecting-ip",
+        b"fastly-client-ip",
+        b"remote-addr",
+        b"x-remote-addr",
+        // Who.
+        b"remote-user",
+        b"x-remote-user",
+        b"x-authenticated-user",
         b"client-cert",
         b"client-cert-chain",
+        b"x-client-cert",
+        // For what: another path, host or method than was decided on.
+        b"x-original-url",
         b"x-original-host",
+        b"x-rewrite-url",
+        b"x-http-method",
+        b"x-http-method-override",
+        b"x-method-override",
+        // Through whom: as `HTTP_PROXY` it would send a CGI program's own calls elsewhere.
+        b"proxy",
+        b"x-host",
     ];
-    const BEGINNINGS: [&[u8]; 6] = [
+    const BEGINNINGS: [&[u8]; 10] = [
         b"x-forwarded-",
         b"x-merlon-",
         b"merlon-",
         b"x-envoy-",
         b"l5d-",
         b"proxy-",
+        b"ssl-client-",
+        b"x-ssl-client-",
+        b"x-remote-user-",
+        b"x-auth-request-",
     ];
     // Nearly all names of nearly all requests begin otherwise.
+    let first = name.first().map(u8::to_ascii_lowercase);
     if !matches!(
-        name.first(),
-        Some(b'x' | b'f' | b'c' | b'm' | b'l' | b'p' | b'X' | b'F' | b'C' | b'M' | b'L' | b'P')
+        first,
+        Some(b'x' | b'f' | b'c' | b'm' | b'l' | b'p' | b't' | b'r' | b's')
     ) {
         return false;
     }
-    let same = |a: &u8, b: &u8| {
-        let fold = |byte: u8| {
-            if byte == b'_' {
-                b'-'
-            } else {
-                byte.to_ascii_lowercase()
-            }
-        };
-        fold(*a) == fold(*b)
+    WHOLE
+        .iter()
+        .any(|whole| name.len() == whole.len() && begins(name, whole))
+        || BEGINNINGS.iter().any(|start| begins(name, start))
+}
+
+/// Whether a name is one of ours between proxies, or speaks to a proxy: what not even the own program may say.
+pub(crate) fn is_between_proxies(name: &[u8]) -> bool {
+    [&b"merlon-"[..], b"x-merlon-", b"proxy-"]
+        .iter()
+        .any(|start| begins(name, start))
+}
+
+/// Whether `name` begins as `start` does, which is in lower case with `-` for what is no letter or digit.
+fn begins(name: &[u8], start: &[u8]) -> bool {
+    let fold = |byte: &u8| {
+        if byte.is_ascii_alphanumeric() {
+            byte.to_ascii_lowercase()
+        } else {
+            b'-'
+        }
     };
-    let equal = |a: &[u8], b: &[u8]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b));
-    WHOLE.iter().any(|whole| equal(name, whole))
-        || BEGINNINGS.iter().any(|start| {
-            name.get(..start.len())
-                .is_some_and(|begin| equal(begin, start))
-        })
+    name.len() >= start.len()
+        && name
+            .iter()
+            .zip(start)
+            .all(|(own, other)| fold(own) == *other)
 }
 
 /// Removes every header that only we may set.
@@ -211,6 +247,20 @@ mod tests {
             "Forwarded",
             "proxy-authorization",
             "x-real-ip",
+            "merlon.caller",
+            "merlon~caller",
+            "Merlon^User",
+            "x.forwarded.for",
+            "x!real!ip",
+            "x-client-ip",
+            "True-Client-IP",
+            "remote-user",
+            "x-remote-user",
+            "proxy",
+            "x-http-method",
+            "x-http-method-override",
+            "x-auth-request-email",
+            "ssl-client-s-dn",
         ] {
             assert!(is_ours(name.as_bytes()), "{name}");
         }
@@ -222,6 +272,12 @@ mod tests {
             "client",
             "cookie",
             "lang",
+            "te",
+            "range",
+            "referer",
+            "sec-fetch-mode",
+            "x-client-ip-hint",
+            "proxying",
         ] {
             assert!(!is_ours(name.as_bytes()), "{name}");
         }

@@ -35,11 +35,11 @@ fn routes() -> serde_json::Value {
 
 /// A gateway at a port, in front of `shop/orders`.
 async fn edge(pair: &Pair, listener: serde_json::Value, policies: &str) -> Node {
-    let state = edge_state(pair, listener, policies);
+    let state = edge_state(pair, &listener, policies);
     Node::start(Some(pair.ca.identity("edge/main")), &state)
 }
 
-fn edge_state(pair: &Pair, listener: serde_json::Value, policies: &str) -> State {
+fn edge_state(pair: &Pair, listener: &serde_json::Value, policies: &str) -> State {
     let mut state = State::of("edge/main");
     state.services.push(
         json!({ "name": "edge/main", "policies": [{ "name": "edge/main", "text": policies }] }),
@@ -54,7 +54,7 @@ fn edge_state(pair: &Pair, listener: serde_json::Value, policies: &str) -> State
 pub(super) async fn plain_edge(pair: &Pair) -> (Node, State, std::net::SocketAddr) {
     let port = free_port().await;
     let listener = json!({ "name": "http", "port": port, "protocol": "HTTP" });
-    let state = edge_state(pair, listener, ALL);
+    let state = edge_state(pair, &listener, ALL);
     let edge = Node::start(Some(pair.ca.identity("edge/main")), &state);
     (edge, state, connected(port).await)
 }
@@ -90,6 +90,15 @@ fn a_request_from_outside_is_decided_twice_and_arrives_with_the_gateways_word() 
             "merlon-user",
             "merlon-peer",
             "x-real-ip",
+            "merlon.caller",
+            "merlon~user",
+            "x.forwarded.for",
+            "true-client-ip",
+            "x-client-ip",
+            "remote-user",
+            "x-remote-user",
+            "x-http-method",
+            "proxy",
         ] {
             request
                 .headers_mut()
@@ -184,7 +193,9 @@ fn https_serves_the_host_that_its_certificate_was_asked_for_and_no_other() {
         let directory = tempfile::tempdir().unwrap();
         let files = pair.ca.files("shop.example", directory.path());
         let listener = json!({ "name": "https", "port": port, "protocol": "HTTPS", "tls": files });
-        let _edge = edge(&pair, listener, ALL).await;
+        let by_tls = r#"@id("tls") @reason("a test") permit (principal, action == Action::"GET", resource)
+            when { context has tls && context.tls.version == "TLSv1.3" && context.tls.cipher like "TLS13_*_SHA*" };"#;
+        let _edge = edge(&pair, listener, by_tls).await;
         let address = connected(port).await;
         let mut roots = rustls::RootCertStore::empty();
         roots.add(pair.ca.root.clone()).unwrap();

@@ -482,3 +482,49 @@ fn who_spent_a_limit_is_told_when_to_come_again_and_before_any_token_is_read() {
         assert_eq!(pair.orders.log.of("/spent").await["reason"], "rate.limited");
     });
 }
+
+#[test]
+fn a_claim_that_comes_twice_is_refused_also_when_both_are_the_same() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        let web = pair.ca.identity("shop/web");
+        let claim = "service=shop/orders;port=80;proto=http/1.1";
+        for second in [claim, "service=shop/other;port=80;proto=http/1.1"] {
+            let request = Request::get("http://orders.shop/")
+                .header("merlon-peer", claim)
+                .header("merlon-peer", second)
+                .body(RequestBody::Empty)
+                .unwrap();
+            ask_as_peer(&web, &pair.orders, "shop/orders", request)
+                .await
+                .refused(400, "http.header");
+        }
+        program.saw_nothing();
+    });
+}
+
+#[test]
+fn policies_read_the_tls_of_a_peer_and_the_hosts_that_its_certificate_names() {
+    run(async {
+        let program = Program::echo().await;
+        let policies = r#"@id("tls") @reason("a test") permit (principal, action == Action::"GET", resource)
+            when { context has tls && context.tls.version == "TLSv1.3" && context.tls.cipher like "TLS13_*"
+                && context.tls.dnsNames.contains("web.example") };"#;
+        let pair = Pair::new(&program, "http", policies);
+        let ask = || {
+            Request::get("http://orders.shop/")
+                .header("merlon-peer", "service=shop/orders;port=80;proto=http/1.1")
+                .body(RequestBody::Empty)
+                .unwrap()
+        };
+        let plain = pair.ca.identity("shop/web");
+        ask_as_peer(&plain, &pair.orders, "shop/orders", ask())
+            .await
+            .refused(403, "authz.denied");
+        program.saw_nothing();
+        let named = pair.ca.identity_with("shop/web", &["web.example"]);
+        let answer = ask_as_peer(&named, &pair.orders, "shop/orders", ask()).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+    });
+}

@@ -102,6 +102,12 @@ fn what_a_program_says_about_itself_never_arrives() {
             "x-envoy-original-path",
             "l5d-client-id",
             "x-real-ip",
+            "merlon.caller",
+            "merlon~user",
+            "x-client-ip",
+            "x-http-method-override",
+            "x-auth-request-user",
+            "proxy",
         ] {
             request
                 .headers_mut()
