@@ -381,6 +381,16 @@ impl Denial {
         }
     }
 
+    /// `Accept-Encoding` (RFC 9110 §15.5.16): which encoding of a body there would be no objection to.
+    pub fn accept_encoding(&self) -> Option<&'static str> {
+        match self {
+            Self::Invalid(violation) => (violation.status == 415
+                && violation.place.as_deref() == Some("content-encoding"))
+            .then_some("identity"),
+            _ => None,
+        }
+    }
+
     /// Whether the connection must not be used again.
     pub fn closes(&self) -> bool {
         matches!(

@@ -53,6 +53,9 @@ pub fn answer(denial: &Denial, asker: &Asker<'_>) -> Answer {
     if let Some(Ok(allow)) = denial.allow().map(HeaderValue::try_from) {
         headers.insert(header::ALLOW, allow);
     }
+    if let Some(codings) = denial.accept_encoding() {
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(codings));
+    }
     if asker.grpc {
         grpc(denial, headers)
     } else {

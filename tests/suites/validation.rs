@@ -273,3 +273,60 @@ async fn nobodys_body_is_validated_before_they_may_send_it() {
         .await;
     reply.is_problem(StatusCode::FORBIDDEN, "authz.denied");
 }
+
+#[tokio::test]
+async fn an_encoded_body_is_refused_where_it_would_be_read() {
+    let mesh = mesh().await;
+    for coding in ["gzip", "br, identity", "GZIP"] {
+        let reply = mesh
+            .as_workload("web")
+            .post("orders", "/orders", r#"{"item":"apple","quantity":1}"#)
+            .header("content-type", "application/json")
+            .header("content-encoding", coding)
+            .header("x-bad", "yes")
+            .await;
+        reply.is_problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "http.media_type");
+        assert_eq!(reply.header("accept-encoding"), "identity");
+        mesh.log_of("orders", &reply).await.has("status", "415");
+    }
+    let seen = mesh.seen_at("orders", "/orders");
+    assert!(!seen.iter().any(|seen| seen.headers.contains_key("x-bad")));
+    mesh.as_workload("web")
+        .post("orders", "/orders", r#"{"item":"apple","quantity":1}"#)
+        .header("content-type", "application/json")
+        .header("content-encoding", "identity")
+        .await
+        .is_ok();
+}
+
+#[tokio::test]
+async fn a_number_that_would_be_rounded_before_it_is_compared_is_refused() {
+    for quantity in [
+        "10.00000000000000000001",
+        "9.9999999999999999999",
+        "18446744073709551617",
+    ] {
+        is_invalid_at(format!(r#"{{"item":"apple","quantity":{quantity}}}"#), "").await;
+    }
+    // As large as it looks: found by the schema, at its place.
+    is_invalid_at(
+        r#"{"item":"apple","quantity":9007199254740993}"#,
+        "/quantity",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn the_name_of_an_unexpected_property_is_told_short_and_escaped() {
+    let name = format!("<b>\\u0007\\u202e{}", "x".repeat(2_000));
+    let body = format!(r#"{{"item":"apple","quantity":1,"{name}":1,"zzz":2}}"#);
+    let reply = is_invalid_at(body, "").await;
+    let problem = reply.json();
+    let detail = problem["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains("2 properties are not allowed"), "{detail}");
+    assert!(
+        detail.len() < 200 && detail.is_ascii() || detail.contains('…'),
+        "{detail}"
+    );
+    assert!(!detail.contains(['\u{7}', '\u{202e}']), "{detail}");
+}

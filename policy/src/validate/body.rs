@@ -1,16 +1,20 @@
-use jsonschema::Validator;
+use jsonschema::{Validator, error::ValidationErrorKind};
 use serde_json::Value;
 
 use super::{
     Violation,
     head::{essence, too_large},
-    json,
+    json, numbers,
     route::{RouteMatch, Router},
 };
 
 /// A JSON Schema (2020-12), compiled.
 #[derive(Debug)]
-pub(crate) struct BodySchema(Validator);
+pub(crate) struct BodySchema {
+    validator: Validator,
+    /// Whether it says anything about how large or which a number is.
+    bounds_numbers: bool,
+}
 
 impl BodySchema {
     /// `$ref` reaches only within the schema itself: nothing is fetched, ever.
@@ -21,7 +25,10 @@ impl BodySchema {
             .should_validate_formats(true)
             .offline()
             .build(schema)
-            .map(Self)
+            .map(|validator| Self {
+                validator,
+                bounds_numbers: bounds_numbers(schema),
+            })
             .map_err(|error| {
                 let place = error.instance_path().to_string();
                 let place = if place.is_empty() {
@@ -42,10 +49,16 @@ impl BodySchema {
     }
 
     fn check(&self, body: &Value) -> Result<(), Violation> {
-        self.0.validate(body).map_err(|error| {
+        self.validator.validate(body).map_err(|error| {
             let place = error.instance_path().to_string();
             // Masked: a refused body may hold a secret, and this sentence goes to logs.
-            let sentence = cut(&error.masked_with("the value").to_string());
+            let sentence = match error.kind() {
+                ValidationErrorKind::AdditionalProperties { unexpected }
+                | ValidationErrorKind::UnevaluatedProperties { unexpected } => {
+                    unexpected_names(unexpected)
+                }
+                _ => cut(&error.masked_with("the value").to_string()),
+            };
             Violation::new(
                 400,
                 "validate.body",
@@ -84,8 +97,8 @@ impl<'a> BodyRule<'a> {
     ///
     /// # Errors
     /// The first violation, with the JSON pointer of its place.
-    pub fn check(&self, body: &[u8], content_type: Option<&str>) -> Result<(), Violation> {
-        if u64::try_from(body.len()).unwrap_or(u64::MAX) > self.max_bytes {
+    pub fn check(&self, bytes: &[u8], content_type: Option<&str>) -> Result<(), Violation> {
+        if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > self.max_bytes {
             return Err(too_large(self.max_bytes));
         }
         if !content_type.is_some_and(is_json) {
@@ -96,7 +109,7 @@ impl<'a> BodyRule<'a> {
             )
             .at("content-type"));
         }
-        let body = json::parse(body).map_err(|problem| {
+        let body = json::parse(bytes).map_err(|problem| {
             Violation::new(
                 400,
                 "validate.body",
@@ -104,6 +117,9 @@ impl<'a> BodyRule<'a> {
             )
             .at(problem.pointer())
         })?;
+        if self.schemas.iter().any(|schema| schema.bounds_numbers) {
+            numbers::check(bytes)?;
+        }
         self.schemas
             .iter()
             .try_for_each(|schema| schema.check(&body))
@@ -121,6 +137,49 @@ pub(crate) fn is_json(content_type: &str) -> bool {
             || value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
     });
     json && utf8
+}
+
+/// Names are a stranger's bytes: the first of them, short and without what a terminal or a page would obey.
+fn unexpected_names(names: &[String]) -> String {
+    let first = names.first().map(String::as_str).unwrap_or_default();
+    let mut name: String = first
+        .chars()
+        .take(32)
+        .flat_map(char::escape_default)
+        .collect();
+    if first.chars().nth(32).is_some() {
+        name.push('…');
+    }
+    match names.len() {
+        0 | 1 => format!("the property `{name}` is not allowed"),
+        all => format!("{all} properties are not allowed, the first is `{name}`"),
+    }
+}
+
+/// Whether numbers are compared somewhere in a schema.
+fn bounds_numbers(schema: &Value) -> bool {
+    const WORDS: [&str; 5] = [
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "multipleOf",
+    ];
+    match schema {
+        Value::Object(members) => members.iter().any(|(name, value)| {
+            WORDS.contains(&name.as_str())
+                || (name == "type" && holds(value, |one| one == "integer"))
+                || (matches!(name.as_str(), "const" | "enum") && holds(value, Value::is_number))
+                || bounds_numbers(value)
+        }),
+        Value::Array(items) => items.iter().any(bounds_numbers),
+        _ => false,
+    }
+}
+
+/// Whether a value, or one of its items, fits.
+fn holds(value: &Value, fits: impl Fn(&Value) -> bool) -> bool {
+    fits(value) || value.as_array().is_some_and(|items| items.iter().any(fits))
 }
 
 fn cut(text: &str) -> String {

@@ -17,6 +17,8 @@ pub struct HeadFacts<'a> {
     pub header_bytes: u64,
     /// `Content-Type`, as received.
     pub content_type: Option<&'a str>,
+    /// Whether it has a `Content-Encoding` other than `identity`.
+    pub encoded: bool,
     /// `Content-Length`; none for a body of unknown length.
     pub content_length: Option<u64>,
     /// Whether a body follows or may follow.
@@ -79,6 +81,15 @@ pub(crate) fn check_head(
                 )
                 .at("content-type"));
             }
+        }
+        // What is encoded would be judged by other bytes than the program reads.
+        if head.encoded && rule.body.is_some() {
+            return Err(Violation::new(
+                415,
+                "http.media_type",
+                "the body must not be encoded: it is read before it is passed on",
+            )
+            .at("content-encoding"));
         }
         // The media type decides which parser reads the body: one that none reads would pass unread.
         if head.has_body && rule.body.is_some() && !head.content_type.is_some_and(is_json) {

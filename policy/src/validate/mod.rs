@@ -3,6 +3,7 @@
 mod body;
 mod head;
 pub mod json;
+mod numbers;
 mod route;
 mod template;
 mod violation;

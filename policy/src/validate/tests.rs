@@ -42,6 +42,7 @@ const HEAD: HeadFacts<'static> = HeadFacts {
     uri_bytes: 10,
     header_bytes: 100,
     content_type: None,
+    encoded: false,
     content_length: None,
     has_body: false,
 };

@@ -59,9 +59,20 @@ fn head<'a>(call: &'a Call, body: Option<&Incoming>) -> Result<HeadFacts<'a>, De
         uri_bytes: call.reading.uri_bytes,
         header_bytes: call.reading.header_bytes,
         content_type,
+        encoded: encoded(&call.head.headers),
         content_length: body.map_or(Some(0), |body| body.size_hint().exact()),
         has_body: body.is_some(),
     })
+}
+
+/// Whether any encoding but `identity` was applied (RFC 9110 §8.4).
+fn encoded(headers: &http::HeaderMap) -> bool {
+    headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"))
 }
 
 fn checked(rule: &BodyRule<'_>, body: Bytes, call: &Call) -> Result<RequestBody, Denial> {

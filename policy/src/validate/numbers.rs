@@ -1,0 +1,87 @@
+//! Numbers that every reader compares alike.
+
+use super::Violation;
+
+/// So many digits of a fraction stay apart in a double, which is what most readers make of it (RFC 8259 §6).
+const DIGITS: usize = 15;
+
+/// Refuses numbers that our comparison would round: another reader may find them on the other side of a bound.
+///
+/// Whole numbers are compared exactly as far as 64 bits reach, all others as doubles. `body` is known to be JSON.
+pub(super) fn check(body: &[u8]) -> Result<(), Violation> {
+    let mut rest = body;
+    let mut in_string = false;
+    while let Some((byte, after)) = rest.split_first() {
+        match byte {
+            b'"' => in_string = !in_string,
+            b'\\' if in_string => {
+                // Whatever is escaped is no end of the string.
+                rest = after.get(1..).unwrap_or_default();
+                continue;
+            }
+            b'-' | b'0'..=b'9' if !in_string => {
+                let end = rest.iter().position(|byte| {
+                    !matches!(byte, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9')
+                });
+                let (number, behind) = rest.split_at(end.unwrap_or(rest.len()));
+                if !is_exact(number) {
+                    return Err(Violation::new(
+                        400,
+                        "validate.body",
+                        format!(
+                            "a number at byte {} has more digits than can be compared: \
+                             {DIGITS}, or 64 bits of a whole number",
+                            body.len() - rest.len() + 1
+                        ),
+                    ));
+                }
+                rest = behind;
+                continue;
+            }
+            _ => {}
+        }
+        rest = after;
+    }
+    Ok(())
+}
+
+fn is_exact(number: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(number) else {
+        return false;
+    };
+    if !text.contains(['.', 'e', 'E']) {
+        return text.parse::<i64>().is_ok() || text.parse::<u64>().is_ok();
+    }
+    let mantissa = text.split(['e', 'E']).next().unwrap_or_default();
+    let digits = mantissa.bytes().filter(u8::is_ascii_digit);
+    // Zeros in front, as in `0.001`, take nothing away.
+    digits.skip_while(|digit| *digit == b'0').count() <= DIGITS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_would_be_rounded_are_found_and_only_those() {
+        for exact in [
+            "0",
+            "-1",
+            "[1, 2.5, 18446744073709551615, -9223372036854775808]",
+            "0.000000000000000123",
+            "1.5e300",
+            r#"{"a": "18446744073709551616", "\"9.99999999999999999": 1}"#,
+        ] {
+            assert!(check(exact.as_bytes()).is_ok(), "{exact}");
+        }
+        for rounded in [
+            "18446744073709551616",
+            "-9223372036854775809",
+            "10.0000000000000000001",
+            "[1, 9.9999999999999999]",
+            r#"{"a\\": 1.00000000000000001}"#,
+        ] {
+            assert!(check(rounded.as_bytes()).is_err(), "{rounded}");
+        }
+    }
+}
