@@ -1,5 +1,6 @@
 //! Keys of token issuers: fetched here, read by workers without a lock.
 
+mod budget;
 mod document;
 mod http;
 mod issuer;
@@ -42,6 +43,13 @@ struct Inner {
 #[derive(Debug)]
 pub(crate) struct Refetch {
     issuer: String,
+    question: Question,
+}
+
+#[derive(Debug)]
+struct Question {
+    /// Empty where the issuer has no keys at all.
+    kid: String,
     done: oneshot::Sender<()>,
 }
 
@@ -75,12 +83,18 @@ impl JwksCache {
     }
 
     /// Asks for an issuer's keys anew, for a `kid` that is not among them, and waits for the answer, at most
-    /// 6 seconds. At most one fetch per 30 seconds and issuer comes of it, however many ask;
-    /// within that time it returns at once. Afterwards look with [`JwksCache::get`] again.
-    pub async fn refetch(&self, issuer: &str) {
+    /// 6 seconds. The same `kid` causes one fetch in 30 seconds at most, and all of an issuer's together one in 5;
+    /// else it returns at once. Afterwards look with [`JwksCache::get`] again.
+    pub async fn refetch(&self, issuer: &str, kid: &str) {
         let (done, answered) = oneshot::channel();
-        let issuer = issuer.to_owned();
-        if self.0.refetches.try_send(Refetch { issuer, done }).is_ok() {
+        let (issuer, kid) = (issuer.to_owned(), kid.to_owned());
+        let question = Question { kid, done };
+        if self
+            .0
+            .refetches
+            .try_send(Refetch { issuer, question })
+            .is_ok()
+        {
             // Whether it was answered, dropped or too late: the keys at hand decide.
             let _ = time::timeout(PATIENCE, answered).await;
         }
@@ -129,7 +143,7 @@ pub(crate) struct Fetcher {
 #[derive(Debug)]
 struct Running {
     source: IssuerSource,
-    refetches: mpsc::Sender<oneshot::Sender<()>>,
+    refetches: mpsc::Sender<Question>,
     task: AbortHandle,
 }
 
@@ -205,7 +219,7 @@ impl Fetcher {
     fn pass_on(&self, refetch: Refetch) {
         if let Some(running) = self.running.get(&refetch.issuer) {
             // A full queue drops the question: who asked goes on with the keys at hand.
-            let _ = running.refetches.try_send(refetch.done);
+            let _ = running.refetches.try_send(refetch.question);
         }
     }
 }

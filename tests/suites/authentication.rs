@@ -9,9 +9,13 @@ use merlon_tests::{
     mesh::{Guard, MeshBuilder, Shared},
     openid::{AUDIENCE, OpenIdProvider, forge},
     until,
+    wait::PATIENCE,
 };
 use serde_json::{Value, json};
-use tokio::sync::OnceCell;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::OnceCell,
+};
 use tonic::Code;
 
 static PROVIDER: OnceCell<OpenIdProvider> = OnceCell::const_new();
@@ -468,6 +472,63 @@ async fn unknown_keys_do_not_make_the_proxy_fetch_once_per_request() {
         assert_eq!(reply.status, StatusCode::UNAUTHORIZED, "{reply:?}");
     }
     assert!(provider.keys_fetched().await <= before + 2);
+}
+
+#[tokio::test]
+async fn whoever_invents_keys_delays_a_real_new_one_by_seconds_at_most() {
+    let provider = OpenIdProvider::new().await;
+    let mesh = orders_for(&provider.issuer()).start().await;
+    let web = mesh.as_workload("web");
+    gets_through(&web, &provider.token_of("alice").await).await;
+    let mut number = 0;
+    let mut invent = async || {
+        number += 1;
+        let header = json!({ "kid": format!("invented-{number}") });
+        let token = provider.sign(header, json!({})).await;
+        let reply = web.get("orders", "/invented").token(&token).await;
+        assert_eq!(reply.status, StatusCode::UNAUTHORIZED, "{reply:?}");
+    };
+    // The fetch that this causes comes before the change.
+    invent().await;
+    provider.rotate_keys().await;
+    let begun = std::time::Instant::now();
+    let new = provider.token_of("alice").await;
+    until("the new key is known", async || {
+        invent().await;
+        web.get("orders", "/").token(&new).await.status == StatusCode::OK
+    })
+    .await;
+    let took = begun.elapsed();
+    assert!(took < std::time::Duration::from_secs(20), "{took:?}");
+    assert!(mesh.seen_at("orders", "/invented").is_empty());
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_the_token_that_it_was_opened_with() {
+    let mesh = mesh().await;
+    let now = now();
+    // Accepted for two seconds more: clocks may differ by 30.
+    let claims = json!({ "groups": ["buyers"], "exp": now - 28, "nbf": now - 60, "iat": now - 60 });
+    let token = provider().await.sign(json!({}), claims).await;
+    let mut stream = mesh.as_workload("web").tcp().await;
+    let head = format!(
+        "POST /stream HTTP/1.1\r\nhost: orders.shop\r\nauthorization: Bearer {token}\r\n\
+         transfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut read = Vec::new();
+    while !String::from_utf8_lossy(&read).contains("first") {
+        read.push(stream.read_u8().await.unwrap());
+    }
+    assert!(read.starts_with(b"HTTP/1.1 200 "));
+    // Nobody sends any more, and nobody changes anything.
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest));
+    let _ = ended.await.expect("the stream goes on");
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "it must not look whole");
+    mesh.log_where("orders", "path", "/stream")
+        .await
+        .has("aborted", "true");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use tokio::{
     time::{self, Instant},
 };
 
-use super::{IssuerSource, JwksCache, document};
+use super::{IssuerSource, JwksCache, Question, budget::Budget, document};
 use crate::{
     backoff::Backoff,
     metrics::{FetchResult, Metrics},
@@ -21,18 +21,18 @@ const REFRESH: std::ops::RangeInclusive<Duration> =
 /// For how long keys are used that nobody confirmed.
 const LAST_GOOD: Duration = Duration::from_secs(24 * 3_600);
 
-/// Unknown keys cause at most one fetch in this time.
-const REFETCH: Duration = Duration::from_secs(30);
+/// How soon keys are fetched again after a failure, with others at hand.
+const AGAIN: Duration = Duration::from_secs(30);
 
 pub(super) async fn follow(
     source: IssuerSource,
     cache: JwksCache,
-    mut asked: mpsc::Receiver<oneshot::Sender<()>>,
+    mut asked: mpsc::Receiver<Question>,
     metrics: Arc<Metrics>,
 ) {
     let mut known: Option<(Version, Instant)> = None;
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
-    let mut last_refetch: Option<Instant> = None;
+    let mut budget = Budget::default();
     let mut waiting: Vec<oneshot::Sender<()>> = Vec::new();
     loop {
         let next = match document::fetch(&source).await {
@@ -71,7 +71,7 @@ pub(super) async fn follow(
                 }
                 // With keys at hand there is no hurry; without, every request of this issuer is refused.
                 if known.is_some() {
-                    REFETCH
+                    AGAIN
                 } else {
                     backoff.next()
                 }
@@ -84,19 +84,17 @@ pub(super) async fn follow(
             tokio::select! {
                 () = time::sleep_until(due) => break,
                 Some(question) = asked.recv() => {
-                    if last_refetch.is_some_and(|at| at.elapsed() < REFETCH) {
-                        drop(question);
-                        continue;
+                    // Who asks in vain goes on with the keys at hand.
+                    if budget.take(&question.kid, Instant::now()) {
+                        waiting.push(question.done);
+                        break;
                     }
-                    last_refetch = Some(Instant::now());
-                    waiting.push(question);
-                    break;
                 }
             }
         }
         // All that ask meanwhile share the one fetch.
         while let Ok(question) = asked.try_recv() {
-            waiting.push(question);
+            waiting.push(question.done);
         }
     }
 }

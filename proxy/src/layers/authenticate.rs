@@ -59,10 +59,13 @@ async fn prove(
     let mut generation = keys.generation();
     let mut result = token::verify(token, rules, &|issuer| keys.get(issuer), call.now);
     // A key we have not seen may be newer than our copy: one look, bounded in time and in how often it is made.
-    if let Err(TokenProblem::UnknownKey { issuer, .. } | TokenProblem::KeysUnavailable { issuer }) =
-        &result
-    {
-        keys.refetch(issuer).await;
+    let missed = match &result {
+        Err(TokenProblem::UnknownKey { issuer, kid }) => Some((issuer.as_str(), kid.as_str())),
+        Err(TokenProblem::KeysUnavailable { issuer }) => Some((issuer.as_str(), "")),
+        _ => None,
+    };
+    if let Some((issuer, kid)) = missed {
+        keys.refetch(issuer, kid).await;
         generation = keys.generation();
         result = token::verify(token, rules, &|issuer| keys.get(issuer), call.now);
     }
