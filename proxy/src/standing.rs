@@ -4,6 +4,7 @@
 use std::{
     cell::{Cell, RefCell},
     net::IpAddr,
+    pin::Pin,
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -117,10 +118,11 @@ impl Standing {
         })
     }
 
-    /// What `answer` comes to, unless this ends before.
+    /// What `answer` comes to, unless this ends before. It is pinned where it is made, because moved it would be kept
+    /// twice in the future of every request.
     pub(crate) async fn hold<T>(
         &self,
-        answer: impl Future<Output = Result<T, Denial>>,
+        answer: Pin<&mut impl Future<Output = Result<T, Denial>>>,
     ) -> Result<T, Denial> {
         if let Some(denial) = self.over() {
             return Err(denial);
