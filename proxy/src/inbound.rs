@@ -176,6 +176,14 @@ async fn decide(
         return Err((denial, exchange));
     }
     let claim = head.headers.remove(peer_header::NAME);
+    let question = claim
+        .as_ref()
+        .filter(|_| peer.is_meshed())
+        .and_then(peer_header::split_question);
+    let (claim, question) = match question {
+        Some((claim, length)) => (Some(claim), Some(length)),
+        None => (claim, None),
+    };
     let reading = match head::read(&mut head) {
         Ok(reading) => reading,
         Err(denial) => return Err((denial, exchange)),
@@ -205,6 +213,7 @@ async fn decide(
         now: exchange.at,
         clock: Instant::now(),
         body: (!body.is_end_stream()).then_some(body),
+        question,
         grpc,
         proto: if head.version >= Version::HTTP_2 {
             Proto::H2
@@ -220,6 +229,11 @@ async fn decide(
     let target = target(peer, &mut call, claim.as_ref());
     let outcome = checks(&mut call, target.clone(), peer).await;
     match outcome {
+        Ok(answer) if call.question.is_some() => {
+            // The request itself is still to come.
+            call.exchange.forget();
+            Ok(answer.response)
+        }
         Ok(answer) => Ok(conclude(answer, call)),
         Err(denial) => {
             if let Some(target) = target.filter(|_| !denial.is_recorded_elsewhere()) {
@@ -264,6 +278,9 @@ async fn checks(
     let permitted = authorize(counted)?;
     // Last, because a body is read from nobody who may not send it.
     let admitted = validate(permitted).await?;
+    if admitted.call.question.is_some() {
+        return Ok(Answer::go_on());
+    }
     forward(admitted, peer).await
 }
 
@@ -273,6 +290,20 @@ pub(crate) struct Answer {
     pub(crate) response: Response<AnswerBody>,
     /// A switch of protocols that the upstream agreed to: the tunnel takes the exchange with it.
     pub(crate) switched: Option<Switched>,
+}
+
+impl Answer {
+    /// To another proxy that asked: the body may come.
+    fn go_on() -> Self {
+        let mut response = Response::new(AnswerBody::ours(bytes::Bytes::new()));
+        *response.status_mut() = http::StatusCode::NO_CONTENT;
+        let yes = HeaderValue::from_static("yes");
+        response.headers_mut().insert(peer_header::CONTINUE, yes);
+        Self {
+            response,
+            switched: None,
+        }
+    }
 }
 
 /// Both ends of a tunnel that is about to begin.

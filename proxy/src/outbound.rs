@@ -7,6 +7,7 @@ use std::{convert::Infallible, net::SocketAddr, rc::Rc, time::Instant};
 
 use http::{HeaderName, HeaderValue, Request, Response, Uri, Version, header, uri};
 use hyper::body::{Body as _, Incoming};
+use merlon_config::snapshot::Endpoint;
 use merlon_policy::{principal::Principal, validate::RouteMatch};
 use tokio::net::TcpStream;
 
@@ -87,6 +88,7 @@ async fn decide(
         now: exchange.at,
         clock: Instant::now(),
         body: (!body.is_end_stream()).then_some(body),
+        question: None,
         grpc: is_grpc(&head.headers),
         proto: if head.version >= Version::HTTP_2 {
             Proto::H2
@@ -136,6 +138,12 @@ pub(crate) async fn forward(
 ) -> Result<Answer, Denial> {
     call.exchange.dst = Some(Rc::clone(&route.name));
     call.proto = route.proto(call.proto);
+    if call.reading.expects
+        && matches!(body, RequestBody::Stream(..))
+        && let Some(refusal) = Box::pin(ask_first(call, route, &body, standing.clone())).await?
+    {
+        return Ok(refusal);
+    }
     let (request, asked) = outgoing(call, body);
     let mut request = as_h2(request, &call.reading.authority, "https");
     request
@@ -159,6 +167,41 @@ pub(crate) async fn forward(
         call.proto = Proto::H2;
     }
     inbound::answer(call, sent.response, Some(sent.held), asked, standing)
+}
+
+/// Whether the other proxy would take a request, before its body is asked for: who is refused sends none (RFC 9110
+/// §10.1.1). The answer is the refusal, if it is one.
+async fn ask_first(
+    call: &mut Call,
+    route: &Route,
+    body: &RequestBody,
+    standing: Option<Rc<Standing>>,
+) -> Result<Option<Answer>, Denial> {
+    let destination = &route.destination;
+    let in_mesh = |endpoint: &Endpoint| endpoint.identity.is_some();
+    let claim = route.claim(call.proto);
+    let Some(question) = peer_header::question(claim, body.size_hint().exact())
+        .filter(|_| destination.endpoints.iter().all(in_mesh))
+    else {
+        return Ok(None);
+    };
+    let mut request = Request::new(RequestBody::Empty);
+    request.headers_mut().clone_from(&call.head.headers);
+    request.headers_mut().remove(header::CONTENT_LENGTH);
+    *request.method_mut() = call.head.method.clone();
+    *request.uri_mut() = call.head.uri.clone();
+    let mut request = as_h2(request, &call.reading.authority, "https");
+    request.headers_mut().insert(peer_header::NAME, question);
+    let local = Rc::clone(&call.local);
+    let sent = local
+        .peers
+        .send(&local, destination, Proto::H2, request)
+        .await?;
+    if sent.response.headers().contains_key(peer_header::CONTINUE) {
+        return Ok(None);
+    }
+    call.exchange.upstream = Some(sent.address);
+    inbound::answer(call, sent.response, Some(sent.held), None, standing).map(Some)
 }
 
 fn ask_mesh(request: Request<RequestBody>, call: &Call) -> Request<RequestBody> {

@@ -78,6 +78,37 @@ impl std::fmt::Display for Claim {
     }
 }
 
+/// The answer to a question: the request would pass, as far as its head tells.
+pub(crate) const CONTINUE: http::HeaderName = http::HeaderName::from_static("merlon-continue");
+
+/// A claim that asks whether a request would pass whose body, of this length if it is known, is still to come
+/// (`Expect: 100-continue`). To whom does not know questions it is no claim at all, and nothing is done.
+pub(crate) fn question(
+    claim: &http::HeaderValue,
+    length: Option<u64>,
+) -> Option<http::HeaderValue> {
+    let length = length.map_or(UNKNOWN.to_owned(), |length| length.to_string());
+    let text = [claim.as_bytes(), BODY, length.as_bytes()].concat();
+    http::HeaderValue::from_bytes(&text).ok()
+}
+
+/// The claim of a question, and the length of the body that is asked about.
+pub(crate) fn split_question(
+    value: &http::HeaderValue,
+) -> Option<(http::HeaderValue, Option<u64>)> {
+    let text = value.to_str().ok()?;
+    let (claim, length) = text.split_once(std::str::from_utf8(BODY).ok()?)?;
+    let length = match length {
+        UNKNOWN => None,
+        digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => Some(digits.parse().ok()?),
+        _ => return None,
+    };
+    Some((http::HeaderValue::from_str(claim).ok()?, length))
+}
+
+const BODY: &[u8] = b";body=";
+const UNKNOWN: &str = "unknown";
+
 /// A port as digits alone, without sign or leading zero; 1–65535.
 pub(crate) fn parse_port(text: &str) -> Option<u16> {
     let plain = !text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit());
@@ -96,6 +127,26 @@ mod tests {
             "service=shop/db;port=5432;proto=tcp",
         ] {
             assert_eq!(Claim::parse(text.as_bytes()).unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_question_is_read_as_it_was_asked_and_is_no_claim() {
+        let claim = http::HeaderValue::from_static("service=shop/orders;port=80;proto=h2");
+        for length in [None, Some(0), Some(u64::MAX)] {
+            let question = question(&claim, length).unwrap();
+            assert_eq!(split_question(&question), Some((claim.clone(), length)));
+            assert_eq!(Claim::parse(question.as_bytes()), None);
+        }
+        for other in [
+            "",
+            ";body=",
+            ";body=+1",
+            ";body=1;body=1",
+            ";body=99999999999999999999",
+        ] {
+            let text = format!("service=shop/orders;port=80;proto=h2{other}");
+            assert_eq!(split_question(&text.parse().unwrap()), None, "{text}");
         }
     }
 

@@ -323,7 +323,10 @@ async fn the_name_of_an_unexpected_property_is_told_short_and_escaped() {
     let reply = is_invalid_at(body, "").await;
     let problem = reply.json();
     let detail = problem["detail"].as_str().unwrap_or_default();
-    assert!(detail.contains(r"the property `<b>\u{7}\u{202e}xxx"), "{detail}");
+    assert!(
+        detail.contains(r"the property `<b>\u{7}\u{202e}xxx"),
+        "{detail}"
+    );
     assert!(detail.len() < 200, "{detail}");
     assert!(!detail.contains(['\u{7}', '\u{202e}']), "{detail}");
 }

@@ -15,6 +15,8 @@ pub(crate) struct Reading {
     pub(crate) header_bytes: u64,
     /// Path and query together, in bytes, as received.
     pub(crate) uri_bytes: u64,
+    /// Whether its sender waits with the body until it is asked for.
+    pub(crate) expects: bool,
     /// Whether it asks for a WebSocket.
     pub(crate) websocket: bool,
 }
@@ -28,12 +30,14 @@ pub(crate) fn read(head: &mut Parts) -> Result<Reading, Denial> {
     let websocket = method(head)?;
     let header_bytes = fields(&head.headers, head.version)?;
     let authority = authority(head)?;
+    let mut expects = false;
     if let Some(expect) = head.headers.get(header::EXPECT) {
         if !expect.as_bytes().eq_ignore_ascii_case(b"100-continue") {
             return Err(Denial::Expectation);
         }
         // Each connection has its own: hyper says 100 to the caller when the body is first asked for.
         head.headers.remove(header::EXPECT);
+        expects = head.version == Version::HTTP_11;
     }
     headers::strip_hop_by_hop(&mut head.headers)?;
     let uri_bytes = head
@@ -48,6 +52,7 @@ pub(crate) fn read(head: &mut Parts) -> Result<Reading, Denial> {
         authority,
         header_bytes,
         uri_bytes: uri_bytes as u64,
+        expects,
         websocket,
     })
 }

@@ -35,6 +35,8 @@ pub(crate) struct Call {
     pub(crate) head: Parts,
     pub(crate) reading: Reading,
     pub(crate) body: Option<Incoming>,
+    /// It is only asked whether it would pass with a body of this length, if that is known.
+    pub(crate) question: Option<Option<u64>>,
     /// By its content type: refusals are then gRPC statuses.
     pub(crate) grpc: bool,
     /// What the caller's program speaks.

@@ -24,6 +24,10 @@ pub(crate) async fn validate(permitted: Permitted<'_>) -> Result<Admitted<'_>, D
     let incoming = permitted.call.body.take();
     let call = &*permitted.call;
     policy.check_head(&head(call, incoming.as_ref())?, &call.route)?;
+    if call.question.is_some() {
+        // The body is not there to be judged; the request that brings it is.
+        return Ok(permitted.admitted(RequestBody::Empty));
+    }
     let body = match incoming {
         None => match policy.body_rule(&call.route) {
             // A rule for a body also judges that there is none.
@@ -60,8 +64,11 @@ fn head<'a>(call: &'a Call, body: Option<&Incoming>) -> Result<HeadFacts<'a>, De
         header_bytes: call.reading.header_bytes,
         content_type,
         encoded: encoded(&call.head.headers),
-        content_length: body.map_or(Some(0), |body| body.size_hint().exact()),
-        has_body: body.is_some(),
+        content_length: match call.question {
+            Some(length) => length,
+            None => body.map_or(Some(0), |body| body.size_hint().exact()),
+        },
+        has_body: body.is_some() || call.question.is_some(),
     })
 }
 

@@ -391,3 +391,67 @@ fn a_tunnel_that_policy_denies_never_reaches_the_program() {
         program.saw_nothing();
     });
 }
+
+/// `POST path` of a body of 5 bytes that waits to be asked for.
+fn expecting(host: &str, path: &str) -> Vec<u8> {
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 5\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+#[test]
+fn a_refusal_of_the_other_proxy_comes_before_the_body_is_asked_for() {
+    run(async {
+        let program = Program::echo().await;
+        let policies = r#"@id("all") @reason("a test") permit (principal, action, resource);
+            @id("no") forbid (principal, action, resource) when { context has path && context.path like "/orders/no*" };"#;
+        let mut service = service("shop/orders", 80, program.port(), "http", policies);
+        service["validation"] = serde_json::json!([{ "from": "shop/small", "spec": {
+            "limits": { "headers": "4KiB", "uri": "1KiB", "body": "64KiB" },
+            "routes": [{ "path": "/orders/small", "methods": ["POST"], "maxBody": "4" }],
+        } }]);
+        let pair = Pair::with(service, "http");
+        let (edge, _, address) = super::gateway::plain_edge(&pair).await;
+        for (to, host) in [(pair.web.outbound, "orders"), (address, "shop.example")] {
+            for (path, status) in [("/orders/no", "403"), ("/orders/small", "413")] {
+                let answer = raw(to, &expecting(host, path)).await;
+                let wanted = format!("HTTP/1.1 {status} ");
+                assert!(answer.starts_with(&wanted), "{host} {path}: {answer}");
+            }
+        }
+        program.saw_nothing();
+        edge.log.of("/orders/no").await;
+        let line = pair.orders.log.of("/orders/no").await;
+        assert_eq!(line["status"], 403);
+    });
+}
+
+#[test]
+fn a_body_that_may_come_is_asked_for_and_the_program_sees_one_request() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        let (_edge, _, address) = super::gateway::plain_edge(&pair).await;
+        for (to, host) in [(pair.web.outbound, "orders"), (address, "shop.example")] {
+            let mut stream = TcpStream::connect(to).await.unwrap();
+            stream
+                .write_all(&expecting(host, "/orders/up"))
+                .await
+                .unwrap();
+            assert!(head(&mut stream).await.starts_with("HTTP/1.1 100 "));
+            stream.write_all(b"hello").await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            assert!(answer.contains("hello"), "{answer}");
+        }
+        assert_eq!(program.requests.get(), 2);
+        // Lines come in the order of their requests: with the last one's all are there.
+        http1(pair.web.outbound, get("orders", "/last")).await;
+        pair.orders.log.of("/last").await;
+        let lines = pair.orders.log.lines();
+        let of_it = lines.iter().filter(|line| line["path"] == "/orders/up");
+        assert_eq!(of_it.count(), 2, "a question is no request: {lines:#?}");
+    });
+}
