@@ -4,7 +4,12 @@
 //! and unknown ones are passed over; a change of meaning is a new field. They are complete: a proxy that holds the
 //! resources its [`Manifest`] names needs nothing else.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, str::FromStr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -80,17 +85,20 @@ pub enum ResourceKind {
     Service,
     /// [`Destination`]; named `namespace/name`.
     Destination,
+    /// [`AddressState`]; named as the address, `10.0.0.7:80` or `[fd00::7]:80`.
+    Address,
 }
 
 impl ResourceKind {
     /// All kinds.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Manifest,
         Self::Mesh,
         Self::TrustBundle,
         Self::Workload,
         Self::Service,
         Self::Destination,
+        Self::Address,
     ];
 
     /// The type URL in the delta stream.
@@ -102,6 +110,7 @@ impl ResourceKind {
             Self::Workload => "type.googleapis.com/merlon.v1.Workload",
             Self::Service => "type.googleapis.com/merlon.v1.Service",
             Self::Destination => "type.googleapis.com/merlon.v1.Destination",
+            Self::Address => "type.googleapis.com/merlon.v1.Address",
         }
     }
 
@@ -181,6 +190,9 @@ pub struct WorkloadState {
     /// Where its program finds services, where nothing intercepts.
     #[serde(default)]
     pub outbound: Vec<OutboundListener>,
+    /// Whether it also takes calls that are not mutual TLS.
+    #[serde(default)]
+    pub permissive: bool,
     /// What makes this proxy a gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<GatewayState>,
@@ -325,6 +337,48 @@ pub struct Endpoint {
     /// Whom the caller's proxy must find there. Absent only in standalone mode without identities: then plain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<SpiffeId>,
+    /// The port to dial for each port of the Service, where connections to it are intercepted; a port that is not here
+    /// is reached at `address`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<u16, u16>,
+}
+
+impl Endpoint {
+    /// Where to dial for a port of the Service.
+    pub fn dial(&self, port: u16) -> SocketAddr {
+        match self.ports.get(&port) {
+            Some(port) => SocketAddr::new(self.address.ip(), *port),
+            None => self.address,
+        }
+    }
+
+    /// Whether its program is called at this address, where connections to it are intercepted.
+    pub fn is_at(&self, address: SocketAddr) -> bool {
+        self.address.ip() == address.ip() && self.ports.values().any(|port| *port == address.port())
+    }
+}
+
+/// The port on which a proxy takes what is intercepted on its way in.
+pub const INBOUND_PORT: u16 = 7561;
+
+/// What an address and port are, for the proxy of a program that connects to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum AddressState {
+    /// A port of a Service. Its [`Destination`] is in the same state.
+    Service {
+        /// Which.
+        service: ServiceName,
+        /// Its port.
+        port: u16,
+        /// The one workload that was meant, where its own address was called.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        workload: Option<IpAddr>,
+    },
+    /// Somebody of the mesh is there, and serves nothing on this port: nothing may go there.
+    Closed,
+    /// Nobody of the mesh is there.
+    Outside,
 }
 
 /// A policy's name everywhere: `shop/orders#read-own`.

@@ -45,6 +45,7 @@ impl EncodeLabelValue for Kind {
             ResourceKind::Workload => "workload",
             ResourceKind::Service => "service",
             ResourceKind::Destination => "destination",
+            ResourceKind::Address => "address",
         };
         name.encode(encoder)
     }

@@ -300,7 +300,7 @@ fn one(document: &PolicyDocument, error: &DetailedError) -> PolicyProblem {
 /// An attribute that requests of one kind have and those of another have not. Cedar proposes a name like it, though the
 /// policy means what it says and is only about too much.
 fn only_elsewhere(message: &str) -> Option<String> {
-    let rest = message.strip_prefix("attribute `")?;
+    let (_, rest) = message.split_once("attribute `")?;
     let (attribute, rest) = rest.split_once("` in context for Action::\"")?;
     let (action, _) = rest.split_once('"')?;
     let kind = |attribute: &str| match attribute {

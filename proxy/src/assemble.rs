@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::SocketAddr,
     sync::Arc,
     time::Instant,
 };
@@ -12,8 +13,8 @@ use merlon_certs::{RootsError, TrustRoots};
 use merlon_config::{
     name::{ServiceName, SpiffeId},
     snapshot::{
-        Destination, InboundService, MeshState, ResourceKey, ResourceKind, TrustBundle, Version,
-        WorkloadState,
+        AddressState, Destination, InboundService, MeshState, ResourceKey, ResourceKind,
+        TrustBundle, Version, WorkloadState,
     },
 };
 use merlon_policy::{limit::LimitRegistry, problem::PolicyProblem};
@@ -113,6 +114,7 @@ impl Assembler {
         Ok(Snapshot {
             services: self.services(resources, &mesh, before)?,
             destinations: destinations(resources, before)?,
+            addresses: addresses(resources)?,
             version,
             mesh,
             workload,
@@ -189,6 +191,15 @@ fn destinations(
         destinations.insert(destination.name.clone(), destination);
     }
     Ok(destinations)
+}
+
+fn addresses(resources: &Resources) -> Result<HashMap<SocketAddr, AddressState>, AssembleError> {
+    let addresses = all(resources, ResourceKind::Address).map(|(key, held)| {
+        let address = key.name.parse();
+        let address = address.map_err(|_| AssembleError::Name(key.clone()))?;
+        Ok((address, read(key, held)?))
+    });
+    addresses.collect()
 }
 
 fn all(resources: &Resources, kind: ResourceKind) -> impl Iterator<Item = (&ResourceKey, &Held)> {

@@ -3,10 +3,10 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use merlon_api::JoinToken;
-use merlon_config::snapshot::{ResourceKind, Version};
+use merlon_config::snapshot::{AddressState, ResourceKind, Version};
 
 use crate::{
-    assemble::Resources,
+    assemble::{Held, Resources},
     config::Subject,
     destinations::AskError,
     follow::{self, Follow},
@@ -329,7 +329,7 @@ async fn a_state_that_does_not_compile_is_refused_with_the_reason_and_a_good_one
 
     let mut broken = before.clone();
     let json = r#"{"name":"shop/orders","policies":[{"name":"shop/orders","origin":"orders.cedar:1:1","text":"permit (oops"}]}"#;
-    let held = crate::assemble::Held {
+    let held = Held {
         version: Version::of(json.as_bytes()),
         json: json.into(),
     };
@@ -374,6 +374,48 @@ async fn a_destination_is_asked_for_on_first_use_once_for_all_who_ask() {
             .count(),
         1
     );
+}
+
+#[tokio::test]
+async fn what_is_at_an_address_is_asked_for_and_found_with_the_service_behind_it() {
+    let control_plane = StandIn::start(resources(&[]));
+    let mut known = resources(&["shop/payments"]);
+    let address = r#"{"service":{"service":"shop/payments","port":80}}"#;
+    known.insert(
+        key(ResourceKind::Address, "10.9.0.1:80"),
+        Held {
+            version: Version::of(address.as_bytes()),
+            json: address.into(),
+        },
+    );
+    *control_plane.script.known.lock().unwrap() = known;
+    let proxy = Proxy::of(&control_plane);
+    let found = proxy
+        .shared
+        .destinations
+        .ask_address("10.9.0.1:80".parse().unwrap());
+    assert_eq!(
+        found.await.unwrap(),
+        AddressState::Service {
+            service: "shop/payments".parse().unwrap(),
+            port: 80,
+            workload: None,
+        }
+    );
+}
+
+#[tokio::test]
+async fn nobody_is_outside_while_nobody_can_be_asked() {
+    let away = Proxy::start(
+        &nowhere().await,
+        Some(StandIn::start(resources(&[])).join_token()),
+        None,
+    );
+    let asked = away
+        .shared
+        .destinations
+        .ask_address("192.0.2.1:443".parse().unwrap());
+    assert_eq!(asked.await.unwrap_err(), AskError::Unavailable);
 }
 
 #[tokio::test]

@@ -59,6 +59,10 @@ fn content(snapshot: &Snapshot, kind: ResourceKind, name: &str) -> Value {
             let destination = snapshot.destinations.get(&name)?;
             serde_json::to_value(&**destination).ok()
         }),
+        ResourceKind::Address => name.parse().ok().and_then(|address| {
+            let state = snapshot.addresses.get(&address)?;
+            serde_json::to_value(state).ok()
+        }),
     };
     content.unwrap_or(Value::Null)
 }

@@ -17,7 +17,7 @@ use merlon_api::{
     },
 };
 use merlon_certs::{H2, MeshTls};
-use merlon_config::name::{Namespace, ServiceName};
+use merlon_config::{name::Namespace, snapshot::AddressState};
 use tokio::{
     sync::{mpsc, oneshot},
     task::{self, JoinHandle},
@@ -36,7 +36,7 @@ use crate::{
     backoff::Backoff,
     config::Subject,
     control_plane,
-    destinations::{Answer, Ask, AskError},
+    destinations::{Answer, Ask, AskError, Wish},
     freshness::Freshness,
     health::Unready,
     identity::Renew,
@@ -82,6 +82,9 @@ const ABSENT: Duration = Duration::from_secs(2);
 /// Names that are remembered not to exist; more are asked for again.
 const ABSENT_NAMES: usize = 1_024;
 
+/// How many addresses outside are forgotten when there is no room for another.
+const FORGOTTEN_AT_ONCE: usize = 64;
+
 /// Follows the control plane.
 #[derive(Debug)]
 pub(crate) struct Follow {
@@ -89,8 +92,8 @@ pub(crate) struct Follow {
     subscriber: Option<Subscriber>,
     assembler: Option<Arc<Assembler>>,
     compiling: Option<JoinHandle<Compiled>>,
-    waiting: HashMap<ServiceName, Vec<oneshot::Sender<Answer>>>,
-    absent: HashMap<ServiceName, Instant>,
+    waiting: HashMap<Wish, Vec<oneshot::Sender<Answer>>>,
+    absent: HashMap<Wish, Instant>,
 }
 
 #[derive(Debug)]
@@ -385,16 +388,10 @@ impl Follow {
         if self.subscriber.as_ref().is_some_and(Subscriber::is_current) {
             self.start.freshness.confirmed();
         }
-        let now_there: Vec<ServiceName> = self
-            .waiting
-            .keys()
-            .filter(|name| snapshot.destinations.contains_key(*name))
-            .cloned()
-            .collect();
-        for name in now_there {
-            if let Some(destination) = snapshot.destinations.get(&name) {
-                self.answer(&name, &Ok(Arc::clone(destination)));
-            }
+        let waiting = self.waiting.keys();
+        let now_there = waiting.filter_map(|wish| Some((wish.clone(), wish.find(&snapshot)?)));
+        for (wish, found) in now_there.collect::<Vec<_>>() {
+            self.answer(&wish, &Ok(found));
         }
     }
 
@@ -463,35 +460,39 @@ impl Follow {
     }
 
     fn ask(&mut self, ask: Ask) {
-        let Ask { name, answer } = ask;
-        let snapshot = self.start.shared.snapshot.load();
-        if let Some(destination) = snapshot
-            .as_ref()
-            .as_ref()
-            .and_then(|s| s.destinations.get(&name))
-        {
+        let Ask { wish, answer } = ask;
+        let snapshot = self.start.shared.snapshot.load_full();
+        let snapshot = snapshot.as_ref().as_ref();
+        if let Some(found) = snapshot.and_then(|snapshot| wish.find(snapshot)) {
             // In each of these sends, nobody waits any more when it fails.
-            let _ = answer.send(Ok(Arc::clone(destination)));
+            let _ = answer.send(Ok(found));
             return;
         }
         if self
             .absent
-            .get(&name)
+            .get(&wish)
             .is_some_and(|until| *until > Instant::now())
         {
             let _ = answer.send(Err(AskError::Unknown));
             return;
         }
-        let subscribed = self
-            .subscriber
-            .as_mut()
-            .is_none_or(|subscriber| subscriber.ask(&name));
-        if !subscribed {
-            tracing::warn!(%name, "too many destinations are subscribed to");
-            let _ = answer.send(Err(AskError::Unavailable));
-            return;
+        if let Some(subscriber) = &mut self.subscriber
+            && !subscriber.ask(&wish)
+        {
+            // Programs call all sorts of hosts outside; those that were are asked for anew when they are called again.
+            let addresses = snapshot.map(|snapshot| snapshot.addresses.iter());
+            let outside = addresses.into_iter().flatten();
+            let outside = outside.filter(|(_, state)| **state == AddressState::Outside);
+            for (address, _) in outside.take(FORGOTTEN_AT_ONCE) {
+                subscriber.forget(&Wish::Address(*address));
+            }
+            if !subscriber.ask(&wish) {
+                tracing::warn!(%wish, "too many destinations are subscribed to");
+                let _ = answer.send(Err(AskError::Unavailable));
+                return;
+            }
         }
-        let waiting = self.waiting.entry(name).or_default();
+        let waiting = self.waiting.entry(wish).or_default();
         waiting.retain(|waiting| !waiting.is_closed());
         waiting.push(answer);
         if self.waiting.len() > ABSENT_NAMES {
@@ -500,8 +501,8 @@ impl Follow {
         }
     }
 
-    fn answer(&mut self, name: &ServiceName, answer: &Answer) {
-        for waiting in self.waiting.remove(name).into_iter().flatten() {
+    fn answer(&mut self, wish: &Wish, answer: &Answer) {
+        for waiting in self.waiting.remove(wish).into_iter().flatten() {
             // Nobody waits any more when this fails.
             let _ = waiting.send(answer.clone());
         }

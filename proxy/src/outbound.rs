@@ -158,7 +158,12 @@ pub(crate) async fn forward(
     let local = Rc::clone(&call.local);
     let sent = local
         .peers
-        .send(&local, &route.destination, call.proto, request)
+        .send(
+            &local,
+            (&route.destination, route.port),
+            call.proto,
+            request,
+        )
         .await;
     let sent = sent.map_err(|denial| inbound::blame(denial, flow.as_deref()))?;
     call.exchange.upstream = Some(sent.address);
@@ -195,7 +200,7 @@ async fn ask_first(
     let local = Rc::clone(&call.local);
     let sent = local
         .peers
-        .send(&local, destination, Proto::H2, request)
+        .send(&local, (destination, route.port), Proto::H2, request)
         .await?;
     if sent.response.headers().contains_key(peer_header::CONTINUE) {
         return Ok(None);

@@ -1,14 +1,13 @@
 //! State from files, without a control plane: for a trial, or for an edge box.
 
 use std::{
-    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
-use merlon_compile::{Compiler, Mesh, Proxy, StateResource};
+use merlon_compile::{Compiler, Mesh, Proxy, StateResource, Wanted};
 use merlon_config::{
     load::read_dir,
     report::{Problem, Report},
@@ -165,12 +164,10 @@ impl Standalone {
     /// The snapshot holds every destination that there is.
     fn answer(&self, ask: Ask) {
         let snapshot = self.shared.snapshot.load_full();
-        let found = snapshot
-            .as_ref()
-            .as_ref()
-            .and_then(|snapshot| snapshot.destinations.get(&ask.name));
+        let snapshot = snapshot.as_ref().as_ref();
+        let found = snapshot.and_then(|snapshot| ask.wish.find(snapshot));
         // Nobody waits any more when this fails.
-        let _ = ask.answer.send(found.cloned().ok_or(AskError::Unknown));
+        let _ = ask.answer.send(found.ok_or(AskError::Unknown));
     }
 
     async fn look_at_identity(&self) {
@@ -201,7 +198,10 @@ impl Loader {
             tracing::warn!("{warning}");
         }
         let proxy = self.proxy(&mesh)?;
-        let everything: BTreeSet<_> = mesh.destination_names().cloned().collect();
+        let everything = Wanted {
+            services: mesh.destination_names().cloned().collect(),
+            ..Wanted::default()
+        };
         let mut state = mesh.proxy_state(&proxy, &everything);
         if let Some(files) = &self.files {
             let bundle = identity_files::bundle(files, &mesh.state().trust_domain);

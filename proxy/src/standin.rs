@@ -276,7 +276,8 @@ impl Script {
         if names.is_empty() {
             return Vec::new();
         }
-        let added = kind == ResourceKind::Destination && self.add(&names);
+        let asked = [ResourceKind::Destination, ResourceKind::Address].contains(&kind);
+        let added = asked && self.add(&names);
         let mut responses = vec![self.response(kind, &names, nonce)];
         if added {
             responses.push(self.response(
@@ -294,9 +295,11 @@ impl Script {
         let mut added = false;
         self.state.send_if_modified(|state| {
             for name in names {
-                let key = key(ResourceKind::Destination, name);
-                if let Some(held) = known.get(&key) {
-                    added |= state.insert(key, held.clone()).is_none();
+                let kinds = [ResourceKind::Destination, ResourceKind::Address];
+                for key in kinds.map(|kind| key(kind, name)) {
+                    if let Some(held) = known.get(&key) {
+                        added |= state.insert(key, held.clone()).is_none();
+                    }
                 }
             }
             false

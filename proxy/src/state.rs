@@ -12,7 +12,8 @@ use merlon_config::{
     live::Live,
     name::{ServiceName, SpiffeId},
     snapshot::{
-        Destination, InboundService, MeshState, ResourceKey, TrustBundle, Version, WorkloadState,
+        AddressState, Destination, InboundService, MeshState, ResourceKey, TrustBundle, Version,
+        WorkloadState,
     },
 };
 use merlon_policy::{
@@ -94,6 +95,8 @@ pub struct Snapshot {
     pub services: HashMap<ServiceName, Arc<CompiledService>>,
     /// Services that are called from here. One that is missing is asked for by [`Destinations::ask`].
     pub destinations: HashMap<ServiceName, Arc<Destination>>,
+    /// What is at addresses that were called from here. One that is missing is asked for likewise.
+    pub addresses: HashMap<SocketAddr, AddressState>,
     /// Roots per trust domain.
     pub bundles: Vec<TrustBundle>,
     /// Every resource with its version, for the dump.

@@ -271,9 +271,10 @@ async fn tunnel(
         && let Some(endpoint) = local.peers.choose(local, destination, &tried)
     {
         tried.push(endpoint);
-        exchange.upstream = Some(endpoint.address);
+        let address = endpoint.dial(to.port);
+        exchange.upstream = Some(address);
         let result = match &endpoint.identity {
-            None => match dial::connect(endpoint.address, &local.metrics).await {
+            None => match dial::connect(address, &local.metrics).await {
                 Ok(upstream) => return carry(stream, upstream, &leash, exchange).await,
                 Err(error) => error,
             },
@@ -281,15 +282,7 @@ async fn tunnel(
                 let Some(identity) = local.identity() else {
                     return exchange.refused(Denial::Unconfigured);
                 };
-                match dial::mesh(
-                    endpoint.address,
-                    expected,
-                    &identity,
-                    MERLON_TCP,
-                    &local.metrics,
-                )
-                .await
-                {
+                match dial::mesh(address, expected, &identity, MERLON_TCP, &local.metrics).await {
                     Ok(mut upstream) => {
                         if upstream.write_all(&preamble(&claim)).await.is_err()
                             || upstream.flush().await.is_err()

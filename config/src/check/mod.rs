@@ -57,6 +57,7 @@ pub(crate) fn check(checked: &Checked<'_>, report: &mut Report) {
     checker.one_mesh();
     checker.issuers_mean_one_thing();
     checker.mesh_addresses();
+    checker.own_addresses();
     for resource in &checked.resources.list {
         checker.resource(resource);
     }

@@ -7,12 +7,18 @@ impl<'a> Checker<'a, '_> {
             let hint = "name labels of its Workloads, as `selector: { app: orders }`";
             self.error(resource, "spec.selector", "a Service must select something")
                 .hint(hint);
-        } else if self.all_read("Workload") && !self.selects_any(resource, spec) {
+        } else if spec.endpoints.is_none()
+            && self.all_read("Workload")
+            && !self.selects_any(resource, spec)
+        {
             let message = format!(
                 "no Workload in `{}` has these labels, so nobody serves this",
                 resource.namespace
             );
             self.warning(resource, "spec.selector", message);
+        }
+        for (index, address) in spec.addresses.iter().enumerate() {
+            self.reachable(resource, &format!("spec.addresses[{index}]"), *address);
         }
         if spec.ports.is_empty() {
             self.error(resource, "spec.ports", "a Service has at least one port");

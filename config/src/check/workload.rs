@@ -1,4 +1,7 @@
-use std::{collections::HashMap, net::SocketAddr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use super::Checker;
 use crate::{
@@ -31,6 +34,43 @@ impl<'a> Checker<'a, '_> {
         }
     }
 
+    /// One address means one Workload, or one Service.
+    pub(super) fn own_addresses(&mut self) {
+        let mut first: HashMap<IpAddr, &Resource> = HashMap::new();
+        for resource in &self.checked.resources.list {
+            let addresses = match &resource.spec {
+                Spec::Workload(spec) => &spec.addresses,
+                Spec::Service(spec) => &spec.addresses,
+                _ => continue,
+            };
+            for (index, address) in addresses.iter().enumerate() {
+                let Some(other) = first.insert(*address, resource) else {
+                    continue;
+                };
+                let message = format!(
+                    "the {} `{}/{}` has the address `{address}` already",
+                    other.spec.kind(),
+                    other.namespace,
+                    other.name
+                );
+                let hint = format!("it stands at {}", other.origin);
+                self.error(resource, &format!("spec.addresses[{index}]"), message)
+                    .hint(hint);
+            }
+        }
+    }
+
+    /// An address that others can call.
+    pub(super) fn reachable(&mut self, resource: &Resource, field: &str, address: IpAddr) {
+        if address.is_unspecified() || address.is_multicast() {
+            self.error(
+                resource,
+                field,
+                format!("nobody can be called at `{address}`"),
+            );
+        }
+    }
+
     pub(super) fn workload(&mut self, resource: &'a Resource, spec: &'a WorkloadSpec) {
         if let Some(address) = spec.mesh_address {
             if address.ip().is_unspecified() || address.ip().is_multicast() {
@@ -42,6 +82,9 @@ impl<'a> Checker<'a, '_> {
                 let message = "other proxies cannot reach port 0";
                 self.error(resource, "spec.meshAddress", message);
             }
+        }
+        for (index, address) in spec.addresses.iter().enumerate() {
+            self.reachable(resource, &format!("spec.addresses[{index}]"), *address);
         }
         for (index, listener) in spec.outbound.iter().enumerate() {
             self.outbound(resource, &format!("spec.outbound[{index}]"), listener);

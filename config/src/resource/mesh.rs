@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,10 @@ pub struct MeshConfigSpec {
     /// What happens to calls to destinations outside the mesh. Default: `observe`.
     #[serde(default)]
     pub outbound: OutboundMode,
+    /// Namespaces whose workloads also take calls that are not mutual TLS, counted, while their callers are moved into
+    /// the mesh. Such a caller is `Anonymous` to policies. Only where connections are intercepted.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub permissive_namespaces: BTreeSet<Namespace>,
 }
 
 fn root_namespace() -> Namespace {

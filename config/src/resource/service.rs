@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,16 @@ pub struct ServiceSpec {
     pub selector: BTreeMap<String, String>,
     /// Its ports. At least one.
     pub ports: Vec<ServicePort>,
+    /// Addresses that lead to it, whichever workload then answers, as the cluster addresses of Kubernetes. None: it is
+    /// called by name, or at its workloads' own addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
+    pub addresses: Vec<IpAddr>,
+    /// Addresses of those that are ready to serve it. Left out: every workload that the selector selects. Those among
+    /// them that are no Workload of the mesh are not called; where none is, the Service is not of the mesh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<String>>")]
+    pub endpoints: Option<Vec<IpAddr>>,
     /// `ServiceGroup`s of policies that it is in.
     #[serde(default)]
     pub groups: Vec<String>,

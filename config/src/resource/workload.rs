@@ -1,4 +1,4 @@
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,11 @@ pub struct WorkloadSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub mesh_address: Option<SocketAddr>,
+    /// Addresses at which its program is called where connections to it are intercepted, as a pod's are. Its proxy is
+    /// reached there too, on whatever port is meant. Several are of several families.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
+    pub addresses: Vec<IpAddr>,
     /// `WorkloadGroup`s of policies that it is in.
     #[serde(default)]
     pub groups: Vec<String>,

@@ -16,6 +16,7 @@ use merlon_config::{
 };
 
 use crate::{
+    address::Addresses,
     attach::{Attachments, Target},
     check,
     declared::{Documents, Names},
@@ -166,6 +167,9 @@ pub(crate) fn assemble(resources: &[Resource], config: &MeshConfigSpec) -> Assem
             identity: workload.identity(&state.trust_domain),
             services: services.into_iter().collect(),
             outbound,
+            permissive: config
+                .permissive_namespaces
+                .contains(&workload.resource.namespace),
             gateway: None,
         };
         proxies.push(proxy(name_of(workload.resource), own, called));
@@ -183,6 +187,7 @@ pub(crate) fn assemble(resources: &[Resource], config: &MeshConfigSpec) -> Assem
             )),
             state,
             proxies: by_identity(proxies),
+            addresses: Addresses::new(resources, &workloads),
             services: services.collect(),
             destinations,
         },

@@ -85,6 +85,7 @@ pub(crate) fn state(
         }),
         services: vec![name.clone()],
         outbound: Vec::new(),
+        permissive: false,
         gateway: Some(GatewayState {
             name: name.clone(),
             listeners: spec.listeners.clone(),

@@ -1,6 +1,7 @@
 //! Resources in, the state of one proxy out; pure.
 #![doc = include_str!("../README.md")]
 
+mod address;
 mod attach;
 mod check;
 mod compiler;
@@ -12,5 +13,5 @@ mod service;
 mod state;
 
 pub use compiler::Compiler;
-pub use mesh::{Mesh, Proxy, ProxyUnknown};
+pub use mesh::{Mesh, Proxy, ProxyUnknown, Wanted};
 pub use state::{ProxyState, StateResource};

@@ -2,16 +2,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     sync::Arc,
 };
 
 use merlon_config::{
     name::{ServiceName, SpiffeId},
     resource::MeshConfigSpec,
-    snapshot::MeshState,
+    snapshot::{AddressState, MeshState, ResourceKind},
 };
 
-use crate::state::{ProxyState, StateResource};
+use crate::{
+    address::Addresses,
+    state::{ProxyState, StateResource},
+};
 
 /// Everything that the resources mean, compiled: for each proxy its state, and for each service its two views.
 #[derive(Debug)]
@@ -22,6 +26,16 @@ pub struct Mesh {
     pub(crate) proxies: BTreeMap<SpiffeId, Vec<Arc<Proxy>>>,
     pub(crate) services: BTreeMap<ServiceName, Arc<StateResource>>,
     pub(crate) destinations: BTreeMap<ServiceName, Arc<StateResource>>,
+    pub(crate) addresses: Addresses,
+}
+
+/// What a proxy asked for of its own accord.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Services, by name.
+    pub services: BTreeSet<ServiceName>,
+    /// Whatever is at these addresses.
+    pub addresses: BTreeSet<SocketAddr>,
 }
 
 /// A Workload or a Gateway, as the proxy beside it is told.
@@ -177,9 +191,15 @@ impl Mesh {
         Ok(first)
     }
 
+    /// What an address and port are.
+    pub fn address(&self, address: SocketAddr) -> AddressState {
+        self.addresses.find(address)
+    }
+
     /// One proxy's state: the mesh, itself, what it enforces, and the destinations it has or `wanted`.
-    /// What does not exist is left out. The trust bundle is not in it: whoever signs adds it.
-    pub fn proxy_state(&self, proxy: &Proxy, wanted: &BTreeSet<ServiceName>) -> ProxyState {
+    /// A service that does not exist is left out; of an address it is said that nobody is there. The trust bundle is
+    /// not in it: whoever signs adds it.
+    pub fn proxy_state(&self, proxy: &Proxy, wanted: &Wanted) -> ProxyState {
         let mut state = ProxyState::default();
         state.insert(Arc::clone(&self.mesh));
         state.insert(Arc::clone(&proxy.state));
@@ -187,7 +207,25 @@ impl Mesh {
             .services
             .iter()
             .filter_map(|name| self.services.get(name));
-        let destinations = proxy.destinations.union(wanted);
+        let mut called: BTreeSet<&ServiceName> =
+            proxy.destinations.union(&wanted.services).collect();
+        let found = wanted
+            .addresses
+            .iter()
+            .map(|address| (address, self.address(*address)));
+        let found: Vec<_> = found.collect();
+        for (address, meant) in &found {
+            if let AddressState::Service { service, .. } = meant {
+                called.insert(service);
+            }
+            let name = address.to_string();
+            state.insert(Arc::new(StateResource::new(
+                ResourceKind::Address,
+                name,
+                meant,
+            )));
+        }
+        let destinations = called.into_iter();
         let destinations = destinations.filter_map(|name| self.destinations.get(name));
         for resource in services.chain(destinations) {
             state.insert(Arc::clone(resource));

@@ -1,17 +1,20 @@
 //! A Service in its two views: as its own proxies enforce it, and as its callers' proxies find it.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use merlon_config::{
     name::{ServiceName, TrustDomain},
     resource::{Resource, ServiceSpec},
-    snapshot::{Destination, DestinationPort, Endpoint, InboundPort, InboundService},
+    snapshot::{Destination, DestinationPort, Endpoint, INBOUND_PORT, InboundPort, InboundService},
 };
 
 use crate::{
     attach::{Attachment, Attachments, Target},
     declared::{Documents, Names},
-    select::Workloads,
+    select::{Selectable, Workloads},
 };
 
 /// A Service as the proxies of its own workloads enforce it.
@@ -70,12 +73,7 @@ pub(crate) fn destination(
     });
     let serving = serving.iter().filter_map(|index| workloads.all.get(*index));
     let mut endpoints: Vec<_> = serving
-        .filter_map(|workload| {
-            Some(Endpoint {
-                address: workload.spec.mesh_address?,
-                identity: Some(workload.identity(trust_domain)),
-            })
-        })
+        .filter_map(|workload| endpoint(spec, workload, trust_domain))
         .collect();
     endpoints.sort_by(|a, b| (a.address, &a.identity).cmp(&(b.address, &b.identity)));
     endpoints.dedup();
@@ -84,6 +82,32 @@ pub(crate) fn destination(
         ports: ports.collect(),
         endpoints,
     }
+}
+
+/// Where a workload's proxy is found, unless it is known not to be ready.
+fn endpoint(
+    service: &ServiceSpec,
+    workload: &Selectable<'_>,
+    trust_domain: &TrustDomain,
+) -> Option<Endpoint> {
+    let identity = Some(workload.identity(trust_domain));
+    if let Some(address) = workload.spec.mesh_address {
+        return Some(Endpoint {
+            address,
+            identity,
+            ports: BTreeMap::new(),
+        });
+    }
+    let ready = service.endpoints.as_ref();
+    let mut addresses = workload.spec.addresses.iter();
+    let address = addresses.find(|address| ready.is_none_or(|ready| ready.contains(address)))?;
+    let ports = service.ports.iter();
+    let ports = ports.map(|port| (port.port, port.target_port.unwrap_or(port.port)));
+    Some(Endpoint {
+        address: SocketAddr::new(*address, INBOUND_PORT),
+        identity,
+        ports: ports.collect(),
+    })
 }
 
 fn sorted(texts: &[String]) -> Vec<String> {

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use merlon_compile::{Compiler, Mesh, ProxyUnknown};
+use merlon_compile::{Compiler, Mesh, ProxyUnknown, Wanted};
 use merlon_config::{
     Resources,
     load::load_texts,
@@ -111,7 +111,7 @@ fn policies(mesh: &Mesh, service: &str) -> Vec<String> {
 fn versions(mesh: &Mesh) -> BTreeMap<String, String> {
     mesh.proxies()
         .map(|proxy| {
-            let state = mesh.proxy_state(proxy, &BTreeSet::new());
+            let state = mesh.proxy_state(proxy, &Wanted::default());
             let manifest = state.manifest(proxy.identity());
             (proxy.name().to_string(), manifest.version().to_string())
         })
@@ -349,7 +349,7 @@ fn a_gateway_is_told_of_its_routes_enforces_in_its_own_name_and_has_its_backends
     ));
     let edge = mesh.proxy(&id("shop/edge"), None).unwrap();
     assert!(edge.is_gateway());
-    let state = mesh.proxy_state(edge, &BTreeSet::new());
+    let state = mesh.proxy_state(edge, &Wanted::default());
     let keys: Vec<_> = state
         .iter()
         .map(|resource| resource.key().to_string())

@@ -1,19 +1,16 @@
 //! What one proxy was told and what it is still owed: the protocol without sockets and clocks.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use merlon_api::{
     MAX_NAME, MAX_SUBSCRIPTIONS, METADATA_VERSION, METADATA_WORKLOAD,
     discovery::{ControlPlane, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource},
     metadata, seal_resource,
 };
-use merlon_compile::{Proxy, ProxyState, StateResource};
+use merlon_compile::{Proxy, ProxyState, StateResource, Wanted};
 use merlon_config::{
     name::{ServiceName, SpiffeId},
-    snapshot::{ResourceKey, ResourceKind, Version},
+    snapshot::{AddressState, ResourceKey, ResourceKind, Version},
 };
 use tonic::Status;
 
@@ -58,8 +55,8 @@ pub(crate) struct Session {
     identity: SpiffeId,
     node: Option<NodeInfo>,
     subscribed: BTreeMap<ResourceKind, BTreeMap<String, Holds>>,
-    /// Destinations that the proxy asked for of its own accord.
-    wanted: BTreeSet<ServiceName>,
+    /// What the proxy asked for of its own accord.
+    wanted: Wanted,
     proxy: Option<Arc<Proxy>>,
     state: ProxyState,
     manifest: Option<StateResource>,
@@ -76,7 +73,7 @@ impl Session {
             identity,
             node: None,
             subscribed: BTreeMap::new(),
-            wanted: BTreeSet::new(),
+            wanted: Wanted::default(),
             proxy: None,
             state: ProxyState::default(),
             manifest: None,
@@ -148,7 +145,7 @@ impl Session {
             self.refresh(world)?;
         }
         self.unsubscribe(kind, unsubscribe);
-        self.subscribe(kind, request)?;
+        self.subscribe(kind, request, world)?;
         let answer = self.answer(kind, request);
         self.refresh(world)?;
         if kind == ResourceKind::Destination {
@@ -162,10 +159,18 @@ impl Session {
         let subscribed = self.subscribed.entry(kind).or_default();
         for name in names {
             subscribed.remove(name);
-            if kind == ResourceKind::Destination
-                && let Ok(name) = name.parse()
-            {
-                self.wanted.remove(&name);
+            match kind {
+                ResourceKind::Destination => {
+                    if let Ok(name) = name.parse() {
+                        self.wanted.services.remove(&name);
+                    }
+                }
+                ResourceKind::Address => {
+                    if let Ok(address) = name.parse() {
+                        self.wanted.addresses.remove(&address);
+                    }
+                }
+                _ => {}
             }
         }
     }
@@ -174,6 +179,7 @@ impl Session {
         &mut self,
         kind: ResourceKind,
         request: &DeltaDiscoveryRequest,
+        world: &World,
     ) -> Result<(), Status> {
         let has = &request.initial_resource_versions;
         for name in &request.resource_names_subscribe {
@@ -201,9 +207,18 @@ impl Session {
                     .proxy
                     .as_ref()
                     .is_some_and(|p| p.destinations().contains(&service));
-                if !given {
-                    self.wanted.insert(service);
+                // What an address leads to comes and goes with the address.
+                let led_to = |meant| matches!(meant, AddressState::Service { service: other, .. } if other == service);
+                let addresses = &mut self.wanted.addresses.iter();
+                let led_to = addresses.any(|address| led_to(world.mesh.address(*address)));
+                if !given && !led_to {
+                    self.wanted.services.insert(service);
                 }
+            }
+            if kind == ResourceKind::Address
+                && let Ok(address) = name.parse()
+            {
+                self.wanted.addresses.insert(address);
             }
         }
         let all: usize = self.subscribed.values().map(BTreeMap::len).sum();
@@ -361,12 +376,13 @@ impl Session {
     }
 }
 
-const SENDING_ORDER: [ResourceKind; 6] = [
+const SENDING_ORDER: [ResourceKind; 7] = [
     ResourceKind::Mesh,
     ResourceKind::TrustBundle,
     ResourceKind::Workload,
     ResourceKind::Service,
     ResourceKind::Destination,
+    ResourceKind::Address,
     ResourceKind::Manifest,
 ];
 
@@ -438,6 +454,9 @@ fn check_name(kind: ResourceKind, name: &str) -> Result<(), Status> {
         return Err(invalid(format!(
             "a resource name must have 1 to {MAX_NAME} bytes"
         )));
+    }
+    if kind == ResourceKind::Address && name.parse::<SocketAddr>().is_err() {
+        return Err(invalid("an address is as `10.0.0.7:80` or `[fd00::7]:80`"));
     }
     if name == "*" {
         return Err(invalid("subscribe by name: there is no wildcard `*`"));

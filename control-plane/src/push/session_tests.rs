@@ -335,6 +335,93 @@ fn a_destination_that_is_asked_for_is_sent_and_joins_the_state_until_it_is_given
     );
 }
 
+/// `world`, and `payments` in a pod behind a cluster address, or with that address belonging to nobody.
+fn world_with_addresses(of_payments: bool) -> World {
+    let mut text = String::from(
+        "apiVersion: merlon.io/v1alpha1\nkind: MeshConfig\nmetadata: { name: mesh, namespace: merlon-system }\n\
+         spec: { trustDomain: demo.test }\n",
+    );
+    text.push_str(&workload("web", "127.0.0.1:7001"));
+    if of_payments {
+        text.push_str(
+            "---\napiVersion: merlon.io/v1alpha1\nkind: Workload\n\
+             metadata: { name: payments-1, namespace: shop, labels: { app: payments } }\n\
+             spec: { serviceAccount: payments, addresses: [10.1.0.1] }\n\
+             ---\napiVersion: merlon.io/v1alpha1\nkind: Service\nmetadata: { name: payments, namespace: shop }\n\
+             spec: { selector: { app: payments }, addresses: [10.9.0.1], ports: [{ port: 80 }] }\n",
+        );
+    }
+    let resources = load_texts([("mesh.yaml", text)]).unwrap();
+    World {
+        mesh: Compiler::new().compile(&resources).unwrap(),
+        bundle: None,
+    }
+}
+
+#[test]
+fn an_address_that_is_asked_for_is_told_with_the_service_behind_it_and_told_anew_when_that_changes()
+{
+    let (with, without) = (world_with_addresses(true), world_with_addresses(false));
+    let mut session = session();
+    let start = subscribe(ResourceKind::Manifest, &[WEB]);
+    session.receive(&start, &with).unwrap();
+    session.due();
+    let ask = subscribe(ResourceKind::Address, &["10.9.0.1:80", "192.0.2.1:443"]);
+    session.receive(&ask, &with).unwrap();
+    let due = session.due();
+    assert_eq!(names(&due), ["10.9.0.1:80", "192.0.2.1:443", WEB]);
+    let named = |responses: &[DeltaDiscoveryResponse]| {
+        let entries = manifest_of(responses).entries;
+        let names = entries.into_iter().map(|entry| entry.key.name);
+        names.collect::<Vec<_>>()
+    };
+    assert!(named(&due).contains(&"shop/payments".to_owned()));
+
+    session.refresh(&without).unwrap();
+    let due = session.due();
+    assert_eq!(
+        names(&due),
+        ["10.9.0.1:80", WEB],
+        "the other is outside as before"
+    );
+    assert!(!named(&due).contains(&"shop/payments".to_owned()));
+}
+
+#[test]
+fn what_an_address_leads_to_goes_with_the_address() {
+    let world = world_with_addresses(true);
+    let mut session = session();
+    for (kind, name) in [
+        (ResourceKind::Manifest, WEB),
+        (ResourceKind::Address, "10.9.0.1:80"),
+        // As the proxy does when the manifest names it.
+        (ResourceKind::Destination, "shop/payments"),
+    ] {
+        session.receive(&subscribe(kind, &[name]), &world).unwrap();
+    }
+    session.due();
+    let mut give_up = subscribe(ResourceKind::Address, &[]);
+    give_up.resource_names_unsubscribe = vec!["10.9.0.1:80".into()];
+    session.receive(&give_up, &world).unwrap();
+    let manifest = manifest_of(&session.due());
+    let mut entries = manifest.entries.iter();
+    assert!(entries.all(|entry| entry.key.name != "shop/payments"));
+}
+
+#[test]
+fn what_is_no_address_is_refused() {
+    let world = world_with_addresses(true);
+    for wrong in ["10.9.0.1", "payments:80", "10.9.0.1:80 ", "fd00::1:80"] {
+        let mut session = session();
+        let refused = session.receive(&subscribe(ResourceKind::Address, &[wrong]), &world);
+        assert_eq!(
+            refused.unwrap_err().code(),
+            Code::InvalidArgument,
+            "{wrong}"
+        );
+    }
+}
+
 #[test]
 fn a_destination_that_does_not_exist_is_removed_and_sent_when_it_does() {
     let mut session = session();

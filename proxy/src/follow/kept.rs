@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, io};
 
 use jiff::Timestamp;
 use merlon_config::{
-    name::{ServiceName, SpiffeId, WorkloadId},
+    name::{SpiffeId, WorkloadId},
     snapshot::{Manifest, ResourceKey, Version},
 };
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::subscriber::Complete;
 use crate::{
     assemble::{Held, Resources},
+    destinations::Wish,
     state_dir::StateDir,
 };
 
@@ -29,8 +30,8 @@ pub(super) struct Kept {
     manifest: Manifest,
     version: Version,
     resources: Vec<KeptResource>,
-    /// Destinations that were asked for.
-    pub(super) asked_for: BTreeSet<ServiceName>,
+    /// What was asked for.
+    pub(super) asked_for: BTreeSet<Wish>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -60,11 +61,7 @@ pub(crate) enum KeptError {
 }
 
 impl Kept {
-    pub(super) fn new(
-        identity: &SpiffeId,
-        state: &Complete,
-        asked_for: BTreeSet<ServiceName>,
-    ) -> Self {
+    pub(super) fn new(identity: &SpiffeId, state: &Complete, asked_for: BTreeSet<Wish>) -> Self {
         let resources = state.resources.iter().map(|(key, held)| KeptResource {
             key: key.clone(),
             json: String::from_utf8_lossy(&held.json).into_owned(),

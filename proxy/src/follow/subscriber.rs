@@ -8,26 +8,30 @@ use merlon_api::{
     open_resource,
 };
 use merlon_config::{
-    name::{ServiceName, SpiffeId},
+    name::SpiffeId,
     snapshot::{Manifest, ResourceKey, ResourceKind, Version},
 };
 use tokio::time::Instant;
 
-use crate::assemble::{Held, Resources};
+use crate::{
+    assemble::{Held, Resources},
+    destinations::Wish,
+};
 
-/// Destinations that are asked for of the program's own accord; the rest of the subscriptions is for the manifest's.
+/// What is asked for of the program's own accord, at most; the rest of the subscriptions is for the manifest's.
 const ASKED: usize = MAX_SUBSCRIPTIONS / 2;
 
 /// Bytes of all resources together.
 const BYTES: usize = 64 << 20;
 
-/// The kinds whose resources a manifest names, in the order in which they are told: destinations before the manifest,
-/// so that the server knows all that was asked for when it makes one.
-const NAMED: [ResourceKind; 5] = [
+/// The kinds whose resources a manifest names, in the order in which they are told: what was asked for before the
+/// manifest, so that the server knows all of it when it makes one; addresses before the destinations that they lead to.
+const NAMED: [ResourceKind; 6] = [
     ResourceKind::Mesh,
     ResourceKind::TrustBundle,
     ResourceKind::Workload,
     ResourceKind::Service,
+    ResourceKind::Address,
     ResourceKind::Destination,
 ];
 
@@ -37,7 +41,7 @@ pub(super) struct Subscriber {
     identity: SpiffeId,
     held: Resources,
     subscribed: BTreeSet<ResourceKey>,
-    asked: BTreeSet<ServiceName>,
+    asked: BTreeSet<Wish>,
     /// The newest that came, not yet in force.
     coming: Option<Coming>,
     /// The one in force.
@@ -106,8 +110,8 @@ impl Subscriber {
         &self.identity
     }
 
-    /// Destinations that were asked for.
-    pub(super) fn asked_for(&self) -> BTreeSet<ServiceName> {
+    /// What was asked for.
+    pub(super) fn asked_for(&self) -> BTreeSet<Wish> {
         self.asked.clone()
     }
 
@@ -125,7 +129,7 @@ impl Subscriber {
     }
 
     /// Takes up the state of an earlier process.
-    pub(super) fn restore(&mut self, state: &Complete, asked: BTreeSet<ServiceName>) {
+    pub(super) fn restore(&mut self, state: &Complete, asked: BTreeSet<Wish>) {
         self.held = state.resources.clone();
         self.current = Some((state.version.clone(), state.manifest.clone()));
         self.asked = asked;
@@ -142,7 +146,7 @@ impl Subscriber {
         self.behind = false;
         self.wrong = 0;
         let mut wanted: BTreeSet<ResourceKey> = self.held.keys().cloned().collect();
-        wanted.extend(self.asked.iter().map(destination));
+        wanted.extend(self.asked.iter().map(Wish::key));
         for kind in NAMED {
             let names: Vec<String> = wanted
                 .iter()
@@ -184,21 +188,29 @@ impl Subscriber {
         requests
     }
 
-    /// Wants a destination. False: there are too many.
-    pub(super) fn ask(&mut self, name: &ServiceName) -> bool {
-        if self.asked.contains(name) {
+    /// Wants something. False: there is too much already.
+    pub(super) fn ask(&mut self, wish: &Wish) -> bool {
+        if self.asked.contains(wish) {
             return true;
         }
         if self.asked.len() >= ASKED {
             return false;
         }
-        self.asked.insert(name.clone());
-        let key = destination(name);
+        self.asked.insert(wish.clone());
+        let key = wish.key();
         // Before a stream begins there is nobody to tell; its beginning tells all.
         if self.node.is_none() && self.subscribed.insert(key.clone()) {
             self.subscribe(key.kind, vec![key.name]);
         }
         true
+    }
+
+    /// Wants it no longer.
+    pub(super) fn forget(&mut self, wish: &Wish) {
+        let key = wish.key();
+        if self.asked.remove(wish) && self.subscribed.remove(&key) && self.node.is_none() {
+            self.unsubscribe(key.kind, vec![key.name]);
+        }
     }
 
     /// Takes a response in; gives the asked-for destinations that do not exist.
@@ -208,7 +220,7 @@ impl Subscriber {
     pub(super) fn receive(
         &mut self,
         response: DeltaDiscoveryResponse,
-    ) -> Result<Vec<ServiceName>, String> {
+    ) -> Result<Vec<Wish>, String> {
         let kind = ResourceKind::from_type_url(&response.type_url)
             .ok_or_else(|| format!("an unknown type `{}`", cut(&response.type_url)))?;
         if kind == ResourceKind::Manifest {
@@ -254,22 +266,22 @@ impl Subscriber {
         Ok(())
     }
 
-    fn removed(&mut self, kind: ResourceKind, names: Vec<String>) -> Vec<ServiceName> {
+    fn removed(&mut self, kind: ResourceKind, names: Vec<String>) -> Vec<Wish> {
         let mut gone = Vec::new();
         for name in names {
             let key = ResourceKey { kind, name };
             if kind != ResourceKind::Destination || !self.subscribed.contains(&key) {
                 continue;
             }
-            let Ok(name) = key.name.parse::<ServiceName>() else {
+            let Ok(wish) = key.name.parse::<Wish>() else {
                 continue;
             };
             // Without a subscription: programs ask for all sorts of names, and the next question asks anew.
-            if self.asked.remove(&name) {
+            if self.asked.remove(&wish) {
                 self.subscribed.remove(&key);
                 self.unsubscribe(kind, vec![key.name]);
             }
-            gone.push(name);
+            gone.push(wish);
         }
         gone
     }
@@ -435,7 +447,7 @@ impl Subscriber {
             .iter()
             .map(|entry| entry.key.clone())
             .collect();
-        needed.extend(self.asked.iter().map(destination));
+        needed.extend(self.asked.iter().map(Wish::key));
         self.held.retain(|key, _| needed.contains(key));
         for kind in NAMED {
             let unneeded = self
@@ -478,13 +490,6 @@ impl Subscriber {
             }),
             ..DeltaDiscoveryRequest::default()
         });
-    }
-}
-
-fn destination(name: &ServiceName) -> ResourceKey {
-    ResourceKey {
-        kind: ResourceKind::Destination,
-        name: name.to_string(),
     }
 }
 

@@ -76,7 +76,7 @@ pub(crate) async fn pass(call: &mut Call, host: &str, port: u16) -> Result<Answe
         .destinations
         .values()
         .flat_map(|one| &one.endpoints)
-        .any(|one| one.address == address);
+        .any(|one| one.address == address || one.is_at(address));
     if meshed || call.address.ip() == address.ip() && Some(address.port()) == call.own_port {
         return Err(Denial::Egress);
     }

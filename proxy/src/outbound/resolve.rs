@@ -38,6 +38,8 @@ pub(crate) struct Route {
     /// Service and port, for the log.
     pub(crate) name: Rc<str>,
     pub(crate) destination: Arc<Destination>,
+    /// The Service's port.
+    pub(crate) port: u16,
     protocol: AppProtocol,
     http1: HeaderValue,
     h2: HeaderValue,
@@ -87,6 +89,7 @@ impl Route {
         };
         Ok(Self {
             name: format!("{}:{}", destination.name, found.port).into(),
+            port: found.port,
             protocol: found.protocol,
             http1: claim(Proto::Http1)?,
             h2: claim(Proto::H2)?,

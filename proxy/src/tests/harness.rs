@@ -202,6 +202,7 @@ impl State {
                 identity: spiffe(self.identity).parse().unwrap(),
                 services: names,
                 outbound: self.outbound.clone(),
+                permissive: false,
                 gateway: self
                     .gateway
                     .clone()
@@ -214,6 +215,7 @@ impl State {
                 .iter()
                 .map(|one| (one.name.clone(), Arc::new(one.clone())))
                 .collect(),
+            addresses: Default::default(),
             bundles: Vec::new(),
             resources: Default::default(),
         }
@@ -255,6 +257,7 @@ pub(super) fn destination(
         endpoints: vec![Endpoint {
             address: at,
             identity,
+            ports: Default::default(),
         }],
     }
 }

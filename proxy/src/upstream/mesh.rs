@@ -99,7 +99,7 @@ impl Peers {
     pub(crate) async fn send(
         &self,
         local: &Local,
-        destination: &Destination,
+        (destination, port): (&Destination, u16),
         proto: Proto,
         request: Request<RequestBody>,
     ) -> Result<Sent, Denial> {
@@ -110,11 +110,12 @@ impl Peers {
             && let Some(endpoint) = self.choose(local, destination, &tried)
         {
             tried.push(endpoint);
+            let address = endpoint.dial(port);
             let Some(expected) = &endpoint.identity else {
                 let (response, held) = local
                     .programs
                     .send(
-                        endpoint.address,
+                        address,
                         proto,
                         plain(request, proto, &local.random),
                         &local.metrics,
@@ -123,7 +124,7 @@ impl Peers {
                 return Ok(Sent {
                     response,
                     held,
-                    address: endpoint.address,
+                    address,
                     plain: true,
                 });
             };
@@ -134,14 +135,8 @@ impl Peers {
             // The second round is for a connection that ended just before it was used.
             for _ in 0..2 {
                 let dial = async || {
-                    let stream = dial::mesh(
-                        endpoint.address,
-                        expected,
-                        &identity,
-                        MERLON_H2,
-                        &local.metrics,
-                    )
-                    .await?;
+                    let stream =
+                        dial::mesh(address, expected, &identity, MERLON_H2, &local.metrics).await?;
                     h2::begin(stream, local.identity_gone()).await
                 };
                 let lease = match peer.group.lease(Some(&identity), dial).await {
@@ -159,7 +154,7 @@ impl Peers {
                         return Ok(Sent {
                             response,
                             held,
-                            address: endpoint.address,
+                            address,
                             plain: false,
                         });
                     }

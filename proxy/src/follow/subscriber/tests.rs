@@ -280,7 +280,7 @@ fn a_new_stream_tells_what_is_there_destinations_before_the_manifest() {
 
 #[test]
 fn a_destination_is_asked_for_once_and_forgotten_when_there_is_none() {
-    let name: ServiceName = "shop/nosuch".parse().unwrap();
+    let name: Wish = "shop/nosuch".parse().unwrap();
     let mut subscriber = begun();
     assert!(subscriber.ask(&name) && subscriber.ask(&name));
     assert_eq!(subscriber.take_requests().len(), 1);
@@ -296,6 +296,24 @@ fn a_destination_is_asked_for_once_and_forgotten_when_there_is_none() {
             .any(|request| request.resource_names_unsubscribe == ["shop/nosuch"])
     );
     assert!(subscriber.asked_for().is_empty());
+}
+
+#[test]
+fn what_is_forgotten_makes_room_and_is_unsubscribed() {
+    let mut subscriber = begun();
+    let wishes = (0..ASKED).map(|n| format!("192.0.2.1:{}", n + 1).parse::<Wish>().unwrap());
+    let wishes: Vec<_> = wishes.collect();
+    assert!(wishes.iter().all(|wish| subscriber.ask(wish)));
+    let another: Wish = "shop/payments".parse().unwrap();
+    assert!(!subscriber.ask(&another));
+    subscriber.take_requests();
+    subscriber.forget(&wishes[0]);
+    assert!(subscriber.ask(&another));
+    let requests = subscriber.take_requests();
+    let mut gone = requests
+        .iter()
+        .map(|request| &request.resource_names_unsubscribe);
+    assert!(gone.any(|names| *names == ["192.0.2.1:1"]));
 }
 
 #[test]

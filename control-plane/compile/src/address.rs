@@ -1,0 +1,90 @@
+//! What an address is: a Service's, a workload's, or nobody's of the mesh.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use merlon_config::{
+    name::ServiceName,
+    resource::{Resource, Spec},
+    snapshot::AddressState,
+};
+
+use crate::{gateway::name_of, select::Workloads};
+
+/// Every address that something of the mesh has.
+#[derive(Debug, Default)]
+pub(crate) struct Addresses {
+    services: HashMap<IpAddr, (ServiceName, Vec<u16>)>,
+    /// By address, what is served there on each port of the program; the first by name of several Services.
+    workloads: HashMap<IpAddr, HashMap<u16, (ServiceName, u16)>>,
+}
+
+impl Addresses {
+    pub(crate) fn new(resources: &[Resource], workloads: &Workloads<'_>) -> Self {
+        let mut all = Self::default();
+        for workload in &workloads.all {
+            for address in &workload.spec.addresses {
+                all.workloads.entry(*address).or_default();
+            }
+        }
+        for resource in resources {
+            let Spec::Service(spec) = &resource.spec else {
+                continue;
+            };
+            let name = name_of(resource);
+            let of_the_mesh = |address: &IpAddr| all.workloads.contains_key(address);
+            let ready = spec.endpoints.as_deref().unwrap_or_default();
+            // Served by nobody at the moment, it is still of the mesh: what cannot be known to be outside is not.
+            if ready.is_empty() || ready.iter().any(of_the_mesh) {
+                let ports: Vec<u16> = spec.ports.iter().map(|port| port.port).collect();
+                for address in &spec.addresses {
+                    all.services.insert(*address, (name.clone(), ports.clone()));
+                }
+            }
+            for index in workloads.selected(&resource.namespace, spec) {
+                let Some(workload) = workloads.all.get(index) else {
+                    continue;
+                };
+                for address in &workload.spec.addresses {
+                    let served = all.workloads.entry(*address).or_default();
+                    for port in &spec.ports {
+                        let meant = (name.clone(), port.port);
+                        let target = port.target_port.unwrap_or(port.port);
+                        let known = served.entry(target).or_insert_with(|| meant.clone());
+                        if meant < *known {
+                            *known = meant;
+                        }
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    pub(crate) fn find(&self, address: SocketAddr) -> AddressState {
+        let (ip, port) = (address.ip().to_canonical(), address.port());
+        if let Some((service, ports)) = self.services.get(&ip) {
+            return match ports.contains(&port) {
+                true => AddressState::Service {
+                    service: service.clone(),
+                    port,
+                    workload: None,
+                },
+                false => AddressState::Closed,
+            };
+        }
+        let Some(served) = self.workloads.get(&ip) else {
+            return AddressState::Outside;
+        };
+        match served.get(&port) {
+            Some((service, port)) => AddressState::Service {
+                service: service.clone(),
+                port: *port,
+                workload: Some(ip),
+            },
+            None => AddressState::Closed,
+        }
+    }
+}
