@@ -253,6 +253,10 @@ impl Body for AnswerBody {
                     if let Some(held) = &mut this.held {
                         held.spoil();
                     }
+                    let why = this.standing.as_ref().and_then(|one| one.over());
+                    if let (Some(exchange), Some(denial)) = (&mut this.exchange, why) {
+                        exchange.ended(denial);
+                    }
                     this.conclude(true);
                     return Poll::Ready(Some(Err(BodyError::Revoked)));
                 };

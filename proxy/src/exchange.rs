@@ -153,6 +153,11 @@ impl Exchange {
         self.denial = Some(denial);
     }
 
+    /// What was let through was ended by us: the status stands, for it was sent.
+    pub(crate) fn ended(&mut self, denial: Denial) {
+        self.denial = Some(denial);
+    }
+
     fn asked(&self) -> Asked {
         let path = self.method.as_ref().map(|_| self.uri.path());
         Asked {

@@ -81,7 +81,7 @@ pub(crate) async fn inbound(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
         Err(error) => return exchange.refused(Denial::Upstream(error)),
     };
     tokio::select! {
-        () = carry(stream, program, &standing.leash, exchange) => {}
+        () = carry(stream, program, Some(&standing), exchange) => {}
         () = local.identity_gone() => {}
     }
 }
@@ -89,12 +89,17 @@ pub(crate) async fn inbound(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
 async fn carry(
     downstream: impl AsyncRead + AsyncWrite + Unpin,
     upstream: impl AsyncRead + AsyncWrite + Unpin,
-    leash: &Leash,
+    standing: Option<&Standing>,
     mut exchange: Box<Exchange>,
 ) {
+    let unheld = Leash::default();
+    let leash = standing.map_or(&unheld, |standing| &standing.leash);
     let (copied, whole) = copy_both(downstream, upstream, leash).await;
     exchange.received(copied.received);
     exchange.bytes_out = copied.sent;
+    if let Some(denial) = standing.and_then(Standing::over) {
+        exchange.ended(denial);
+    }
     exchange.conclude(!whole);
 }
 
@@ -264,7 +269,6 @@ async fn tunnel(
         port: to.port,
         proto: Proto::Tcp,
     };
-    let leash = Leash::default();
     let mut tried = Vec::new();
     let mut last = Denial::Upstream(Upstream::NoEndpoint);
     while tried.len() < 3
@@ -275,7 +279,7 @@ async fn tunnel(
         exchange.upstream = Some(address);
         let result = match &endpoint.identity {
             None => match dial::connect(address, &local.metrics).await {
-                Ok(upstream) => return carry(stream, upstream, &leash, exchange).await,
+                Ok(upstream) => return carry(stream, upstream, None, exchange).await,
                 Err(error) => error,
             },
             Some(expected) => {
@@ -289,7 +293,7 @@ async fn tunnel(
                         {
                             return exchange.refused(Denial::Upstream(Upstream::Reset));
                         }
-                        return carry(stream, upstream, &leash, exchange).await;
+                        return carry(stream, upstream, None, exchange).await;
                     }
                     Err(error) => error,
                 }

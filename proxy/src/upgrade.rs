@@ -126,6 +126,9 @@ pub(crate) fn tunnel(asked: Asked, upstream: OnUpgrade, kept: Kept) {
         let (copied, whole) = copy_both(downstream, upstream, leash).await;
         exchange.received(copied.received);
         exchange.bytes_out = copied.sent;
+        if let Some(denial) = standing.and_then(|standing| standing.over()) {
+            exchange.ended(denial);
+        }
         exchange.conclude(!whole);
         drop(held);
     });

@@ -528,7 +528,8 @@ async fn a_stream_ends_with_the_token_that_it_was_opened_with() {
     assert!(!rest.ends_with(b"0\r\n\r\n"), "it must not look whole");
     mesh.log_where("orders", "path", "/stream")
         .await
-        .has("aborted", "true");
+        .has("aborted", "true")
+        .has("reason", "authn.invalid_token");
 }
 
 #[tokio::test]

@@ -107,7 +107,11 @@ fn a_tunnel_ends_when_policy_no_longer_permits_it_and_others_stay() {
         assert!(matches!(stream.read(&mut [0; 1]).await, Ok(0) | Err(_)));
         pair.orders
             .log
-            .line(|line| line["protocol"] == "tcp" && line["aborted"] == true)
+            .line(|line| {
+                line["protocol"] == "tcp"
+                    && line["aborted"] == true
+                    && line["reason"] == "authz.denied"
+            })
             .await;
     });
 }
@@ -187,6 +191,10 @@ fn an_answer_ends_when_it_is_no_longer_permitted_whatever_its_caller_said_it_acc
             pair.orders.take(&under(&program, NOBODY));
             let line = pair.orders.log.of("/feed").await;
             assert_eq!(line["aborted"], true, "{accept:?} {length:?}");
+            assert_eq!(
+                (&line["status"], &line["reason"]),
+                (&200.into(), &"authz.denied".into())
+            );
             let mut rest = Vec::new();
             let _ = stream.read_to_end(&mut rest).await;
             assert!(!rest.ends_with(b"0\r\n\r\n"), "it must not look whole");
