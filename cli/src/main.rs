@@ -4,6 +4,7 @@
 mod certs;
 mod check;
 mod control_plane;
+mod crds;
 mod demo;
 mod explain;
 mod failure;
@@ -68,6 +69,7 @@ enum Command {
     /// Policies and other resources, as files.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    Crds(crds::CrdsArgs),
     /// Prints the version.
     Version,
     #[command(hide = true)]
@@ -146,6 +148,7 @@ async fn run(command: Command) -> Result<(), Failure> {
             command,
         } => certs::run(&command, &control_plane.control_plane()).await,
         Command::Policy(PolicyCommand::Check(args)) => check::run(&args),
+        Command::Crds(args) => crds::run(&args),
         Command::Version => {
             output::print_line(&format!("merlon {}", env!("CARGO_PKG_VERSION")));
             Ok(())

@@ -10,6 +10,7 @@ mod node;
 mod read;
 
 pub mod bootstrap;
+pub mod crd;
 pub mod live;
 pub mod load;
 pub mod loopback;

@@ -61,7 +61,7 @@ fn plain<T: JsonSchema>() -> Value {
 }
 
 /// Sorted, so that the files do not change with the order in which a feature of `serde_json` keeps its maps.
-fn sorted(value: Value) -> Value {
+pub(crate) fn sorted(value: Value) -> Value {
     match value {
         Value::Object(map) => {
             let mut entries: Vec<(String, Value)> = map

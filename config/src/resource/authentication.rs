@@ -15,6 +15,7 @@ pub struct RequestAuthenticationSpec {
     #[serde(default)]
     pub target_refs: Vec<TargetRef>,
     /// Whose tokens are accepted. At least one.
+    #[schemars(length(min = 1))]
     pub issuers: Vec<TokenIssuer>,
     /// Whether a request without a token is refused with 401. Default: true.
     /// When false it goes on without a user, and policies decide.
@@ -46,6 +47,7 @@ pub struct TokenIssuer {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_certificates: Option<String>,
     /// One of these must be in `aud`. At least one.
+    #[schemars(length(min = 1))]
     pub audiences: Vec<String>,
     /// Accepted signatures; a key is used only with the algorithm that fits it. Default: ES256, RS256, PS256, EdDSA.
     #[serde(default = "usual_algorithms")]

@@ -12,6 +12,7 @@ pub struct RateLimitSpec {
     #[serde(default)]
     pub target_refs: Vec<TargetRef>,
     /// The limits. At least one.
+    #[schemars(length(min = 1))]
     pub limits: Vec<RateLimitRule>,
 }
 
@@ -36,6 +37,7 @@ pub struct RateLimitRule {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rate {
     /// 1–1,000,000.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub requests: u32,
     /// 1ms–24h.
     pub per: Span,
