@@ -90,6 +90,23 @@ pub fn yaml(definition: &Value) -> Result<String, serde_saphyr::SerializeError> 
     serde_saphyr::to_string(definition)
 }
 
+/// A resource as the text that loading reads, with its texts as blocks, so that their lines are lines here too.
+///
+/// # Errors
+/// None that JSON could cause.
+pub fn document(
+    kind: &str,
+    (namespace, name): (&str, &str),
+    spec: &Value,
+) -> Result<String, serde_saphyr::SerializeError> {
+    serde_saphyr::to_string(&json!({
+        "apiVersion": format!("{GROUP}/{VERSION}"),
+        "kind": kind,
+        "metadata": { "namespace": namespace, "name": name },
+        "spec": spec,
+    }))
+}
+
 fn definition(kind: &Kind) -> Value {
     let schema = match kind.kind {
         "AuthorizationPolicy" => of::<AuthorizationPolicySpec>(),

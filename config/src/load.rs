@@ -55,7 +55,11 @@ pub fn read_dir(directory: &Path) -> Loaded {
             Err(message) => report.push(Problem::error(name, message)),
         }
     }
-    load(&directory.display().to_string(), texts, report)
+    let given = Given {
+        texts,
+        ..Given::default()
+    };
+    load(&directory.display().to_string(), given, report)
 }
 
 /// The same from texts in memory, each with its file's name.
@@ -76,7 +80,40 @@ pub fn read_texts<N: Into<String>, T: Into<String>>(
         .into_iter()
         .map(|(name, text)| (name.into(), text.into()))
         .collect();
-    load("resources", texts, Report::new())
+    let given = Given {
+        texts,
+        ..Given::default()
+    };
+    load("resources", given, Report::new())
+}
+
+/// The same in a cluster: texts that people wrote, and the Workloads and Services that the cluster knows by itself.
+///
+/// What a policy is attached to may come later or be gone: that is a warning here, and not an error.
+///
+/// # Errors
+/// Everything that is wrong in any text, or with what the cluster knows.
+pub fn load_cluster<N: Into<String>, T: Into<String>>(
+    texts: impl IntoIterator<Item = (N, T)>,
+    found: Vec<Resource>,
+) -> Result<Resources, Report> {
+    let texts = texts.into_iter();
+    let given = Given {
+        texts: texts.map(|(name, text)| (name.into(), text.into())).collect(),
+        found,
+        targets_may_come_later: true,
+    };
+    load("the cluster", given, Report::new()).into_result()
+}
+
+/// What is loaded.
+#[derive(Default)]
+struct Given {
+    /// Each with its file's name.
+    texts: Vec<(String, String)>,
+    /// What no file holds.
+    found: Vec<Resource>,
+    targets_may_come_later: bool,
 }
 
 /// How deep folders may stand in each other, so that a link to a folder above does not lead in circles.
@@ -183,13 +220,22 @@ impl Loaded {
     }
 }
 
-fn load(place: &str, texts: Vec<(String, String)>, mut report: Report) -> Loaded {
+fn load(place: &str, given: Given, mut report: Report) -> Loaded {
     let mut loader = Loader {
         // A file that cannot be read may hold what others refer to.
         complete: !report.has_errors(),
         ..Loader::default()
     };
-    for (name, text) in texts {
+    for resource in given.found {
+        loader.claims.push(Claim {
+            kind: resource.spec.kind(),
+            namespace: resource.namespace.clone(),
+            name: resource.name.clone(),
+            origin: resource.origin.clone(),
+        });
+        loader.resources.list.push(resource);
+    }
+    for (name, text) in given.texts {
         let file = Arc::new(File::new(name, text));
         match kind_of_file(Path::new(&file.name)) {
             Some(FileKind::Cedar) => loader.cedar(&file, &mut report),
@@ -200,6 +246,7 @@ fn load(place: &str, texts: Vec<(String, String)>, mut report: Report) -> Loaded
         resources: &loader.resources,
         claims: &loader.claims,
         complete: loader.complete,
+        targets_may_come_later: given.targets_may_come_later,
         place,
     };
     check::check(&checked, &mut report);

@@ -36,6 +36,8 @@ pub(crate) struct Checked<'a> {
     pub(crate) claims: &'a [Claim],
     /// Whether it is known of every document what it names: only then is something that is not there missing.
     pub(crate) complete: bool,
+    /// Whether a target that is not there is a reason to warn, and not to refuse.
+    pub(crate) targets_may_come_later: bool,
     /// The directory, for what is wrong with no file of it.
     pub(crate) place: &'a str,
 }

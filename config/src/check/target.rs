@@ -117,7 +117,12 @@ impl<'a> Checker<'a, '_> {
             None => nearest::hint(name.as_str(), here),
         };
         let message = format!("there is no {kind} `{name}` in `{namespace}`");
-        self.error(resource, &format!("{field}.name"), message)
-            .maybe_hint(hint);
+        let field = format!("{field}.name");
+        let said = if self.checked.targets_may_come_later {
+            self.warning(resource, &field, message)
+        } else {
+            self.error(resource, &field, message)
+        };
+        said.maybe_hint(hint);
     }
 }

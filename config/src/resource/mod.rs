@@ -80,6 +80,21 @@ pub const KINDS: [(&str, &str); 9] = [
 ];
 
 impl Spec {
+    /// What a policy is attached to; empty: its whole namespace. `None` for what is no policy.
+    pub fn target_refs(&self) -> Option<&[TargetRef]> {
+        match self {
+            Self::AuthorizationPolicy(spec) => Some(&spec.target_refs),
+            Self::RequestAuthentication(spec) => Some(&spec.target_refs),
+            Self::RateLimit(spec) => Some(&spec.target_refs),
+            Self::RequestValidation(spec) => Some(&spec.target_refs),
+            Self::MeshConfig(_)
+            | Self::Workload(_)
+            | Self::Service(_)
+            | Self::Gateway(_)
+            | Self::HttpRoute(_) => None,
+        }
+    }
+
     /// The kind as it is written.
     pub const fn kind(&self) -> &'static str {
         match self {

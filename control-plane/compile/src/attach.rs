@@ -39,7 +39,7 @@ impl<'a> Attachments<'a> {
             targets: HashMap::new(),
         };
         for resource in resources {
-            match target_refs(&resource.spec) {
+            match resource.spec.target_refs() {
                 Some([]) => all.attach_namespace(resource),
                 Some(refs) => refs.iter().for_each(|to| all.attach(resource, to)),
                 None => {}
@@ -105,21 +105,6 @@ impl<'a> Attachments<'a> {
             new
         });
         mesh
-    }
-}
-
-/// The targets of a resource that can be attached; `None` for all others.
-fn target_refs(spec: &Spec) -> Option<&[TargetRef]> {
-    match spec {
-        Spec::AuthorizationPolicy(spec) => Some(&spec.target_refs),
-        Spec::RequestAuthentication(spec) => Some(&spec.target_refs),
-        Spec::RateLimit(spec) => Some(&spec.target_refs),
-        Spec::RequestValidation(spec) => Some(&spec.target_refs),
-        Spec::MeshConfig(_)
-        | Spec::Workload(_)
-        | Spec::Service(_)
-        | Spec::Gateway(_)
-        | Spec::HttpRoute(_) => None,
     }
 }
 
