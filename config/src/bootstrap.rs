@@ -44,6 +44,10 @@ pub struct ProxyBootstrap {
     pub join_token: Option<SecretString>,
     /// A file that holds the join token.
     pub join_token_file: Option<PathBuf>,
+    /// In a cluster, instead of a join token: a file that holds the pod's projected token of the audience `merlon`.
+    pub token_file: Option<PathBuf>,
+    /// With `tokenFile`: a file that holds the trust domain. Default: `trust-domain` beside `trustBundle`.
+    pub trust_domain_file: Option<PathBuf>,
     /// PEM file with the mesh's roots; left out: the root that the join token pins.
     pub trust_bundle: Option<PathBuf>,
     /// PEM file with this proxy's certificate chain, leaf first. Only with `standalone`, `key` and `trustBundle`.
@@ -88,6 +92,12 @@ pub enum AccessLogMode {
 pub struct ControlPlaneBootstrap {
     /// The directory of resource files.
     pub config: Option<PathBuf>,
+    /// Whether resources are those of a Kubernetes cluster, instead of `config`. Default: false.
+    pub kubernetes: Option<bool>,
+    /// With `kubernetes`: the name of this replica, which is its pod's. Default: the host's name.
+    pub replica: Option<String>,
+    /// With `kubernetes`: the namespace of Merlon's own objects. Default: `merlon-system`.
+    pub namespace: Option<String>,
     /// Where proxies reach it. Default: `0.0.0.0:7564`.
     #[schemars(with = "Option<String>")]
     pub listen: Option<SocketAddr>,
@@ -110,6 +120,8 @@ impl ProxyBootstrap {
         let paths = [
             &mut this.standalone,
             &mut this.join_token_file,
+            &mut this.token_file,
+            &mut this.trust_domain_file,
             &mut this.trust_bundle,
             &mut this.certificate,
             &mut this.key,
@@ -225,7 +237,12 @@ impl Sensible for ProxyBootstrap {
 
 impl Sensible for ControlPlaneBootstrap {
     fn problems(&self) -> Vec<(&'static str, &'static str)> {
-        Vec::new()
+        let both = self.kubernetes == Some(true) && self.config.is_some();
+        let message =
+            "resources come from a cluster (`kubernetes`) or from files (`config`), not both";
+        both.then_some(("kubernetes", message))
+            .into_iter()
+            .collect()
     }
 }
 

@@ -90,20 +90,19 @@ pub fn read_texts<N: Into<String>, T: Into<String>>(
 /// The same in a cluster: texts that people wrote, and the Workloads and Services that the cluster knows by itself.
 ///
 /// What a policy is attached to may come later or be gone: that is a warning here, and not an error.
-///
-/// # Errors
-/// Everything that is wrong in any text, or with what the cluster knows.
-pub fn load_cluster<N: Into<String>, T: Into<String>>(
+pub fn read_cluster<N: Into<String>, T: Into<String>>(
     texts: impl IntoIterator<Item = (N, T)>,
     found: Vec<Resource>,
-) -> Result<Resources, Report> {
+) -> Loaded {
     let texts = texts.into_iter();
     let given = Given {
-        texts: texts.map(|(name, text)| (name.into(), text.into())).collect(),
+        texts: texts
+            .map(|(name, text)| (name.into(), text.into()))
+            .collect(),
         found,
         targets_may_come_later: true,
     };
-    load("the cluster", given, Report::new()).into_result()
+    load("the cluster", given, Report::new())
 }
 
 /// What is loaded.

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use merlon_compile::Mesh;
 use merlon_config::{report::Report, resource::CertificateIssuer};
 use merlon_issuer::CertIssuer;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -18,16 +19,17 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admin::{self, Admin},
     authority::{self, Authority, Keeper},
-    config::ControlPlaneConfig,
+    config::{ControlPlaneConfig, Source},
     health::{self, Health},
     inspect::Inspect,
     issue::{self, Issue},
     join_token::JoinTokens,
+    kubernetes::{Contact, Kubernetes, Lent, OpenError, Reviewer, SharedCa},
     ledger::Ledger,
     metrics::Metrics,
     push::{Push, Registry},
     serve,
-    source::Files,
+    source::{Files, SharedStatus},
     store::{Store, StoreError},
     telemetry::Exporter,
     world::Worlds,
@@ -64,6 +66,9 @@ pub enum StartError {
     /// Its database does not open.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The cluster cannot be followed.
+    #[error(transparent)]
+    Cluster(#[from] OpenError),
 }
 
 /// Why a control plane that ran does not any more.
@@ -134,26 +139,153 @@ impl Drop for ControlPlane {
 
 /// Starts a control plane within the running runtime: reads the resources, binds, and returns while it serves.
 ///
+/// In a cluster it answers `/live` and `/ready` from the beginning, and returns when there is a mesh to serve.
+///
 /// # Errors
-/// [`StartError`]; a wrong configuration is found before anything is written or bound.
+/// [`StartError`]; a wrong configuration of files is found before anything is written or bound.
 pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError> {
-    let metrics = Metrics::new();
-    let (directory, counted) = (config.config.clone(), metrics.clone());
-    let opened = tokio::task::spawn_blocking(move || Files::open(&directory, counted)).await;
-    let (files, mesh) = opened
-        .map_err(|_| StartError::Store(StoreError::Gone))?
-        .map_err(StartError::Configuration)?;
-    let lock = take_state_dir(&config.state_dir)?;
+    let common = Common::new();
+    match &config.source {
+        Source::Files(directory) => {
+            let (directory, counted) = (directory.clone(), common.metrics.clone());
+            let opened = tokio::task::spawn_blocking(move || Files::open(&directory, counted));
+            let (files, mesh) = opened
+                .await
+                .map_err(|_| StartError::Store(StoreError::Gone))?
+                .map_err(StartError::Configuration)?;
+            let lock = take_state_dir(&config.state_dir)?;
+            let named = &mesh.config().certificates.issuer;
+            let issuer =
+                CertIssuer::open(named, &config.state_dir, &mesh.state().trust_domain).await?;
+            authority::tell(&issuer);
+            let issuer = (named.clone(), Arc::new(issuer));
+            let health = common.health_listener(&config).await?;
+            let opened = Opened {
+                mesh,
+                lock,
+                health,
+                issuer: Some(issuer),
+                followed: Followed::Files(files),
+            };
+            start(config, common, opened).await
+        }
+        Source::Kubernetes(kubernetes) => {
+            let health = common.health_listener(&config).await?;
+            let lock = take_state_dir(&config.state_dir)?;
+            let (kubernetes, mesh) = Kubernetes::open(kubernetes, common.lent()).await?;
+            let opened = Opened {
+                mesh,
+                lock,
+                health,
+                // Opened by the keeper, which tries again: an issuer that is away must not end a replica.
+                issuer: None,
+                followed: Followed::Cluster(Box::new(kubernetes)),
+            };
+            start(config, common, opened).await
+        }
+    }
+}
+
+/// What is there before there are resources.
+struct Common {
+    metrics: Metrics,
+    authority: Authority,
+    registry: Registry,
+    contact: Contact,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl Common {
+    fn new() -> Self {
+        let metrics = Metrics::new();
+        Self {
+            registry: Registry::new(metrics.clone()),
+            metrics,
+            authority: Authority::new(),
+            contact: Contact::default(),
+            tasks: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+        }
+    }
+
+    fn lent(&self) -> Lent {
+        Lent {
+            registry: self.registry.clone(),
+            authority: self.authority.clone(),
+            metrics: self.metrics.clone(),
+            contact: self.contact.clone(),
+            tasks: self.tasks.clone(),
+            shutdown: self.shutdown.clone(),
+        }
+    }
+
+    fn health(&self) -> Health {
+        Health {
+            authority: self.authority.clone(),
+            contact: self.contact.clone(),
+            shutdown: self.shutdown.clone(),
+        }
+    }
+
+    /// Binds `/live`, `/ready` and `/metrics`, and answers there.
+    async fn health_listener(
+        &self,
+        config: &ControlPlaneConfig,
+    ) -> Result<(SocketAddr, JoinHandle<io::Result<()>>), StartError> {
+        let listener = TcpListener::bind(config.admin).await;
+        let listener = listener.map_err(bind_error(config.admin.to_string()))?;
+        let address = listener.local_addr();
+        let address = address.map_err(bind_error(config.admin.to_string()))?;
+        let (health, metrics) = (self.health(), self.metrics.clone());
+        let served = health::serve(listener, health, metrics, self.shutdown.clone());
+        Ok((address, tokio::spawn(served)))
+    }
+}
+
+fn bind_error(address: String) -> impl FnOnce(io::Error) -> StartError {
+    move |source| StartError::Bind { address, source }
+}
+
+/// What was found at the start.
+struct Opened {
+    mesh: Arc<Mesh>,
+    lock: File,
+    health: (SocketAddr, JoinHandle<io::Result<()>>),
+    issuer: Option<(CertificateIssuer, Arc<CertIssuer>)>,
+    followed: Followed,
+}
+
+/// Where resources come from.
+enum Followed {
+    Files(Files),
+    Cluster(Box<Kubernetes>),
+}
+
+impl Followed {
+    fn status(&self) -> SharedStatus {
+        match self {
+            Self::Files(files) => files.status(),
+            Self::Cluster(cluster) => cluster.status(),
+        }
+    }
+
+    async fn follow(self, worlds: Worlds, shutdown: CancellationToken) {
+        match self {
+            Self::Files(files) => files.follow(worlds, shutdown).await,
+            Self::Cluster(cluster) => cluster.follow(worlds, shutdown).await,
+        }
+    }
+}
+
+async fn start(
+    config: ControlPlaneConfig,
+    common: Common,
+    opened: Opened,
+) -> Result<ControlPlane, StartError> {
     let store = Store::open(&config.state_dir.join("control-plane.sqlite"))?;
-    let bind_error = |address: String| move |source| StartError::Bind { address, source };
-    let named = &mesh.config().certificates.issuer;
-    let issuer = CertIssuer::open(named, &config.state_dir, &mesh.state().trust_domain).await?;
-    authority::tell(&issuer);
-    let issuer = (named.clone(), Arc::new(issuer));
     let listener = TcpListener::bind(config.listen).await;
     let listener = listener.map_err(bind_error(config.listen.to_string()))?;
-    let health_listener = TcpListener::bind(config.admin).await;
-    let health_listener = health_listener.map_err(bind_error(config.admin.to_string()))?;
     let socket = config.admin_socket.display().to_string();
     let admin_listener = admin::bind(&config.admin_socket)
         .await
@@ -161,45 +293,44 @@ pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError>
     let listen = listener
         .local_addr()
         .map_err(bind_error(config.listen.to_string()))?;
-    let admin_address = health_listener
-        .local_addr()
-        .map_err(bind_error(config.admin.to_string()))?;
-
-    let shutdown = CancellationToken::new();
-    let authority = Authority::new();
+    let (admin_address, health) = opened.health;
+    let (reviewer, shared) = match &opened.followed {
+        Followed::Files(_) => (None, None),
+        Followed::Cluster(cluster) => (Some(cluster.reviewer()), Some(cluster.shared_ca())),
+    };
+    let (shutdown, authority) = (common.shutdown.clone(), common.authority.clone());
     let parts = Parts {
-        worlds: Worlds::new(mesh),
-        registry: Registry::new(metrics.clone()),
+        worlds: Worlds::new(opened.mesh),
         tokens: JoinTokens::new(store.clone()),
         ledger: Ledger::new(store),
-        health: Health {
-            authority: authority.clone(),
-            shutdown: shutdown.clone(),
-        },
-        authority: authority.clone(),
-        metrics,
-        tasks: TaskTracker::new(),
-        shutdown: shutdown.clone(),
+        health: common.health(),
+        registry: common.registry,
+        authority: common.authority,
+        metrics: common.metrics,
+        tasks: common.tasks,
+        shutdown: common.shutdown,
         drain_timeout: config.drain_timeout,
         admin_socket: config.admin_socket.clone(),
         state_dir: config.state_dir,
-        issuer,
-        _lock: lock,
+        issuer: opened.issuer,
+        reviewer,
+        shared,
+        _lock: opened.lock,
     };
     tracing::info!(
         listen = %listen,
         admin = %admin_address,
         admin_socket = %config.admin_socket.display(),
-        config = %config.config.display(),
+        source = ?config.source,
         version = env!("CARGO_PKG_VERSION"),
         "control_plane.started"
     );
     let listeners = Listeners {
         listener,
-        health_listener,
+        health,
         admin_listener,
     };
-    let main = tokio::spawn(parts.serve(files, listeners));
+    let main = tokio::spawn(parts.serve(opened.followed, listeners));
     Ok(ControlPlane {
         listen,
         admin: admin_address,
@@ -212,7 +343,7 @@ pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError>
 
 struct Listeners {
     listener: TcpListener,
-    health_listener: TcpListener,
+    health: JoinHandle<io::Result<()>>,
     admin_listener: tokio::net::UnixListener,
 }
 
@@ -229,13 +360,15 @@ struct Parts {
     drain_timeout: Duration,
     admin_socket: PathBuf,
     state_dir: PathBuf,
-    issuer: (CertificateIssuer, Arc<CertIssuer>),
+    issuer: Option<(CertificateIssuer, Arc<CertIssuer>)>,
+    reviewer: Option<Reviewer>,
+    shared: Option<SharedCa>,
     /// Held as long as we run.
     _lock: File,
 }
 
 impl Parts {
-    async fn serve(self, files: Files, listeners: Listeners) -> Result<(), RunError> {
+    async fn serve(self, followed: Followed, listeners: Listeners) -> Result<(), RunError> {
         let exporter = Exporter::from_environment();
         let admin = Admin {
             worlds: self.worlds.clone(),
@@ -244,7 +377,7 @@ impl Parts {
             tokens: self.tokens.clone(),
             ledger: self.ledger.clone(),
             health: self.health.clone(),
-            source: files.status(),
+            source: followed.status(),
         };
         let keeper = Keeper {
             authority: self.authority.clone(),
@@ -252,19 +385,14 @@ impl Parts {
             ledger: self.ledger.clone(),
             metrics: self.metrics.clone(),
             state_dir: self.state_dir.clone(),
-            issuer: Some(self.issuer.clone()),
+            issuer: self.issuer.clone(),
+            shared: self.shared.clone(),
         };
         let shutdown = || self.shutdown.clone();
         self.tasks
-            .spawn(files.follow(self.worlds.clone(), shutdown()));
+            .spawn(followed.follow(self.worlds.clone(), shutdown()));
         self.tasks.spawn(keeper.run(shutdown()));
-        let health = health::serve(
-            listeners.health_listener,
-            self.health.clone(),
-            self.metrics.clone(),
-            shutdown(),
-        );
-        let mut health = tokio::spawn(health);
+        let mut health = listeners.health;
         let mut admin = tokio::spawn(admin::serve(listeners.admin_listener, admin, shutdown()));
         let mut proxies = tokio::spawn(self.grpc(listeners.listener));
         // The first that ends before it was told to ends all.
@@ -309,6 +437,7 @@ impl Parts {
             worlds: self.worlds.clone(),
             authority: self.authority.clone(),
             tokens: self.tokens.clone(),
+            reviewer: self.reviewer.clone(),
             ledger: self.ledger.clone(),
             registry: self.registry.clone(),
             metrics: self.metrics.clone(),

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     issue::SIGNING,
+    kubernetes::{CaError, SharedCa},
     ledger::{Issued, Ledger},
     metrics::{EvidenceLabel, Metrics},
     random,
@@ -50,6 +51,10 @@ pub(crate) struct Certified {
 impl Certified {
     pub(crate) fn issuer(&self) -> &CertIssuer {
         &self.issuer
+    }
+
+    pub(crate) fn bundle(&self) -> &TrustBundle {
+        &self.bundle
     }
 
     pub(crate) fn root(&self) -> &CertificateDer<'static> {
@@ -91,6 +96,8 @@ pub(crate) enum AuthorityError {
     Tls(#[from] rustls::Error),
     #[error("the issuance ledger: {0}")]
     Store(#[from] StoreError),
+    #[error("{0}")]
+    Shared(#[from] CaError),
 }
 
 /// What is certified at this moment, and what keeps it from being (renewed).
@@ -112,6 +119,11 @@ impl Authority {
     pub(crate) async fn ready(&self) {
         // The sender lives as long as `self`.
         let _ = self.certified.subscribe().wait_for(Option::is_some).await;
+    }
+
+    /// A waiter for the next certificate.
+    pub(crate) fn watch(&self) -> watch::Receiver<Option<Arc<Certified>>> {
+        self.certified.subscribe()
     }
 
     pub(crate) fn certified(&self) -> Option<Arc<Certified>> {
@@ -141,6 +153,8 @@ pub(crate) struct Keeper {
     pub(crate) state_dir: PathBuf,
     /// What was opened at the start, with what named it.
     pub(crate) issuer: Option<(CertificateIssuer, Arc<CertIssuer>)>,
+    /// Where several replicas share the embedded CA.
+    pub(crate) shared: Option<SharedCa>,
 }
 
 impl Keeper {
@@ -186,6 +200,11 @@ impl Keeper {
         let issuer = match known {
             Some((_, issuer)) => Arc::clone(issuer),
             None => {
+                if let (Some(shared), CertificateIssuer::Embedded(_)) =
+                    (&self.shared, &certificates.issuer)
+                {
+                    shared.fetch(&self.state_dir, domain).await?;
+                }
                 let issuer =
                     CertIssuer::open(&certificates.issuer, &self.state_dir, domain).await?;
                 tell(&issuer);

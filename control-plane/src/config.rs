@@ -5,8 +5,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 /// All that [`crate::app::run`] needs. The program makes it of flags, environment and file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControlPlaneConfig {
-    /// The directory of resource files.
-    pub config: PathBuf,
+    /// Where resources come from.
+    pub source: Source,
     /// Where proxies reach it.
     pub listen: SocketAddr,
     /// `/live`, `/ready`, `/metrics`.
@@ -19,12 +19,30 @@ pub struct ControlPlaneConfig {
     pub drain_timeout: Duration,
 }
 
+/// Where resources come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A directory of files.
+    Files(PathBuf),
+    /// A cluster: the one that this runs in, or that the kubeconfig names.
+    Kubernetes(KubernetesConfig),
+}
+
+/// What a control plane in a cluster knows of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KubernetesConfig {
+    /// The name of this replica: its pod's.
+    pub replica: String,
+    /// The namespace that it is in.
+    pub namespace: String,
+}
+
 impl ControlPlaneConfig {
     /// A control plane on loopback ports that the system chooses, with everything in two folders: for tests.
     pub fn on_loopback(config: PathBuf, state_dir: PathBuf) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         Self {
-            config,
+            source: Source::Files(config),
             listen: any,
             admin: any,
             admin_socket: state_dir.join(ADMIN_SOCKET),

@@ -8,9 +8,9 @@ use merlon_config::{
     report::{Problem, Report},
 };
 
-use crate::config::{ADMIN_SOCKET, ControlPlaneConfig};
+use crate::config::{ADMIN_SOCKET, ControlPlaneConfig, KubernetesConfig, Source};
 
-/// Merlon's control plane: compiles the resources in a directory, signs certificates, and tells every proxy what it
+/// Merlon's control plane: compiles the resources in a directory or a Kubernetes cluster, signs certificates, and tells every proxy what it
 /// needs.
 ///
 /// Every flag may also be an environment variable, or a field of the file that `--bootstrap` names; a flag beats the
@@ -23,6 +23,7 @@ use crate::config::{ADMIN_SOCKET, ControlPlaneConfig};
     after_help = "\
 Example:
   merlon-control-plane --config config/examples/shop
+  merlon-control-plane --kubernetes --replica \"$HOSTNAME\" --namespace merlon-system
 
 Exit codes: 0 ended as asked, 1 it could not run on, 2 the configuration is wrong (all of it is said, nothing is changed)."
 )]
@@ -30,6 +31,22 @@ pub struct Flags {
     /// Directory of resource files; changes are taken over live
     #[arg(long, env = "MERLON_CONFIG", value_name = "DIR")]
     pub config: Option<PathBuf>,
+    /// Read the resources of the Kubernetes cluster that this runs in, or that KUBECONFIG names, instead of files
+    #[arg(
+        long,
+        env = "MERLON_KUBERNETES",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        conflicts_with = "config"
+    )]
+    pub kubernetes: Option<bool>,
+    /// With --kubernetes: the name of this replica, which is its pod's [default: the host's name]
+    #[arg(long, env = "MERLON_REPLICA", value_name = "NAME")]
+    pub replica: Option<String>,
+    /// With --kubernetes: the namespace of Merlon's own objects [default: merlon-system]
+    #[arg(long, env = "MERLON_NAMESPACE", value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
     /// YAML file with the same fields as these flags, in camelCase
     #[arg(long, env = "MERLON_BOOTSTRAP", value_name = "FILE")]
     pub bootstrap: Option<PathBuf>,
@@ -60,10 +77,19 @@ impl Flags {
             Some(file) => ControlPlaneBootstrap::load(file)?,
             None => ControlPlaneBootstrap::default(),
         };
-        let Some(config) = self.config.clone().or(file.config) else {
+        let source = if self.kubernetes.or(file.kubernetes).unwrap_or(false) {
+            let replica = self.replica.clone().or(file.replica).or_else(host_name);
+            let namespace = self.namespace.clone().or(file.namespace);
+            Source::Kubernetes(KubernetesConfig {
+                replica: name_of_replica(replica)?,
+                namespace: namespace.unwrap_or_else(|| "merlon-system".to_owned()),
+            })
+        } else if let Some(config) = self.config.clone().or(file.config) {
+            Source::Files(config)
+        } else {
             let problem = Problem::error("--config", "no directory of resource files is given");
             return Err(Report::from_iter([problem.hint(
-                "write `--config DIR`, or `config: DIR` in the bootstrap file",
+                "write `--config DIR` or `config: DIR` in the bootstrap file, or `--kubernetes` in a cluster",
             )]));
         };
         let state_dir = self.state_dir.clone().or(file.state_dir);
@@ -72,12 +98,31 @@ impl Flags {
         let any = |port| SocketAddr::from(([0, 0, 0, 0], port));
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Ok(ControlPlaneConfig {
-            config,
+            source,
             listen: self.listen.or(file.listen).unwrap_or_else(|| any(7564)),
             admin: self.admin.or(file.admin).unwrap_or_else(|| loopback(7565)),
             admin_socket: admin_socket.unwrap_or_else(|| state_dir.join(ADMIN_SOCKET)),
             state_dir,
             drain_timeout: Duration::from_secs(10),
         })
+    }
+}
+
+fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_lowercase())
+}
+
+/// It becomes a part of the names of objects.
+fn name_of_replica(name: Option<String>) -> Result<String, Report> {
+    let name = name.unwrap_or_default();
+    match name.parse::<merlon_config::name::ResourceName>() {
+        Ok(_) => Ok(name),
+        Err(error) => {
+            let problem = Problem::error("--replica", error.to_string());
+            Err(Report::from_iter([problem.hint(
+                "write the pod's name, as `--replica merlon-control-plane-0`",
+            )]))
+        }
     }
 }

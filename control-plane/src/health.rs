@@ -9,12 +9,14 @@ use axum::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{authority::Authority, metrics::Metrics};
+use crate::{authority::Authority, kubernetes::Contact, metrics::Metrics};
 
 /// Whether proxies can be served.
 #[derive(Debug, Clone)]
 pub(crate) struct Health {
     pub(crate) authority: Authority,
+    /// Where resources come from files, it never lacks anything.
+    pub(crate) contact: Contact,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -24,11 +26,24 @@ impl Health {
         if self.shutdown.is_cancelled() {
             return Some("shutting down".to_owned());
         }
+        if let Some(reason) = self.contact.not_ready() {
+            return Some(reason);
+        }
         if self.authority.certified().is_some() {
             return None;
         }
         let problem = self.authority.problem();
         Some(problem.unwrap_or_else(|| "the certificate issuer has not answered yet".to_owned()))
+    }
+}
+
+/// A control plane that has lost its cluster still serves what it knows, and says that it does.
+fn ready_text(health: &Health) -> String {
+    match health.contact.away() {
+        None => "ready\n".to_owned(),
+        Some((since, why)) => format!(
+            "ready, with the state of {since}, since when the cluster does not answer: {why}\n"
+        ),
     }
 }
 
@@ -40,7 +55,7 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
     let ready = async move || match health.reason() {
-        None => (StatusCode::OK, "ready\n".to_owned()),
+        None => (StatusCode::OK, ready_text(&health)),
         Some(reason) => (
             StatusCode::SERVICE_UNAVAILABLE,
             format!("not ready: {reason}\n"),

@@ -20,6 +20,7 @@ use crate::{
     authority::{Authority, Certified},
     csr::Csr,
     join_token::{JoinTokens, TokenRefusal},
+    kubernetes::Reviewer,
     ledger::{Issued, Ledger},
     metrics::{EvidenceLabel, Metrics, RefusalLabel},
     push::Registry,
@@ -39,6 +40,8 @@ pub(crate) struct Issue {
     pub(crate) worlds: Worlds,
     pub(crate) authority: Authority,
     pub(crate) tokens: JoinTokens,
+    /// In a cluster: who tells whose a pod's token is.
+    pub(crate) reviewer: Option<Reviewer>,
     pub(crate) ledger: Ledger,
     pub(crate) registry: Registry,
     pub(crate) metrics: Metrics,
@@ -71,6 +74,7 @@ impl From<StoreError> for Refusal {
 /// Who is to get a certificate, and by what right.
 enum Right {
     Token(JoinToken),
+    ServiceAccount,
     Certificate,
 }
 
@@ -78,6 +82,7 @@ impl Right {
     const fn evidence(&self) -> &'static str {
         match self {
             Self::Token(_) => "join-token",
+            Self::ServiceAccount => "service-account",
             Self::Certificate => "certificate",
         }
     }
@@ -212,12 +217,10 @@ impl Issue {
                 let identity = self.look(&token, now).await?;
                 Ok((identity, Right::Token(token)))
             }
-            Some(Evidence::Token(_)) => Err(refuse(
-                "evidence",
-                Status::unimplemented(
-                    "service account tokens are not accepted here: use a join token",
-                ),
-            )),
+            Some(Evidence::Token(token)) => {
+                let identity = self.service_account(&token).await?;
+                Ok((identity, Right::ServiceAccount))
+            }
             None => {
                 let unproved = |status| refuse("no_evidence", status);
                 if peer.svid.is_none() {
@@ -229,6 +232,33 @@ impl Issue {
                 Ok((svid.id.clone(), Right::Certificate))
             }
         }
+    }
+
+    /// Whom a pod's token is for.
+    async fn service_account(&self, token: &str) -> Result<SpiffeId, Refusal> {
+        let reviewer = self.reviewer.as_ref().ok_or_else(|| {
+            refuse(
+                "evidence",
+                Status::unimplemented(
+                    "service account tokens are not accepted here: use a join token",
+                ),
+            )
+        })?;
+        let account = reviewer.look(token).await.map_err(|problem| {
+            let (reason, message) = (problem.reason(), problem.to_string());
+            if problem.may_pass() {
+                refuse(reason, Status::unavailable(message))
+            } else {
+                refuse(reason, Status::permission_denied(message))
+            }
+        })?;
+        let mut worlds = self.worlds.watch();
+        let domain = self.worlds.mesh().state().trust_domain.clone();
+        let identity = domain.spiffe_id(&account);
+        // The pod was seen a moment ago, and is a Workload as soon as that is compiled.
+        let known = worlds.wait_for(|world| world.mesh.knows(&identity));
+        let _ = tokio::time::timeout(COMPILED, known).await;
+        Ok(identity)
     }
 
     /// Whom a token is for. A second use is an alarm: somebody has a secret that is not theirs.
@@ -340,6 +370,9 @@ impl Issue {
 pub(crate) fn rates() -> (Rate<IpAddr>, Rate<SpiffeId>) {
     (Rate::new(500, 50), Rate::new(100, 5))
 }
+
+/// How long a new pod may take to become a Workload.
+const COMPILED: Duration = Duration::from_secs(5);
 
 /// How long a call of ours to the issuer may take at all.
 pub(crate) const SIGNING: Duration = Duration::from_secs(20);

@@ -11,6 +11,7 @@ mod health;
 mod inspect;
 mod issue;
 mod join_token;
+mod kubernetes;
 mod ledger;
 mod metrics;
 mod push;
@@ -22,4 +23,5 @@ mod store;
 pub mod telemetry;
 mod world;
 
-pub use config::ControlPlaneConfig;
+pub use config::{ControlPlaneConfig, KubernetesConfig, Source};
+pub use kubernetes::OpenError;

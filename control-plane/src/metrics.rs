@@ -78,7 +78,7 @@ impl Metrics {
         for result in ["accepted", "refused"] {
             drop(this.config_loads.get_or_create(&LoadLabel { result }));
         }
-        for evidence in ["join-token", "certificate", "self"] {
+        for evidence in ["join-token", "service-account", "certificate", "self"] {
             drop(this.issued.get_or_create(&EvidenceLabel { evidence }));
         }
         this

@@ -11,6 +11,8 @@ pub(crate) struct World {
     pub(crate) mesh: Arc<Mesh>,
     /// Absent until the certificate issuer has answered once.
     pub(crate) bundle: Option<Arc<StateResource>>,
+    /// Counts the worlds, so that who enforces a later one is known to enforce what an earlier one brought.
+    pub(crate) number: u64,
 }
 
 /// Where the moment's truth is published. A watcher that is slow sees the newest, not each.
@@ -19,11 +21,22 @@ pub(crate) struct Worlds(Arc<watch::Sender<World>>);
 
 impl Worlds {
     pub(crate) fn new(mesh: Arc<Mesh>) -> Self {
-        Self(Arc::new(watch::Sender::new(World { mesh, bundle: None })))
+        Self(Arc::new(watch::Sender::new(World {
+            mesh,
+            bundle: None,
+            number: 1,
+        })))
     }
 
-    pub(crate) fn publish_mesh(&self, mesh: Arc<Mesh>) {
-        self.0.send_modify(|world| world.mesh = mesh);
+    /// Gives the number of the world that it is in.
+    pub(crate) fn publish_mesh(&self, mesh: Arc<Mesh>) -> u64 {
+        let mut number = 0;
+        self.0.send_modify(|world| {
+            world.mesh = mesh;
+            world.number += 1;
+            number = world.number;
+        });
+        number
     }
 
     pub(crate) fn publish_bundle(&self, bundle: StateResource) {
@@ -31,6 +44,7 @@ impl Worlds {
             let new = world.bundle.as_deref() != Some(&bundle);
             if new {
                 world.bundle = Some(Arc::new(bundle));
+                world.number += 1;
             }
             new
         });

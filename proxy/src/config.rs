@@ -59,6 +59,8 @@ pub enum Source {
         root_namespace: Namespace,
         /// For the first certificate.
         join_token: Option<JoinToken>,
+        /// In a cluster, the pod's own token instead.
+        pod_token: Option<PodToken>,
         /// PEM file with the mesh's roots, instead of the one that the join token pins.
         trust_bundle: Option<PathBuf>,
     },
@@ -69,6 +71,17 @@ pub enum Source {
         /// Without: plain connections, anonymous peers.
         identity: Option<IdentityFiles>,
     },
+}
+
+/// What proves a pod in a cluster, as files that the cluster keeps new; each is read whenever it is needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodToken {
+    /// The projected service account token, of the audience `merlon`.
+    pub token: PathBuf,
+    /// PEM file with the mesh's roots.
+    pub trust_bundle: PathBuf,
+    /// File that holds the trust domain.
+    pub trust_domain: PathBuf,
 }
 
 /// An identity as files, for standalone mode; taken over live when they change.

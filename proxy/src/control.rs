@@ -67,6 +67,7 @@ impl Control {
                     address,
                     root_namespace,
                     join_token,
+                    pod_token,
                     trust_bundle,
                 },
             ) => {
@@ -78,6 +79,7 @@ impl Control {
                         root_namespace: root_namespace.clone(),
                         workload: config.subject.identity().clone(),
                         join_token,
+                        pod_token,
                         trust_bundle,
                     },
                     state_dir.clone(),

@@ -49,6 +49,7 @@ impl Proxy {
             root_namespace,
             workload: "shop/orders".parse().unwrap(),
             join_token: token,
+            pod_token: None,
             trust_bundle: None,
         };
         let root_namespace = start.root_namespace.clone();

@@ -20,7 +20,7 @@ use merlon_config::{
 use url::Url;
 
 use crate::{
-    config::{IdentityFiles, ProxyConfig, Source, Subject},
+    config::{IdentityFiles, PodToken, ProxyConfig, Source, Subject},
     state::DRAIN_TIMEOUT,
 };
 
@@ -63,6 +63,13 @@ pub struct Flags {
     /// File that holds the join token
     #[arg(long, env = "MERLON_JOIN_TOKEN_FILE", value_name = "FILE")]
     pub join_token_file: Option<PathBuf>,
+    /// In a cluster, instead of a join token: file with the pod's projected token of the audience `merlon`, read at
+    /// each use
+    #[arg(long, env = "MERLON_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// With --token-file: file with the trust domain [default: `trust-domain` beside the trust bundle]
+    #[arg(long, env = "MERLON_TRUST_DOMAIN_FILE", value_name = "FILE")]
+    pub trust_domain_file: Option<PathBuf>,
     /// PEM file with the mesh's roots, instead of the one that the join token pins
     #[arg(long, env = "MERLON_TRUST_BUNDLE", value_name = "FILE")]
     pub trust_bundle: Option<PathBuf>,
@@ -179,6 +186,8 @@ impl Flags {
             gateway: self.gateway.or(file.gateway),
             workload: self.workload.or(file.workload),
             root_namespace: self.root_namespace.or(file.root_namespace),
+            token_file: self.token_file.or(file.token_file),
+            trust_domain_file: self.trust_domain_file.or(file.trust_domain_file),
             trust_bundle: self.trust_bundle.or(file.trust_bundle),
             certificate: self.certificate.or(file.certificate),
             key: self.key.or(file.key),
@@ -291,7 +300,8 @@ fn control_plane(start: &ProxyBootstrap, address: &Url, report: &mut Report) -> 
         (None, Some(path)) => token_file(path, start.state_dir.as_deref(), report)?,
         (None, None) => None,
     };
-    if join_token.is_none() && start.state_dir.is_none() {
+    let pod_token = pod_token(start, report);
+    if join_token.is_none() && start.token_file.is_none() && start.state_dir.is_none() {
         report.push(
             wrong("without a join token and without a state directory there is no way to a certificate")
                 .hint("get one by `merlon certs join-token`, and give it by `--join-token-file`"),
@@ -301,7 +311,36 @@ fn control_plane(start: &ProxyBootstrap, address: &Url, report: &mut Report) -> 
         address: address.clone(),
         root_namespace,
         join_token,
+        pod_token,
         trust_bundle: start.trust_bundle.clone(),
+    })
+}
+
+/// What proves a pod, if it is to be proved so.
+fn pod_token(start: &ProxyBootstrap, report: &mut Report) -> Option<PodToken> {
+    let Some(token) = start.token_file.clone() else {
+        if start.trust_domain_file.is_some() {
+            report.push(wrong("`--trust-domain-file` is for `--token-file` only"));
+        }
+        return None;
+    };
+    if start.join_token.is_some() || start.join_token_file.is_some() {
+        report.push(wrong(
+            "a certificate is asked for by a join token or by the pod's `--token-file`, not by both",
+        ));
+    }
+    let Some(trust_bundle) = start.trust_bundle.clone() else {
+        report.push(
+            wrong("a pod's token pins no root, so `--token-file` needs the mesh's roots")
+                .hint("mount the ConfigMap `merlon-trust-bundle`, and write `--trust-bundle FILE`"),
+        );
+        return None;
+    };
+    let beside = trust_bundle.with_file_name("trust-domain");
+    Some(PodToken {
+        token,
+        trust_bundle,
+        trust_domain: start.trust_domain_file.clone().unwrap_or(beside),
     })
 }
 

@@ -24,6 +24,7 @@ use self::{
 };
 use crate::{
     backoff::{Backoff, random},
+    config::PodToken,
     health::Unready,
     identity_files,
     jwks::chain,
@@ -40,6 +41,7 @@ pub(crate) struct Start {
     pub(crate) root_namespace: Namespace,
     pub(crate) workload: WorkloadId,
     pub(crate) join_token: Option<JoinToken>,
+    pub(crate) pod_token: Option<PodToken>,
     pub(crate) trust_bundle: Option<PathBuf>,
 }
 
@@ -56,6 +58,8 @@ pub(crate) struct Keeper {
     asked: mpsc::Receiver<oneshot::Sender<Result<(String, String), String>>>,
     current: Option<Current>,
     used_token: Option<[u8; 32]>,
+    /// The last try failed: a pod's token may do what a certificate could not, after all roots were replaced.
+    failed: bool,
 }
 
 /// An identity in force.
@@ -85,6 +89,7 @@ impl Keeper {
             asked,
             current: None,
             used_token: None,
+            failed: false,
         };
         (this, renew)
     }
@@ -125,7 +130,8 @@ impl Keeper {
                     let message = chain(error);
                     let hint = error.mending(&self.start.workload);
                     let hint = hint.as_deref();
-                    if error.is_final() {
+                    // A pod may ask before the control plane was told of it.
+                    if error.is_final() && self.start.pod_token.is_none() {
                         tracing::error!(control_plane = %self.start.address, hint, "no certificate: {message}");
                     } else {
                         tracing::warn!(control_plane = %self.start.address, "no certificate: {message}");
@@ -134,7 +140,8 @@ impl Keeper {
                         Some(hint) => format!("{message}; {hint}"),
                         None => message,
                     });
-                    if error.is_final() {
+                    // A pod may ask before the control plane was told of it.
+                    if error.is_final() && self.start.pod_token.is_none() {
                         RETRY.1
                     } else {
                         backoff.next()
@@ -182,7 +189,7 @@ impl Keeper {
         }
     }
 
-    /// By the certificate in force while it lasts, by the join token before there is one and after it ended.
+    /// By the certificate in force while it lasts, by the pod's or the join token before there is one and after it ended.
     async fn renew(&mut self) -> Result<Issued, IssueError> {
         let identity = self.shared.identity.load_full();
         let used = self.used_token;
@@ -191,16 +198,20 @@ impl Keeper {
             .join_token
             .as_ref()
             .filter(|token| Some(token.secret_sha256()) != used);
-        let evidence = match (identity.as_ref(), unused) {
-            (Some(tls), _) => Evidence::Certificate(Arc::clone(tls)),
-            (None, Some(token)) => Evidence::JoinToken(token),
-            (None, None) => return Err(IssueError::NoEvidence),
+        let evidence = match (identity.as_ref(), &self.start.pod_token, unused) {
+            (None, Some(token), _) => Evidence::PodToken(token),
+            (Some(_), Some(token), _) if self.failed => Evidence::PodToken(token),
+            (Some(tls), ..) => Evidence::Certificate(Arc::clone(tls)),
+            (None, None, Some(token)) => Evidence::JoinToken(token),
+            (None, None, None) => return Err(IssueError::NoEvidence),
         };
+        let by_certificate = matches!(evidence, Evidence::Certificate(_));
         let token = match &evidence {
             Evidence::JoinToken(token) => Some(token.secret_sha256()),
-            Evidence::Certificate(_) => None,
+            Evidence::Certificate(_) | Evidence::PodToken(_) => None,
         };
         let issued = issue::issue(&self.start, evidence).await;
+        self.failed = issued.is_err() && by_certificate;
         self.metrics.issues.inc(if issued.is_ok() {
             FetchResult::Ok
         } else {

@@ -8,7 +8,7 @@ use std::{
 
 use merlon_certs::{MeshTls, PrivateKey, RootsError, SvidError, TrustRoots, X509Svid, pem};
 use merlon_config::{
-    name::{SpiffeId, TrustDomain},
+    name::{NameError, SpiffeId, TrustDomain},
     snapshot::TrustBundle,
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -24,6 +24,14 @@ pub(crate) enum IdentityError {
         #[source]
         source: io::Error,
     },
+    #[error("`{}` holds no trust domain: {source}", path.display())]
+    TrustDomain {
+        path: PathBuf,
+        #[source]
+        source: NameError,
+    },
+    #[error("`{}` is empty, or no text", .0.display())]
+    NoText(PathBuf),
     #[error("`{}` is not PEM with at least one certificate", .0.display())]
     Pem(PathBuf),
     #[error("the trust bundle: {0}")]
@@ -76,6 +84,28 @@ pub(crate) fn bundle_of(
         trust_domain: trust_domain.clone(),
         roots: roots.iter().map(pem::certificate).collect(),
     })
+}
+
+/// The trust domain in a file.
+pub(crate) fn trust_domain(path: &Path) -> Result<TrustDomain, IdentityError> {
+    text(path)?
+        .parse()
+        .map_err(|source| IdentityError::TrustDomain {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// The text of a small file, without the white space around it.
+pub(crate) fn text(path: &Path) -> Result<String, IdentityError> {
+    let bytes = read(path)?;
+    let text = std::str::from_utf8(&bytes)
+        .map(str::trim)
+        .unwrap_or_default();
+    if text.is_empty() {
+        return Err(IdentityError::NoText(path.to_owned()));
+    }
+    Ok(text.to_owned())
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {

@@ -116,10 +116,12 @@ fn a_line_of_a_policy_in_a_cluster_is_found_again() {
         "@id(\"a\")\n\n  permit (principal,\n\taction, resource)",
         "\n  @id(\"a\") permit (principal, action, resource);   \n\n",
     ] {
-        let spec = json!({ "policies": text, "targetRefs": [{ "kind": "Service", "name": "later" }] });
+        let spec =
+            json!({ "policies": text, "targetRefs": [{ "kind": "Service", "name": "later" }] });
         let policy = document("AuthorizationPolicy", ("shop", "a"), &spec).unwrap();
         let texts = [("mesh", mesh.clone().unwrap()), ("policy", policy)];
-        let resources = crate::load::load_cluster(texts, Vec::new()).unwrap();
+        let resources = crate::load::read_cluster(texts, Vec::new());
+        let resources = resources.into_result().unwrap();
         let (namespace, name) = ("shop".parse().unwrap(), "a".parse().unwrap());
         let policy = resources.find("AuthorizationPolicy", &namespace, &name);
         let policy = policy.unwrap();
@@ -130,8 +132,15 @@ fn a_line_of_a_policy_in_a_cluster_is_found_again() {
         let begin = resources.locate_in_text(policy, "spec.policies", 1, 1);
         let third = resources.locate_in_text(policy, "spec.policies", 3, 2);
         let (begin, third) = (begin.unwrap(), third.unwrap());
-        assert_eq!((third.line - begin.line, third.column - begin.column), (2, 1));
+        assert_eq!(
+            (third.line - begin.line, third.column - begin.column),
+            (2, 1)
+        );
         let warned = resources.warnings.problems();
-        assert!(warned.iter().any(|problem| problem.message.contains("`later`")));
+        assert!(
+            warned
+                .iter()
+                .any(|problem| problem.message.contains("`later`"))
+        );
     }
 }

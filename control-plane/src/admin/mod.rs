@@ -4,8 +4,6 @@ mod decision;
 mod problem;
 mod socket;
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use axum::{
     Json, Router,
     body::Bytes,
@@ -35,7 +33,7 @@ use crate::{
     push::{ProxyStatus, Registry},
     random,
     serve::timestamp,
-    source::SourceStatus,
+    source::SharedStatus,
     world::Worlds,
 };
 
@@ -54,7 +52,7 @@ pub(crate) struct Admin {
     pub(crate) tokens: JoinTokens,
     pub(crate) ledger: Ledger,
     pub(crate) health: Health,
-    pub(crate) source: Arc<Mutex<SourceStatus>>,
+    pub(crate) source: SharedStatus,
 }
 
 /// Answers until `shutdown`.
@@ -87,11 +85,7 @@ pub(crate) async fn serve(
 }
 
 async fn status(State(admin): State<Admin>) -> Json<Value> {
-    let source = admin
-        .source
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone();
+    let source = admin.source.lock().clone();
     let mesh = admin.worlds.mesh();
     let certified = admin.authority.certified();
     let list = admin.registry.list();
@@ -102,6 +96,7 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
         "notReadyReason": admin.health.reason(),
         "trustDomain": mesh.state().trust_domain,
         "source": source,
+        "clusterAway": admin.health.contact.away().map(|(since, why)| json!({ "since": since, "why": why })),
         "services": mesh.destination_names().count(),
         "workloads": mesh.proxies().count(),
         "issuer": {

@@ -4,7 +4,7 @@ mod registry;
 mod session;
 mod stream;
 
-pub(crate) use registry::{AskError, Inspector, ProxyStatus, Registry};
+pub(crate) use registry::{AskError, Enforcing, Inspector, ProxyStatus, Registry};
 pub(crate) use stream::Push;
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use merlon_config::{
     snapshot::{ResourceKind, Version},
 };
 use serde::Serialize;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{metrics::Metrics, push::session::Answer, serve::PeerSvid};
 
@@ -74,6 +74,17 @@ pub(crate) struct ProxyStatus {
     pub subscriptions: BTreeMap<ResourceKind, usize>,
 }
 
+/// A connected proxy, as those see it who want to know what is in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Enforcing {
+    /// Its Workload or Gateway.
+    pub(crate) name: ServiceName,
+    /// The number of the world.
+    pub(crate) world: u64,
+    /// Why it does not take the newest.
+    pub(crate) refusal: Option<String>,
+}
+
 /// Why a question got no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AskError {
@@ -107,6 +118,7 @@ pub(crate) struct Inspector(pub(crate) mpsc::Sender<(Ask, oneshot::Sender<Reply>
 pub(crate) struct Registry {
     inner: Arc<Mutex<Inner>>,
     metrics: Metrics,
+    changed: Arc<Notify>,
 }
 
 type Key = (SpiffeId, String);
@@ -121,6 +133,8 @@ struct Inner {
 struct Record {
     status: ProxyStatus,
     refused: Option<Version>,
+    /// The world that it should enforce, and the last one that it is known to enforce.
+    worlds: (u64, u64),
     reported_at: Timestamp,
     /// The stream that this record follows; an older one that ends later is another's business.
     push: Option<u64>,
@@ -132,6 +146,7 @@ impl Registry {
         Self {
             inner: Arc::default(),
             metrics,
+            changed: Arc::default(),
         }
     }
 
@@ -196,6 +211,31 @@ impl Registry {
             .collect();
         list.sort_by(|a, b| (&a.identity, &a.id).cmp(&(&b.identity, &b.id)));
         list
+    }
+
+    /// Every connected proxy with the last world that it is known to enforce.
+    pub(crate) fn enforcing(&self) -> Vec<Enforcing> {
+        let inner = self.lock();
+        let connected = inner
+            .proxies
+            .values()
+            .filter(|record| record.push.is_some());
+        connected
+            .filter_map(|record| {
+                let refuses =
+                    record.refused.is_some() && record.refused == record.status.sent_version;
+                Some(Enforcing {
+                    name: record.status.workload.clone()?,
+                    world: record.worlds.1,
+                    refusal: record.status.reason.clone().filter(|_| refuses),
+                })
+            })
+            .collect()
+    }
+
+    /// Returns when what [`Registry::enforcing`] tells may have changed since it returned last. For one waiter.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// The proxy of an id, which is a node id or, where only one has it, `namespace/name` of its workload.
@@ -302,6 +342,7 @@ impl Inner {
                 subscriptions: BTreeMap::new(),
             },
             refused: None,
+            worlds: (0, 0),
             reported_at: now,
             push: None,
             inspector: None,
@@ -331,6 +372,14 @@ impl Inner {
 }
 
 impl Record {
+    /// Who enforces the state that it should have enforces all that the world of this state brought.
+    fn compare(&mut self) {
+        let status = &self.status;
+        if status.sent_version.is_some() && status.sent_version == status.snapshot_version {
+            self.worlds.1 = self.worlds.0;
+        }
+    }
+
     fn told(&self, now: Timestamp) -> ProxyStatus {
         let mut status = self.status.clone();
         let connected = self.push.is_some();
@@ -376,6 +425,7 @@ impl Connection {
         workload: Option<(&ServiceName, bool)>,
         version: Option<&Version>,
         subscriptions: BTreeMap<ResourceKind, usize>,
+        world: u64,
     ) {
         self.update(|record| {
             if let Some((name, gateway)) = workload {
@@ -384,7 +434,10 @@ impl Connection {
             }
             record.status.sent_version = version.cloned();
             record.status.subscriptions = subscriptions;
+            record.worlds.0 = world;
+            record.compare();
         });
+        self.registry.changed.notify_one();
     }
 
     /// What it said.
@@ -395,6 +448,7 @@ impl Connection {
                 Answer::Acknowledged(version) => {
                     record.status.snapshot_version = Some(version);
                     record.refused = None;
+                    record.compare();
                 }
                 Answer::Refused(version, reason) => {
                     record.status.reason = Some(reason);
@@ -402,6 +456,7 @@ impl Connection {
                 }
             }
         });
+        self.registry.changed.notify_one();
     }
 
     /// What was sent.
@@ -436,6 +491,7 @@ impl Drop for Connection {
             record.status.last_seen = Timestamp::now();
             metrics.proxies.dec();
         });
+        self.registry.changed.notify_one();
     }
 }
 

@@ -51,6 +51,7 @@ spec:
     World {
         mesh,
         bundle: Some(Arc::new(StateResource::trust_bundle(&bundle))),
+        number: 1,
     }
 }
 

@@ -59,6 +59,7 @@ impl AggregatedDiscoveryService for Push {
             session: Session::new(svid.id.clone()),
             svid,
             connection: None,
+            world: 0,
             responses,
         };
         self.tasks.spawn(task.run(request.into_inner()));
@@ -72,6 +73,8 @@ struct Task {
     svid: Arc<PeerSvid>,
     session: Session,
     connection: Option<Connection>,
+    /// The number of the world that the session was last worked out from.
+    world: u64,
     responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
 }
 
@@ -131,12 +134,14 @@ impl Task {
                 changed = next_world(&mut worlds), if self.session.node().is_some() => {
                     let Some(world) = changed else { return Ok(()) };
                     self.session.refresh(&world)?;
+                    self.world = world.number;
                 }
                 () = tokio::time::sleep(HOLD), if hold => {
                     self.session.release();
                     // A change that was being waited out in the arm above counts here too.
                     let world = worlds.borrow_and_update().clone();
                     self.session.refresh(&world)?;
+                    self.world = world.number;
                 }
             }
             self.send().await?;
@@ -145,6 +150,7 @@ impl Task {
 
     fn take(&mut self, request: &DeltaDiscoveryRequest, world: &World) -> Result<(), Status> {
         let answer = self.session.receive(request, world)?;
+        self.world = world.number;
         if self.connection.is_none()
             && let Some(node) = self.session.node()
         {
@@ -194,6 +200,7 @@ impl Task {
                 proxy.map(|proxy| (proxy.name(), proxy.is_gateway())),
                 self.session.version(),
                 self.session.subscriptions(),
+                self.world,
             );
         }
     }

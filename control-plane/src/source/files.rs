@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use jiff::Timestamp;
@@ -12,9 +12,9 @@ use merlon_config::{
     report::{Problem, Report, Severity},
     watch::watch_dir,
 };
-use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use super::{SharedStatus, SourceStatus};
 use crate::{
     metrics::{LoadLabel, Metrics},
     world::Worlds,
@@ -23,27 +23,12 @@ use crate::{
 /// So many problems of one reading are logged; the status has all of them.
 const LOGGED: usize = 50;
 
-/// How the source is, as `GET /v1/status` tells.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct SourceStatus {
-    pub(crate) directory: PathBuf,
-    /// When what is in force was read.
-    pub(crate) accepted_at: Timestamp,
-    /// When something was read that was refused; absent when the last reading was good.
-    pub(crate) refused_at: Option<Timestamp>,
-    /// Everything that is wrong in what was refused.
-    pub(crate) problems: Vec<Problem>,
-    /// What probably is not meant in what is in force.
-    pub(crate) warnings: Vec<Problem>,
-}
-
 /// A directory that is read, watched, and read again.
 #[derive(Debug)]
 pub(crate) struct Files {
     directory: PathBuf,
     compiler: Compiler,
-    status: Arc<Mutex<SourceStatus>>,
+    status: SharedStatus,
     metrics: Metrics,
     refused: Option<Report>,
 }
@@ -62,7 +47,8 @@ impl Files {
             .get_or_create(&LoadLabel { result: "accepted" })
             .inc();
         let status = SourceStatus {
-            directory: directory.to_owned(),
+            directory: Some(directory.to_owned()),
+            cluster: None,
             accepted_at: Timestamp::now(),
             refused_at: None,
             problems: Vec::new(),
@@ -71,15 +57,15 @@ impl Files {
         let files = Self {
             directory: directory.to_owned(),
             compiler,
-            status: Arc::new(Mutex::new(status)),
+            status: status.into(),
             metrics,
             refused: None,
         };
         Ok((files, mesh))
     }
 
-    pub(crate) fn status(&self) -> Arc<Mutex<SourceStatus>> {
-        Arc::clone(&self.status)
+    pub(crate) fn status(&self) -> SharedStatus {
+        self.status.clone()
     }
 
     /// Publishes every good change until `shutdown`.
@@ -99,14 +85,15 @@ impl Files {
             let Ok((this, mesh)) = done.await else { return };
             self = this;
             if let Some(mesh) = mesh {
-                worlds.publish_mesh(mesh);
+                let _ = worlds.publish_mesh(mesh);
             }
         }
     }
 
     fn read_again(&mut self, running: &Mesh) -> Option<Arc<Mesh>> {
+        let place = self.directory.display().to_string();
         let found = read(&self.directory, &mut self.compiler).and_then(|(mesh, warnings)| {
-            same_mesh(running, &mesh, &self.directory).map(|()| (mesh, warnings))
+            same_mesh(running, &mesh, &place).map(|()| (mesh, warnings))
         });
         let result = if found.is_ok() { "accepted" } else { "refused" };
         self.metrics
@@ -128,7 +115,7 @@ impl Files {
     fn accepted(&mut self, mesh: &Mesh, warnings: Vec<Problem>) {
         self.refused = None;
         self.metrics.config_problems.set(0);
-        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut status = self.status.lock();
         if status.warnings != warnings {
             tell_warnings(&warnings);
         }
@@ -159,7 +146,7 @@ impl Files {
                 tell(problem);
             }
         }
-        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut status = self.status.lock();
         status.refused_at = Some(Timestamp::now());
         status.problems = report.problems().to_vec();
         drop(status);
@@ -173,13 +160,13 @@ fn read(directory: &Path, compiler: &mut Compiler) -> Result<(Arc<Mesh>, Vec<Pro
 }
 
 /// Every identity of the mesh, our own too, is made of these two. Proxies would not know us any more.
-fn same_mesh(running: &Mesh, new: &Mesh, directory: &Path) -> Result<(), Report> {
+pub(crate) fn same_mesh(running: &Mesh, new: &Mesh, place: &str) -> Result<(), Report> {
     let (old, new) = (running.state(), new.state());
     let mut report = Report::new();
     let mut changed = |field: &str, old: &str, new: &str| {
         if old != new {
             let message = format!("`{field}` cannot become `{new}` while the mesh `{old}` runs");
-            let problem = Problem::error(directory.display().to_string(), message).field(field);
+            let problem = Problem::error(place, message).field(field);
             report.push(
                 problem
                     .hint("a new mesh is a new control plane, with a state directory of its own"),

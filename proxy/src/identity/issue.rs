@@ -18,6 +18,7 @@ use tonic::Code;
 
 use super::Start;
 use crate::{
+    config::PodToken,
     control_plane,
     identity_files::{self, IdentityError},
 };
@@ -28,6 +29,8 @@ pub(super) enum Evidence<'a> {
     Certificate(Arc<MeshTls>),
     /// A one-time token: the first certificate.
     JoinToken(&'a JoinToken),
+    /// The pod's own token.
+    PodToken(&'a PodToken),
 }
 
 /// What came of it.
@@ -74,6 +77,7 @@ impl IssueError {
     /// Trying again soon is of no use: people have to do something.
     pub(super) fn is_final(&self) -> bool {
         match self {
+            // A pod's files are mended from outside, and its token is new in a while.
             Self::NoEvidence => true,
             Self::Refused(status) => matches!(
                 status.code(),
@@ -114,6 +118,7 @@ pub(super) async fn issue(start: &Start, evidence: Evidence<'_>) -> Result<Issue
     let trust_domain = match &evidence {
         Evidence::Certificate(tls) => tls.svid().id.trust_domain().clone(),
         Evidence::JoinToken(token) => token.trust_domain().clone(),
+        Evidence::PodToken(token) => identity_files::trust_domain(&token.trust_domain)?,
     };
     let id = trust_domain.spiffe_id(&start.workload);
     let control_plane = control_plane_id(&trust_domain, &start.root_namespace);
@@ -128,6 +133,12 @@ pub(super) async fn issue(start: &Start, evidence: Evidence<'_>) -> Result<Issue
                 None => Bootstrap::RootHash(token.root_sha256()),
             };
             let evidence = identity::Evidence::JoinToken(token.reveal());
+            (trust.client_config(&control_plane, &[H2])?, Some(evidence))
+        }
+        Evidence::PodToken(token) => {
+            let bundle = identity_files::bundle_of(&token.trust_bundle, &trust_domain)?;
+            let trust = Bootstrap::Roots(Arc::new(TrustRoots::from_bundle(&bundle)?));
+            let evidence = identity::Evidence::Token(identity_files::text(&token.token)?);
             (trust.client_config(&control_plane, &[H2])?, Some(evidence))
         }
     };

@@ -1,0 +1,306 @@
+//! Resources from a Kubernetes cluster, and what Merlon tells the cluster: status, trust bundles, who leads.
+//!
+//! The cluster is watched, not asked: when its API server is away, what was read last stays in force.
+
+mod accept;
+mod board;
+mod bundles;
+mod ca;
+mod counts;
+mod document;
+mod lease;
+mod names;
+mod report;
+mod status;
+mod token;
+mod watch;
+mod workloads;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::Client;
+use merlon_compile::Mesh;
+use merlon_config::{
+    report::{Problem, Report},
+    resource::Resource,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{
+    accept::{Acceptor, Judged},
+    board::Board,
+    bundles::Bundles,
+    document::{Document, Key},
+    lease::Candidate,
+    report::Reporter,
+    watch::Cluster,
+};
+use crate::{
+    authority::Authority,
+    config::KubernetesConfig,
+    metrics::{LoadLabel, Metrics},
+    push::Registry,
+    source::{SharedStatus, SourceStatus},
+    world::Worlds,
+};
+
+pub(crate) use ca::{CaError, SharedCa};
+pub(crate) use token::Reviewer;
+pub(crate) use watch::Contact;
+
+/// Changes of one moment (a `kubectl apply` of a folder, a rolling update) are judged as one.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// Whether a pod has a proxy in it, as an ordinary or as a native sidecar container.
+fn meshed(pod: &Pod) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let mut containers = spec
+        .containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten());
+    containers.any(|container| container.name == names::PROXY_CONTAINER)
+}
+
+/// What the rest of a control plane lends.
+#[derive(Debug, Clone)]
+pub(crate) struct Lent {
+    pub(crate) registry: Registry,
+    pub(crate) authority: Authority,
+    pub(crate) metrics: Metrics,
+    pub(crate) contact: Contact,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// A cluster that is followed.
+pub(crate) struct Kubernetes {
+    client: Client,
+    namespace: String,
+    cluster: Cluster,
+    acceptor: Acceptor,
+    board: Board,
+    status: SharedStatus,
+    metrics: Metrics,
+    /// What was judged last.
+    judged: Option<(BTreeMap<Key, Document>, Vec<Resource>)>,
+}
+
+impl Kubernetes {
+    /// Watches the cluster and returns when there is a mesh. Until then `lent.contact` tells why there is none.
+    ///
+    /// # Errors
+    /// When it is not known where the cluster is, or `shutdown` came first.
+    pub(crate) async fn open(
+        config: &KubernetesConfig,
+        lent: Lent,
+    ) -> Result<(Self, Arc<Mesh>), OpenError> {
+        let mut place = kube::Config::infer().await.map_err(Box::new)?;
+        place.connect_timeout = Some(Duration::from_secs(3));
+        let server = place.cluster_url.to_string();
+        let client = Client::try_from(place).map_err(|error| OpenError::Client(Box::new(error)))?;
+        let cluster = Cluster::watch(
+            &client,
+            &config.namespace,
+            lent.contact.clone(),
+            &lent.tasks,
+            &lent.shutdown,
+        );
+        let board = Board::default();
+        let (leading, leads) = tokio::sync::watch::channel(false);
+        let candidate = Candidate::new(
+            client.clone(),
+            &config.namespace,
+            &config.replica,
+            lent.contact.clone(),
+            leading,
+        );
+        lent.tasks.spawn(candidate.run(lent.shutdown.clone()));
+        let reporter = Reporter::new(
+            client.clone(),
+            config,
+            cluster.clone(),
+            board.clone(),
+            lent.registry.clone(),
+            leads.clone(),
+        );
+        lent.tasks.spawn(reporter.run(lent.shutdown.clone()));
+        let bundles = Bundles {
+            client: client.clone(),
+            cluster: cluster.clone(),
+            authority: lent.authority.clone(),
+            leads,
+        };
+        lent.tasks.spawn(bundles.run(lent.shutdown.clone()));
+        let mut this = Self {
+            client,
+            namespace: config.namespace.clone(),
+            cluster,
+            acceptor: Acceptor::default(),
+            board,
+            status: SourceStatus::of_cluster(&server),
+            metrics: lent.metrics,
+            judged: None,
+        };
+        lent.contact
+            .wait_because(Some("nothing was compiled yet".to_owned()));
+        let mut changes = this.cluster.changes();
+        loop {
+            tokio::select! {
+                changed = changes.changed() => changed.map_err(|_| OpenError::Ended)?,
+                () = lent.shutdown.cancelled() => return Err(OpenError::Ended),
+            }
+            tokio::time::sleep(GATHER).await;
+            changes.mark_unchanged();
+            if !lent.contact.has_all() {
+                continue;
+            }
+            let done = tokio::task::spawn_blocking(move || {
+                let judged = this.judge(None);
+                (this, judged)
+            });
+            let (back, judged) = done.await.map_err(|_| OpenError::Ended)?;
+            this = back;
+            let Some(judged) = judged else { continue };
+            if let Some(mesh) = this.take(judged, 1) {
+                lent.contact.wait_because(None);
+                return Ok((this, mesh));
+            }
+            let why = this
+                .status
+                .lock()
+                .problems
+                .first()
+                .map(|p| p.message.clone());
+            lent.contact.wait_because(Some(why.unwrap_or_default()));
+        }
+    }
+
+    pub(crate) fn status(&self) -> SharedStatus {
+        self.status.clone()
+    }
+
+    /// Who tells whose a pod's token is.
+    pub(crate) fn reviewer(&self) -> Reviewer {
+        Reviewer {
+            client: self.client.clone(),
+            pods: self.cluster.pods.clone(),
+        }
+    }
+
+    /// Where replicas share the embedded CA.
+    pub(crate) fn shared_ca(&self) -> SharedCa {
+        SharedCa {
+            client: self.client.clone(),
+            namespace: self.namespace.clone(),
+        }
+    }
+
+    /// Publishes every change until `shutdown`.
+    pub(crate) async fn follow(mut self, worlds: Worlds, shutdown: CancellationToken) {
+        let mut changes = self.cluster.changes();
+        loop {
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                () = shutdown.cancelled() => return,
+            }
+            tokio::time::sleep(GATHER).await;
+            changes.mark_unchanged();
+            let running = worlds.mesh();
+            // Compiling a large mesh takes a while; streams go on meanwhile.
+            let done = tokio::task::spawn_blocking(move || {
+                let judged = self.judge(Some(&running));
+                (self, judged)
+            });
+            let Ok((this, judged)) = done.await else {
+                return;
+            };
+            self = this;
+            let Some(judged) = judged else { continue };
+            let number = judged
+                .mesh
+                .as_ref()
+                .map_or(0, |mesh| worlds.publish_mesh(Arc::clone(mesh)));
+            let _ = self.take(judged, number);
+        }
+    }
+
+    /// `None`: nothing changed that matters.
+    fn judge(&mut self, running: Option<&Mesh>) -> Option<Judged> {
+        let kinds = self.cluster.kinds.iter();
+        let documents: BTreeMap<Key, Document> = kinds
+            .flat_map(|(kind, store)| {
+                let objects = store.state();
+                objects
+                    .into_iter()
+                    .filter_map(|object| Document::of(kind, &object))
+                    .collect::<Vec<_>>()
+            })
+            .map(|document| (document.key.clone(), document))
+            .collect();
+        let found = workloads::found(&self.cluster);
+        if let Some((before, known)) = &self.judged
+            && *known == found
+            && same(before, &documents)
+        {
+            return None;
+        }
+        let judged = self.acceptor.judge(&documents, &found, running);
+        self.judged = Some((documents, found));
+        Some(judged)
+    }
+
+    /// Tells of what was judged. `number` is the world's that came of it.
+    fn take(&mut self, judged: Judged, number: u64) -> Option<Arc<Mesh>> {
+        let result = if judged.mesh.is_some() {
+            "accepted"
+        } else {
+            "refused"
+        };
+        let label = LoadLabel { result };
+        self.metrics.config_loads.get_or_create(&label).inc();
+        let refused = judged
+            .verdicts
+            .iter()
+            .filter(|(_, verdict)| !verdict.accepted);
+        let mut problems: Report = refused
+            .map(|(key, verdict)| Problem::error(key.to_string(), &verdict.message))
+            .collect();
+        problems.extend(judged.problems);
+        let count = i64::try_from(problems.problems().len()).unwrap_or(i64::MAX);
+        self.metrics.config_problems.set(count);
+        self.status.lock().judged(problems, judged.mesh.is_some());
+        let documents = self.judged.as_ref().map(|(documents, _)| documents.clone());
+        self.board.judged(
+            documents.unwrap_or_default(),
+            judged.verdicts,
+            judged.mesh.as_ref().map(|mesh| (Arc::clone(mesh), number)),
+        );
+        judged.mesh
+    }
+}
+
+/// Whether people wrote the same. What we write into `status` is our own echo.
+fn same(before: &BTreeMap<Key, Document>, now: &BTreeMap<Key, Document>) -> bool {
+    let part = |document: &Document| (document.uid.clone(), document.present.generation);
+    before.len() == now.len()
+        && before.iter().all(|(key, document)| {
+            now.get(key).is_some_and(|other| {
+                part(document) == part(other) && document.present == other.present
+            })
+        })
+}
+
+/// Why a cluster is not followed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Neither within a pod nor by a kubeconfig.
+    #[error("it is not known where the cluster is: {0}")]
+    Where(#[from] Box<kube::config::InferConfigError>),
+    /// Its address, certificates or credentials cannot be used.
+    #[error("the cluster cannot be spoken to: {0}")]
+    Client(Box<kube::Error>),
+    /// It was asked to end before it began.
+    #[error("it was asked to end while it waited for the cluster")]
+    Ended,
+}

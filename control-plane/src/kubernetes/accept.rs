@@ -1,0 +1,413 @@
+//! Which versions of the resources are in force together.
+//!
+//! In a cluster there is no directory that is taken whole or not at all: everybody writes resources of their own. So one
+//! that is wrong is left at its last right version, and all others go on. What is in force is always a set that
+//! compiled as a whole.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use merlon_compile::{Compiler, Mesh};
+use merlon_config::{
+    Resources,
+    load::read_cluster,
+    report::{Problem, Report, Severity},
+    resource::{Resource, TargetKind},
+};
+
+use super::document::{Document, Key, Version};
+use crate::source::same_mesh;
+
+/// What became of a resource.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Verdict {
+    pub(crate) uid: String,
+    /// The generation that was judged.
+    pub(crate) generation: i64,
+    pub(crate) accepted: bool,
+    /// In one word.
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+    /// What is in force, if that is not the judged generation.
+    pub(crate) in_force: Option<Version>,
+    /// Whether any version of it is in force.
+    pub(crate) enforced: bool,
+}
+
+/// Remembers what was right.
+#[derive(Debug, Default)]
+pub(crate) struct Acceptor {
+    compiler: Compiler,
+    good: Good,
+}
+
+/// Those in force. Some may be deleted in the cluster, and stay because others cannot do without.
+type Good = BTreeMap<Key, Version>;
+
+/// What one judging gave.
+#[derive(Debug)]
+pub(crate) struct Judged {
+    /// `None`: what was in force stays.
+    pub(crate) mesh: Option<Arc<Mesh>>,
+    pub(crate) verdicts: BTreeMap<Key, Verdict>,
+    /// What no single resource is to blame for.
+    pub(crate) problems: Report,
+}
+
+impl Acceptor {
+    /// Judges `documents` together with what the cluster itself knows.
+    pub(crate) fn judge(
+        &mut self,
+        documents: &BTreeMap<Key, Document>,
+        found: &[Resource],
+        running: Option<&Mesh>,
+    ) -> Judged {
+        for (key, document) in documents {
+            if let Some(kept) = &document.in_force
+                && !self.good.contains_key(key)
+            {
+                self.good.insert(key.clone(), kept.clone());
+            }
+        }
+        let mut trial = Trial {
+            compiler: &mut self.compiler,
+            running,
+            found: found.to_vec(),
+        };
+        let mut wrong = BTreeMap::new();
+        let present = documents.iter();
+        let present: Good = present
+            .map(|(key, d)| (key.clone(), d.present.clone()))
+            .collect();
+        let tried = trial
+            .without_the_wrong(present, &self.good, &mut wrong)
+            .or_else(|_| trial.one_by_one(documents, &self.good, &mut wrong));
+        let (set, compiled) = match tried {
+            Ok((set, compiled)) => (set, compiled),
+            Err(report) => {
+                let verdicts = documents.values().map(|document| {
+                    let kept = self.good.get(&document.key);
+                    let message = told(&document.key, &report, None).unwrap_or_else(|| {
+                        "nothing new is taken before the other resources are right".to_owned()
+                    });
+                    let verdict = refused(document, kept, "Conflicted", message);
+                    (document.key.clone(), verdict)
+                });
+                return Judged {
+                    mesh: None,
+                    verdicts: verdicts.collect(),
+                    problems: report,
+                };
+            }
+        };
+        self.good = set;
+        let verdicts = documents.values().map(|document| {
+            let kept = self.good.get(&document.key);
+            let verdict = match wrong.remove(&document.key) {
+                Some((reason, message)) => refused(document, kept, reason, message),
+                None => accepted(document, &compiled),
+            };
+            (document.key.clone(), verdict)
+        });
+        Judged {
+            verdicts: verdicts.collect(),
+            mesh: Some(compiled.mesh),
+            problems: Report::new(),
+        }
+    }
+}
+
+/// What is wrong, by resource: in one word and at length.
+type Wrong = BTreeMap<Key, (&'static str, String)>;
+
+struct Compiled {
+    mesh: Arc<Mesh>,
+    resources: Resources,
+}
+
+struct Trial<'a> {
+    compiler: &'a mut Compiler,
+    running: Option<&'a Mesh>,
+    found: Vec<Resource>,
+}
+
+impl Trial<'_> {
+    /// Takes back each resource that is to blame, until the rest compiles.
+    ///
+    /// # Errors
+    /// When those are to blame that did not change.
+    fn without_the_wrong(
+        &mut self,
+        mut set: Good,
+        good: &Good,
+        wrong: &mut Wrong,
+    ) -> Result<(Good, Compiled), Report> {
+        loop {
+            let (report, resources) = match self.compile(&set) {
+                Ok(compiled) => return Ok((set, compiled)),
+                Err(failed) => failed,
+            };
+            let mut moved = false;
+            let blamed: BTreeSet<&str> = errors(&report).map(|p| p.file.as_str()).collect();
+            let keys: Vec<Key> = set
+                .keys()
+                .filter(|key| blamed.contains(key.to_string().as_str()))
+                .cloned()
+                .collect();
+            for key in keys {
+                let before = good.get(&key);
+                if before == set.get(&key) {
+                    continue;
+                }
+                moved = true;
+                let message = told(&key, &report, resources.as_ref()).unwrap_or_default();
+                match before {
+                    Some(version) => set.insert(key.clone(), version.clone()),
+                    None => set.remove(&key),
+                };
+                wrong.insert(key, ("Invalid", message));
+            }
+            moved |= self.leave_out(&blamed);
+            if !moved {
+                return Err(report);
+            }
+        }
+    }
+
+    /// What changed, one after the other, upon what was in force; the oldest first, so that of two that cannot be
+    /// together the younger one waits.
+    ///
+    /// # Errors
+    /// When not even what was in force compiles any more.
+    fn one_by_one(
+        &mut self,
+        documents: &BTreeMap<Key, Document>,
+        good: &Good,
+        wrong: &mut Wrong,
+    ) -> Result<(Good, Compiled), Report> {
+        wrong.clear();
+        let mut set = good.clone();
+        let (_, mut compiled) = self.without_the_wrong(set.clone(), good, wrong)?;
+        let mut changed: Vec<&Document> = documents
+            .values()
+            .filter(|document| good.get(&document.key) != Some(&document.present))
+            .collect();
+        changed.sort_by_key(|document| (document.created, document.key.clone()));
+        for document in changed {
+            let key = &document.key;
+            let mut with = set.clone();
+            with.insert(key.clone(), document.present.clone());
+            match self.compile(&with) {
+                Ok(better) => (set, compiled) = (with, better),
+                Err((report, resources)) => {
+                    let own = told(key, &report, resources.as_ref());
+                    let reason = if own.is_some() {
+                        "Invalid"
+                    } else {
+                        "Conflicted"
+                    };
+                    let message = own.unwrap_or_else(|| others(&report));
+                    wrong.insert(key.clone(), (reason, message));
+                }
+            }
+        }
+        let gone: Vec<Key> = set
+            .keys()
+            .filter(|key| !documents.contains_key(key))
+            .cloned()
+            .collect();
+        for key in gone {
+            let mut without = set.clone();
+            without.remove(&key);
+            match self.compile(&without) {
+                Ok(better) => (set, compiled) = (without, better),
+                Err((report, resources)) => {
+                    let blamed: Vec<&Key> = documents
+                        .keys()
+                        .filter(|other| told(other, &report, None).is_some())
+                        .collect();
+                    for other in blamed {
+                        let problem = told(other, &report, resources.as_ref()).unwrap_or_default();
+                        let message = format!(
+                            "`{key}` was deleted and stays in force, because this needs it: {problem}"
+                        );
+                        wrong.insert(other.clone(), ("Conflicted", message));
+                    }
+                }
+            }
+        }
+        Ok((set, compiled))
+    }
+
+    fn compile(&mut self, set: &Good) -> Result<Compiled, (Report, Option<Resources>)> {
+        let texts = set
+            .iter()
+            .map(|(key, version)| (key.to_string(), &version.text[..]));
+        let loaded = read_cluster(texts, self.found.clone());
+        // Says where a text stands, also when something is wrong with another.
+        let read = loaded.resources.clone();
+        let compiled = self.compiler.compile_loaded(loaded);
+        let compiled = compiled.and_then(|(resources, mesh)| {
+            let place = set.keys().find(|key| key.kind == "MeshConfig");
+            let place = place.map(Key::to_string).unwrap_or_default();
+            self.running
+                .map_or(Ok(()), |running| same_mesh(running, &mesh, &place))
+                .map(|()| Compiled { mesh, resources })
+        });
+        compiled.map_err(|report| (report, Some(read)))
+    }
+
+    /// What the cluster itself knows and Merlon cannot use is left out: people's resources do not wait for it.
+    fn leave_out(&mut self, blamed: &BTreeSet<&str>) -> bool {
+        let before = self.found.len();
+        self.found.retain(|resource| {
+            let stays = !blamed.contains(resource.origin.as_str());
+            if !stays {
+                tracing::warn!(object = resource.origin, "cluster.object_left_out");
+            }
+            stays
+        });
+        self.found.len() != before
+    }
+}
+
+fn errors(report: &Report) -> impl Iterator<Item = &Problem> {
+    let problems = report.problems().iter();
+    problems.filter(|problem| problem.severity == Severity::Error)
+}
+
+/// So many problems of one resource are told; the rest shows when these are mended.
+const TOLD: usize = 8;
+
+/// What is wrong with one resource.
+fn told(key: &Key, report: &Report, resources: Option<&Resources>) -> Option<String> {
+    let file = key.to_string();
+    let own = errors(report).filter(|problem| problem.file == file);
+    let lines: Vec<String> = own
+        .take(TOLD)
+        .map(|problem| sentence(problem, begin_of_policies(key, resources)))
+        .collect();
+    (!lines.is_empty()).then(|| lines.join("\n"))
+}
+
+fn others(report: &Report) -> String {
+    let lines: Vec<String> = errors(report)
+        .take(TOLD)
+        .map(|problem| {
+            format!(
+                "with it, {} would be wrong: {}",
+                problem.file, problem.message
+            )
+        })
+        .collect();
+    lines.join("\n")
+}
+
+/// Where the text of a policy begins in its document.
+fn begin_of_policies(key: &Key, resources: Option<&Resources>) -> Option<(u32, u32)> {
+    let resources = resources?;
+    let (namespace, name) = (key.namespace.parse().ok()?, key.name.parse().ok()?);
+    let resource = resources.find(key.kind, &namespace, &name)?;
+    let begin = resources.locate_in_text(resource, "spec.policies", 1, 1)?;
+    Some((begin.line, begin.column))
+}
+
+/// Field, place within the field's text, what is wrong and how to mend it.
+fn sentence(problem: &Problem, begin: Option<(u32, u32)>) -> String {
+    // A cluster keeps no lines of what people wrote, except those within a text.
+    let place = begin
+        .filter(|_| problem.field == "spec.policies")
+        .and_then(|(line, column)| {
+            let line = problem.line.checked_sub(line)?.checked_add(1)?;
+            Some((line, problem.column.checked_sub(column)?.checked_add(1)?))
+        });
+    let place = place.map(|(line, column)| format!(" line {line}, column {column}"));
+    let hint = problem.hint.as_ref().map(|hint| format!(" (hint: {hint})"));
+    format!(
+        "{}{}: {}{}",
+        if problem.field.is_empty() {
+            "spec"
+        } else {
+            &problem.field
+        },
+        place.unwrap_or_default(),
+        problem.message,
+        hint.unwrap_or_default()
+    )
+}
+
+fn refused(
+    document: &Document,
+    kept: Option<&Version>,
+    reason: &'static str,
+    message: String,
+) -> Verdict {
+    // A deleted resource keeps one right version in force; its blamed dependants may be in force as they are.
+    let same = kept == Some(&document.present);
+    Verdict {
+        uid: document.uid.clone(),
+        generation: document.present.generation,
+        accepted: false,
+        reason,
+        message,
+        in_force: kept.filter(|_| !same).cloned(),
+        enforced: kept.is_some(),
+    }
+}
+
+fn accepted(document: &Document, compiled: &Compiled) -> Verdict {
+    let key = &document.key;
+    let file = key.to_string();
+    let warnings = compiled.resources.warnings.problems().iter();
+    let warnings: Vec<&Problem> = warnings.filter(|problem| problem.file == file).collect();
+    let lines: Vec<String> = warnings
+        .iter()
+        .take(TOLD)
+        .map(|p| sentence(p, None))
+        .collect();
+    let missing = missing_target(key, &compiled.resources);
+    let (accepted, reason) = match (missing, warnings.is_empty()) {
+        (true, _) => (false, "TargetNotFound"),
+        (false, false) => (true, "AcceptedWithWarnings"),
+        (false, true) => (true, "Accepted"),
+    };
+    Verdict {
+        uid: document.uid.clone(),
+        generation: document.present.generation,
+        accepted,
+        reason,
+        message: if lines.is_empty() {
+            "it is right and in force".to_owned()
+        } else {
+            lines.join("\n")
+        },
+        in_force: None,
+        enforced: true,
+    }
+}
+
+/// Whether it is attached to something that is not there (yet): then it takes effect as soon as that comes.
+fn missing_target(key: &Key, resources: &Resources) -> bool {
+    let found = || {
+        let (namespace, name) = (key.namespace.parse().ok()?, key.name.parse().ok()?);
+        resources.find(key.kind, &namespace, &name)
+    };
+    let Some(resource) = found() else {
+        return false;
+    };
+    let targets = resource.spec.target_refs().unwrap_or_default();
+    targets.iter().any(|target| {
+        let kind = match target.kind {
+            TargetKind::Service => "Service",
+            TargetKind::Gateway => "Gateway",
+            TargetKind::Namespace | TargetKind::Mesh => return false,
+        };
+        let name = target.name.as_ref();
+        name.is_some_and(|name| resources.find(kind, &resource.namespace, name).is_none())
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+use merlon_config::crd::CLUSTER_KINDS;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn document(kind: &str, name: &str, generation: i64, spec: Value) -> Document {
+    let kind = CLUSTER_KINDS
+        .iter()
+        .find(|known| known.kind == kind)
+        .unwrap();
+    let namespace = if kind.kind == "MeshConfig" {
+        "merlon-system"
+    } else {
+        "shop"
+    };
+    let object = serde_json::from_value(json!({
+        "metadata": { "name": name, "namespace": namespace, "generation": generation, "uid": name },
+        "spec": spec,
+    }));
+    Document::of(kind, &object.unwrap()).unwrap()
+}
+
+fn mesh() -> Document {
+    document("MeshConfig", "mesh", 1, json!({ "trustDomain": "x.test" }))
+}
+
+fn policy(name: &str, generation: i64, text: &str) -> Document {
+    document(
+        "AuthorizationPolicy",
+        name,
+        generation,
+        json!({ "policies": text }),
+    )
+}
+
+fn service(name: &str) -> Resource {
+    Resource {
+        namespace: "shop".parse().unwrap(),
+        name: name.parse().unwrap(),
+        labels: BTreeMap::new(),
+        origin: format!("Service/shop/{name}"),
+        spec: merlon_config::resource::Spec::Service(
+            serde_json::from_value(
+                json!({ "selector": { "app": name }, "ports": [{ "port": 80 }] }),
+            )
+            .unwrap(),
+        ),
+    }
+}
+
+fn all(documents: impl IntoIterator<Item = Document>) -> BTreeMap<Key, Document> {
+    let keyed = documents
+        .into_iter()
+        .map(|document| (document.key.clone(), document));
+    keyed.collect()
+}
+
+const RIGHT: &str = "@id(\"a\")\nforbid (principal, action, resource);";
+const WRONG: &str =
+    "@id(\"a\")\nforbid (principal, action, resource)\nwhen { context.nothing == 1 };";
+
+fn of<'a>(judged: &'a Judged, name: &str) -> &'a Verdict {
+    let found = judged.verdicts.iter().find(|(key, _)| key.name == name);
+    found.unwrap().1
+}
+
+#[test]
+fn a_wrong_version_leaves_the_last_right_one_in_force_and_says_line_and_column() {
+    let mut acceptor = Acceptor::default();
+    let found = [service("orders")];
+    let first = acceptor.judge(&all([mesh(), policy("a", 1, RIGHT)]), &found, None);
+    assert!(of(&first, "a").accepted, "{first:?}");
+    let before = first.mesh.unwrap();
+
+    let second = acceptor.judge(&all([mesh(), policy("a", 2, WRONG)]), &found, Some(&before));
+
+    let verdict = of(&second, "a");
+    assert_eq!((verdict.accepted, verdict.reason), (false, "Invalid"));
+    assert!(
+        verdict.message.starts_with("spec.policies line 3, column "),
+        "{verdict:?}"
+    );
+    assert_eq!(verdict.in_force.as_ref().unwrap().generation, 1);
+    let name = "shop/orders".parse().unwrap();
+    let after = second.mesh.unwrap();
+    assert_eq!(after.service(&name), before.service(&name));
+}
+
+#[test]
+fn a_new_one_that_is_wrong_holds_nobody_up() {
+    let mut acceptor = Acceptor::default();
+    let found = [service("orders")];
+    let judged = acceptor.judge(
+        &all([mesh(), policy("a", 1, RIGHT), policy("b", 1, "permit (")]),
+        &found,
+        None,
+    );
+    assert!(of(&judged, "a").accepted);
+    let wrong = of(&judged, "b");
+    assert!(
+        !wrong.accepted && !wrong.enforced && wrong.in_force.is_none(),
+        "{wrong:?}"
+    );
+    assert!(wrong.message.contains("line 1, column"), "{wrong:?}");
+}
+
+#[test]
+fn what_was_written_down_as_in_force_is_so_again_after_a_restart() {
+    let right = policy("a", 1, RIGHT).present;
+    let mut wrong = policy("a", 2, WRONG);
+    wrong.in_force = Some(right);
+    let judged = Acceptor::default().judge(&all([mesh(), wrong]), &[service("orders")], None);
+    let verdict = of(&judged, "a");
+    assert!(verdict.enforced && !verdict.accepted, "{verdict:?}");
+    assert_eq!(verdict.in_force.as_ref().unwrap().generation, 1);
+}
+
+#[test]
+fn a_deleted_one_stays_in_force_while_another_needs_it() {
+    let tokens = document(
+        "RequestAuthentication",
+        "tokens",
+        1,
+        json!({ "issuers": [{
+            "name": "customers", "issuer": "https://id.test", "audiences": ["shop"],
+            "claims": { "level": "Long" },
+        }] }),
+    );
+    let needs = "@id(\"a\")\nforbid (principal, action, resource)\n\
+                 when { context has user && context.user.claims has level && context.user.claims.level == 1 };";
+    let mut acceptor = Acceptor::default();
+    let found = [service("orders")];
+    let first = acceptor.judge(&all([mesh(), tokens, policy("a", 1, needs)]), &found, None);
+    assert!(of(&first, "a").accepted, "{first:?}");
+    let before = first.mesh.unwrap();
+
+    let second = acceptor.judge(&all([mesh(), policy("a", 1, needs)]), &found, Some(&before));
+
+    let verdict = of(&second, "a");
+    assert_eq!((verdict.accepted, verdict.reason), (false, "Conflicted"));
+    assert!(verdict.message.contains("tokens"), "{verdict:?}");
+    let name = "shop/orders".parse().unwrap();
+    assert_eq!(second.mesh.unwrap().service(&name), before.service(&name));
+}
+
+#[test]
+fn a_policy_for_what_is_not_there_yet_is_told_so_and_waits() {
+    let spec = json!({ "policies": RIGHT, "targetRefs": [{ "kind": "Service", "name": "later" }] });
+    let waiting = document("AuthorizationPolicy", "a", 1, spec);
+    let mut acceptor = Acceptor::default();
+    let judged = acceptor.judge(&all([mesh(), waiting.clone()]), &[service("orders")], None);
+    assert_eq!(of(&judged, "a").reason, "TargetNotFound");
+    let found = [service("later"), service("orders")];
+    let judged = acceptor.judge(&all([mesh(), waiting]), &found, judged.mesh.as_deref());
+    assert!(of(&judged, "a").accepted, "{judged:?}");
+}
+
+#[test]
+fn without_a_mesh_config_there_is_no_mesh() {
+    let judged = Acceptor::default().judge(&all([policy("a", 1, RIGHT)]), &[], None);
+    assert!(judged.mesh.is_none() && !of(&judged, "a").accepted);
+    assert!(
+        judged
+            .problems
+            .to_string()
+            .contains("there is no MeshConfig")
+    );
+}

@@ -1,0 +1,105 @@
+//! What was judged last, for those who tell of it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use merlon_compile::Mesh;
+use tokio::sync::Notify;
+
+use super::{
+    accept::Verdict,
+    counts::{self, Counts},
+    document::{Document, Key},
+};
+use crate::push::Enforcing;
+
+/// Shared by who judges and who reports.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Board {
+    inner: Arc<Mutex<Inner>>,
+    changed: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    documents: BTreeMap<Key, Document>,
+    verdicts: BTreeMap<Key, Verdict>,
+    /// Which generation of each is in force, and since which world.
+    since: HashMap<Key, (i64, u64)>,
+    mesh: Option<Arc<Mesh>>,
+}
+
+impl Board {
+    pub(crate) fn judged(
+        &self,
+        documents: BTreeMap<Key, Document>,
+        verdicts: BTreeMap<Key, Verdict>,
+        mesh: Option<(Arc<Mesh>, u64)>,
+    ) {
+        let mut inner = self.lock();
+        for (key, verdict) in &verdicts {
+            let before = inner.verdicts.get(key);
+            if before != Some(verdict) {
+                tell(key, verdict);
+            }
+            let in_force = verdict.in_force.as_ref();
+            let generation = in_force.map_or(verdict.generation, |version| version.generation);
+            let known = inner.since.get(key).map(|(generation, _)| *generation);
+            if !verdict.enforced {
+                inner.since.remove(key);
+            } else if let Some((_, number)) = &mesh
+                && (known != Some(generation) || before.map(|b| b.reason) != Some(verdict.reason))
+            {
+                inner.since.insert(key.clone(), (generation, *number));
+            }
+        }
+        inner.since.retain(|key, _| verdicts.contains_key(key));
+        inner.documents = documents;
+        inner.verdicts = verdicts;
+        if let Some((mesh, _)) = mesh {
+            inner.mesh = Some(mesh);
+        }
+        drop(inner);
+        self.changed.notify_one();
+    }
+
+    /// Returns when something was judged since it returned last. For one waiter.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// What became of a resource.
+    pub(crate) fn verdict(&self, key: &Key) -> Option<Verdict> {
+        self.lock().verdicts.get(key).cloned()
+    }
+
+    /// Counts these proxies.
+    pub(crate) fn count(&self, proxies: &[Enforcing]) -> Counts {
+        let inner = self.lock();
+        let Some(mesh) = &inner.mesh else {
+            return Counts::new();
+        };
+        counts::count(&inner.documents, &inner.since, mesh, proxies)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn tell(key: &Key, verdict: &Verdict) {
+    if verdict.accepted {
+        tracing::info!(resource = %key, generation = verdict.generation, "resource.accepted");
+        return;
+    }
+    tracing::warn!(
+        resource = %key,
+        generation = verdict.generation,
+        reason = verdict.reason,
+        problem = verdict.message,
+        in_force = verdict.in_force.as_ref().map(|version| version.generation),
+        "resource.refused"
+    );
+}

@@ -1,0 +1,104 @@
+//! The embedded CA of several replicas: one key, in a Secret.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
+
+use k8s_openapi::{
+    ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{Api, Client, api::PostParams};
+use merlon_config::{name::TrustDomain, resource::CertificateIssuer};
+use merlon_issuer::{CertIssuer, OpenError};
+
+use super::names;
+
+/// Files of the embedded CA in the state directory, which are the Secret's entries too.
+const FILES: [&str; 2] = ["ca.key", "ca.pem"];
+
+/// Why there is no CA that all replicas share.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CaError {
+    #[error("the Secret `{secret}` of the embedded CA: {0}", secret = names::CA)]
+    Cluster(#[from] Box<kube::Error>),
+    #[error("the Secret `{secret}` of the embedded CA lacks `{0}`", secret = names::CA)]
+    Lacks(&'static str),
+    #[error("the embedded CA's files: {0}")]
+    Files(#[from] io::Error),
+    #[error("{0}")]
+    Open(#[from] OpenError),
+}
+
+/// Where the replicas meet.
+#[derive(Clone)]
+pub(crate) struct SharedCa {
+    pub(crate) client: Client,
+    pub(crate) namespace: String,
+}
+
+impl std::fmt::Debug for SharedCa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SharedCa").finish_non_exhaustive()
+    }
+}
+
+impl SharedCa {
+    /// Puts the files of the CA that all replicas share into the state directory; the first of them makes it.
+    pub(crate) async fn fetch(
+        &self,
+        state_dir: &Path,
+        trust_domain: &TrustDomain,
+    ) -> Result<(), CaError> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        if let Some(secret) = api.get_opt(names::CA).await.map_err(Box::new)? {
+            return write(&secret, state_dir);
+        }
+        let embedded = CertificateIssuer::default();
+        drop(CertIssuer::open(&embedded, state_dir, trust_domain).await?);
+        let mut data = BTreeMap::new();
+        for file in FILES {
+            data.insert(file.to_owned(), ByteString(fs::read(state_dir.join(file))?));
+        }
+        let secret = Secret {
+            metadata: ObjectMeta {
+                name: Some(names::CA.to_owned()),
+                ..ObjectMeta::default()
+            },
+            data: Some(data),
+            type_: Some("merlon.io/ca".to_owned()),
+            ..Secret::default()
+        };
+        match api.create(&PostParams::default(), &secret).await {
+            Ok(_) => Ok(()),
+            // Another replica was faster: its key counts.
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                let theirs = api.get(names::CA).await.map_err(Box::new)?;
+                write(&theirs, state_dir)
+            }
+            Err(error) => Err(Box::new(error).into()),
+        }
+    }
+}
+
+fn write(secret: &Secret, state_dir: &Path) -> Result<(), CaError> {
+    let data = secret.data.as_ref();
+    for file in FILES {
+        let bytes = data.and_then(|data| data.get(file));
+        let bytes = &bytes.ok_or(CaError::Lacks(file))?.0;
+        let unfinished = state_dir.join(format!("{file}.unfinished"));
+        let _ = fs::remove_file(&unfinished);
+        let mut out = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&unfinished)?;
+        out.write_all(bytes)?;
+        out.sync_all()?;
+        fs::rename(&unfinished, state_dir.join(file))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,157 @@
+//! How many proxies enforce each resource: every replica counts its own, and tells the leader by a ConfigMap.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::ResourceExt as _;
+use merlon_compile::{Mesh, Proxy};
+use merlon_config::{name::ServiceName, resource::TargetKind};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{
+    document::{Document, Key},
+    names,
+};
+use crate::push::Enforcing;
+
+/// Of one resource.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Count {
+    /// Which generation of it.
+    pub(crate) generation: i64,
+    /// How many proxies enforce it.
+    pub(crate) enforcing: u64,
+    /// Of how many that it concerns.
+    pub(crate) of: u64,
+    /// Why one does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) refusal: Option<String>,
+}
+
+pub(crate) type Counts = BTreeMap<Key, Count>;
+
+/// A replica that has not said for this long that it is there counts nothing.
+const LIFE: jiff::SignedDuration = jiff::SignedDuration::from_secs(45);
+/// How often it says so when nothing changes.
+pub(crate) const BEAT: Duration = Duration::from_secs(15);
+
+/// Counts one replica's proxies. `since` tells which generation of a resource is in force, and since which world.
+pub(crate) fn count(
+    documents: &BTreeMap<Key, Document>,
+    since: &HashMap<Key, (i64, u64)>,
+    mesh: &Mesh,
+    proxies: &[Enforcing],
+) -> Counts {
+    let known: HashMap<&ServiceName, &Arc<Proxy>> =
+        mesh.proxies().map(|proxy| (proxy.name(), proxy)).collect();
+    let root = mesh.config().root_namespace.as_str();
+    let counted = documents.values().filter_map(|document| {
+        let (generation, world) = *since.get(&document.key)?;
+        let concerned = concerned(document, root);
+        let mut count = Count {
+            generation,
+            ..Count::default()
+        };
+        for proxy in proxies {
+            if !known.get(&proxy.name).is_some_and(|known| concerned(known)) {
+                continue;
+            }
+            count.of += 1;
+            if proxy.world >= world {
+                count.enforcing += 1;
+            } else if let Some(refusal) = &proxy.refusal {
+                let refusal: String = refusal.chars().take(300).collect();
+                count.refusal = Some(format!("{} refuses it: {refusal}", proxy.name));
+            }
+        }
+        Some((document.key.clone(), count))
+    });
+    counted.collect()
+}
+
+/// Whether a proxy has anything to do with a resource.
+fn concerned(document: &Document, root: &str) -> impl Fn(&Proxy) -> bool {
+    let namespace = document.key.namespace.clone();
+    let whole = document.key.kind == "MeshConfig";
+    let refs = document.present.spec.get("targetRefs");
+    let refs: Vec<merlon_config::resource::TargetRef> = refs
+        .and_then(|refs| serde_json::from_value(refs.clone()).ok())
+        .unwrap_or_default();
+    let for_mesh = namespace == root && refs.iter().any(|to| to.kind == TargetKind::Mesh);
+    let for_namespace = refs.is_empty() || refs.iter().any(|to| to.kind == TargetKind::Namespace);
+    move |proxy| {
+        let hit = |service: &ServiceName| {
+            service.namespace.as_str() == namespace
+                && (for_namespace
+                    || refs
+                        .iter()
+                        .any(|to| to.name.as_ref() == Some(&service.name)))
+        };
+        whole
+            || for_mesh
+            || (proxy.is_gateway() && hit(proxy.name()))
+            || proxy.services().iter().any(hit)
+    }
+}
+
+/// What a replica tells, for server-side apply.
+pub(crate) fn told(name: &str, counts: &Counts, now: Timestamp) -> serde_json::Value {
+    let counts: BTreeMap<String, &Count> = counts
+        .iter()
+        .map(|(key, count)| (key.to_string(), count))
+        .collect();
+    json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": name,
+            "labels": {
+                names::REPLICA_LABEL: "true",
+                "app.kubernetes.io/part-of": "merlon",
+            },
+        },
+        "data": {
+            "at": now.to_string(),
+            "counts": serde_json::to_string(&counts).unwrap_or_default(),
+        },
+    })
+}
+
+/// All replicas' counts of what is in force, by the leader's own view of that.
+pub(crate) fn sum(own_name: &str, own: &Counts, told: &[Arc<ConfigMap>], now: Timestamp) -> Counts {
+    let mut sum = own.clone();
+    for other in told {
+        if other.name_any() == own_name || !is_fresh(other, now) {
+            continue;
+        }
+        let counts = other.data.as_ref().and_then(|data| data.get("counts"));
+        let counts: BTreeMap<String, Count> = counts
+            .and_then(|text| serde_json::from_str(text).ok())
+            .unwrap_or_default();
+        for (key, total) in &mut sum {
+            let Some(count) = counts.get(&key.to_string()) else {
+                continue;
+            };
+            total.of += count.of;
+            if count.generation == total.generation {
+                total.enforcing += count.enforcing;
+                total.refusal = total.refusal.take().or_else(|| count.refusal.clone());
+            }
+        }
+    }
+    sum
+}
+
+/// Whether its replica is there.
+pub(crate) fn is_fresh(told: &ConfigMap, now: Timestamp) -> bool {
+    let at = told.data.as_ref().and_then(|data| data.get("at"));
+    let at = at.and_then(|at| at.parse::<Timestamp>().ok());
+    at.is_some_and(|at| now.duration_since(at) < LIFE)
+}

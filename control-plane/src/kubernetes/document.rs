@@ -1,0 +1,77 @@
+//! A resource as the cluster holds it, and its text as loading reads it.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use kube::{ResourceExt as _, api::DynamicObject};
+use merlon_config::{crd, crd::Kind};
+use serde_json::Value;
+
+/// What a resource is called.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub(crate) kind: &'static str,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.kind, self.namespace, self.name)
+    }
+}
+
+/// One version of a resource.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Version {
+    pub(crate) generation: i64,
+    pub(crate) spec: Value,
+    /// As loading reads it.
+    pub(crate) text: String,
+}
+
+/// A resource as the cluster holds it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Document {
+    pub(crate) key: Key,
+    pub(crate) uid: String,
+    pub(crate) created: Option<Timestamp>,
+    pub(crate) present: Version,
+    /// The right version before it, as another replica or we ourselves before a restart wrote it down.
+    pub(crate) in_force: Option<Version>,
+}
+
+impl Document {
+    pub(crate) fn of(kind: &Kind, object: &DynamicObject) -> Option<Self> {
+        let key = Key {
+            kind: kind.kind,
+            namespace: object.namespace()?,
+            name: object.name_any(),
+        };
+        let generation = object.metadata.generation.unwrap_or_default();
+        let spec = object.data.get("spec").cloned().unwrap_or(Value::Null);
+        let kept = object.data.pointer("/status/inForce");
+        let in_force = kept.and_then(|kept| {
+            let generation = kept.get("generation")?.as_i64()?;
+            Version::of(&key, generation, kept.get("spec")?.clone())
+        });
+        Some(Self {
+            uid: object.uid().unwrap_or_default(),
+            created: object.creation_timestamp().map(|time| time.0),
+            present: Version::of(&key, generation, spec)?,
+            in_force,
+            key,
+        })
+    }
+}
+
+impl Version {
+    fn of(key: &Key, generation: i64, spec: Value) -> Option<Self> {
+        let text = crd::document(key.kind, (&key.namespace, &key.name), &spec).ok()?;
+        Some(Self {
+            generation,
+            spec,
+            text,
+        })
+    }
+}

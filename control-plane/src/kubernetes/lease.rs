@@ -1,0 +1,166 @@
+//! Who leads: one replica of all, by a Lease. Only what must be single is the leader's: status and trust bundles.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::coordination::v1::{Lease, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+};
+use kube::{Api, Client, api::PostParams};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{names, watch::Contact};
+
+/// For how long a leader is believed that does not say that it still is.
+const LIFE: Duration = Duration::from_secs(10);
+/// How often it says so, and how often the others look.
+const TICK: Duration = Duration::from_secs(2);
+/// A leader that could not say so for this long stops leading, before another may begin.
+const GRACE: Duration = Duration::from_secs(7);
+/// For one call.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Runs for leader until `shutdown`, and then makes room at once.
+pub(crate) struct Candidate {
+    pub(crate) api: Api<Lease>,
+    pub(crate) name: String,
+    pub(crate) contact: Contact,
+    pub(crate) leading: watch::Sender<bool>,
+    /// The lease as it was seen last, and since when it is so.
+    seen: Option<(String, Instant)>,
+    renewed: Option<Instant>,
+}
+
+impl Candidate {
+    pub(crate) fn new(
+        client: Client,
+        namespace: &str,
+        name: &str,
+        contact: Contact,
+        leading: watch::Sender<bool>,
+    ) -> Self {
+        Self {
+            api: Api::namespaced(client, namespace),
+            name: name.to_owned(),
+            contact,
+            leading,
+            seen: None,
+            renewed: None,
+        }
+    }
+
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
+        loop {
+            let tried = tokio::time::timeout(PATIENCE, self.attempt()).await;
+            match tried {
+                Ok(Ok(leads)) => {
+                    self.contact.found();
+                    self.renewed = leads.then(Instant::now);
+                    self.lead(leads);
+                }
+                Ok(Err(error)) => self.failed(&error.to_string()),
+                Err(_) => self.failed("no answer in time"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(TICK) => {}
+                () = shutdown.cancelled() => break,
+            }
+        }
+        if *self.leading.borrow() {
+            self.lead(false);
+            let _ = tokio::time::timeout(PATIENCE, self.resign()).await;
+        }
+    }
+
+    fn failed(&mut self, why: &str) {
+        self.contact.lost(&format!("the lease: {why}"));
+        if self.renewed.is_none_or(|renewed| renewed.elapsed() > GRACE) {
+            self.lead(false);
+        }
+    }
+
+    fn lead(&self, leads: bool) {
+        let changed = self.leading.send_if_modified(|leading| {
+            let changed = *leading != leads;
+            *leading = leads;
+            changed
+        });
+        if changed {
+            tracing::info!(replica = self.name, leads, "leader.changed");
+        }
+    }
+
+    async fn attempt(&mut self) -> Result<bool, kube::Error> {
+        let Some(mut lease) = self.api.get_opt(names::LEASE).await? else {
+            let lease = Lease {
+                metadata: ObjectMeta {
+                    name: Some(names::LEASE.to_owned()),
+                    ..ObjectMeta::default()
+                },
+                spec: Some(self.spec(None)),
+            };
+            return won(self.api.create(&PostParams::default(), &lease).await);
+        };
+        let version = lease.metadata.resource_version.clone().unwrap_or_default();
+        let since = match &self.seen {
+            Some((seen, since)) if *seen == version => *since,
+            _ => Instant::now(),
+        };
+        self.seen = Some((version, since));
+        let spec = lease.spec.clone().unwrap_or_default();
+        let holder = spec.holder_identity.as_deref().unwrap_or_default();
+        // By our own clock: those of two machines differ.
+        let free = holder.is_empty() || holder == self.name || since.elapsed() > LIFE;
+        if !free {
+            return Ok(false);
+        }
+        lease.spec = Some(self.spec(Some(&spec)));
+        // With the version that was read: of two that try, one is refused.
+        let parameters = PostParams::default();
+        won(self.api.replace(names::LEASE, &parameters, &lease).await)
+    }
+
+    fn spec(&self, before: Option<&LeaseSpec>) -> LeaseSpec {
+        let now = MicroTime(Timestamp::now());
+        let own = before.filter(|spec| spec.holder_identity.as_deref() == Some(&self.name));
+        let transitions = before.and_then(|spec| spec.lease_transitions).unwrap_or(0);
+        LeaseSpec {
+            holder_identity: Some(self.name.clone()),
+            lease_duration_seconds: i32::try_from(LIFE.as_secs()).ok(),
+            acquire_time: own
+                .and_then(|spec| spec.acquire_time.clone())
+                .or_else(|| Some(now.clone())),
+            renew_time: Some(now),
+            lease_transitions: Some(if own.is_some() || before.is_none() {
+                transitions
+            } else {
+                transitions.saturating_add(1)
+            }),
+            ..LeaseSpec::default()
+        }
+    }
+
+    async fn resign(&self) -> Result<(), kube::Error> {
+        let mut lease = self.api.get(names::LEASE).await?;
+        if let Some(spec) = &mut lease.spec
+            && spec.holder_identity.as_deref() == Some(&self.name)
+        {
+            spec.holder_identity = Some(String::new());
+            self.api
+                .replace(names::LEASE, &PostParams::default(), &lease)
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+/// Another was faster: no failure.
+fn won<T>(answer: Result<T, kube::Error>) -> Result<bool, kube::Error> {
+    match answer {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,218 @@
+//! Tells the cluster what became of its resources: each replica its counts, the leader the status.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{StreamExt as _, stream};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{DeleteParams, DynamicObject, Patch, PatchParams},
+};
+use merlon_config::crd::Kind;
+use serde_json::{Value, json};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    board::Board,
+    counts::{self, BEAT, Counts},
+    document::Key,
+    names,
+    status::status,
+    watch::{Cluster, resource_of},
+};
+use crate::{config::KubernetesConfig, push::Registry};
+
+/// What a moment brings (a change, and the acknowledgements of all proxies) is told at once.
+const GATHER: Duration = Duration::from_millis(150);
+/// For one call.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Calls at the same time.
+const AT_ONCE: usize = 8;
+
+pub(crate) struct Reporter {
+    client: Client,
+    replica: String,
+    namespace: String,
+    cluster: Cluster,
+    board: Board,
+    registry: Registry,
+    leads: watch::Receiver<bool>,
+    told: Option<(Counts, Instant)>,
+}
+
+impl Reporter {
+    pub(crate) fn new(
+        client: Client,
+        config: &KubernetesConfig,
+        cluster: Cluster,
+        board: Board,
+        registry: Registry,
+        leads: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            client,
+            replica: format!("merlon-replica-{}", config.replica),
+            namespace: config.namespace.clone(),
+            cluster,
+            board,
+            registry,
+            leads,
+            told: None,
+        }
+    }
+
+    /// Until `shutdown`, and then takes its counts back.
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
+        let mut changes = self.cluster.changes();
+        let mut leads = self.leads.clone();
+        loop {
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                () = self.registry.changed() => {}
+                () = self.board.changed() => {}
+                Ok(()) = leads.changed() => {}
+                () = tokio::time::sleep(BEAT) => {}
+                () = shutdown.cancelled() => break,
+            }
+            tokio::time::sleep(GATHER).await;
+            changes.mark_unchanged();
+            self.report().await;
+        }
+        let api = self.config_maps();
+        let parameters = DeleteParams::default();
+        let gone = api.delete(&self.replica, &parameters);
+        let _ = tokio::time::timeout(PATIENCE, gone).await;
+    }
+
+    async fn report(&mut self) {
+        let own = self.board.count(&self.registry.enforcing());
+        if self.cluster.contact.away().is_some() {
+            // Told as soon as the cluster is back: its watches wake us.
+            self.told = None;
+            return;
+        }
+        let told = self.told.as_ref();
+        if told.is_none_or(|(counts, at)| *counts != own || at.elapsed() >= BEAT) {
+            let now = Timestamp::now();
+            let map = counts::told(&self.replica, &own, now);
+            if apply(&self.config_maps(), &self.replica, &map).await {
+                self.told = Some((own.clone(), Instant::now()));
+            }
+        }
+        if *self.leads.borrow() {
+            self.lead(&own).await;
+        }
+    }
+
+    async fn lead(&self, own: &Counts) {
+        let now = Timestamp::now();
+        let told = self.cluster.counts.state();
+        let sum = counts::sum(&self.replica, own, &told, now);
+        let due = self.cluster.kinds.iter().flat_map(|(kind, store)| {
+            let objects = store.state();
+            let due = objects.into_iter().filter_map(|object| {
+                let status = self.due(kind, &object, &sum, now)?;
+                Some((kind, object, status))
+            });
+            due.collect::<Vec<_>>()
+        });
+        let due: Vec<_> = due.collect();
+        stream::iter(due)
+            .for_each_concurrent(AT_ONCE, |(kind, object, status)| async move {
+                self.write(kind, &object, status).await;
+            })
+            .await;
+        self.forget(&told, now).await;
+    }
+
+    /// The status that an object should have and has not.
+    fn due(
+        &self,
+        kind: &Kind,
+        object: &DynamicObject,
+        sum: &Counts,
+        now: Timestamp,
+    ) -> Option<Value> {
+        let key = Key {
+            kind: kind.kind,
+            namespace: object.namespace()?,
+            name: object.name_any(),
+        };
+        let verdict = self.board.verdict(&key)?;
+        // One that changed meanwhile is judged in a moment.
+        if object.metadata.generation != Some(verdict.generation)
+            || object.uid() != Some(verdict.uid.clone())
+        {
+            return None;
+        }
+        let before = object.data.get("status");
+        let status = status(&verdict, sum.get(&key), before, now);
+        (before != Some(&status)).then_some(status)
+    }
+
+    async fn write(&self, kind: &Kind, object: &DynamicObject, status: Value) {
+        let namespace = object.namespace().unwrap_or_default();
+        let resource = resource_of(kind);
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), &namespace, &resource);
+        // With the uid: of another that was made under the same name it would not be true.
+        let patch = json!({
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": { "name": object.name_any(), "uid": object.uid() },
+            "status": status,
+        });
+        let parameters = PatchParams::apply(names::FIELD_MANAGER).force();
+        let (name, patch) = (object.name_any(), Patch::Apply(&patch));
+        let written = api.patch_status(&name, &parameters, &patch);
+        match tokio::time::timeout(PATIENCE, written).await {
+            Ok(Ok(_)) => {}
+            // It is gone.
+            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(kind = kind.kind, namespace, name, error = %error, "status.failed");
+            }
+            Err(_) => tracing::warn!(
+                kind = kind.kind,
+                namespace,
+                name,
+                "status.failed: no answer"
+            ),
+        }
+    }
+
+    /// Counts of replicas that are gone and could not take them back.
+    async fn forget(&self, told: &[Arc<ConfigMap>], now: Timestamp) {
+        for map in told {
+            let name = map.name_any();
+            if name != self.replica && !counts::is_fresh(map, now) {
+                let parameters = DeleteParams::default();
+                let api = self.config_maps();
+                let _ = tokio::time::timeout(PATIENCE, api.delete(&name, &parameters)).await;
+            }
+        }
+    }
+
+    fn config_maps(&self) -> Api<ConfigMap> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+}
+
+/// Server-side apply; whether it succeeded.
+pub(crate) async fn apply(api: &Api<ConfigMap>, name: &str, map: &Value) -> bool {
+    let parameters = PatchParams::apply(names::FIELD_MANAGER).force();
+    let patch = Patch::Apply(map);
+    match tokio::time::timeout(PATIENCE, api.patch(name, &parameters, &patch)).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(error)) => {
+            tracing::warn!(config_map = name, error = %error, "config_map.failed");
+            false
+        }
+        Err(_) => {
+            tracing::warn!(config_map = name, "config_map.failed: no answer");
+            false
+        }
+    }
+}

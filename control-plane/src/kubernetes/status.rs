@@ -1,0 +1,94 @@
+//! What a resource's `status` says.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::{accept::Verdict, counts::Count};
+
+/// The status that a resource should have; `before` is what it has.
+pub(crate) fn status(
+    verdict: &Verdict,
+    count: Option<&Count>,
+    before: Option<&Value>,
+    now: Timestamp,
+) -> Value {
+    let none = Count::default();
+    let count = count.unwrap_or(&none);
+    let proxies = format!("{}/{}", count.enforcing, count.of);
+    let condition = |kind: &str, (status, reason, message): (bool, &str, String)| {
+        let status = if status { "True" } else { "False" };
+        let mut message: String = message.chars().take(8_000).collect();
+        if message.is_empty() {
+            message.push('-');
+        }
+        json!({
+            "type": kind,
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "observedGeneration": verdict.generation,
+            "lastTransitionTime": since(before, kind, status)
+                .unwrap_or_else(|| format!("{now:.0}")),
+        })
+    };
+    let mut message = verdict.message.clone();
+    if let Some(version) = &verdict.in_force {
+        message.push_str(&format!(
+            "\ngeneration {} stays in force",
+            version.generation
+        ));
+    } else if !verdict.accepted && !verdict.enforced {
+        message.push_str("\nnothing of it is in force");
+    }
+    let accepted = (verdict.accepted, verdict.reason, message);
+    let mut status = json!({
+        "observedGeneration": verdict.generation,
+        "proxies": proxies,
+        "conditions": [
+            condition("Accepted", accepted),
+            condition("Programmed", programmed(verdict, count, &proxies)),
+        ],
+    });
+    if let Some(version) = &verdict.in_force
+        && let Some(map) = status.as_object_mut()
+    {
+        let kept = json!({ "generation": version.generation, "spec": version.spec });
+        map.insert("inForce".to_owned(), kept);
+    }
+    status
+}
+
+fn programmed(verdict: &Verdict, count: &Count, proxies: &str) -> (bool, &'static str, String) {
+    if !verdict.enforced {
+        return (
+            false,
+            "NotAccepted",
+            "no version of it is in force".to_owned(),
+        );
+    }
+    if let Some(version) = &verdict.in_force {
+        let message = format!(
+            "{proxies} proxies enforce generation {}, which stays in force",
+            version.generation
+        );
+        return (false, "NotAccepted", message);
+    }
+    match &count.refusal {
+        _ if count.of == 0 => {
+            let message = "0/0 proxies: none that it concerns is connected".to_owned();
+            (true, "NoProxies", message)
+        }
+        _ if count.enforcing == count.of => (true, "Programmed", format!("{proxies} proxies")),
+        Some(refusal) => (false, "Refused", format!("{proxies} proxies; {refusal}")),
+        None => (false, "Pending", format!("{proxies} proxies")),
+    }
+}
+
+/// Since when a condition is as it is.
+fn since(before: Option<&Value>, kind: &str, status: &str) -> Option<String> {
+    let conditions = before?.get("conditions")?.as_array()?;
+    let same = conditions
+        .iter()
+        .find(|one| one["type"] == kind && one["status"] == status)?;
+    Some(same["lastTransitionTime"].as_str()?.to_owned())
+}

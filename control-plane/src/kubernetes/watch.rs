@@ -1,0 +1,282 @@
+//! What the cluster says, kept up to date: one watch for each kind of object that Merlon needs, and no more.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Debug,
+    hash::Hash,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::StreamExt as _;
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Namespace, Pod, Service},
+    discovery::v1::EndpointSlice,
+};
+use kube::{
+    Api, Client, Resource,
+    api::{ApiResource, DynamicObject},
+    runtime::{
+        WatchStreamExt as _,
+        reflector::{Lookup, Store, store::Writer},
+        utils::Backoff,
+        watcher::{self, Event, watcher},
+    },
+};
+use merlon_config::crd::{self, CLUSTER_KINDS, Kind};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{meshed, names};
+use crate::random;
+
+/// Everything that is watched.
+#[derive(Debug, Clone)]
+pub(crate) struct Cluster {
+    /// Those with a proxy in them.
+    pub(crate) pods: Store<Pod>,
+    pub(crate) services: Store<Service>,
+    pub(crate) slices: Store<EndpointSlice>,
+    pub(crate) namespaces: Store<Namespace>,
+    /// The trust bundle of each namespace.
+    pub(crate) bundles: Store<ConfigMap>,
+    /// What the replicas count.
+    pub(crate) counts: Store<ConfigMap>,
+    pub(crate) kinds: Vec<(Kind, Store<DynamicObject>)>,
+    pub(crate) contact: Contact,
+    changes: watch::Receiver<u64>,
+}
+
+impl Cluster {
+    /// Begins to watch; `shutdown` ends it.
+    pub(crate) fn watch(
+        client: &Client,
+        own_namespace: &str,
+        contact: Contact,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> Self {
+        let (changed, changes) = watch::channel(0);
+        let watching = Watching {
+            contact: contact.clone(),
+            changed: Arc::new(changed),
+            tasks,
+            shutdown,
+        };
+        let all = watcher::Config::default();
+        let bundles = all
+            .clone()
+            .fields(&format!("metadata.name={}", names::TRUST_BUNDLE));
+        let counts = all.clone().labels(names::REPLICA_LABEL);
+        let kinds = CLUSTER_KINDS.iter().map(|kind| {
+            let resource = resource_of(kind);
+            let api = Api::all_with(client.clone(), &resource);
+            let config = watcher::Config::default();
+            (
+                *kind,
+                watching.follow(kind.plural, api, resource, config, any),
+            )
+        });
+        let kinds = kinds.collect();
+        Self {
+            pods: watching.follow("pods", Api::all(client.clone()), (), all.clone(), meshed),
+            services: watching.follow("services", Api::all(client.clone()), (), all.clone(), any),
+            slices: watching.follow(
+                "endpointslices",
+                Api::all(client.clone()),
+                (),
+                all.clone(),
+                any,
+            ),
+            namespaces: watching.follow("namespaces", Api::all(client.clone()), (), all, any),
+            bundles: watching.follow("trust bundles", Api::all(client.clone()), (), bundles, any),
+            counts: watching.follow(
+                "replicas",
+                Api::namespaced(client.clone(), own_namespace),
+                (),
+                counts,
+                any,
+            ),
+            kinds,
+            contact,
+            changes,
+        }
+    }
+
+    /// A waiter for changes of anything.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+}
+
+pub(crate) fn resource_of(kind: &Kind) -> ApiResource {
+    ApiResource {
+        group: crd::GROUP.to_owned(),
+        version: crd::VERSION.to_owned(),
+        api_version: format!("{}/{}", crd::GROUP, crd::VERSION),
+        kind: kind.kind.to_owned(),
+        plural: kind.plural.to_owned(),
+    }
+}
+
+fn any<K>(_: &K) -> bool {
+    true
+}
+
+struct Watching<'a> {
+    contact: Contact,
+    changed: Arc<watch::Sender<u64>>,
+    tasks: &'a TaskTracker,
+    shutdown: &'a CancellationToken,
+}
+
+impl Watching<'_> {
+    fn follow<K>(
+        &self,
+        what: &'static str,
+        api: Api<K>,
+        dynamic: <K as Resource>::DynamicType,
+        config: watcher::Config,
+        keep: fn(&K) -> bool,
+    ) -> Store<K>
+    where
+        K: Resource + Lookup<DynamicType = <K as Resource>::DynamicType>,
+        K: Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+        <K as Resource>::DynamicType: Eq + Hash + Clone + Send + Sync,
+    {
+        let mut writer = Writer::new(dynamic);
+        let store = writer.as_reader();
+        self.contact.wait_for(what);
+        let (contact, changed) = (self.contact.clone(), Arc::clone(&self.changed));
+        let shutdown = self.shutdown.clone();
+        self.tasks.spawn(async move {
+            let mut events = watcher(api, config).backoff(Pauses(0)).boxed();
+            loop {
+                let event = tokio::select! {
+                    event = events.next() => event,
+                    () = shutdown.cancelled() => return,
+                };
+                match event {
+                    Some(Ok(event)) => {
+                        // Half of an object's bytes, and of no use to us.
+                        let event = event.modify(|object| object.meta_mut().managed_fields = None);
+                        if let Event::Apply(object) | Event::InitApply(object) = &event
+                            && !keep(object)
+                        {
+                            continue;
+                        }
+                        writer.apply_watcher_event(&event);
+                        match event {
+                            Event::Init | Event::InitApply(_) => continue,
+                            Event::InitDone => contact.have(what),
+                            Event::Apply(_) | Event::Delete(_) => {}
+                        }
+                        changed.send_modify(|count| *count += 1);
+                    }
+                    Some(Err(error)) => contact.lost(&format!("watching {what}: {error}")),
+                    None => return,
+                }
+            }
+        });
+        store
+    }
+}
+
+/// Growing pauses with jitter. A cluster that comes back is followed within seconds: what a replica asks of it then is
+/// ten lists.
+struct Pauses(u32);
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let longest = Duration::from_millis(250)
+            .saturating_mul(1 << self.0.min(16))
+            .min(Duration::from_secs(5));
+        self.0 = self.0.saturating_add(1);
+        Some(longest.mul_f64(0.5 + random::unit() / 2.0))
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.0 = 0;
+    }
+}
+
+/// Whether the cluster has told everything once, and whether it still answers.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Contact(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    missing: BTreeSet<&'static str>,
+    /// Why there is no state to serve from yet, beside what is missing.
+    waiting: Option<String>,
+    lost: Option<(Timestamp, String)>,
+}
+
+impl Contact {
+    /// Why nothing can be served yet.
+    pub(crate) fn not_ready(&self) -> Option<String> {
+        let state = self.lock();
+        let missing: Vec<&str> = state.missing.iter().copied().collect();
+        if missing.is_empty() {
+            return state.waiting.clone();
+        }
+        let why = state.lost.as_ref().map(|(_, why)| format!(": {why}"));
+        let (missing, why) = (missing.join(", "), why.unwrap_or_default());
+        Some(format!("the cluster has not told yet of: {missing}{why}"))
+    }
+
+    /// Whether the cluster has told everything once.
+    pub(crate) fn has_all(&self) -> bool {
+        self.lock().missing.is_empty()
+    }
+
+    /// Since when the cluster does not answer, with the words for it.
+    pub(crate) fn away(&self) -> Option<(Timestamp, String)> {
+        self.lock().lost.clone()
+    }
+
+    /// Something else than the cluster keeps us from serving; `None`: no more.
+    pub(crate) fn wait_because(&self, why: Option<String>) {
+        self.lock().waiting = why;
+    }
+
+    /// The cluster answered.
+    pub(crate) fn found(&self) {
+        if let Some((since, _)) = self.lock().lost.take() {
+            tracing::info!(since = %since, "cluster.back");
+        }
+    }
+
+    /// The cluster did not answer.
+    pub(crate) fn lost(&self, why: &str) {
+        let why: String = why.chars().take(500).collect();
+        let mut state = self.lock();
+        if let Some((_, last)) = &mut state.lost {
+            *last = why;
+            return;
+        }
+        tracing::warn!(
+            problem = why,
+            "cluster.away: what was read last stays in force"
+        );
+        state.lost = Some((Timestamp::now(), why));
+    }
+
+    fn wait_for(&self, what: &'static str) {
+        self.lock().missing.insert(what);
+    }
+
+    fn have(&self, what: &'static str) {
+        self.lock().missing.remove(what);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,234 @@
+//! Pods, Services and endpoints as the Workloads and Services that everything else knows.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use k8s_openapi::{
+    api::{
+        core::v1::{Container, Pod, Service, ServicePort as ClusterPort},
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+use kube::ResourceExt as _;
+use merlon_config::{
+    name::{Namespace, ResourceName},
+    resource::{AppProtocol, Resource, ServicePort, ServiceSpec, Spec, WorkloadSpec},
+};
+
+use super::{meshed, watch::Cluster};
+
+/// All of them, in an order that does not depend on the cluster's.
+pub(crate) fn found(cluster: &Cluster) -> Vec<Resource> {
+    let mut pods = cluster.pods.state();
+    // An address is given to a new pod while the old one is still known: of two the newer one has it.
+    pods.sort_by_key(|pod| {
+        let going = pod.metadata.deletion_timestamp.is_some();
+        (going, Reverse(pod.creation_timestamp().map(|time| time.0)))
+    });
+    let mut taken = HashSet::new();
+    let workloads = pods.iter().filter_map(|pod| {
+        let mut found = workload(pod)?;
+        if let Spec::Workload(spec) = &mut found.spec {
+            spec.addresses.retain(|address| taken.insert(*address));
+        }
+        Some(found)
+    });
+    let mut all: Vec<Resource> = workloads.collect();
+    let ready = ready(&cluster.slices.state());
+    let services = cluster.services.state();
+    all.extend(services.iter().filter_map(|found| {
+        let name = (found.namespace()?, found.name_any());
+        let ready = ready
+            .get(&name)
+            .map(|ready| ready.iter().copied().collect());
+        service(found, pods.iter().map(AsRef::as_ref), ready)
+    }));
+    all.sort_by(|a, b| a.origin.cmp(&b.origin));
+    all
+}
+
+type Ready = HashMap<(String, String), BTreeSet<IpAddr>>;
+
+/// Ready addresses by the Service's namespace and name.
+fn ready(slices: &[Arc<EndpointSlice>]) -> Ready {
+    let mut ready = Ready::new();
+    for slice in slices {
+        let service = slice.labels().get("kubernetes.io/service-name");
+        let (Some(namespace), Some(service)) = (slice.namespace(), service) else {
+            continue;
+        };
+        let addresses = ready.entry((namespace, service.clone())).or_default();
+        for endpoint in &slice.endpoints {
+            let conditions = endpoint.conditions.as_ref();
+            // Not said means ready.
+            if conditions.and_then(|known| known.ready).unwrap_or(true) {
+                let known = endpoint.addresses.iter();
+                addresses.extend(known.filter_map(|address| address.parse::<IpAddr>().ok()));
+            }
+        }
+    }
+    ready
+}
+
+/// None for a pod on its machine's own network: that address is not its alone.
+fn addresses(pod: &Pod) -> Vec<IpAddr> {
+    let host = pod.spec.as_ref().and_then(|spec| spec.host_network);
+    let Some(status) = pod.status.as_ref().filter(|_| host != Some(true)) else {
+        return Vec::new();
+    };
+    let all = status.pod_ips.iter().flatten().map(|found| &found.ip[..]);
+    let all: BTreeSet<IpAddr> = all
+        .chain(status.pod_ip.as_deref())
+        .filter_map(|address| address.parse().ok())
+        .collect();
+    all.into_iter().collect()
+}
+
+fn place(object: &impl kube::ResourceExt) -> Option<(Namespace, ResourceName)> {
+    let namespace = object.namespace()?.parse().ok()?;
+    Some((namespace, object.name_any().parse().ok()?))
+}
+
+/// `None`: one without a proxy, or one that has ended.
+fn workload(pod: &Pod) -> Option<Resource> {
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    if !meshed(pod) || matches!(phase, Some("Succeeded" | "Failed")) {
+        return None;
+    }
+    let (namespace, name) = place(pod)?;
+    let account = pod.spec.as_ref()?.service_account_name.as_deref();
+    let service_account = account.unwrap_or("default").parse().ok()?;
+    Some(Resource {
+        origin: format!("Pod/{namespace}/{name}"),
+        labels: pod.labels().clone(),
+        namespace,
+        name,
+        spec: Spec::Workload(WorkloadSpec {
+            service_account,
+            mesh_address: None,
+            addresses: addresses(pod),
+            groups: Vec::new(),
+            outbound: Vec::new(),
+        }),
+    })
+}
+
+/// `None`: one that nobody can be behind, or that carries nothing but UDP.
+fn service<'a>(
+    service: &Service,
+    pods: impl Iterator<Item = &'a Pod>,
+    ready: Option<Vec<IpAddr>>,
+) -> Option<Resource> {
+    let (namespace, name) = place(service)?;
+    let spec = service.spec.as_ref()?;
+    let selector: BTreeMap<String, String> = spec.selector.clone().unwrap_or_default();
+    if selector.is_empty() || spec.type_.as_deref() == Some("ExternalName") {
+        return None;
+    }
+    let own: Vec<&Pod> = pods
+        .filter(|pod| pod.metadata.namespace.as_deref() == Some(namespace.as_str()))
+        .filter(|pod| selector.iter().all(|(k, v)| pod.labels().get(k) == Some(v)))
+        .collect();
+    let ports = spec.ports.iter().flatten();
+    let ports: Vec<ServicePort> = ports.filter_map(|port| port_of(port, &own)).collect();
+    if ports.is_empty() {
+        return None;
+    }
+    Some(Resource {
+        origin: format!("Service/{namespace}/{name}"),
+        labels: service.labels().clone(),
+        namespace,
+        name,
+        spec: Spec::Service(ServiceSpec {
+            selector,
+            ports,
+            addresses: spec
+                .cluster_ips
+                .iter()
+                .flatten()
+                .filter_map(|address| address.parse().ok())
+                .collect(),
+            // Before the cluster has said who is ready, whoever is selected.
+            endpoints: ready,
+            groups: Vec::new(),
+        }),
+    })
+}
+
+fn port_of(port: &ClusterPort, pods: &[&Pod]) -> Option<ServicePort> {
+    if port.protocol.as_deref().is_some_and(|known| known != "TCP") {
+        return None;
+    }
+    let number = u16::try_from(port.port).ok()?;
+    let target_port = match &port.target_port {
+        None => None,
+        Some(IntOrString::Int(target)) => u16::try_from(*target).ok().filter(|port| *port > 0),
+        Some(IntOrString::String(name)) => Some(
+            pods.iter()
+                .find_map(|pod| named_port(pod, name))
+                .unwrap_or(number),
+        ),
+    };
+    Some(ServicePort {
+        name: port.name.as_deref().and_then(|name| name.parse().ok()),
+        port: number,
+        target_port,
+        app_protocol: protocol(port.app_protocol.as_deref(), port.name.as_deref()),
+    })
+}
+
+fn named_port(pod: &Pod, name: &str) -> Option<u16> {
+    let spec = pod.spec.as_ref()?;
+    let containers = spec
+        .containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten());
+    let mut ports = containers.flat_map(|container: &Container| container.ports.iter().flatten());
+    let port = ports.find(|port| port.name.as_deref() == Some(name))?;
+    u16::try_from(port.container_port).ok()
+}
+
+/// By `appProtocol`, then by how the port is called; HTTP where neither says.
+fn protocol(said: Option<&str>, name: Option<&str>) -> AppProtocol {
+    let word = match (said, name) {
+        (Some(said), _) => said.rsplit('/').next().unwrap_or(said),
+        (None, Some(name)) => name.split('-').next().unwrap_or(name),
+        (None, None) => return AppProtocol::Http,
+    };
+    match word.to_ascii_lowercase().as_str() {
+        "grpc" => AppProtocol::Grpc,
+        "h2c" | "http2" => AppProtocol::H2c,
+        "tcp" | "tls" | "https" | "wss" | "redis" | "postgres" | "postgresql" | "mysql"
+        | "mongo" | "mongodb" | "amqp" | "kafka" | "nats" | "smtp" | "ldap" => AppProtocol::Tcp,
+        _ => AppProtocol::Http,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_says_by_its_protocol_or_by_its_name_what_is_spoken() {
+        for (said, name, expected) in [
+            (Some("kubernetes.io/h2c"), Some("grpc"), AppProtocol::H2c),
+            (Some("grpc"), None, AppProtocol::Grpc),
+            (None, Some("grpc-api"), AppProtocol::Grpc),
+            (None, Some("postgres"), AppProtocol::Tcp),
+            (None, Some("tcp-metrics"), AppProtocol::Tcp),
+            (None, Some("web"), AppProtocol::Http),
+            (Some("kubernetes.io/ws"), None, AppProtocol::Http),
+            (None, None, AppProtocol::Http),
+        ] {
+            assert_eq!(protocol(said, name), expected, "{said:?} {name:?}");
+        }
+    }
+}

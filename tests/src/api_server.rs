@@ -1,0 +1,400 @@
+//! A real Kubernetes API: etcd and kube-apiserver, without machines. Pods exist in it as objects, and their programs and
+//! proxies run on this machine.
+
+mod audit;
+mod replica;
+
+use std::{fmt, fs, net::SocketAddr, path::Path, sync::Mutex};
+
+use http::Method;
+use reqwest::Certificate;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+
+use crate::{
+    ports,
+    process::{Plan, Process},
+    tools, wait,
+};
+
+pub use audit::Call;
+pub use replica::Replica;
+
+/// What the control plane may do.
+pub const RIGHTS: &str = include_str!("api_server/rights.yaml");
+
+/// A cluster's API.
+pub struct ApiServer {
+    folder: TempDir,
+    address: SocketAddr,
+    etcd: SocketAddr,
+    _etcd: Process,
+    server: Mutex<Option<Process>>,
+    client: reqwest::Client,
+}
+
+/// A pod that exists.
+#[derive(Debug, Clone)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Unique for ever.
+    pub uid: String,
+    /// Whom it runs as.
+    pub account: String,
+}
+
+/// Of a user who may do everything.
+const ADMINISTRATOR: &str = "administrators-token";
+
+impl ApiServer {
+    /// Starts one, with Merlon's definitions, the namespaces `merlon-system` and `shop`, and the control plane's rights.
+    pub async fn start() -> Self {
+        let folder = crate::folder::fresh();
+        let (etcd, peers, address) = (ports::free(), ports::free(), ports::free());
+        let url = |address: SocketAddr| format!("http://{address}");
+        let process = Plan::new("etcd", tools::installed("etcd"), folder.path())
+            .arg("--data-dir")
+            .arg(folder.path().join("etcd"))
+            .args(["--listen-client-urls", &url(etcd)])
+            .args(["--advertise-client-urls", &url(etcd)])
+            .args(["--listen-peer-urls", &url(peers)])
+            .args(["--initial-advertise-peer-urls", &url(peers)])
+            .args(["--initial-cluster", &format!("default={}", url(peers))])
+            // Nothing of it outlives the test.
+            .arg("--unsafe-no-fsync")
+            .start();
+        process
+            .until("listens", async || TcpStream::connect(etcd).await.is_ok())
+            .await;
+        write(folder.path());
+        let this = Self {
+            client: reqwest::Client::new(),
+            folder,
+            address,
+            etcd,
+            _etcd: process,
+            server: Mutex::new(None),
+        };
+        this.launch();
+        // The server made its certificate when it started.
+        let certificate = wait::for_some("the API server has a certificate", async || {
+            let text = fs::read(this.certificate_file()).ok()?;
+            Certificate::from_pem_bundle(&text).ok().filter(|all| !all.is_empty())
+        })
+        .await;
+        let this = Self {
+            client: reqwest::Client::builder()
+                .tls_certs_only(certificate)
+                .build()
+                .expect("a client"),
+            ..this
+        };
+        this.until_ready().await;
+        this.apply(&crds().await).await;
+        wait::until("the definitions are served", async || {
+            let found = this.try_get("/apis/merlon.io/v1alpha1/requestvalidations").await;
+            found.is_some()
+        })
+        .await;
+        for namespace in ["merlon-system", "shop"] {
+            this.namespace(namespace).await;
+        }
+        this.account("merlon-system", "merlon-control-plane").await;
+        this.apply(RIGHTS).await;
+        this
+    }
+
+    fn launch(&self) {
+        let folder = self.folder.path();
+        let keys = folder.join("accounts.key");
+        let process = Plan::new("kube-apiserver", tools::installed("kube-apiserver"), folder)
+            .args(["--etcd-servers", &format!("http://{}", self.etcd)])
+            .args(["--bind-address", "127.0.0.1"])
+            .args(["--secure-port", &self.address.port().to_string()])
+            .arg("--cert-dir")
+            .arg(folder.join("certificates"))
+            .args(["--service-account-issuer", "https://cluster.merlon.test"])
+            .arg("--service-account-signing-key-file")
+            .arg(&keys)
+            .arg("--service-account-key-file")
+            .arg(&keys)
+            .arg("--token-auth-file")
+            .arg(folder.join("tokens.csv"))
+            .args(["--authorization-mode", "RBAC"])
+            .args(["--service-cluster-ip-range", "10.90.0.0/16"])
+            .arg("--audit-policy-file")
+            .arg(folder.join("audit.yaml"))
+            .arg("--audit-log-path")
+            .arg(self.audit_log())
+            .start();
+        *self.server.lock().expect("no panic") = Some(process);
+    }
+
+    async fn until_ready(&self) {
+        wait::until("the API server is ready", async || {
+            let reply = self.send(Method::GET, "/readyz", None).await;
+            reply.is_ok_and(|(status, _)| status == 200)
+        })
+        .await;
+    }
+
+    /// Ends it as a crash would. What it knew is in etcd.
+    pub fn kill9(&self) {
+        drop(self.server.lock().expect("no panic").take());
+    }
+
+    /// Starts it again where it was, and waits until it is ready.
+    pub async fn start_again(&self) {
+        self.launch();
+        self.until_ready().await;
+    }
+
+    fn certificate_file(&self) -> std::path::PathBuf {
+        self.folder.path().join("certificates/apiserver.crt")
+    }
+
+    fn audit_log(&self) -> std::path::PathBuf {
+        self.folder.path().join("audit.log")
+    }
+
+    /// Who called for what so far.
+    pub fn calls(&self) -> Vec<Call> {
+        audit::calls(&fs::read_to_string(self.audit_log()).unwrap_or_default())
+    }
+
+    /// A kubeconfig of who has this token.
+    fn kubeconfig(&self, token: &str) -> String {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{ "name": "test", "cluster": {
+                "server": format!("https://{}", self.address),
+                "certificate-authority": self.certificate_file(),
+            } }],
+            "users": [{ "name": "test", "user": { "token": token } }],
+            "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "test" } }],
+            "current-context": "test",
+        })
+        .to_string()
+    }
+
+    /// As `kubectl apply --server-side` does it; says what was wrong.
+    ///
+    /// # Errors
+    /// What kubectl says.
+    pub async fn try_apply(&self, text: &str) -> Result<(), String> {
+        static FILES: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = FILES.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let file = self.folder.path().join(format!("applied-{number}.yaml"));
+        fs::write(&file, text).expect("a file");
+        let config = self.folder.path().join("administrator.kubeconfig");
+        fs::write(&config, self.kubeconfig(ADMINISTRATOR)).expect("a kubeconfig");
+        let ended = Plan::new("kubectl", tools::installed("kubectl"), self.folder.path())
+            .env("KUBECONFIG", &config)
+            .env("HOME", self.folder.path())
+            .args(["apply", "--server-side", "--force-conflicts", "-f"])
+            .arg(&file)
+            .run()
+            .await;
+        if ended.code() == 0 {
+            Ok(())
+        } else {
+            Err(ended.err)
+        }
+    }
+
+    /// The same, of what is right.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub async fn apply(&self, text: &str) {
+        let applied = self.try_apply(text).await;
+        applied.unwrap_or_else(|error| panic!("{error}\n{text}"));
+    }
+
+    /// Any call as the administrator.
+    ///
+    /// # Panics
+    /// When the answer is no success.
+    pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Value {
+        let answer = self.send(method, path, body).await;
+        let (status, answer) = answer.unwrap_or_else(|error| panic!("{path}: {error}"));
+        assert!((200..300).contains(&status), "{path}: {status} {answer}");
+        answer
+    }
+
+    /// An object that is there.
+    pub async fn get(&self, path: &str) -> Value {
+        self.call(Method::GET, path, None).await
+    }
+
+    /// An object, if it is there.
+    pub async fn try_get(&self, path: &str) -> Option<Value> {
+        let (status, answer) = self.send(Method::GET, path, None).await.ok()?;
+        (status == 200).then_some(answer)
+    }
+
+    /// Removes an object at once.
+    pub async fn delete(&self, path: &str) {
+        let at_once = json!({ "gracePeriodSeconds": 0 });
+        self.call(Method::DELETE, path, Some(&at_once)).await;
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(u16, Value), String> {
+        let url = format!("https://{}{path}", self.address);
+        let kind = match method {
+            Method::PATCH => "application/merge-patch+json",
+            _ => "application/json",
+        };
+        let mut request = self.client.request(method, url).bearer_auth(ADMINISTRATOR);
+        if let Some(body) = body {
+            request = request.header("content-type", kind).body(body.to_string());
+        }
+        let reply = request.send().await.map_err(|error| format!("{error:?}"))?;
+        let status = reply.status().as_u16();
+        let text = reply.text().await.map_err(|error| error.to_string())?;
+        let value = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        Ok((status, value))
+    }
+
+    /// A new namespace.
+    pub async fn namespace(&self, name: &str) {
+        let namespace = json!({ "metadata": { "name": name } });
+        self.call(Method::POST, "/api/v1/namespaces", Some(&namespace)).await;
+    }
+
+    /// A new service account.
+    pub async fn account(&self, namespace: &str, name: &str) {
+        let account = json!({ "metadata": { "name": name } });
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts");
+        self.call(Method::POST, &path, Some(&account)).await;
+    }
+
+    /// A new pod with a proxy in it, at `address`, which runs as a service account of its own name.
+    pub async fn pod(&self, namespace: &str, name: &str, address: &str) -> Pod {
+        let accounts = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}");
+        if self.try_get(&accounts).await.is_none() {
+            self.account(namespace, name).await;
+        }
+        let pods = format!("/api/v1/namespaces/{namespace}/pods");
+        let pod = json!({
+            "metadata": { "name": name, "labels": { "app": name } },
+            "spec": {
+                "serviceAccountName": name,
+                "automountServiceAccountToken": false,
+                "containers": [{ "name": "program", "image": "program" }],
+                "initContainers": [{
+                    "name": "merlon-proxy", "image": "merlon-proxy", "restartPolicy": "Always",
+                }],
+            },
+        });
+        let made = self.call(Method::POST, &pods, Some(&pod)).await;
+        let status = json!({ "status": {
+            "phase": "Running", "podIP": address, "podIPs": [{ "ip": address }],
+        } });
+        let path = format!("{pods}/{name}/status");
+        self.call(Method::PATCH, &path, Some(&status)).await;
+        Pod {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid: made["metadata"]["uid"].as_str().expect("a uid").to_owned(),
+            account: name.to_owned(),
+        }
+    }
+
+    /// A token of a service account for an audience, bound to a pod if one is given.
+    pub async fn token(
+        &self,
+        (namespace, account): (&str, &str),
+        audience: Option<&str>,
+        pod: Option<&Pod>,
+    ) -> String {
+        let bound = pod.map(|pod| {
+            json!({ "apiVersion": "v1", "kind": "Pod", "name": pod.name, "uid": pod.uid })
+        });
+        let asked = json!({ "spec": {
+            "audiences": audience.into_iter().collect::<Vec<_>>(),
+            "expirationSeconds": 3_600,
+            "boundObjectRef": bound,
+        } });
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
+        let made = self.call(Method::POST, &path, Some(&asked)).await;
+        made["status"]["token"].as_str().expect("a token").to_owned()
+    }
+
+    /// The token that the cluster mounts into a pod for Merlon.
+    pub async fn token_of(&self, pod: &Pod) -> String {
+        let account = (&pod.namespace[..], &pod.account[..]);
+        self.token(account, Some("merlon"), Some(pod)).await
+    }
+
+    /// Waits until a condition of a resource has this status for its present generation, and gives its reason and message.
+    pub async fn until_condition(
+        &self,
+        path: &str,
+        kind: &str,
+        status: &str,
+    ) -> (String, String) {
+        let what = format!("{path} is {kind}={status}");
+        let seen = Mutex::new(Value::Null);
+        let waited = wait::for_some(what, async || {
+            let object = self.try_get(path).await?;
+            *seen.lock().expect("no panic") = object["status"].clone();
+            let conditions = object["status"]["conditions"].as_array()?.clone();
+            let found = conditions.iter().find(|one| one["type"] == kind)?;
+            let now = found["observedGeneration"] == object["metadata"]["generation"];
+            let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
+            (now && found["status"] == status).then(|| (text("reason"), text("message")))
+        });
+        waited.await
+    }
+}
+
+impl fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the API server at {}", self.address)
+    }
+}
+
+/// What `merlon crds` prints.
+async fn crds() -> String {
+    let folder = crate::folder::fresh();
+    let ended = Plan::new("merlon-crds", tools::ours("merlon"), folder.path())
+        .arg("crds")
+        .run()
+        .await;
+    assert_eq!(ended.code(), 0, "{}", ended.err);
+    ended.out
+}
+
+fn write(folder: &Path) {
+    let key = rcgen::KeyPair::generate().expect("a key").serialize_pem();
+    let files = [
+        ("accounts.key", key),
+        (
+            "tokens.csv",
+            format!("{ADMINISTRATOR},administrator,administrator,\"system:masters\"\n"),
+        ),
+        (
+            "audit.yaml",
+            json!({
+                "apiVersion": "audit.k8s.io/v1",
+                "kind": "Policy",
+                "rules": [{ "level": "Metadata" }],
+            })
+            .to_string(),
+        ),
+    ];
+    for (name, text) in files {
+        fs::write(folder.join(name), text).expect("a file");
+    }
+}

@@ -1,0 +1,183 @@
+//! A control plane that follows a cluster, and proxies that find it by what the cluster mounts.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use http::Method;
+use serde_json::Value;
+
+use super::{ApiServer, Pod};
+use crate::{
+    mesh::{Sidecar, admin},
+    ports,
+    process::{Plan, Process},
+    tools, wait,
+};
+
+/// One replica of the control plane.
+pub struct Replica {
+    name: String,
+    folder: PathBuf,
+    kubeconfig: PathBuf,
+    listen: SocketAddr,
+    admin: SocketAddr,
+    process: Mutex<Option<Process>>,
+}
+
+impl ApiServer {
+    /// Starts a replica, and does not wait.
+    pub async fn launch_replica(&self, name: &str) -> Replica {
+        let account = ("merlon-system", "merlon-control-plane");
+        let token = self.token(account, None, None).await;
+        let folder = self.folder.path().to_owned();
+        let kubeconfig = folder.join(format!("{name}.kubeconfig"));
+        fs::write(&kubeconfig, self.kubeconfig(&token)).expect("a kubeconfig");
+        let replica = Replica {
+            name: name.to_owned(),
+            folder,
+            kubeconfig,
+            listen: ports::free(),
+            admin: ports::free(),
+            process: Mutex::new(None),
+        };
+        replica.launch();
+        replica
+    }
+
+    /// Starts a replica, and waits until it is ready.
+    pub async fn replica(&self, name: &str) -> Replica {
+        let replica = self.launch_replica(name).await;
+        replica.until_ready().await;
+        replica
+    }
+
+    /// What a pod mounts for its proxy: token, roots and trust domain, as files.
+    pub async fn mounts(&self, pod: &Pod) -> PathBuf {
+        let folder = self.folder.path().join(format!("mounts-{}", pod.uid));
+        fs::create_dir_all(&folder).expect("a folder");
+        let path = format!("/api/v1/namespaces/{}/configmaps/merlon-trust-bundle", pod.namespace);
+        let bundle = wait::for_some("the trust bundle is in the namespace", async || {
+            self.try_get(&path).await
+        })
+        .await;
+        for file in ["bundle.pem", "trust-domain"] {
+            let text = bundle["data"][file].as_str().expect("an entry");
+            fs::write(folder.join(file), text).expect("a file");
+        }
+        fs::write(folder.join("token"), self.token_of(pod).await).expect("a file");
+        folder
+    }
+
+    /// The proxy of a pod, which follows `replica`. Not started. Other proxies reach it at `inbound`.
+    pub async fn sidecar(&self, pod: &Pod, replica: &Replica, inbound: SocketAddr) -> Sidecar {
+        let mounts = self.mounts(pod).await;
+        let file = |name: &str| mounts.join(name).display().to_string();
+        let identity = format!("{}/{}", pod.namespace, pod.account);
+        let args = [
+            "--identity",
+            &identity,
+            "--workload",
+            &pod.name,
+            "--control-plane",
+            &replica.url(),
+            "--token-file",
+            &file("token"),
+            "--trust-bundle",
+            &file("bundle.pem"),
+        ];
+        let args = args.into_iter().map(str::to_owned).collect();
+        Sidecar::at(&pod.name, self.folder.path(), args, inbound)
+    }
+}
+
+impl Replica {
+    /// Starts it, anew or after its end, and does not wait.
+    pub fn launch(&self) {
+        let process = Plan::new(&self.name, tools::ours("merlon-control-plane"), &self.folder)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .arg("--kubernetes")
+            .args(["--replica", &self.name, "--namespace", "merlon-system"])
+            .arg("--state-dir")
+            .arg(self.folder.join(format!("{}-state", self.name)))
+            .arg("--admin-socket")
+            .arg(self.socket())
+            .args(["--listen", &self.listen.to_string()])
+            .args(["--admin", &self.admin.to_string()])
+            .start();
+        *self.process.lock().expect("no panic") = Some(process);
+    }
+
+    /// Waits until `/ready` says so.
+    pub async fn until_ready(&self) {
+        wait::until(format!("the replica `{}` is ready", self.name), async || {
+            assert!(self.is_alive(), "it ended: {}", self.log());
+            self.page("/ready").await.0 == 200
+        })
+        .await;
+    }
+
+    fn is_alive(&self) -> bool {
+        let process = self.process.lock().expect("no panic");
+        process.as_ref().is_some_and(Process::is_alive)
+    }
+
+    /// What a page of its administration address says, with the status; 0 when nothing answers.
+    pub async fn page(&self, path: &str) -> (u16, String) {
+        let reply = crate::Client::new(self.admin, "").get("localhost.", path);
+        match reply.send().await {
+            Ok(reply) => (reply.status.as_u16(), reply.text()),
+            Err(error) => (0, error),
+        }
+    }
+
+    /// Asks its administration socket.
+    pub async fn ask(&self, path: &str) -> Value {
+        admin::json(&self.socket(), Method::GET, path, &Value::Null)
+            .await
+            .unwrap_or_else(|error| panic!("{path}: {error}\n{}", self.log()))
+    }
+
+    fn socket(&self) -> PathBuf {
+        let short: &Path = &self.folder;
+        short.join(format!("{}.sock", self.name))
+    }
+
+    /// Where proxies reach it.
+    pub fn address(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// As proxies write it.
+    pub fn url(&self) -> String {
+        format!("https://{}", self.listen)
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill9(&self) {
+        drop(self.process.lock().expect("no panic").take());
+    }
+
+    /// Asks it to end, and waits until it is gone.
+    pub async fn end(&self) {
+        if let Some(process) = &*self.process.lock().expect("no panic") {
+            process.terminate();
+        }
+        wait::until("the replica ends", async || !self.is_alive()).await;
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        let process = self.process.lock().expect("no panic");
+        process.as_ref().map(Process::err).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for Replica {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the replica {}\n{}", self.name, self.log())
+    }
+}
