@@ -165,7 +165,7 @@ pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError>
                 lock,
                 health,
                 issuer: Some(issuer),
-                followed: Followed::Files(files),
+                followed: Followed::Files(Box::new(files)),
             };
             start(config, common, opened).await
         }
@@ -258,7 +258,7 @@ struct Opened {
 
 /// Where resources come from.
 enum Followed {
-    Files(Files),
+    Files(Box<Files>),
     Cluster(Box<Kubernetes>),
 }
 

@@ -83,7 +83,9 @@ impl ApiServer {
         // The server made its certificate when it started.
         let certificate = wait::for_some("the API server has a certificate", async || {
             let text = fs::read(this.certificate_file()).ok()?;
-            Certificate::from_pem_bundle(&text).ok().filter(|all| !all.is_empty())
+            Certificate::from_pem_bundle(&text)
+                .ok()
+                .filter(|all| !all.is_empty())
         })
         .await;
         let this = Self {
@@ -96,7 +98,9 @@ impl ApiServer {
         this.until_ready().await;
         this.apply(&crds().await).await;
         wait::until("the definitions are served", async || {
-            let found = this.try_get("/apis/merlon.io/v1alpha1/requestvalidations").await;
+            let found = this
+                .try_get("/apis/merlon.io/v1alpha1/requestvalidations")
+                .await;
             found.is_some()
         })
         .await;
@@ -121,7 +125,7 @@ impl ApiServer {
             .arg("--service-account-signing-key-file")
             .arg(&keys)
             .arg("--service-account-key-file")
-            .arg(&keys)
+            .arg(folder.join("accounts.pub"))
             .arg("--token-auth-file")
             .arg(folder.join("tokens.csv"))
             .args(["--authorization-mode", "RBAC"])
@@ -136,6 +140,11 @@ impl ApiServer {
 
     async fn until_ready(&self) {
         wait::until("the API server is ready", async || {
+            let ended = {
+                let server = self.server.lock().expect("no panic");
+                server.as_ref().is_none_or(|process| !process.is_alive())
+            };
+            assert!(!ended, "the API server ended: {self:?}");
             let reply = self.send(Method::GET, "/readyz", None).await;
             reply.is_ok_and(|(status, _)| status == 200)
         })
@@ -269,7 +278,8 @@ impl ApiServer {
     /// A new namespace.
     pub async fn namespace(&self, name: &str) {
         let namespace = json!({ "metadata": { "name": name } });
-        self.call(Method::POST, "/api/v1/namespaces", Some(&namespace)).await;
+        self.call(Method::POST, "/api/v1/namespaces", Some(&namespace))
+            .await;
     }
 
     /// A new service account.
@@ -318,9 +328,9 @@ impl ApiServer {
         audience: Option<&str>,
         pod: Option<&Pod>,
     ) -> String {
-        let bound = pod.map(|pod| {
-            json!({ "apiVersion": "v1", "kind": "Pod", "name": pod.name, "uid": pod.uid })
-        });
+        let bound = pod.map(
+            |pod| json!({ "apiVersion": "v1", "kind": "Pod", "name": pod.name, "uid": pod.uid }),
+        );
         let asked = json!({ "spec": {
             "audiences": audience.into_iter().collect::<Vec<_>>(),
             "expirationSeconds": 3_600,
@@ -328,7 +338,10 @@ impl ApiServer {
         } });
         let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
         let made = self.call(Method::POST, &path, Some(&asked)).await;
-        made["status"]["token"].as_str().expect("a token").to_owned()
+        made["status"]["token"]
+            .as_str()
+            .expect("a token")
+            .to_owned()
     }
 
     /// The token that the cluster mounts into a pod for Merlon.
@@ -338,12 +351,7 @@ impl ApiServer {
     }
 
     /// Waits until a condition of a resource has this status for its present generation, and gives its reason and message.
-    pub async fn until_condition(
-        &self,
-        path: &str,
-        kind: &str,
-        status: &str,
-    ) -> (String, String) {
+    pub async fn until_condition(&self, path: &str, kind: &str, status: &str) -> (String, String) {
         let what = format!("{path} is {kind}={status}");
         let seen = Mutex::new(Value::Null);
         let waited = wait::for_some(what, async || {
@@ -361,7 +369,11 @@ impl ApiServer {
 
 impl fmt::Debug for ApiServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the API server at {}", self.address)
+        let server = self.server.lock().expect("no panic");
+        let said = server.as_ref().map(Process::err).unwrap_or_default();
+        let last: Vec<&str> = said.lines().rev().take(20).collect();
+        let last: Vec<&str> = last.into_iter().rev().collect();
+        write!(f, "the API server at {}\n{}", self.address, last.join("\n"))
     }
 }
 
@@ -377,9 +389,10 @@ async fn crds() -> String {
 }
 
 fn write(folder: &Path) {
-    let key = rcgen::KeyPair::generate().expect("a key").serialize_pem();
+    let key = rcgen::KeyPair::generate().expect("a key");
     let files = [
-        ("accounts.key", key),
+        ("accounts.key", key.serialize_pem()),
+        ("accounts.pub", key.public_key_pem()),
         (
             "tokens.csv",
             format!("{ADMINISTRATOR},administrator,administrator,\"system:masters\"\n"),

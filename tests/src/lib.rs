@@ -1,6 +1,7 @@
 //! The harness of Merlon's whole-system tests: real servers, real programs, the real binaries.
 #![doc = include_str!("../README.md")]
 
+pub mod api_server;
 pub mod app;
 pub mod chat;
 pub mod client;
@@ -17,6 +18,7 @@ pub mod runtime;
 pub mod tools;
 pub mod wait;
 
+pub use api_server::ApiServer;
 pub use client::{Client, Reply};
 pub use load::Load;
 pub use mesh::Mesh;

@@ -110,7 +110,8 @@ fn a_line_of_a_policy_in_a_cluster_is_found_again() {
         "MeshConfig",
         ("merlon-system", "mesh"),
         &json!({ "trustDomain": "x.test" }),
-    );
+    )
+    .unwrap();
     for text in [
         "@id(\"a\")\npermit (principal, action, resource);\n",
         "@id(\"a\")\n\n  permit (principal,\n\taction, resource)",
@@ -119,7 +120,7 @@ fn a_line_of_a_policy_in_a_cluster_is_found_again() {
         let spec =
             json!({ "policies": text, "targetRefs": [{ "kind": "Service", "name": "later" }] });
         let policy = document("AuthorizationPolicy", ("shop", "a"), &spec).unwrap();
-        let texts = [("mesh", mesh.clone().unwrap()), ("policy", policy)];
+        let texts = [("mesh", mesh.clone()), ("policy", policy)];
         let resources = crate::load::read_cluster(texts, Vec::new());
         let resources = resources.into_result().unwrap();
         let (namespace, name) = ("shop".parse().unwrap(), "a".parse().unwrap());

@@ -81,18 +81,23 @@ impl Acceptor {
         let present: Good = present
             .map(|(key, d)| (key.clone(), d.present.clone()))
             .collect();
-        let tried = trial
-            .without_the_wrong(present, &self.good, &mut wrong)
-            .or_else(|_| trial.one_by_one(documents, &self.good, &mut wrong));
+        let tried = trial.without_the_wrong(present, &self.good, &mut wrong);
+        let mut first = BTreeMap::new();
+        let tried = tried.or_else(|_| {
+            first = std::mem::take(&mut wrong);
+            trial.one_by_one(documents, &self.good, &mut wrong)
+        });
         let (set, compiled) = match tried {
             Ok((set, compiled)) => (set, compiled),
             Err(report) => {
                 let verdicts = documents.values().map(|document| {
                     let kept = self.good.get(&document.key);
-                    let message = told(&document.key, &report, None).unwrap_or_else(|| {
-                        "nothing new is taken before the other resources are right".to_owned()
+                    let (reason, message) = first.remove(&document.key).unwrap_or_else(|| {
+                        let told = told(&document.key, &report, None);
+                        let waits = "nothing new is taken before the other resources are right";
+                        ("Conflicted", told.unwrap_or_else(|| waits.to_owned()))
                     });
-                    let verdict = refused(document, kept, "Conflicted", message);
+                    let verdict = refused(document, kept, reason, message);
                     (document.key.clone(), verdict)
                 });
                 return Judged {
@@ -127,6 +132,13 @@ struct Compiled {
     resources: Resources,
 }
 
+/// What did not compile.
+struct Failed {
+    report: Report,
+    /// What could be read of it.
+    read: Resources,
+}
+
 struct Trial<'a> {
     compiler: &'a mut Compiler,
     running: Option<&'a Mesh>,
@@ -145,9 +157,9 @@ impl Trial<'_> {
         wrong: &mut Wrong,
     ) -> Result<(Good, Compiled), Report> {
         loop {
-            let (report, resources) = match self.compile(&set) {
+            let Failed { report, read } = match self.compile(&set) {
                 Ok(compiled) => return Ok((set, compiled)),
-                Err(failed) => failed,
+                Err(failed) => *failed,
             };
             let mut moved = false;
             let blamed: BTreeSet<&str> = errors(&report).map(|p| p.file.as_str()).collect();
@@ -162,7 +174,7 @@ impl Trial<'_> {
                     continue;
                 }
                 moved = true;
-                let message = told(&key, &report, resources.as_ref()).unwrap_or_default();
+                let message = told(&key, &report, Some(&read)).unwrap_or_default();
                 match before {
                     Some(version) => set.insert(key.clone(), version.clone()),
                     None => set.remove(&key),
@@ -187,7 +199,6 @@ impl Trial<'_> {
         good: &Good,
         wrong: &mut Wrong,
     ) -> Result<(Good, Compiled), Report> {
-        wrong.clear();
         let mut set = good.clone();
         let (_, mut compiled) = self.without_the_wrong(set.clone(), good, wrong)?;
         let mut changed: Vec<&Document> = documents
@@ -201,8 +212,9 @@ impl Trial<'_> {
             with.insert(key.clone(), document.present.clone());
             match self.compile(&with) {
                 Ok(better) => (set, compiled) = (with, better),
-                Err((report, resources)) => {
-                    let own = told(key, &report, resources.as_ref());
+                Err(failed) => {
+                    let Failed { report, read } = *failed;
+                    let own = told(key, &report, Some(&read));
                     let reason = if own.is_some() {
                         "Invalid"
                     } else {
@@ -223,13 +235,14 @@ impl Trial<'_> {
             without.remove(&key);
             match self.compile(&without) {
                 Ok(better) => (set, compiled) = (without, better),
-                Err((report, resources)) => {
+                Err(failed) => {
+                    let Failed { report, read } = *failed;
                     let blamed: Vec<&Key> = documents
                         .keys()
                         .filter(|other| told(other, &report, None).is_some())
                         .collect();
                     for other in blamed {
-                        let problem = told(other, &report, resources.as_ref()).unwrap_or_default();
+                        let problem = told(other, &report, Some(&read)).unwrap_or_default();
                         let message = format!(
                             "`{key}` was deleted and stays in force, because this needs it: {problem}"
                         );
@@ -241,10 +254,10 @@ impl Trial<'_> {
         Ok((set, compiled))
     }
 
-    fn compile(&mut self, set: &Good) -> Result<Compiled, (Report, Option<Resources>)> {
+    fn compile(&mut self, set: &Good) -> Result<Compiled, Box<Failed>> {
         let texts = set
             .iter()
-            .map(|(key, version)| (key.to_string(), &version.text[..]));
+            .map(|(key, version)| (key.to_string(), version.text.as_str()));
         let loaded = read_cluster(texts, self.found.clone());
         // Says where a text stands, also when something is wrong with another.
         let read = loaded.resources.clone();
@@ -256,7 +269,7 @@ impl Trial<'_> {
                 .map_or(Ok(()), |running| same_mesh(running, &mesh, &place))
                 .map(|()| Compiled { mesh, resources })
         });
-        compiled.map_err(|report| (report, Some(read)))
+        compiled.map_err(|report| Box::new(Failed { report, read }))
     }
 
     /// What the cluster itself knows and Merlon cannot use is left out: people's resources do not wait for it.

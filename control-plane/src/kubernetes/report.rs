@@ -69,7 +69,8 @@ impl Reporter {
         let mut leads = self.leads.clone();
         loop {
             tokio::select! {
-                changed = changes.changed() => if changed.is_err() { return },
+                // The watches end with the process.
+                changed = changes.changed() => if changed.is_err() { break },
                 () = self.registry.changed() => {}
                 () = self.board.changed() => {}
                 Ok(()) = leads.changed() => {}

@@ -81,7 +81,11 @@ fn addresses(pod: &Pod) -> Vec<IpAddr> {
     let Some(status) = pod.status.as_ref().filter(|_| host != Some(true)) else {
         return Vec::new();
     };
-    let all = status.pod_ips.iter().flatten().map(|found| &found.ip[..]);
+    let all = status
+        .pod_ips
+        .iter()
+        .flatten()
+        .map(|found| found.ip.as_str());
     let all: BTreeSet<IpAddr> = all
         .chain(status.pod_ip.as_deref())
         .filter_map(|address| address.parse().ok())
@@ -214,7 +218,103 @@ fn protocol(said: Option<&str>, name: Option<&str>) -> AppProtocol {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+
+    fn object<K: serde::de::DeserializeOwned>(value: Value) -> K {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn pod(containers: &Value) -> Pod {
+        object(json!({
+            "metadata": { "name": "orders-1", "namespace": "shop", "labels": { "app": "orders" } },
+            "spec": { "serviceAccountName": "orders", "containers": containers },
+            "status": { "phase": "Running", "podIP": "10.1.0.1", "podIPs": [{ "ip": "10.1.0.1" }, { "ip": "fd00::1" }] },
+        }))
+    }
+
+    #[test]
+    fn a_pod_is_a_workload_if_a_proxy_is_in_it() {
+        let alone = pod(&json!([{ "name": "program" }]));
+        assert_eq!(workload(&alone), None);
+        let meshed = pod(&json!([{ "name": "program" }, { "name": "merlon-proxy" }]));
+        let Some(Spec::Workload(found)) = workload(&meshed).map(|found| found.spec) else {
+            panic!("a workload")
+        };
+        assert_eq!(found.service_account.as_str(), "orders");
+        let addresses: Vec<String> = found.addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["10.1.0.1", "fd00::1"]);
+    }
+
+    #[test]
+    fn a_pod_that_has_ended_or_shares_its_machines_network_is_found_at_no_address() {
+        let mut ended = pod(&json!([{ "name": "merlon-proxy" }]));
+        let mut shared = ended.clone();
+        ended.status.as_mut().unwrap().phase = Some("Succeeded".to_owned());
+        assert_eq!(workload(&ended), None);
+        shared.spec.as_mut().unwrap().host_network = Some(true);
+        assert_eq!(addresses(&shared), Vec::<IpAddr>::new());
+    }
+
+    #[test]
+    fn a_service_leads_to_the_named_port_of_its_pods_and_to_those_that_are_ready() {
+        let pods = [pod(&json!([
+            { "name": "merlon-proxy" },
+            { "name": "program", "ports": [{ "name": "http", "containerPort": 8080 }] },
+        ]))];
+        let made: Service = object(json!({
+            "metadata": { "name": "orders", "namespace": "shop" },
+            "spec": {
+                "selector": { "app": "orders" },
+                "clusterIP": "10.9.0.1", "clusterIPs": ["10.9.0.1"],
+                "ports": [
+                    { "name": "http", "port": 80, "targetPort": "http", "protocol": "TCP" },
+                    { "name": "grpc-api", "port": 81, "targetPort": 9090 },
+                    { "name": "dns", "port": 53, "protocol": "UDP" },
+                ],
+            },
+        }));
+        let slice: EndpointSlice = object(json!({
+            "metadata": {
+                "name": "orders-x", "namespace": "shop",
+                "labels": { "kubernetes.io/service-name": "orders" },
+            },
+            "addressType": "IPv4",
+            "endpoints": [
+                { "addresses": ["10.1.0.1"], "conditions": { "ready": true } },
+                { "addresses": ["10.1.0.2"], "conditions": { "ready": false } },
+                { "addresses": ["10.1.0.3"] },
+            ],
+        }));
+        let ready = ready(&[Arc::new(slice)]);
+        let ready = ready.get(&("shop".to_owned(), "orders".to_owned()));
+        let ready = ready.map(|ready| ready.iter().copied().collect());
+        let found = service(&made, pods.iter(), ready).map(|found| found.spec);
+        let Some(Spec::Service(found)) = found else {
+            panic!("a service")
+        };
+        let ports: Vec<_> = found
+            .ports
+            .iter()
+            .map(|port| (port.port, port.target_port, port.app_protocol))
+            .collect();
+        assert_eq!(
+            ports,
+            [
+                (80, Some(8080), AppProtocol::Http),
+                (81, Some(9090), AppProtocol::Grpc)
+            ]
+        );
+        assert_eq!(found.addresses, ["10.9.0.1".parse::<IpAddr>().unwrap()]);
+        let ready: Vec<String> = found
+            .endpoints
+            .iter()
+            .flatten()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(ready, ["10.1.0.1", "10.1.0.3"]);
+    }
 
     #[test]
     fn a_port_says_by_its_protocol_or_by_its_name_what_is_spoken() {

@@ -356,6 +356,7 @@ fn world_with_addresses(of_payments: bool) -> World {
     World {
         mesh: Compiler::new().compile(&resources).unwrap(),
         bundle: None,
+        number: 1,
     }
 }
 

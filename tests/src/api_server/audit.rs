@@ -21,7 +21,9 @@ pub struct Call {
 
 pub(super) fn calls(log: &str) -> Vec<Call> {
     // The last line may be on its way.
-    let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let events = log
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let mut calls = Vec::new();
     for event in events {
         if event["stage"] == "RequestReceived" {

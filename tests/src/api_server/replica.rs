@@ -55,11 +55,11 @@ impl ApiServer {
         replica
     }
 
-    /// What a pod mounts for its proxy: token, roots and trust domain, as files.
-    pub async fn mounts(&self, pod: &Pod) -> PathBuf {
-        let folder = self.folder.path().join(format!("mounts-{}", pod.uid));
+    /// What a pod mounts to know the control plane by: roots and trust domain, as files.
+    pub async fn trust(&self, namespace: &str) -> PathBuf {
+        let folder = self.folder.path().join(format!("trust-{namespace}"));
         fs::create_dir_all(&folder).expect("a folder");
-        let path = format!("/api/v1/namespaces/{}/configmaps/merlon-trust-bundle", pod.namespace);
+        let path = format!("/api/v1/namespaces/{namespace}/configmaps/merlon-trust-bundle");
         let bundle = wait::for_some("the trust bundle is in the namespace", async || {
             self.try_get(&path).await
         })
@@ -68,14 +68,14 @@ impl ApiServer {
             let text = bundle["data"][file].as_str().expect("an entry");
             fs::write(folder.join(file), text).expect("a file");
         }
-        fs::write(folder.join("token"), self.token_of(pod).await).expect("a file");
         folder
     }
 
     /// The proxy of a pod, which follows `replica`. Not started. Other proxies reach it at `inbound`.
     pub async fn sidecar(&self, pod: &Pod, replica: &Replica, inbound: SocketAddr) -> Sidecar {
-        let mounts = self.mounts(pod).await;
-        let file = |name: &str| mounts.join(name).display().to_string();
+        let bundle = self.trust(&pod.namespace).await.join("bundle.pem");
+        let token = self.folder.path().join(format!("token-{}", pod.uid));
+        fs::write(&token, self.token_of(pod).await).expect("a file");
         let identity = format!("{}/{}", pod.namespace, pod.account);
         let args = [
             "--identity",
@@ -85,9 +85,9 @@ impl ApiServer {
             "--control-plane",
             &replica.url(),
             "--token-file",
-            &file("token"),
+            &token.display().to_string(),
             "--trust-bundle",
-            &file("bundle.pem"),
+            &bundle.display().to_string(),
         ];
         let args = args.into_iter().map(str::to_owned).collect();
         Sidecar::at(&pod.name, self.folder.path(), args, inbound)
@@ -97,26 +97,33 @@ impl ApiServer {
 impl Replica {
     /// Starts it, anew or after its end, and does not wait.
     pub fn launch(&self) {
-        let process = Plan::new(&self.name, tools::ours("merlon-control-plane"), &self.folder)
-            .env("KUBECONFIG", &self.kubeconfig)
-            .arg("--kubernetes")
-            .args(["--replica", &self.name, "--namespace", "merlon-system"])
-            .arg("--state-dir")
-            .arg(self.folder.join(format!("{}-state", self.name)))
-            .arg("--admin-socket")
-            .arg(self.socket())
-            .args(["--listen", &self.listen.to_string()])
-            .args(["--admin", &self.admin.to_string()])
-            .start();
+        let process = Plan::new(
+            &self.name,
+            tools::ours("merlon-control-plane"),
+            &self.folder,
+        )
+        .env("KUBECONFIG", &self.kubeconfig)
+        .arg("--kubernetes")
+        .args(["--replica", &self.name, "--namespace", "merlon-system"])
+        .arg("--state-dir")
+        .arg(self.folder.join(format!("{}-state", self.name)))
+        .arg("--admin-socket")
+        .arg(self.socket())
+        .args(["--listen", &self.listen.to_string()])
+        .args(["--admin", &self.admin.to_string()])
+        .start();
         *self.process.lock().expect("no panic") = Some(process);
     }
 
     /// Waits until `/ready` says so.
     pub async fn until_ready(&self) {
-        wait::until(format!("the replica `{}` is ready", self.name), async || {
-            assert!(self.is_alive(), "it ended: {}", self.log());
-            self.page("/ready").await.0 == 200
-        })
+        wait::until(
+            format!("the replica `{}` is ready", self.name),
+            async || {
+                assert!(self.is_alive(), "it ended: {}", self.log());
+                self.page("/ready").await.0 == 200
+            },
+        )
         .await;
     }
 

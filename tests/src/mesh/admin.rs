@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 use crate::Reply;
 
 /// One request to the Unix socket at `socket`.
-pub(super) async fn call(
+pub(crate) async fn call(
     socket: &Path,
     method: Method,
     path: &str,
@@ -46,7 +46,7 @@ pub(super) async fn call(
 }
 
 /// The same, for an answer in JSON.
-pub(super) async fn json(
+pub(crate) async fn json(
     socket: &Path,
     method: Method,
     path: &str,

@@ -1,6 +1,6 @@
 //! A whole mesh: the real control plane, a real sidecar beside each program.
 
-mod admin;
+pub(crate) mod admin;
 mod builder;
 mod control_plane;
 mod insider;

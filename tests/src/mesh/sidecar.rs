@@ -33,7 +33,7 @@ impl Sidecar {
     }
 
     /// The same where the address for other proxies is known beforehand.
-    pub(super) fn at(name: &str, folder: &Path, args: Vec<String>, inbound: SocketAddr) -> Self {
+    pub(crate) fn at(name: &str, folder: &Path, args: Vec<String>, inbound: SocketAddr) -> Self {
         Self {
             process: Mutex::new(None),
             name: name.to_owned(),

@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn document(kind: &str, name: &str, generation: i64, spec: Value) -> Document {
+fn document(kind: &str, name: &str, generation: i64, spec: &Value) -> Document {
     let kind = CLUSTER_KINDS
         .iter()
         .find(|known| known.kind == kind)
@@ -21,7 +21,7 @@ fn document(kind: &str, name: &str, generation: i64, spec: Value) -> Document {
 }
 
 fn mesh() -> Document {
-    document("MeshConfig", "mesh", 1, json!({ "trustDomain": "x.test" }))
+    document("MeshConfig", "mesh", 1, &json!({ "trustDomain": "x.test" }))
 }
 
 fn policy(name: &str, generation: i64, text: &str) -> Document {
@@ -29,7 +29,7 @@ fn policy(name: &str, generation: i64, text: &str) -> Document {
         "AuthorizationPolicy",
         name,
         generation,
-        json!({ "policies": text }),
+        &json!({ "policies": text }),
     )
 }
 
@@ -121,7 +121,7 @@ fn a_deleted_one_stays_in_force_while_another_needs_it() {
         "RequestAuthentication",
         "tokens",
         1,
-        json!({ "issuers": [{
+        &json!({ "issuers": [{
             "name": "customers", "issuer": "https://id.test", "audiences": ["shop"],
             "claims": { "level": "Long" },
         }] }),
@@ -146,7 +146,7 @@ fn a_deleted_one_stays_in_force_while_another_needs_it() {
 #[test]
 fn a_policy_for_what_is_not_there_yet_is_told_so_and_waits() {
     let spec = json!({ "policies": RIGHT, "targetRefs": [{ "kind": "Service", "name": "later" }] });
-    let waiting = document("AuthorizationPolicy", "a", 1, spec);
+    let waiting = document("AuthorizationPolicy", "a", 1, &spec);
     let mut acceptor = Acceptor::default();
     let judged = acceptor.judge(&all([mesh(), waiting.clone()]), &[service("orders")], None);
     assert_eq!(of(&judged, "a").reason, "TargetNotFound");

@@ -1,0 +1,513 @@
+//! The control plane on a real Kubernetes API: resources, status, identities, replicas, rights.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use http::StatusCode;
+use merlon_api::{
+    control_plane_id,
+    identity::{Evidence, IssueRequest, identity_client::IdentityClient},
+};
+use merlon_certs::{Bootstrap, H2, PrivateKey, TrustRoots};
+use merlon_config::snapshot::TrustBundle;
+use merlon_tests::{
+    ApiServer, Client, Reply,
+    api_server::{Pod, Replica},
+    app::App,
+    mesh::{Sidecar, handshake},
+    until, wait,
+};
+use serde_json::Value;
+use tonic::{Code, Status, transport::Endpoint};
+
+const MESH: &str = "
+apiVersion: merlon.io/v1alpha1
+kind: MeshConfig
+metadata: { name: mesh, namespace: merlon-system }
+spec: { trustDomain: cluster.merlon.test }
+";
+
+const POLICY: &str = "/apis/merlon.io/v1alpha1/namespaces/shop/authorizationpolicies/orders";
+const MESH_CONFIG: &str = "/apis/merlon.io/v1alpha1/namespaces/merlon-system/meshconfigs/mesh";
+
+fn policy(text: &str) -> String {
+    let lines: Vec<String> = text.lines().map(|line| format!("    {line}")).collect();
+    format!(
+        "apiVersion: merlon.io/v1alpha1\nkind: AuthorizationPolicy\n\
+         metadata: {{ name: orders, namespace: shop }}\nspec:\n  \
+         targetRefs: [{{ kind: Service, name: orders }}]\n  policies: |\n{}\n",
+        lines.join("\n")
+    )
+}
+
+const WEB_MAY_GET: &str = "@id(\"web\")\npermit (\n  principal == Workload::\"shop/web\",\n  action == Action::\"GET\",\n  resource\n);";
+const NONSENSE: &str = "@id(\"web\")\npermit (\n  principal == Workload::\"shop/web\",\n  action == Action::\"GIT\",\n  resource\n);";
+
+/// A program behind its proxy, and another that calls it through its own.
+struct Shop {
+    orders: App,
+    server: Sidecar,
+    caller: Sidecar,
+    web: Pod,
+}
+
+impl Shop {
+    /// Two pods, whose proxies follow these replicas.
+    async fn open(api: &ApiServer, of_server: &Replica, of_caller: &Replica) -> Self {
+        let orders = App::http().await;
+        let port = orders.address().port();
+        // As interception would have it: other proxies reach this one at the pod's address and the program's port.
+        let inbound = SocketAddr::from(([127, 1, 0, 2], port));
+        let pod = api.pod("shop", "orders", "127.1.0.2").await;
+        let web = api.pod("shop", "web", "127.1.0.3").await;
+        api.apply(&format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{ name: orders, namespace: shop }}\n\
+             spec: {{ selector: {{ app: orders }}, ports: [{{ port: 80, targetPort: {port} }}] }}\n"
+        ))
+        .await;
+        let server = api.sidecar(&pod, of_server, inbound).await;
+        let caller = api
+            .sidecar(&web, of_caller, SocketAddr::from(([127, 1, 0, 3], port)))
+            .await;
+        server.start().await;
+        caller.start().await;
+        Self {
+            orders,
+            server,
+            caller,
+            web,
+        }
+    }
+
+    async fn get(&self) -> Reply {
+        let call = Client::new(self.caller.outbound(), "shop").get("orders", "/");
+        call.await
+    }
+
+    async fn until_answered(&self, status: StatusCode) {
+        until(format!("the answer is {status}"), async || {
+            self.get().await.status == status
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_policy_is_in_force_when_its_status_says_so_and_a_broken_one_leaves_it_in_force() {
+    let api = ApiServer::start().await;
+    api.apply(MESH).await;
+    let replica = api.replica("one").await;
+    let shop = Shop::open(&api, &replica, &replica).await;
+    shop.get()
+        .await
+        .is_problem(StatusCode::FORBIDDEN, "authz.denied");
+
+    api.apply(&policy(WEB_MAY_GET)).await;
+    api.until_condition(POLICY, "Accepted", "True").await;
+    let (reason, message) = api.until_condition(POLICY, "Programmed", "True").await;
+    assert_eq!((&reason[..], &message[..]), ("Programmed", "1/1 proxies"));
+    shop.get().await.is_ok();
+    assert_eq!(shop.orders.seen().len(), 1);
+
+    api.apply(&policy(NONSENSE)).await;
+    let (reason, message) = api.until_condition(POLICY, "Accepted", "False").await;
+    assert_eq!(reason, "Invalid");
+    assert!(
+        message.contains("spec.policies line 4, column "),
+        "{message}"
+    );
+    assert!(message.contains("hint: "), "{message}");
+    assert!(message.contains("generation 1 stays in force"), "{message}");
+    shop.get().await.is_ok();
+
+    // Another is not held up by it.
+    api.apply(
+        "apiVersion: merlon.io/v1alpha1\nkind: RateLimit\nmetadata: { name: few, namespace: shop }\n\
+         spec:\n  limits: [{ name: few, rate: { requests: 1, per: 1h }, burst: 1 }]\n",
+    )
+    .await;
+    let limit = "/apis/merlon.io/v1alpha1/namespaces/shop/ratelimits/few";
+    api.until_condition(limit, "Programmed", "True").await;
+    shop.until_answered(StatusCode::TOO_MANY_REQUESTS).await;
+    api.delete(limit).await;
+    shop.until_answered(StatusCode::OK).await;
+
+    // What a replica that begins now finds in force is the same.
+    replica.kill9();
+    replica.launch();
+    replica.until_ready().await;
+    until("both proxies are back", async || {
+        let proxies = replica.ask("/v1/proxies").await;
+        let list = proxies.as_array().expect("a list");
+        list.len() == 2 && list.iter().all(|proxy| proxy["state"] == "acknowledged")
+    })
+    .await;
+    shop.get().await.is_ok();
+}
+
+#[tokio::test]
+async fn a_mesh_config_that_is_missing_or_wrong_is_told_of_before_anything_runs() {
+    let api = ApiServer::start().await;
+    let replica = api.launch_replica("one").await;
+    until("it says that there is no MeshConfig", async || {
+        let (status, text) = replica.page("/ready").await;
+        status == 503 && text.contains("there is no MeshConfig")
+    })
+    .await;
+    api.apply(&MESH.replace(
+        "trustDomain: cluster.merlon.test",
+        "trustDomain: cluster.merlon.test, certificates: { lifetime: 2s }",
+    ))
+    .await;
+    let (_, message) = api.until_condition(MESH_CONFIG, "Accepted", "False").await;
+    assert!(message.contains("spec.certificates.lifetime"), "{message}");
+    assert_eq!(replica.page("/ready").await.0, 503);
+
+    api.apply(MESH).await;
+    replica.until_ready().await;
+    api.until_condition(MESH_CONFIG, "Accepted", "True").await;
+
+    let other = MESH.replace("cluster.merlon.test", "other.test");
+    let refused = api
+        .try_apply(&other)
+        .await
+        .expect_err("a mesh has one name");
+    assert!(refused.contains("`trustDomain` cannot change"), "{refused}");
+    let wrong = policy(WEB_MAY_GET).replace("kind: Service, name: orders", "kind: Service");
+    let refused = api
+        .try_apply(&wrong)
+        .await
+        .expect_err("a target has a name");
+    assert!(refused.contains("`name` is missing"), "{refused}");
+}
+
+/// Asks for a certificate with a token as a pod's proxy would.
+async fn issue(
+    api: &ApiServer,
+    replica: &Replica,
+    pod: &Pod,
+    token: &str,
+) -> Result<String, Status> {
+    let mounts = api.trust(&pod.namespace).await;
+    issue_by(&mounts, replica, pod, token).await
+}
+
+/// The same with the roots of this folder.
+async fn issue_by(
+    mounts: &std::path::Path,
+    replica: &Replica,
+    pod: &Pod,
+    token: &str,
+) -> Result<String, Status> {
+    let pem = std::fs::read(mounts.join("bundle.pem")).expect("the roots");
+    let domain = std::fs::read_to_string(mounts.join("trust-domain")).expect("the trust domain");
+    let domain: merlon_config::name::TrustDomain = domain.parse().expect("a trust domain");
+    let bundle = TrustBundle {
+        trust_domain: domain.clone(),
+        roots: vec![String::from_utf8(pem).expect("PEM")],
+    };
+    let roots = std::sync::Arc::new(TrustRoots::from_bundle(&bundle).expect("roots"));
+    let server = control_plane_id(&domain, &"merlon-system".parse().expect("a namespace"));
+    let tls = Bootstrap::Roots(roots)
+        .client_config(&server, &[H2])
+        .expect("TLS");
+    let to = replica.address();
+    let connector = tower::service_fn(move |_| {
+        let tls = std::sync::Arc::clone(&tls);
+        async move { handshake(to, tls).await.map(hyper_util::rt::TokioIo::new) }
+    });
+    let channel = Endpoint::from_static("http://control-plane")
+        .connect_with_connector(connector)
+        .await
+        .expect("a connection");
+    let identity = format!("{}/{}", pod.namespace, pod.account);
+    let id = domain.spiffe_id(&identity.parse().expect("an identity"));
+    let key = PrivateKey::generate().expect("a key");
+    let request = IssueRequest {
+        csr: key.csr(&id).expect("a request"),
+        evidence: Some(Evidence::Token(token.to_owned())),
+        node_id: pod.name.clone(),
+    };
+    let issued = IdentityClient::new(channel)
+        .issue(request)
+        .await?
+        .into_inner();
+    let leaf = issued.chain.first().cloned().expect("a certificate");
+    let facts = merlon_certs::LeafFacts::parse(&leaf).expect("a leaf");
+    Ok(facts.id.to_string())
+}
+
+#[tokio::test]
+async fn a_certificate_is_given_on_the_token_of_a_living_pod_and_on_nothing_else() {
+    let api = ApiServer::start().await;
+    api.apply(MESH).await;
+    let replica = api.replica("one").await;
+    let web = api.pod("shop", "web", "127.1.0.3").await;
+    let account = ("shop", "web");
+
+    let right = api.token_of(&web).await;
+    let issued = issue(&api, &replica, &web, &right).await;
+    assert_eq!(
+        issued.expect("a certificate"),
+        "spiffe://cluster.merlon.test/ns/shop/sa/web"
+    );
+
+    let other = api.pod("shop", "orders", "127.1.0.2").await;
+    let foreign = api.token_of(&other).await;
+    let (head, signature) = right.rsplit_once('.').expect("three parts");
+    let (_, of_other) = foreign.rsplit_once('.').expect("three parts");
+    assert_ne!(signature, of_other);
+    for (what, token, code) in [
+        (
+            "for another audience",
+            api.token(account, Some("vault"), Some(&web)).await,
+            Code::PermissionDenied,
+        ),
+        (
+            "for the API server",
+            api.token(account, None, Some(&web)).await,
+            Code::PermissionDenied,
+        ),
+        (
+            "bound to no pod",
+            api.token(account, Some("merlon"), None).await,
+            Code::PermissionDenied,
+        ),
+        (
+            "signed by no key of this cluster",
+            format!("{head}.{of_other}"),
+            Code::PermissionDenied,
+        ),
+        ("of another account", foreign, Code::InvalidArgument),
+        (
+            "no token at all",
+            "nothing".to_owned(),
+            Code::PermissionDenied,
+        ),
+    ] {
+        let refused = issue(&api, &replica, &web, &token).await.expect_err(what);
+        assert_eq!(refused.code(), code, "{what}: {refused:?}");
+    }
+
+    // Gone is gone, also under the same name.
+    api.delete("/api/v1/namespaces/shop/pods/web").await;
+    let refused = issue(&api, &replica, &web, &right)
+        .await
+        .expect_err("the pod is gone");
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
+    let again = api.pod("shop", "web", "127.1.0.3").await;
+    let refused = issue(&api, &replica, &web, &right)
+        .await
+        .expect_err("another pod's token");
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
+    let token = api.token_of(&again).await;
+    issue(&api, &replica, &again, &token)
+        .await
+        .expect("a certificate");
+    let page = replica.page("/metrics").await.1;
+    assert!(
+        page.contains("merlon_certificates_issued_total{evidence=\"service-account\"} 2"),
+        "{page}"
+    );
+}
+
+#[tokio::test]
+async fn two_replicas_have_one_ca_count_together_and_either_may_die() {
+    let api = ApiServer::start().await;
+    api.apply(MESH).await;
+    let (first, second) = tokio::join!(api.replica("one"), api.replica("two"));
+    let shop = Shop::open(&api, &first, &second).await;
+    api.apply(&policy(WEB_MAY_GET)).await;
+    api.until_condition(POLICY, "Programmed", "True").await;
+    // Each got its certificate from another replica, and they know one another.
+    shop.get().await.is_ok();
+    // What concerns all proxies is counted over all replicas.
+    wait::for_some("both proxies are counted", async || {
+        let mesh = api.try_get(MESH_CONFIG).await?;
+        (mesh["status"]["proxies"] == "2/2").then_some(())
+    })
+    .await;
+
+    let lease = "/apis/coordination.k8s.io/v1/namespaces/merlon-system/leases/merlon-leader";
+    let holder = async || {
+        let lease = api.get(lease).await;
+        lease["spec"]["holderIdentity"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let leader = holder().await;
+    let (leads, follows) = if leader == "one" {
+        (&first, &second)
+    } else {
+        (&second, &first)
+    };
+    leads.kill9();
+    until("the other leads", async || holder().await != leader).await;
+    api.apply(&policy(NONSENSE)).await;
+    let (_, message) = api.until_condition(POLICY, "Accepted", "False").await;
+    assert!(message.contains("generation 1 stays in force"), "{message}");
+    shop.get().await.is_ok();
+
+    // A bundle that somebody broke is mended, and a new namespace gets one.
+    let bundle = "/api/v1/namespaces/shop/configmaps/merlon-trust-bundle";
+    let right = api.get(bundle).await["data"].clone();
+    let broken = serde_json::json!({ "data": { "bundle.pem": "" } });
+    api.call(http::Method::PATCH, bundle, Some(&broken)).await;
+    until("the bundle is right again", async || {
+        api.get(bundle).await["data"] == right
+    })
+    .await;
+    api.namespace("late").await;
+    wait::for_some("the new namespace has the bundle", async || {
+        let bundle = api
+            .try_get("/api/v1/namespaces/late/configmaps/merlon-trust-bundle")
+            .await?;
+        (bundle["data"] == right).then_some(())
+    })
+    .await;
+    assert_eq!(follows.page("/ready").await.0, 200);
+}
+
+#[tokio::test]
+async fn without_the_api_server_proxies_go_on_and_afterwards_everything_is_caught_up() {
+    let api = ApiServer::start().await;
+    api.apply(MESH).await;
+    let replica = api.replica("one").await;
+    let shop = Shop::open(&api, &replica, &replica).await;
+    api.apply(&policy(WEB_MAY_GET)).await;
+    api.until_condition(POLICY, "Programmed", "True").await;
+
+    let token = api.token_of(&shop.web).await;
+    let mounts = api.trust("shop").await;
+
+    api.kill9();
+    until("the replica says that the cluster is away", async || {
+        let (status, text) = replica.page("/ready").await;
+        status == 200 && text.contains("the cluster does not answer")
+    })
+    .await;
+    assert!(!replica.ask("/v1/status").await["clusterAway"].is_null());
+    shop.get().await.is_ok();
+    // A proxy that has a certificate comes back and is served.
+    shop.caller.kill9();
+    shop.caller.start().await;
+    shop.get().await.is_ok();
+    let seen = shop.orders.seen().len();
+    // One that would need the cluster to prove itself gets nothing.
+    let refused = issue_by(&mounts, &replica, &shop.web, &token).await;
+    let refused = refused.expect_err("nobody can be asked");
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+
+    api.start_again().await;
+    api.apply(&policy(&WEB_MAY_GET.replace("GET", "PUT"))).await;
+    api.until_condition(POLICY, "Programmed", "True").await;
+    shop.get()
+        .await
+        .is_problem(StatusCode::FORBIDDEN, "authz.denied");
+    assert_eq!(shop.orders.seen().len(), seen);
+    until(
+        "the replica says nothing of the kind any more",
+        async || replica.page("/ready").await == (200, "ready\n".to_owned()),
+    )
+    .await;
+    assert_eq!(shop.server.probe("/ready").await, 200);
+}
+
+#[tokio::test]
+async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
+    let api = ApiServer::start().await;
+    api.apply(MESH).await;
+    let replica = api.replica("one").await;
+    let shop = Shop::open(&api, &replica, &replica).await;
+    api.apply(&policy(WEB_MAY_GET)).await;
+    for (kind, plural, spec) in [
+        (
+            "RateLimit",
+            "ratelimits",
+            "limits: [{ name: a, rate: { requests: 9, per: 1s } }]",
+        ),
+        (
+            "RequestValidation",
+            "requestvalidations",
+            "limits: { body: 1MiB }",
+        ),
+        (
+            "RequestAuthentication",
+            "requestauthentications",
+            "required: false, issuers: [{ name: a, issuer: \"http://127.0.0.1:1\", audiences: [a] }]",
+        ),
+    ] {
+        api.apply(&format!(
+            "apiVersion: merlon.io/v1alpha1\nkind: {kind}\nmetadata: {{ name: a, namespace: shop }}\n\
+             spec: {{ {spec} }}\n"
+        ))
+        .await;
+        let path = format!("/apis/merlon.io/v1alpha1/namespaces/shop/{plural}/a");
+        api.until_condition(&path, "Accepted", "True").await;
+    }
+    api.until_condition(POLICY, "Programmed", "True").await;
+    shop.get().await.is_ok();
+    api.namespace("late").await;
+    wait::for_some("the new namespace has the bundle", async || {
+        api.try_get("/api/v1/namespaces/late/configmaps/merlon-trust-bundle")
+            .await
+    })
+    .await;
+    replica.end().await;
+
+    let user = "system:serviceaccount:merlon-system:merlon-control-plane";
+    let calls: Vec<_> = api
+        .calls()
+        .into_iter()
+        .filter(|call| call.user == user)
+        .collect();
+    let forbidden: Vec<_> = calls.iter().filter(|call| call.code == 403).collect();
+    assert!(forbidden.is_empty(), "{forbidden:#?}");
+    let roles = "/apis/rbac.authorization.k8s.io/v1";
+    for (place, path) in [
+        ("", format!("{roles}/clusterroles/merlon-control-plane")),
+        (
+            "merlon-system",
+            format!("{roles}/namespaces/merlon-system/roles/merlon-control-plane"),
+        ),
+    ] {
+        let role = api.get(&path).await;
+        let unused: BTreeSet<_> = granted(&role)
+            .into_iter()
+            .filter(|(group, resource, verb)| {
+                !calls.iter().any(|call| {
+                    (&call.group, &call.resource, &call.verb) == (group, resource, verb)
+                        && (place.is_empty() || call.namespace == place)
+                        // What is looked for and not there was looked for.
+                        && (call.code < 400 || call.code == 404)
+                })
+            })
+            .collect();
+        assert!(
+            unused.is_empty(),
+            "granted by {path} and not used: {unused:#?}"
+        );
+    }
+}
+
+/// Group, resource and verb of everything that a role grants.
+fn granted(role: &Value) -> Vec<(String, String, String)> {
+    let list = |rule: &Value, field: &str| -> Vec<String> {
+        let items = rule[field].as_array().cloned().unwrap_or_default();
+        items
+            .iter()
+            .filter_map(|item| item.as_str().map(str::to_owned))
+            .collect()
+    };
+    let mut granted = Vec::new();
+    for rule in role["rules"].as_array().expect("rules") {
+        for group in list(rule, "apiGroups") {
+            for resource in list(rule, "resources") {
+                for verb in list(rule, "verbs") {
+                    granted.push((group.clone(), resource.clone(), verb));
+                }
+            }
+        }
+    }
+    granted
+}
