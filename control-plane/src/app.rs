@@ -1,11 +1,10 @@
 //! The control plane from beginning to end: read → bind → serve → drain, in that order.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io,
     net::SocketAddr,
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -30,6 +29,7 @@ use crate::{
     push::{Push, Registry},
     serve,
     source::{Files, SharedStatus},
+    state_dir::take_state_dir,
     store::{Store, StoreError},
     telemetry::Exporter,
     world::Worlds,
@@ -486,24 +486,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-fn take_state_dir(path: &Path) -> Result<File, StartError> {
-    let failed = |source| StartError::StateDir {
-        path: path.to_owned(),
-        source,
-    };
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(failed)?;
-    // It holds a signing key, and the hashes of secrets; also where it was there before.
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)?;
-    let lock = File::create(path.join("lock")).map_err(failed)?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(StartError::StateDirTaken(path.to_owned())),
-        Err(TryLockError::Error(source)) => Err(failed(source)),
-    }
 }

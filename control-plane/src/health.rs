@@ -39,9 +39,10 @@ impl Health {
 
 /// A control plane that has lost its cluster still serves what it knows, and says that it does.
 fn ready_text(health: &Health) -> String {
-    match health.contact.away() {
-        None => "ready\n".to_owned(),
-        Some((since, why)) => format!(
+    match (health.contact.away(), health.contact.trouble()) {
+        (None, None) => "ready\n".to_owned(),
+        (None, Some(why)) => format!("ready, although {why}\n"),
+        (Some((since, why)), _) => format!(
             "ready, with the state of {since}, since when the cluster does not answer: {why}\n"
         ),
     }

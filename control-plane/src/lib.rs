@@ -19,6 +19,7 @@ mod random;
 mod rate;
 mod serve;
 mod source;
+mod state_dir;
 mod store;
 pub mod telemetry;
 mod world;

@@ -2,6 +2,7 @@
 //! proxies run on this machine.
 
 mod audit;
+mod issue;
 mod replica;
 
 use std::{fmt, fs, net::SocketAddr, path::Path, sync::Mutex};
@@ -53,6 +54,13 @@ const ADMINISTRATOR: &str = "administrators-token";
 impl ApiServer {
     /// Starts one, with Merlon's definitions, the namespaces `merlon-system` and `shop`, and the control plane's rights.
     pub async fn start() -> Self {
+        let this = Self::bare().await;
+        this.define().await;
+        this
+    }
+
+    /// The same without Merlon's definitions.
+    pub async fn bare() -> Self {
         let folder = crate::folder::fresh();
         let (etcd, peers, address) = (ports::free(), ports::free(), ports::free());
         let url = |address: SocketAddr| format!("http://{address}");
@@ -96,20 +104,22 @@ impl ApiServer {
             ..this
         };
         this.until_ready().await;
-        this.apply(&crds().await).await;
-        wait::until("the definitions are served", async || {
-            let found = this
-                .try_get("/apis/merlon.io/v1alpha1/requestvalidations")
-                .await;
-            found.is_some()
-        })
-        .await;
         for namespace in ["merlon-system", "shop"] {
             this.namespace(namespace).await;
         }
         this.account("merlon-system", "merlon-control-plane").await;
         this.apply(RIGHTS).await;
         this
+    }
+
+    /// Applies what `merlon crds` prints.
+    pub async fn define(&self) {
+        self.apply(&crds().await).await;
+        wait::until("the definitions are served", async || {
+            let kinds = "/apis/merlon.io/v1alpha1/requestvalidations";
+            self.try_get(kinds).await.is_some()
+        })
+        .await;
     }
 
     fn launch(&self) {

@@ -3,21 +3,15 @@
 use std::{collections::BTreeSet, net::SocketAddr};
 
 use http::StatusCode;
-use merlon_api::{
-    control_plane_id,
-    identity::{Evidence, IssueRequest, identity_client::IdentityClient},
-};
-use merlon_certs::{Bootstrap, H2, PrivateKey, TrustRoots};
-use merlon_config::snapshot::TrustBundle;
 use merlon_tests::{
     ApiServer, Client, Reply,
     api_server::{Pod, Replica},
     app::App,
-    mesh::{Sidecar, handshake},
+    mesh::Sidecar,
     until, wait,
 };
 use serde_json::Value;
-use tonic::{Code, Status, transport::Endpoint};
+use tonic::Code;
 
 const MESH: &str = "
 apiVersion: merlon.io/v1alpha1
@@ -145,9 +139,16 @@ async fn a_policy_is_in_force_when_its_status_says_so_and_a_broken_one_leaves_it
 }
 
 #[tokio::test]
-async fn a_mesh_config_that_is_missing_or_wrong_is_told_of_before_anything_runs() {
-    let api = ApiServer::start().await;
+async fn what_keeps_a_control_plane_from_running_is_told_with_how_to_mend_it() {
+    let api = ApiServer::bare().await;
     let replica = api.launch_replica("one").await;
+    until("it says that the definitions are missing", async || {
+        let (status, text) = replica.page("/ready").await;
+        status == 503 && text.contains("merlon crds | kubectl apply")
+    })
+    .await;
+    assert_eq!(replica.page("/live").await.0, 200);
+    api.define().await;
     until("it says that there is no MeshConfig", async || {
         let (status, text) = replica.page("/ready").await;
         status == 503 && text.contains("there is no MeshConfig")
@@ -180,62 +181,6 @@ async fn a_mesh_config_that_is_missing_or_wrong_is_told_of_before_anything_runs(
     assert!(refused.contains("`name` is missing"), "{refused}");
 }
 
-/// Asks for a certificate with a token as a pod's proxy would.
-async fn issue(
-    api: &ApiServer,
-    replica: &Replica,
-    pod: &Pod,
-    token: &str,
-) -> Result<String, Status> {
-    let mounts = api.trust(&pod.namespace).await;
-    issue_by(&mounts, replica, pod, token).await
-}
-
-/// The same with the roots of this folder.
-async fn issue_by(
-    mounts: &std::path::Path,
-    replica: &Replica,
-    pod: &Pod,
-    token: &str,
-) -> Result<String, Status> {
-    let pem = std::fs::read(mounts.join("bundle.pem")).expect("the roots");
-    let domain = std::fs::read_to_string(mounts.join("trust-domain")).expect("the trust domain");
-    let domain: merlon_config::name::TrustDomain = domain.parse().expect("a trust domain");
-    let bundle = TrustBundle {
-        trust_domain: domain.clone(),
-        roots: vec![String::from_utf8(pem).expect("PEM")],
-    };
-    let roots = std::sync::Arc::new(TrustRoots::from_bundle(&bundle).expect("roots"));
-    let server = control_plane_id(&domain, &"merlon-system".parse().expect("a namespace"));
-    let tls = Bootstrap::Roots(roots)
-        .client_config(&server, &[H2])
-        .expect("TLS");
-    let to = replica.address();
-    let connector = tower::service_fn(move |_| {
-        let tls = std::sync::Arc::clone(&tls);
-        async move { handshake(to, tls).await.map(hyper_util::rt::TokioIo::new) }
-    });
-    let channel = Endpoint::from_static("http://control-plane")
-        .connect_with_connector(connector)
-        .await
-        .expect("a connection");
-    let identity = format!("{}/{}", pod.namespace, pod.account);
-    let id = domain.spiffe_id(&identity.parse().expect("an identity"));
-    let key = PrivateKey::generate().expect("a key");
-    let request = IssueRequest {
-        csr: key.csr(&id).expect("a request"),
-        evidence: Some(Evidence::Token(token.to_owned())),
-        node_id: pod.name.clone(),
-    };
-    let issued = IdentityClient::new(channel)
-        .issue(request)
-        .await?
-        .into_inner();
-    let leaf = issued.chain.first().cloned().expect("a certificate");
-    let facts = merlon_certs::LeafFacts::parse(&leaf).expect("a leaf");
-    Ok(facts.id.to_string())
-}
-
 #[tokio::test]
 async fn a_certificate_is_given_on_the_token_of_a_living_pod_and_on_nothing_else() {
     let api = ApiServer::start().await;
@@ -243,9 +188,10 @@ async fn a_certificate_is_given_on_the_token_of_a_living_pod_and_on_nothing_else
     let replica = api.replica("one").await;
     let web = api.pod("shop", "web", "127.1.0.3").await;
     let account = ("shop", "web");
+    let trust = api.trust("shop").await;
 
     let right = api.token_of(&web).await;
-    let issued = issue(&api, &replica, &web, &right).await;
+    let issued = replica.issue(&trust, &web, &right).await;
     assert_eq!(
         issued.expect("a certificate"),
         "spiffe://cluster.merlon.test/ns/shop/sa/web"
@@ -284,23 +230,26 @@ async fn a_certificate_is_given_on_the_token_of_a_living_pod_and_on_nothing_else
             Code::PermissionDenied,
         ),
     ] {
-        let refused = issue(&api, &replica, &web, &token).await.expect_err(what);
+        let refused = replica.issue(&trust, &web, &token).await.expect_err(what);
         assert_eq!(refused.code(), code, "{what}: {refused:?}");
     }
 
     // Gone is gone, also under the same name.
     api.delete("/api/v1/namespaces/shop/pods/web").await;
-    let refused = issue(&api, &replica, &web, &right)
+    let refused = replica
+        .issue(&trust, &web, &right)
         .await
         .expect_err("the pod is gone");
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
     let again = api.pod("shop", "web", "127.1.0.3").await;
-    let refused = issue(&api, &replica, &web, &right)
+    let refused = replica
+        .issue(&trust, &web, &right)
         .await
         .expect_err("another pod's token");
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
     let token = api.token_of(&again).await;
-    issue(&api, &replica, &again, &token)
+    replica
+        .issue(&trust, &again, &token)
         .await
         .expect("a certificate");
     let page = replica.page("/metrics").await.1;
@@ -378,7 +327,7 @@ async fn without_the_api_server_proxies_go_on_and_afterwards_everything_is_caugh
     api.until_condition(POLICY, "Programmed", "True").await;
 
     let token = api.token_of(&shop.web).await;
-    let mounts = api.trust("shop").await;
+    let trust = api.trust("shop").await;
 
     api.kill9();
     until("the replica says that the cluster is away", async || {
@@ -394,7 +343,7 @@ async fn without_the_api_server_proxies_go_on_and_afterwards_everything_is_caugh
     shop.get().await.is_ok();
     let seen = shop.orders.seen().len();
     // One that would need the cluster to prove itself gets nothing.
-    let refused = issue_by(&mounts, &replica, &shop.web, &token).await;
+    let refused = replica.issue(&trust, &shop.web, &token).await;
     let refused = refused.expect_err("nobody can be asked");
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
 

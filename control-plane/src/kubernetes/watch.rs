@@ -1,7 +1,7 @@
 //! What the cluster says, kept up to date: one watch for each kind of object that Merlon needs, and no more.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt::Debug,
     hash::Hash,
     sync::{Arc, Mutex, PoisonError},
@@ -17,6 +17,7 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, Resource,
     api::{ApiResource, DynamicObject},
+    core::Status,
     runtime::{
         WatchStreamExt as _,
         reflector::{Lookup, Store, store::Writer},
@@ -173,14 +174,30 @@ impl Watching<'_> {
                             Event::InitDone => contact.have(what),
                             Event::Apply(_) | Event::Delete(_) => {}
                         }
+                        contact.untroubled(what);
                         changed.send_modify(|count| *count += 1);
                     }
-                    Some(Err(error)) => contact.lost(&format!("watching {what}: {error}")),
+                    Some(Err(error)) => match answer(&error) {
+                        Some(status) => contact.troubled(what, status),
+                        None => contact.lost(&format!("watching {what}: {error}")),
+                    },
                     None => return,
                 }
             }
         });
         store
+    }
+}
+
+/// What the cluster said, if it did say something.
+fn answer(error: &watcher::Error) -> Option<&Status> {
+    use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status))
+        | WatchError(status) => Some(status),
+        _ => None,
     }
 }
 
@@ -216,6 +233,8 @@ struct State {
     /// Why there is no state to serve from yet, beside what is missing.
     waiting: Option<String>,
     lost: Option<(Timestamp, String)>,
+    /// Why something cannot be watched, in the cluster's words.
+    troubles: BTreeMap<&'static str, String>,
 }
 
 impl Contact {
@@ -226,9 +245,16 @@ impl Contact {
         if missing.is_empty() {
             return state.waiting.clone();
         }
-        let why = state.lost.as_ref().map(|(_, why)| format!(": {why}"));
-        let (missing, why) = (missing.join(", "), why.unwrap_or_default());
+        let troubles = state.troubles.values().next().cloned();
+        let why = troubles.or_else(|| state.lost.as_ref().map(|(_, why)| why.clone()));
+        let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+        let missing = missing.join(", ");
         Some(format!("the cluster has not told yet of: {missing}{why}"))
+    }
+
+    /// Why something that was watched is not any more, although the cluster answers.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.lock().troubles.values().next().cloned()
     }
 
     /// Whether the cluster has told everything once.
@@ -266,6 +292,31 @@ impl Contact {
             "cluster.away: what was read last stays in force"
         );
         state.lost = Some((Timestamp::now(), why));
+    }
+
+    /// The cluster answered that it will not tell.
+    fn troubled(&self, what: &'static str, status: &Status) {
+        // One that is told of by an old version is asked anew at once: no trouble.
+        if status.code == 410 {
+            return;
+        }
+        let said: String = status.message.chars().take(300).collect();
+        let hint = match status.code {
+            404 => {
+                "; the custom resource definitions may be missing: `helm install merlon-crds`, or `merlon crds | kubectl apply --server-side -f -`"
+            }
+            403 => "; the control plane's roles lack a right",
+            _ => "",
+        };
+        let why = format!("{what} cannot be watched: {}{hint}", said.trim());
+        let before = self.lock().troubles.insert(what, why.clone());
+        if before.as_ref() != Some(&why) {
+            tracing::error!(problem = why, "cluster.refused");
+        }
+    }
+
+    fn untroubled(&self, what: &'static str) {
+        self.lock().troubles.remove(what);
     }
 
     fn wait_for(&self, what: &'static str) {

@@ -1,0 +1,30 @@
+//! The state directory: one control plane's alone.
+
+use std::{
+    fs::{self, File, TryLockError},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::Path,
+};
+
+use crate::app::StartError;
+
+/// Makes it if it is not there, and holds it as long as the returned file is open.
+pub(crate) fn take_state_dir(path: &Path) -> Result<File, StartError> {
+    let failed = |source| StartError::StateDir {
+        path: path.to_owned(),
+        source,
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(failed)?;
+    // It holds a signing key, and the hashes of secrets; also where it was there before.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+    let lock = File::create(path.join("lock")).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(StartError::StateDirTaken(path.to_owned())),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
