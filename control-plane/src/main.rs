@@ -9,7 +9,7 @@ use merlon_control_plane::{
     flags::Flags,
     telemetry,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 fn main() -> ExitCode {
     // One provider in the whole program; a second one would be found out here and not at run time.
@@ -26,12 +26,17 @@ fn main() -> ExitCode {
         .build();
     let ended = runtime.context("no runtime").and_then(|runtime| {
         runtime.block_on(async {
-            let control_plane = app::run(config).await?;
+            let mut signals = Signals::new()?;
+            // In a cluster it may wait long for a first state.
+            let control_plane = tokio::select! {
+                started = app::run(config) => started?,
+                () = signals.next() => return Ok(()),
+            };
             if let Some(file) = &flags.addresses_file {
                 let failed = || format!("{} cannot be written", file.display());
                 write_addresses(file, &control_plane).with_context(failed)?;
             }
-            end_on_signal(&control_plane)?;
+            end_on_signal(&control_plane, signals);
             Ok(control_plane.wait().await?)
         })
     });
@@ -58,25 +63,40 @@ fn wrong_configuration(report: &merlon_config::report::Report) -> ExitCode {
     ExitCode::from(2)
 }
 
+/// What asks a process to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
 /// The first signal begins the end; a second one has its usual effect.
-fn end_on_signal(control_plane: &ControlPlane) -> anyhow::Result<()> {
+fn end_on_signal(control_plane: &ControlPlane, mut signals: Signals) {
     let shutdown = control_plane.shutdown_token();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::spawn(async move {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            () = signals.next() => {}
             () = shutdown.cancelled() => return,
         }
         shutdown.cancel();
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        signals.next().await;
         std::process::exit(1);
     });
-    Ok(())
 }
 
 /// Whole or not at all, for whoever waits for it.

@@ -148,6 +148,9 @@ async fn what_keeps_a_control_plane_from_running_is_told_with_how_to_mend_it() {
     })
     .await;
     assert_eq!(replica.page("/live").await.0, 200);
+    // Also then it ends as asked.
+    replica.end().await;
+    replica.launch();
     api.define().await;
     until("it says that there is no MeshConfig", async || {
         let (status, text) = replica.page("/ready").await;
@@ -252,9 +255,25 @@ async fn a_certificate_is_given_on_the_token_of_a_living_pod_and_on_nothing_else
         .issue(&trust, &again, &token)
         .await
         .expect("a certificate");
+    // The cluster renews the file under a proxy that waits.
+    let sidecar = api
+        .sidecar(&again, &replica, SocketAddr::from(([127, 1, 0, 3], 0)))
+        .await;
+    std::fs::write(api.token_file(&again), "an-old-token").expect("a file");
+    sidecar.launch();
+    until("it is refused", async || {
+        sidecar
+            .complaints()
+            .contains("this is no service account token")
+    })
+    .await;
+    assert_eq!(sidecar.probe("/ready").await, 503);
+    std::fs::write(api.token_file(&again), &token).expect("a file");
+    sidecar.until_ready().await;
+
     let page = replica.page("/metrics").await.1;
     assert!(
-        page.contains("merlon_certificates_issued_total{evidence=\"service-account\"} 2"),
+        page.contains("merlon_certificates_issued_total{evidence=\"service-account\"} 3"),
         "{page}"
     );
 }

@@ -71,10 +71,15 @@ impl ApiServer {
         folder
     }
 
+    /// Where the token of a pod is mounted.
+    pub fn token_file(&self, pod: &Pod) -> PathBuf {
+        self.folder.path().join(format!("token-{}", pod.uid))
+    }
+
     /// The proxy of a pod, which follows `replica`. Not started. Other proxies reach it at `inbound`.
     pub async fn sidecar(&self, pod: &Pod, replica: &Replica, inbound: SocketAddr) -> Sidecar {
         let bundle = self.trust(&pod.namespace).await.join("bundle.pem");
-        let token = self.folder.path().join(format!("token-{}", pod.uid));
+        let token = self.token_file(pod);
         fs::write(&token, self.token_of(pod).await).expect("a file");
         let identity = format!("{}/{}", pod.namespace, pod.account);
         let args = [
@@ -173,7 +178,12 @@ impl Replica {
         if let Some(process) = &*self.process.lock().expect("no panic") {
             process.terminate();
         }
-        wait::until("the replica ends", async || !self.is_alive()).await;
+        let code = wait::for_some("the replica ends", async || {
+            let process = self.process.lock().expect("no panic");
+            process.as_ref()?.exit_code()
+        })
+        .await;
+        assert_eq!(code, 0, "{}", self.log());
     }
 
     /// What it logged.
