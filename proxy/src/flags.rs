@@ -399,3 +399,6 @@ impl ProxyConfig {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
