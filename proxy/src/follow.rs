@@ -28,7 +28,7 @@ use tonic::{Streaming, transport::Channel};
 use url::Url;
 
 use self::{
-    kept::Kept,
+    kept::{Kept, Writer},
     subscriber::{Complete, Subscriber},
 };
 use crate::{
@@ -92,6 +92,7 @@ pub(crate) struct Follow {
     subscriber: Option<Subscriber>,
     assembler: Option<Arc<Assembler>>,
     compiling: Option<JoinHandle<Compiled>>,
+    writer: Option<Writer>,
     waiting: HashMap<Wish, Vec<oneshot::Sender<Answer>>>,
     absent: HashMap<Wish, Instant>,
 }
@@ -126,6 +127,7 @@ impl Follow {
             subscriber: None,
             assembler: None,
             compiling: None,
+            writer: None,
             waiting: HashMap::new(),
             absent: HashMap::new(),
         }
@@ -134,6 +136,8 @@ impl Follow {
     /// Until the process ends.
     pub(crate) async fn run(mut self, mut asked: mpsc::Receiver<Ask>) {
         self.restore().await;
+        let state_dir = self.start.state_dir.clone();
+        self.writer = state_dir.map(|folder| Writer::start(folder, &self.start.metrics));
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut identities = self.start.shared.identity.watch();
         loop {
@@ -356,8 +360,8 @@ impl Follow {
             match result {
                 Ok(snapshot) => {
                     subscriber.accept(&state);
+                    self.keep(&state);
                     self.put_in_force(snapshot);
-                    self.keep(state).await;
                 }
                 Err(error) => {
                     tracing::error!(version = state.version.short(), %error, "the new state is refused, and the old one kept");
@@ -395,22 +399,9 @@ impl Follow {
         }
     }
 
-    async fn keep(&self, state: Complete) {
-        let (Some(state_dir), Some(subscriber)) = (self.start.state_dir.clone(), &self.subscriber)
-        else {
-            return;
-        };
-        let kept = Kept::new(subscriber.identity(), &state, subscriber.asked_for());
-        let written = task::spawn_blocking(move || kept.write(&state_dir)).await;
-        let written = written.map_err(std::io::Error::other).flatten();
-        let result = if written.is_ok() {
-            FetchResult::Ok
-        } else {
-            FetchResult::Failed
-        };
-        self.start.metrics.persists.inc(result);
-        if let Err(error) = written {
-            tracing::error!(%error, "the snapshot is not kept for a restart");
+    fn keep(&self, state: &Complete) {
+        if let (Some(writer), Some(subscriber)) = (&self.writer, &self.subscriber) {
+            writer.keep(subscriber.identity(), state, subscriber.asked_for());
         }
     }
 

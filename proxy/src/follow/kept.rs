@@ -1,6 +1,6 @@
 //! The last good state on disk: one file, whole or refused.
 
-use std::{collections::BTreeSet, io};
+use std::{collections::BTreeSet, io, sync::Arc};
 
 use jiff::Timestamp;
 use merlon_config::{
@@ -8,11 +8,13 @@ use merlon_config::{
     snapshot::{Manifest, ResourceKey, Version},
 };
 use serde::{Deserialize, Serialize};
+use tokio::{sync::watch, task};
 
 use super::subscriber::Complete;
 use crate::{
     assemble::{Held, Resources},
     destinations::Wish,
+    metrics::{FetchResult, Metrics},
     state_dir::StateDir,
 };
 
@@ -133,12 +135,63 @@ impl Kept {
     }
 }
 
+/// Keeps states, one after the other, of several that wait only the newest. A slow disk delays nothing: neither the
+/// acknowledgement of a state nor the next one.
+#[derive(Debug)]
+pub(super) struct Writer(watch::Sender<Option<Arc<ToKeep>>>);
+
+#[derive(Debug)]
+struct ToKeep {
+    identity: SpiffeId,
+    state: Complete,
+    asked_for: BTreeSet<Wish>,
+}
+
+impl Writer {
+    pub(super) fn start(state_dir: Arc<StateDir>, metrics: &Arc<Metrics>) -> Self {
+        let (newest, mut next) = watch::channel(None::<Arc<ToKeep>>);
+        let metrics = Arc::clone(metrics);
+        tokio::spawn(async move {
+            while next.changed().await.is_ok() {
+                let Some(one) = next.borrow_and_update().clone() else {
+                    continue;
+                };
+                let state_dir = Arc::clone(&state_dir);
+                let written = task::spawn_blocking(move || one.write(&state_dir)).await;
+                let written = written.map_err(io::Error::other).flatten();
+                metrics.persists.inc(match &written {
+                    Ok(()) => FetchResult::Ok,
+                    Err(_) => FetchResult::Failed,
+                });
+                if let Err(error) = written {
+                    tracing::error!(%error, "the snapshot is not kept for a restart");
+                }
+            }
+        });
+        Self(newest)
+    }
+
+    pub(super) fn keep(&self, identity: &SpiffeId, state: &Complete, asked_for: BTreeSet<Wish>) {
+        self.0.send_replace(Some(Arc::new(ToKeep {
+            identity: identity.clone(),
+            state: state.clone(),
+            asked_for,
+        })));
+    }
+}
+
+impl ToKeep {
+    fn write(&self, state_dir: &StateDir) -> io::Result<()> {
+        Kept::new(&self.identity, &self.state, self.asked_for.clone()).write(state_dir)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing;
 
-    fn written() -> (tempfile::TempDir, std::sync::Arc<StateDir>) {
+    fn written() -> (tempfile::TempDir, Arc<StateDir>) {
         let folder = tempfile::tempdir().unwrap();
         let dir = testing::state_dir(folder.path());
         let resources = testing::resources(&["shop/payments"]);
