@@ -52,7 +52,7 @@ pub(crate) fn join(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 /// Listens on `address` once for each of `workers`; port 0 becomes one port for all.
 ///
 /// # Errors
-/// As [`claim`].
+/// The address cannot be had, also where another process listens on it, in whatever way.
 pub fn bind_all(address: SocketAddr, workers: usize) -> io::Result<Vec<std::net::TcpListener>> {
     let first = claim(address)?;
     let address = first.local_addr()?;
