@@ -19,7 +19,7 @@ BENCH_OPTIONS ?=
 BANNED := ring openssl openssl-sys native-tls
 
 # One profile and one target for demo, tests and lints, so that nothing is compiled twice (Cargo.toml).
-BINARIES := --bin merlon --bin merlon-proxy --bin merlon-control-plane
+BINARIES := --bin merlon --bin merlon-proxy --bin merlon-control-plane --bin merlon-intercept
 # The shipped, fully optimised ones.
 DIST := --profile dist $(BINARIES)
 
