@@ -371,7 +371,7 @@ pub enum AddressState {
         service: ServiceName,
         /// Its port.
         port: u16,
-        /// The one workload that was meant, where its own address was called.
+        /// The one workload that was meant, by the first of its addresses, where one of them was called.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         workload: Option<IpAddr>,
     },

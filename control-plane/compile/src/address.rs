@@ -17,8 +17,16 @@ use crate::{gateway::name_of, select::Workloads};
 #[derive(Debug, Default)]
 pub(crate) struct Addresses {
     services: HashMap<IpAddr, (ServiceName, Vec<u16>)>,
-    /// By address, what is served there on each port of the program; the first by name of several Services.
-    workloads: HashMap<IpAddr, HashMap<u16, (ServiceName, u16)>>,
+    workloads: HashMap<IpAddr, At>,
+}
+
+/// What is at one of a workload's addresses.
+#[derive(Debug)]
+struct At {
+    /// The first of its addresses, which its endpoints have.
+    workload: IpAddr,
+    /// By port of the program; the first by name of several Services.
+    served: HashMap<u16, (ServiceName, u16)>,
 }
 
 impl Addresses {
@@ -26,7 +34,9 @@ impl Addresses {
         let mut all = Self::default();
         for workload in &workloads.all {
             for address in &workload.spec.addresses {
-                all.workloads.entry(*address).or_default();
+                let workload = *workload.spec.addresses.first().unwrap_or(address);
+                let served = HashMap::new();
+                all.workloads.insert(*address, At { workload, served });
             }
         }
         for resource in resources {
@@ -48,7 +58,9 @@ impl Addresses {
                     continue;
                 };
                 for address in &workload.spec.addresses {
-                    let served = all.workloads.entry(*address).or_default();
+                    let Some(At { served, .. }) = all.workloads.get_mut(address) else {
+                        continue;
+                    };
                     for port in &spec.ports {
                         let meant = (name.clone(), port.port);
                         let target = port.target_port.unwrap_or(port.port);
@@ -75,14 +87,14 @@ impl Addresses {
                 false => AddressState::Closed,
             };
         }
-        let Some(served) = self.workloads.get(&ip) else {
+        let Some(At { workload, served }) = self.workloads.get(&ip) else {
             return AddressState::Outside;
         };
         match served.get(&port) {
             Some((service, port)) => AddressState::Service {
                 service: service.clone(),
                 port: *port,
-                workload: Some(ip),
+                workload: Some(*workload),
             },
             None => AddressState::Closed,
         }

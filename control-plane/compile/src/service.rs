@@ -98,9 +98,12 @@ fn endpoint(
             ports: BTreeMap::new(),
         });
     }
-    let ready = service.endpoints.as_ref();
-    let mut addresses = workload.spec.addresses.iter();
-    let address = addresses.find(|address| ready.is_none_or(|ready| ready.contains(address)))?;
+    // Of several addresses the first stands for all of them.
+    let address = workload.spec.addresses.first()?;
+    if let Some(ready) = &service.endpoints {
+        let mut own = workload.spec.addresses.iter();
+        own.find(|own| ready.contains(own))?;
+    }
     let ports = service.ports.iter();
     let ports = ports.map(|port| (port.port, port.target_port.unwrap_or(port.port)));
     Some(Endpoint {

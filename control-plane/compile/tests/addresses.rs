@@ -92,7 +92,7 @@ fn a_pods_address_is_the_service_that_it_serves_there_and_this_pod_alone() {
     );
     assert_eq!(
         at("[fd00::1]:8080"),
-        service("shop/orders", 80, Some("fd00::1"))
+        service("shop/orders", 80, Some("10.1.0.1"))
     );
     assert_eq!(
         at("10.1.0.3:5432"),
