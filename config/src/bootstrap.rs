@@ -62,6 +62,9 @@ pub struct ProxyBootstrap {
     /// Where the program finds services. Default: `127.0.0.1:7560`.
     #[schemars(with = "Option<String>")]
     pub outbound: Option<SocketAddr>,
+    /// Whether rules, as those of `merlon-intercept`, lead connections to `inbound` and `outbound` that were meant to go
+    /// elsewhere. Default: `false`.
+    pub interception: Option<bool>,
     /// `/live`, `/ready`, `/metrics`. Default: `127.0.0.1:7562`.
     #[schemars(with = "Option<String>")]
     pub admin: Option<SocketAddr>,

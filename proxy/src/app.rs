@@ -24,6 +24,7 @@ use crate::{
     decisions::DecisionLog,
     destinations::Destinations,
     health::{Health, Unready},
+    intercept,
     jwks::JwksCache,
     listener::{self, Claims},
     metrics::Metrics,
@@ -229,37 +230,56 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
 
 /// All listeners, before any is served.
 struct Bound {
-    inbound: Vec<TcpListener>,
-    outbound: Vec<TcpListener>,
+    inbound: Vec<Vec<TcpListener>>,
+    outbound: Vec<Vec<TcpListener>>,
     admin: TcpListener,
     addresses: Addresses,
 }
 
 impl Bound {
     fn new(config: &ProxyConfig) -> Result<Self, StartError> {
-        let all = |address| {
-            let bound = listener::bind_all(address, config.workers.get());
-            bound.map_err(|source| StartError::Bind { address, source })
+        let workers = config.workers.get();
+        let all = |address| -> Result<Vec<Vec<TcpListener>>, StartError> {
+            if config.subject.is_gateway() {
+                return Ok((0..workers).map(|_| Vec::new()).collect());
+            }
+            let bound = listener::bind_all(address, workers);
+            let bound = bound.map_err(|source| StartError::Bind { address, source })?;
+            let mut each: Vec<_> = bound.into_iter().map(|listener| vec![listener]).collect();
+            let port = each.first().and_then(|first| first.first());
+            let port = port.and_then(|first| first.local_addr().ok());
+            let other = port.map(|bound| SocketAddr::new(address.ip(), bound.port()));
+            let other = other.and_then(intercept::counterpart);
+            if let Some(other) = other.filter(|_| config.interception) {
+                match listener::bind_all(other, workers) {
+                    Ok(bound) => {
+                        for (mine, listener) in each.iter_mut().zip(bound) {
+                            mine.push(listener);
+                        }
+                    }
+                    // A host without IPv6 has no such connections.
+                    Err(error) if is_no_such_family(&error) => {}
+                    Err(source) => {
+                        return Err(StartError::Bind {
+                            address: other,
+                            source,
+                        });
+                    }
+                }
+            }
+            Ok(each)
         };
-        let sidecar = !config.subject.is_gateway();
-        let inbound = if sidecar {
-            all(config.inbound)?
-        } else {
-            Vec::new()
-        };
-        let outbound = if sidecar {
-            all(config.outbound)?
-        } else {
-            Vec::new()
-        };
+        let (inbound, outbound) = (all(config.inbound)?, all(config.outbound)?);
         let failed = |source| StartError::Bind {
             address: config.admin,
             source,
         };
         let admin = TcpListener::bind(config.admin).map_err(failed)?;
         admin.set_nonblocking(true).map_err(failed)?;
-        let address =
-            |listeners: &[TcpListener]| listeners.first().and_then(|first| first.local_addr().ok());
+        let address = |listeners: &[Vec<TcpListener>]| {
+            let first = listeners.first().and_then(|mine| mine.first());
+            first.and_then(|first| first.local_addr().ok())
+        };
         let addresses = Addresses {
             inbound: address(&inbound),
             outbound: address(&outbound),
@@ -272,6 +292,12 @@ impl Bound {
             addresses,
         })
     }
+}
+
+/// Whether an address cannot be had because the host has no such kind of addresses.
+fn is_no_such_family(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable
+        || error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
 }
 
 /// Starts the threads: one per worker, and one for everything that no request waits for.
@@ -291,8 +317,9 @@ fn run(
             index,
             shared: Arc::clone(&control.shared),
             metrics: control.metrics.worker(),
-            inbound: inbound.next(),
-            outbound: outbound.next(),
+            inbound: inbound.next().unwrap_or_default(),
+            outbound: outbound.next().unwrap_or_default(),
+            interception: control.config.interception,
             shutdown: shutdown.clone(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread()

@@ -19,6 +19,8 @@ pub struct ProxyConfig {
     pub inbound: SocketAddr,
     /// Where the program finds services. Not used by a gateway.
     pub outbound: SocketAddr,
+    /// Whether rules of the network lead connections to `inbound` and `outbound` that were meant to go elsewhere.
+    pub interception: bool,
     /// `/live`, `/ready`, `/metrics`.
     pub admin: SocketAddr,
     /// Threads that carry requests.

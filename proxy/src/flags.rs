@@ -88,6 +88,9 @@ pub struct Flags {
     /// Where the program finds services [default: 127.0.0.1:7560]
     #[arg(long, env = "MERLON_OUTBOUND", value_name = "ADDR")]
     pub outbound: Option<SocketAddr>,
+    /// Rules, as those of `merlon-intercept`, lead connections to --inbound and --outbound
+    #[arg(long, env = "MERLON_INTERCEPTION", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub interception: Option<bool>,
     /// /live, /ready and /metrics [default: 127.0.0.1:7562]
     #[arg(long, env = "MERLON_ADMIN", value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
@@ -153,6 +156,7 @@ impl Flags {
                 .inbound
                 .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 7561))),
             outbound: start.outbound.unwrap_or_else(|| local(7560)),
+            interception: start.interception.unwrap_or_default(),
             admin: start.admin.unwrap_or_else(|| local(7562)),
             workers,
             access_log: start.access_log.unwrap_or_default(),
@@ -194,6 +198,7 @@ impl Flags {
             state_dir: self.state_dir.or(file.state_dir),
             inbound: self.inbound.or(file.inbound),
             outbound: self.outbound.or(file.outbound),
+            interception: self.interception.or(file.interception),
             admin: self.admin.or(file.admin),
             workers: self.workers.or(file.workers),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
@@ -392,6 +397,7 @@ impl ProxyConfig {
             state_dir: None,
             inbound: any,
             outbound: any,
+            interception: false,
             admin: any,
             workers: NonZeroUsize::MIN,
             access_log: AccessLogMode::All,

@@ -5,7 +5,6 @@ use std::{cell::RefCell, convert::Infallible, net::SocketAddr, rc::Rc, time::Ins
 use http::{HeaderValue, Request, Response, Version};
 use hyper::body::{Body as _, Incoming};
 use merlon_certs::{MERLON_H2, MeshTls};
-use merlon_config::name::ServiceName;
 use merlon_policy::{principal::Principal, validate::RouteMatch};
 use tokio::net::TcpStream;
 
@@ -26,6 +25,7 @@ use crate::{
         validate::validate,
     },
     metrics::{Direction, Transport},
+    outbound::resolve::Fixed,
     peer_header::{self, Proto},
     problem::is_grpc,
     request::{Refused, contained},
@@ -57,8 +57,10 @@ pub(crate) struct Peer {
     pub(crate) server_name: Option<Box<str>>,
     /// Its TLS, if it has any.
     pub(crate) session: Option<Rc<Session>>,
-    /// For a local address that leads to one port of a Service.
-    pub(crate) fixed: Option<(ServiceName, u16)>,
+    /// For a connection that leads to one port of a Service.
+    pub(crate) fixed: Option<Fixed>,
+    /// The program's port that was called, by somebody who says nothing of Services.
+    pub(crate) program_port: Option<u16>,
     targets: RefCell<Targets>,
 }
 
@@ -85,6 +87,7 @@ impl Peer {
             server_name: None,
             session: None,
             fixed: None,
+            program_port: None,
             targets: RefCell::default(),
         }
     }
@@ -257,6 +260,9 @@ fn target(peer: &Peer, call: &mut Call, claim: Option<&HeaderValue>) -> Option<R
             Some(target)
         }
         (_, Principal::Workload(_), None) => None,
+        (_, Principal::Anonymous, _) if peer.program_port.is_some() => {
+            Target::on_port(snapshot, peer.program_port?, &peer.principal).map(Rc::new)
+        }
         (_, Principal::Anonymous, _) => {
             Target::guessed(snapshot, call.reading.authority.as_str(), &peer.principal).map(Rc::new)
         }

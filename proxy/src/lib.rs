@@ -40,6 +40,7 @@ mod identity;
 mod identity_files;
 mod inbound;
 mod inspect;
+mod intercept;
 mod outbound;
 mod request;
 mod session;

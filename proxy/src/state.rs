@@ -66,9 +66,11 @@ pub struct Worker {
     /// Only this worker's: it counts, a scrape adds up.
     pub metrics: Arc<WorkerMetrics>,
     /// Where other proxies reach this one, already listening (`SO_REUSEPORT`), non-blocking. Not for a gateway.
-    pub inbound: Option<TcpListener>,
+    pub inbound: Vec<TcpListener>,
     /// Where the program finds services, likewise. Not for a gateway.
-    pub outbound: Option<TcpListener>,
+    pub outbound: Vec<TcpListener>,
+    /// Whether rules of the network lead connections here that were meant to go elsewhere.
+    pub interception: bool,
     /// When to drain and when to end.
     pub shutdown: Shutdown,
 }

@@ -17,11 +17,16 @@ use std::{
 
 use http::Version;
 use merlon_certs::MERLON_TCP;
-use merlon_config::{resource::AppProtocol, resource::OutboundListener, snapshot::Destination};
+use merlon_config::{
+    name::ServiceName,
+    resource::{AppProtocol, OutboundListener},
+    snapshot::Destination,
+};
 use merlon_policy::{
     decision::Decision,
     facts::{RequestFacts, RequestKind, TcpFacts},
     limit::LimitSubject,
+    principal::Principal,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
@@ -37,13 +42,14 @@ use crate::{
     denial::{Denial, Upstream},
     exchange::Exchange,
     inbound::Peer,
+    intercept,
     layers::{authorize::decide, target::Target},
     listener::{
         self, Open,
         keep::{self, Wanted},
     },
     metrics::{Direction, Transport},
-    outbound,
+    outbound::{self, resolve::Fixed},
     peer_header::{Claim, MAX_LENGTH, Proto},
     session::Session,
     standing::{Asked, Leash, Standing, What},
@@ -86,7 +92,7 @@ pub(crate) async fn inbound(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
     }
 }
 
-async fn carry(
+pub(crate) async fn carry(
     downstream: impl AsyncRead + AsyncWrite + Unpin,
     upstream: impl AsyncRead + AsyncWrite + Unpin,
     standing: Option<&Standing>,
@@ -101,6 +107,34 @@ async fn carry(
         exchange.ended(denial);
     }
     exchange.conclude(!whole);
+}
+
+/// A connection in plain to a port of opaque bytes, from somebody who may be `Anonymous`.
+pub(crate) async fn plain(peer: &Rc<Peer>, stream: TcpStream, service: ServiceName, port: u16) {
+    let local = &peer.local;
+    let _open = Open::new(local, Direction::Inbound, Transport::Plain);
+    let mut exchange = Exchange::begin(
+        local,
+        Direction::Inbound,
+        peer.id.clone(),
+        peer.address,
+        Version::HTTP_11,
+    );
+    exchange.protocol = "tcp";
+    let claim = Claim {
+        service,
+        port,
+        proto: Proto::Tcp,
+    };
+    let (target, standing) = match admit(peer, &claim, &mut exchange) {
+        Ok(admitted) => admitted,
+        Err(denial) => return exchange.refused(denial),
+    };
+    exchange.upstream = Some(target.program);
+    match dial::connect(target.program, &local.metrics).await {
+        Ok(program) => carry(stream, program, Some(&standing), exchange).await,
+        Err(error) => exchange.refused(Denial::Upstream(error)),
+    }
 }
 
 async fn read_claim(stream: &mut (impl AsyncRead + Unpin)) -> Option<Claim> {
@@ -232,27 +266,39 @@ async fn outbound(
     let mut exchange = Exchange::begin(&local, Direction::Outbound, own, address, Version::HTTP_11);
     exchange.protocol = "tcp";
     exchange.current = Some(local.current());
-    exchange.dst = Some(format!("{}:{}", to.service, to.port).into());
-    let destination = match outbound::resolve::destination(&local, &to.service).await {
+    let fixed = Fixed {
+        service: to.service.clone(),
+        port: to.port,
+        workload: None,
+    };
+    lead(&local, stream, address, fixed, exchange).await;
+}
+
+/// Leads a connection of the own program to one port of a Service, as requests or as bytes.
+pub(crate) async fn lead(
+    local: &Rc<Local>,
+    stream: TcpStream,
+    address: SocketAddr,
+    fixed: Fixed,
+    mut exchange: Box<Exchange>,
+) {
+    exchange.dst = Some(format!("{}:{}", fixed.service, fixed.port).into());
+    let destination = match intercept::destination(local, &fixed).await {
         Ok(destination) => destination,
         Err(denial) => return exchange.refused(denial),
     };
-    match destination.ports.iter().find(|port| port.port == to.port) {
+    let mut ports = destination.ports.iter();
+    match ports.find(|port| port.port == fixed.port) {
         None => exchange.refused(Denial::NoRoute("the service has no such port".into())),
         Some(port) if port.protocol == AppProtocol::Tcp => {
-            let _open = Open::new(&local, Direction::Outbound, Transport::Plain);
-            tunnel(&local, stream, &destination, &to, exchange).await;
+            let _open = Open::new(local, Direction::Outbound, Transport::Plain);
+            tunnel(local, stream, &destination, &fixed, exchange).await;
         }
         Some(_) => {
             exchange.forget();
-            let mut peer = Peer::new(
-                &local,
-                Direction::Outbound,
-                address,
-                merlon_policy::principal::Principal::Anonymous,
-            );
-            peer.fixed = Some((to.service.clone(), to.port));
-            connection::serve_plain(&local, stream, Rc::new(peer), outbound::serve).await;
+            let mut peer = Peer::new(local, Direction::Outbound, address, Principal::Anonymous);
+            peer.fixed = Some(fixed);
+            connection::serve_plain(local, stream, Rc::new(peer), outbound::serve).await;
         }
     }
 }
@@ -261,7 +307,7 @@ async fn tunnel(
     local: &Rc<Local>,
     stream: TcpStream,
     destination: &Destination,
-    to: &OutboundListener,
+    to: &Fixed,
     mut exchange: Box<Exchange>,
 ) {
     let claim = Claim {
@@ -275,7 +321,7 @@ async fn tunnel(
         && let Some(endpoint) = local.peers.choose(local, destination, &tried)
     {
         tried.push(endpoint);
-        let address = endpoint.dial(to.port);
+        let address = intercept::dial_at(endpoint, to.port);
         exchange.upstream = Some(address);
         let result = match &endpoint.identity {
             None => match dial::connect(address, &local.metrics).await {

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     access_log::{AccessLog, WorkerLog},
-    inbound,
+    inbound, intercept,
     layers::token_cache::TokenCache,
     listener,
     metrics::WorkerMetrics,
@@ -40,6 +40,7 @@ pub async fn run_with_log(worker: Worker, log: AccessLog) {
         metrics,
         inbound,
         outbound,
+        interception,
         shutdown,
     } = worker;
     let local = Rc::new(Local::new(index, shared, metrics, log, shutdown));
@@ -49,16 +50,22 @@ pub async fn run_with_log(worker: Worker, log: AccessLog) {
         spawn(follow(Rc::clone(&local))),
         spawn(expire(Rc::clone(&local))),
     ];
-    if let Some(listener) = inbound.and_then(listener::adopt) {
+    for listener in inbound.into_iter().filter_map(listener::adopt) {
         let local = Rc::clone(&local);
         tasks.push(spawn(async move {
-            listener::serve(&local, &listener, inbound::connection).await
+            match interception {
+                true => listener::serve(&local, &listener, intercept::inbound).await,
+                false => listener::serve(&local, &listener, inbound::connection).await,
+            }
         }));
     }
-    if let Some(listener) = outbound.and_then(listener::adopt) {
+    for listener in outbound.into_iter().filter_map(listener::adopt) {
         let local = Rc::clone(&local);
         tasks.push(spawn(async move {
-            listener::serve(&local, &listener, outbound::connection).await
+            match interception {
+                true => listener::serve(&local, &listener, intercept::outbound).await,
+                false => listener::serve(&local, &listener, outbound::connection).await,
+            }
         }));
     }
     tasks.push(spawn(listener::keep::keep::<OutboundListener>(Rc::clone(

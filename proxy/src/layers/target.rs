@@ -73,6 +73,18 @@ impl Target {
         })
     }
 
+    /// The service on a port of the program, the first by name where there are several: all of their `forbid`s count.
+    pub(crate) fn on_port(
+        snapshot: &Snapshot,
+        program_port: u16,
+        peer: &Principal,
+    ) -> Option<Self> {
+        let service = snapshot.services_on(program_port).next()?;
+        let mut ports = service.state.ports.iter();
+        let port = ports.find(|own| own.target_port == program_port)?.port;
+        Self::claimed(snapshot, &service.state.name, port, peer)
+    }
+
     /// A gateway's own policies.
     pub(crate) fn gateway(snapshot: &Snapshot, peer: &Principal) -> Option<Self> {
         let name = &snapshot.workload.gateway.as_ref()?.name;

@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    net::IpAddr,
     rc::Rc,
     sync::Arc,
 };
@@ -18,10 +19,20 @@ use crate::{
     denial::Denial,
     destinations::AskError,
     inbound::Peer,
+    intercept,
     layers::stage::Call,
     peer_header::{Claim, Proto, parse_port},
     worker::Local,
 };
+
+/// One port of a Service, and nothing else, whatever a request says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fixed {
+    pub(crate) service: ServiceName,
+    pub(crate) port: u16,
+    /// The one workload that was called at its own address.
+    pub(crate) workload: Option<IpAddr>,
+}
 
 /// Where a request goes.
 #[derive(Debug)]
@@ -138,8 +149,15 @@ pub(crate) async fn whither(peer: &Peer, call: &Call) -> Result<Whither, Denial>
     let host = call.reading.authority.as_str();
     let fixed;
     let key = match &peer.fixed {
-        Some((service, port)) => {
-            fixed = format!("{service}:{port}");
+        Some(Fixed {
+            service,
+            port,
+            workload,
+        }) => {
+            fixed = match workload {
+                Some(workload) => format!("{service}:{port}@{workload}"),
+                None => format!("{service}:{port}"),
+            };
             &fixed
         }
         None => host,
@@ -147,9 +165,15 @@ pub(crate) async fn whither(peer: &Peer, call: &Call) -> Result<Whither, Denial>
     if let Some(route) = local.names.find(key, call.current.generation) {
         return Ok(Whither::Mesh(route));
     }
-    let (name, port, certain) = if let Some((service, port)) = &peer.fixed {
-        (Some(service.clone()), Some(*port), true)
-    } else {
+    if let Some(fixed) = &peer.fixed {
+        let destination = intercept::destination(local, fixed).await?;
+        let route = Rc::new(Route::to(destination, Some(fixed.port))?);
+        if local.current().generation == call.current.generation {
+            local.names.remember(key, &route);
+        }
+        return Ok(Whither::Mesh(route));
+    }
+    let (name, port, certain) = {
         let (host, port) = split_port(host).ok_or(Denial::Authority("the host is malformed"))?;
         let own = &snapshot.identity().workload().namespace;
         (mesh_name(host, own), port, is_certain(host))

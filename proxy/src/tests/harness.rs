@@ -314,13 +314,14 @@ impl Node {
             _asked: Box::new(refetches),
         };
         let shutdown = node.shutdown.clone();
-        let (inbound, outbound) = (Some(inbound), Some(outbound));
+        let (inbound, outbound) = (vec![inbound], vec![outbound]);
         let worker = Worker {
             index: 0,
             shared,
             metrics,
             inbound,
             outbound,
+            interception: false,
             shutdown,
         };
         tokio::task::spawn_local(worker::run_with_log(worker, AccessLog::to(log)));

@@ -18,6 +18,7 @@ use super::{Returned, dial, h2, program::upstream_error};
 use crate::{
     body::RequestBody,
     denial::{Denial, Upstream},
+    intercept,
     peer_header::Proto,
     trace_context::Random,
     worker::Local,
@@ -135,8 +136,14 @@ impl Peers {
             // The second round is for a connection that ended just before it was used.
             for _ in 0..2 {
                 let dial = async || {
-                    let stream =
-                        dial::mesh(address, expected, &identity, MERLON_H2, &local.metrics).await?;
+                    let stream = dial::mesh(
+                        intercept::dial_at(endpoint, port),
+                        expected,
+                        &identity,
+                        MERLON_H2,
+                        &local.metrics,
+                    )
+                    .await?;
                     h2::begin(stream, local.identity_gone()).await
                 };
                 let lease = match peer.group.lease(Some(&identity), dial).await {
