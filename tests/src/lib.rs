@@ -10,6 +10,7 @@ pub mod load;
 pub mod mesh;
 pub mod openbao;
 pub mod openid;
+pub mod pods;
 pub mod ports;
 pub mod postgres;
 pub mod process;

@@ -52,6 +52,19 @@ impl Plan {
         Self::with(name, program, folder, nobody)
     }
 
+    /// The same, as this user; needs root.
+    pub fn as_user(name: &str, program: impl AsRef<OsStr>, folder: &Path, user: u32) -> Self {
+        let (user, group) = (format!("--reuid={user}"), format!("--regid={user}"));
+        let rights = [
+            "--clear-groups",
+            "--inh-caps=-all",
+            "--bounding-set=-all",
+            "--no-new-privs",
+        ];
+        let user = [&[user.as_str(), group.as_str()], rights.as_slice()].concat();
+        Self::with(name, program, folder, &user)
+    }
+
     fn with(name: &str, program: impl AsRef<OsStr>, folder: &Path, user: &[&str]) -> Self {
         // From util-linux: asks the kernel to kill the process with the thread that started it, then becomes it. What a
         // test shares with others is in statics, which nobody drops at the end.
@@ -67,6 +80,22 @@ impl Plan {
             command,
             folder: folder.to_owned(),
         }
+    }
+
+    /// Runs in a network namespace; needs root.
+    #[must_use]
+    pub fn in_namespace(mut self, path: &str) -> Self {
+        let inner = self.command;
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net={path}"))
+            .arg("--")
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .stdin(Stdio::null())
+            .env_remove("RUST_BACKTRACE");
+        self.command = command;
+        self
     }
 
     /// Adds an argument.

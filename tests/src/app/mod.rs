@@ -89,8 +89,27 @@ impl App {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .await
             .expect("a port");
-        // What the listener belongs to must outlive the test.
-        let listener = listener.into_std().expect("a listener");
+        Self::serve_on(listener.into_std().expect("a listener"), run)
+    }
+
+    /// As [`App::http`], where somebody listens already.
+    pub fn http_on(listener: std::net::TcpListener) -> Self {
+        Self::serve_on(listener, http::serve)
+    }
+
+    /// As [`App::tcp_that_speaks_first`], where somebody listens already.
+    pub fn greeter_on(listener: std::net::TcpListener) -> Self {
+        Self::serve_on(listener, tcp::greet_and_echo)
+    }
+
+    // What the listener belongs to must outlive the test.
+    fn serve_on<F>(
+        listener: std::net::TcpListener,
+        run: impl FnOnce(TcpListener, Seen) -> F,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let address = listener.local_addr().expect("an address");
         let seen = Seen::default();
         let listener = {

@@ -10,7 +10,7 @@ pub struct LogLine(Value);
 
 impl LogLine {
     /// All lines in what a proxy wrote.
-    pub(super) fn all(text: &str) -> Vec<Self> {
+    pub(crate) fn all(text: &str) -> Vec<Self> {
         let values = text
             .lines()
             .filter_map(|line| serde_json::from_str(line).ok());

@@ -1,0 +1,83 @@
+//! What goes over a wire, byte for byte.
+
+use std::{
+    io::Read as _,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::Namespace;
+
+/// `ETH_P_ALL`: frames of every protocol.
+const EVERYTHING: u16 = 3;
+
+/// Everything that was seen on the interfaces of a namespace since it began.
+#[derive(Debug)]
+pub struct Capture {
+    seen: Arc<Mutex<Vec<u8>>>,
+    stop: Arc<AtomicBool>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Capture {
+    pub(super) fn start(namespace: &Namespace) -> Self {
+        let mut socket = namespace.within(|| {
+            let protocol = Protocol::from(i32::from(EVERYTHING.to_be()));
+            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol));
+            let socket = socket.expect("a packet socket");
+            socket
+                .set_read_timeout(Some(Duration::from_millis(50)))
+                .expect("a socket option");
+            socket
+        });
+        let (seen, stop) = (
+            Arc::new(Mutex::new(Vec::new())),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let (into, until) = (Arc::clone(&seen), Arc::clone(&stop));
+        let reader = std::thread::spawn(move || {
+            let mut frame = vec![0; 1 << 16];
+            while !until.load(Ordering::Relaxed) {
+                if let Ok(read) = socket.read(&mut frame) {
+                    let mut seen = into.lock().unwrap_or_else(PoisonError::into_inner);
+                    seen.extend_from_slice(frame.get(..read).unwrap_or_default());
+                }
+            }
+        });
+        Self {
+            seen,
+            stop,
+            reader: Some(reader),
+        }
+    }
+
+    /// Whether a text went over the wire so far.
+    pub fn has(&self, text: &str) -> bool {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.windows(text.len())
+            .any(|window| window == text.as_bytes())
+    }
+
+    /// How many bytes went over the wire so far.
+    pub fn bytes(&self) -> usize {
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! A node with pods, as network namespaces on one bridge, each with its rules and its sidecar: everything of Kubernetes
+//! that interception meets, without the rest of it.
+
+mod capture;
+mod namespace;
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::fs::PermissionsExt as _,
+};
+
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::Full;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+
+pub use self::{
+    capture::Capture,
+    namespace::{Namespace, are_possible},
+};
+use crate::{
+    Reply,
+    app::App,
+    mesh::{LogLine, identity},
+    process::{Ended, Plan, Process},
+    tools, wait,
+};
+
+/// The user that proxies run as.
+const PROXY: u32 = 7565;
+/// The port of the control plane.
+const CONTROL_PLANE: u16 = 7564;
+
+/// A node: a bridge, and the control plane at its address.
+#[derive(Debug)]
+pub struct Node {
+    namespace: Namespace,
+    folder: TempDir,
+    control_plane: Process,
+}
+
+/// A pod of a [`Node`].
+#[derive(Debug)]
+pub struct Pod {
+    name: String,
+    namespace: Namespace,
+    number: u8,
+    folder: std::path::PathBuf,
+    sidecar: Option<Process>,
+}
+
+/// The node's address.
+fn node() -> SocketAddr {
+    (Ipv4Addr::new(10, 200, 0, 1), CONTROL_PLANE).into()
+}
+
+impl Node {
+    /// Starts one whose control plane has these documents beside a `MeshConfig` with `settings`.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn start(settings: &str, documents: &str) -> Self {
+        let namespace = Namespace::new("node");
+        for arguments in [
+            // With a hardware address of its own: else it takes the lowest of its ports', which changes with each pod,
+            // and those that are there already send to the old one.
+            "link add br0 address 02:00:0a:c8:00:01 type bridge",
+            "link set br0 up",
+            "addr add 10.200.0.1/24 dev br0",
+            "addr add fd00:200::1/64 dev br0 nodad",
+        ] {
+            namespace.ip(&arguments.split(' ').collect::<Vec<_>>());
+        }
+        let folder = crate::folder::fresh();
+        // Proxies are other users, and each has a folder of its own in it.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
+        let resources = folder.path().join("resources");
+        fs::create_dir(&resources).expect("a folder");
+        let mut text = format!(
+            "apiVersion: merlon.io/v1alpha1\nkind: MeshConfig\nmetadata: {{ name: mesh, namespace: merlon-system }}\n\
+             spec: {{ trustDomain: mesh.test{settings} }}\n"
+        );
+        let _ = write!(text, "---\n{documents}");
+        fs::write(resources.join("mesh.yaml"), text).expect("a file");
+        let program = tools::ours("merlon-control-plane");
+        let control_plane = Plan::new("control-plane", program, folder.path())
+            .in_namespace(&namespace.path())
+            .arg("--config")
+            .arg(&resources)
+            .arg("--state-dir")
+            .arg(folder.path().join("state"))
+            .arg("--admin-socket")
+            .arg(folder.path().join("admin.sock"))
+            .args(["--listen", &node().to_string()])
+            .start();
+        let this = Self {
+            namespace,
+            folder,
+            control_plane,
+        };
+        wait::until("the control plane is ready", async || {
+            assert!(this.control_plane.is_alive(), "{this:?}");
+            let ready = SocketAddr::from((Ipv4Addr::LOCALHOST, 7565));
+            get(&this.namespace, ready, "control-plane", "/ready")
+                .await
+                .is_ok_and(|reply| reply.status == 200)
+        })
+        .await;
+        this
+    }
+
+    /// Changes its documents.
+    ///
+    /// # Panics
+    /// When `from` is not in them.
+    pub fn edit(&self, from: &str, to: &str) {
+        let file = self.folder.path().join("resources/mesh.yaml");
+        let text = fs::read_to_string(&file).expect("the documents");
+        assert!(text.contains(from), "no `{from}` in {text}");
+        fs::write(&file, text.replace(from, to)).expect("a file");
+    }
+
+    /// Kills the control plane.
+    pub fn kill_control_plane(&self) {
+        self.control_plane.kill9();
+    }
+
+    /// A pod without anything: nobody of the mesh.
+    pub fn pod(&self, name: &str, number: u8) -> Pod {
+        let namespace = Namespace::new(name);
+        let port = format!("veth{number}");
+        self.namespace.ip(&[
+            "link",
+            "add",
+            &port,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            namespace.name(),
+        ]);
+        self.namespace
+            .ip(&["link", "set", &port, "master", "br0", "up"]);
+        let (v4, v6) = (
+            format!("{}/24", ipv4(number)),
+            format!("{}/64", ipv6(number)),
+        );
+        namespace.ip(&["addr", "add", &v4, "dev", "eth0"]);
+        namespace.ip(&["addr", "add", &v6, "dev", "eth0", "nodad"]);
+        namespace.ip(&["link", "set", "eth0", "up"]);
+        namespace.ip(&["route", "add", "default", "via", "10.200.0.1"]);
+        namespace.ip(&["-6", "route", "add", "default", "via", "fd00:200::1"]);
+        Pod {
+            name: name.to_owned(),
+            folder: self.folder.path().to_owned(),
+            namespace,
+            number,
+            sidecar: None,
+        }
+    }
+
+    /// A pod with its rules and its sidecar, ready.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub async fn meshed(&self, name: &str, number: u8, rules: &[&str]) -> Pod {
+        let mut pod = self.pod(name, number);
+        let applied = pod.intercept(&[&["apply"], rules].concat()).await;
+        assert_eq!(applied.code(), 0, "{applied:?}");
+        pod.start_sidecar(self).await;
+        pod
+    }
+
+    /// Sees everything that goes over the bridge.
+    pub fn capture(&self) -> Capture {
+        Capture::start(&self.namespace)
+    }
+
+    async fn join_token(&self, workload: &str) -> String {
+        let token = Plan::new("merlon", tools::ours("merlon"), self.folder.path())
+            .args([
+                "token",
+                "create",
+                "--output",
+                "json",
+                "--identity",
+                workload,
+            ])
+            .arg("--control-plane-socket")
+            .arg(self.folder.path().join("admin.sock"))
+            .run()
+            .await;
+        let told: Value =
+            serde_json::from_str(&token.out).unwrap_or_else(|error| panic!("{error}: {token:?}"));
+        told["token"]
+            .as_str()
+            .unwrap_or_else(|| panic!("{told}"))
+            .to_owned()
+    }
+}
+
+/// The address of the pod of a number.
+pub fn ipv4(number: u8) -> IpAddr {
+    Ipv4Addr::new(10, 200, 0, number).into()
+}
+
+/// Its other one.
+pub fn ipv6(number: u8) -> IpAddr {
+    Ipv6Addr::new(0xfd00, 0x200, 0, 0, 0, 0, 0, number.into()).into()
+}
+
+impl Pod {
+    /// Its addresses as a list in YAML.
+    pub fn addresses(number: u8) -> String {
+        format!("[{}, \"{}\"]", ipv4(number), ipv6(number))
+    }
+
+    /// Where it is called on a port.
+    pub fn at(&self, port: u16) -> SocketAddr {
+        (ipv4(self.number), port).into()
+    }
+
+    /// The same by its other address.
+    pub fn at_v6(&self, port: u16) -> SocketAddr {
+        (ipv6(self.number), port).into()
+    }
+
+    /// A program of HTTP on all its addresses.
+    pub fn http(&self, port: u16) -> App {
+        App::http_on(self.listen(port))
+    }
+
+    /// A program that speaks first and echoes.
+    pub fn greeter(&self, port: u16) -> App {
+        App::greeter_on(self.listen(port))
+    }
+
+    fn listen(&self, port: u16) -> std::net::TcpListener {
+        self.namespace.listen((Ipv6Addr::UNSPECIFIED, port).into())
+    }
+
+    /// A connection of its program.
+    ///
+    /// # Errors
+    /// Nobody takes it.
+    pub fn connect(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
+        self.namespace.connect(to).and_then(TcpStream::from_std)
+    }
+
+    /// A request of its program.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn get(&self, to: SocketAddr, host: &str, target: &str) -> Result<Reply, String> {
+        let answer = get(&self.namespace, to, host, target).await;
+        answer.map_err(|error| match &self.sidecar {
+            Some(sidecar) => format!("{error}\n{sidecar:?}"),
+            None => error,
+        })
+    }
+
+    /// Runs `merlon-intercept` in it.
+    pub async fn intercept(&self, arguments: &[&str]) -> Ended {
+        self.run(tools::ours("merlon-intercept"), arguments).await
+    }
+
+    /// Runs a program in it.
+    pub async fn run(&self, program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> Ended {
+        let name = format!("{}-run", self.name);
+        Plan::new(&name, program, &self.folder)
+            .in_namespace(&self.namespace.path())
+            .args(arguments)
+            .run()
+            .await
+    }
+
+    /// Starts its sidecar as the proxy's user, and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub async fn start_sidecar(&mut self, node_of: &Node) {
+        let state = self.folder.join(format!("{}-state", self.name));
+        if !state.exists() {
+            fs::create_dir(&state).expect("a folder");
+            fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).expect("a mode");
+            std::os::unix::fs::chown(&state, Some(PROXY), Some(PROXY)).expect("an owner");
+        }
+        let account = format!("shop/{}", self.name);
+        let token = node_of.join_token(&account).await;
+        let process = Plan::as_user(&self.name, tools::ours("merlon-proxy"), &self.folder, PROXY)
+            .in_namespace(&self.namespace.path())
+            .args(["--interception", "--workers", "1"])
+            .args(["--identity", &account])
+            .args(["--control-plane", &format!("https://{}", node())])
+            .args(["--join-token", &token])
+            .arg("--state-dir")
+            .arg(&state)
+            .start();
+        self.sidecar = Some(process);
+        wait::until(format!("{} is ready", self.name), async || {
+            assert!(self.sidecar().is_alive(), "{self:?}");
+            let ready = SocketAddr::from((Ipv4Addr::LOCALHOST, 7562));
+            get(&self.namespace, ready, "admin", "/ready")
+                .await
+                .is_ok_and(|reply| reply.status == 200)
+        })
+        .await;
+    }
+
+    /// Kills its sidecar.
+    pub fn kill_sidecar(&self) {
+        self.sidecar().kill9();
+    }
+
+    /// The access log of its sidecar, as soon as a line has this value in this field.
+    pub async fn log_where(&self, field: &str, value: &str) -> LogLine {
+        wait::for_some(format!("a line has {field} {value}"), async || {
+            let lines = LogLine::all(&self.sidecar().out());
+            lines.into_iter().find(|line| line.text(field) == value)
+        })
+        .await
+    }
+
+    fn sidecar(&self) -> &Process {
+        self.sidecar
+            .as_ref()
+            .unwrap_or_else(|| panic!("{} has no sidecar", self.name))
+    }
+
+    /// Whom it runs as.
+    pub fn identity(&self) -> String {
+        identity(&self.name)
+    }
+}
+
+async fn get(
+    namespace: &Namespace,
+    to: SocketAddr,
+    host: &str,
+    target: &str,
+) -> Result<Reply, String> {
+    let stream = namespace.connect(to).and_then(TcpStream::from_std);
+    let stream = stream.map_err(|error| format!("{to}: {error}"))?;
+    let text = |error: hyper::Error| format!("{error:?}");
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
+    tokio::spawn(connection);
+    let request = Request::get(target)
+        .header(header::HOST, host)
+        .body(Full::new(Bytes::new()))
+        .map_err(|error| error.to_string())?;
+    Reply::read(sender.send_request(request).await.map_err(text)?).await
+}
