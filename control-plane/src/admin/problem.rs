@@ -58,7 +58,7 @@ impl From<AskError> for Problem {
             AskError::Failed { .. } => StatusCode::BAD_GATEWAY,
         };
         let hint = matches!(error, AskError::Away { .. }).then(|| {
-            "facts and configuration are the proxy's own: ask again when it is back".to_owned()
+            "only it knows what it holds; a process that was started anew has another id: `merlon proxy status` lists those that are there".to_owned()
         });
         Self {
             status,

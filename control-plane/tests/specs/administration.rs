@@ -176,6 +176,8 @@ async fn a_proxy_that_went_away_is_listed_and_its_questions_say_that_it_is_away(
             .contains("is not connected"),
         "{problem}"
     );
+    let hint = problem["hint"].as_str().unwrap_or_default();
+    assert!(hint.contains("merlon proxy status"), "{problem}");
 }
 
 #[tokio::test]
