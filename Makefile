@@ -77,8 +77,10 @@ banned:
 	  fi; \
 	done
 
+# Offline, so that it looks at nothing but this tree; all of which must be there for that, other systems' crates too.
 deny:
 	@tests/tools/install check
+	@$(CARGO) fetch --locked --quiet
 	PATH="$(CURDIR)/.tools/bin:$$PATH" $(CARGO) deny --offline --locked --log-level error check bans licenses sources
 
 advisories:
