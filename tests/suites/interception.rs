@@ -424,6 +424,18 @@ async fn rules_are_applied_again_checked_shown_and_taken_away_without_a_trace() 
             "{others:?}"
         );
 
+        let flush: &[&str] = match backend {
+            "nftables" => &["nft", "flush", "chain", "inet", "merlon", "output"],
+            _ => &["iptables", "-t", "nat", "-F", "MERLON_OUTPUT"],
+        };
+        let (program, flush) = (tools::installed(flush[0]), &flush[1..]);
+        assert_eq!(pod.run(&program, flush).await.code(), 0);
+        let emptied = pod.intercept(&with("check")).await;
+        assert!(
+            emptied.code() == 1 && emptied.err.contains("not all of them"),
+            "{emptied:?}"
+        );
+
         assert_eq!(pod.intercept(&["remove"]).await.code(), 0);
         assert_eq!(
             pod.intercept(&["remove"]).await.code(),

@@ -40,7 +40,7 @@ pub(crate) enum Failure {
     Refused { program: &'static str, said: String },
     #[error("the rules are not in force")]
     NotInForce,
-    #[error("other rules of Merlon's are in force than these arguments mean")]
+    #[error("other rules of Merlon's are in force than these arguments mean, or not all of them")]
     Others,
 }
 
@@ -65,6 +65,14 @@ impl Failure {
                 Some("`merlon-intercept apply` with the same arguments puts them in force")
             }
             _ => None,
+        }
+    }
+
+    /// Where the complaint is that something is not there, that.
+    fn of_absence(self) -> Self {
+        match self {
+            Self::Refused { said, .. } if is_absence(&said) => Self::NotInForce,
+            other => other,
         }
     }
 
@@ -136,11 +144,8 @@ impl Backend {
                 for family in Family::ALL {
                     let Programs { tool, restore } = Programs::of(family);
                     let restored = run(restore, &["--noflush", "--wait"], &rules.iptables(family));
-                    match restored {
-                        // A host without IPv6 has no such connections.
-                        Err(Failure::Refused { said, .. })
-                            if family == Family::V6 && said.contains("Address family") => {}
-                        other => drop(other?),
+                    if is_without(restored, family)? {
+                        continue;
                     }
                     for [chain, ours] in JUMPS {
                         if run(tool, &jump("-C", chain, ours), "").is_err() {
@@ -160,7 +165,9 @@ impl Backend {
                 for family in Family::ALL {
                     let tool = Programs::of(family).tool;
                     // Says by name when it may not; what then is not there needs not be removed.
-                    run(tool, &["-w", "-t", "nat", "-S"], "")?;
+                    if is_without(run(tool, &["-w", "-t", "nat", "-S"], ""), family)? {
+                        continue;
+                    }
                     for [chain, ours] in JUMPS {
                         while run(tool, &jump("-D", chain, ours), "").is_ok() {}
                         if run(tool, &["-w", "-t", "nat", "-F", ours], "").is_ok() {
@@ -184,32 +191,51 @@ impl Backend {
         }
     }
 
+    /// Whether all of these rules are there, each by its mark, and nothing else in their chains.
     pub(crate) fn check(self, rules: &Rules) -> Result<(), Failure> {
-        let mark = rules.mark();
-        let listed = match self {
+        match self {
             Self::Nftables => {
-                run("nft", &["list", "table", "inet", TABLE], "").map(|listed| vec![listed])
+                let listed = run("nft", &["list", "table", "inet", TABLE], "");
+                let listed = listed.map_err(Failure::of_absence)?;
+                whole(&listed, &rules.mark(), rules.nft_count())
             }
             Self::Iptables => {
-                let families = Family::ALL.iter().map(|family| {
-                    let tool = Programs::of(*family).tool;
-                    for [chain, ours] in JUMPS {
-                        run(tool, &jump("-C", chain, ours), "")?;
+                for family in Family::ALL {
+                    let tool = Programs::of(family).tool;
+                    if is_without(run(tool, &["-w", "-t", "nat", "-S"], ""), family)? {
+                        continue;
                     }
-                    run(tool, &["-w", "-t", "nat", "-S", OUTPUT], "")
-                });
-                families.collect()
+                    let mut listed = String::new();
+                    for [chain, ours] in JUMPS {
+                        run(tool, &jump("-C", chain, ours), "").map_err(Failure::of_absence)?;
+                        let rules = run(tool, &["-w", "-t", "nat", "-S", ours], "");
+                        listed.push_str(&rules.map_err(Failure::of_absence)?);
+                    }
+                    whole(&listed, &rules.mark(), rules.iptables_count(family))?;
+                }
+                Ok(())
             }
-        };
-        match listed {
-            Ok(listed) if listed.iter().all(|listed| listed.contains(&mark)) => Ok(()),
-            Ok(_) => Err(Failure::Others),
-            Err(Failure::Refused { program, said }) if !is_absence(&said) => {
-                Err(Failure::Refused { program, said })
-            }
-            Err(Failure::Refused { .. }) => Err(Failure::NotInForce),
-            Err(why) => Err(why),
         }
+    }
+}
+
+fn whole(listed: &str, mark: &str, count: usize) -> Result<(), Failure> {
+    match listed.matches(mark).count() {
+        found if found == count => Ok(()),
+        0 if !listed.contains("merlon-") => Err(Failure::NotInForce),
+        _ => Err(Failure::Others),
+    }
+}
+
+/// Whether a host has no addresses of a family, and so needs no rules for them.
+fn is_without(ran: Result<String, Failure>, family: Family) -> Result<bool, Failure> {
+    match ran {
+        Err(Failure::Refused { said, .. })
+            if family == Family::V6 && said.contains("Address family") =>
+        {
+            Ok(true)
+        }
+        other => other.map(|_| false),
     }
 }
 

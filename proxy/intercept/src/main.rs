@@ -34,7 +34,7 @@ struct Flags {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Puts the rules in force, in place of those of an earlier run; all of them or none
+    /// Puts the rules in force, in place of those of an earlier run; by nftables all of them or none
     Apply(ApplyArgs),
     /// Takes them away
     Remove(BackendArgs),

@@ -41,92 +41,106 @@ impl Rules {
 
     /// For `nft -f`: in one transaction, and in place of an earlier table.
     pub(crate) fn nftables(&self) -> String {
-        let mut text = nftables_removal();
-        let mut line = |line: &str| {
-            text.push_str(line);
-            text.push('\n');
+        let chain = |hook: &str, rules: Vec<String>| {
+            let mut text = format!(
+                "\tchain {hook} {{\n\t\ttype nat hook {hook} priority -100; policy accept;\n"
+            );
+            for rule in rules {
+                // Writing to a String does not fail.
+                let _ = writeln!(text, "\t\t{rule} comment \"{}\"", self.mark());
+            }
+            text.push_str("\t}\n");
+            text
         };
-        line(&format!("table inet {TABLE} {{"));
-        line(&format!("\tcomment \"{}\"", self.mark()));
-        line("\tchain output {");
-        line("\t\ttype nat hook output priority -100; policy accept;");
-        line(&format!("\t\tmeta skuid {} return", self.proxy_uid));
-        // What a pod says to itself leaves it no more than what it says to 127.0.0.1.
-        line("\t\toifname \"lo\" return");
-        for network in &self.exclude_networks {
+        format!(
+            "{}table inet {TABLE} {{\n{}{}}}\n",
+            nftables_removal(),
+            chain("output", self.nft_output()),
+            chain("prerouting", self.nft_prerouting())
+        )
+    }
+
+    fn nft_output(&self) -> Vec<String> {
+        let mut rules = vec![
+            format!("meta skuid {} return", self.proxy_uid),
+            // What a pod says to itself leaves it no more than what it says to 127.0.0.1.
+            "oifname \"lo\" return".to_owned(),
+        ];
+        rules.extend(self.exclude_networks.iter().map(|network| {
             let family = match network {
                 IpNet::V4(_) => "ip",
                 IpNet::V6(_) => "ip6",
             };
-            line(&format!("\t\t{family} daddr {} return", network.trunc()));
-        }
-        for_ports(&self.exclude_outbound, &mut line);
-        line(&format!(
-            "\t\tmeta l4proto tcp redirect to :{}",
+            format!("{family} daddr {} return", network.trunc())
+        }));
+        rules.extend(nft_ports(&self.exclude_outbound));
+        rules.push(format!(
+            "meta l4proto tcp redirect to :{}",
             self.outbound_port
         ));
-        line("\t}");
-        line("\tchain prerouting {");
-        line("\t\ttype nat hook prerouting priority -100; policy accept;");
-        for_ports(&self.proxy_ports, &mut line);
-        for_ports(&self.exclude_inbound, &mut line);
-        line(&format!("\t\ttcp dport {} return", self.inbound_port));
-        line(&format!(
-            "\t\tmeta l4proto tcp redirect to :{}",
+        rules
+    }
+
+    fn nft_prerouting(&self) -> Vec<String> {
+        let mut rules = Vec::new();
+        rules.extend(nft_ports(&self.proxy_ports));
+        rules.extend(nft_ports(&self.exclude_inbound));
+        rules.push(format!("tcp dport {} return", self.inbound_port));
+        rules.push(format!(
+            "meta l4proto tcp redirect to :{}",
             self.inbound_port
         ));
-        line("\t}");
-        line("}");
-        text
+        rules
+    }
+
+    /// How many rules there are in nftables, each of which bears the mark.
+    pub(crate) fn nft_count(&self) -> usize {
+        self.nft_output().len() + self.nft_prerouting().len()
     }
 
     /// For `iptables-restore --noflush`: both chains whole; who is led into them is another's matter.
     pub(crate) fn iptables(&self, family: Family) -> String {
-        let mut text = String::from("*nat\n");
-        let mut line = |line: &str| {
-            text.push_str(line);
-            text.push('\n');
-        };
-        line(&format!(":{OUTPUT} - [0:0]"));
-        line(&format!(":{INPUT} - [0:0]"));
-        let mark = format!("-m comment --comment {}", self.mark());
-        line(&format!(
-            "-A {OUTPUT} -m owner --uid-owner {} {mark} -j RETURN",
-            self.proxy_uid
-        ));
-        line(&format!("-A {OUTPUT} -o lo -j RETURN"));
-        for network in &self.exclude_networks {
-            if Family::of(network) == family {
-                line(&format!("-A {OUTPUT} -d {} -j RETURN", network.trunc()));
-            }
+        let mut text = format!("*nat\n:{OUTPUT} - [0:0]\n:{INPUT} - [0:0]\n");
+        for (chain, rule) in self.iptables_rules(family) {
+            // Writing to a String does not fail.
+            let _ = writeln!(
+                text,
+                "-A {chain} -m comment --comment {} {rule}",
+                self.mark()
+            );
         }
-        for range in self.exclude_outbound.ranges() {
-            line(&format!(
-                "-A {OUTPUT} -p tcp --dport {} -j RETURN",
-                colon(range)
-            ));
-        }
-        line(&format!(
-            "-A {OUTPUT} -p tcp -j REDIRECT --to-ports {}",
-            self.outbound_port
-        ));
-        let untouched = self.proxy_ports.ranges().iter();
-        for range in untouched.chain(self.exclude_inbound.ranges()) {
-            line(&format!(
-                "-A {INPUT} -p tcp --dport {} -j RETURN",
-                colon(range)
-            ));
-        }
-        line(&format!(
-            "-A {INPUT} -p tcp --dport {} -j RETURN",
-            self.inbound_port
-        ));
-        line(&format!(
-            "-A {INPUT} -p tcp -j REDIRECT --to-ports {}",
-            self.inbound_port
-        ));
-        line("COMMIT");
+        text.push_str("COMMIT\n");
         text
+    }
+
+    fn iptables_rules(&self, family: Family) -> Vec<(&'static str, String)> {
+        let mut rules = vec![
+            (
+                OUTPUT,
+                format!("-m owner --uid-owner {} -j RETURN", self.proxy_uid),
+            ),
+            (OUTPUT, "-o lo -j RETURN".to_owned()),
+        ];
+        let networks = self.exclude_networks.iter();
+        let networks = networks.filter(|network| Family::of(network) == family);
+        rules.extend(networks.map(|network| (OUTPUT, format!("-d {} -j RETURN", network.trunc()))));
+        let to_port = |range| format!("-p tcp --dport {} -j RETURN", colon(range));
+        let excluded = self.exclude_outbound.ranges().iter();
+        rules.extend(excluded.map(|range| (OUTPUT, to_port(range))));
+        let redirect = |port| format!("-p tcp -j REDIRECT --to-ports {port}");
+        rules.push((OUTPUT, redirect(self.outbound_port)));
+        let untouched = self.proxy_ports.ranges().iter();
+        let untouched = untouched.chain(self.exclude_inbound.ranges());
+        rules.extend(untouched.map(|range| (INPUT, to_port(range))));
+        let own = self.inbound_port..=self.inbound_port;
+        rules.push((INPUT, to_port(&own)));
+        rules.push((INPUT, redirect(self.inbound_port)));
+        rules
+    }
+
+    /// How many rules there are in iptables, each of which bears the mark.
+    pub(crate) fn iptables_count(&self, family: Family) -> usize {
+        self.iptables_rules(family).len()
     }
 }
 
@@ -153,11 +167,9 @@ impl Family {
     }
 }
 
-fn for_ports(ports: &Ports, line: &mut impl FnMut(&str)) {
-    if !ports.is_empty() {
-        let list = ports.to_string().replace(',', ", ");
-        line(&format!("\t\ttcp dport {{ {list} }} return"));
-    }
+fn nft_ports(ports: &Ports) -> Option<String> {
+    let list = ports.to_string().replace(',', ", ");
+    (!ports.is_empty()).then(|| format!("tcp dport {{ {list} }} return"))
 }
 
 fn colon(range: &RangeInclusive<u16>) -> String {
@@ -207,48 +219,49 @@ mod tests {
     #[test]
     fn nftables_replaces_its_own_table_in_one_go() {
         let rules = rules();
+        let text = rules.nftables();
+        assert_eq!(text.matches(&rules.mark()).count(), rules.nft_count());
         assert_eq!(
-            rules.nftables(),
-            format!(
-                "table inet merlon {{
-}}
+            text.replace(&format!(" comment \"{}\"", rules.mark()), ""),
+            "table inet merlon {
+}
 delete table inet merlon
-table inet merlon {{
-\tcomment \"{}\"
-\tchain output {{
+table inet merlon {
+\tchain output {
 \t\ttype nat hook output priority -100; policy accept;
 \t\tmeta skuid 7565 return
 \t\toifname \"lo\" return
 \t\tip daddr 10.7.0.0/16 return
 \t\tip6 daddr fd00:7::/32 return
-\t\ttcp dport {{ 5432, 9000-9010 }} return
+\t\ttcp dport { 5432, 9000-9010 } return
 \t\tmeta l4proto tcp redirect to :7560
-\t}}
-\tchain prerouting {{
+\t}
+\tchain prerouting {
 \t\ttype nat hook prerouting priority -100; policy accept;
-\t\ttcp dport {{ 7562, 7563 }} return
-\t\ttcp dport {{ 22 }} return
+\t\ttcp dport { 7562, 7563 } return
+\t\ttcp dport { 22 } return
 \t\ttcp dport 7561 return
 \t\tmeta l4proto tcp redirect to :7561
-\t}}
-}}
-",
-                rules.mark()
-            )
+\t}
+}
+"
         );
     }
 
     #[test]
     fn iptables_has_a_set_for_each_family() {
         let rules = rules();
-        let mark = rules.mark();
+        let v4 = rules.iptables(Family::V4);
         assert_eq!(
-            rules.iptables(Family::V4),
-            format!(
-                "*nat
+            v4.matches(&rules.mark()).count(),
+            rules.iptables_count(Family::V4)
+        );
+        assert_eq!(
+            v4.replace(&format!("-m comment --comment {} ", rules.mark()), ""),
+            "*nat
 :MERLON_OUTPUT - [0:0]
 :MERLON_INPUT - [0:0]
--A MERLON_OUTPUT -m owner --uid-owner 7565 -m comment --comment {mark} -j RETURN
+-A MERLON_OUTPUT -m owner --uid-owner 7565 -j RETURN
 -A MERLON_OUTPUT -o lo -j RETURN
 -A MERLON_OUTPUT -d 10.7.0.0/16 -j RETURN
 -A MERLON_OUTPUT -p tcp --dport 5432:5432 -j RETURN
@@ -257,11 +270,10 @@ table inet merlon {{
 -A MERLON_INPUT -p tcp --dport 7562:7562 -j RETURN
 -A MERLON_INPUT -p tcp --dport 7563:7563 -j RETURN
 -A MERLON_INPUT -p tcp --dport 22:22 -j RETURN
--A MERLON_INPUT -p tcp --dport 7561 -j RETURN
+-A MERLON_INPUT -p tcp --dport 7561:7561 -j RETURN
 -A MERLON_INPUT -p tcp -j REDIRECT --to-ports 7561
 COMMIT
 "
-            )
         );
         let v6 = rules.iptables(Family::V6);
         assert!(
