@@ -14,7 +14,7 @@ use merlon_config::{
     Resources,
     load::read_cluster,
     report::{Problem, Report, Severity},
-    resource::{Resource, TargetKind},
+    resource::{Resource, Spec, TargetKind},
 };
 
 use super::document::{Document, Key, Version};
@@ -107,7 +107,7 @@ impl Acceptor {
                 };
             }
         };
-        self.good = set;
+        self.good = self.proved(set, &compiled.resources);
         let verdicts = documents.values().map(|document| {
             let kept = self.good.get(&document.key);
             let verdict = match wrong.remove(&document.key) {
@@ -121,6 +121,21 @@ impl Acceptor {
             mesh: Some(compiled.mesh),
             problems: Report::new(),
         }
+    }
+}
+
+impl Acceptor {
+    /// Of what compiled, that which something was compiled with. What reaches nothing yet was not judged: were it to count
+    /// as right, nothing that changed would be to blame when its target comes and it is wrong, and everybody would wait.
+    fn proved(&self, set: Good, resources: &Resources) -> Good {
+        let judged = set.into_iter().filter_map(|(key, version)| {
+            if !reaches_nothing(&key, resources) {
+                return Some((key, version));
+            }
+            let before = self.good.get(&key)?.clone();
+            Some((key, before))
+        });
+        judged.collect()
     }
 }
 
@@ -399,6 +414,38 @@ fn accepted(document: &Document, compiled: &Compiled) -> Verdict {
         in_force: None,
         enforced: true,
     }
+}
+
+/// Whether a policy is attached to nothing that there is.
+fn reaches_nothing(key: &Key, resources: &Resources) -> bool {
+    let found = || {
+        let (namespace, name) = (key.namespace.parse().ok()?, key.name.parse().ok()?);
+        resources.find(key.kind, &namespace, &name)
+    };
+    let Some(resource) = found() else {
+        return false;
+    };
+    let Some(targets) = resource.spec.target_refs() else {
+        return false;
+    };
+    let mut there = resources
+        .list
+        .iter()
+        .filter(|other| matches!(other.spec, Spec::Service(_) | Spec::Gateway(_)));
+    let own_namespace = |other: &&Resource| other.namespace == resource.namespace;
+    if targets.is_empty() {
+        return !there.any(|other| own_namespace(&other));
+    }
+    let is_meant = |other: &Resource| {
+        targets.iter().any(|target| match target.kind {
+            TargetKind::Mesh => true,
+            TargetKind::Namespace => own_namespace(&other),
+            TargetKind::Service | TargetKind::Gateway => {
+                own_namespace(&other) && target.name.as_ref() == Some(&other.name)
+            }
+        })
+    };
+    !there.any(is_meant)
 }
 
 /// Whether it is attached to something that is not there (yet): then it takes effect as soon as that comes.

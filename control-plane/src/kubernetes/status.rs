@@ -76,7 +76,8 @@ fn programmed(verdict: &Verdict, count: &Count, proxies: &str) -> (bool, &'stati
     match &count.refusal {
         _ if count.of == 0 => {
             let message = "0/0 proxies: none that it concerns is connected".to_owned();
-            (true, "NoProxies", message)
+            // Nobody enforces it, and who waits for this condition waits for somebody who does.
+            (false, "NoProxies", message)
         }
         _ if count.enforcing == count.of => (true, "Programmed", format!("{proxies} proxies")),
         Some(refusal) => (false, "Refused", format!("{proxies} proxies; {refusal}")),

@@ -39,7 +39,7 @@ fn service(name: &str) -> Resource {
         name: name.parse().unwrap(),
         labels: BTreeMap::new(),
         origin: format!("Service/shop/{name}"),
-        spec: merlon_config::resource::Spec::Service(
+        spec: Spec::Service(
             serde_json::from_value(
                 json!({ "selector": { "app": name }, "ports": [{ "port": 80 }] }),
             )
@@ -153,6 +153,32 @@ fn a_policy_for_what_is_not_there_yet_is_told_so_and_waits() {
     let found = [service("later"), service("orders")];
     let judged = acceptor.judge(&all([mesh(), waiting]), &found, judged.mesh.as_deref());
     assert!(of(&judged, "a").accepted, "{judged:?}");
+}
+
+#[test]
+fn a_policy_that_turns_out_wrong_when_its_target_comes_is_alone_to_blame() {
+    for targets in [json!([{ "kind": "Service", "name": "later" }]), json!([])] {
+        let spec = json!({ "policies": WRONG, "targetRefs": targets });
+        let waiting = document("AuthorizationPolicy", "waiting", 1, &spec);
+        let documents = all([mesh(), waiting]);
+        let mut acceptor = Acceptor::default();
+        let before = acceptor.judge(&documents, &[], None).mesh.unwrap();
+
+        let judged = acceptor.judge(&documents, &[service("later")], Some(&before));
+
+        let verdict = of(&judged, "waiting");
+        assert_eq!(
+            (verdict.reason, verdict.enforced),
+            ("Invalid", false),
+            "{judged:?}"
+        );
+        assert!(of(&judged, "mesh").accepted, "{judged:?}");
+        let later = "shop/later".parse().unwrap();
+        assert!(
+            judged.mesh.unwrap().service(&later).is_some(),
+            "the Service is taken over"
+        );
+    }
 }
 
 #[test]
