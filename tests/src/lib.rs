@@ -5,6 +5,7 @@ pub mod api_server;
 pub mod app;
 pub mod chat;
 pub mod client;
+pub mod cluster;
 pub mod folder;
 pub mod load;
 pub mod mesh;
@@ -21,6 +22,7 @@ pub mod wait;
 
 pub use api_server::ApiServer;
 pub use client::{Client, Reply};
+pub use cluster::Cluster;
 pub use load::Load;
 pub use mesh::Mesh;
 pub use wait::until;

@@ -213,6 +213,12 @@ impl Process {
         let _ = child.wait();
     }
 
+    /// Waits for its end, which something else brings about at once.
+    pub(crate) fn gone(&self) {
+        // It may have been waited for before.
+        let _ = self.child().wait();
+    }
+
     /// Asks it to end.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);

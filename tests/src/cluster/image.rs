@@ -1,0 +1,139 @@
+//! Images of static programs, made without a container engine.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use serde_json::json;
+
+/// An image of one layer.
+#[derive(Debug)]
+pub struct Image {
+    name: String,
+    entrypoint: Vec<String>,
+    files: Vec<(PathBuf, PathBuf)>,
+    applets: bool,
+}
+
+// What tests type in a busybox container.
+const APPLETS: [&str; 12] = [
+    "sh", "wget", "httpd", "nslookup", "sleep", "cat", "nc", "id", "ls", "touch", "test", "true",
+];
+
+impl Image {
+    /// An image in which `program`, a static binary of this machine, stands at `path` and is what a container runs.
+    pub fn new(name: &str, program: &Path, path: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            entrypoint: vec![path.to_owned()],
+            files: Vec::new(),
+            applets: false,
+        }
+        .file(program, path)
+    }
+
+    /// Adds arguments that the program always gets.
+    #[must_use]
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.entrypoint
+            .extend(arguments.iter().map(|&argument| argument.to_owned()));
+        self
+    }
+
+    /// Adds a file.
+    #[must_use]
+    pub fn file(mut self, from: &Path, path: &str) -> Self {
+        self.files
+            .push((from.to_owned(), path.trim_start_matches('/').into()));
+        self
+    }
+
+    /// Busybox under the names of its commands; containers say themselves what they run.
+    #[must_use]
+    pub(super) fn with_applets(mut self) -> Self {
+        self.applets = true;
+        self.entrypoint.clear();
+        self
+    }
+
+    /// Writes it as an archive that containerd imports.
+    ///
+    /// # Panics
+    /// When a file cannot be read or written.
+    pub(super) fn write(&self, folder: &Path) -> PathBuf {
+        let work = tempfile::tempdir_in(folder).expect("a folder");
+        let tree = work.path().join("tree");
+        for (from, path) in &self.files {
+            let to = tree.join(path);
+            fs::create_dir_all(to.parent().expect("a path inside the image")).expect("a folder");
+            fs::copy(from, &to).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).expect("a file's mode");
+        }
+        let scratch = tree.join("tmp");
+        fs::create_dir_all(&scratch).expect("a folder");
+        fs::set_permissions(&scratch, fs::Permissions::from_mode(0o1777)).expect("a folder's mode");
+        if self.applets {
+            for applet in APPLETS {
+                symlink("busybox", tree.join("bin").join(applet)).expect("a link");
+            }
+        }
+
+        let layer = work.path().join("layer.tar");
+        pack(&tree, &layer, &["."]);
+        let identity = sha256(&fs::read(&layer).expect("the layer"));
+        let settings = json!({
+            "architecture": architecture(),
+            "os": "linux",
+            "config": { "Entrypoint": self.entrypoint, "Env": ["PATH=/bin"] },
+            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{identity}")] },
+        })
+        .to_string();
+        let settings_name = format!("{}.json", sha256(settings.as_bytes()));
+        fs::write(work.path().join(&settings_name), settings).expect("a file");
+        let manifest = json!([{
+            "Config": settings_name, "RepoTags": [self.name], "Layers": ["layer.tar"],
+        }]);
+        fs::write(work.path().join("manifest.json"), manifest.to_string()).expect("a file");
+        let archive = folder.join(format!("{identity}.tar"));
+        pack(
+            work.path(),
+            &archive,
+            &["manifest.json", &settings_name, "layer.tar"],
+        );
+        archive
+    }
+}
+
+fn pack(folder: &Path, archive: &Path, names: &[&str]) {
+    let status = Command::new("tar")
+        .args(["--numeric-owner", "--owner=0", "--group=0", "-cf"])
+        .arg(archive)
+        .arg("-C")
+        .arg(folder)
+        .args(names)
+        .status()
+        .expect("`tar` runs");
+    assert!(status.success(), "tar {}: {status}", archive.display());
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    let digest = digest(&SHA256, bytes);
+    digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+// As images call what Rust calls otherwise.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}

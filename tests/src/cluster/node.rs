@@ -1,0 +1,236 @@
+//! The node: namespaces and the programs in them.
+//!
+//! All run in a process namespace whose first process the kernel kills with the one that started the cluster, and with
+//! a process namespace's first process everything in it ends, containers included. Its mounts and its network end with
+//! the last process that uses them, since nothing outside holds them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Addresses, Cluster, sweep};
+use crate::{
+    process::{Plan, Process},
+    tools, wait,
+};
+
+/// The namespaces and the programs in them.
+#[derive(Debug)]
+pub(super) struct Node {
+    programs: Mutex<Vec<Process>>,
+    holder: Process,
+    init: u32,
+    folder: PathBuf,
+    addresses: Addresses,
+}
+
+// The first process: makes the node's network and what must not be written on the machine itself, then collects what
+// has ended. A bridge without ports bears the node's address, since not every kernel has `dummy` links.
+const INIT: &str = r#"
+set -eu
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /var/log
+ip link set lo up
+ip link add node0 type bridge
+ip address add "$NODE_ADDRESS/24" dev node0
+ip link set node0 up
+ip route add default dev node0
+echo 1 > /proc/sys/net/ipv4/ip_forward
+: > "$FOLDER/up"
+while :; do sleep 3600 & wait $!; done
+"#;
+
+impl Node {
+    pub(super) async fn start(folder: &Path, addresses: Addresses) -> Self {
+        let holder = Plan::new("node", "unshare", folder)
+            .args([
+                "--net",
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child=KILL",
+                "--mount-proc",
+            ])
+            .args(["--", "bash", "-c", INIT])
+            .current_dir(folder)
+            .env("FOLDER", folder)
+            .env("NODE_ADDRESS", addresses.node().to_string())
+            .start();
+        holder
+            .until("has its network", async || folder.join("up").exists())
+            .await;
+        let children = format!("/proc/{0}/task/{0}/children", holder.pid());
+        let init = fs::read_to_string(&children)
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or_else(|| panic!("{children} names no process"));
+        sweep::make_cgroups(folder);
+        Self {
+            programs: Mutex::default(),
+            holder,
+            init,
+            folder: folder.to_owned(),
+            addresses,
+        }
+    }
+
+    pub(super) fn init(&self) -> u32 {
+        self.init
+    }
+
+    pub(super) fn containerd(&self) -> PathBuf {
+        self.folder.join("containerd.sock")
+    }
+
+    pub(super) fn inside(&self, name: &str, program: &Path) -> Plan {
+        Plan::new(name, "nsenter", &self.folder)
+            .args([
+                "--target",
+                &self.init.to_string(),
+                "--net",
+                "--mount",
+                "--pid",
+                "--wd",
+                "--",
+            ])
+            .arg(program)
+    }
+
+    fn run(&self, plan: Plan) {
+        let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        programs.push(plan.start());
+    }
+
+    fn program(&self, name: &str) -> Plan {
+        self.inside(name, &tools::installed(name))
+    }
+
+    /// Those without which nothing else can begin, and waits for them.
+    pub(super) async fn start_control_plane(&self, cluster: &Cluster) {
+        // containerd looks for its shim, and the shim for runc, beside other programs.
+        let path = format!(
+            "{}:{}",
+            tools::folder()
+                .join("bin")
+                .canonicalize()
+                .expect("the tools")
+                .display(),
+            std::env::var("PATH").unwrap_or_default()
+        );
+        self.run(
+            self.program("containerd")
+                .args(["-c", "containerd.toml"])
+                .env("PATH", path),
+        );
+        // A cluster that dies with its holder need not survive a power failure.
+        self.run(
+            self.program("etcd")
+                .args(["--data-dir", "etcd", "--unsafe-no-fsync"])
+                .args([
+                    "--listen-client-urls=http://127.0.0.1:2379",
+                    "--advertise-client-urls=http://127.0.0.1:2379",
+                ]),
+        );
+        let node = self.addresses.node();
+        self.run(self.program("kube-apiserver").args([
+            "--etcd-servers=http://127.0.0.1:2379".to_owned(),
+            "--cert-dir=pki".to_owned(),
+            format!("--bind-address={node}"),
+            format!("--advertise-address={node}"),
+            "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+            "--service-account-key-file=pki/accounts.pub".to_owned(),
+            "--service-account-signing-key-file=pki/accounts.pem".to_owned(),
+            format!("--service-cluster-ip-range={}", self.addresses.services()),
+            "--authorization-mode=Node,RBAC".to_owned(),
+            "--token-auth-file=pki/tokens.csv".to_owned(),
+            "--allow-privileged=true".to_owned(),
+            "--enable-admission-plugins=NodeRestriction".to_owned(),
+            "--kubelet-preferred-address-types=InternalIP".to_owned(),
+        ]));
+        self.until("the API server is ready", async || {
+            cluster
+                .try_kubectl(&["get", "--raw", "/readyz"])
+                .await
+                .code()
+                == 0
+        })
+        .await;
+        self.until("containerd listens", async || self.containerd().exists())
+            .await;
+    }
+
+    /// The rest.
+    pub(super) async fn start_workers(&self, cluster: &Cluster) {
+        let kubeconfig = format!("--kubeconfig={}", cluster.kubeconfig().display());
+        self.run(
+            self.program("kube-controller-manager")
+                .arg(&kubeconfig)
+                .args(["--service-account-private-key-file=pki/accounts.pem"])
+                .args([
+                    "--root-ca-file=pki/apiserver.crt",
+                    "--use-service-account-credentials",
+                ])
+                .args(["--leader-elect=false", "--bind-address=127.0.0.1"]),
+        );
+        self.run(
+            self.program("kube-scheduler")
+                .arg(&kubeconfig)
+                .args(["--leader-elect=false", "--bind-address=127.0.0.1"]),
+        );
+        self.run(
+            self.program("kubelet")
+                .arg(&kubeconfig)
+                .args(["--config=kubelet.json", "--hostname-override=node"])
+                .arg(format!("--node-ip={}", self.addresses.node()))
+                .arg(format!(
+                    "--root-dir={}",
+                    self.folder.join("kubelet").display()
+                ))
+                .arg(format!("--cert-dir={}", self.folder.join("pki").display())),
+        );
+        self.run(
+            self.program("kube-proxy")
+                .arg(&kubeconfig)
+                .args(["--hostname-override=node", "--proxy-mode=nftables"])
+                .arg(format!("--cluster-cidr={}", self.addresses.pods()))
+                // The limit is the machine's, and not every machine lets it be set.
+                .arg("--conntrack-max-per-core=0"),
+        );
+        self.until("the node registers", async || {
+            cluster.try_kubectl(&["get", "node", "node"]).await.code() == 0
+        })
+        .await;
+    }
+
+    async fn until(&self, what: &str, mut ready: impl AsyncFnMut() -> bool) {
+        wait::until(what, async || {
+            assert!(self.all_alive(), "a program ended before {what}\n{self:?}");
+            ready().await
+        })
+        .await;
+    }
+
+    fn all_alive(&self) -> bool {
+        let programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        programs.iter().all(Process::is_alive)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let init = i32::try_from(self.init).ok().and_then(Pid::from_raw);
+        if self.holder.is_alive()
+            && let Some(init) = init
+        {
+            // It may have ended just now.
+            let _ = kill_process(init, Signal::KILL);
+            // The kernel reports the end of a process namespace's first process when all the others are gone.
+            self.holder.gone();
+        }
+        sweep::remove_cgroups(&sweep::cgroup(&self.folder));
+    }
+}
