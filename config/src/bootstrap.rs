@@ -179,7 +179,7 @@ fn from_folder_of<const N: usize>(file: &Path, paths: [&mut Option<PathBuf>; N])
 }
 
 /// What serde cannot know: fields that do not go together, and ranges.
-trait Sensible {
+pub(crate) trait Sensible {
     /// Each field that makes no sense, with why.
     fn problems(&self) -> Vec<(&'static str, &'static str)>;
 }
@@ -249,7 +249,7 @@ impl Sensible for ControlPlaneBootstrap {
     }
 }
 
-fn load<T: DeserializeOwned + Default + Sensible>(file: &Path) -> Result<T, Report> {
+pub(crate) fn load<T: DeserializeOwned + Default + Sensible>(file: &Path) -> Result<T, Report> {
     let name = file.display().to_string();
     match text_of(file) {
         Ok(text) => parse(&name, &text),
@@ -257,7 +257,10 @@ fn load<T: DeserializeOwned + Default + Sensible>(file: &Path) -> Result<T, Repo
     }
 }
 
-fn parse<T: DeserializeOwned + Default + Sensible>(file: &str, text: &str) -> Result<T, Report> {
+pub(crate) fn parse<T: DeserializeOwned + Default + Sensible>(
+    file: &str,
+    text: &str,
+) -> Result<T, Report> {
     let mut report = Report::new();
     let file = File::new(file, text);
     let trees = document::documents(&file, &mut report);

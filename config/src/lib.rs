@@ -11,10 +11,12 @@ mod read;
 
 pub mod bootstrap;
 pub mod crd;
+pub mod injection;
 pub mod live;
 pub mod load;
 pub mod loopback;
 pub mod name;
+pub mod probe;
 pub mod report;
 pub mod resource;
 pub mod resources;

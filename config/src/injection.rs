@@ -1,0 +1,146 @@
+//! What every injected pod gets: the settings of the injector, a small YAML file.
+
+use std::path::Path;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use url::Url;
+
+use crate::{
+    bootstrap::{AccessLogMode, Sensible, load, parse},
+    name::Namespace,
+    report::Report,
+    unit::Span,
+};
+
+/// The settings of the injector.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct InjectionSettings {
+    /// The image of `merlon-proxy`. Compulsory.
+    #[serde(default)]
+    pub proxy_image: String,
+    /// The image of `merlon-intercept`. Compulsory.
+    #[serde(default)]
+    pub intercept_image: String,
+    /// As Kubernetes has it: `Always`, `IfNotPresent` or `Never`. Default: left to Kubernetes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_pull_policy: Option<PullPolicy>,
+    /// Where proxies find the control plane, as `https://merlon-control-plane.merlon-system.svc:7564`. Compulsory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_plane: Option<Url>,
+    /// The namespace in which the control plane's identity is. Default: `merlon-system`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_namespace: Option<Namespace>,
+    /// What the proxy's container may use, as in a container's `resources`.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub proxy_resources: Map<String, Value>,
+    /// What the container that lays down the rules may use, as in a container's `resources`.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub intercept_resources: Map<String, Value>,
+    /// Which requests are logged. Default: the proxy's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_log: Option<AccessLogMode>,
+    /// How long open requests may take to finish at the end. Default: the proxy's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_timeout: Option<Span>,
+    /// Which of its events the proxy logs, as `RUST_LOG` says it: `info`, `merlon_proxy=debug`. Default: the proxy's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_filter: Option<String>,
+    /// Addresses to which no pod's connections are led through its proxy, as `10.0.0.0/8`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude_outbound_ip_ranges: Vec<IpNet>,
+}
+
+/// When a node fetches an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PullPolicy {
+    /// Each time.
+    Always,
+    /// When it does not have it.
+    IfNotPresent,
+    /// Not at all.
+    Never,
+}
+
+impl InjectionSettings {
+    /// Reads a file of settings.
+    ///
+    /// # Errors
+    /// Everything that is wrong in it.
+    pub fn load(file: &Path) -> Result<Self, Report> {
+        load(file)
+    }
+
+    /// The same from a text in memory.
+    ///
+    /// # Errors
+    /// Everything that is wrong in it.
+    pub fn parse(file: &str, text: &str) -> Result<Self, Report> {
+        parse(file, text)
+    }
+}
+
+impl Sensible for InjectionSettings {
+    fn problems(&self) -> Vec<(&'static str, &'static str)> {
+        let mut found = Vec::new();
+        let mut when = |wrong: bool, field, message| {
+            if wrong {
+                found.push((field, message));
+            }
+        };
+        when(
+            self.proxy_image.is_empty(),
+            "proxyImage",
+            "`proxyImage` is missing: the image of `merlon-proxy`",
+        );
+        when(
+            self.intercept_image.is_empty(),
+            "interceptImage",
+            "`interceptImage` is missing: the image of `merlon-intercept`",
+        );
+        when(
+            self.control_plane.is_none(),
+            "controlPlane",
+            "`controlPlane` is missing: where proxies find it, as `https://merlon-control-plane.merlon-system.svc:7564`",
+        );
+        when(
+            self.control_plane
+                .as_ref()
+                .is_some_and(|url| url.scheme() != "https"),
+            "controlPlane",
+            "the control plane is reached by `https` only",
+        );
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_read() {
+        let text = "\
+proxyImage: registry.example.org/merlon-proxy:0.1.0
+interceptImage: registry.example.org/merlon-intercept:0.1.0
+imagePullPolicy: IfNotPresent
+controlPlane: https://merlon-control-plane.merlon-system.svc:7564
+proxyResources: { requests: { cpu: 50m, memory: 32Mi } }
+drainTimeout: 30s
+excludeOutboundIpRanges: [169.254.169.254/32]
+";
+        let settings = InjectionSettings::parse("injection.yaml", text).unwrap();
+        assert_eq!(settings.proxy_resources["requests"]["cpu"], "50m");
+        assert_eq!(settings.image_pull_policy, Some(PullPolicy::IfNotPresent));
+    }
+
+    #[test]
+    fn everything_that_is_missing_or_wrong_is_told() {
+        let text = "proxyImages: a\ncontrolPlane: http://merlon:7564\n";
+        insta::assert_snapshot!(InjectionSettings::parse("injection.yaml", text).unwrap_err());
+        let text = "controlPlane: http://merlon:7564\n";
+        insta::assert_snapshot!(InjectionSettings::parse("injection.yaml", text).unwrap_err());
+    }
+}
