@@ -25,6 +25,10 @@ pub enum IssueError {
     /// The token was refused, and reading it anew did not help.
     #[error("the certificate issuer refuses the control plane's token")]
     Unauthenticated,
+    /// The login was refused. Which of a wrong role, a wrong token and an API server that is away it was, the server does
+    /// not tell.
+    #[error("the certificate issuer refuses the login to the role `{0}` by `{1}`: {2}")]
+    Login(String, String, String),
     /// The token is good and lacks the right.
     #[error("the control plane's token may not {0}")]
     Forbidden(String),
@@ -48,7 +52,7 @@ impl IssueError {
         match self {
             Self::Request(_) => Fault::Request,
             // A token that expired may be replaced at any moment by whoever writes the file.
-            Self::Unavailable(_) | Self::Unauthenticated => Fault::Unavailable,
+            Self::Unavailable(_) | Self::Unauthenticated | Self::Login(..) => Fault::Unavailable,
             Self::Forbidden(_)
             | Self::Setup(_)
             | Self::Answer(_)

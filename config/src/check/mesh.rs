@@ -74,11 +74,19 @@ impl Checker<'_, '_> {
                 let message = format!("`{}` cannot be Vault's address: {problem}", vault.address);
                 self.error(resource, &format!("{part}.address"), message);
             }
-            let names = [
+            let mut names = vec![
                 ("pkiMount", &vault.pki_mount),
                 ("rootMount", &vault.root_mount),
                 ("role", &vault.role),
             ];
+            if let Some(login) = &vault.kubernetes_auth {
+                names.push(("kubernetesAuth.mount", &login.mount));
+                names.push(("kubernetesAuth.role", &login.role));
+                if vault.token_file.is_some() {
+                    let message = "the control plane has a token (`tokenFile`) or gets one by `kubernetesAuth`, not both";
+                    self.error(resource, &format!("{part}.kubernetesAuth"), message);
+                }
+            }
             for (field, name) in names {
                 // They become parts of a URL's path.
                 let plain = |part: &str| {
@@ -87,7 +95,7 @@ impl Checker<'_, '_> {
                             .bytes()
                             .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
                 };
-                if !name.split('/').all(plain) || (field == "role" && name.contains('/')) {
+                if !name.split('/').all(plain) || (field.ends_with("role") && name.contains('/')) {
                     let message = format!("`{name}` is not a name in Vault");
                     let hint =
                         "letters, digits, `-`, `_` and `.`, in a mount also `/` between them";

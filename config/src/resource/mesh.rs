@@ -91,6 +91,9 @@ pub struct VaultIssuer {
     /// A file that holds the token; read anew when it is refused. Left out: the environment's `VAULT_TOKEN`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
+    /// Instead of `tokenFile`: the control plane logs in as its own service account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes_auth: Option<KubernetesAuth>,
     /// Mount that signs leaves. Default: `pki-int`.
     #[serde(default = "pki_mount")]
     pub pki_mount: String,
@@ -100,6 +103,29 @@ pub struct VaultIssuer {
     /// Role to sign with. Default: `svid`.
     #[serde(default = "role")]
     pub role: String,
+}
+
+/// A login by the Kubernetes auth method.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct KubernetesAuth {
+    /// Where the method is mounted, below `auth/`. Default: `kubernetes`.
+    pub mount: String,
+    /// The role to log in to. Default: `merlon-control-plane`.
+    pub role: String,
+    /// A file that holds the pod's projected token, of the audience that the role asks for; read at each login.
+    /// Default: `/var/run/secrets/merlon/vault-token`.
+    pub token_file: PathBuf,
+}
+
+impl Default for KubernetesAuth {
+    fn default() -> Self {
+        Self {
+            mount: "kubernetes".to_owned(),
+            role: "merlon-control-plane".to_owned(),
+            token_file: "/var/run/secrets/merlon/vault-token".into(),
+        }
+    }
 }
 
 fn pki_mount() -> String {

@@ -20,7 +20,8 @@ pub use gateway::{
     HttpRouteRule, HttpRouteSpec, ListenerTls, ParentRef, PathMatchType,
 };
 pub use mesh::{
-    CertificateIssuer, Certificates, EmbeddedIssuer, MeshConfigSpec, OutboundMode, VaultIssuer,
+    CertificateIssuer, Certificates, EmbeddedIssuer, KubernetesAuth, MeshConfigSpec, OutboundMode,
+    VaultIssuer,
 };
 pub use rate_limit::{LimitKey, Rate, RateLimitRule, RateLimitSpec};
 pub use service::{AppProtocol, ServicePort, ServiceSpec};

@@ -37,17 +37,20 @@ pub(super) fn meaning(what: &str, error: &ClientError) -> IssueError {
         ClientError::RestClientError {
             source: rustify::errors::ClientError::ResponseParseError { source, .. },
         } => IssueError::Answer(format!("cannot {what}: {source}")),
-        ClientError::RestClientError { source } => {
-            let mut said = source.to_string();
-            let mut inner = std::error::Error::source(source);
-            while let Some(cause) = inner {
-                said = format!("{said}: {cause}");
-                inner = cause.source();
-            }
-            IssueError::Unavailable(said)
-        }
+        ClientError::RestClientError { source } => IssueError::Unavailable(chain(source)),
         other => IssueError::Answer(format!("cannot {what}: {other}")),
     }
+}
+
+/// An error with everything that caused it.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut said = error.to_string();
+    let mut inner = error.source();
+    while let Some(cause) = inner {
+        said = format!("{said}: {cause}");
+        inner = cause.source();
+    }
+    said
 }
 
 #[cfg(test)]

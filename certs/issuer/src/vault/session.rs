@@ -1,6 +1,9 @@
 use std::{fs, sync::Arc, time::Duration};
 
-use merlon_config::{loopback::is_loopback, resource::VaultIssuer};
+use merlon_config::{
+    loopback::is_loopback,
+    resource::{KubernetesAuth, VaultIssuer},
+};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::sync::Mutex;
@@ -12,9 +15,9 @@ use vaultrs::{
 
 use super::{
     endpoint::Call,
-    reply::{meaning, status_of},
+    reply::{chain, meaning, status_of},
     resolver::Hickory,
-    token::TokenSource,
+    token::{self, TokenSource},
 };
 use crate::error::{IssueError, OpenError};
 
@@ -22,8 +25,8 @@ use crate::error::{IssueError, OpenError};
 pub(super) struct Session {
     address: Url,
     http: reqwest::Client,
-    /// One task at a time replaces the client; those who call take what there is.
-    client: Mutex<Arc<VaultClient>>,
+    /// One task at a time replaces the client; those who call take what there is. `None`: not logged in yet.
+    client: Mutex<Option<Arc<VaultClient>>>,
     token_from: TokenSource,
 }
 
@@ -75,12 +78,20 @@ impl Session {
         let http = http
             .build()
             .map_err(|error| OpenError::Vault(error.to_string()))?;
-        let token = token_from.read()?;
-        let client = client(&address, &http, &token).map_err(OpenError::Vault)?;
+        // A login is left to the first call: the server may be away now and come later.
+        let held = match &token_from {
+            TokenSource::File(path) => Some(token::from_file(path)?),
+            TokenSource::Environment(token) => Some(token::from_environment(token)?),
+            TokenSource::Kubernetes(_) => None,
+        };
+        let client = held
+            .map(|token| client(&address, &http, &token).map(Arc::new))
+            .transpose()
+            .map_err(OpenError::Vault)?;
         Ok(Self {
             address,
             http,
-            client: Mutex::new(Arc::new(client)),
+            client: Mutex::new(client),
             token_from,
         })
     }
@@ -91,7 +102,7 @@ impl Session {
     where
         T: DeserializeOwned + Send + Sync,
     {
-        let mut client = Arc::clone(&*self.client.lock().await);
+        let mut client = self.client().await?;
         // Twice: another task may have read a token that has died since.
         for _ in 0..2 {
             match api::exec_with_result(&*client, call.clone()).await {
@@ -107,6 +118,17 @@ impl Session {
             .map_err(|error| meaning(what, &error))
     }
 
+    /// The client in use, after a login if there is none.
+    async fn client(&self) -> Result<Arc<VaultClient>, IssueError> {
+        let mut current = self.client.lock().await;
+        if let Some(client) = &*current {
+            return Ok(Arc::clone(client));
+        }
+        let new = Arc::new(self.with(&self.new_token().await?)?);
+        *current = Some(Arc::clone(&new));
+        Ok(new)
+    }
+
     /// A client with another token than the one that was refused.
     async fn authenticated(
         &self,
@@ -114,24 +136,66 @@ impl Session {
         what: &str,
     ) -> Result<Arc<VaultClient>, IssueError> {
         let mut current = self.client.lock().await;
-        if !Arc::ptr_eq(&current, refused) {
-            return Ok(Arc::clone(&current));
+        if let Some(other) = &*current
+            && !Arc::ptr_eq(other, refused)
+        {
+            return Ok(Arc::clone(other));
         }
-        match api::exec_with_result(&**current, own_token()).await {
+        match api::exec_with_result(&**refused, own_token()).await {
             Ok(_) => return Err(IssueError::Forbidden(what.to_owned())),
             Err(error) if matches!(status_of(&error), Some((403, _))) => {}
             Err(error) => return Err(meaning(LOOK_UP, &error)),
         }
-        let token = self
-            .token_from
-            .read()
-            .map_err(|error| IssueError::Setup(error.to_string()))?;
-        if token.expose_secret() == current.middle.token {
+        let token = self.new_token().await?;
+        if token.expose_secret() == refused.middle.token {
             return Err(IssueError::Unauthenticated);
         }
-        *current = Arc::new(client(&self.address, &self.http, &token).map_err(IssueError::Setup)?);
-        tracing::info!("the token of the certificate issuer was read anew");
-        Ok(Arc::clone(&current))
+        let new = Arc::new(self.with(&token)?);
+        *current = Some(Arc::clone(&new));
+        Ok(new)
+    }
+
+    fn with(&self, token: &SecretString) -> Result<VaultClient, IssueError> {
+        client(&self.address, &self.http, token).map_err(IssueError::Setup)
+    }
+
+    /// The token as it is now: read, or from a login.
+    async fn new_token(&self) -> Result<SecretString, IssueError> {
+        let setup = |error: OpenError| IssueError::Setup(error.to_string());
+        match &self.token_from {
+            TokenSource::File(path) => {
+                let token = token::from_file(path).map_err(setup)?;
+                tracing::info!("the token of the certificate issuer was read anew");
+                Ok(token)
+            }
+            TokenSource::Environment(token) => token::from_environment(token).map_err(setup),
+            TokenSource::Kubernetes(login) => self.log_in(login).await,
+        }
+    }
+
+    async fn log_in(&self, login: &KubernetesAuth) -> Result<SecretString, IssueError> {
+        // The cluster replaces the file well before its token ends, so it is read each time.
+        let own = token::from_file(&login.token_file).map_err(|error| {
+            // Its first writing may be yet to come; what is wrong in the file is a person's business all the same.
+            IssueError::Unavailable(chain(&error))
+        })?;
+        let path = format!("auth/{}/login", login.mount);
+        let body = serde_json::json!({ "role": login.role, "jwt": own.expose_secret() });
+        // Nothing proves us yet.
+        let anonymous = self.with(&SecretString::from(String::new()))?;
+        let said = api::auth(&anonymous, Call::post(path.clone(), body)).await;
+        let auth = said.map_err(|error| match status_of(&error) {
+            // The same words tell of a wrong role, of a wrong token, and of an API server that is away.
+            Some((403, said)) => IssueError::Login(login.role.clone(), path.clone(), said),
+            Some((400, said)) => IssueError::Setup(format!(
+                "cannot log in as `{}` by `{path}`: {said}",
+                login.role
+            )),
+            _ => meaning(&format!("log in by `{path}`"), &error),
+        })?;
+        tracing::info!(role = login.role, lease_seconds = auth.lease_duration, policies = ?auth.policies, "logged in to the certificate issuer");
+        token::checked(&auth.client_token, "the answer to the login")
+            .map_err(|error| IssueError::Answer(error.to_string()))
     }
 
     pub(super) async fn own_token(&self) -> Result<OwnToken, IssueError> {
@@ -159,7 +223,7 @@ impl Session {
         if token.ttl == 0 || !token.renewable {
             return Ok(None);
         }
-        let client = Arc::clone(&*self.client.lock().await);
+        let client = self.client().await?;
         let call = Call::post("auth/token/renew-self", serde_json::json!({}));
         let renewed = api::auth(&*client, call)
             .await

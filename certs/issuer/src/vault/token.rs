@@ -1,6 +1,9 @@
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use merlon_config::resource::VaultIssuer;
+use merlon_config::resource::{KubernetesAuth, VaultIssuer};
 use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroizing;
 
@@ -10,41 +13,53 @@ use crate::error::OpenError;
 pub(super) enum TokenSource {
     File(PathBuf),
     Environment(SecretString),
+    /// A login: each gives another one.
+    Kubernetes(KubernetesAuth),
 }
 
 impl TokenSource {
     pub(super) fn of(settings: &VaultIssuer) -> Result<Self, OpenError> {
-        let Some(path) = &settings.token_file else {
-            let token = std::env::var("VAULT_TOKEN").map_err(|_| {
-                OpenError::Vault("there is no `tokenFile`, and `VAULT_TOKEN` is not set".to_owned())
-            })?;
-            return Ok(Self::Environment(token.into()));
-        };
-        Ok(Self::File(path.clone()))
-    }
-
-    pub(super) fn read(&self) -> Result<SecretString, OpenError> {
-        match self {
-            Self::Environment(token) => checked(token.expose_secret(), "`VAULT_TOKEN`"),
-            Self::File(path) => {
-                let text = fs::read_to_string(path).map_err(|source| OpenError::File {
-                    action: "read",
-                    path: path.clone(),
-                    source,
+        match (&settings.kubernetes_auth, &settings.token_file) {
+            (Some(_), Some(_)) => Err(OpenError::Vault(
+                "there are both `tokenFile` and `kubernetesAuth`".to_owned(),
+            )),
+            (Some(login), None) => Ok(Self::Kubernetes(login.clone())),
+            (None, Some(path)) => Ok(Self::File(path.clone())),
+            (None, None) => {
+                let token = std::env::var("VAULT_TOKEN").map_err(|_| {
+                    OpenError::Vault(
+                        "there is neither `tokenFile` nor `kubernetesAuth`, and `VAULT_TOKEN` is not set"
+                            .to_owned(),
+                    )
                 })?;
-                checked(&Zeroizing::new(text), &format!("`{}`", path.display()))
+                Ok(Self::Environment(token.into()))
             }
         }
     }
 }
 
+/// The token in a file.
+pub(super) fn from_file(path: &Path) -> Result<SecretString, OpenError> {
+    let text = fs::read_to_string(path).map_err(|source| OpenError::File {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })?;
+    checked(&Zeroizing::new(text), &format!("`{}`", path.display()))
+}
+
 /// Only what may stand in a header: vaultrs would panic on anything else.
-fn checked(text: &str, origin: &str) -> Result<SecretString, OpenError> {
+pub(super) fn checked(text: &str, origin: &str) -> Result<SecretString, OpenError> {
     let token = text.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(OpenError::Vault(format!("{origin} holds no token")));
     }
     Ok(token.to_owned().into())
+}
+
+/// What stands in `VAULT_TOKEN`.
+pub(super) fn from_environment(token: &SecretString) -> Result<SecretString, OpenError> {
+    checked(token.expose_secret(), "`VAULT_TOKEN`")
 }
 
 #[cfg(test)]

@@ -210,6 +210,7 @@ impl Mesh<'_> {
             address: self.bao.address.clone(),
             ca_file: None,
             token_file: Some(self.token_file.clone()),
+            kubernetes_auth: None,
             pki_mount: self.prepared.pki_mount.clone(),
             root_mount: self.prepared.root_mount.clone(),
             role: self.prepared.role.clone(),
