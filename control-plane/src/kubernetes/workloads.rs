@@ -185,7 +185,11 @@ fn port_of(port: &ClusterPort, pods: &[&Pod]) -> Option<ServicePort> {
         name: port.name.as_deref().and_then(|name| name.parse().ok()),
         port: number,
         target_port,
-        app_protocol: protocol(port.app_protocol.as_deref(), port.name.as_deref()),
+        app_protocol: protocol(
+            port.app_protocol.as_deref(),
+            port.name.as_deref(),
+            [Some(number), target_port],
+        ),
     })
 }
 
@@ -200,21 +204,42 @@ fn named_port(pod: &Pod, name: &str) -> Option<u16> {
     u16::try_from(port.container_port).ok()
 }
 
-/// By `appProtocol`, then by how the port is called; HTTP where neither says.
-fn protocol(said: Option<&str>, name: Option<&str>) -> AppProtocol {
-    let word = match (said, name) {
-        (Some(said), _) => said.rsplit('/').next().unwrap_or(said),
-        (None, Some(name)) => name.split('-').next().unwrap_or(name),
-        (None, None) => return AppProtocol::Http,
+/// By `appProtocol`, then by how the port is called, then by its number; HTTP where none says.
+fn protocol(said: Option<&str>, name: Option<&str>, numbers: [Option<u16>; 2]) -> AppProtocol {
+    let words = [
+        said.map(|said| said.rsplit('/').next().unwrap_or(said)),
+        name.map(|name| name.split('-').next().unwrap_or(name)),
+    ];
+    let said = words
+        .into_iter()
+        .flatten()
+        .find_map(|word| match &word.to_ascii_lowercase()[..] {
+            "http" | "http1" | "ws" => Some(AppProtocol::Http),
+            "grpc" => Some(AppProtocol::Grpc),
+            "h2c" | "http2" => Some(AppProtocol::H2c),
+            "tcp" | "tls" | "https" | "wss" | "redis" | "postgres" | "postgresql" | "mysql"
+            | "mongo" | "mongodb" | "amqp" | "kafka" | "nats" | "smtp" | "ldap" => {
+                Some(AppProtocol::Tcp)
+            }
+            _ => None,
+        });
+    let usual = || {
+        let mut numbers = numbers.into_iter().flatten();
+        numbers.any(|number| NOT_HTTP.contains(&number))
     };
-    match word.to_ascii_lowercase().as_str() {
-        "grpc" => AppProtocol::Grpc,
-        "h2c" | "http2" => AppProtocol::H2c,
-        "tcp" | "tls" | "https" | "wss" | "redis" | "postgres" | "postgresql" | "mysql"
-        | "mongo" | "mongodb" | "amqp" | "kafka" | "nats" | "smtp" | "ldap" => AppProtocol::Tcp,
-        _ => AppProtocol::Http,
-    }
+    said.unwrap_or_else(|| match usual() {
+        true => AppProtocol::Tcp,
+        false => AppProtocol::Http,
+    })
 }
+
+/// Ports that the IANA or long use has given to protocols that are not HTTP, some of which have the server speak first:
+/// SMTP, LDAP, MQTT, SQL Server, Oracle, NFS, MySQL, PostgreSQL, AMQP, Redis, Cassandra, Kafka, Elasticsearch between
+/// its nodes, memcached, MongoDB, NATS, ZooKeeper.
+const NOT_HTTP: [u16; 22] = [
+    25, 389, 465, 587, 636, 1433, 1521, 1883, 2049, 2181, 3306, 4222, 5432, 5671, 5672, 6379, 8883,
+    9042, 9092, 9300, 11211, 27017,
+];
 
 #[cfg(test)]
 mod tests {
@@ -318,17 +343,31 @@ mod tests {
 
     #[test]
     fn a_port_says_by_its_protocol_or_by_its_name_what_is_spoken() {
-        for (said, name, expected) in [
-            (Some("kubernetes.io/h2c"), Some("grpc"), AppProtocol::H2c),
-            (Some("grpc"), None, AppProtocol::Grpc),
-            (None, Some("grpc-api"), AppProtocol::Grpc),
-            (None, Some("postgres"), AppProtocol::Tcp),
-            (None, Some("tcp-metrics"), AppProtocol::Tcp),
-            (None, Some("web"), AppProtocol::Http),
-            (Some("kubernetes.io/ws"), None, AppProtocol::Http),
-            (None, None, AppProtocol::Http),
+        for (said, name, number, expected) in [
+            (
+                Some("kubernetes.io/h2c"),
+                Some("grpc"),
+                80,
+                AppProtocol::H2c,
+            ),
+            (Some("grpc"), None, 80, AppProtocol::Grpc),
+            (None, Some("grpc-api"), 80, AppProtocol::Grpc),
+            (None, Some("postgres"), 80, AppProtocol::Tcp),
+            (None, Some("tcp-metrics"), 80, AppProtocol::Tcp),
+            (None, Some("web"), 80, AppProtocol::Http),
+            (Some("kubernetes.io/ws"), None, 80, AppProtocol::Http),
+            (
+                Some("example.org/own"),
+                Some("http"),
+                5432,
+                AppProtocol::Http,
+            ),
+            (None, Some("db"), 5432, AppProtocol::Tcp),
+            (None, None, 6379, AppProtocol::Tcp),
+            (None, None, 80, AppProtocol::Http),
         ] {
-            assert_eq!(protocol(said, name), expected, "{said:?} {name:?}");
+            let found = protocol(said, name, [Some(8_080), Some(number)]);
+            assert_eq!(found, expected, "{said:?} {name:?} {number}");
         }
     }
 }
