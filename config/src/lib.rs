@@ -5,7 +5,7 @@
 
 mod check;
 mod document;
-mod nearest;
+pub mod nearest;
 mod node;
 mod read;
 

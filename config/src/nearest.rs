@@ -1,7 +1,7 @@
 //! The nearest known name, for who has mistyped one.
 
 /// What to say about `wrong`, of which only `known` are meant: the nearest one, and all if they are few.
-pub(crate) fn hint<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+pub fn hint<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let known: Vec<&str> = known.into_iter().collect();
     advice(nearest(wrong, known.iter().copied()), known)
 }

@@ -1,0 +1,89 @@
+//! What a pod asks for by its annotations.
+
+use ipnet::IpNet;
+use merlon_config::nearest;
+
+use crate::{INJECTED, pod::Pod, refused::Refused};
+
+const INBOUND_PORTS: &str = "merlon.io/exclude-inbound-ports";
+const OUTBOUND_PORTS: &str = "merlon.io/exclude-outbound-ports";
+const OUTBOUND_RANGES: &str = "merlon.io/exclude-outbound-ip-ranges";
+
+/// What is not led through the proxy.
+#[derive(Debug, Default)]
+pub(crate) struct Wishes {
+    pub(crate) inbound_ports: String,
+    pub(crate) outbound_ports: String,
+    pub(crate) outbound_ranges: Vec<IpNet>,
+}
+
+impl Wishes {
+    pub(crate) fn of(pod: &Pod) -> Result<Self, Refused> {
+        let mut wishes = Self::default();
+        for (name, value) in pod.annotations() {
+            match name.as_str() {
+                INBOUND_PORTS => wishes.inbound_ports = ports(INBOUND_PORTS, value)?,
+                OUTBOUND_PORTS => wishes.outbound_ports = ports(OUTBOUND_PORTS, value)?,
+                OUTBOUND_RANGES => wishes.outbound_ranges = ranges(value)?,
+                other if other.starts_with("merlon.io/") && other != INJECTED => {
+                    return Err(Refused::Annotation {
+                        name: other.chars().take(128).collect(),
+                        hint: nearest::hint(
+                            other,
+                            [INBOUND_PORTS, OUTBOUND_PORTS, OUTBOUND_RANGES],
+                        ),
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(wishes)
+    }
+}
+
+/// The same grammar as `merlon-intercept`'s: `5432,9000-9010`.
+fn ports(name: &'static str, text: &str) -> Result<String, Refused> {
+    let parts = text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty());
+    let checked: Result<Vec<&str>, Refused> = parts
+        .map(|part| {
+            range(part).ok_or_else(|| Refused::AnnotationValue {
+                name,
+                why: format!(
+                    "`{part}` is no port and no range of ports: write 1 to 65535, as `5432,9000-9010`"
+                ),
+            })?;
+            Ok(part)
+        })
+        .collect();
+    Ok(checked?.join(","))
+}
+
+fn range(part: &str) -> Option<(u16, u16)> {
+    let port = |text: &str| {
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse().ok().filter(|port| digits && *port != 0)
+    };
+    let (first, last) = part.split_once('-').unwrap_or((part, part));
+    let (first, last) = (port(first)?, port(last)?);
+    (first <= last).then_some((first, last))
+}
+
+fn ranges(text: &str) -> Result<Vec<IpNet>, Refused> {
+    let parts = text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty());
+    parts
+        .map(|part| {
+            part.parse().map_err(|_| Refused::AnnotationValue {
+                name: OUTBOUND_RANGES,
+                why: format!(
+                    "`{part}` is no range of addresses: write it as `10.0.0.0/8,fd00::/8`"
+                ),
+            })
+        })
+        .collect()
+}

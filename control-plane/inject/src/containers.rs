@@ -1,0 +1,193 @@
+//! The two containers and their volumes.
+
+use merlon_config::{
+    bootstrap::AccessLogMode,
+    injection::{InjectionSettings, PullPolicy},
+    probe::Probes,
+};
+use serde_json::{Value, json};
+
+use crate::{INTERCEPT_CONTAINER, PROXY_CONTAINER, annotations::Wishes, refused::Refused};
+
+/// The user that the proxy runs as, whose connections the rules leave alone.
+pub(crate) const PROXY_USER: u64 = 7565;
+
+/// What is put into a pod.
+#[derive(Debug)]
+pub(crate) struct Made {
+    pub(crate) containers: Vec<Value>,
+    pub(crate) volumes: Vec<Value>,
+}
+
+const TOKEN: &str = "merlon-token";
+const TRUST: &str = "merlon-trust";
+const STATE: &str = "merlon-state";
+
+impl Made {
+    /// The names of the volumes.
+    pub(crate) const VOLUMES: [&'static str; 3] = [TOKEN, TRUST, STATE];
+}
+
+/// First what lays down the rules, then the proxy, so that nothing of the pod's own runs between them: it would have no
+/// network.
+pub(crate) fn both(
+    namespace: &str,
+    account: &str,
+    probes: &Probes,
+    wishes: &Wishes,
+    settings: &InjectionSettings,
+) -> Result<Made, Refused> {
+    let shape = |what: &str| Refused::Shape(what.to_owned());
+    let control_plane = settings.control_plane.as_ref();
+    let control_plane = control_plane.ok_or_else(|| shape("controlPlane of the settings"))?;
+    let root_namespace = settings.root_namespace.as_ref();
+    let mut proxy_env = vec![
+        variable("MERLON_IDENTITY", &format!("{namespace}/{account}")),
+        json!({
+            "name": "MERLON_WORKLOAD",
+            "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } },
+        }),
+        // Of a URL without a path the slash is only the form.
+        variable(
+            "MERLON_CONTROL_PLANE",
+            control_plane.as_str().trim_end_matches('/'),
+        ),
+        variable(
+            "MERLON_ROOT_NAMESPACE",
+            root_namespace.map_or("merlon-system", |name| name.as_str()),
+        ),
+        variable("MERLON_INTERCEPTION", "true"),
+        variable("MERLON_ADMIN", "0.0.0.0:7562"),
+        variable("MERLON_TOKEN_FILE", "/var/run/secrets/merlon/token"),
+        variable("MERLON_TRUST_BUNDLE", "/etc/merlon/trust/bundle.pem"),
+        // Below the volume, whose own folder belongs to the node.
+        variable("MERLON_STATE_DIR", "/var/lib/merlon/state"),
+    ];
+    if !probes.is_empty() {
+        let text = serde_json::to_string(probes).map_err(|error| shape(&error.to_string()))?;
+        proxy_env.push(variable("MERLON_PROBES_ADDRESS", "0.0.0.0:7563"));
+        // The node would expand `$(NAME)` in it.
+        proxy_env.push(variable("MERLON_PROBES", &text.replace('$', "$$")));
+    }
+    if let Some(mode) = settings.access_log {
+        let mode = match mode {
+            AccessLogMode::All => "all",
+            AccessLogMode::Refusals => "refusals",
+            AccessLogMode::Off => "off",
+        };
+        proxy_env.push(variable("MERLON_ACCESS_LOG", mode));
+    }
+    if let Some(span) = settings.drain_timeout {
+        proxy_env.push(variable("MERLON_DRAIN_TIMEOUT", &span.to_string()));
+    }
+    if let Some(filter) = &settings.log_filter {
+        proxy_env.push(variable("RUST_LOG", filter));
+    }
+    let page = |path: &str, period: u32, failures: u32| {
+        json!({
+            "httpGet": { "path": path, "port": 7562 },
+            "periodSeconds": period,
+            "failureThreshold": failures,
+            "timeoutSeconds": 2,
+        })
+    };
+    let mut proxy = json!({
+        "name": PROXY_CONTAINER,
+        "image": settings.proxy_image,
+        // What makes it a native sidecar: up before the programs, gone after them, and no hindrance to a job's end.
+        "restartPolicy": "Always",
+        "env": proxy_env,
+        "ports": [{ "name": "merlon-admin", "containerPort": 7562 }],
+        "startupProbe": page("/ready", 1, 120),
+        "readinessProbe": page("/ready", 5, 3),
+        "livenessProbe": page("/live", 10, 3),
+        "securityContext": {
+            "runAsUser": PROXY_USER,
+            "runAsGroup": PROXY_USER,
+            "runAsNonRoot": true,
+            "privileged": false,
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": { "drop": ["ALL"] },
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "volumeMounts": [
+            { "name": TOKEN, "mountPath": "/var/run/secrets/merlon", "readOnly": true },
+            { "name": TRUST, "mountPath": "/etc/merlon/trust", "readOnly": true },
+            { "name": STATE, "mountPath": "/var/lib/merlon" },
+        ],
+    });
+    let mut intercept = json!({
+        "name": INTERCEPT_CONTAINER,
+        "image": settings.intercept_image,
+        "args": ["apply"],
+        "env": intercept_env(wishes, settings),
+        "securityContext": {
+            "runAsUser": 0,
+            "runAsGroup": 0,
+            "runAsNonRoot": false,
+            "privileged": false,
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": { "drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"] },
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+    });
+    for (container, resources) in [
+        (&mut proxy, &settings.proxy_resources),
+        (&mut intercept, &settings.intercept_resources),
+    ] {
+        if !resources.is_empty() {
+            container["resources"] = Value::Object(resources.clone());
+        }
+        if let Some(policy) = settings.image_pull_policy {
+            container["imagePullPolicy"] = json!(match policy {
+                PullPolicy::Always => "Always",
+                PullPolicy::IfNotPresent => "IfNotPresent",
+                PullPolicy::Never => "Never",
+            });
+        }
+    }
+    let volumes = vec![
+        json!({
+            "name": TOKEN,
+            "projected": { "sources": [{ "serviceAccountToken": {
+                "audience": "merlon", "expirationSeconds": 3600, "path": "token",
+            } }] },
+        }),
+        json!({ "name": TRUST, "configMap": { "name": "merlon-trust-bundle" } }),
+        json!({ "name": STATE, "emptyDir": { "medium": "Memory", "sizeLimit": "16Mi" } }),
+    ];
+    Ok(Made {
+        containers: vec![intercept, proxy],
+        volumes,
+    })
+}
+
+fn intercept_env(wishes: &Wishes, settings: &InjectionSettings) -> Vec<Value> {
+    let mut env = vec![
+        variable("MERLON_PROXY_UID", &PROXY_USER.to_string()),
+        variable("MERLON_OUTBOUND_PORT", "7560"),
+        variable("MERLON_INBOUND_PORT", "7561"),
+        variable("MERLON_PROXY_PORTS", "7562,7563"),
+    ];
+    let ranges = settings.exclude_outbound_ip_ranges.iter();
+    let ranges: Vec<String> = ranges
+        .chain(&wishes.outbound_ranges)
+        .map(ToString::to_string)
+        .collect();
+    for (name, value) in [
+        ("MERLON_EXCLUDE_INBOUND_PORTS", &wishes.inbound_ports),
+        ("MERLON_EXCLUDE_OUTBOUND_PORTS", &wishes.outbound_ports),
+        ("MERLON_EXCLUDE_OUTBOUND_IP_RANGES", &ranges.join(",")),
+    ] {
+        if !value.is_empty() {
+            env.push(variable(name, value));
+        }
+    }
+    env
+}
+
+fn variable(name: &str, value: &str) -> Value {
+    json!({ "name": name, "value": value })
+}

@@ -1,0 +1,106 @@
+//! Puts Merlon's sidecar into a pod: a pure function, for the admission webhook and for `merlon inject`.
+#![doc = include_str!("../README.md")]
+
+mod annotations;
+mod containers;
+mod pod;
+mod probes;
+mod refused;
+mod scrutiny;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use merlon_config::injection::InjectionSettings;
+use serde_json::{Map, Value};
+
+pub use self::refused::Refused;
+use self::{annotations::Wishes, pod::Pod};
+
+/// The label by which a namespace asks for sidecars (`enabled`), and a pod in it declines (`disabled`).
+pub const INJECT: &str = "merlon.io/inject";
+/// The label that every pod with a sidecar bears, with the value `true`.
+pub const MESHED: &str = "merlon.io/meshed";
+/// The annotation that says by which settings a pod was injected.
+pub const INJECTED: &str = "merlon.io/injected";
+/// The container that lays down the rules of interception.
+pub const INTERCEPT_CONTAINER: &str = "merlon-init";
+/// The container of the sidecar.
+pub const PROXY_CONTAINER: &str = "merlon-proxy";
+
+/// What became of a pod.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Injection {
+    /// It stays as it is.
+    Unchanged(Why),
+    /// It has its sidecar.
+    Changed {
+        /// The whole object as it is to be.
+        object: Value,
+        /// What is unusual in it, for whoever made it.
+        warnings: Vec<String>,
+    },
+}
+
+/// Why a pod stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// It bears the label `merlon.io/inject: "disabled"`.
+    Declined,
+    /// It has its sidecar, by the very same settings.
+    Injected,
+}
+
+/// Gives a pod its sidecar. `object` is a Pod or a pod's template (`metadata` and `spec`), which is to be in `namespace`.
+///
+/// What was injected before is taken out and put in anew, so that the result does not depend on it.
+///
+/// # Errors
+/// The pod cannot have one, or asks for something that is not known.
+pub fn inject(
+    object: &Value,
+    namespace: &str,
+    settings: &InjectionSettings,
+) -> Result<Injection, Refused> {
+    let mut pod = Pod::of(object)?;
+    match pod.label(INJECT) {
+        Some("disabled") => return Ok(Injection::Unchanged(Why::Declined)),
+        None | Some("enabled") => {}
+        Some(other) => return Err(Refused::Label(other.to_owned())),
+    }
+    pod.take_out()?;
+    scrutiny::refuse(&pod)?;
+    let warnings = scrutiny::warnings(&pod);
+    let wishes = Wishes::of(&pod)?;
+    let probes = probes::take_over(&mut pod)?;
+    let account = pod.service_account().to_owned();
+    let made = containers::both(namespace, &account, &probes, &wishes, settings)?;
+    pod.put_in(made)?;
+    pod.mark(MESHED, INJECTED, &mark(settings))?;
+    let object_after = pod.into_object();
+    if object_after == *object {
+        return Ok(Injection::Unchanged(Why::Injected));
+    }
+    Ok(Injection::Changed {
+        object: object_after,
+        warnings,
+    })
+}
+
+/// Names the settings that a pod was injected by: two pods that differ in it differ in their sidecars.
+pub fn mark(settings: &InjectionSettings) -> String {
+    // Values without names that could fail to be written; a text all the same if one did.
+    let text = serde_json::to_string(settings).unwrap_or_default();
+    let text = format!("{} {text}", env!("CARGO_PKG_VERSION"));
+    let hash = digest(&SHA256, text.as_bytes());
+    let bytes = hash.as_ref().iter().take(6);
+    bytes.map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,213 @@
+//! A pod as an object whose unknown fields stay as they are.
+
+use merlon_config::probe::Probes;
+use serde_json::{Map, Value, json};
+
+use crate::{INTERCEPT_CONTAINER, PROXY_CONTAINER, containers::Made, probes, refused::Refused};
+
+/// A Pod, or a pod's template.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    object: Map<String, Value>,
+}
+
+/// Both kinds of containers, with the field that they stand in.
+pub(crate) const CONTAINERS: [&str; 2] = ["initContainers", "containers"];
+
+impl Pod {
+    /// Fails where a part that matters is not what it is in a pod.
+    pub(crate) fn of(value: &Value) -> Result<Self, Refused> {
+        let shape = |what: &str| Refused::Shape(what.to_owned());
+        let object = value.as_object().ok_or_else(|| shape("."))?.clone();
+        let spec = object.get("spec").and_then(Value::as_object);
+        let spec = spec.ok_or_else(|| shape("spec"))?;
+        for field in CONTAINERS {
+            let list = spec.get(field).filter(|list| !list.is_null());
+            let right = list.is_none_or(|list| {
+                list.as_array()
+                    .is_some_and(|list| list.iter().all(Value::is_object))
+            });
+            if !right {
+                return Err(Refused::Shape(format!("spec.{field}")));
+            }
+        }
+        let volumes = spec.get("volumes").filter(|list| !list.is_null());
+        if volumes.is_some_and(|list| !list.is_array()) {
+            return Err(shape("spec.volumes"));
+        }
+        let metadata = object.get("metadata").filter(|part| !part.is_null());
+        if metadata.is_some_and(|metadata| !metadata.is_object()) {
+            return Err(shape("metadata"));
+        }
+        for field in ["labels", "annotations"] {
+            let map = metadata
+                .and_then(|metadata| metadata.get(field))
+                .filter(|map| !map.is_null());
+            let right = map.is_none_or(|map| {
+                map.as_object()
+                    .is_some_and(|map| map.values().all(Value::is_string))
+            });
+            if !right {
+                return Err(Refused::Shape(format!("metadata.{field}")));
+            }
+        }
+        Ok(Self { object })
+    }
+
+    pub(crate) fn into_object(self) -> Value {
+        Value::Object(self.object)
+    }
+
+    pub(crate) fn spec(&self) -> Option<&Map<String, Value>> {
+        self.object.get("spec")?.as_object()
+    }
+
+    fn spec_mut(&mut self) -> Result<&mut Map<String, Value>, Refused> {
+        let spec = self.object.get_mut("spec").and_then(Value::as_object_mut);
+        spec.ok_or_else(|| Refused::Shape("spec".to_owned()))
+    }
+
+    pub(crate) fn label(&self, name: &str) -> Option<&str> {
+        let labels = self.object.get("metadata")?.get("labels")?;
+        labels.get(name)?.as_str()
+    }
+
+    pub(crate) fn annotations(&self) -> impl Iterator<Item = (&String, &str)> {
+        let metadata = self.object.get("metadata");
+        let all = metadata.and_then(|metadata| metadata.get("annotations")?.as_object());
+        all.into_iter()
+            .flatten()
+            .filter_map(|(name, value)| Some((name, value.as_str()?)))
+    }
+
+    pub(crate) fn service_account(&self) -> &str {
+        let spec = self.spec();
+        let name = spec.and_then(|spec| spec.get("serviceAccountName")?.as_str());
+        name.filter(|name| !name.is_empty()).unwrap_or("default")
+    }
+
+    /// Every container, those that only begin it among them.
+    pub(crate) fn containers(&self) -> impl Iterator<Item = &Map<String, Value>> {
+        CONTAINERS.into_iter().flat_map(|field| {
+            let spec = self.spec();
+            let list = spec.and_then(|spec| spec.get(field)?.as_array());
+            list.into_iter().flatten().filter_map(Value::as_object)
+        })
+    }
+
+    /// Those that run as long as the pod does: its programs and its other sidecars.
+    pub(crate) fn programs_mut(&mut self) -> impl Iterator<Item = &mut Map<String, Value>> {
+        let spec = self.object.get_mut("spec").and_then(Value::as_object_mut);
+        spec.into_iter()
+            .flatten()
+            .filter(|(field, _)| CONTAINERS.contains(&field.as_str()))
+            .flat_map(|(field, list)| {
+                let all = list.as_array_mut().into_iter().flatten();
+                let objects = all.filter_map(Value::as_object_mut);
+                let alone = field == "containers";
+                objects.filter(move |container| {
+                    alone
+                        || container
+                            .get("restartPolicy")
+                            .is_some_and(|p| p == "Always")
+                })
+            })
+    }
+
+    pub(crate) fn volumes(&self) -> impl Iterator<Item = &Value> {
+        let list = self.spec().and_then(|spec| spec.get("volumes")?.as_array());
+        list.into_iter().flatten()
+    }
+
+    /// Takes out what an earlier injection put in, if there was one.
+    pub(crate) fn take_out(&mut self) -> Result<(), Refused> {
+        let mut known = Probes::new();
+        let spec = self.spec_mut()?;
+        let is_named = |container: &Value, name| container.get("name").is_some_and(|n| n == name);
+        let Some(list) = spec.get_mut("initContainers").and_then(Value::as_array_mut) else {
+            return Ok(());
+        };
+        let Some(proxy) = list.iter().find(|one| is_named(one, PROXY_CONTAINER)) else {
+            return Ok(());
+        };
+        if let Some(text) = variable(proxy, "MERLON_PROBES") {
+            known = serde_json::from_str(&text.replace("$$", "$")).unwrap_or_default();
+        }
+        list.retain(|one| !is_named(one, PROXY_CONTAINER) && !is_named(one, INTERCEPT_CONTAINER));
+        if list.is_empty() {
+            spec.remove("initContainers");
+        }
+        if let Some(volumes) = spec.get_mut("volumes").and_then(Value::as_array_mut) {
+            volumes.retain(|volume| {
+                let name = volume.get("name").and_then(Value::as_str);
+                !name.is_some_and(|name| Made::VOLUMES.contains(&name))
+            });
+            if volumes.is_empty() {
+                spec.remove("volumes");
+            }
+        }
+        for container in self.programs_mut() {
+            probes::give_back(container, &known);
+        }
+        Ok(())
+    }
+
+    /// Puts the sidecar in, before everything else.
+    pub(crate) fn put_in(&mut self, made: Made) -> Result<(), Refused> {
+        let spec = self.spec_mut()?;
+        let mut containers = made.containers;
+        if let Some(Value::Array(own)) = spec.remove("initContainers") {
+            containers.extend(own);
+        }
+        spec.insert("initContainers".to_owned(), Value::Array(containers));
+        let mut volumes = match spec.remove("volumes") {
+            Some(Value::Array(own)) => own,
+            _ => Vec::new(),
+        };
+        volumes.extend(made.volumes);
+        spec.insert("volumes".to_owned(), Value::Array(volumes));
+        Ok(())
+    }
+
+    /// Writes down that it has one.
+    pub(crate) fn mark(
+        &mut self,
+        label: &str,
+        annotation: &str,
+        value: &str,
+    ) -> Result<(), Refused> {
+        let wrong = || Refused::Shape("metadata".to_owned());
+        let metadata = self.object.entry("metadata").or_insert_with(|| json!({}));
+        if metadata.is_null() {
+            *metadata = json!({});
+        }
+        let metadata = metadata.as_object_mut().ok_or_else(wrong)?;
+        for (field, name, value) in [
+            ("labels", label, "true"),
+            ("annotations", annotation, value),
+        ] {
+            let map = metadata.entry(field).or_insert_with(|| json!({}));
+            if map.is_null() {
+                *map = json!({});
+            }
+            let map = map.as_object_mut().ok_or_else(wrong)?;
+            map.insert(name.to_owned(), json!(value));
+        }
+        Ok(())
+    }
+}
+
+/// The value of an environment variable of a container.
+pub(crate) fn variable<'a>(container: &'a Value, name: &str) -> Option<&'a str> {
+    let all = container.get("env")?.as_array()?;
+    let found = all
+        .iter()
+        .find(|one| one.get("name").is_some_and(|n| n == name))?;
+    found.get("value")?.as_str()
+}
+
+/// The name of a container, for messages.
+pub(crate) fn name(container: &Map<String, Value>) -> &str {
+    let name = container.get("name").and_then(Value::as_str);
+    name.unwrap_or_default()
+}

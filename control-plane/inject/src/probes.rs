@@ -1,0 +1,218 @@
+//! A node's probes, turned to the proxy, which makes the very same at the program.
+
+use merlon_config::probe::{
+    self, Grpc, Handler, HttpGet, Occasion, Probe, Probes, Scheme, TcpSocket,
+};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    pod::{self, Pod},
+    refused::Refused,
+};
+
+/// Where the proxy listens for a node's probes.
+const PORT: u16 = 7563;
+/// What a node gives a handler of a container's beginning or end, which has no time-out of its own, in seconds.
+const HOOK_TIMEOUT: u32 = 30;
+
+const PROBES: [(&str, Occasion); 3] = [
+    ("livenessProbe", Occasion::Liveness),
+    ("readinessProbe", Occasion::Readiness),
+    ("startupProbe", Occasion::Startup),
+];
+const HOOKS: [(&str, Occasion); 2] = [
+    ("postStart", Occasion::PostStart),
+    ("preStop", Occasion::PreStop),
+];
+
+/// Turns every probe by HTTP, gRPC or TCP to the proxy, and gives what each was. Those by `exec` stay.
+pub(crate) fn take_over(pod: &mut Pod) -> Result<Probes, Refused> {
+    let mut found = Probes::new();
+    for container in pod.programs_mut() {
+        each(container, |container, occasion, holder| {
+            let timeout = match occasion {
+                Occasion::PostStart | Occasion::PreStop => HOOK_TIMEOUT,
+                _ => seconds(holder.get("timeoutSeconds")),
+            };
+            let Some(handler) = handler(container, occasion, holder)? else {
+                return Ok(());
+            };
+            let path = probe::path(pod::name(container), occasion);
+            for kind in ["httpGet", "tcpSocket", "grpc"] {
+                holder.remove(kind);
+            }
+            holder.insert("httpGet".to_owned(), json!({ "path": path, "port": PORT }));
+            let probe = Probe {
+                handler,
+                timeout_seconds: timeout,
+            };
+            found.insert(path, probe);
+            Ok(())
+        })?;
+    }
+    Ok(found)
+}
+
+/// The other way round, for what an earlier injection had turned.
+pub(crate) fn give_back(container: &mut Map<String, Value>, known: &Probes) {
+    let done = each(container, |container, occasion, holder| {
+        let path = probe::path(pod::name(container), occasion);
+        let turned = holder.get("httpGet").is_some_and(|get| {
+            get.get("port").is_some_and(|port| *port == PORT)
+                && get.get("path").is_some_and(|p| *p == *path)
+        });
+        let Some(probe) = known.get(&path).filter(|_| turned) else {
+            return Ok(());
+        };
+        holder.remove("httpGet");
+        let (kind, value) = match &probe.handler {
+            Handler::HttpGet(get) => ("httpGet", http_as_written(get)),
+            Handler::TcpSocket(tcp) => ("tcpSocket", json!({ "port": tcp.port })),
+            Handler::Grpc(grpc) => (
+                "grpc",
+                json!({ "port": grpc.port, "service": grpc.service }),
+            ),
+        };
+        holder.insert(kind.to_owned(), value);
+        Ok(())
+    });
+    // The closure refuses nothing.
+    let _: Result<(), Refused> = done;
+}
+
+fn http_as_written(get: &HttpGet) -> Value {
+    let mut value = json!({ "path": get.path, "port": get.port });
+    if get.scheme == Scheme::Https {
+        value["scheme"] = json!("HTTPS");
+    }
+    if !get.headers.is_empty() {
+        let headers = get.headers.iter();
+        let headers = headers.map(|(name, value)| json!({ "name": name, "value": value }));
+        value["httpHeaders"] = headers.collect();
+    }
+    value
+}
+
+/// Every probe and every handler of a container's beginning and end. What is there is lent out, so that the container
+/// can be asked about its ports meanwhile.
+fn each(
+    container: &mut Map<String, Value>,
+    mut what: impl FnMut(&Map<String, Value>, Occasion, &mut Map<String, Value>) -> Result<(), Refused>,
+) -> Result<(), Refused> {
+    for (field, occasion) in PROBES {
+        let Some(mut holder) = container.get(field).and_then(Value::as_object).cloned() else {
+            continue;
+        };
+        what(container, occasion, &mut holder)?;
+        container.insert(field.to_owned(), Value::Object(holder));
+    }
+    for (field, occasion) in HOOKS {
+        let lifecycle = container.get("lifecycle");
+        let hook = lifecycle.and_then(|lifecycle| lifecycle.get(field)?.as_object());
+        let Some(mut holder) = hook.cloned() else {
+            continue;
+        };
+        what(container, occasion, &mut holder)?;
+        if let Some(Value::Object(lifecycle)) = container.get_mut("lifecycle") {
+            lifecycle.insert(field.to_owned(), Value::Object(holder));
+        }
+    }
+    Ok(())
+}
+
+/// `None`: nothing that goes over the network to the program.
+fn handler(
+    container: &Map<String, Value>,
+    occasion: Occasion,
+    holder: &Map<String, Value>,
+) -> Result<Option<Handler>, Refused> {
+    let port = |of: &Map<String, Value>| port(container, occasion, of.get("port"));
+    // Another host than the pod's is asked by the node itself, as before.
+    let elsewhere = |of: &Map<String, Value>| {
+        let host = of.get("host").and_then(Value::as_str);
+        host.is_some_and(|host| !host.is_empty())
+    };
+    let part = |name: &str| holder.get(name).and_then(Value::as_object);
+    if let Some(get) = part("httpGet") {
+        if elsewhere(get) {
+            return Ok(None);
+        }
+        let text = |name: &str| get.get(name).and_then(Value::as_str);
+        let scheme = text("scheme").unwrap_or_default();
+        let path = match text("path") {
+            None | Some("") => "/".to_owned(),
+            Some(path) if path.starts_with('/') => path.to_owned(),
+            Some(path) => format!("/{path}"),
+        };
+        return Ok(Some(Handler::HttpGet(HttpGet {
+            port: port(get)?,
+            path,
+            scheme: match scheme.eq_ignore_ascii_case("https") {
+                true => Scheme::Https,
+                false => Scheme::Http,
+            },
+            headers: headers(get),
+        })));
+    }
+    if let Some(tcp) = part("tcpSocket") {
+        if elsewhere(tcp) {
+            return Ok(None);
+        }
+        return Ok(Some(Handler::TcpSocket(TcpSocket { port: port(tcp)? })));
+    }
+    if let Some(grpc) = part("grpc") {
+        let service = grpc.get("service").and_then(Value::as_str);
+        return Ok(Some(Handler::Grpc(Grpc {
+            port: port(grpc)?,
+            service: service.unwrap_or_default().to_owned(),
+        })));
+    }
+    Ok(None)
+}
+
+fn headers(get: &Map<String, Value>) -> Vec<(String, String)> {
+    let list = get.get("httpHeaders").and_then(Value::as_array);
+    let pairs = list.into_iter().flatten().filter_map(|header| {
+        let text = |field: &str| Some(header.get(field)?.as_str()?.to_owned());
+        Some((text("name")?, text("value").unwrap_or_default()))
+    });
+    pairs.collect()
+}
+
+/// As a node finds it: a number, the name of a port of this container, or a number in quotes.
+fn port(
+    container: &Map<String, Value>,
+    occasion: Occasion,
+    written: Option<&Value>,
+) -> Result<u16, Refused> {
+    let number = |value: u64| u16::try_from(value).ok().filter(|port| *port > 0);
+    let found = match written {
+        Some(Value::Number(written)) => written.as_u64().and_then(number),
+        Some(Value::String(name)) => named(container, name)
+            .and_then(number)
+            .or_else(|| name.parse().ok().filter(|port| *port > 0)),
+        _ => None,
+    };
+    found.ok_or_else(|| Refused::ProbePort {
+        container: pod::name(container).to_owned(),
+        occasion: occasion.to_string(),
+        port: match written {
+            Some(Value::String(text)) => text.chars().take(64).collect(),
+            Some(other) => other.to_string().chars().take(64).collect(),
+            None => String::new(),
+        },
+    })
+}
+
+fn named(container: &Map<String, Value>, name: &str) -> Option<u64> {
+    let ports = container.get("ports")?.as_array()?;
+    let port = ports
+        .iter()
+        .find(|port| port.get("name").is_some_and(|n| n == name))?;
+    port.get("containerPort")?.as_u64()
+}
+
+fn seconds(written: Option<&Value>) -> u32 {
+    let written = written.and_then(Value::as_u64).filter(|given| *given > 0);
+    written.map_or(1, |given| u32::try_from(given).unwrap_or(u32::MAX))
+}

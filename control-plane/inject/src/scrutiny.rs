@@ -1,0 +1,117 @@
+//! What of a pod would make its sidecar useless.
+
+use serde_json::{Map, Value};
+
+use crate::{
+    containers::{Made, PROXY_USER},
+    pod::{self, Pod},
+    refused::Refused,
+};
+
+/// Refuses what cannot be in the mesh.
+pub(crate) fn refuse(pod: &Pod) -> Result<(), Refused> {
+    let spec = pod.spec();
+    let is = |field: &str| spec.and_then(|spec| spec.get(field)) == Some(&Value::Bool(true));
+    if is("hostNetwork") {
+        return Err(Refused::HostNetwork);
+    }
+    let system = spec.and_then(|spec| spec.get("os")?.get("name")?.as_str());
+    if system.is_some_and(|name| name.eq_ignore_ascii_case("windows")) {
+        return Err(Refused::Windows);
+    }
+    if user(spec) == Some(PROXY_USER) {
+        let who = "the pod".to_owned();
+        return Err(Refused::User { who });
+    }
+    for container in pod.containers() {
+        let name = pod::name(container);
+        if name.starts_with("merlon-") {
+            return Err(Refused::Reserved {
+                what: "container",
+                name: name.to_owned(),
+            });
+        }
+        if user(Some(container)) == Some(PROXY_USER) {
+            return Err(Refused::User {
+                who: format!("the container `{name}`"),
+            });
+        }
+        let ports = container.get("ports").and_then(Value::as_array);
+        let numbers = ports
+            .into_iter()
+            .flatten()
+            .filter_map(|port| port.get("containerPort")?.as_u64());
+        for number in numbers {
+            if let Some(port) = u16::try_from(number).ok().filter(|p| OWN.contains(p)) {
+                return Err(Refused::Port {
+                    container: name.to_owned(),
+                    port,
+                });
+            }
+        }
+        let mounts = container.get("volumeMounts").and_then(Value::as_array);
+        let mut mounted = mounts.into_iter().flatten().filter_map(named);
+        if let Some(volume) = mounted.find(|volume| Made::VOLUMES.contains(volume)) {
+            return Err(reserved(volume));
+        }
+    }
+    let mut volumes = pod.volumes().filter_map(named);
+    match volumes.find(|volume| Made::VOLUMES.contains(volume)) {
+        Some(volume) => Err(reserved(volume)),
+        None => Ok(()),
+    }
+}
+
+/// The proxy's ports.
+const OWN: std::ops::RangeInclusive<u16> = 7560..=7563;
+
+fn named(value: &Value) -> Option<&str> {
+    value.get("name")?.as_str()
+}
+
+fn reserved(name: &str) -> Refused {
+    Refused::Reserved {
+        what: "volume",
+        name: name.to_owned(),
+    }
+}
+
+fn user(of: Option<&Map<String, Value>>) -> Option<u64> {
+    of?.get("securityContext")?.get("runAsUser")?.as_u64()
+}
+
+/// What lets a program of the pod get around its sidecar, though nothing says that it does.
+pub(crate) fn warnings(pod: &Pod) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut warn = |text: String| found.push(text);
+    for field in ["hostPID", "shareProcessNamespace"] {
+        let set = pod.spec().and_then(|spec| spec.get(field));
+        if set == Some(&Value::Bool(true)) {
+            warn(format!(
+                "merlon: with `{field}: true` its programs may see and end the sidecar"
+            ));
+        }
+    }
+    for container in pod.containers() {
+        let context = container.get("securityContext");
+        let name = pod::name(container);
+        let privileged = context.and_then(|context| context.get("privileged"));
+        if privileged == Some(&Value::Bool(true)) {
+            warn(format!(
+                "merlon: the privileged container `{name}` can take away the rules that lead its connections through the sidecar"
+            ));
+            continue;
+        }
+        let added = context.and_then(|context| context.get("capabilities")?.get("add")?.as_array());
+        let added = added.into_iter().flatten().filter_map(Value::as_str);
+        for capability in added {
+            let plain = capability.trim_start_matches("CAP_");
+            if matches!(plain, "NET_ADMIN" | "SYS_ADMIN" | "ALL") {
+                warn(format!(
+                    "merlon: with the capability {plain} the container `{name}` can take away the rules that lead its connections through the sidecar"
+                ));
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,276 @@
+use merlon_config::{injection::InjectionSettings, probe::Probes};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn settings() -> InjectionSettings {
+    let text = "\
+proxyImage: registry.example.org/merlon-proxy:0.1.0
+interceptImage: registry.example.org/merlon-intercept:0.1.0
+imagePullPolicy: IfNotPresent
+controlPlane: https://merlon-control-plane.merlon-system.svc:7564
+proxyResources: { requests: { cpu: 20m, memory: 24Mi }, limits: { memory: 128Mi } }
+drainTimeout: 20s
+excludeOutboundIpRanges: [169.254.169.254/32]
+";
+    InjectionSettings::parse("injection.yaml", text).unwrap()
+}
+
+fn injected(pod: &Value) -> Value {
+    match inject(pod, "shop", &settings()) {
+        Ok(Injection::Changed { object, .. }) => object,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refusal(pod: &Value) -> String {
+    inject(pod, "shop", &settings()).unwrap_err().to_string()
+}
+
+fn pod(container: &Value) -> Value {
+    let mut container = container.clone();
+    container["name"] = json!("web");
+    json!({ "spec": { "containers": [container] } })
+}
+
+fn annotated(name: &str, value: &str) -> Value {
+    json!({
+        "metadata": { "annotations": { name: value } },
+        "spec": { "containers": [{ "name": "web" }] },
+    })
+}
+
+fn rich() -> Value {
+    json!({
+        "metadata": {
+            "labels": { "app": "orders" },
+            "annotations": { "merlon.io/exclude-outbound-ports": " 5432 , 9000-9010", "team": "shop" },
+        },
+        "spec": {
+            "serviceAccountName": "orders",
+            "someFieldOfTheFuture": { "kept": true },
+            "initContainers": [
+                { "name": "migrate", "image": "migrate" },
+                {
+                    "name": "logs", "image": "logs", "restartPolicy": "Always",
+                    "startupProbe": { "tcpSocket": { "port": 24224 } },
+                },
+            ],
+            "containers": [{
+                "name": "orders",
+                "image": "orders",
+                "ports": [{ "name": "http", "containerPort": 8080 }],
+                "livenessProbe": {
+                    "httpGet": {
+                        "path": "/live?full", "port": "http", "scheme": "HTTPS",
+                        "httpHeaders": [{ "name": "Host", "value": "orders" }],
+                    },
+                    "timeoutSeconds": 3, "terminationGracePeriodSeconds": 5,
+                },
+                "readinessProbe": { "grpc": { "port": 9090, "service": "shop.Orders" }, "periodSeconds": 7 },
+                "startupProbe": { "exec": { "command": ["true"] } },
+                "lifecycle": { "preStop": { "httpGet": { "path": "quit", "port": 8080 } } },
+            }],
+            "volumes": [{ "name": "data", "emptyDir": {} }],
+        },
+    })
+}
+
+#[test]
+fn a_pod_gets_its_rules_and_its_sidecar_before_everything_of_its_own() {
+    insta::assert_json_snapshot!(injected(&rich()));
+}
+
+#[test]
+fn what_is_injected_already_stays_as_it_is() {
+    let once = injected(&rich());
+    let again = inject(&once, "shop", &settings());
+    assert_eq!(again, Ok(Injection::Unchanged(Why::Injected)));
+}
+
+#[test]
+fn other_settings_replace_what_an_earlier_injection_made() {
+    let once = injected(&rich());
+    let mut newer = settings();
+    newer.proxy_image = "registry.example.org/merlon-proxy:0.2.0".to_owned();
+    let Ok(Injection::Changed { object: again, .. }) = inject(&once, "shop", &newer) else {
+        panic!("it changes");
+    };
+    let Ok(Injection::Changed { object: afresh, .. }) = inject(&rich(), "shop", &newer) else {
+        panic!("it changes");
+    };
+    // A port that was called by its name is called by its number from then on; to a node that is the same.
+    assert_eq!(again, afresh);
+    assert_ne!(mark(&settings()), mark(&newer));
+}
+
+#[test]
+fn the_proxy_is_told_what_to_ask_in_the_nodes_place() {
+    let object = injected(&rich());
+    let proxy = &object["spec"]["initContainers"][1];
+    let text = pod::variable(proxy, "MERLON_PROBES").unwrap();
+    let probes: Probes = serde_json::from_str(text).unwrap();
+    insta::assert_json_snapshot!(probes);
+}
+
+#[test]
+fn a_pod_may_decline() {
+    let declining = json!({
+        "metadata": { "labels": { "merlon.io/inject": "disabled" } },
+        "spec": { "hostNetwork": true, "containers": [] },
+    });
+    let kept = inject(&declining, "shop", &settings());
+    assert_eq!(kept, Ok(Injection::Unchanged(Why::Declined)));
+}
+
+#[test]
+fn what_cannot_be_in_the_mesh_is_refused_with_what_to_do() {
+    let get = |port: Value| json!({ "livenessProbe": { "httpGet": { "port": port } } });
+    let labelled = json!({
+        "metadata": { "labels": { "merlon.io/inject": "yes" } }, "spec": { "containers": [] },
+    });
+    let all = [
+        json!({ "spec": { "hostNetwork": true, "containers": [] } }),
+        json!({ "spec": { "os": { "name": "windows" }, "containers": [] } }),
+        json!({ "spec": { "securityContext": { "runAsUser": 7565 }, "containers": [] } }),
+        pod(&json!({ "securityContext": { "runAsUser": 7565 } })),
+        pod(&json!({ "ports": [{ "containerPort": 7561 }] })),
+        pod(&json!({ "volumeMounts": [{ "name": "merlon-token", "mountPath": "/t" }] })),
+        json!({ "spec": { "containers": [{ "name": "merlon-proxy" }] } }),
+        json!({ "spec": { "containers": [], "volumes": [{ "name": "merlon-state" }] } }),
+        pod(&get(json!("http"))),
+        pod(&get(json!(0))),
+        pod(&get(json!(70_000))),
+        labelled,
+        annotated("merlon.io/exclude-outbound-port", "80"),
+        annotated("merlon.io/exclude-outbound-ports", "80,http"),
+        annotated("merlon.io/exclude-inbound-ports", "9010-9000"),
+        annotated("merlon.io/exclude-outbound-ip-ranges", "10.0.0.0/33"),
+        json!({ "spec": { "containers": {} } }),
+        json!({ "spec": { "containers": ["web"] } }),
+        json!({ "metadata": { "annotations": { "a": 1 } }, "spec": {} }),
+        json!([]),
+    ];
+    let told: Vec<String> = all.iter().map(refusal).collect();
+    insta::assert_snapshot!(told.join("\n"));
+}
+
+#[test]
+fn what_lets_a_program_get_around_its_sidecar_is_told() {
+    let pod = json!({ "spec": {
+        "shareProcessNamespace": true,
+        "containers": [
+            { "name": "a", "securityContext": { "privileged": true } },
+            { "name": "b", "securityContext": { "capabilities": { "add": ["CAP_NET_ADMIN", "CHOWN"] } } },
+        ],
+    } });
+    let Ok(Injection::Changed { warnings, .. }) = inject(&pod, "shop", &settings()) else {
+        panic!("it changes");
+    };
+    insta::assert_snapshot!(warnings.join("\n"));
+}
+
+#[test]
+fn a_probe_of_another_host_stays_the_nodes_own() {
+    let probe = json!({ "httpGet": { "port": 80, "host": "status.example.org" } });
+    let object = injected(&pod(&json!({ "livenessProbe": probe })));
+    assert_eq!(object["spec"]["containers"][0]["livenessProbe"], probe);
+}
+
+#[test]
+fn the_node_expands_nothing_in_what_the_proxy_is_told() {
+    let probe = json!({ "httpGet": { "port": 80, "path": "/$(SECRET)$$" } });
+    let object = injected(&pod(&json!({ "livenessProbe": probe })));
+    let text = pod::variable(&object["spec"]["initContainers"][1], "MERLON_PROBES").unwrap();
+    assert!(text.contains("/$$(SECRET)$$$$"), "{text}");
+    let again = inject(&object, "shop", &settings());
+    assert_eq!(again, Ok(Injection::Unchanged(Why::Injected)));
+}
+
+#[test]
+fn a_number_in_quotes_is_a_port_as_nodes_have_it() {
+    let probe = json!({ "tcpSocket": { "port": "8080" } });
+    let object = injected(&pod(&json!({ "livenessProbe": probe })));
+    let turned = &object["spec"]["containers"][0]["livenessProbe"]["httpGet"];
+    assert_eq!(turned["path"], "/probe/web/liveness");
+}
+
+/// Anything that JSON can say, with the words of a pod here and there.
+fn anything() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<u32>().prop_map(Value::from),
+        "[a-z]{0,6}".prop_map(Value::from),
+    ];
+    let word = prop_oneof![
+        Just("spec".to_owned()),
+        Just("containers".to_owned()),
+        Just("initContainers".to_owned()),
+        Just("name".to_owned()),
+        Just("livenessProbe".to_owned()),
+        Just("lifecycle".to_owned()),
+        Just("preStop".to_owned()),
+        Just("httpGet".to_owned()),
+        Just("port".to_owned()),
+        Just("metadata".to_owned()),
+        Just("labels".to_owned()),
+        "[a-z]{1,4}",
+    ];
+    leaf.prop_recursive(6, 48, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::hash_map(word.clone(), inner, 0..5)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+/// Pods whose parts are what they are in pods.
+fn pods() -> impl Strategy<Value = Value> {
+    let probe = prop_oneof![
+        (1_u16..).prop_map(|port| json!({ "tcpSocket": { "port": port }, "periodSeconds": 3 })),
+        (1_u16..).prop_map(|port| json!({ "httpGet": { "port": port, "path": "/a" } })),
+        (1_u16..).prop_map(|port| json!({ "grpc": { "port": port } })),
+        Just(json!({ "exec": { "command": ["true"] } })),
+    ];
+    let container = ("[a-z]{1,8}", prop::option::of(probe), any::<bool>()).prop_map(
+        |(name, probe, sidecar)| {
+            let mut container = json!({ "name": name, "image": name });
+            if let Some(probe) = probe {
+                container["livenessProbe"] = probe;
+            }
+            if sidecar {
+                container["restartPolicy"] = json!("Always");
+            }
+            container
+        },
+    );
+    let list = prop::collection::vec(container, 0..4);
+    (list.clone(), list).prop_map(|(first, then)| {
+        json!({ "spec": { "initContainers": first, "containers": then, "nodeName": "one" } })
+    })
+}
+
+proptest! {
+    #[test]
+    fn nothing_panics(value in anything()) {
+        let _ = inject(&value, "shop", &settings());
+        let _ = inject(&json!({ "spec": value }), "shop", &settings());
+    }
+
+    #[test]
+    fn twice_is_as_once_and_the_pods_own_keeps_its_order(pod in pods()) {
+        let once = injected(&pod);
+        prop_assert_eq!(inject(&once, "shop", &settings()), Ok(Injection::Unchanged(Why::Injected)));
+        let names = |list: &Value| -> Vec<Value> {
+            list.as_array().into_iter().flatten().map(|one| one["name"].clone()).collect()
+        };
+        let before = names(&pod["spec"]["initContainers"]);
+        let after = names(&once["spec"]["initContainers"]);
+        prop_assert_eq!(&after[2..], &before[..]);
+        prop_assert_eq!(names(&once["spec"]["containers"]), names(&pod["spec"]["containers"]));
+        prop_assert_eq!(&once["spec"]["nodeName"], "one");
+    }
+}
