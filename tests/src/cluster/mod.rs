@@ -1,7 +1,9 @@
 //! A real Kubernetes cluster of one node, in namespaces of its own.
 
 mod image;
+pub mod merlon;
 mod node;
+pub mod openbao;
 mod settings;
 mod sweep;
 

@@ -12,7 +12,7 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::Namespace;
+use super::namespace;
 
 /// `ETH_P_ALL`: frames of every protocol.
 const EVERYTHING: u16 = 3;
@@ -26,8 +26,9 @@ pub struct Capture {
 }
 
 impl Capture {
-    pub(super) fn start(namespace: &Namespace) -> Self {
-        let mut socket = namespace.within(|| {
+    /// Begins, in the network namespace that a file names to the kernel.
+    pub fn start(namespace: &str) -> Self {
+        let mut socket = namespace::within(namespace, || {
             let protocol = Protocol::from(i32::from(EVERYTHING.to_be()));
             let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol));
             let socket = socket.expect("a packet socket");

@@ -181,7 +181,7 @@ impl Node {
 
     /// Sees everything that goes over the bridge.
     pub fn capture(&self) -> Capture {
-        Capture::start(&self.namespace)
+        Capture::start(&self.namespace.path())
     }
 
     async fn join_token(&self, workload: &str) -> String {

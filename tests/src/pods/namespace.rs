@@ -56,20 +56,7 @@ impl Namespace {
     /// # Panics
     /// When it cannot be entered.
     pub fn within<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
-        let path = self.path();
-        std::thread::scope(|scope| {
-            let inside = scope.spawn(move || {
-                let namespace =
-                    std::fs::File::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-                let network = Some(LinkNameSpaceType::Network);
-                move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), network)
-                    .unwrap_or_else(|error| panic!("{path}: {error}"));
-                what()
-            });
-            inside
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        within(&self.path(), what)
     }
 
     /// Listens in it.
@@ -98,6 +85,23 @@ impl Namespace {
             Ok(stream)
         })
     }
+}
+
+/// The same in the network namespace that a file names to the kernel.
+pub(super) fn within<T: Send>(path: &str, what: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(move || {
+            let namespace =
+                std::fs::File::open(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+            let network = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), network)
+                .unwrap_or_else(|error| panic!("{path}: {error}"));
+            what()
+        });
+        inside
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 impl Drop for Namespace {

@@ -1,0 +1,237 @@
+//! OpenBao in a cluster: the real server in a pod, unsealed, with TLS, and Merlon's set-up as its administrator makes it.
+
+use std::{fs, path::PathBuf};
+
+use serde_json::Value;
+
+use super::{
+    Cluster, Image,
+    merlon::{NAMESPACE, TRUST_DOMAIN, root},
+};
+use crate::{
+    process::{Ended, Plan},
+    tools, wait,
+};
+
+/// The server of a cluster.
+#[derive(Debug)]
+pub struct ClusterBao<'a> {
+    cluster: &'a Cluster,
+    certificate: PathBuf,
+    address: String,
+    unseal_key: String,
+    root_token: String,
+}
+
+const IMAGE: &str = "localhost/openbao:test";
+/// As clients in the cluster know it.
+pub const ADDRESS: &str = "https://openbao.vault.svc:8200";
+
+/// What it needs: a pod whose service account may ask whose a token is.
+const DOCUMENTS: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: { name: vault }
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: { name: openbao, namespace: vault }
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: { name: openbao-token-review }
+roleRef: { apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: "system:auth-delegator" }
+subjects: [{ kind: ServiceAccount, name: openbao, namespace: vault }]
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: { name: openbao, namespace: vault }
+data:
+  openbao.hcl: |
+    storage "file" { path = "/data" }
+    listener "tcp" {
+      address       = "0.0.0.0:8200"
+      tls_cert_file = "/tls/tls.crt"
+      tls_key_file  = "/tls/tls.key"
+    }
+    api_addr = "https://openbao.vault.svc:8200"
+    disable_mlock = true
+---
+apiVersion: v1
+kind: Service
+metadata: { name: openbao, namespace: vault }
+spec:
+  selector: { app: openbao }
+  ports: [{ name: https, port: 8200 }]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: { name: openbao, namespace: vault }
+spec:
+  replicas: 1
+  strategy: { type: Recreate }
+  selector: { matchLabels: { app: openbao } }
+  template:
+    metadata: { labels: { app: openbao } }
+    spec:
+      serviceAccountName: openbao
+      terminationGracePeriodSeconds: 1
+      containers:
+        - name: openbao
+          image: localhost/openbao:test
+          imagePullPolicy: Never
+          args: [server, -config=/config/openbao.hcl]
+          # Ready is what listens: sealed it must be reached too, to be unsealed.
+          readinessProbe: { tcpSocket: { port: 8200 }, periodSeconds: 1 }
+          volumeMounts:
+            - { name: config, mountPath: /config }
+            - { name: tls, mountPath: /tls }
+            - { name: data, mountPath: /data }
+      volumes:
+        - { name: config, configMap: { name: openbao } }
+        - { name: tls, secret: { secretName: openbao-tls } }
+        # What is in it survives the container, and ends with the pod.
+        - { name: data, emptyDir: {} }
+"#;
+
+impl Cluster {
+    /// Starts the server, and has its administrator run `certs/issuer/vault/setup.sh`.
+    pub async fn openbao(&self) -> ClusterBao<'_> {
+        self.load(&Image::new(IMAGE, &tools::installed("bao"), "/bin/bao"))
+            .await;
+        let names = ["openbao.vault.svc", "openbao.vault.svc.cluster.local"];
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let own = rcgen::CertificateParams::new(names.map(str::to_owned).to_vec())
+            .and_then(|params| params.self_signed(&key))
+            .expect("a certificate");
+        let certificate = self.folder().join("openbao.pem");
+        let secret = self.folder().join("openbao.key");
+        fs::write(&certificate, own.pem()).expect("a file");
+        fs::write(&secret, key.serialize_pem()).expect("a file");
+        self.kubectl(&["create", "namespace", "vault"]).await;
+        self.kubectl(&[
+            "create",
+            "secret",
+            "tls",
+            "openbao-tls",
+            "-n",
+            "vault",
+            &format!("--cert={}", certificate.display()),
+            &format!("--key={}", secret.display()),
+        ])
+        .await;
+        self.apply(DOCUMENTS).await;
+        self.wait_for(&[
+            "--for=condition=Available",
+            "-n",
+            "vault",
+            "deployment/openbao",
+        ])
+        .await;
+        let service = self
+            .json(&["get", "service", "openbao", "-n", "vault"])
+            .await;
+        let address = service["spec"]["clusterIP"].as_str().expect("an address");
+        let mut bao = ClusterBao {
+            cluster: self,
+            certificate,
+            address: format!("https://{address}:8200"),
+            unseal_key: String::new(),
+            root_token: String::new(),
+        };
+        let keys = bao
+            .cli(&[
+                "operator",
+                "init",
+                "-format=json",
+                "-key-shares=1",
+                "-key-threshold=1",
+            ])
+            .await;
+        let keys: Value = serde_json::from_str(&keys).expect("JSON");
+        let text = |value: &Value| value.as_str().expect("a text").to_owned();
+        bao.unseal_key = text(&keys["unseal_keys_b64"][0]);
+        bao.root_token = text(&keys["root_token"]);
+        bao.unseal().await;
+        let set_up = bao
+            .plan(&root().join("certs/issuer/vault/setup.sh"))
+            .env("TRUST_DOMAIN", TRUST_DOMAIN)
+            .env("NAMESPACE", NAMESPACE)
+            .run()
+            .await;
+        assert_eq!(set_up.code(), 0, "{}{}", set_up.out, set_up.err);
+        bao
+    }
+}
+
+impl ClusterBao<'_> {
+    /// The root of its certificate, as text.
+    pub fn certificate(&self) -> String {
+        fs::read_to_string(&self.certificate).expect("a file")
+    }
+
+    fn plan(&self, program: &std::path::Path) -> Plan {
+        let bin = tools::folder().join("bin");
+        let bin = bin.canonicalize().expect("the tools");
+        let path = std::env::var("PATH").unwrap_or_default();
+        self.cluster
+            .inside("bao", program)
+            .env("PATH", format!("{}:{path}", bin.display()))
+            .env("VAULT_ADDR", &self.address)
+            .env("VAULT_CACERT", &self.certificate)
+            .env("VAULT_TLS_SERVER_NAME", "openbao.vault.svc")
+            .env("VAULT_TOKEN", &self.root_token)
+    }
+
+    /// Runs its command line as its administrator, whatever comes of it.
+    pub async fn try_cli(&self, arguments: &[&str]) -> Ended {
+        self.plan(&tools::installed("bao"))
+            .args(arguments)
+            .run()
+            .await
+    }
+
+    /// Runs its command line as its administrator.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub async fn cli(&self, arguments: &[&str]) -> String {
+        let ended = self.try_cli(arguments).await;
+        assert_eq!(
+            ended.code(),
+            0,
+            "bao {arguments:?}: {}{}",
+            ended.out,
+            ended.err
+        );
+        ended.out
+    }
+
+    /// Seals it: nothing is signed any more.
+    pub async fn seal(&self) {
+        self.cli(&["operator", "seal"]).await;
+    }
+
+    /// Unseals it, after a start or a seal.
+    pub async fn unseal(&self) {
+        wait::until("OpenBao is unsealed", async || {
+            let unsealed = self
+                .try_cli(&["operator", "unseal", &self.unseal_key])
+                .await;
+            unsealed.code() == 0
+        })
+        .await;
+    }
+
+    /// The chart's values that name it.
+    pub fn values(&self) -> String {
+        let indented: String = self
+            .certificate()
+            .lines()
+            .map(|line| format!("    {line}\n"))
+            .collect();
+        format!(
+            "mesh: {{ trustDomain: {TRUST_DOMAIN} }}\ncertificates: {{ issuer: vault }}\nvault:\n  address: {ADDRESS}\n  caBundle: |\n{indented}"
+        )
+    }
+}
