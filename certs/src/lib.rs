@@ -17,7 +17,7 @@ pub use reason::{Side, TlsFault, fault_of, fault_of_io, side_of};
 pub use renewal::{LEAF_BACKDATE, renewal_at};
 pub use roots::{RootsError, TrustRoots};
 pub use svid::{SvidError, X509Svid};
-pub use tls::{Bootstrap, H2, MERLON_H2, MERLON_TCP, MeshTls, server_name};
+pub use tls::{Bootstrap, H2, MERLON_H2, MERLON_TCP, MeshTls, provider, server_name};
 pub use verifier::{SpiffeVerifier, Usage};
 
 /// DER certificates, as rustls and everything here speaks of them.

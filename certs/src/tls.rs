@@ -215,7 +215,7 @@ pub fn server_name() -> ServerName<'static> {
 }
 
 /// The one provider of cryptography; `X25519MLKEM768` is its first choice.
-pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
+pub fn provider() -> &'static Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
 }

@@ -101,6 +101,11 @@ pub struct ControlPlaneBootstrap {
     pub replica: Option<String>,
     /// With `kubernetes`: the namespace of Merlon's own objects. Default: `merlon-system`.
     pub namespace: Option<String>,
+    /// With `kubernetes`: file of the injector's settings; with it the admission webhooks are served.
+    pub injection: Option<PathBuf>,
+    /// With `injection`: where the API server calls the admission webhooks. Default: `0.0.0.0:7566`.
+    #[schemars(with = "Option<String>")]
+    pub webhook: Option<SocketAddr>,
     /// Where proxies reach it. Default: `0.0.0.0:7564`.
     #[schemars(with = "Option<String>")]
     pub listen: Option<SocketAddr>,
@@ -152,6 +157,7 @@ impl ControlPlaneBootstrap {
         let mut this: Self = load(file)?;
         let paths = [
             &mut this.config,
+            &mut this.injection,
             &mut this.admin_socket,
             &mut this.state_dir,
         ];

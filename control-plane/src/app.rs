@@ -172,7 +172,14 @@ pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError>
         Source::Kubernetes(kubernetes) => {
             let health = common.health_listener(&config).await?;
             let lock = take_state_dir(&config.state_dir)?;
-            let (kubernetes, mesh) = Kubernetes::open(kubernetes, common.lent()).await?;
+            let webhook = match &kubernetes.webhook {
+                Some(webhook) => {
+                    let listener = TcpListener::bind(webhook.listen).await;
+                    Some(listener.map_err(bind_error(webhook.listen.to_string()))?)
+                }
+                None => None,
+            };
+            let (kubernetes, mesh) = Kubernetes::open(kubernetes, webhook, common.lent()).await?;
             let opened = Opened {
                 mesh,
                 lock,

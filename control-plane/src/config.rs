@@ -35,6 +35,17 @@ pub struct KubernetesConfig {
     pub replica: String,
     /// The namespace that it is in.
     pub namespace: String,
+    /// Where the API server asks, if it does.
+    pub webhook: Option<WebhookConfig>,
+}
+
+/// How admission is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebhookConfig {
+    /// Where the API server calls, over TLS.
+    pub listen: SocketAddr,
+    /// The file of the injector's settings; changes are taken over live.
+    pub injection: PathBuf,
 }
 
 impl ControlPlaneConfig {

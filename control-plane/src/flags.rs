@@ -8,7 +8,7 @@ use merlon_config::{
     report::{Problem, Report},
 };
 
-use crate::config::{ADMIN_SOCKET, ControlPlaneConfig, KubernetesConfig, Source};
+use crate::config::{ADMIN_SOCKET, ControlPlaneConfig, KubernetesConfig, Source, WebhookConfig};
 
 /// Merlon's control plane: compiles the resources in a directory or a Kubernetes cluster, signs certificates, and tells every proxy what it
 /// needs.
@@ -47,6 +47,12 @@ pub struct Flags {
     /// With --kubernetes: the namespace of Merlon's own objects [default: merlon-system]
     #[arg(long, env = "MERLON_NAMESPACE", value_name = "NAMESPACE")]
     pub namespace: Option<String>,
+    /// With --kubernetes: file of the injector's settings; with it the admission webhooks are served
+    #[arg(long, env = "MERLON_INJECTION", value_name = "FILE")]
+    pub injection: Option<PathBuf>,
+    /// With --injection: where the API server calls the admission webhooks [default: 0.0.0.0:7566]
+    #[arg(long, env = "MERLON_WEBHOOK", value_name = "ADDRESS")]
+    pub webhook: Option<SocketAddr>,
     /// YAML file with the same fields as these flags, in camelCase
     #[arg(long, env = "MERLON_BOOTSTRAP", value_name = "FILE")]
     pub bootstrap: Option<PathBuf>,
@@ -80,9 +86,15 @@ impl Flags {
         let source = if self.kubernetes.or(file.kubernetes).unwrap_or(false) {
             let replica = self.replica.clone().or(file.replica).or_else(host_name);
             let namespace = self.namespace.clone().or(file.namespace);
+            let webhook = self.injection.clone().or(file.injection);
+            let at = self.webhook.or(file.webhook);
             Source::Kubernetes(KubernetesConfig {
                 replica: name_of_replica(replica)?,
                 namespace: namespace.unwrap_or_else(|| "merlon-system".to_owned()),
+                webhook: webhook.map(|injection| WebhookConfig {
+                    listen: at.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 7566))),
+                    injection,
+                }),
             })
         } else if let Some(config) = self.config.clone().or(file.config) {
             Source::Files(config)

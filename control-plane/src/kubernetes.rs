@@ -8,6 +8,7 @@ mod bundles;
 mod ca;
 mod counts;
 mod document;
+mod judge;
 mod lease;
 mod names;
 mod report;
@@ -25,6 +26,7 @@ use merlon_config::{
     report::{Problem, Report},
     resource::Resource,
 };
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
@@ -42,10 +44,13 @@ use crate::{
     metrics::{LoadLabel, Metrics},
     push::Registry,
     source::{SharedStatus, SourceStatus},
+    webhook,
     world::Worlds,
 };
 
 pub(crate) use ca::{CaError, SharedCa};
+pub(crate) use judge::Judge;
+pub(crate) use names::FIELD_MANAGER;
 pub(crate) use token::Reviewer;
 pub(crate) use watch::Contact;
 
@@ -79,6 +84,7 @@ pub(crate) struct Kubernetes {
     namespace: String,
     cluster: Cluster,
     acceptor: Acceptor,
+    judge: Judge,
     board: Board,
     status: SharedStatus,
     metrics: Metrics,
@@ -90,9 +96,10 @@ impl Kubernetes {
     /// Watches the cluster and returns when there is a mesh. Until then `lent.contact` tells why there is none.
     ///
     /// # Errors
-    /// When it is not known where the cluster is, or `shutdown` came first.
+    /// When it is not known where the cluster is, the injector's settings are wrong, or `shutdown` came first.
     pub(crate) async fn open(
         config: &KubernetesConfig,
+        webhook: Option<TcpListener>,
         lent: Lent,
     ) -> Result<(Self, Arc<Mesh>), OpenError> {
         let mut place = kube::Config::infer().await.map_err(Box::new)?;
@@ -116,6 +123,20 @@ impl Kubernetes {
             leading,
         );
         lent.tasks.spawn(candidate.run(lent.shutdown.clone()));
+        let judge = Judge::default();
+        if let (Some(settings), Some(listener)) = (&config.webhook, webhook) {
+            let lent = webhook::Lent {
+                client: client.clone(),
+                namespace: &config.namespace,
+                judge: judge.clone(),
+                leads: leads.clone(),
+                contact: lent.contact.clone(),
+                metrics: lent.metrics.clone(),
+                tasks: lent.tasks.clone(),
+                shutdown: lent.shutdown.clone(),
+            };
+            webhook::start(settings, listener, lent).map_err(OpenError::Injection)?;
+        }
         let reporter = Reporter::new(
             client.clone(),
             config,
@@ -137,6 +158,7 @@ impl Kubernetes {
             namespace: config.namespace.clone(),
             cluster,
             acceptor: Acceptor::default(),
+            judge,
             board,
             status: SourceStatus::of_cluster(&server),
             metrics: lent.metrics,
@@ -246,6 +268,8 @@ impl Kubernetes {
             return None;
         }
         let judged = self.acceptor.judge(&documents, &found, running);
+        self.judge
+            .learn(self.acceptor.good(), &found, judged.mesh.as_ref());
         self.judged = Some((documents, found));
         Some(judged)
     }
@@ -300,6 +324,9 @@ pub enum OpenError {
     /// Its address, certificates or credentials cannot be used.
     #[error("the cluster cannot be spoken to: {0}")]
     Client(Box<kube::Error>),
+    /// The settings of the injector.
+    #[error("{0}")]
+    Injection(Report),
     /// It was asked to end before it began.
     #[error("it was asked to end while it waited for the cluster")]
     Ended,

@@ -22,6 +22,7 @@ mod source;
 mod state_dir;
 mod store;
 pub mod telemetry;
+mod webhook;
 mod world;
 
 pub use config::{ControlPlaneConfig, KubernetesConfig, Source};

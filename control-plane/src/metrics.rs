@@ -26,6 +26,7 @@ pub(crate) struct Metrics {
     pub(crate) handshakes_failed: Counter,
     pub(crate) own_expiry: Gauge<f64, AtomicU64>,
     pub(crate) issuer_failures: Counter,
+    pub(crate) webhook_requests: Family<WebhookLabel, Counter>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -64,6 +65,12 @@ label!(EvidenceLabel, evidence);
 label!(RefusalLabel, reason);
 label!(LoadLabel, result);
 label!(ServiceLabel, service);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct WebhookLabel {
+    pub(crate) webhook: &'static str,
+    pub(crate) result: &'static str,
+}
 
 impl Metrics {
     /// All at nothing, and there from the beginning: what is not there cannot be told from what does not happen.
@@ -114,6 +121,7 @@ impl Metrics {
             "tls_handshakes_failed", "TLS handshakes that failed", handshakes_failed;
             "certificate_expiry_timestamp_seconds", "End of the own certificate", own_expiry;
             "issuer_failures", "Calls to the certificate issuer that failed", issuer_failures;
+            "webhook_requests", "Questions of the API server", webhook_requests;
         }
         registry
     }

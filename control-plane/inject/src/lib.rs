@@ -10,7 +10,7 @@ mod scrutiny;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use merlon_config::injection::InjectionSettings;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 pub use self::refused::Refused;
 use self::{annotations::Wishes, pod::Pod};
@@ -93,13 +93,6 @@ pub fn mark(settings: &InjectionSettings) -> String {
     let hash = digest(&SHA256, text.as_bytes());
     let bytes = hash.as_ref().iter().take(6);
     bytes.map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn object(value: Value) -> Map<String, Value> {
-    match value {
-        Value::Object(map) => map,
-        _ => Map::new(),
-    }
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ pub(crate) struct Acceptor {
 }
 
 /// Those in force. Some may be deleted in the cluster, and stay because others cannot do without.
-type Good = BTreeMap<Key, Version>;
+pub(super) type Good = BTreeMap<Key, Version>;
 
 /// What one judging gave.
 #[derive(Debug)]
@@ -125,6 +125,11 @@ impl Acceptor {
 }
 
 impl Acceptor {
+    /// What is in force.
+    pub(super) fn good(&self) -> &Good {
+        &self.good
+    }
+
     /// Of what compiled, that which something was compiled with. What reaches nothing yet was not judged: were it to count
     /// as right, nothing that changed would be to blame when its target comes and it is wrong, and everybody would wait.
     fn proved(&self, set: Good, resources: &Resources) -> Good {
@@ -298,6 +303,54 @@ impl Trial<'_> {
             stays
         });
         self.found.len() != before
+    }
+}
+
+/// What would become of a document, together with what is in force; warnings for whoever writes it.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn prospect(
+    compiler: &mut Compiler,
+    good: &Good,
+    found: &[Resource],
+    running: Option<&Mesh>,
+    document: &Document,
+) -> Result<Vec<String>, String> {
+    let key = &document.key;
+    let mut trial = Trial {
+        compiler,
+        running,
+        found: found.to_vec(),
+    };
+    let mut with = good.clone();
+    with.insert(key.clone(), document.present.clone());
+    match trial.compile(&with) {
+        Ok(compiled) => {
+            let verdict = accepted(document, &compiled);
+            let lines = verdict
+                .message
+                .lines()
+                .map(|line| format!("merlon: {line}"));
+            Ok(match verdict.reason {
+                "Accepted" => Vec::new(),
+                _ => lines.collect(),
+            })
+        }
+        Err(failed) => {
+            let Failed { report, read } = *failed;
+            if let Some(own) = told(key, &report, Some(&read)) {
+                return Err(own);
+            }
+            let why = others(&report);
+            match trial.compile(good) {
+                Ok(_) => Err(why),
+                // What is there already does not compile either: that is not this one's fault.
+                Err(_) => Ok(vec![format!(
+                    "merlon: it was not judged, since others are wrong; its status will tell: {why}"
+                )]),
+            }
+        }
     }
 }
 

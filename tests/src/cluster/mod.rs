@@ -4,6 +4,7 @@ mod image;
 pub mod merlon;
 mod node;
 pub mod openbao;
+mod outside;
 mod settings;
 mod sweep;
 

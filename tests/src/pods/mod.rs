@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 
 pub use self::{
     capture::Capture,
-    namespace::{Namespace, are_possible},
+    namespace::{Namespace, are_possible, within},
 };
 use crate::{
     Reply,

@@ -87,8 +87,11 @@ impl Namespace {
     }
 }
 
-/// The same in the network namespace that a file names to the kernel.
-pub(super) fn within<T: Send>(path: &str, what: impl FnOnce() -> T + Send) -> T {
+/// Does something on a thread that is in the network namespace that a file names to the kernel.
+///
+/// # Panics
+/// When it cannot be entered.
+pub fn within<T: Send>(path: &str, what: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let inside = scope.spawn(move || {
             let namespace =

@@ -1,0 +1,41 @@
+{{- define "merlon.labels" -}}
+app.kubernetes.io/name: merlon
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: merlon
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{- define "merlon.selector" -}}
+app.kubernetes.io/name: merlon
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: control-plane
+{{- end }}
+
+{{- define "merlon.image" -}}
+{{- $root := index . 0 -}}
+{{- printf "%s/%s:%s" (trimSuffix "/" $root.Values.images.registry) (index . 1) (default $root.Chart.AppVersion $root.Values.images.tag) -}}
+{{- end }}
+
+{{- /* What no schema can say, in words: checked before anything is rendered. */ -}}
+{{- define "merlon.check" -}}
+{{- if not .Values.mesh.trustDomain }}
+{{- fail "\n\nmesh.trustDomain is not set.\nIt begins every identity of the mesh and cannot be changed later; name it as a domain of yours:\n\n  mesh:\n    trustDomain: prod.example.org\n" }}
+{{- end }}
+{{- if not .Values.certificates.issuer }}
+{{- fail "\n\ncertificates.issuer is not set. Who signs the mesh's certificates?\n\n  certificates:\n    issuer: vault       # Vault or OpenBao, prepared by certs/issuer/vault/setup.sh; give vault.address too\n\n  certificates:\n    issuer: embedded    # a key in a Secret of this cluster: for development\n" }}
+{{- end }}
+{{- if and (eq .Values.certificates.issuer "vault") (not .Values.vault.address) }}
+{{- fail "\n\ncertificates.issuer is vault, and vault.address is not set:\n\n  vault:\n    address: https://vault.example.org:8200\n    caBundle: |\n      -----BEGIN CERTIFICATE-----\n" }}
+{{- end }}
+{{- if and (eq .Values.certificates.issuer "vault") (not (hasPrefix "https://" .Values.vault.address)) }}
+{{- fail (printf "\n\nvault.address is %s: the control plane speaks to Vault by https only\n" .Values.vault.address) }}
+{{- end }}
+{{- if and (eq .Values.certificates.issuer "vault") (not .Values.vault.caBundle) }}
+{{- fail "\n\nvault.caBundle is not set: the image has no roots of its own, so give those of Vault's certificate as PEM\n" }}
+{{- end }}
+{{- if and .Values.controlPlane.podDisruptionBudget.enabled (ge (int .Values.controlPlane.podDisruptionBudget.minAvailable) (int .Values.controlPlane.replicas)) (gt (int .Values.controlPlane.replicas) 1) }}
+{{- fail "\n\ncontrolPlane.podDisruptionBudget.minAvailable is not below controlPlane.replicas: no node could ever be drained\n" }}
+{{- end }}
+{{- end }}

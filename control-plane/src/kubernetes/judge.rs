@@ -1,0 +1,68 @@
+//! What would become of a resource, asked before it is there.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use kube::api::DynamicObject;
+use merlon_compile::{Compiler, Mesh};
+use merlon_config::{crd::CLUSTER_KINDS, resource::Resource};
+use serde_json::Value;
+
+use super::{
+    accept::{Good, prospect},
+    document::Document,
+};
+
+/// Knows what is in force. Cheap to clone; all clones know the same.
+#[derive(Clone, Default)]
+pub(crate) struct Judge(Arc<Mutex<Known>>);
+
+#[derive(Default)]
+struct Known {
+    compiler: Compiler,
+    good: Good,
+    found: Vec<Resource>,
+    running: Option<Arc<Mesh>>,
+}
+
+impl fmt::Debug for Judge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Judge").finish_non_exhaustive()
+    }
+}
+
+impl Judge {
+    /// Takes over what is in force now.
+    pub(super) fn learn(&self, good: &Good, found: &[Resource], running: Option<&Arc<Mesh>>) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.good.clone_from(good);
+        known.found = found.to_vec();
+        if let Some(running) = running {
+            known.running = Some(Arc::clone(running));
+        }
+    }
+
+    /// What a person should know of a resource that would be accepted. It compiles the mesh, so it may take a while.
+    ///
+    /// # Errors
+    /// Why it would not be, with field, line and column.
+    pub(crate) fn would(&self, kind: &str, object: Value) -> Result<Vec<String>, String> {
+        let Some(kind) = CLUSTER_KINDS.iter().find(|known| known.kind == kind) else {
+            return Ok(Vec::new());
+        };
+        let object: DynamicObject = serde_json::from_value(object)
+            .map_err(|error| format!("merlon: it cannot be read: {error}"))?;
+        let document = Document::of(kind, &object)
+            .ok_or_else(|| "merlon: it cannot be read: it lacks a namespace".to_owned())?;
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Known {
+            compiler,
+            good,
+            found,
+            running,
+        } = &mut *known;
+        prospect(compiler, good, found, running.as_deref(), &document)
+    }
+}

@@ -1,0 +1,146 @@
+//! The roots that vouch for the webhooks' certificate, in the webhook configurations: the leader's work. Everything else
+//! there is the chart's, and the field is owned by a manager of ours, so that neither takes the other's for a mistake.
+
+use std::{fmt::Debug, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use futures_util::{StreamExt as _, stream};
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+    runtime::{WatchStreamExt as _, watcher},
+};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::kubernetes::{Contact, FIELD_MANAGER};
+
+/// The configuration of what injects.
+const INJECTOR: &str = "merlon-injector";
+/// The configuration of what judges resources.
+const VALIDATOR: &str = "merlon-validator";
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often what failed is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Keeps them right.
+pub(crate) struct Bundles {
+    pub(crate) client: Client,
+    pub(crate) leads: watch::Receiver<bool>,
+    pub(crate) trusted: watch::Receiver<String>,
+    pub(crate) contact: Contact,
+}
+
+impl Bundles {
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
+        let injector: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
+        let validator: Api<ValidatingWebhookConfiguration> = Api::all(self.client.clone());
+        let mut changes = stream::select(
+            changed(injector.clone(), INJECTOR),
+            changed(validator.clone(), VALIDATOR),
+        )
+        .boxed();
+        // What failed is tried again without a change.
+        let mut pending = false;
+        loop {
+            let again = async {
+                if pending {
+                    tokio::time::sleep(AGAIN).await;
+                } else {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                changed = changes.next() => if changed.is_none() { return },
+                Ok(()) = self.leads.changed() => {}
+                Ok(()) = self.trusted.changed() => {}
+                () = again => {}
+                () = shutdown.cancelled() => return,
+            }
+            let trusted = self.trusted.borrow_and_update().clone();
+            if trusted.is_empty() || !*self.leads.borrow_and_update() {
+                continue;
+            }
+            let injector = keep(&injector, INJECTOR, &trusted).await;
+            let validator = keep(&validator, VALIDATOR, &trusted).await;
+            pending = false;
+            for (name, done) in [(INJECTOR, injector), (VALIDATOR, validator)] {
+                if let Err(error) = done {
+                    pending = true;
+                    if self.contact.away().is_none() {
+                        tracing::warn!(configuration = name, %error, "webhook.bundle_failed");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Ticks when the configuration may have changed.
+fn changed<K>(api: Api<K>, name: &str) -> impl futures_util::Stream<Item = ()> + Send + use<K>
+where
+    K: kube::Resource<DynamicType = ()>
+        + Clone
+        + Debug
+        + Send
+        + serde::de::DeserializeOwned
+        + 'static,
+{
+    let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    watcher(api, only)
+        .default_backoff()
+        .filter_map(async |event| event.ok().map(|_| ()))
+}
+
+/// Writes the roots into every webhook of a configuration where they are not.
+async fn keep<K>(api: &Api<K>, name: &str, trusted: &str) -> Result<(), String>
+where
+    K: kube::Resource<DynamicType = ()>
+        + Clone
+        + Debug
+        + serde::Serialize
+        + serde::de::DeserializeOwned,
+{
+    let found = tokio::time::timeout(PATIENCE, api.get_opt(name)).await;
+    let found = found
+        .map_err(|_| "no answer".to_owned())?
+        .map_err(|error| error.to_string())?;
+    // Not installed, or not yet: its coming is a change.
+    let Some(found) = found else { return Ok(()) };
+    let found = serde_json::to_value(&found).map_err(|error| error.to_string())?;
+    let wanted = Value::String(STANDARD.encode(trusted));
+    let webhooks = found.get("webhooks").and_then(Value::as_array);
+    let mut right = true;
+    let mut entries = Vec::new();
+    for webhook in webhooks.into_iter().flatten() {
+        right &= webhook.pointer("/clientConfig/caBundle") == Some(&wanted);
+        entries.push(json!({
+            "name": webhook.get("name"), "clientConfig": { "caBundle": wanted },
+        }));
+    }
+    if right {
+        return Ok(());
+    }
+    let kind = K::kind(&()).into_owned();
+    let patch = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": kind,
+        "metadata": { "name": name },
+        "webhooks": entries,
+    });
+    let parameters = PatchParams::apply(FIELD_MANAGER).force();
+    let patch = Patch::Apply(&patch);
+    let patched = tokio::time::timeout(PATIENCE, api.patch(name, &parameters, &patch)).await;
+    match patched {
+        Ok(Ok(_)) => {
+            tracing::info!(configuration = name, "webhook.bundle_written");
+            Ok(())
+        }
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("no answer".to_owned()),
+    }
+}

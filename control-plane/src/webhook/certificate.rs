@@ -1,0 +1,336 @@
+//! The certificate that the webhooks are served with. The API server knows no mesh, so this is an authority of its own: one
+//! key in a Secret that all replicas share, and a leaf in the memory of each.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use k8s_openapi::{
+    ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use merlon_certs::provider;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose,
+};
+use rustls::{ServerConfig, sign::CertifiedKey, sign::SingleCertAndKey};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+use zeroize::Zeroizing;
+
+use crate::kubernetes::Contact;
+
+/// The Secret that holds the authority.
+pub(crate) const SECRET: &str = "merlon-webhook";
+/// The Service by which the API server calls.
+const SERVICE: &str = "merlon-webhook";
+const KEY: &str = "ca.key";
+const CERTIFICATES: &str = "ca.pem";
+
+const CA_LIFE: Duration = Duration::from_secs(365 * 24 * 3_600);
+const LEAF_LIFE: Duration = Duration::from_secs(24 * 3_600);
+/// Clocks differ.
+const BACKDATED: Duration = Duration::from_secs(300);
+/// How often is looked whether something is to be renewed.
+const LOOK: Duration = Duration::from_secs(600);
+const AGAIN: Duration = Duration::from_secs(2);
+/// For how long a new root is made known before it signs: until every API server has read the configurations again.
+const KNOWN_BEFORE: Duration = Duration::from_secs(60);
+
+/// Why there is none.
+#[derive(Debug, thiserror::Error)]
+enum CertificateError {
+    #[error("the Secret `{SECRET}`: {0}")]
+    Cluster(#[from] Box<kube::Error>),
+    #[error(
+        "the Secret `{SECRET}` lacks `{0}`, or what it holds there is not right; delete it, and another is made"
+    )]
+    Secret(&'static str),
+    #[error("it cannot be made: {0}")]
+    Make(#[from] rcgen::Error),
+    #[error("it cannot be shown: {0}")]
+    Show(#[from] rustls::Error),
+}
+
+/// The authority as the replicas share it.
+struct Shared {
+    key: Zeroizing<String>,
+    /// The first is the one that signs; the others are trusted, because they did or will.
+    certificates: Vec<String>,
+}
+
+/// Keeps the certificate right.
+pub(crate) struct Certificate {
+    api: Api<Secret>,
+    names: Vec<String>,
+    contact: Contact,
+    shown: watch::Sender<Option<Arc<ServerConfig>>>,
+    trusted: watch::Sender<String>,
+}
+
+impl Certificate {
+    pub(crate) fn new(client: Client, namespace: &str, contact: Contact) -> Self {
+        Self {
+            api: Api::namespaced(client, namespace),
+            names: vec![
+                format!("{SERVICE}.{namespace}.svc"),
+                format!("{SERVICE}.{namespace}.svc.cluster.local"),
+            ],
+            contact,
+            shown: watch::Sender::new(None),
+            trusted: watch::Sender::new(String::new()),
+        }
+    }
+
+    /// What connections are taken with.
+    pub(crate) fn shown(&self) -> watch::Receiver<Option<Arc<ServerConfig>>> {
+        self.shown.subscribe()
+    }
+
+    /// The roots that vouch for it, as PEM; empty before they are known.
+    pub(crate) fn trusted(&self) -> watch::Receiver<String> {
+        self.trusted.subscribe()
+    }
+
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let mut made: Option<(SystemTime, String)> = None;
+        loop {
+            let pause = match self.look(&mut made).await {
+                Ok(()) => LOOK,
+                Err(error) => {
+                    // An API server that is away is told of elsewhere.
+                    if self.contact.away().is_none() {
+                        tracing::warn!(%error, "webhook.certificate_failed");
+                    }
+                    AGAIN
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    /// Takes over the authority as it is now, and makes a leaf if one is due.
+    async fn look(&self, made: &mut Option<(SystemTime, String)>) -> Result<(), CertificateError> {
+        let shared = self.shared().await?;
+        let now = SystemTime::now();
+        let signing = shared.signing()?;
+        self.trusted.send_if_modified(|trusted| {
+            let all = shared.certificates.concat();
+            let changed = *trusted != all;
+            *trusted = all;
+            changed
+        });
+        let fresh = made.as_ref().is_some_and(|(since, root)| {
+            let age = now.duration_since(*since).unwrap_or(Duration::MAX);
+            age < LEAF_LIFE / 2 && root == signing
+        });
+        if !fresh {
+            let config = leaf(&shared.key, signing, &self.names)?;
+            self.shown.send_replace(Some(Arc::new(config)));
+            *made = Some((now, signing.to_owned()));
+            tracing::info!(names = ?self.names, "webhook.certificate_made");
+        }
+        if ends_within(signing, CA_LIFE / 2) {
+            self.replace(&shared).await?;
+        }
+        Ok(())
+    }
+
+    /// The authority; the first replica that asks makes it.
+    async fn shared(&self) -> Result<Shared, CertificateError> {
+        if let Some(secret) = self.api.get_opt(SECRET).await.map_err(Box::new)? {
+            return Shared::read(&secret);
+        }
+        let made = Shared::make()?;
+        match self
+            .api
+            .create(&PostParams::default(), &made.secret())
+            .await
+        {
+            Ok(_) => Ok(made),
+            // Another replica was faster: its key counts.
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                Shared::read(&self.api.get(SECRET).await.map_err(Box::new)?)
+            }
+            Err(error) => Err(Box::new(error).into()),
+        }
+    }
+
+    /// Replaces the root. It is known before it signs, and the one before it is trusted until it ends.
+    async fn replace(&self, old: &Shared) -> Result<(), CertificateError> {
+        let mut new = Shared::make()?;
+        let mut known = old.certificates.clone();
+        known.extend(new.certificates.clone());
+        self.trusted.send_replace(known.concat());
+        tokio::time::sleep(KNOWN_BEFORE).await;
+        let still = old.certificates.iter();
+        let still = still.filter(|pem| !ends_within(pem, Duration::ZERO));
+        new.certificates.extend(still.cloned());
+        let patch = serde_json::json!({
+            // Of two replicas that do this at once, one begins again.
+            "metadata": { "resourceVersion": old_version(&self.api).await? },
+            "stringData": { KEY: new.key.as_str(), CERTIFICATES: new.certificates.concat() },
+        });
+        let patched = self
+            .api
+            .patch(SECRET, &PatchParams::default(), &Patch::Merge(&patch))
+            .await;
+        patched.map_err(Box::new)?;
+        Ok(())
+    }
+}
+
+async fn old_version(api: &Api<Secret>) -> Result<Option<String>, CertificateError> {
+    let secret = api.get(SECRET).await.map_err(Box::new)?;
+    Ok(secret.metadata.resource_version)
+}
+
+impl Shared {
+    fn make() -> Result<Self, CertificateError> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "merlon webhook");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let now = SystemTime::now();
+        params.not_before = (now - BACKDATED).into();
+        params.not_after = (now + CA_LIFE).into();
+        Ok(Self {
+            certificates: vec![params.self_signed(&key)?.pem()],
+            key: Zeroizing::new(key.serialize_pem()),
+        })
+    }
+
+    fn read(secret: &Secret) -> Result<Self, CertificateError> {
+        let entry = |name: &'static str| {
+            let bytes = secret.data.as_ref().and_then(|data| data.get(name));
+            let text = bytes.and_then(|bytes| String::from_utf8(bytes.0.clone()).ok());
+            text.ok_or(CertificateError::Secret(name))
+        };
+        const END: &str = "-----END CERTIFICATE-----\n";
+        let text = entry(CERTIFICATES)?.replace("\r\n", "\n");
+        let text = format!("{}\n", text.trim_end());
+        let certificates: Vec<String> = text.split_inclusive(END).map(str::to_owned).collect();
+        if certificates
+            .iter()
+            .any(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).is_err())
+        {
+            return Err(CertificateError::Secret(CERTIFICATES));
+        }
+        Ok(Self {
+            key: Zeroizing::new(entry(KEY)?),
+            certificates,
+        })
+    }
+
+    fn secret(&self) -> Secret {
+        let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
+        Secret {
+            metadata: ObjectMeta {
+                name: Some(SECRET.to_owned()),
+                ..ObjectMeta::default()
+            },
+            data: Some(BTreeMap::from([
+                (KEY.to_owned(), bytes(&self.key)),
+                (CERTIFICATES.to_owned(), bytes(&self.certificates.concat())),
+            ])),
+            type_: Some("merlon.io/webhook".to_owned()),
+            ..Secret::default()
+        }
+    }
+
+    fn signing(&self) -> Result<&str, CertificateError> {
+        let first = self.certificates.first();
+        first
+            .map(String::as_str)
+            .ok_or(CertificateError::Secret(CERTIFICATES))
+    }
+}
+
+/// Whether a certificate ends so soon; one that cannot be read has ended.
+fn ends_within(pem: &str, left: Duration) -> bool {
+    let Ok(der) = CertificateDer::from_pem_slice(pem.as_bytes()) else {
+        return true;
+    };
+    let Ok((_, certificate)) = X509Certificate::from_der(&der) else {
+        return true;
+    };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let limit = now.unwrap_or_default() + left;
+    let end = certificate.validity().not_after.timestamp();
+    u64::try_from(end).map_or(true, |end| end <= limit.as_secs())
+}
+
+fn leaf(key: &str, root: &str, names: &[String]) -> Result<ServerConfig, CertificateError> {
+    let signing = KeyPair::from_pem(key).map_err(|_| CertificateError::Secret(KEY))?;
+    let issuer = Issuer::from_ca_cert_pem(root, signing)
+        .map_err(|_| CertificateError::Secret(CERTIFICATES))?;
+    let own = KeyPair::generate()?;
+    let mut params = CertificateParams::new(names.to_vec())?;
+    params.distinguished_name = DistinguishedName::new();
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    let now = SystemTime::now();
+    params.not_before = (now - BACKDATED).into();
+    params.not_after = (now + LEAF_LIFE).into();
+    let certificate = params.signed_by(&own, &issuer)?;
+    let own = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own.serialize_der()));
+    let certified = CertifiedKey::from_der(vec![certificate.der().clone()], own, provider())?;
+    let mut config = ServerConfig::builder_with_provider(Arc::clone(provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_into_a_secret_is_read_back_and_signs() {
+        let made = Shared::make().unwrap();
+        let read = Shared::read(&made.secret()).unwrap();
+        assert_eq!(read.certificates, made.certificates);
+        let names = vec!["merlon-webhook.merlon-system.svc".to_owned()];
+        leaf(&read.key, read.signing().unwrap(), &names).unwrap();
+    }
+
+    #[test]
+    fn a_secret_that_somebody_spoiled_is_told_by_its_entry() {
+        for entry in [KEY, CERTIFICATES] {
+            let mut secret = Shared::make().unwrap().secret();
+            let data = secret.data.as_mut().unwrap();
+            data.insert(entry.to_owned(), ByteString(b"spoiled".to_vec()));
+            let wrong = Shared::read(&secret)
+                .and_then(|read| leaf(&read.key, read.signing()?, &[]).map(drop));
+            let wrong = wrong.unwrap_err().to_string();
+            assert!(wrong.contains(entry), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_certificate_is_seen() {
+        let made = Shared::make().unwrap();
+        let pem = made.signing().unwrap();
+        assert!(!ends_within(pem, Duration::ZERO));
+        assert!(!ends_within(pem, CA_LIFE / 2));
+        assert!(ends_within(pem, CA_LIFE + Duration::from_secs(60)));
+        assert!(ends_within("nothing", Duration::ZERO));
+    }
+}
