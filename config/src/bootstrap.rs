@@ -17,6 +17,7 @@ use crate::{
     load::text_of,
     name::{Namespace, ResourceName, ServiceName, WorkloadId},
     node::Mark,
+    probe::Probes,
     read::read,
     report::{Problem, Report},
     resources::File,
@@ -68,6 +69,12 @@ pub struct ProxyBootstrap {
     /// `/live`, `/ready`, `/metrics`. Default: `127.0.0.1:7562`.
     #[schemars(with = "Option<String>")]
     pub admin: Option<SocketAddr>,
+    /// Where a Kubernetes node's probes of the program are answered, each by the very same probe at the program. Only with
+    /// `probes`; left out: nowhere.
+    #[schemars(with = "Option<String>")]
+    pub probes_address: Option<SocketAddr>,
+    /// Those probes, by the path at `probesAddress`.
+    pub probes: Option<Probes>,
     /// Threads that carry requests. 1–1024; default: the CPUs that may be used.
     pub workers: Option<u16>,
     /// Which requests are logged. Default: `all`.
@@ -233,6 +240,15 @@ impl Sensible for ProxyBootstrap {
                 .is_some_and(|url| url.scheme() != "https"),
             "controlPlane",
             "the control plane is reached by `https` only",
+        );
+        when(
+            self.probes.is_some() != self.probes_address.is_some(),
+            if self.probes.is_some() {
+                "probes"
+            } else {
+                "probesAddress"
+            },
+            "`probes` and `probesAddress` belong together",
         );
         when(
             self.workers

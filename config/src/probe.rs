@@ -5,13 +5,14 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// All probes of a pod, by their path at the probe listener: what `MERLON_PROBES` holds as JSON.
 pub type Probes = BTreeMap<String, Probe>;
 
 /// One probe.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Probe {
     /// What is asked.
@@ -22,7 +23,7 @@ pub struct Probe {
 }
 
 /// What is asked of the program, on its own address.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Handler {
     /// An HTTP request; right are 200 to 399.
@@ -34,7 +35,7 @@ pub enum Handler {
 }
 
 /// An HTTP request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpGet {
     /// The program's port.
@@ -51,7 +52,7 @@ pub struct HttpGet {
 }
 
 /// How a probe by HTTP is carried.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Scheme {
     /// Plainly.
@@ -62,7 +63,7 @@ pub enum Scheme {
 }
 
 /// A TCP connection.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TcpSocket {
     /// The program's port.
@@ -70,7 +71,7 @@ pub struct TcpSocket {
 }
 
 /// A call of the gRPC health service, without TLS.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Grpc {
     /// The program's port.

@@ -28,6 +28,7 @@ use crate::{
     jwks::JwksCache,
     listener::{self, Claims},
     metrics::Metrics,
+    probes,
     standalone::Standalone,
     state::{Addresses, Shared, Shutdown, Worker},
     state_dir::{StateDir, StateDirError},
@@ -233,6 +234,7 @@ struct Bound {
     inbound: Vec<Vec<TcpListener>>,
     outbound: Vec<Vec<TcpListener>>,
     admin: TcpListener,
+    probes: Option<TcpListener>,
     addresses: Addresses,
 }
 
@@ -276,6 +278,18 @@ impl Bound {
         };
         let admin = TcpListener::bind(config.admin).map_err(failed)?;
         admin.set_nonblocking(true).map_err(failed)?;
+        let probes = match &config.probes {
+            Some((address, _)) => {
+                let failed = |source| StartError::Bind {
+                    address: *address,
+                    source,
+                };
+                let listener = TcpListener::bind(address).map_err(failed)?;
+                listener.set_nonblocking(true).map_err(failed)?;
+                Some(listener)
+            }
+            None => None,
+        };
         let address = |listeners: &[Vec<TcpListener>]| {
             let first = listeners.first().and_then(|mine| mine.first());
             first.and_then(|first| first.local_addr().ok())
@@ -284,11 +298,13 @@ impl Bound {
             inbound: address(&inbound),
             outbound: address(&outbound),
             admin: admin.local_addr().map_err(failed)?,
+            probes: probes.as_ref().and_then(|probes| probes.local_addr().ok()),
         };
         Ok(Self {
             inbound,
             outbound,
             admin,
+            probes,
             addresses,
         })
     }
@@ -350,7 +366,13 @@ fn run(
     let spawned = thread::Builder::new()
         .name("control".to_owned())
         .spawn(move || {
-            let serving = serve(control, bound.admin, drain, shutdown, all_ended);
+            let serving = serve(
+                control,
+                (bound.admin, bound.probes),
+                drain,
+                shutdown,
+                all_ended,
+            );
             let asked = runtime.block_on(serving);
             runtime.shutdown_timeout(Duration::from_millis(100));
             // Nobody listens when the handle was dropped.
@@ -367,7 +389,7 @@ fn run(
 /// What the control thread does until the end; true when it was asked to end.
 async fn serve(
     control: Control,
-    admin: TcpListener,
+    (admin, probes): (TcpListener, Option<TcpListener>),
     drain: CancellationToken,
     shutdown: Shutdown,
     mut all_ended: tokio::sync::mpsc::Receiver<()>,
@@ -383,6 +405,15 @@ async fn serve(
             ));
         }
         Err(error) => tracing::error!(%error, "administration is not served"),
+    }
+    if let (Some(listener), Some((_, probes))) = (probes, &control.config.probes) {
+        let metrics = Arc::clone(&control.metrics);
+        match tokio::net::TcpListener::from_std(listener) {
+            Ok(listener) => {
+                tokio::spawn(probes::serve(listener, probes.clone(), metrics));
+            }
+            Err(error) => tracing::error!(%error, "probes are not answered"),
+        }
     }
     let exporter = control.start();
     let asked = tokio::select! {

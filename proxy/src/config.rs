@@ -4,7 +4,10 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use merlon_api::JoinToken;
 pub use merlon_config::bootstrap::AccessLogMode;
-use merlon_config::name::{Namespace, ServiceName, WorkloadId};
+use merlon_config::{
+    name::{Namespace, ServiceName, WorkloadId},
+    probe::Probes,
+};
 
 /// All that [`crate::app::start`] needs. `main.rs` makes it of flags, environment and file.
 #[derive(Debug, Clone)]
@@ -23,6 +26,8 @@ pub struct ProxyConfig {
     pub interception: bool,
     /// `/live`, `/ready`, `/metrics`.
     pub admin: SocketAddr,
+    /// Where a node's probes of the program are answered, and which there are.
+    pub probes: Option<(SocketAddr, Probes)>,
     /// Threads that carry requests.
     pub workers: NonZeroUsize,
     /// Which requests are logged.

@@ -14,6 +14,7 @@ use merlon_api::JoinToken;
 use merlon_config::{
     bootstrap::{AccessLogMode, ProxyBootstrap},
     name::{Namespace, ResourceName, ServiceName, WorkloadId},
+    probe::Probes,
     report::{Problem, Report},
     unit::Span,
 };
@@ -94,6 +95,12 @@ pub struct Flags {
     /// /live, /ready and /metrics [default: 127.0.0.1:7562]
     #[arg(long, env = "MERLON_ADMIN", value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
+    /// Where a Kubernetes node's probes of the program are answered, each by the very same probe at the program
+    #[arg(long, env = "MERLON_PROBES_ADDRESS", value_name = "ADDR")]
+    pub probes_address: Option<SocketAddr>,
+    /// With --probes-address: those probes, by path, as {"/probe/web/liveness": {"handler": {"httpGet": {"port": 8080}}}}
+    #[arg(long, env = "MERLON_PROBES", value_name = "JSON", value_parser = probes)]
+    pub probes: Option<Given<Probes>>,
     /// Threads that carry requests, 1 to 1024 [default: the CPUs that may be used]
     #[arg(long, env = "MERLON_WORKERS", value_name = "N")]
     pub workers: Option<u16>,
@@ -141,6 +148,9 @@ impl Flags {
                 NonZeroUsize::MIN
             }
         };
+        if start.probes.is_some() != start.probes_address.is_some() {
+            report.push(wrong("`--probes` and `--probes-address` belong together"));
+        }
         let (Some(subject), Some(source)) = (subject, source) else {
             return Err(report);
         };
@@ -158,6 +168,7 @@ impl Flags {
             outbound: start.outbound.unwrap_or_else(|| local(7560)),
             interception: start.interception.unwrap_or_default(),
             admin: start.admin.unwrap_or_else(|| local(7562)),
+            probes: start.probes_address.zip(start.probes),
             workers,
             access_log: start.access_log.unwrap_or_default(),
             drain_timeout: start.drain_timeout.map_or(DRAIN_TIMEOUT, |Span(time)| time),
@@ -200,10 +211,26 @@ impl Flags {
             outbound: self.outbound.or(file.outbound),
             interception: self.interception.or(file.interception),
             admin: self.admin.or(file.admin),
+            probes_address: self.probes_address.or(file.probes_address),
+            probes: self.probes.map(|Given(probes)| probes).or(file.probes),
             workers: self.workers.or(file.workers),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
         }
     }
+}
+
+/// What was given as JSON text.
+#[derive(Debug, Clone)]
+pub struct Given<T>(T);
+
+fn probes(text: &str) -> Result<Given<Probes>, String> {
+    let probes = serde_json::from_str(text).map_err(|error| {
+        format!(
+            "{error}; write each probe under its path, as \
+             {{\"/probe/web/liveness\": {{\"handler\": {{\"tcpSocket\": {{\"port\": 8080}}}}, \"timeoutSeconds\": 1}}}}"
+        )
+    })?;
+    Ok(Given(probes))
 }
 
 fn wrong(message: impl AsRef<str>) -> Problem {
@@ -399,6 +426,7 @@ impl ProxyConfig {
             outbound: any,
             interception: false,
             admin: any,
+            probes: None,
             workers: NonZeroUsize::MIN,
             access_log: AccessLogMode::All,
             drain_timeout: Duration::from_secs(5),

@@ -16,6 +16,7 @@ pub mod listener;
 pub mod logging;
 pub mod metrics;
 pub mod peer_header;
+mod probes;
 pub mod problem;
 pub mod state;
 pub mod state_dir;

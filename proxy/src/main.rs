@@ -84,6 +84,7 @@ fn write_addresses(file: &Path, addresses: Addresses) -> std::io::Result<()> {
         "inbound": addresses.inbound,
         "outbound": addresses.outbound,
         "admin": addresses.admin,
+        "probes": addresses.probes,
     });
     let unfinished = file.with_extension("unfinished");
     std::fs::write(&unfinished, text.to_string())?;

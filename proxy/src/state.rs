@@ -171,4 +171,6 @@ pub struct Addresses {
     pub outbound: Option<SocketAddr>,
     /// `/live`, `/ready`, `/metrics`.
     pub admin: SocketAddr,
+    /// A node's probes of the program, if they are answered.
+    pub probes: Option<SocketAddr>,
 }

@@ -44,6 +44,8 @@ pub struct Metrics {
     pub jwks: Counters<FetchResult>,
     /// Attempts to write the last good state to disk.
     pub persists: Counters<FetchResult>,
+    /// A node's probes, made at the program in its place.
+    pub probes: Counters<FetchResult>,
     /// Whether the process is ready.
     pub ready: Value,
     /// Spans that were dropped because the collector could not keep up.
@@ -243,6 +245,12 @@ const FAMILIES: &[Family] = &[
         "Attempts to write the last good state to disk, by result.",
         None,
         |m, into| single(into, |label| m.persists.value(label)),
+    ),
+    counter(
+        "probes",
+        "A node's probes of the program, by result.",
+        None,
+        |m, into| single(into, |label| m.probes.value(label)),
     ),
     gauge(
         "control_plane_connected",

@@ -1,0 +1,124 @@
+//! A node's probes of the program. The node's own would end at this proxy: one by TCP would pass with the program dead, and
+//! one by HTTP bears no identity of the mesh. So the node asks here, and the very same is asked of the program.
+//!
+//! Whoever reaches the pod reaches this. It asks nothing but what the pod's author wrote down, by GET and HEAD alone, and
+//! tells no more than whether the answer was right.
+
+mod ask;
+
+use std::{net::IpAddr, sync::Arc};
+
+use axum::{
+    Router,
+    extract::{ConnectInfo, Request, State, connect_info::Connected},
+    http::{Method, StatusCode, header},
+    response::{IntoResponse, Response},
+    serve::IncomingStream,
+};
+use merlon_config::probe::Probes;
+use tokio::{net::TcpListener, sync::Semaphore};
+
+use self::ask::Asker;
+use crate::metrics::{FetchResult, Metrics};
+
+/// Probes that are made at the same time. A node makes few; who makes many is a stranger, and waits.
+const AT_ONCE: usize = 32;
+
+#[derive(Clone)]
+struct Listener {
+    probes: Arc<Probes>,
+    asker: Arc<Asker>,
+    places: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+}
+
+/// Answers, until the process ends: also while it drains, since the program still runs.
+pub(crate) async fn serve(listener: TcpListener, probes: Probes, metrics: Arc<Metrics>) {
+    let asker = match Asker::new() {
+        Ok(asker) => Arc::new(asker),
+        Err(error) => {
+            tracing::error!(error = %error, "probes are not answered");
+            return;
+        }
+    };
+    let listener_state = Listener {
+        probes: Arc::new(probes),
+        asker,
+        places: Arc::new(Semaphore::new(AT_ONCE)),
+        metrics,
+    };
+    let routes = Router::new()
+        .fallback(answer)
+        .with_state(listener_state)
+        .into_make_service_with_connect_info::<Reached>();
+    if let Err(error) = axum::serve(listener, routes).await {
+        tracing::error!(%error, "probes are not answered any more");
+    }
+}
+
+/// The address of the pod by which the node reached us: there it would have asked the program.
+#[derive(Debug, Clone, Copy)]
+struct Reached(Option<IpAddr>);
+
+impl Connected<IncomingStream<'_, TcpListener>> for Reached {
+    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+        let own = stream.io().local_addr();
+        Self(own.ok().map(|own| own.ip().to_canonical()))
+    }
+}
+
+async fn answer(
+    State(listener): State<Listener>,
+    ConnectInfo(Reached(own)): ConnectInfo<Reached>,
+    request: Request,
+) -> Response {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let allowed = [(header::ALLOW, "GET, HEAD")];
+        return (
+            StatusCode::METHOD_NOT_ALLOWED,
+            allowed,
+            "only GET and HEAD\n",
+        )
+            .into_response();
+    }
+    let Some(probe) = listener.probes.get(request.uri().path()) else {
+        return (StatusCode::NOT_FOUND, "there is no such probe\n").into_response();
+    };
+    let Some(own) = own else {
+        return wrong("the pod's own address is not known");
+    };
+    let Ok(_place) = listener.places.acquire().await else {
+        return wrong("the proxy ends");
+    };
+    let agent = request.headers().get(header::USER_AGENT);
+    let asked = listener.asker.ask(&probe.handler, own, agent);
+    let outcome = match tokio::time::timeout(probe.timeout(), asked).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(format!(
+            "the program did not answer within {} s",
+            probe.timeout().as_secs()
+        )),
+    };
+    match outcome {
+        Ok(()) => {
+            listener.metrics.probes.inc(FetchResult::Ok);
+            (StatusCode::OK, "ok\n").into_response()
+        }
+        Err(why) => {
+            listener.metrics.probes.inc(FetchResult::Failed);
+            tracing::info!(
+                probe = request.uri().path(),
+                why,
+                "the program is not right"
+            );
+            wrong(&why)
+        }
+    }
+}
+
+fn wrong(why: &str) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,171 @@
+//! One question to the program, as a node would have put it.
+
+use std::{
+    error::Error,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header, uri::PathAndQuery};
+use merlon_config::probe::{Grpc, Handler, HttpGet, Scheme};
+use reqwest::redirect;
+use tokio::net::TcpStream;
+use tonic::{client, transport::Endpoint};
+use tonic_prost::ProstCodec;
+
+/// A node follows so many redirects.
+const REDIRECTS: usize = 10;
+
+/// Asks programs. Each question has a connection of its own.
+#[derive(Debug)]
+pub(super) struct Asker {
+    http: reqwest::Client,
+}
+
+impl Asker {
+    pub(super) fn new() -> Result<Self, reqwest::Error> {
+        // Within the pod; elsewhere nothing is asked, so a redirect that leads there is a right answer, as to a node.
+        let redirects = redirect::Policy::custom(|attempt| {
+            let first = attempt.previous().first().and_then(|url| url.host_str());
+            if attempt.previous().len() > REDIRECTS {
+                attempt.error("too many redirects")
+            } else if attempt.url().host_str() == first {
+                attempt.follow()
+            } else {
+                attempt.stop()
+            }
+        });
+        let http = reqwest::Client::builder()
+            .redirect(redirects)
+            .no_proxy()
+            .pool_max_idle_per_host(0)
+            .http1_only()
+            // A node does not verify it either: it asks whether somebody answers, and believes nothing that it reads.
+            .tls_danger_accept_invalid_certs(true)
+            .build()?;
+        Ok(Self { http })
+    }
+
+    /// Asks at the pod's own address.
+    ///
+    /// # Errors
+    /// Why the answer is not right.
+    pub(super) async fn ask(
+        &self,
+        handler: &Handler,
+        own: IpAddr,
+        agent: Option<&HeaderValue>,
+    ) -> Result<(), String> {
+        match handler {
+            Handler::HttpGet(get) => self.http(get, own, agent).await,
+            Handler::TcpSocket(tcp) => {
+                let opened = TcpStream::connect((own, tcp.port)).await;
+                opened.map(drop).map_err(|error| chain(&error))
+            }
+            Handler::Grpc(grpc) => health(grpc, own).await,
+        }
+    }
+
+    async fn http(
+        &self,
+        get: &HttpGet,
+        own: IpAddr,
+        agent: Option<&HeaderValue>,
+    ) -> Result<(), String> {
+        let scheme = match get.scheme {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        };
+        let url = format!("{scheme}://{}{}", SocketAddr::new(own, get.port), get.path);
+        let mut headers = HeaderMap::new();
+        if let Some(agent) = agent {
+            headers.insert(header::USER_AGENT, agent.clone());
+        }
+        headers.insert(header::ACCEPT, HeaderValue::from_static("*/*"));
+        let mut seen = Vec::new();
+        for (name, value) in &get.headers {
+            let name: HeaderName = name
+                .parse()
+                .map_err(|_| format!("`{name}` names no header"))?;
+            let value = HeaderValue::from_str(value)
+                .map_err(|_| format!("the header `{name}` cannot have that value"))?;
+            // What is said explicitly replaces what is usual; what is said twice is sent twice.
+            if seen.contains(&name) {
+                headers.append(name, value);
+            } else {
+                headers.insert(name.clone(), value);
+                seen.push(name);
+            }
+        }
+        let sent = self.http.get(url).headers(headers).send().await;
+        let status = sent.map_err(|error| chain(&error))?.status();
+        if status.is_success() || status.is_redirection() {
+            Ok(())
+        } else {
+            Err(format!("the program answered {status}"))
+        }
+    }
+}
+
+/// `grpc.health.v1.HealthCheckRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct HealthCheckRequest {
+    #[prost(string, tag = "1")]
+    service: String,
+}
+
+/// `grpc.health.v1.HealthCheckResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct HealthCheckResponse {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+const SERVING: i32 = 1;
+
+async fn health(grpc: &Grpc, own: IpAddr) -> Result<(), String> {
+    let uri = Uri::builder()
+        .scheme("http")
+        .authority(SocketAddr::new(own, grpc.port).to_string())
+        .path_and_query("/")
+        .build()
+        .map_err(|error| error.to_string())?;
+    let channel = Endpoint::from(uri)
+        .connect_timeout(Duration::from_secs(60))
+        .connect()
+        .await
+        .map_err(|error| chain(&error))?;
+    let mut client = client::Grpc::new(channel);
+    client.ready().await.map_err(|error| chain(&error))?;
+    let request = tonic::Request::new(HealthCheckRequest {
+        service: grpc.service.clone(),
+    });
+    let path = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
+    let codec: ProstCodec<HealthCheckRequest, HealthCheckResponse> = ProstCodec::default();
+    let answer = client
+        .unary(request, path, codec)
+        .await
+        .map_err(|status| format!("{:?}: {}", status.code(), status.message()))?;
+    match answer.into_inner().status {
+        SERVING => Ok(()),
+        other => Err(format!(
+            "the program answered {}",
+            match other {
+                2 => "NOT_SERVING",
+                3 => "SERVICE_UNKNOWN",
+                _ => "UNKNOWN",
+            }
+        )),
+    }
+}
+
+/// An error with everything that caused it.
+fn chain(error: &dyn Error) -> String {
+    let mut said = error.to_string();
+    let mut inner = error.source();
+    while let Some(cause) = inner {
+        said = format!("{said}: {cause}");
+        inner = cause.source();
+    }
+    said
+}

@@ -1,0 +1,296 @@
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use axum::{http::HeaderMap, routing::any};
+use merlon_config::probe::{Grpc, Handler, HttpGet, Probe, Scheme, TcpSocket};
+use tokio::io::AsyncReadExt as _;
+
+use super::*;
+
+/// A program that remembers the heads it saw.
+#[derive(Clone, Default)]
+struct Program {
+    seen: Arc<Mutex<Vec<(String, HeaderMap)>>>,
+}
+
+impl Program {
+    async fn start(routes: impl FnOnce(Router) -> Router) -> (Self, u16) {
+        let this = Self::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let seen = Arc::clone(&this.seen);
+        let routes = routes(Router::new()).layer(axum::middleware::from_fn(
+            move |request: Request, next: axum::middleware::Next| {
+                let head = (request.uri().to_string(), request.headers().clone());
+                seen.lock().unwrap().push(head);
+                next.run(request)
+            },
+        ));
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        (this, port)
+    }
+}
+
+fn get(port: u16, path: &str) -> HttpGet {
+    HttpGet {
+        port,
+        path: path.to_owned(),
+        scheme: Scheme::Http,
+        headers: Vec::new(),
+    }
+}
+
+/// A listener with one probe, and what it answers to a GET for it.
+async fn asked(handler: Handler) -> (u16, String) {
+    let here = listener(handler).await;
+    said(here, "/probe/web/liveness", Method::GET).await
+}
+
+async fn listener(handler: Handler) -> SocketAddr {
+    let probe = Probe {
+        handler,
+        timeout_seconds: 1,
+    };
+    let probes = BTreeMap::from([("/probe/web/liveness".to_owned(), probe)]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let here = listener.local_addr().unwrap();
+    tokio::spawn(serve(listener, probes, Arc::new(Metrics::default())));
+    here
+}
+
+async fn said(here: SocketAddr, path: &str, method: Method) -> (u16, String) {
+    let request = reqwest::Client::new()
+        .request(method, format!("http://{here}{path}"))
+        .header("user-agent", "kube-probe/1.36");
+    let reply = request.send().await.unwrap();
+    let status = reply.status().as_u16();
+    (status, reply.text().await.unwrap())
+}
+
+#[tokio::test]
+async fn an_answer_of_the_program_is_as_right_as_it_is_to_a_node() {
+    for (status, right) in [
+        (200, true),
+        (204, true),
+        (399, true),
+        (400, false),
+        (503, false),
+    ] {
+        let code = StatusCode::from_u16(status).unwrap();
+        let (_, port) =
+            Program::start(|routes| routes.route("/", any(move || async move { code }))).await;
+        let (found, text) = asked(Handler::HttpGet(get(port, "/"))).await;
+        assert_eq!(found == 200, right, "{status}: {text}");
+        assert!(right || text.contains(&status.to_string()), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn the_program_sees_the_very_request_that_the_node_would_have_made() {
+    let (program, port) = Program::start(|routes| routes.fallback(async || "fine")).await;
+    let mut handler = get(port, "/healthz?full=1");
+    handler.headers = vec![
+        ("Host".to_owned(), "orders.shop".to_owned()),
+        ("X-Twice".to_owned(), "a".to_owned()),
+        ("X-Twice".to_owned(), "b".to_owned()),
+    ];
+    assert_eq!(asked(Handler::HttpGet(handler)).await.0, 200);
+    let seen = program.seen.lock().unwrap();
+    let (uri, headers) = seen.first().unwrap();
+    assert_eq!(uri, "/healthz?full=1");
+    assert_eq!(headers["host"], "orders.shop");
+    assert_eq!(headers["user-agent"], "kube-probe/1.36");
+    assert_eq!(headers["accept"], "*/*");
+    let twice: Vec<_> = headers.get_all("x-twice").iter().collect();
+    assert_eq!(twice, ["a", "b"]);
+    assert!(
+        headers
+            .keys()
+            .all(|name| !name.as_str().starts_with("merlon"))
+    );
+}
+
+#[tokio::test]
+async fn a_redirect_is_followed_within_the_program_and_nowhere_else() {
+    let (elsewhere, other) = Program::start(|routes| routes.fallback(async || "seen")).await;
+    let (_, port) = Program::start(|routes| {
+        routes
+            .route(
+                "/in",
+                any(async || ([("location", "/down")], StatusCode::FOUND)),
+            )
+            .route("/down", any(async || StatusCode::INTERNAL_SERVER_ERROR))
+            .route(
+                "/out",
+                any(move || async move {
+                    let location = format!("http://localhost:{other}/");
+                    (StatusCode::FOUND, [("location", location)])
+                }),
+            )
+    })
+    .await;
+    assert_eq!(asked(Handler::HttpGet(get(port, "/in"))).await.0, 503);
+    assert_eq!(asked(Handler::HttpGet(get(port, "/out"))).await.0, 200);
+    assert!(elsewhere.seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_dead_program_is_seen_as_dead_by_every_kind_of_probe() {
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = gone.local_addr().unwrap().port();
+    drop(gone);
+    let service = String::new();
+    for handler in [
+        Handler::HttpGet(get(port, "/")),
+        Handler::TcpSocket(TcpSocket { port }),
+        Handler::Grpc(Grpc { port, service }),
+    ] {
+        let (status, text) = asked(handler).await;
+        assert_eq!(status, 503, "{text}");
+        assert!(text.contains("refused"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_program_that_takes_connections_and_never_answers_is_seen_as_hung() {
+    let hung = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = hung.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((stream, _)) = hung.accept().await {
+            kept.push(stream);
+        }
+    });
+    let (status, text) = asked(Handler::HttpGet(get(port, "/"))).await;
+    assert_eq!(
+        (status, &text[..]),
+        (503, "the program did not answer within 1 s\n")
+    );
+    assert_eq!(asked(Handler::TcpSocket(TcpSocket { port })).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_programs_certificate_is_not_verified_as_the_node_does_not_either() {
+    let made = rcgen::generate_simple_self_signed(vec!["nobody".to_owned()]).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(Arc::clone(merlon_certs::provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![made.cert.der().clone()],
+            rustls_pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into(),
+        )
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    tokio::spawn(async move {
+        use tokio::io::AsyncWriteExt as _;
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = acceptor.accept(stream).await.unwrap();
+        let mut head = [0; 512];
+        let _ = stream.read(&mut head).await.unwrap();
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        stream.write_all(answer).await.unwrap();
+        stream.shutdown().await.unwrap();
+    });
+    let mut handler = get(port, "/");
+    handler.scheme = Scheme::Https;
+    let (status, text) = asked(Handler::HttpGet(handler)).await;
+    assert_eq!(status, 200, "{text}");
+}
+
+#[tokio::test]
+async fn nothing_can_be_asked_but_what_was_written_down() {
+    let reached = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&reached);
+    let (_, port) = Program::start(|routes| {
+        routes.fallback(async move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+        })
+    })
+    .await;
+    let here = listener(Handler::HttpGet(get(port, "/"))).await;
+    let path = "/probe/web/liveness";
+    for method in [Method::POST, Method::PUT, Method::DELETE] {
+        assert_eq!(said(here, path, method).await.0, 405);
+    }
+    for other in [
+        "/",
+        "/probe/web/readiness",
+        "/probe/web/liveness/",
+        "//probe/web/liveness",
+    ] {
+        assert_eq!(said(here, other, Method::GET).await.0, 404, "{other}");
+    }
+    assert_eq!(reached.load(Ordering::Relaxed), 0);
+    assert_eq!(said(here, path, Method::HEAD).await.0, 200);
+    assert_eq!(reached.load(Ordering::Relaxed), 1);
+}
+
+mod grpc {
+    use std::{convert::Infallible, net::SocketAddr};
+
+    use http_body_util::{BodyExt as _, StreamBody};
+    use hyper::body::{Bytes, Frame, Incoming};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A health service that gives the status that it is asked for by name.
+    async fn program() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let here = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let service =
+                    hyper::service::service_fn(|request: hyper::Request<Incoming>| async {
+                        assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+                        let body = request.into_body().collect().await.unwrap().to_bytes();
+                        let serving = !body.windows(4).any(|part| part == b"down");
+                        let status = if serving { 1 } else { 2 };
+                        let message = Bytes::from(vec![0, 0, 0, 0, 2, 8, status]);
+                        let mut trailers = HeaderMap::new();
+                        trailers.insert("grpc-status", "0".parse().unwrap());
+                        let frames = [Frame::data(message), Frame::trailers(trailers)];
+                        let frames = frames.map(Ok::<_, Infallible>);
+                        let body = StreamBody::new(futures_util::stream::iter(frames));
+                        Ok::<_, Infallible>(
+                            hyper::Response::builder()
+                                .header("content-type", "application/grpc")
+                                .body(body)
+                                .unwrap(),
+                        )
+                    });
+                let io = TokioIo::new(stream);
+                tokio::spawn(
+                    hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                        .serve_connection(io, service),
+                );
+            }
+        });
+        here
+    }
+
+    #[tokio::test]
+    async fn a_health_service_is_right_only_when_it_serves() {
+        let port = program().await.port();
+        for (service, status, told) in [
+            ("", 200, "ok\n"),
+            ("shop.Orders", 200, "ok\n"),
+            ("down", 503, "the program answered NOT_SERVING\n"),
+        ] {
+            let service = service.to_owned();
+            let answer = asked(Handler::Grpc(Grpc { port, service })).await;
+            assert_eq!((answer.0, &answer.1[..]), (status, told));
+        }
+    }
+}
