@@ -93,7 +93,7 @@ pub struct VaultIssuer {
     pub token_file: Option<PathBuf>,
     /// Instead of `tokenFile`: the control plane logs in as its own service account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kubernetes_auth: Option<KubernetesAuth>,
+    pub kubernetes_auth: Option<Box<KubernetesAuth>>,
     /// Mount that signs leaves. Default: `pki-int`.
     #[serde(default = "pki_mount")]
     pub pki_mount: String,

@@ -137,15 +137,20 @@ pub(crate) fn both(
         (&mut proxy, &settings.proxy_resources),
         (&mut intercept, &settings.intercept_resources),
     ] {
+        let Value::Object(container) = container else {
+            continue;
+        };
         if !resources.is_empty() {
-            container["resources"] = Value::Object(resources.clone());
+            let resources = Value::Object(resources.clone());
+            container.insert("resources".to_owned(), resources);
         }
         if let Some(policy) = settings.image_pull_policy {
-            container["imagePullPolicy"] = json!(match policy {
+            let policy = match policy {
                 PullPolicy::Always => "Always",
                 PullPolicy::IfNotPresent => "IfNotPresent",
                 PullPolicy::Never => "Never",
-            });
+            };
+            container.insert("imagePullPolicy".to_owned(), json!(policy));
         }
     }
     let volumes = vec![

@@ -81,16 +81,18 @@ pub(crate) fn give_back(container: &mut Map<String, Value>, known: &Probes) {
 }
 
 fn http_as_written(get: &HttpGet) -> Value {
-    let mut value = json!({ "path": get.path, "port": get.port });
+    let mut value = Map::new();
+    value.insert("path".to_owned(), json!(get.path));
+    value.insert("port".to_owned(), json!(get.port));
     if get.scheme == Scheme::Https {
-        value["scheme"] = json!("HTTPS");
+        value.insert("scheme".to_owned(), json!("HTTPS"));
     }
     if !get.headers.is_empty() {
         let headers = get.headers.iter();
         let headers = headers.map(|(name, value)| json!({ "name": name, "value": value }));
-        value["httpHeaders"] = headers.collect();
+        value.insert("httpHeaders".to_owned(), headers.collect());
     }
-    value
+    Value::Object(value)
 }
 
 /// Every probe and every handler of a container's beginning and end. What is there is lent out, so that the container

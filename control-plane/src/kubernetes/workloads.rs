@@ -210,19 +210,20 @@ fn protocol(said: Option<&str>, name: Option<&str>, numbers: [Option<u16>; 2]) -
         said.map(|said| said.rsplit('/').next().unwrap_or(said)),
         name.map(|name| name.split('-').next().unwrap_or(name)),
     ];
-    let said = words
-        .into_iter()
-        .flatten()
-        .find_map(|word| match &word.to_ascii_lowercase()[..] {
-            "http" | "http1" | "ws" => Some(AppProtocol::Http),
-            "grpc" => Some(AppProtocol::Grpc),
-            "h2c" | "http2" => Some(AppProtocol::H2c),
-            "tcp" | "tls" | "https" | "wss" | "redis" | "postgres" | "postgresql" | "mysql"
-            | "mongo" | "mongodb" | "amqp" | "kafka" | "nats" | "smtp" | "ldap" => {
-                Some(AppProtocol::Tcp)
-            }
-            _ => None,
-        });
+    let said =
+        words
+            .into_iter()
+            .flatten()
+            .find_map(|word| match word.to_ascii_lowercase().as_str() {
+                "http" | "http1" | "ws" => Some(AppProtocol::Http),
+                "grpc" => Some(AppProtocol::Grpc),
+                "h2c" | "http2" => Some(AppProtocol::H2c),
+                "tcp" | "tls" | "https" | "wss" | "redis" | "postgres" | "postgresql" | "mysql"
+                | "mongo" | "mongodb" | "amqp" | "kafka" | "nats" | "smtp" | "ldap" => {
+                    Some(AppProtocol::Tcp)
+                }
+                _ => None,
+            });
     let usual = || {
         let mut numbers = numbers.into_iter().flatten();
         numbers.any(|number| NOT_HTTP.contains(&number))

@@ -127,19 +127,23 @@ impl Answer {
     }
 
     pub(crate) fn to(&self, review: &Review) -> String {
-        let mut response = json!({ "uid": review.uid, "allowed": self.refused.is_none() });
+        let mut response = Map::new();
+        let mut say = |field: &str, value: Value| response.insert(field.to_owned(), value);
+        say("uid", json!(review.uid));
+        say("allowed", json!(self.refused.is_none()));
         if let Some(why) = &self.refused {
-            response["status"] = json!({ "code": 403, "reason": "Forbidden", "message": why });
+            let status = json!({ "code": 403, "reason": "Forbidden", "message": why });
+            say("status", status);
         }
         if !self.patch.is_empty() {
             let patch = Value::from(self.patch.clone()).to_string();
-            response["patchType"] = json!("JSONPatch");
-            response["patch"] = json!(STANDARD.encode(patch));
+            say("patchType", json!("JSONPatch"));
+            say("patch", json!(STANDARD.encode(patch)));
         }
         if !self.warnings.is_empty() {
             let warnings = self.warnings.iter();
             let cut = warnings.map(|text| text.chars().take(WARNING_CHARS).collect::<String>());
-            response["warnings"] = cut.collect();
+            say("warnings", cut.collect());
         }
         json!({
             "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response,
@@ -187,7 +191,7 @@ fn escaped(field: &str) -> String {
 mod tests {
     use super::*;
 
-    fn review(request: Value) -> Result<Review, ReviewError> {
+    fn review(request: &Value) -> Result<Review, ReviewError> {
         let review = json!({
             "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request,
         });
@@ -208,13 +212,13 @@ mod tests {
             .unwrap_err(),
             ReviewError::Kind
         );
-        assert_eq!(review(json!({})).unwrap_err(), ReviewError::Uid);
-        assert_eq!(review(json!([1])).unwrap_err(), ReviewError::Uid);
+        assert_eq!(review(&json!({})).unwrap_err(), ReviewError::Uid);
+        assert_eq!(review(&json!([1])).unwrap_err(), ReviewError::Uid);
     }
 
     #[test]
     fn an_answer_bears_the_questions_name_and_says_why() {
-        let asked = review(json!({ "uid": "1" })).unwrap();
+        let asked = review(&json!({ "uid": "1" })).unwrap();
         let told: Value =
             serde_json::from_str(&Answer::refused("no".to_owned()).to(&asked)).unwrap();
         assert_eq!(
@@ -247,10 +251,10 @@ mod tests {
     fn a_change_beside_what_people_wrote_and_a_deletion_change_nothing() {
         let same =
             json!({ "uid": "1", "object": { "spec": 1 }, "oldObject": { "spec": 1, "status": 2 } });
-        assert!(review(same).unwrap().changes_nothing());
+        assert!(review(&same).unwrap().changes_nothing());
         let deleted = json!({ "uid": "1", "object": null, "oldObject": { "spec": 1 } });
-        assert!(review(deleted).unwrap().changes_nothing());
+        assert!(review(&deleted).unwrap().changes_nothing());
         let new = json!({ "uid": "1", "object": { "spec": 1 }, "oldObject": null });
-        assert!(!review(new).unwrap().changes_nothing());
+        assert!(!review(&new).unwrap().changes_nothing());
     }
 }

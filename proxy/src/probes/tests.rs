@@ -169,7 +169,7 @@ async fn a_program_that_takes_connections_and_never_answers_is_seen_as_hung() {
     });
     let (status, text) = asked(Handler::HttpGet(get(port, "/"))).await;
     assert_eq!(
-        (status, &text[..]),
+        (status, text.as_str()),
         (503, "the program did not answer within 1 s\n")
     );
     assert_eq!(asked(Handler::TcpSocket(TcpSocket { port })).await.0, 200);
@@ -290,7 +290,7 @@ mod grpc {
         ] {
             let service = service.to_owned();
             let answer = asked(Handler::Grpc(Grpc { port, service })).await;
-            assert_eq!((answer.0, &answer.1[..]), (status, told));
+            assert_eq!((answer.0, answer.1.as_str()), (status, told));
         }
     }
 }

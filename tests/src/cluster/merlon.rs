@@ -12,6 +12,8 @@ use crate::{
 
 /// The namespace that Merlon is installed in.
 pub const NAMESPACE: &str = "merlon-system";
+/// The image of what stands in for people's programs: curl, Redis, BusyBox's httpd.
+pub const PROGRAMS: &str = "localhost/programs:test";
 /// The mesh's trust domain.
 pub const TRUST_DOMAIN: &str = "cluster.merlon.test";
 
@@ -103,10 +105,15 @@ impl Cluster {
         ended.out
     }
 
-    /// Puts Merlon's images into it.
+    /// Puts Merlon's images into it, and [`PROGRAMS`].
     pub async fn load_merlon(&self) -> &'static Images {
         let images = Images::built().await;
-        for name in ["merlon-proxy", "merlon-control-plane", "merlon-intercept"] {
+        for name in [
+            "merlon-proxy",
+            "merlon-control-plane",
+            "merlon-intercept",
+            "programs",
+        ] {
             self.load_archive(&images.folder.join(format!("{name}.tar")))
                 .await;
         }

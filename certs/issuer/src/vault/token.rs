@@ -23,7 +23,7 @@ impl TokenSource {
             (Some(_), Some(_)) => Err(OpenError::Vault(
                 "there are both `tokenFile` and `kubernetesAuth`".to_owned(),
             )),
-            (Some(login), None) => Ok(Self::Kubernetes(login.clone())),
+            (Some(login), None) => Ok(Self::Kubernetes((**login).clone())),
             (None, Some(path)) => Ok(Self::File(path.clone())),
             (None, None) => {
                 let token = std::env::var("VAULT_TOKEN").map_err(|_| {

@@ -1,0 +1,533 @@
+//! The mesh on a real Kubernetes cluster, as its users meet it: installed by Helm, certificates from OpenBao, programs that
+//! know nothing of it.
+
+use merlon_tests::{
+    Cluster,
+    cluster::{self, merlon, openbao::ClusterBao},
+    pods::Capture,
+    process::Ended,
+    wait,
+};
+use tokio::sync::OnceCell;
+
+/// Whether this test can run here. Root is needed; `make test` says so, and continuous integration has it.
+fn impossible() -> bool {
+    if cluster::is_possible() {
+        return false;
+    }
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "the tests of the cluster need root, and none may be left out here"
+    );
+    eprintln!("NOT RUN: a cluster needs root; `make test` says which command runs this");
+    true
+}
+
+/// The cluster that these tests share, with OpenBao and Merlon in it.
+async fn meshed() -> &'static Cluster {
+    static MESHED: OnceCell<&Cluster> = OnceCell::const_new();
+    MESHED
+        .get_or_init(async || {
+            let cluster = Cluster::shared().await;
+            install(cluster).await;
+            cluster
+        })
+        .await
+}
+
+/// Installs OpenBao and Merlon.
+async fn install(cluster: &Cluster) -> ClusterBao<'_> {
+    let bao = cluster.openbao().await;
+    cluster.install_merlon(&bao.values()).await;
+    bao
+}
+
+async fn apply(cluster: &Cluster, namespace: &str, documents: &str) -> Ended {
+    let file = tempfile::NamedTempFile::new_in(cluster.folder()).expect("a file");
+    std::fs::write(file.path(), documents).expect("a file");
+    let path = file.path().to_string_lossy();
+    cluster
+        .try_kubectl(&["apply", "-n", namespace, "-f", &path])
+        .await
+}
+
+async fn applied(cluster: &Cluster, namespace: &str, documents: &str) {
+    let ended = apply(cluster, namespace, documents).await;
+    assert_eq!(ended.code(), 0, "{}\n{documents}", ended.err);
+}
+
+/// A new namespace in the mesh.
+async fn namespace(cluster: &Cluster, name: &str) -> String {
+    let namespace = cluster.namespace(name).await;
+    let label = "merlon.io/inject=enabled";
+    cluster
+        .kubectl(&["label", "namespace", &namespace, label])
+        .await;
+    namespace
+}
+
+/// A program and its service account.
+fn program(name: &str, replicas: u8, command: &str, more: &str) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: ServiceAccount
+metadata: {{ name: {name} }}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{ name: {name} }}
+spec:
+  replicas: {replicas}
+  selector: {{ matchLabels: {{ app: {name} }} }}
+  template:
+    metadata: {{ labels: {{ app: {name} }} }}
+    spec:
+      serviceAccountName: {name}
+      terminationGracePeriodSeconds: 5
+      containers:
+        - name: {name}
+          image: {image}
+          imagePullPolicy: Never
+          command: [sh, -c, {command:?}]
+{more}
+---
+",
+        image = merlon::PROGRAMS,
+    )
+}
+
+/// Speaks HTTP on 8080: `/` says `canary`, `/cgi-bin/head` the request's head as CGI has it.
+fn orders(replicas: u8) -> String {
+    let site = "mkdir -p /site/cgi-bin && echo canary-of-orders > /site/index.html \
+                && printf '#!/bin/sh\\necho; env | grep ^HTTP_' > /site/cgi-bin/head \
+                && chmod +x /site/cgi-bin/head && exec busybox httpd -f -p 8080 -h /site";
+    let ports = "          ports: [{ name: http, containerPort: 8080 }]
+          readinessProbe: { httpGet: { path: /, port: http }, periodSeconds: 1 }";
+    format!(
+        "{}apiVersion: v1
+kind: Service
+metadata: {{ name: orders }}
+spec: {{ selector: {{ app: orders }}, ports: [{{ port: 80, targetPort: http }}] }}
+---
+apiVersion: v1
+kind: Service
+metadata: {{ name: orders-each }}
+spec: {{ clusterIP: None, selector: {{ app: orders }}, ports: [{{ port: 8080 }}] }}
+---
+",
+        program("orders", replicas, site, ports)
+    )
+}
+
+fn caller(name: &str) -> String {
+    program(name, 1, "exec sleep infinity", "")
+}
+
+/// Lets `web` of the namespace read what `services` serve.
+fn web_reads(namespace: &str) -> String {
+    format!(
+        "
+apiVersion: merlon.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: {{ name: orders }}
+spec:
+  targetRefs: [{{ kind: Service, name: orders }}, {{ kind: Service, name: orders-each }}]
+  policies: |
+    @id(\"web-reads\")
+    permit (
+      principal == Workload::\"{namespace}/web\",
+      action == Action::\"GET\",
+      resource
+    );
+"
+    )
+}
+
+async fn available(cluster: &Cluster, namespace: &str) {
+    cluster
+        .wait_for(&[
+            "--for=condition=Available",
+            "-n",
+            namespace,
+            "deployment",
+            "--all",
+        ])
+        .await;
+}
+
+async fn programmed(cluster: &Cluster, namespace: &str, policy: &str) {
+    cluster
+        .wait_for(&["--for=condition=Programmed", "-n", namespace, policy])
+        .await;
+}
+
+/// What curl in a pod of a Deployment prints: the body and, on a line of its own, the status.
+async fn curl(cluster: &Cluster, namespace: &str, from: &str, arguments: &[&str]) -> Ended {
+    let from = format!("deploy/{from}");
+    let mut all = vec!["curl", "-s", "-m", "10", "-w", "\n%{http_code}"];
+    all.extend(arguments);
+    cluster.exec(namespace, &from, &all).await
+}
+
+async fn address_of(cluster: &Cluster, namespace: &str, labels: &str) -> String {
+    let pods = cluster
+        .json(&["get", "pods", "-n", namespace, "-l", labels])
+        .await;
+    let address = pods["items"][0]["status"]["podIP"].as_str();
+    address.expect("an address").to_owned()
+}
+
+#[tokio::test]
+async fn services_speak_mutual_tls_without_noticing_and_nobody_is_let_in_before_a_policy_lets_them()
+{
+    if impossible() {
+        return;
+    }
+    let cluster = meshed().await;
+    let shop = namespace(cluster, "shop").await;
+    applied(
+        cluster,
+        &shop,
+        &[orders(2), caller("web"), caller("other")].concat(),
+    )
+    .await;
+    available(cluster, &shop).await;
+
+    let at = format!("http://orders.{shop}/");
+    let refused = curl(cluster, &shop, "web", &[&at]).await;
+    assert!(refused.out.ends_with("\n403"), "{refused:?}");
+    assert!(refused.out.contains("authz.denied"), "{refused:?}");
+
+    applied(cluster, &shop, &web_reads(&shop)).await;
+    programmed(cluster, &shop, "authorizationpolicy/orders").await;
+    let capture = Capture::start(&format!("/proc/{}/ns/net", cluster.init()));
+    let each = format!("http://orders-each.{shop}.svc.cluster.local:8080/");
+    for url in [&at, &each, &at.replace(".svc", "")] {
+        let answer = curl(cluster, &shop, "web", &[url]).await;
+        assert_eq!(answer.out, "canary-of-orders\n\n200", "{url}: {answer:?}");
+    }
+    assert!(capture.bytes() > 0);
+    assert!(
+        !capture.has("canary-of-orders"),
+        "a payload crossed the wire in plain"
+    );
+    let head = curl(
+        cluster,
+        &shop,
+        "web",
+        &[
+            &format!("{at}cgi-bin/head"),
+            "-H",
+            "merlon-caller: spiffe://forged",
+        ],
+    )
+    .await;
+    let told = format!(
+        "HTTP_MERLON_CALLER=spiffe://{}/ns/{shop}/sa/web\n",
+        merlon::TRUST_DOMAIN
+    );
+    assert!(head.out.contains(&told), "{head:?}");
+    assert!(!head.out.contains("forged"), "{head:?}");
+    // Another of the same namespace, and another method.
+    for (from, more) in [("other", &[][..]), ("web", &["-X", "POST"])] {
+        let answer = curl(cluster, &shop, from, &[&[&at[..]], more].concat()).await;
+        assert!(answer.out.ends_with("\n403"), "{answer:?}");
+    }
+
+    // Somebody outside, at the program's own address and at the service's.
+    let outside = cluster.namespace("outside").await;
+    applied(cluster, &outside, &[caller("stranger"), orders(1)].concat()).await;
+    available(cluster, &outside).await;
+    let pod = address_of(cluster, &shop, "app=orders").await;
+    for url in [format!("http://{pod}:8080/"), at.clone()] {
+        let answer = curl(cluster, &outside, "stranger", &[&url]).await;
+        assert!(answer.out.ends_with("\n000"), "{answer:?}");
+        assert!(!answer.out.contains("canary"), "{answer:?}");
+    }
+    // The same capture does see what is not in the mesh.
+    let plain = format!("http://orders.{outside}/");
+    let answer = curl(cluster, &outside, "stranger", &[&plain]).await;
+    assert_eq!(answer.out, "canary-of-orders\n\n200", "{answer:?}");
+    assert!(capture.has("canary-of-orders"));
+}
+
+#[tokio::test]
+async fn a_resource_is_judged_before_it_is_there_and_says_afterwards_who_enforces_it() {
+    if impossible() {
+        return;
+    }
+    let cluster = meshed().await;
+    let shop = namespace(cluster, "policies").await;
+    applied(cluster, &shop, &[orders(1), caller("web")].concat()).await;
+    available(cluster, &shop).await;
+    applied(cluster, &shop, &web_reads(&shop)).await;
+    programmed(cluster, &shop, "authorizationpolicy/orders").await;
+    let columns = cluster
+        .kubectl(&["get", "authorizationpolicies", "-n", &shop])
+        .await;
+    let row: Vec<&str> = columns
+        .lines()
+        .nth(1)
+        .expect("a row")
+        .split_whitespace()
+        .collect();
+    assert_eq!(row[..4], ["orders", "True", "True", "1/1"], "{columns}");
+
+    let wrong = web_reads(&shop).replace("\"GET\"", "\"GIT\"");
+    let refused = apply(cluster, &shop, &wrong).await;
+    assert_ne!(refused.code(), 0);
+    let told = "spec.policies line 4, column 13: unrecognized action `Action::\"GIT\"` \
+                (hint: did you mean `Action::\"GET\"`?)";
+    assert!(refused.err.contains(told), "{}", refused.err);
+    let at = format!("http://orders.{shop}/");
+    let answer = curl(cluster, &shop, "web", &[&at]).await;
+    assert_eq!(answer.out, "canary-of-orders\n\n200", "{answer:?}");
+
+    let unknown = "
+apiVersion: merlon.io/v1alpha1
+kind: RateLimit
+metadata: { name: few }
+spec: { limits: [{ name: few, rate: { requests: 0, per: 1s }, burst: 1 }] }
+";
+    let refused = apply(cluster, &shop, unknown).await;
+    assert!(refused.err.contains("requests"), "{}", refused.err);
+}
+
+#[tokio::test]
+async fn a_pod_that_cannot_be_in_the_mesh_is_refused_with_what_to_do_and_may_decline() {
+    if impossible() {
+        return;
+    }
+    let cluster = meshed().await;
+    let shop = namespace(cluster, "pods").await;
+    let pod = |name: &str, metadata: &str, spec: &str| {
+        format!(
+            "
+apiVersion: v1
+kind: Pod
+metadata: {{ name: {name}{metadata} }}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{{ name: program, image: '{}', imagePullPolicy: Never, command: [sleep, infinity] }}]
+  {spec}
+",
+            merlon::PROGRAMS
+        )
+    };
+    let typo = ", annotations: { merlon.io/exclude-outbound-port: '5432' }";
+    for (metadata, spec, told) in [
+        ("", "hostNetwork: true", "take `hostNetwork` away"),
+        (typo, "", "did you mean `merlon.io/exclude-outbound-ports`?"),
+        ("", "securityContext: { runAsUser: 7565 }", "7565"),
+    ] {
+        let refused = apply(cluster, &shop, &pod("refused", metadata, spec)).await;
+        assert_ne!(refused.code(), 0);
+        assert!(refused.err.contains(told), "{}", refused.err);
+    }
+    let declining = ", labels: { merlon.io/inject: disabled }";
+    applied(cluster, &shop, &pod("declining", declining, "")).await;
+    let made = cluster
+        .json(&["get", "pod", "declining", "-n", &shop])
+        .await;
+    assert!(made["spec"]["initContainers"].is_null(), "{made}");
+
+    let privileged = pod("warned", "", "shareProcessNamespace: true");
+    let warned = apply(cluster, &shop, &privileged).await;
+    assert!(
+        warned
+            .err
+            .contains("Warning: merlon: with `shareProcessNamespace"),
+        "{warned:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_dead_program_is_seen_as_dead_through_its_sidecar() {
+    if impossible() {
+        return;
+    }
+    let cluster = meshed().await;
+    let shop = namespace(cluster, "probes").await;
+    let command =
+        "busybox httpd -p 8080 -h /tmp && echo up > /tmp/index.html && exec sleep infinity";
+    let tcp = "          readinessProbe: { tcpSocket: { port: 8080 }, periodSeconds: 1, failureThreshold: 1 }";
+    let http = "          ports: [{ name: http, containerPort: 8080 }]
+          readinessProbe: { httpGet: { path: /index.html, port: http }, periodSeconds: 1, failureThreshold: 1 }";
+    let exec = "          readinessProbe: { exec: { command: [test, -e, /tmp/index.html] }, periodSeconds: 1 }";
+    let all = [
+        program("by-tcp", 1, command, tcp),
+        program("by-http", 1, command, http),
+        program("by-exec", 1, command, exec),
+    ];
+    applied(cluster, &shop, &all.concat()).await;
+    available(cluster, &shop).await;
+    for name in ["by-tcp", "by-http"] {
+        let from = format!("deploy/{name}");
+        let killed = cluster
+            .exec(
+                &shop,
+                &from,
+                &["sh", "-c", "kill -9 $(busybox pidof busybox)"],
+            )
+            .await;
+        assert_eq!(killed.code(), 0, "{killed:?}");
+        cluster
+            .wait_for(&[
+                "--for=condition=Ready=false",
+                "-n",
+                &shop,
+                "pod",
+                "-l",
+                &format!("app={name}"),
+            ])
+            .await;
+    }
+    let deployment = "deployment/by-exec";
+    cluster
+        .wait_for(&["--for=condition=Available", "-n", &shop, deployment])
+        .await;
+}
+
+#[tokio::test]
+async fn jobs_end_and_what_begins_a_pod_has_the_network_of_the_mesh() {
+    if impossible() {
+        return;
+    }
+    let cluster = meshed().await;
+    let shop = namespace(cluster, "jobs").await;
+    applied(cluster, &shop, &orders(1)).await;
+    available(cluster, &shop).await;
+    let policy = web_reads(&shop).replace("/web\"", "/default\"");
+    applied(cluster, &shop, &policy).await;
+    programmed(cluster, &shop, "authorizationpolicy/orders").await;
+    let job = format!(
+        "
+apiVersion: batch/v1
+kind: Job
+metadata: {{ name: once }}
+spec:
+  backoffLimit: 0
+  template:
+    spec:
+      restartPolicy: Never
+      initContainers:
+        - {{ name: before, image: '{image}', imagePullPolicy: Never, command: [curl, -sf, -m, '10', 'http://orders/'] }}
+      containers:
+        - {{ name: program, image: '{image}', imagePullPolicy: Never, command: [curl, -sf, -m, '10', 'http://orders/'] }}
+",
+        image = merlon::PROGRAMS
+    );
+    applied(cluster, &shop, &job).await;
+    cluster
+        .wait_for(&["--for=condition=Complete", "-n", &shop, "job/once"])
+        .await;
+    for container in ["before", "program"] {
+        let said = cluster
+            .kubectl(&["logs", "-n", &shop, "job/once", "-c", container])
+            .await;
+        assert_eq!(said, "canary-of-orders\n", "{container}");
+    }
+}
+
+#[tokio::test]
+async fn a_redis_client_reaches_its_server_through_the_mesh_and_others_do_not() {
+    if impossible() {
+        return;
+    }
+    let cluster = meshed().await;
+    let shop = namespace(cluster, "redis").await;
+    let server = "exec redis-server --protected-mode no --save ''";
+    let service = "
+apiVersion: v1
+kind: Service
+metadata: { name: cache }
+spec: { selector: { app: cache }, ports: [{ port: 6379 }] }
+---
+";
+    let policy = format!(
+        "
+apiVersion: merlon.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: {{ name: cache }}
+spec:
+  targetRefs: [{{ kind: Service, name: cache }}]
+  policies: |
+    @id(\"web-connects\")
+    permit (principal == Workload::\"{shop}/web\", action == Action::\"CONNECT\", resource);
+"
+    );
+    let probe = "          readinessProbe: { tcpSocket: { port: 6379 }, periodSeconds: 1 }";
+    let all = [
+        program("cache", 1, server, probe),
+        service.to_owned(),
+        caller("web"),
+        caller("other"),
+    ];
+    applied(cluster, &shop, &all.concat()).await;
+    available(cluster, &shop).await;
+    applied(cluster, &shop, &policy).await;
+    programmed(cluster, &shop, "authorizationpolicy/cache").await;
+    let capture = Capture::start(&format!("/proc/{}/ns/net", cluster.init()));
+    let ask = [
+        "timeout",
+        "10",
+        "redis-cli",
+        "-h",
+        "cache",
+        "set",
+        "key",
+        "canary-in-redis",
+    ];
+    let set = cluster.exec(&shop, "deploy/web", &ask).await;
+    assert_eq!(set.out.trim(), "OK", "{set:?}");
+    assert!(!capture.has("canary-in-redis"));
+    let set = cluster.exec(&shop, "deploy/other", &ask).await;
+    assert_ne!(set.out.trim(), "OK", "{set:?}");
+}
+
+#[tokio::test]
+async fn certificates_come_from_openbao_and_a_sealed_one_stops_nothing_that_runs() {
+    if impossible() {
+        return;
+    }
+    // Its own: what is sealed here would hold up others.
+    let cluster = Cluster::start().await;
+    let bao = install(&cluster).await;
+    let shop = namespace(&cluster, "vault").await;
+    applied(&cluster, &shop, &[orders(1), caller("web")].concat()).await;
+    available(&cluster, &shop).await;
+    applied(&cluster, &shop, &web_reads(&shop)).await;
+    programmed(&cluster, &shop, "authorizationpolicy/orders").await;
+    let at = format!("http://orders.{shop}/");
+    let bundle = cluster
+        .json(&["get", "configmap", "merlon-trust-bundle", "-n", &shop])
+        .await;
+    let root = bao
+        .cli(&["read", "-field=certificate", "pki-root/cert/ca"])
+        .await;
+    let known = bundle["data"]["bundle.pem"].as_str().expect("roots");
+    assert!(known.contains(root.trim()), "{known}\n{root}");
+
+    bao.seal().await;
+    let answer = curl(&cluster, &shop, "web", &[&at]).await;
+    assert!(answer.out.ends_with("\n200"), "{answer:?}");
+    // A new pod waits for its certificate, and is not let in without.
+    cluster
+        .kubectl(&["scale", "-n", &shop, "deployment/orders", "--replicas=2"])
+        .await;
+    let waiting = async || {
+        let deployment = cluster
+            .json(&["get", "deployment", "orders", "-n", &shop])
+            .await;
+        deployment["status"]["unavailableReplicas"] == 1
+    };
+    wait::until("the new pod waits", waiting).await;
+    bao.unseal().await;
+    let all = "--for=jsonpath={.status.readyReplicas}=2";
+    cluster
+        .wait_for(&[all, "-n", &shop, "deployment/orders"])
+        .await;
+    let answer = curl(&cluster, &shop, "web", &[&at]).await;
+    assert!(answer.out.ends_with("\n200"), "{answer:?}");
+}
