@@ -50,7 +50,6 @@ test: tools ## All tests, those with real servers included
 
 tools: ## Installs the servers that the tests talk to, into the user's cache, behind the link `.tools`
 	@tests/tools/install test
-	@tests/tools/install kubernetes-api
 
 .PHONY: soak
 soak: tools build ## The tests under load, for SOAK_SECONDS (default: an hour)

@@ -349,8 +349,7 @@ async fn a_dead_program_is_seen_as_dead_through_its_sidecar() {
     }
     let cluster = meshed().await;
     let shop = namespace(cluster, "probes").await;
-    let command =
-        "busybox httpd -p 8080 -h /tmp && echo up > /tmp/index.html && exec sleep infinity";
+    let command = "busybox httpd -f -p 8080 -h /tmp & echo $! > /tmp/pid; echo up > /tmp/index.html; exec sleep infinity";
     let tcp = "          readinessProbe: { tcpSocket: { port: 8080 }, periodSeconds: 1, failureThreshold: 1 }";
     let http = "          ports: [{ name: http, containerPort: 8080 }]
           readinessProbe: { httpGet: { path: /index.html, port: http }, periodSeconds: 1, failureThreshold: 1 }";
@@ -365,11 +364,7 @@ async fn a_dead_program_is_seen_as_dead_through_its_sidecar() {
     for name in ["by-tcp", "by-http"] {
         let from = format!("deploy/{name}");
         let killed = cluster
-            .exec(
-                &shop,
-                &from,
-                &["sh", "-c", "kill -9 $(busybox pidof busybox)"],
-            )
+            .exec(&shop, &from, &["sh", "-c", "kill -9 $(cat /tmp/pid)"])
             .await;
         assert_eq!(killed.code(), 0, "{killed:?}");
         cluster
@@ -454,7 +449,7 @@ spec:
   targetRefs: [{{ kind: Service, name: cache }}]
   policies: |
     @id(\"web-connects\")
-    permit (principal == Workload::\"{shop}/web\", action == Action::\"CONNECT\", resource);
+    permit (principal == Workload::\"{shop}/web\", action == Action::\"tcp\", resource);
 "
     );
     let probe = "          readinessProbe: { tcpSocket: { port: 6379 }, periodSeconds: 1 }";

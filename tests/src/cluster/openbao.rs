@@ -48,14 +48,17 @@ kind: ConfigMap
 metadata: { name: openbao, namespace: vault }
 data:
   openbao.hcl: |
-    storage "file" { path = "/data" }
+    storage "raft" {
+      path    = "/data"
+      node_id = "one"
+    }
     listener "tcp" {
       address       = "0.0.0.0:8200"
       tls_cert_file = "/tls/tls.crt"
       tls_key_file  = "/tls/tls.key"
     }
-    api_addr = "https://openbao.vault.svc:8200"
-    disable_mlock = true
+    api_addr     = "https://openbao.vault.svc:8200"
+    cluster_addr = "https://127.0.0.1:8201"
 ---
 apiVersion: v1
 kind: Service
@@ -139,6 +142,12 @@ impl Cluster {
             unseal_key: String::new(),
             root_token: String::new(),
         };
+        // A ready pod is reached by the Service's address when the node has its rules for it.
+        wait::until("OpenBao is reached", async || {
+            let said = bao.try_cli(&["status"]).await;
+            said.out.contains("Sealed")
+        })
+        .await;
         let keys = bao
             .cli(&[
                 "operator",

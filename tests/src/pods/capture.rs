@@ -17,7 +17,8 @@ use super::namespace;
 /// `ETH_P_ALL`: frames of every protocol.
 const EVERYTHING: u16 = 3;
 
-/// Everything that was seen on the interfaces of a namespace since it began.
+/// Everything that was seen on the interfaces of a namespace since it began, loopback aside: what a node's own programs say
+/// to each other is on no wire.
 #[derive(Debug)]
 pub struct Capture {
     seen: Arc<Mutex<Vec<u8>>>,
@@ -46,8 +47,12 @@ impl Capture {
             let mut frame = vec![0; 1 << 16];
             while !until.load(Ordering::Relaxed) {
                 if let Ok(read) = socket.read(&mut frame) {
+                    let frame = frame.get(..read).unwrap_or_default();
+                    if is_loopback(frame) {
+                        continue;
+                    }
                     let mut seen = into.lock().unwrap_or_else(PoisonError::into_inner);
-                    seen.extend_from_slice(frame.get(..read).unwrap_or_default());
+                    seen.extend_from_slice(frame);
                 }
             }
         });
@@ -72,6 +77,13 @@ impl Capture {
             .unwrap_or_else(PoisonError::into_inner)
             .len()
     }
+}
+
+/// Whether a frame has neither a sender nor a receiver: only loopback's are so.
+fn is_loopback(frame: &[u8]) -> bool {
+    frame
+        .get(..12)
+        .is_some_and(|addresses| addresses.iter().all(|byte| *byte == 0))
 }
 
 impl Drop for Capture {
