@@ -51,6 +51,37 @@ test: tools ## All tests, those with real servers included
 tools: ## Installs the servers that the tests talk to, into the user's cache, behind the link `.tools`
 	@tests/tools/install test
 
+# Where `make cluster` puts what one needs to use it.
+CLUSTER := target/cluster
+
+.PHONY: cluster cluster-down images
+cluster: tools build ## A real Kubernetes cluster on this machine, with Merlon's images in it, until `make cluster-down`
+	@$(CARGO) build --locked --example cluster
+	@$(MAKE) --no-print-directory cluster-down
+	@mkdir -p $(CLUSTER) && rm -f $(CLUSTER)/*
+	@program="$$(dirname "$$(tests/tools/binary merlon)")/examples/cluster"; \
+	  setsid "$$program" $(CLUSTER) >$(CLUSTER)/log 2>&1 </dev/null & echo $$! >$(CLUSTER)/pid
+	@until [ -e $(CLUSTER)/ready ]; do \
+	  kill -0 "$$(cat $(CLUSTER)/pid)" 2>/dev/null || { cat $(CLUSTER)/log >&2; exit 1; }; sleep 0.2; \
+	done
+	@printf '%s\n' "The cluster runs. To use it:" "" \
+	  "  export KUBECONFIG=$(CURDIR)/$(CLUSTER)/kubeconfig PATH=$(CURDIR)/.tools/bin:\$$PATH" \
+	  "  kubectl get nodes" \
+	  "  helm install merlon-crds charts/merlon-crds" \
+	  "  helm install merlon charts/merlon -n merlon-system --create-namespace -f $(CLUSTER)/values.yaml --wait" "" \
+	  "Images that its pods can run: those of Merlon, and localhost/programs:test with curl, redis-server and busybox." \
+	  "make cluster-down ends it and leaves nothing."
+
+cluster-down: ## Ends what `make cluster` started
+	@[ ! -e $(CLUSTER)/pid ] || { \
+	  pid="$$(cat $(CLUSTER)/pid)"; kill "$$pid" 2>/dev/null || true; \
+	  while kill -0 "$$pid" 2>/dev/null; do sleep 0.2; done; rm -rf $(CLUSTER); \
+	}
+
+images: build ## Merlon's images as archives below target/, from their Dockerfiles
+	@tests/tools/install cluster
+	@tag=$$(tests/cluster/images target/images) && echo "target/images: localhost/merlon-{proxy,control-plane,intercept}:$$tag"
+
 .PHONY: soak
 soak: tools build ## The tests under load, for SOAK_SECONDS (default: an hour)
 	MERLON_LOAD_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked -p merlon-tests --test under_load

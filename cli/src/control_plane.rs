@@ -1,6 +1,7 @@
 //! The control plane's administration: JSON over HTTP over a Unix socket, whose file permissions decide who may ask.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,15 +15,37 @@ use merlon_config::snapshot::{InboundService, MeshState};
 use merlon_policy::record::RecordedFacts;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::net::UnixStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+};
 
-use crate::failure::Failure;
+use crate::{
+    cluster::{Cluster, SOCKET},
+    failure::Failure,
+};
 
-/// A control plane, by its administration socket.
+/// A control plane, by its administration socket or by those of its replicas in a cluster.
 #[derive(Debug, Clone)]
 pub(crate) struct ControlPlane {
-    socket: PathBuf,
+    way: Way,
 }
+
+#[derive(Debug, Clone)]
+enum Way {
+    Socket(PathBuf),
+    Cluster(Cluster),
+}
+
+/// One process that can be asked.
+#[derive(Debug, Clone, Copy)]
+enum Replica<'a> {
+    Socket(&'a Path),
+    Pod(&'a Cluster, &'a str),
+}
+
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// What is known of one connected proxy.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -161,16 +184,57 @@ pub(crate) struct Rotated {
 
 impl ControlPlane {
     pub(crate) fn at(socket: PathBuf) -> Self {
-        Self { socket }
+        Self {
+            way: Way::Socket(socket),
+        }
     }
 
+    pub(crate) fn in_cluster(cluster: Cluster) -> Self {
+        Self {
+            way: Way::Cluster(cluster),
+        }
+    }
+
+    /// Where its socket is; of one in a cluster, in its container.
     pub(crate) fn socket(&self) -> &Path {
-        &self.socket
+        match &self.way {
+            Way::Socket(socket) => socket,
+            Way::Cluster(_) => Path::new(SOCKET),
+        }
     }
 
-    /// All connected proxies.
+    /// All connected proxies, of every replica.
     pub(crate) async fn proxies(&self) -> Result<Vec<ProxyStatus>, Failure> {
-        self.ask(Method::GET, "/v1/proxies", None).await
+        let mut all: BTreeMap<String, ProxyStatus> = BTreeMap::new();
+        for pod in &self.pods().await? {
+            let theirs: Vec<ProxyStatus> = self
+                .replica(pod)
+                .ask(&Method::GET, "/v1/proxies", None)
+                .await?;
+            for proxy in theirs {
+                // One that went over to another replica is still remembered by the one before.
+                match all.get(&proxy.id) {
+                    Some(known) if known.state != "disconnected" => {}
+                    _ => drop(all.insert(proxy.id.clone(), proxy)),
+                }
+            }
+        }
+        Ok(all.into_values().collect())
+    }
+
+    /// The replicas by name; one without, where there is a socket.
+    async fn pods(&self) -> Result<Vec<String>, Failure> {
+        match &self.way {
+            Way::Socket(_) => Ok(vec![String::new()]),
+            Way::Cluster(cluster) => cluster.control_planes().await,
+        }
+    }
+
+    fn replica<'a>(&'a self, pod: &'a str) -> Replica<'a> {
+        match &self.way {
+            Way::Socket(socket) => Replica::Socket(socket),
+            Way::Cluster(cluster) => Replica::Pod(cluster, pod),
+        }
     }
 
     /// Everything that one proxy holds, without secrets.
@@ -204,9 +268,28 @@ impl ControlPlane {
         self.ask(Method::POST, "/v1/join-tokens", Some(&body)).await
     }
 
+    /// Asks the replicas in turn until one knows: each knows its own proxies.
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<T, Failure> {
+        let mut last = None;
+        for pod in &self.pods().await? {
+            match self.replica(pod).ask(&method, path, body).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => last = Some(failure),
+            }
+        }
+        Err(last.unwrap_or_else(|| Failure::runtime("there is no control plane")))
+    }
+}
+
+impl Replica<'_> {
+    async fn ask<T: DeserializeOwned>(
+        self,
+        method: &Method,
         path: &str,
         body: Option<&Value>,
     ) -> Result<T, Failure> {
@@ -231,23 +314,32 @@ impl ControlPlane {
         })
     }
 
+    async fn connect(self) -> Result<Box<dyn Duplex>, Failure> {
+        match self {
+            Self::Socket(socket) => {
+                let stream = UnixStream::connect(socket).await;
+                let stream = stream.map_err(|error| self.unreachable(&error.to_string()))?;
+                Ok(Box::new(stream))
+            }
+            Self::Pod(cluster, pod) => Ok(Box::new(cluster.tunnel(pod).await?)),
+        }
+    }
+
     async fn exchange(
-        &self,
-        method: Method,
+        self,
+        method: &Method,
         path: &str,
         body: Option<&Value>,
     ) -> Result<(StatusCode, Bytes), Failure> {
         let broken = |error: &dyn std::fmt::Display| self.unreachable(&error.to_string());
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|error| broken(&error))?;
+        let stream = self.connect().await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| broken(&error))?;
         // Ends with the sender; what goes wrong on it, the sender says.
         drop(tokio::spawn(connection));
         let mut request = Request::builder()
-            .method(method)
+            .method(method.clone())
             .uri(path)
             .header(header::HOST, "control-plane");
         if body.is_some() {
@@ -268,12 +360,19 @@ impl ControlPlane {
         Ok((status, body.map_err(|error| broken(&error))?.to_bytes()))
     }
 
-    fn unreachable(&self, why: &str) -> Failure {
-        Failure::runtime(format!(
-            "the control plane cannot be asked at {}: {why}",
-            self.socket.display()
-        ))
-        .hint("is it running, and is this its `--admin-socket`? Name it by `--control-plane-socket` or MERLON_CONTROL_PLANE_SOCKET; a running demo prints its own")
+    fn unreachable(self, why: &str) -> Failure {
+        match self {
+            Self::Socket(socket) => Failure::runtime(format!(
+                "the control plane cannot be asked at {}: {why}",
+                socket.display()
+            ))
+            .hint("is it running, and is this its `--admin-socket`? Name it by `--control-plane-socket` or MERLON_CONTROL_PLANE_SOCKET; a running demo prints its own; one in a cluster is asked with `--kubernetes`"),
+            Self::Pod(cluster, pod) => Failure::runtime(format!(
+                "the control plane cannot be asked in the pod `{}/{pod}`: {why}",
+                cluster.namespace
+            ))
+            .hint("`merlon check` says whether it is well"),
+        }
     }
 }
 
@@ -307,5 +406,5 @@ fn segment(text: &str) -> String {
     out
 }
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 const MOST_BODY: usize = 64 << 20;

@@ -3,19 +3,24 @@
 
 mod certs;
 mod check;
+mod cluster;
 mod control_plane;
 mod crds;
 mod demo;
 mod explain;
 mod failure;
+mod inject;
+mod installation;
 mod output;
 mod proxy;
 mod token;
+mod tunnel;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
+use cluster::Cluster;
 use control_plane::ControlPlane;
 use failure::Failure;
 
@@ -27,6 +32,7 @@ use failure::Failure;
     after_help = "\
 Begin with:
   merlon demo                      a mesh on this machine, shown at work
+  merlon check                     is the installation in this Kubernetes cluster well?
   merlon policy check DIR          is anything wrong with these resource files?
   merlon proxy status              who is connected, with which state
   merlon explain DECISION-ID       why was that refused?"
@@ -69,7 +75,11 @@ enum Command {
     /// Policies and other resources, as files.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    Check(installation::CheckArgs),
+    Inject(inject::InjectArgs),
     Crds(crds::CrdsArgs),
+    #[command(hide = true)]
+    Tunnel(tunnel::TunnelArgs),
     /// Prints the version.
     Version,
     #[command(hide = true)]
@@ -97,14 +107,29 @@ struct Administration {
         default_value = DEFAULT_SOCKET
     )]
     control_plane_socket: PathBuf,
+    /// Ask the control plane in the Kubernetes cluster that the kubeconfig names, by `exec` in its pods.
+    #[arg(
+        long,
+        short = 'k',
+        global = true,
+        conflicts_with = "control_plane_socket"
+    )]
+    kubernetes: bool,
+    #[command(flatten)]
+    place: cluster::Place,
 }
 
 /// As the control plane's own default.
 const DEFAULT_SOCKET: &str = "merlon-state/admin.sock";
 
 impl Administration {
-    fn control_plane(&self) -> ControlPlane {
-        ControlPlane::at(self.control_plane_socket.clone())
+    async fn control_plane(&self) -> Result<ControlPlane, Failure> {
+        if self.kubernetes {
+            return Ok(ControlPlane::in_cluster(
+                Cluster::connect(&self.place).await?,
+            ));
+        }
+        Ok(ControlPlane::at(self.control_plane_socket.clone()))
     }
 }
 
@@ -134,20 +159,23 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Proxy {
             control_plane,
             command,
-        } => proxy::run(&command, &control_plane.control_plane()).await,
+        } => proxy::run(&command, &control_plane.control_plane().await?).await,
         Command::Explain {
             control_plane,
             args,
-        } => explain::run(&args, &control_plane.control_plane()).await,
+        } => explain::run(&args, &control_plane.control_plane().await?).await,
         Command::Token {
             control_plane,
             command,
-        } => token::run(&command, &control_plane.control_plane()).await,
+        } => token::run(&command, &control_plane.control_plane().await?).await,
         Command::Certs {
             control_plane,
             command,
-        } => certs::run(&command, &control_plane.control_plane()).await,
+        } => certs::run(&command, &control_plane.control_plane().await?).await,
         Command::Policy(PolicyCommand::Check(args)) => check::run(&args),
+        Command::Check(args) => installation::run(&args).await,
+        Command::Inject(args) => inject::run(&args),
+        Command::Tunnel(args) => tunnel::run(&args),
         Command::Crds(args) => crds::run(&args),
         Command::Version => {
             output::print_line(&format!("merlon {}", env!("CARGO_PKG_VERSION")));

@@ -1,37 +1,40 @@
 //! Holds a cluster until it is told to end: `make cluster`.
 //!
-//! `cluster FILE`: writes to FILE a kubeconfig that works on this machine, then `FILE.ready`, and stays.
+//! `cluster FOLDER`: writes there `kubeconfig`, which works on this machine, and `values.yaml`, by which the chart finds the
+//! images that were loaded; then `ready`; and stays until SIGTERM or Ctrl-C.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use merlon_tests::{Cluster, cluster};
+use merlon_tests::{Cluster, cluster, cluster::merlon};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main]
 async fn main() {
-    let Some(file) = std::env::args().nth(1).map(PathBuf::from) else {
-        eprintln!("error: no file for the kubeconfig is given\nhint: cluster FILE");
+    let Some(folder) = std::env::args().nth(1).map(PathBuf::from) else {
+        eprintln!("error: no folder is given\nhint: cluster FOLDER");
         std::process::exit(2);
     };
     if !cluster::is_possible() {
         eprintln!(
-            "error: a cluster needs root: it makes namespaces, mounts and cgroups\nhint: run it as root"
+            "error: a cluster needs root: it makes namespaces, mounts and cgroups\nhint: sudo make cluster"
         );
         std::process::exit(1);
     }
     let mut end = signal(SignalKind::terminate()).expect("a signal");
+    let write = |name: &str, text: &str| put(&folder.join(name), text);
     let cluster = Cluster::start().await;
     let forwarded = cluster.forward().await;
-    let kubeconfig = cluster.kubeconfig_at(forwarded);
-    std::fs::write(&file, kubeconfig).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    write("kubeconfig", &cluster.kubeconfig_at(forwarded));
     let images = cluster.load_merlon().await;
-    println!("tag {}", images.tag());
-    println!("node {}", cluster.init());
-    println!("folder {}", cluster.folder().display());
-    std::fs::write(file.with_extension("ready"), "").expect("a file");
+    write("values.yaml", &merlon::values_for_trying(images));
+    write("node", &cluster.init().to_string());
+    write("ready", "");
     tokio::select! {
         _ = end.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
     }
-    let _ = std::fs::remove_file(file.with_extension("ready"));
+}
+
+fn put(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
 }

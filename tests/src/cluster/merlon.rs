@@ -58,6 +58,17 @@ impl Images {
     }
 }
 
+/// Values of the chart for who tries it: these images, and no Vault.
+pub fn values_for_trying(images: &Images) -> String {
+    format!(
+        "mesh: {{ trustDomain: {TRUST_DOMAIN} }}\n\
+         # A key in a Secret: for trying, not for running.\n\
+         certificates: {{ issuer: embedded }}\n\
+         images: {{ registry: localhost, tag: \"{}\", pullPolicy: Never }}\n",
+        images.tag()
+    )
+}
+
 /// The root of the checkout.
 pub(super) fn root() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
