@@ -42,7 +42,9 @@ pub(crate) fn run(args: &InjectArgs) -> Result<(), Failure> {
     })?;
     let text = read(&args.file)?;
     let name = args.file.display();
-    let documents: Vec<Value> = serde_saphyr::from_multiple(&text)
+    // As Kubernetes' own tools read it: `defaultMode: 0755` is octal.
+    let as_kubernetes = serde_saphyr::options! { legacy_octal_numbers: true };
+    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(&text, as_kubernetes)
         .map_err(|error| Failure::usage(format!("{name} is no YAML: {error}")))?;
     let mut out = Vec::new();
     let mut refused = Vec::new();

@@ -439,7 +439,7 @@ fn pods_of(namespace: &str, pods: &[Pod], settings: Option<&str>) -> Finding {
     if !without.is_empty() {
         return Finding::problem(
             format!(
-                "in the namespace `{namespace}` {} are not in the mesh: {}",
+                "in the namespace `{namespace}` {} not in the mesh: {}",
                 plural(without.len()),
                 some_of(&without)
             ),
@@ -457,7 +457,7 @@ fn pods_of(namespace: &str, pods: &[Pod], settings: Option<&str>) -> Finding {
     if !older.is_empty() {
         return Finding::warning(
             format!(
-                "in the namespace `{namespace}` {} have a sidecar of other settings or of another version: {}",
+                "in the namespace `{namespace}` {} not of the present settings or version: {}",
                 plural(older.len()),
                 some_of(&older)
             ),
@@ -465,15 +465,15 @@ fn pods_of(namespace: &str, pods: &[Pod], settings: Option<&str>) -> Finding {
         );
     }
     Finding::ok(format!(
-        "in the namespace `{namespace}` {} are in the mesh",
+        "in the namespace `{namespace}` {} in the mesh",
         plural(living.len())
     ))
 }
 
 fn plural(count: usize) -> String {
     match count {
-        1 => "1 pod".to_owned(),
-        more => format!("{more} pods"),
+        1 => "1 pod is".to_owned(),
+        more => format!("{more} pods are"),
     }
 }
 
