@@ -124,6 +124,8 @@ fn definition(kind: &Kind) -> Value {
         "metadata": {
             "name": format!("{}.{GROUP}", kind.plural),
             "labels": { "app.kubernetes.io/part-of": "merlon" },
+            // With a definition goes every resource of its kind: no policy may end by an uninstallation.
+            "annotations": { "helm.sh/resource-policy": "keep" },
         },
         "spec": {
             "group": GROUP,

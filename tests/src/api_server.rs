@@ -22,9 +22,6 @@ use crate::{
 pub use audit::Call;
 pub use replica::Replica;
 
-/// What the control plane may do.
-pub const RIGHTS: &str = include_str!("api_server/rights.yaml");
-
 /// A cluster's API.
 pub struct ApiServer {
     folder: TempDir,
@@ -33,6 +30,32 @@ pub struct ApiServer {
     _etcd: Process,
     server: Mutex<Option<Process>>,
     client: reqwest::Client,
+}
+
+/// What the control plane may do: the same files that the chart gives it its rights by.
+fn rights() -> String {
+    let own = "merlon-system";
+    let object = |kind: &str, namespace: &str, rest: &str| {
+        format!(
+            "apiVersion: rbac.authorization.k8s.io/v1\nkind: {kind}\n\
+             metadata: {{ name: merlon-control-plane, namespace: '{namespace}' }}\n{rest}\n---\n"
+        )
+    };
+    let binding = |role: &str| {
+        format!(
+            "roleRef: {{ apiGroup: rbac.authorization.k8s.io, kind: {role}, name: merlon-control-plane }}\n\
+             subjects: [{{ kind: ServiceAccount, name: merlon-control-plane, namespace: {own} }}]"
+        )
+    };
+    let everywhere = include_str!("../../charts/merlon/rights/cluster.yaml");
+    let here = include_str!("../../charts/merlon/rights/own.yaml");
+    [
+        object("ClusterRole", "", &format!("rules:\n{everywhere}")),
+        object("ClusterRoleBinding", "", &binding("ClusterRole")),
+        object("Role", own, &format!("rules:\n{here}")),
+        object("RoleBinding", own, &binding("Role")),
+    ]
+    .concat()
 }
 
 /// A pod that exists.
@@ -108,7 +131,7 @@ impl ApiServer {
             this.namespace(namespace).await;
         }
         this.account("merlon-system", "merlon-control-plane").await;
-        this.apply(RIGHTS).await;
+        this.apply(&rights()).await;
         this
     }
 
@@ -206,6 +229,19 @@ impl ApiServer {
     /// # Errors
     /// What kubectl says.
     pub async fn try_apply(&self, text: &str) -> Result<(), String> {
+        self.try_apply_with(text, &[]).await
+    }
+
+    /// Whether it would take documents, of which nothing becomes true: admission and all; a warning counts as an error.
+    ///
+    /// # Errors
+    /// What kubectl says.
+    pub async fn would_take(&self, text: &str) -> Result<(), String> {
+        self.try_apply_with(text, &["--dry-run=server", "--warnings-as-errors"])
+            .await
+    }
+
+    async fn try_apply_with(&self, text: &str, options: &[&str]) -> Result<(), String> {
         static FILES: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = FILES.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let file = self.folder.path().join(format!("applied-{number}.yaml"));
@@ -217,6 +253,7 @@ impl ApiServer {
             .env("HOME", self.folder.path())
             .args(["apply", "--server-side", "--force-conflicts", "-f"])
             .arg(&file)
+            .args(options)
             .run()
             .await;
         if ended.code() == 0 {

@@ -15,6 +15,18 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// When that does not happen within [`PATIENCE`].
 pub async fn for_some<T>(
     what: impl fmt::Display,
+    condition: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    for_some_within(PATIENCE, what, condition).await
+}
+
+/// The same where what is waited for waits itself.
+///
+/// # Panics
+/// When that does not happen within `patience`.
+pub async fn for_some_within<T>(
+    patience: Duration,
+    what: impl fmt::Display,
     mut condition: impl AsyncFnMut() -> Option<T>,
 ) -> T {
     let begun = Instant::now();
@@ -23,8 +35,8 @@ pub async fn for_some<T>(
             return value;
         }
         assert!(
-            begun.elapsed() < PATIENCE,
-            "waited {PATIENCE:?} in vain until {what}"
+            begun.elapsed() < patience,
+            "waited {patience:?} in vain until {what}"
         );
         tokio::time::sleep(PAUSE).await;
     }

@@ -36,6 +36,21 @@ fn policy(text: &str) -> String {
 const WEB_MAY_GET: &str = "@id(\"web\")\npermit (\n  principal == Workload::\"shop/web\",\n  action == Action::\"GET\",\n  resource\n);";
 const NONSENSE: &str = "@id(\"web\")\npermit (\n  principal == Workload::\"shop/web\",\n  action == Action::\"GIT\",\n  resource\n);";
 
+/// The names are what matters: nobody is asked.
+const WEBHOOKS: &str = "
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingWebhookConfiguration
+metadata: { name: merlon-injector }
+webhooks:
+  - { name: inject.merlon.io, admissionReviewVersions: [v1], sideEffects: None, clientConfig: { url: 'https://127.0.0.1:1/' } }
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingWebhookConfiguration
+metadata: { name: merlon-validator }
+webhooks:
+  - { name: policies.merlon.io, admissionReviewVersions: [v1], sideEffects: None, clientConfig: { url: 'https://127.0.0.1:1/' } }
+";
+
 /// A program behind its proxy, and another that calls it through its own.
 struct Shop {
     orders: App,
@@ -385,7 +400,11 @@ async fn without_the_api_server_proxies_go_on_and_afterwards_everything_is_caugh
 async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
     let api = ApiServer::start().await;
     api.apply(MESH).await;
-    let replica = api.replica("one").await;
+    api.apply(WEBHOOKS).await;
+    api.ending_webhook_authority().await;
+    let authority = "/api/v1/namespaces/merlon-system/secrets/merlon-webhook";
+    let ending = api.get(authority).await;
+    let replica = api.replica_with_webhooks("one").await;
     let shop = Shop::open(&api, &replica, &replica).await;
     api.apply(&policy(WEB_MAY_GET)).await;
     for (kind, plural, spec) in [
@@ -419,6 +438,22 @@ async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
     wait::for_some("the new namespace has the bundle", async || {
         api.try_get("/api/v1/namespaces/late/configmaps/merlon-trust-bundle")
             .await
+    })
+    .await;
+    for plural in [
+        "mutatingwebhookconfigurations/merlon-injector",
+        "validatingwebhookconfigurations/merlon-validator",
+    ] {
+        let path = format!("/apis/admissionregistration.k8s.io/v1/{plural}");
+        until("its webhook has the roots", async || {
+            let bundle = &api.get(&path).await["webhooks"][0]["clientConfig"]["caBundle"];
+            bundle.is_string()
+        })
+        .await;
+    }
+    // A new root is known for a minute before it signs.
+    wait::for_some_within(2 * wait::PATIENCE, "the authority is replaced", async || {
+        (api.get(authority).await["data"] != ending["data"]).then_some(())
     })
     .await;
     replica.end().await;

@@ -16,6 +16,7 @@ app.kubernetes.io/component: control-plane
 {{- define "merlon.image" -}}
 {{- $root := index . 0 -}}
 {{- printf "%s/%s:%s" (trimSuffix "/" $root.Values.images.registry) (index . 1) (default $root.Chart.AppVersion $root.Values.images.tag) -}}
+{{- with get $root.Values.images.digests (index . 1) }}@{{ . }}{{ end -}}
 {{- end }}
 
 {{- /* What no schema can say, in words: checked before anything is rendered. */ -}}

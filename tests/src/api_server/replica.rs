@@ -5,10 +5,12 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Mutex,
+    time::{Duration, SystemTime},
 };
 
 use http::Method;
-use serde_json::Value;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose};
+use serde_json::{Value, json};
 
 use super::{ApiServer, Pod};
 use crate::{
@@ -25,27 +27,69 @@ pub struct Replica {
     kubeconfig: PathBuf,
     listen: SocketAddr,
     admin: SocketAddr,
+    // The file of the injector's settings.
+    injection: Option<PathBuf>,
     process: Mutex<Option<Process>>,
 }
+
+const INJECTION: &str = "
+proxyImage: merlon-proxy
+interceptImage: merlon-intercept
+controlPlane: https://merlon-control-plane.merlon-system.svc:7564
+";
 
 impl ApiServer {
     /// Starts a replica, and does not wait.
     pub async fn launch_replica(&self, name: &str) -> Replica {
+        let replica = self.furnish(name).await;
+        replica.launch();
+        replica
+    }
+
+    /// Starts a replica that serves the admission webhooks, and waits until it is ready.
+    pub async fn replica_with_webhooks(&self, name: &str) -> Replica {
+        let mut replica = self.furnish(name).await;
+        let file = replica.folder.join(format!("{name}.injection.yaml"));
+        fs::write(&file, INJECTION).expect("a file");
+        replica.injection = Some(file);
+        replica.launch();
+        replica.until_ready().await;
+        replica
+    }
+
+    /// An authority of the webhooks' certificate that is about to end, which a replica will find and replace.
+    pub async fn ending_webhook_authority(&self) {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.not_before = SystemTime::UNIX_EPOCH.into();
+        params.not_after = (SystemTime::now() + Duration::from_secs(86_400)).into();
+        let root = params.self_signed(&key).expect("a certificate");
+        let secret = json!({
+            "metadata": { "name": "merlon-webhook" },
+            "type": "merlon.io/webhook",
+            "stringData": { "ca.key": key.serialize_pem(), "ca.pem": root.pem() },
+        });
+        let secrets = "/api/v1/namespaces/merlon-system/secrets";
+        self.call(Method::POST, secrets, Some(&secret)).await;
+    }
+
+    async fn furnish(&self, name: &str) -> Replica {
         let account = ("merlon-system", "merlon-control-plane");
         let token = self.token(account, None, None).await;
         let folder = self.folder.path().to_owned();
         let kubeconfig = folder.join(format!("{name}.kubeconfig"));
         fs::write(&kubeconfig, self.kubeconfig(&token)).expect("a kubeconfig");
-        let replica = Replica {
+        Replica {
             name: name.to_owned(),
             folder,
             kubeconfig,
             listen: ports::free(),
             admin: ports::free(),
+            injection: None,
             process: Mutex::new(None),
-        };
-        replica.launch();
-        replica
+        }
     }
 
     /// Starts a replica, and waits until it is ready.
@@ -102,7 +146,7 @@ impl ApiServer {
 impl Replica {
     /// Starts it, anew or after its end, and does not wait.
     pub fn launch(&self) {
-        let process = Plan::new(
+        let mut plan = Plan::new(
             &self.name,
             tools::ours("merlon-control-plane"),
             &self.folder,
@@ -115,9 +159,12 @@ impl Replica {
         .arg("--admin-socket")
         .arg(self.socket())
         .args(["--listen", &self.listen.to_string()])
-        .args(["--admin", &self.admin.to_string()])
-        .start();
-        *self.process.lock().expect("no panic") = Some(process);
+        .args(["--admin", &self.admin.to_string()]);
+        if let Some(file) = &self.injection {
+            plan = plan.arg("--injection").arg(file);
+            plan = plan.args(["--webhook", &ports::free().to_string()]);
+        }
+        *self.process.lock().expect("no panic") = Some(plan.start());
     }
 
     /// Waits until `/ready` says so.
