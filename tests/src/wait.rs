@@ -13,10 +13,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 ///
 /// # Panics
 /// When that does not happen within [`PATIENCE`].
-pub async fn for_some<T>(
-    what: impl fmt::Display,
-    condition: impl AsyncFnMut() -> Option<T>,
-) -> T {
+pub async fn for_some<T>(what: impl fmt::Display, condition: impl AsyncFnMut() -> Option<T>) -> T {
     for_some_within(PATIENCE, what, condition).await
 }
 

@@ -452,9 +452,11 @@ async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
         .await;
     }
     // A new root is known for a minute before it signs.
-    wait::for_some_within(2 * wait::PATIENCE, "the authority is replaced", async || {
-        (api.get(authority).await["data"] != ending["data"]).then_some(())
-    })
+    wait::for_some_within(
+        2 * wait::PATIENCE,
+        "the authority is replaced",
+        async || (api.get(authority).await["data"] != ending["data"]).then_some(()),
+    )
     .await;
     replica.end().await;
 
