@@ -340,7 +340,11 @@ async fn the_list_of_images_names_every_one_that_runs() {
     let settings = settings(&text);
     let mut running = BTreeSet::from([settings.proxy_image, settings.intercept_image]);
     for (document, _) in documents(&text) {
-        for containers in ["/spec/template/spec/containers", "/spec/containers"] {
+        for containers in [
+            "/spec/template/spec/containers",
+            "/spec/containers",
+            "/spec/initContainers",
+        ] {
             let containers = document.pointer(containers).and_then(Value::as_array);
             let images = containers.into_iter().flatten().map(|one| &one["image"]);
             running.extend(images.map(|image| image.as_str().expect("an image").to_owned()));
