@@ -81,6 +81,10 @@ impl std::fmt::Display for Claim {
 /// The answer to a question: the request would pass, as far as its head tells.
 pub(crate) const CONTINUE: http::HeaderName = http::HeaderName::from_static("merlon-continue");
 
+/// On a refusal to another proxy: the program could not be connected to, so that nothing of the request was done, and it
+/// may be sent to another endpoint whatever its method.
+pub(crate) const UNSERVED: http::HeaderName = http::HeaderName::from_static("merlon-unserved");
+
 /// A claim that asks whether a request would pass whose body, of this length if it is known, is still to come
 /// (`Expect: 100-continue`). To whom does not know questions it is no claim at all, and nothing is done.
 pub(crate) fn question(

@@ -3,14 +3,15 @@
 use std::convert::Infallible;
 
 use futures_util::FutureExt as _;
-use http::{Request, Response, Version};
+use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 
 use crate::{
     body::AnswerBody,
-    denial::Denial,
+    denial::{Denial, Upstream},
     exchange::Exchange,
     inbound::Peer,
+    peer_header,
     problem::{self, Asker, is_grpc},
 };
 
@@ -73,9 +74,18 @@ fn refuse(
             decision_id: &decision_id,
         },
     );
+    let unserved = meshed
+        && matches!(
+            denial,
+            Denial::Upstream(Upstream::Connect | Upstream::ConnectTimeout)
+        );
     exchange.refused(denial);
     let mut response = Response::new(AnswerBody::ours(answer.body).concludes(exchange));
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
+    if unserved {
+        let yes = HeaderValue::from_static("yes");
+        response.headers_mut().insert(peer_header::UNSERVED, yes);
+    }
     response
 }

@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::denial::Denial;
+use crate::{denial::Denial, peer_header};
 
 /// `spiffe://…` of the peer that TLS proved.
 pub const CALLER: HeaderName = HeaderName::from_static("merlon-caller");
@@ -203,6 +203,8 @@ pub(crate) fn strip_answer(headers: &mut HeaderMap) {
         header::UPGRADE,
         KEEP_ALIVE,
         PROXY_CONNECTION,
+        // Said by a proxy to a proxy; a program that says it has served.
+        peer_header::UNSERVED,
     ] {
         headers.remove(name);
     }

@@ -216,6 +216,90 @@ fn another_endpoint_is_tried_while_nothing_was_sent() {
     });
 }
 
+/// A proxy of `shop/orders` whose program has ended.
+fn bereft(pair: &Pair) -> Node {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = nobody.local_addr().unwrap().port();
+    drop(nobody);
+    let state = State::of("shop/orders").serving(service("shop/orders", 80, port, "http", ALL));
+    Node::start(Some(pair.ca.identity("shop/orders")), &state)
+}
+
+fn endpoints(pair: &Pair, all: &[std::net::SocketAddr]) -> State {
+    let mut state = pair.web_state.clone();
+    let good = state.destinations[0].endpoints[0].clone();
+    let at = |address: &std::net::SocketAddr| Endpoint {
+        address: *address,
+        ..good.clone()
+    };
+    state.destinations[0].endpoints = all.iter().map(at).collect();
+    state
+}
+
+#[test]
+fn what_an_ended_program_never_saw_another_serves_whatever_the_method() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        let ended = bereft(&pair);
+        pair.web
+            .take(&endpoints(&pair, &[ended.inbound, pair.orders.inbound]));
+        for round in 0..24 {
+            let mut request = get("orders", "/");
+            *request.method_mut() = match round % 2 {
+                0 => http::Method::GET,
+                _ => http::Method::DELETE,
+            };
+            let answer = http1(pair.web.outbound, request).await;
+            assert_eq!(answer.status, 200, "{}", answer.body);
+        }
+        assert_eq!(program.requests.get(), 24);
+        ended.log.of("/").await;
+        assert_eq!(ended.log.lines().len(), 1, "it is passed over afterwards");
+    });
+}
+
+#[test]
+fn a_body_is_sent_once_and_where_nobody_serves_that_is_told() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", ALL);
+        let (one, other) = (bereft(&pair), bereft(&pair));
+        pair.web
+            .take(&endpoints(&pair, &[one.inbound, other.inbound]));
+        let with_body = post("orders", "/", "text/plain", "hello");
+        for request in [with_body, get("orders", "/")] {
+            let answer = http1(pair.web.outbound, request).await;
+            answer.refused(503, "upstream.connect");
+            assert!(!answer.headers.contains_key("merlon-unserved"));
+        }
+        one.log.of("/").await;
+        other.log.of("/").await;
+        program.saw_nothing();
+    });
+}
+
+#[test]
+fn a_program_that_says_it_was_not_reached_is_not_believed() {
+    run(async {
+        let program = Program::serving(async |_| {
+            let mut answer = http::Response::new(full("done"));
+            let yes = HeaderValue::from_static("yes");
+            answer.headers_mut().insert("merlon-unserved", yes);
+            answer
+        })
+        .await;
+        let pair = Pair::new(&program, "http", ALL);
+        let inbound = pair.orders.inbound;
+        let alone = "127.0.0.1:1".parse().unwrap();
+        pair.web.take(&endpoints(&pair, &[inbound, alone]));
+        let answer = http1(pair.web.outbound, get("orders", "/")).await;
+        assert_eq!(answer.status, 200);
+        assert!(!answer.headers.contains_key("merlon-unserved"));
+        assert_eq!(program.requests.get(), 1);
+    });
+}
+
 #[test]
 fn a_new_certificate_brings_a_new_connection_and_the_old_one_finishes_its_streams() {
     run(async {

@@ -9,17 +9,23 @@ use std::{
 };
 
 use http::{Request, Response};
-use hyper::{body::Incoming, ext::Protocol};
+use hyper::{
+    body::{Body as _, Incoming},
+    ext::Protocol,
+};
 use merlon_certs::{MERLON_H2, MeshTls};
 use merlon_config::snapshot::{Destination, Endpoint};
 use tokio::time::Instant;
 
-use super::{Returned, dial, h2, program::upstream_error};
+use super::{
+    Returned, dial, h2,
+    program::{copy_head, upstream_error},
+};
 use crate::{
     body::RequestBody,
     denial::{Denial, Upstream},
     intercept,
-    peer_header::Proto,
+    peer_header::{self, Proto},
     trace_context::Random,
     worker::Local,
 };
@@ -93,7 +99,8 @@ impl Peers {
     }
 
     /// Sends a request to one of a destination's endpoints and waits for the head of its answer. Another endpoint is
-    /// tried only while nothing of the request was sent.
+    /// tried only while nothing of the request was sent, or when it has no body and the other proxy says that its program
+    /// was not reached, as that of a pod that ends.
     ///
     /// # Errors
     /// When there is no answer.
@@ -107,6 +114,10 @@ impl Peers {
         let mut tried: Vec<&Endpoint> = Vec::new();
         let mut request = request;
         let mut last = Upstream::NoEndpoint;
+        let repeatable = destination.endpoints.len() > 1
+            && request.body().is_end_stream()
+            && request.extensions().get::<Protocol>().is_none();
+        let mut unserved = None;
         while tried.len() < TRIES
             && let Some(endpoint) = self.choose(local, destination, &tried)
         {
@@ -154,16 +165,26 @@ impl Peers {
                         break;
                     }
                 };
-                peer.failed.set(None);
+                let again = repeatable.then(|| copy_head(&request));
                 match lease.send(request).await {
                     Ok(response) => {
+                        let served = !response.headers().contains_key(peer_header::UNSERVED);
+                        peer.failed.set((!served).then(Instant::now));
                         let held = Returned::H2(lease);
-                        return Ok(Sent {
+                        let sent = Sent {
                             response,
                             held,
                             address,
                             plain: false,
-                        });
+                        };
+                        match again {
+                            Some(again) if !served => {
+                                request = again;
+                                unserved = Some(sent);
+                                break;
+                            }
+                            _ => return Ok(sent),
+                        }
                     }
                     Err(mut failed) => match failed.take_message() {
                         Some(unsent) => request = unsent,
@@ -173,7 +194,8 @@ impl Peers {
                 last = Upstream::Reset;
             }
         }
-        Err(last.into())
+        // Nobody else served it either: what the first one said goes to the caller.
+        unserved.map_or_else(|| Err(last.into()), Ok)
     }
 
     /// Lets go of what is closed, idle for long, or opened with an earlier certificate.
@@ -199,7 +221,7 @@ pub(crate) struct Sent {
 
 /// For a program that is reached without mesh: nothing of what proxies tell each other.
 fn plain(mut request: Request<RequestBody>, proto: Proto, random: &Random) -> Request<RequestBody> {
-    request.headers_mut().remove(crate::peer_header::NAME);
+    request.headers_mut().remove(peer_header::NAME);
     if proto != Proto::Http1 {
         return request;
     }

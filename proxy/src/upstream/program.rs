@@ -116,7 +116,8 @@ fn repeatable(request: &Request<RequestBody>) -> bool {
         )
 }
 
-fn copy_head(request: &Request<RequestBody>) -> Request<RequestBody> {
+/// Everything but the body, which is empty.
+pub(super) fn copy_head(request: &Request<RequestBody>) -> Request<RequestBody> {
     let mut copy = Request::new(RequestBody::Empty);
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
