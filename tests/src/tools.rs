@@ -20,6 +20,15 @@ pub fn installed(name: &str) -> PathBuf {
     std::fs::read_link(&link).unwrap_or(link)
 }
 
+/// The root of the checkout.
+///
+/// # Panics
+/// When it is gone.
+pub fn root() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    root.canonicalize().expect("the checkout")
+}
+
 /// The folder that `make tools` fills.
 pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools")

@@ -26,6 +26,8 @@ use crate::{
 
 /// The label by which a namespace asks for a Pod Security Standard.
 const POD_SECURITY: &str = "pod-security.kubernetes.io/enforce";
+/// For one pod to say whether it is ready.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// So many objects are named; of more their number is told.
 const NAMED: usize = 5;
 
@@ -183,7 +185,7 @@ async fn replica(cluster: &Cluster, pod: &Pod) -> Option<Finding> {
             ));
         }
     }
-    if status.phase.as_deref() != Some("Running") {
+    if status.phase.as_deref() != Some("Running") || pod.metadata.deletion_timestamp.is_some() {
         return None;
     }
     let path = format!(
@@ -191,7 +193,15 @@ async fn replica(cluster: &Cluster, pod: &Pod) -> Option<Finding> {
         cluster.namespace
     );
     let request = http::Request::get(path).body(Vec::new()).ok()?;
-    match cluster.client.request_text(request).await {
+    // The API server would wait for a pod that is going for longer than anybody waits for us.
+    let asked = tokio::time::timeout(PATIENCE, cluster.client.request_text(request));
+    let Ok(answer) = asked.await else {
+        return Some(Finding::problem(
+            format!("the pod `{name}` does not answer"),
+            "kubectl describe pod tells whether it is ending, or its node is away",
+        ));
+    };
+    match answer {
         Ok(text) if text.trim() == "ready" => None,
         // Ready, and something is the matter all the same.
         Ok(text) => Some(Finding::warning(

@@ -37,8 +37,6 @@ pub(crate) struct Borrowed {
     pool: Rc<Pool>,
     address: SocketAddr,
     sender: Option<SendRequest<RequestBody>>,
-    /// Whether it served another request before: then its server may have closed it just now.
-    pub(crate) reused: bool,
 }
 
 impl Pool {
@@ -52,7 +50,7 @@ impl Pool {
         metrics: &WorkerMetrics,
     ) -> Result<Borrowed, Upstream> {
         if let Some(sender) = self.take(address) {
-            return Ok(self.lend(address, sender, true));
+            return Ok(self.lend(address, sender));
         }
         self.open(address, metrics).await
     }
@@ -77,20 +75,14 @@ impl Pool {
                 tracing::debug!(%error, "an HTTP/1 connection to an upstream ended");
             }
         });
-        Ok(self.lend(address, sender, false))
+        Ok(self.lend(address, sender))
     }
 
-    fn lend(
-        self: &Rc<Self>,
-        address: SocketAddr,
-        sender: SendRequest<RequestBody>,
-        reused: bool,
-    ) -> Borrowed {
+    fn lend(self: &Rc<Self>, address: SocketAddr, sender: SendRequest<RequestBody>) -> Borrowed {
         Borrowed {
             pool: Rc::clone(self),
             address,
             sender: Some(sender),
-            reused,
         }
     }
 

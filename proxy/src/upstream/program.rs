@@ -45,9 +45,10 @@ impl Programs {
         metrics: &WorkerMetrics,
     ) -> Result<(Response<Incoming>, Returned), Denial> {
         let mut connection = self.http1.borrow(address, metrics).await?;
-        // A server may close an idle connection at the moment we use it. What may be repeated is then sent once more,
-        // on a connection that is new (RFC 9112 §9.3.1); everything else only if nothing of it was sent.
-        let again = (connection.reused && repeatable(&request)).then(|| copy_head(&request));
+        // A server may close an idle connection at the moment we use it (RFC 9112 §9.3.1), and one that ends resets those
+        // that it did not come to accept. What may be repeated is then sent once more, on a connection that is new; everything
+        // else only if nothing of it was sent.
+        let again = repeatable(&request).then(|| copy_head(&request));
         let failed = match connection.send(request).await {
             Ok(response) => return Ok((response, Returned::Http1(connection))),
             Err(failed) => failed,

@@ -1,6 +1,6 @@
 //! Merlon in a cluster, as a platform team installs it: its images, its charts, `helm install`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use tokio::sync::OnceCell;
 
@@ -37,7 +37,7 @@ impl Images {
                 let programs = proxy.parent().expect("a folder");
                 let folder = programs.join("images");
                 let work = crate::folder::fresh();
-                let script = root().join("tests/cluster/images");
+                let script = tools::root().join("tests/cluster/images");
                 let ended = Plan::new("images", script, work.path())
                     .arg(&folder)
                     .arg(programs)
@@ -67,12 +67,6 @@ pub fn values_for_trying(images: &Images) -> String {
          images: {{ registry: localhost, tag: \"{}\", pullPolicy: Never }}\n",
         images.tag()
     )
-}
-
-/// The root of the checkout.
-pub(super) fn root() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    root.canonicalize().expect("the checkout")
 }
 
 impl Cluster {
@@ -137,7 +131,7 @@ impl Cluster {
     /// When Helm fails.
     pub async fn install_merlon(&self, values: &str) {
         let images = self.load_merlon().await;
-        let charts = root().join("charts");
+        let charts = tools::root().join("charts");
         let chart = |name: &str| charts.join(name).display().to_string();
         self.helm(&["install", "merlon-crds", &chart("merlon-crds")])
             .await;

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     Cluster, Image,
-    merlon::{NAMESPACE, TRUST_DOMAIN, root},
+    merlon::{NAMESPACE, TRUST_DOMAIN},
 };
 use crate::{
     process::{Ended, Plan},
@@ -163,7 +163,7 @@ impl Cluster {
         bao.root_token = text(&keys["root_token"]);
         bao.unseal().await;
         let set_up = bao
-            .plan(&root().join("certs/issuer/vault/setup.sh"))
+            .plan(&tools::root().join("certs/issuer/vault/setup.sh"))
             .env("TRUST_DOMAIN", TRUST_DOMAIN)
             .env("NAMESPACE", NAMESPACE)
             .run()

@@ -1,0 +1,408 @@
+//! The mesh on a real Kubernetes cluster when parts of it are away: what runs goes on, what cannot be told waits.
+//!
+//! One after the other in one cluster, since each takes something away that the others need.
+
+use merlon_tests::{
+    Cluster,
+    cluster::{self, merlon, openbao::ClusterBao},
+    process::Process,
+    tools, wait,
+};
+use serde_json::Value;
+
+/// Whether this test can run here. Root is needed; `make test` says so, and continuous integration has it.
+fn impossible() -> bool {
+    if cluster::is_possible() {
+        return false;
+    }
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "the tests of the cluster need root, and none may be left out here"
+    );
+    eprintln!("NOT RUN: a cluster needs root; `make test` says which command runs this");
+    true
+}
+
+/// Two replicas that end as programs should: they take nothing new, finish what they have, and are gone soon, long before
+/// anybody was told. And who calls them.
+const SHOP: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: { name: shop, labels: { merlon.io/inject: enabled } }
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: { name: web, namespace: shop }
+---
+apiVersion: v1
+kind: Service
+metadata: { name: orders, namespace: shop }
+spec: { selector: { app: orders }, ports: [{ port: 80, targetPort: http }] }
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: { name: orders, namespace: shop }
+spec:
+  replicas: 2
+  selector: { matchLabels: { app: orders } }
+  template:
+    metadata: { labels: { app: orders } }
+    spec:
+      terminationGracePeriodSeconds: 10
+      containers:
+        - name: orders
+          image: localhost/programs:test
+          imagePullPolicy: Never
+          command: [sh, -c, 'echo hello > /tmp/index.html; busybox httpd -f -p 8080 -h /tmp & p=$!; trap "kill $p; sleep 0.3; exit 0" TERM; wait']
+          ports: [{ name: http, containerPort: 8080 }]
+          readinessProbe: { httpGet: { path: /, port: http }, periodSeconds: 1 }
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: { name: web, namespace: shop }
+spec:
+  selector: { matchLabels: { app: web } }
+  template:
+    metadata: { labels: { app: web } }
+    spec:
+      serviceAccountName: web
+      terminationGracePeriodSeconds: 1
+      containers: [{ name: web, image: 'localhost/programs:test', imagePullPolicy: Never, command: [sleep, infinity] }]
+---
+apiVersion: merlon.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: { name: orders, namespace: shop }
+spec:
+  targetRefs: [{ kind: Service, name: orders }]
+  policies: |
+    @id("web-reads")
+    permit (principal == Workload::"shop/web", action == Action::"GET", resource);
+"#;
+
+struct Mesh {
+    cluster: Cluster,
+    values: String,
+}
+
+impl Mesh {
+    async fn start(cluster: Cluster) -> Self {
+        let bao: ClusterBao<'_> = cluster.openbao().await;
+        let values = bao.values();
+        cluster.install_merlon(&values).await;
+        let this = Self { cluster, values };
+        this.cluster.apply(SHOP).await;
+        this.available("shop").await;
+        this.cluster
+            .wait_for(&[
+                "--for=condition=Programmed",
+                "-n",
+                "shop",
+                "authorizationpolicy/orders",
+            ])
+            .await;
+        this
+    }
+
+    async fn available(&self, namespace: &str) {
+        self.cluster
+            .wait_for(&[
+                "--for=condition=Available",
+                "-n",
+                namespace,
+                "deployment",
+                "--all",
+            ])
+            .await;
+    }
+
+    /// Calls at 200 a second, until [`Load::stop`].
+    fn load(&self) -> Load {
+        // A pause between requests and not a rate: on a busy machine it must not fall behind and hurry.
+        let script = "while [ ! -e /tmp/stop ]; do \
+                      curl -s -m 10 --rate 200/s -o /dev/null -w '%{http_code}\\n' 'http://orders.shop/?[1-100]'; done; \
+                      rm /tmp/stop; echo end";
+        let kubectl = tools::installed("kubectl");
+        let running = self
+            .cluster
+            .inside("load", &kubectl)
+            .args([
+                "exec",
+                "-n",
+                "shop",
+                "deploy/web",
+                "-c",
+                "web",
+                "--",
+                "sh",
+                "-c",
+            ])
+            .arg(script)
+            .start();
+        Load { running }
+    }
+
+    async fn helm(&self, arguments: &[&str]) -> String {
+        let chart = tools::root().join("charts/merlon").display().to_string();
+        let file = self.cluster.folder().join("values.yaml");
+        std::fs::write(&file, &self.values).expect("a file");
+        let file = file.display().to_string();
+        let images = merlon::Images::built().await;
+        let tag = format!("images.tag={}", images.tag());
+        let mut all = vec!["upgrade", "merlon", &chart, "-n", merlon::NAMESPACE];
+        all.extend(["--values", &file, "--set-string", &tag]);
+        all.extend(["--set", "images.registry=localhost,images.pullPolicy=Never"]);
+        all.extend(arguments);
+        self.cluster.helm(&all).await
+    }
+
+    /// Runs `merlon` with the administrator's kubeconfig.
+    async fn merlon(&self, arguments: &[&str]) -> merlon_tests::process::Ended {
+        self.cluster
+            .inside("merlon", &tools::ours("merlon"))
+            .args(arguments)
+            .run()
+            .await
+    }
+
+    async fn rolled_out(&self, namespace: &str, what: &str) {
+        self.cluster
+            .kubectl(&["rollout", "status", "-n", namespace, what, "--timeout=60s"])
+            .await;
+    }
+}
+
+/// Requests that go on.
+struct Load {
+    running: Process,
+}
+
+impl Load {
+    fn count(&self) -> usize {
+        self.running.out().lines().count()
+    }
+
+    /// Waits until so many more were answered.
+    async fn goes_on(&self, more: usize) {
+        let aim = self.count() + more;
+        wait::until(format!("{more} more calls"), async || self.count() >= aim).await;
+    }
+
+    /// Ends it. Every call was answered with 200.
+    async fn lost_nothing(self, mesh: &Mesh) {
+        let from = "deploy/web";
+        mesh.cluster
+            .exec("shop", from, &["touch", "/tmp/stop"])
+            .await;
+        self.running.ended().await;
+        let out = self.running.out();
+        let lost: Vec<&str> = out
+            .lines()
+            .filter(|line| *line != "200" && *line != "end")
+            .collect();
+        assert!(
+            lost.is_empty(),
+            "{} of {} calls were lost: {:?}",
+            lost.len(),
+            out.lines().count(),
+            &lost[..lost.len().min(5)]
+        );
+        assert!(out.lines().count() > 100, "{out}");
+    }
+}
+
+#[tokio::test]
+async fn what_runs_goes_on_whatever_is_away() {
+    if impossible() {
+        return;
+    }
+    let mesh = Mesh::start(Cluster::start().await).await;
+    // What is said of a failure does not tell how far it came.
+    let begins = |what: &str| eprintln!("--- {what}");
+    begins("replicas");
+    replicas_may_die_at_any_time(&mesh).await;
+    begins("restart");
+    a_rolling_restart_loses_nothing(&mesh).await;
+    begins("upgrade");
+    an_upgrade_and_its_rollback_lose_nothing(&mesh).await;
+    begins("injector");
+    without_an_injector_a_meshed_pod_waits_and_all_others_start(&mesh).await;
+    begins("vault");
+    a_wrong_address_of_vault_is_told_and_stops_nothing(&mesh).await;
+    begins("uninstall");
+    nothing_is_left_when_it_is_taken_away(&mesh).await;
+}
+
+async fn replicas_may_die_at_any_time(mesh: &Mesh) {
+    let load = mesh.load();
+    load.goes_on(100).await;
+    for _ in 0..2 {
+        mesh.cluster
+            .kubectl(&[
+                "delete",
+                "pods",
+                "-n",
+                merlon::NAMESPACE,
+                "-l",
+                "app.kubernetes.io/component=control-plane",
+                "--grace-period=0",
+                "--force",
+            ])
+            .await;
+        load.goes_on(200).await;
+    }
+    mesh.rolled_out(merlon::NAMESPACE, "deployment/merlon-control-plane")
+        .await;
+    load.lost_nothing(mesh).await;
+}
+
+async fn a_rolling_restart_loses_nothing(mesh: &Mesh) {
+    let load = mesh.load();
+    load.goes_on(100).await;
+    let all = ["rollout", "restart", "-n", "shop", "deployment/orders"];
+    mesh.cluster.kubectl(&all).await;
+    mesh.rolled_out("shop", "deployment/orders").await;
+    load.goes_on(200).await;
+    load.lost_nothing(mesh).await;
+}
+
+async fn an_upgrade_and_its_rollback_lose_nothing(mesh: &Mesh) {
+    let load = mesh.load();
+    load.goes_on(100).await;
+    let changed = "controlPlane.logFilter=debug";
+    mesh.helm(&[
+        "--wait",
+        "--set",
+        changed,
+        "--set",
+        "injection.proxy.accessLog=refusals",
+    ])
+    .await;
+    // Pods that are made from now on have the new settings; `check` names those that have not.
+    let told = mesh.merlon(&["check"]).await;
+    assert_eq!(told.code(), 0, "{told:?}");
+    assert!(told.out.contains("not of the present settings"), "{told:?}");
+    let restart = ["rollout", "restart", "-n", "shop", "deployment/orders"];
+    mesh.cluster.kubectl(&restart).await;
+    mesh.rolled_out("shop", "deployment/orders").await;
+    let back = ["rollback", "merlon", "-n", merlon::NAMESPACE, "--wait"];
+    mesh.cluster.helm(&back).await;
+    load.goes_on(200).await;
+    load.lost_nothing(mesh).await;
+}
+
+const POD: &str = "
+apiVersion: v1
+kind: Pod
+metadata: { name: late, namespace: NAMESPACE }
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{ name: late, image: 'localhost/programs:test', imagePullPolicy: Never, command: [sleep, infinity] }]
+";
+
+async fn without_an_injector_a_meshed_pod_waits_and_all_others_start(mesh: &Mesh) {
+    let cluster = &mesh.cluster;
+    let control_plane = "deployment/merlon-control-plane";
+    let scale = async |replicas: &str| {
+        cluster
+            .kubectl(&["scale", "-n", merlon::NAMESPACE, control_plane, replicas])
+            .await;
+    };
+    scale("--replicas=0").await;
+    cluster
+        .wait_for(&[
+            "--for=delete",
+            "-n",
+            merlon::NAMESPACE,
+            "pod",
+            "-l",
+            "app.kubernetes.io/component=control-plane",
+        ])
+        .await;
+    let file = cluster.folder().join("late.yaml");
+    let path = file.display().to_string();
+    std::fs::write(&file, POD.replace("NAMESPACE", "shop")).expect("a file");
+    let refused = cluster.try_kubectl(&["apply", "-f", &path]).await;
+    assert!(refused.err.contains("inject.merlon.io"), "{refused:?}");
+    for namespace in ["kube-system", "default"] {
+        cluster.apply(&POD.replace("NAMESPACE", namespace)).await;
+        cluster
+            .wait_for(&["--for=condition=Ready", "-n", namespace, "pod/late"])
+            .await;
+    }
+    let load = mesh.load();
+    load.goes_on(100).await;
+    load.lost_nothing(mesh).await;
+    scale("--replicas=2").await;
+    mesh.rolled_out(merlon::NAMESPACE, control_plane).await;
+    wait::until("the pod is taken in", async || {
+        cluster.try_kubectl(&["apply", "-f", &path]).await.code() == 0
+    })
+    .await;
+    cluster
+        .wait_for(&["--for=condition=Ready", "-n", "shop", "pod/late"])
+        .await;
+}
+
+async fn a_wrong_address_of_vault_is_told_and_stops_nothing(mesh: &Mesh) {
+    let load = mesh.load();
+    mesh.helm(&["--set", "vault.address=https://nobody.vault.svc:8200"])
+        .await;
+    // A replica that begins now has no certificate, and says why.
+    let restart = [
+        "rollout",
+        "restart",
+        "-n",
+        merlon::NAMESPACE,
+        "deployment/merlon-control-plane",
+    ];
+    mesh.cluster.kubectl(&restart).await;
+    wait::until("`merlon check` tells", async || {
+        let told = mesh.merlon(&["check"]).await;
+        told.code() == 1 && told.out.contains("nobody.vault.svc")
+    })
+    .await;
+    load.goes_on(200).await;
+    load.lost_nothing(mesh).await;
+    mesh.helm(&["--wait"]).await;
+    mesh.rolled_out(merlon::NAMESPACE, "deployment/merlon-control-plane")
+        .await;
+    let told = mesh.merlon(&["check"]).await;
+    assert_eq!(told.code(), 0, "{told:?}");
+}
+
+async fn nothing_is_left_when_it_is_taken_away(mesh: &Mesh) {
+    let cluster = &mesh.cluster;
+    cluster
+        .kubectl(&["label", "namespace", "shop", "merlon.io/inject-"])
+        .await;
+    cluster
+        .helm(&["uninstall", "merlon", "-n", merlon::NAMESPACE, "--wait"])
+        .await;
+    cluster.helm(&["uninstall", "merlon-crds", "--wait"]).await;
+    let restart = ["rollout", "restart", "-n", "shop", "deployment"];
+    cluster.kubectl(&restart).await;
+    mesh.rolled_out("shop", "deployment/orders").await;
+    mesh.rolled_out("shop", "deployment/web").await;
+    let answer = cluster
+        .exec(
+            "shop",
+            "deploy/web",
+            &["curl", "-s", "-m", "10", "http://orders/"],
+        )
+        .await;
+    assert_eq!(answer.out, "hello\n", "{answer:?}");
+    for kind in [
+        "mutatingwebhookconfigurations",
+        "validatingwebhookconfigurations",
+        "clusterroles",
+        "clusterrolebindings",
+    ] {
+        let all: Value = cluster.json(&["get", kind]).await;
+        let left = all["items"].as_array().into_iter().flatten();
+        let left: Vec<&str> = left
+            .filter_map(|item| item["metadata"]["name"].as_str())
+            .filter(|name| name.contains("merlon"))
+            .collect();
+        assert!(left.is_empty(), "{kind}: {left:?}");
+    }
+}
