@@ -1,0 +1,182 @@
+//! The guide to an installation, followed word for word in a real cluster.
+
+use std::{env, fs, os::unix::fs::symlink, path::Path};
+
+use merlon_tests::{
+    Cluster,
+    cluster::{self, merlon},
+    folder,
+    process::Ended,
+    tools, wait,
+};
+
+const GUIDE: &str = include_str!("../../docs/install.md");
+
+/// Whether this test can run here. Root is needed; `make test` says so, and continuous integration has it.
+fn impossible() -> bool {
+    if cluster::is_possible() {
+        return false;
+    }
+    assert!(
+        env::var_os("CI").is_none(),
+        "the tests of the cluster need root, and none may be left out here"
+    );
+    eprintln!("NOT RUN: a cluster needs root; `make test` says which command runs this");
+    true
+}
+
+/// What stands between fences that say `sh` below a heading, as one types it.
+fn blocks(heading: &str) -> Vec<String> {
+    let (_, rest) = GUIDE
+        .split_once(&format!("\n{heading}\n"))
+        .unwrap_or_else(|| panic!("no `{heading}`"));
+    let end = rest.find("\n## ").unwrap_or(rest.len());
+    let mut found = Vec::new();
+    let mut lines = rest[..end].lines();
+    while let Some(line) = lines.next() {
+        let Some(indent) = line.find("```sh") else {
+            continue;
+        };
+        let typed = lines.by_ref().take_while(|line| line.trim() != "```");
+        found.push(
+            typed
+                .map(|line| as_here(line.get(indent..).unwrap_or_default()) + "\n")
+                .collect::<String>(),
+        );
+    }
+    found
+}
+
+/// With an image of this cluster, whose nodes fetch none, and without a wait for programs that do not end when asked to.
+fn as_here(line: &str) -> String {
+    line.replace("docker.io/library/busybox:1.37", cluster::BUSYBOX)
+        .replace(
+            "      serviceAccountName:",
+            "      terminationGracePeriodSeconds: 1\n      serviceAccountName:",
+        )
+}
+
+struct Reader<'a> {
+    cluster: &'a Cluster,
+    desk: &'a Path,
+}
+
+impl Reader<'_> {
+    async fn types(&self, block: &str) -> Ended {
+        let merlon = tools::ours("merlon");
+        let programs = merlon.parent().expect("a folder").display();
+        let bin = tools::folder().join("bin");
+        let bin = bin.canonicalize().expect("the tools");
+        let path = env::var("PATH").unwrap_or_default();
+        self.cluster
+            .inside("bash", Path::new("/bin/bash"))
+            .env("PATH", format!("{}:{programs}:{path}", bin.display()))
+            .env("HOME", self.desk)
+            .args(["-eu", "-o", "pipefail", "-c"])
+            // Entering the node's namespaces leads to the root of its files.
+            .arg(format!("cd {}\n{block}", self.desk.display()))
+            .run()
+            .await
+    }
+
+    async fn sees(&self, block: &str) -> String {
+        let ended = self.types(block).await;
+        assert_eq!(ended.code(), 0, "{block}\n{}{}", ended.out, ended.err);
+        ended.out
+    }
+}
+
+#[tokio::test]
+async fn the_guide_leads_from_nothing_to_a_first_policy_and_out_again() {
+    if impossible() {
+        return;
+    }
+    let cluster = Cluster::start().await;
+    let desk = folder::fresh();
+    let charts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts");
+    symlink(
+        charts.canonicalize().expect("the charts"),
+        desk.path().join("charts"),
+    )
+    .expect("a link");
+    let values = merlon::values_for_trying(cluster.load_merlon().await);
+    fs::write(desk.path().join("values.yaml"), values).expect("a file");
+    let reader = Reader {
+        cluster: &cluster,
+        desk: desk.path(),
+    };
+
+    for block in blocks("## 4. The charts") {
+        reader.sees(&block).await;
+    }
+    let [look] = &blocks("## 5. Is all well?")[..] else {
+        panic!("one block")
+    };
+    let seen = reader.sees(look).await;
+    assert!(seen.contains("Phase:          Succeeded"), "{seen}");
+
+    let first = blocks("## 6. The first namespace");
+    let [programs, label, refused, policy, ..] = &first[..] else {
+        panic!("four blocks: {first:?}")
+    };
+    let seen = reader.sees(programs).await;
+    assert!(seen.ends_with("two orders\n"), "{seen}");
+    reader.sees(label).await;
+    let meshed = "kubectl get pods --all-namespaces --selector merlon.io/meshed=true --output name";
+    assert_eq!(
+        reader
+            .sees(meshed)
+            .await
+            .lines()
+            .filter(|pod| !pod.contains("merlon-test"))
+            .count(),
+        2
+    );
+    let answer = reader.types(refused).await;
+    assert!(answer.err.contains("403 Forbidden"), "{answer:?}");
+    let seen = reader.sees(policy).await;
+    assert!(seen.ends_with("two orders\n"), "{seen}");
+    let wrong = policy.replace("Action::\"read\"", "Action::\"reed\"");
+    assert_ne!(wrong, *policy);
+    let answer = reader.types(&wrong).await;
+    assert!(
+        answer.err.contains("did you mean `Action::\"read\"`"),
+        "{answer:?}"
+    );
+
+    for block in blocks("## Upgrade and rollback") {
+        reader.sees(&block).await;
+    }
+
+    reader.sees("merlon check").await;
+
+    let last = blocks("## Uninstall");
+    let [out, uninstall, left, definitions] = &last[..] else {
+        panic!("four blocks: {last:?}")
+    };
+    reader.sees(out).await;
+    wait::until("no pod is meshed any more", async || {
+        reader
+            .sees(meshed)
+            .await
+            .lines()
+            .all(|pod| pod.contains("merlon-test"))
+    })
+    .await;
+    for block in [uninstall, left, definitions] {
+        reader.sees(block).await;
+    }
+    let kinds = "all,configmaps,secrets,serviceaccounts,leases,roles,rolebindings,clusterroles,\
+                 clusterrolebindings,poddisruptionbudgets,mutatingwebhookconfigurations,\
+                 validatingwebhookconfigurations,customresourcedefinitions,namespaces";
+    let left = cluster
+        .kubectl(&["get", kinds, "--all-namespaces", "--output=name"])
+        .await;
+    let ours: Vec<_> = left
+        .lines()
+        .filter(|name| name.contains("merlon"))
+        .collect();
+    assert!(ours.is_empty(), "left behind: {ours:#?}");
+    let call = "kubectl exec --namespace shop deployment/web -- wget -qO- http://orders";
+    assert_eq!(reader.sees(call).await, "two orders\n");
+}
