@@ -3,7 +3,9 @@
 use merlon_config::probe::Probes;
 use serde_json::{Map, Value, json};
 
-use crate::{INTERCEPT_CONTAINER, PROXY_CONTAINER, containers::Made, probes, refused::Refused};
+use crate::{
+    INJECTED, INTERCEPT_CONTAINER, PROXY_CONTAINER, containers::Made, probes, refused::Refused,
+};
 
 /// A Pod, or a pod's template.
 #[derive(Debug)]
@@ -121,6 +123,10 @@ impl Pod {
 
     /// Takes out what an earlier injection put in, if there was one.
     pub(crate) fn take_out(&mut self) -> Result<(), Refused> {
+        // Without it what bears our names is the user's own, and is refused instead of thrown away.
+        if self.annotations().all(|(name, _)| name != INJECTED) {
+            return Ok(());
+        }
         let mut known = Probes::new();
         let spec = self.spec_mut()?;
         let is_named = |container: &Value, name| container.get("name").is_some_and(|n| n == name);

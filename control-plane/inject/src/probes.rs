@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     pod::{self, Pod},
     refused::Refused,
+    scrutiny::OWN,
 };
 
 /// Where the proxy listens for a node's probes.
@@ -195,6 +196,14 @@ fn port(
             .or_else(|| name.parse().ok().filter(|port| *port > 0)),
         _ => None,
     };
+    if let Some(port) = found.filter(|port| OWN.contains(port)) {
+        // The proxy would ask itself.
+        return Err(Refused::OwnProbePort {
+            container: pod::name(container).to_owned(),
+            occasion: occasion.to_string(),
+            port,
+        });
+    }
     found.ok_or_else(|| Refused::ProbePort {
         container: pod::name(container).to_owned(),
         occasion: occasion.to_string(),

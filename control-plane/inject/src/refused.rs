@@ -58,6 +58,19 @@ pub enum Refused {
         /// Which port.
         port: u16,
     },
+    /// A probe that asks the proxy.
+    #[error(
+        "the {occasion} probe of the container `{container}` asks the port {port}, and 7560 to 7563 are the proxy's: \
+         ask one of the program's"
+    )]
+    OwnProbePort {
+        /// Which container.
+        container: String,
+        /// Which probe.
+        occasion: String,
+        /// Which port.
+        port: u16,
+    },
     /// A probe that leads nowhere.
     #[error(
         "the {occasion} probe of the container `{container}` asks the port `{port}`, which is neither a number nor the \

@@ -16,7 +16,10 @@ pub(crate) fn refuse(pod: &Pod) -> Result<(), Refused> {
         return Err(Refused::HostNetwork);
     }
     let system = spec.and_then(|spec| spec.get("os")?.get("name")?.as_str());
-    if system.is_some_and(|name| name.eq_ignore_ascii_case("windows")) {
+    let selected =
+        spec.and_then(|spec| spec.get("nodeSelector")?.get("kubernetes.io/os")?.as_str());
+    let mut systems = system.into_iter().chain(selected);
+    if systems.any(|name| name.eq_ignore_ascii_case("windows")) {
         return Err(Refused::Windows);
     }
     if user(spec) == Some(PROXY_USER) {
@@ -63,7 +66,7 @@ pub(crate) fn refuse(pod: &Pod) -> Result<(), Refused> {
 }
 
 /// The proxy's ports.
-const OWN: std::ops::RangeInclusive<u16> = 7560..=7563;
+pub(crate) const OWN: std::ops::RangeInclusive<u16> = 7560..=7563;
 
 fn named(value: &Value) -> Option<&str> {
     value.get("name")?.as_str()
@@ -106,11 +109,17 @@ pub(crate) fn warnings(pod: &Pod) -> Vec<String> {
         let added = added.into_iter().flatten().filter_map(Value::as_str);
         for capability in added {
             let plain = capability.trim_start_matches("CAP_");
-            if matches!(plain, "NET_ADMIN" | "SYS_ADMIN" | "ALL") {
-                warn(format!(
-                    "merlon: with the capability {plain} the container `{name}` can take away the rules that lead its connections through the sidecar"
-                ));
-            }
+            let can = match plain {
+                "NET_ADMIN" | "SYS_ADMIN" | "ALL" => {
+                    "take away the rules that lead its connections through the sidecar"
+                }
+                "SETUID" => "become the sidecar's user, whose connections the rules leave alone",
+                "NET_RAW" => "send packets that pass by the rules and the sidecar",
+                _ => continue,
+            };
+            warn(format!(
+                "merlon: with the capability {plain} the container `{name}` can {can}"
+            ));
         }
     }
     found

@@ -106,6 +106,18 @@ fn other_settings_replace_what_an_earlier_injection_made() {
 }
 
 #[test]
+fn a_pod_that_only_claims_to_have_a_sidecar_gets_one() {
+    let mut claiming = rich();
+    claiming["metadata"]["annotations"][INJECTED] = json!(mark(&settings()));
+    claiming["metadata"]["labels"][MESHED] = json!("true");
+    assert_eq!(injected(&claiming), injected(&rich()));
+    let own = json!({ "name": PROXY_CONTAINER, "image": "own", "restartPolicy": "Always" });
+    let list = claiming["spec"]["initContainers"].as_array_mut().unwrap();
+    list.insert(0, own);
+    assert_eq!(injected(&claiming), injected(&rich()));
+}
+
+#[test]
 fn the_proxy_is_told_what_to_ask_in_the_nodes_place() {
     let object = injected(&rich());
     let proxy = &object["spec"]["initContainers"][1];
@@ -133,15 +145,18 @@ fn what_cannot_be_in_the_mesh_is_refused_with_what_to_do() {
     let all = [
         json!({ "spec": { "hostNetwork": true, "containers": [] } }),
         json!({ "spec": { "os": { "name": "windows" }, "containers": [] } }),
+        json!({ "spec": { "nodeSelector": { "kubernetes.io/os": "windows" }, "containers": [] } }),
         json!({ "spec": { "securityContext": { "runAsUser": 7565 }, "containers": [] } }),
         pod(&json!({ "securityContext": { "runAsUser": 7565 } })),
         pod(&json!({ "ports": [{ "containerPort": 7561 }] })),
         pod(&json!({ "volumeMounts": [{ "name": "merlon-token", "mountPath": "/t" }] })),
         json!({ "spec": { "containers": [{ "name": "merlon-proxy" }] } }),
+        json!({ "spec": { "initContainers": [{ "name": "merlon-proxy" }], "containers": [] } }),
         json!({ "spec": { "containers": [], "volumes": [{ "name": "merlon-state" }] } }),
         pod(&get(json!("http"))),
         pod(&get(json!(0))),
         pod(&get(json!(70_000))),
+        pod(&get(json!(7563))),
         labelled,
         annotated("merlon.io/exclude-outbound-port", "80"),
         annotated("merlon.io/exclude-outbound-ports", "80,http"),
@@ -162,7 +177,7 @@ fn what_lets_a_program_get_around_its_sidecar_is_told() {
         "shareProcessNamespace": true,
         "containers": [
             { "name": "a", "securityContext": { "privileged": true } },
-            { "name": "b", "securityContext": { "capabilities": { "add": ["CAP_NET_ADMIN", "CHOWN"] } } },
+            { "name": "b", "securityContext": { "capabilities": { "add": ["CAP_NET_ADMIN", "CHOWN", "SETUID", "NET_RAW"] } } },
         ],
     } });
     let Ok(Injection::Changed { warnings, .. }) = inject(&pod, "shop", &settings()) else {
@@ -227,30 +242,102 @@ fn anything() -> impl Strategy<Value = Value> {
     })
 }
 
+/// A port that is not the proxy's.
+fn ports() -> impl Strategy<Value = u16> {
+    (1_u16..).prop_filter("the proxy's", |port| !(7560..=7563).contains(port))
+}
+
+/// A probe, or the handler of a beginning or an end, that asks the pod itself.
+fn asking() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        ports().prop_map(|port| json!({ "tcpSocket": { "port": port }, "periodSeconds": 3 })),
+        ports().prop_map(|port| json!({ "httpGet": { "port": port, "path": "/a" } })),
+        ports().prop_map(|port| json!({ "grpc": { "port": port }, "failureThreshold": 9 })),
+        Just(json!({ "exec": { "command": ["true"] } })),
+        Just(json!({ "httpGet": { "port": 80, "host": "elsewhere.example.org" } })),
+    ]
+}
+
+fn container() -> impl Strategy<Value = Value> {
+    let asked = || prop::option::of(asking());
+    let parts = (
+        "[a-z]{1,8}",
+        any::<bool>(),
+        asked(),
+        asked(),
+        asked(),
+        asked(),
+    );
+    parts.prop_map(|(name, sidecar, liveness, readiness, startup, stop)| {
+        let mut container = json!({ "name": name, "image": name, "ofTheFuture": [1] });
+        let probes = [
+            ("livenessProbe", liveness),
+            ("readinessProbe", readiness),
+            ("startupProbe", startup),
+        ];
+        for (field, probe) in probes {
+            if let Some(probe) = probe {
+                container[field] = probe;
+            }
+        }
+        if let Some(stop) = stop {
+            container["lifecycle"] = json!({ "preStop": stop, "stopSignal": "SIGQUIT" });
+        }
+        if sidecar {
+            container["restartPolicy"] = json!("Always");
+        }
+        container
+    })
+}
+
 /// Pods whose parts are what they are in pods.
 fn pods() -> impl Strategy<Value = Value> {
-    let probe = prop_oneof![
-        (1_u16..).prop_map(|port| json!({ "tcpSocket": { "port": port }, "periodSeconds": 3 })),
-        (1_u16..).prop_map(|port| json!({ "httpGet": { "port": port, "path": "/a" } })),
-        (1_u16..).prop_map(|port| json!({ "grpc": { "port": port } })),
-        Just(json!({ "exec": { "command": ["true"] } })),
-    ];
-    let container = ("[a-z]{1,8}", prop::option::of(probe), any::<bool>()).prop_map(
-        |(name, probe, sidecar)| {
-            let mut container = json!({ "name": name, "image": name });
-            if let Some(probe) = probe {
-                container["livenessProbe"] = probe;
-            }
-            if sidecar {
-                container["restartPolicy"] = json!("Always");
-            }
-            container
-        },
-    );
-    let list = prop::collection::vec(container, 0..4);
-    (list.clone(), list).prop_map(|(first, then)| {
-        json!({ "spec": { "initContainers": first, "containers": then, "nodeName": "one" } })
+    let list = || prop::collection::vec(container(), 0..4);
+    let labels = prop::collection::btree_map("[a-z]{1,4}", "[a-z]{0,4}", 0..3);
+    (list(), list(), labels, any::<bool>()).prop_map(|(first, then, labels, volume)| {
+        let mut pod = json!({
+            "metadata": { "labels": labels, "annotations": labels, "name": "one" },
+            "spec": { "initContainers": first, "containers": then, "nodeName": "one", "volumes": [] },
+            "ofTheFuture": { "kept": true },
+        });
+        if volume {
+            pod["spec"]["volumes"] = json!([{ "name": "data", "emptyDir": {} }]);
+        }
+        pod
     })
+}
+
+/// The pod without what is put in, and without what is asked of its programs.
+fn own(pod: &Value) -> Value {
+    let mut pod = pod.clone();
+    let ours = |one: &Value| {
+        one["name"]
+            .as_str()
+            .is_some_and(|name| name.starts_with("merlon-"))
+    };
+    for field in ["initContainers", "containers", "volumes"] {
+        let list = pod["spec"][field].as_array_mut().unwrap();
+        list.retain(|one| !ours(one));
+        for container in list {
+            for place in [
+                "/livenessProbe",
+                "/readinessProbe",
+                "/startupProbe",
+                "/lifecycle/preStop",
+            ] {
+                if let Some(Value::Object(asked)) = container.pointer_mut(place) {
+                    asked.retain(|kind, _| {
+                        !matches!(kind.as_str(), "httpGet" | "tcpSocket" | "grpc")
+                    });
+                }
+            }
+        }
+    }
+    for field in ["labels", "annotations"] {
+        let map = pod["metadata"][field].as_object_mut().unwrap();
+        map.retain(|name, _| !name.starts_with("merlon.io/"));
+    }
+    pod
 }
 
 proptest! {
@@ -261,16 +348,40 @@ proptest! {
     }
 
     #[test]
-    fn twice_is_as_once_and_the_pods_own_keeps_its_order(pod in pods()) {
+    fn twice_is_as_once(pod in pods()) {
         let once = injected(&pod);
         prop_assert_eq!(inject(&once, "shop", &settings()), Ok(Injection::Unchanged(Why::Injected)));
-        let names = |list: &Value| -> Vec<Value> {
-            list.as_array().into_iter().flatten().map(|one| one["name"].clone()).collect()
-        };
-        let before = names(&pod["spec"]["initContainers"]);
-        let after = names(&once["spec"]["initContainers"]);
-        prop_assert_eq!(&after[2..], &before[..]);
-        prop_assert_eq!(names(&once["spec"]["containers"]), names(&pod["spec"]["containers"]));
-        prop_assert_eq!(&once["spec"]["nodeName"], "one");
+    }
+
+    #[test]
+    fn nothing_changes_but_what_is_put_in_and_what_is_asked_of_programs(pod in pods()) {
+        let once = injected(&pod);
+        prop_assert_eq!(own(&once), own(&pod));
+        let names: Vec<_> = once["spec"]["initContainers"].as_array().unwrap().iter()
+            .take(2).map(|one| one["name"].clone()).collect();
+        prop_assert_eq!(names, ["merlon-init", "merlon-proxy"]);
+    }
+
+    #[test]
+    fn everything_that_is_asked_of_the_pod_is_asked_by_the_proxy_or_stays(pod in pods()) {
+        let once = injected(&pod);
+        let text = pod::variable(&once["spec"]["initContainers"][1], "MERLON_PROBES");
+        let probes: Probes = text.map(|text| serde_json::from_str(text).unwrap()).unwrap_or_default();
+        for field in pod::CONTAINERS {
+            for container in once["spec"][field].as_array().unwrap() {
+                let runs = field == "containers" || container["restartPolicy"] == "Always";
+                if !runs || container["name"].as_str().unwrap().starts_with("merlon-") {
+                    continue;
+                }
+                for place in ["/livenessProbe", "/readinessProbe", "/startupProbe", "/lifecycle/preStop"] {
+                    let Some(asked) = container.pointer(place) else { continue };
+                    prop_assert!(asked.get("tcpSocket").is_none() && asked.get("grpc").is_none());
+                    if let Some(get) = asked.get("httpGet").filter(|get| get.get("host").is_none()) {
+                        prop_assert_eq!(&get["port"], 7563);
+                        prop_assert!(probes.contains_key(get["path"].as_str().unwrap()));
+                    }
+                }
+            }
+        }
     }
 }
