@@ -131,8 +131,8 @@ bench: ## Merlon beside Envoy and HAProxy: CPU per request and memory
 # no unsafe code of ours to watch, and the address sanitizer does not go with a statically linked C library.
 fuzz: ## Every fuzz target for FUZZ_SECONDS (default: 60)
 	@tests/tools/install fuzz
-	@for manifest in */fuzz/Cargo.toml; do \
-	  [ -e "$$manifest" ] || { echo "no crate has a fuzz folder"; break; }; \
+	@for manifest in */fuzz/Cargo.toml */*/fuzz/Cargo.toml; do \
+	  [ -e "$$manifest" ] || continue; \
 	  folder=$$(dirname "$$manifest"); \
 	  for target in $$(PATH="$(CURDIR)/.tools/bin:$$PATH" $(CARGO) fuzz list --fuzz-dir "$$folder"); do \
 	    echo "--- $$folder $$target"; \

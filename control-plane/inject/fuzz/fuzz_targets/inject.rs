@@ -1,0 +1,32 @@
+//! Any JSON gets its sidecar, after which it stays as it is, or is refused with reasons that print.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use merlon_config::injection::InjectionSettings;
+use merlon_inject::{Injection, Why, inject};
+use serde_json::Value;
+
+static SETTINGS: LazyLock<InjectionSettings> = LazyLock::new(|| {
+    let text = "\
+proxyImage: merlon-proxy
+interceptImage: merlon-intercept
+controlPlane: https://merlon-control-plane.merlon-system.svc:7564
+";
+    InjectionSettings::parse("injection.yaml", text).expect("they are right")
+});
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(value) = serde_json::from_slice::<Value>(bytes) else {
+        return;
+    };
+    match inject(&value, "shop", &SETTINGS) {
+        Ok(Injection::Changed { object, .. }) => {
+            let again = inject(&object, "shop", &SETTINGS);
+            assert_eq!(again, Ok(Injection::Unchanged(Why::Injected)));
+        }
+        Ok(Injection::Unchanged(_)) => {}
+        Err(refused) => assert!(!refused.to_string().is_empty()),
+    }
+});
