@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     failure::Failure,
-    output::{eprint_line, print_line},
+    output::{eprint_line, print_line, printable},
 };
 
 /// Puts the sidecar into the pods of Kubernetes documents, as the admission webhook does; everything else passes as it is.
@@ -26,44 +26,96 @@ pub(crate) struct InjectArgs {
     /// The file of YAML documents; `-`: standard input.
     #[arg(long, short = 'f', value_name = "FILE")]
     file: PathBuf,
-    /// The injector's settings: the entry `injection.yaml` of the ConfigMap `merlon-injection`.
+    /// The injector's settings: the entry `injection.yaml` of the ConfigMap `merlon-injection`. Compulsory.
     #[arg(long, value_name = "FILE")]
-    settings: PathBuf,
+    settings: Option<PathBuf>,
     /// The namespace of documents that name none.
     #[arg(long, short = 'n', value_name = "NAMESPACE", default_value = "default")]
     namespace: String,
 }
 
+/// How the settings of a cluster are come by.
+const GET_SETTINGS: &str = "kubectl get configmap merlon-injection -n merlon-system -o jsonpath='{.data.injection\\.yaml}' > injection.yaml";
+
 pub(crate) fn run(args: &InjectArgs) -> Result<(), Failure> {
-    let settings = InjectionSettings::load(&args.settings).map_err(|report| {
-        Failure::usage(format!("the settings cannot be used\n\n{report}")).hint(
-            "kubectl get configmap merlon-injection -n merlon-system -o jsonpath='{.data.injection\\.yaml}' > injection.yaml",
+    let Some(settings) = &args.settings else {
+        return Err(Failure::usage(
+            "`--settings FILE` is missing: what the cluster's injector is told",
         )
+        .hint(GET_SETTINGS));
+    };
+    let settings = InjectionSettings::load(settings).map_err(|report| {
+        Failure::usage(format!("the settings cannot be used\n\n{report}")).hint(GET_SETTINGS)
     })?;
     let text = read(&args.file)?;
-    let name = args.file.display();
+    let name = if args.file.as_os_str() == "-" {
+        "standard input".to_owned()
+    } else {
+        args.file.display().to_string()
+    };
+    let done = injected(&text, &name, &args.namespace, &settings)?;
+    for warning in done.warnings {
+        eprint_line(&format!("warning: {warning}"));
+    }
+    print_line(done.text.trim_end());
+    Ok(())
+}
+
+/// The documents afterwards.
+#[derive(Debug)]
+struct Done {
+    text: String,
+    warnings: Vec<String>,
+}
+
+/// All of them, or what each is refused for.
+fn injected(
+    text: &str,
+    name: &str,
+    namespace: &str,
+    settings: &InjectionSettings,
+) -> Result<Done, Failure> {
     // As Kubernetes' own tools read it: `defaultMode: 0755` is octal.
     let as_kubernetes = serde_saphyr::options! { legacy_octal_numbers: true };
-    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(&text, as_kubernetes)
-        .map_err(|error| Failure::usage(format!("{name} is no YAML: {error}")))?;
-    let mut out = Vec::new();
-    let mut refused = Vec::new();
+    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, as_kubernetes)
+        .map_err(|error| {
+            let error = error.to_string();
+            Failure::usage(format!(
+                "{name} is no YAML: {}",
+                error.trim_start_matches("error: ")
+            ))
+        })?;
+    let mut told = Told::default();
+    let mut out = String::new();
     for (index, mut document) in documents.into_iter().enumerate() {
+        if document.is_null() {
+            continue;
+        }
         let place = format!("{name}, document {}", index + 1);
-        let namespace = namespace_of(&document, &args.namespace).to_owned();
-        walk(&mut document, &place, &namespace, &settings, &mut refused);
-        out.push(document);
+        let namespace = namespace_of(&document, namespace).to_owned();
+        walk(&mut document, &place, &namespace, settings, &mut told);
+        // As they write it: a long line stays one.
+        let unfolded = serde_saphyr::ser_options! { folded_wrap_chars: usize::MAX };
+        let text = serde_saphyr::to_string_with_options(&document, unfolded)
+            .map_err(|error| Failure::runtime(format!("{place} cannot be written: {error}")))?;
+        out.push_str("---\n");
+        out.push_str(text.trim_end_matches('\n'));
+        out.push('\n');
     }
-    if !refused.is_empty() {
-        return Err(Failure::usage(refused.join("\nerror: ")));
+    if !told.refused.is_empty() {
+        return Err(Failure::usage(told.refused.join("\nerror: ")));
     }
-    for document in out.iter().filter(|document| !document.is_null()) {
-        let text = serde_saphyr::to_string(document)
-            .map_err(|error| Failure::runtime(format!("a document cannot be written: {error}")))?;
-        print_line("---");
-        print_line(text.trim_end());
-    }
-    Ok(())
+    Ok(Done {
+        text: out,
+        warnings: told.warnings,
+    })
+}
+
+/// What people are told about documents.
+#[derive(Debug, Default)]
+struct Told {
+    warnings: Vec<String>,
+    refused: Vec<String>,
 }
 
 fn read(file: &std::path::Path) -> Result<String, Failure> {
@@ -83,11 +135,13 @@ fn namespace_of<'a>(document: &'a Value, otherwise: &'a str) -> &'a str {
 }
 
 /// Where the pod, or its template, is in a document of a kind.
-fn pod_in(kind: &str) -> Option<&'static str> {
-    match kind {
-        "Pod" => Some(""),
-        "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" | "Job" => Some("/spec/template"),
-        "CronJob" => Some("/spec/jobTemplate/spec/template"),
+fn pod_in(group: &str, kind: &str) -> Option<&'static str> {
+    match (group, kind) {
+        ("", "Pod") => Some(""),
+        ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet") | ("batch", "Job") => {
+            Some("/spec/template")
+        }
+        ("batch", "CronJob") => Some("/spec/jobTemplate/spec/template"),
         _ => None,
     }
 }
@@ -97,7 +151,7 @@ fn walk(
     place: &str,
     namespace: &str,
     settings: &InjectionSettings,
-    refused: &mut Vec<String>,
+    told: &mut Told,
 ) {
     let kind = document.get("kind").and_then(Value::as_str);
     let kind = kind.unwrap_or_default().to_owned();
@@ -106,23 +160,30 @@ fn walk(
         for (index, item) in items.into_iter().flatten().enumerate() {
             let place = format!("{place}, item {}", index + 1);
             let namespace = namespace_of(item, namespace).to_owned();
-            walk(item, &place, &namespace, settings, refused);
+            walk(item, &place, &namespace, settings, told);
         }
         return;
     }
     let name = document.pointer("/metadata/name").and_then(Value::as_str);
     let what = format!("{place} ({kind} `{}`)", name.unwrap_or_default());
-    let Some(pod) = pod_in(&kind).and_then(|path| document.pointer_mut(path)) else {
+    let version = document.get("apiVersion").and_then(Value::as_str);
+    let group = version.and_then(|version| Some(version.split_once('/')?.0));
+    let Some(pod) =
+        pod_in(group.unwrap_or_default(), &kind).and_then(|path| document.pointer_mut(path))
+    else {
         return;
     };
     match inject(pod, namespace, settings) {
         Ok(Injection::Unchanged(_)) => {}
         Ok(Injection::Changed { object, warnings }) => {
-            for warning in warnings {
-                eprint_line(&format!("warning: {what}: {warning}"));
-            }
+            let warnings = warnings.iter();
+            let warnings = warnings.map(|warning| printable(&format!("{what}: {warning}")));
+            told.warnings.extend(warnings);
             *pod = object;
         }
-        Err(why) => refused.push(format!("{what}: {why}")),
+        Err(why) => told.refused.push(printable(&format!("{what}: {why}"))),
     }
 }
+
+#[cfg(test)]
+mod tests;
