@@ -64,10 +64,12 @@ impl Cluster {
                 .await
                 .map_err(|error| error.to_string()),
         };
-        let config = config.map_err(|error| {
+        let mut config = config.map_err(|error| {
             Failure::usage(format!("it is not known where the cluster is: {error}"))
                 .hint("set KUBECONFIG, or name a context of it by `--context`")
         })?;
+        // What is not well now is what is asked about.
+        config.default_retry = false;
         let server = config.cluster_url.to_string();
         let client = Client::try_from(config)
             .map_err(|error| Failure::usage(format!("the cluster cannot be spoken to: {error}")))?;

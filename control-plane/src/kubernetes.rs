@@ -143,6 +143,7 @@ impl Kubernetes {
             cluster.clone(),
             board.clone(),
             lent.registry.clone(),
+            lent.authority.clone(),
             leads.clone(),
         );
         lent.tasks.spawn(reporter.run(lent.shutdown.clone()));

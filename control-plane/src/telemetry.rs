@@ -9,9 +9,12 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberI
 
 const NAME: &str = "merlon-control-plane";
 
-/// One JSON object per event on standard error. `RUST_LOG` chooses which; default: `info`.
+/// Clients of the cluster and of Vault log each failure that they also return, which we tell once, in our words.
+const DEFAULT: &str = "info,kube_client=off,rustify=off,vaultrs=off";
+
+/// One JSON object per event on standard error. `RUST_LOG` chooses which; default: `info` of ourselves.
 pub fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     let lines = tracing_subscriber::fmt::layer()
         .json()
         .flatten_event(true)

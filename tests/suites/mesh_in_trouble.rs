@@ -356,11 +356,13 @@ async fn a_wrong_address_of_vault_is_told_and_stops_nothing(mesh: &Mesh) {
         "deployment/merlon-control-plane",
     ];
     mesh.cluster.kubectl(&restart).await;
-    wait::until("`merlon check` tells", async || {
-        let told = mesh.merlon(&["check"]).await;
-        told.code() == 1 && told.out.contains("nobody.vault.svc")
-    })
-    .await;
+    let condition = "--for=condition=CertificatesIssued=false";
+    mesh.cluster
+        .wait_for(&[condition, "-n", merlon::NAMESPACE, "meshconfig/mesh"])
+        .await;
+    let told = mesh.merlon(&["check"]).await;
+    assert_eq!(told.code(), 1, "{told:?}");
+    assert!(told.out.contains("nobody.vault.svc"), "{told:?}");
     load.goes_on(200).await;
     load.lost_nothing(mesh).await;
     mesh.helm(&["--wait"]).await;

@@ -355,6 +355,12 @@ fn judged(kind: &str, object: &DynamicObject) -> Option<Finding> {
         let text = |field: &str| found.get(field).and_then(Value::as_str).unwrap_or_default();
         Some((text("status"), text("reason"), text("message")))
     };
+    if let Some(("False", _, message)) = condition("CertificatesIssued") {
+        return Some(Finding::problem(
+            format!("{name}: no certificates are issued: {message}"),
+            "the chart's values `certificates` and `vault` name the issuer; pods that run go on until their certificates end",
+        ));
+    }
     match condition("Accepted") {
         Some(("False", "TargetNotFound", message)) => Some(Finding::warning(
             format!("{name}: {message}"),

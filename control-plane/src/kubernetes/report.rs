@@ -22,7 +22,7 @@ use super::{
     status::status,
     watch::{Cluster, resource_of},
 };
-use crate::{config::KubernetesConfig, push::Registry};
+use crate::{authority::Authority, config::KubernetesConfig, push::Registry};
 
 /// What a moment brings (a change, and the acknowledgements of all proxies) is told at once.
 const GATHER: Duration = Duration::from_millis(150);
@@ -38,6 +38,7 @@ pub(crate) struct Reporter {
     cluster: Cluster,
     board: Board,
     registry: Registry,
+    authority: Authority,
     leads: watch::Receiver<bool>,
     told: Option<(Counts, Instant)>,
 }
@@ -49,6 +50,7 @@ impl Reporter {
         cluster: Cluster,
         board: Board,
         registry: Registry,
+        authority: Authority,
         leads: watch::Receiver<bool>,
     ) -> Self {
         Self {
@@ -58,6 +60,7 @@ impl Reporter {
             cluster,
             board,
             registry,
+            authority,
             leads,
             told: None,
         }
@@ -149,8 +152,17 @@ impl Reporter {
             return None;
         }
         let before = object.data.get("status");
-        let status = status(&verdict, sum.get(&key), before, now);
+        let issuer = (kind.kind == "MeshConfig").then(|| self.issuer()).flatten();
+        let status = status(&verdict, sum.get(&key), issuer, before, now);
         (before != Some(&status)).then_some(status)
+    }
+
+    /// What the certificate issuer says, if it has said something.
+    fn issuer(&self) -> Option<Result<(), String>> {
+        if let Some(problem) = self.authority.problem() {
+            return Some(Err(problem));
+        }
+        self.authority.certified().map(|_| Ok(()))
     }
 
     async fn write(&self, kind: &Kind, object: &DynamicObject, status: Value) {

@@ -5,10 +5,12 @@ use serde_json::{Value, json};
 
 use super::{accept::Verdict, counts::Count};
 
-/// The status that a resource should have; `before` is what it has.
+/// The status that a resource should have; `before` is what it has. `issuer` is what the certificate issuer says, of the
+/// resource that names it.
 pub(crate) fn status(
     verdict: &Verdict,
     count: Option<&Count>,
+    issuer: Option<Result<(), String>>,
     before: Option<&Value>,
     now: Timestamp,
 ) -> Value {
@@ -41,13 +43,21 @@ pub(crate) fn status(
         message.push_str("\nnothing of it is in force");
     }
     let accepted = (verdict.accepted, verdict.reason, message);
+    let mut conditions = vec![
+        condition("Accepted", accepted),
+        condition("Programmed", programmed(verdict, count, &proxies)),
+    ];
+    conditions.extend(issuer.map(|said| {
+        let said = match said {
+            Ok(()) => (true, "Issued", "the issuer signs".to_owned()),
+            Err(why) => (false, "IssuerFailed", why),
+        };
+        condition("CertificatesIssued", said)
+    }));
     let mut status = json!({
         "observedGeneration": verdict.generation,
         "proxies": proxies,
-        "conditions": [
-            condition("Accepted", accepted),
-            condition("Programmed", programmed(verdict, count, &proxies)),
-        ],
+        "conditions": conditions,
     });
     if let Some(version) = &verdict.in_force
         && let Some(map) = status.as_object_mut()
