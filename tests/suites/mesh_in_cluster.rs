@@ -5,8 +5,8 @@ use merlon_tests::{
     Cluster,
     cluster::{self, merlon, openbao::ClusterBao},
     pods::Capture,
-    process::Ended,
-    wait,
+    process::{Ended, Plan},
+    tools, wait,
 };
 use tokio::sync::OnceCell;
 
@@ -340,6 +340,72 @@ spec:
             .contains("Warning: merlon: with `shareProcessNamespace"),
         "{warned:?}"
     );
+}
+
+#[tokio::test]
+async fn what_merlon_inject_writes_is_what_the_webhook_makes_and_leaves() {
+    if impossible() {
+        return;
+    }
+    let cluster = meshed().await;
+    let shop = namespace(cluster, "offline").await;
+    let folder = tempfile::tempdir_in(cluster.folder()).expect("a folder");
+    let place = |name: &str| folder.path().join(name).display().to_string();
+    let settings = ["get", "configmap", "merlon-injection"];
+    let entry = [
+        "-n",
+        merlon::NAMESPACE,
+        "-o",
+        r"jsonpath={.data.injection\.yaml}",
+    ];
+    let settings = cluster
+        .kubectl(&[settings.as_slice(), &entry].concat())
+        .await;
+    std::fs::write(place("injection.yaml"), settings).expect("a file");
+    let pod = "
+apiVersion: v1
+kind: Pod
+metadata: { name: orders, labels: { app: orders } }
+spec:
+  initContainers: [{ name: first, image: first }]
+  containers:
+    - name: orders
+      image: orders
+      ports: [{ name: http, containerPort: 8080 }]
+      env: [{ name: SWITCH, value: 'on' }, { name: PRICE, value: '1e3' }]
+      readinessProbe: { httpGet: { path: /, port: http } }
+      livenessProbe: { tcpSocket: { port: 8080 } }
+      lifecycle: { preStop: { httpGet: { path: /quit, port: http } } }
+      volumeMounts: [{ name: data, mountPath: /data }]
+  volumes: [{ name: data, configMap: { name: data, defaultMode: 0640 } }]
+";
+    std::fs::write(place("plain.yaml"), pod).expect("a file");
+    let written = Plan::new("inject", tools::ours("merlon"), folder.path())
+        .args(["inject", "-n", &shop, "-f", &place("plain.yaml")])
+        .args(["--settings", &place("injection.yaml")])
+        .run()
+        .await;
+    assert_eq!(written.code(), 0, "{}", written.err);
+    std::fs::write(place("meshed.yaml"), &written.out).expect("a file");
+
+    let mut made = Vec::new();
+    for file in ["plain.yaml", "meshed.yaml"] {
+        let file = place(file);
+        let create = ["create", "--dry-run=server", "-n", &shop, "-f", &file];
+        let mut pod = cluster.json(&create).await;
+        // Kubernetes gives it anew to each pod.
+        let text = pod["spec"].to_string();
+        let at = text.find("kube-api-access-").expect("its token");
+        let volume = &text[at..at + "kube-api-access-12345".len()];
+        pod["spec"] = serde_json::from_str(&text.replace(volume, "kube-api-access")).expect("JSON");
+        made.push(pod);
+    }
+    let (online, offline) = (&made[0], &made[1]);
+    assert_eq!(online["spec"]["initContainers"][1]["name"], "merlon-proxy");
+    assert_eq!(online["spec"], offline["spec"]);
+    for own in ["annotations", "labels"] {
+        assert_eq!(online["metadata"][own], offline["metadata"][own]);
+    }
 }
 
 #[tokio::test]
