@@ -25,7 +25,7 @@ DIST := --profile dist $(BINARIES)
 
 .PHONY: help
 help: ## What there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- running --------------------------------------------------------------------------------------------------------
 .PHONY: demo demo-check
@@ -54,7 +54,7 @@ tools: ## Installs the servers that the tests talk to, into the user's cache, be
 # Where `make cluster` puts what one needs to use it.
 CLUSTER := target/cluster
 
-.PHONY: cluster cluster-down images
+.PHONY: cluster cluster-down demo-kubernetes images
 cluster: tools build ## A real Kubernetes cluster on this machine, with Merlon's images in it, until `make cluster-down`
 	@$(CARGO) build --locked --example cluster
 	@$(MAKE) --no-print-directory cluster-down
@@ -71,6 +71,10 @@ cluster: tools build ## A real Kubernetes cluster on this machine, with Merlon's
 	  "  helm install merlon charts/merlon -n merlon-system --create-namespace -f $(CLUSTER)/values.yaml --wait" "" \
 	  "Images that its pods can run: those of Merlon, and localhost/programs:test with curl, redis-server and busybox." \
 	  "make cluster-down ends it and leaves nothing."
+
+demo-kubernetes: tools build ## The mesh on a Kubernetes cluster of its own, told step by step; needs root
+	@$(CARGO) build --locked --example demo_kubernetes
+	@"$$(dirname "$$(tests/tools/binary merlon)")/examples/demo_kubernetes"
 
 cluster-down: ## Ends what `make cluster` started
 	@[ ! -e $(CLUSTER)/pid ] || { \
