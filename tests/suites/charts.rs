@@ -185,6 +185,10 @@ async fn only_what_is_read_at_the_start_restarts_the_control_plane() {
     ] {
         assert_eq!(pods(&[VAULT, live]).await, before, "{live}");
     }
+    let public = template(&[VAULT, "vault: { caBundle: '' }"]).await;
+    assert_eq!(public.code(), 0, "{public:?}");
+    assert!(!public.out.contains("caFile"), "{public:?}");
+    assert!(!public.out.contains("merlon-vault"), "{public:?}");
     let other_roots = "vault: { caBundle: another }";
     assert_ne!(pods(&[VAULT, other_roots]).await, before);
 }
@@ -200,7 +204,6 @@ async fn wrong_values_are_refused_in_words_that_say_what_would_be_right() {
             "mesh: { trustDomain: prod.example.org }\ncertificates: { issuer: vault }",
         ),
         (VAULT, "vault: { address: 'http://vault.example.org:8200' }"),
-        (VAULT, "vault: { caBundle: '' }"),
         (EMBEDDED, "certificates: { issuer: acme }"),
         (EMBEDDED, "mesh: { trustDomain: 'spiffe://prod' }"),
         (EMBEDDED, "mesh: { trustDomains: prod.example.org }"),

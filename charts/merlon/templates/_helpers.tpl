@@ -28,13 +28,10 @@ app.kubernetes.io/component: control-plane
 {{- fail "\n\ncertificates.issuer is not set. Who signs the mesh's certificates?\n\n  certificates:\n    issuer: vault       # Vault or OpenBao, prepared by certs/issuer/vault/setup.sh; give vault.address too\n\n  certificates:\n    issuer: embedded    # a key in a Secret of this cluster: for development\n" }}
 {{- end }}
 {{- if and (eq .Values.certificates.issuer "vault") (not .Values.vault.address) }}
-{{- fail "\n\ncertificates.issuer is vault, and vault.address is not set:\n\n  vault:\n    address: https://vault.example.org:8200\n    caBundle: |\n      -----BEGIN CERTIFICATE-----\n" }}
+{{- fail "\n\ncertificates.issuer is vault, and vault.address is not set:\n\n  vault:\n    address: https://vault.example.org:8200\n" }}
 {{- end }}
 {{- if and (eq .Values.certificates.issuer "vault") (not (hasPrefix "https://" .Values.vault.address)) }}
 {{- fail (printf "\n\nvault.address is %s: the control plane speaks to Vault by https only\n" .Values.vault.address) }}
-{{- end }}
-{{- if and (eq .Values.certificates.issuer "vault") (not .Values.vault.caBundle) }}
-{{- fail "\n\nvault.caBundle is not set: the image has no roots of its own, so give those of Vault's certificate as PEM\n" }}
 {{- end }}
 {{- if and .Values.controlPlane.podDisruptionBudget.enabled (ge (int .Values.controlPlane.podDisruptionBudget.minAvailable) (int .Values.controlPlane.replicas)) (gt (int .Values.controlPlane.replicas) 1) }}
 {{- fail "\n\ncontrolPlane.podDisruptionBudget.minAvailable is not below controlPlane.replicas: no node could ever be drained\n" }}
