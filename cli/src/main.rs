@@ -7,6 +7,7 @@ mod cluster;
 mod control_plane;
 mod crds;
 mod demo;
+mod egress;
 mod explain;
 mod failure;
 mod inject;
@@ -51,6 +52,12 @@ enum Command {
         control_plane: Administration,
         #[command(subcommand)]
         command: proxy::ProxyCommand,
+    },
+    Egress {
+        #[command(flatten)]
+        control_plane: Administration,
+        #[command(flatten)]
+        args: egress::EgressArgs,
     },
     Explain {
         #[command(flatten)]
@@ -160,6 +167,10 @@ async fn run(command: Command) -> Result<(), Failure> {
             control_plane,
             command,
         } => proxy::run(&command, &control_plane.control_plane().await?).await,
+        Command::Egress {
+            control_plane,
+            args,
+        } => egress::run(&args, &control_plane.control_plane().await?).await,
         Command::Explain {
             control_plane,
             args,

@@ -121,7 +121,7 @@ fn table(proxies: &[ProxyStatus], now: Timestamp) -> String {
 }
 
 /// Columns as wide as their widest cell, so that lines stay whole in logs and pipes.
-fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+pub(crate) fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {

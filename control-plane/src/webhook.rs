@@ -8,7 +8,7 @@ mod certificate;
 mod listen;
 mod review;
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -21,7 +21,10 @@ use axum::{
 use kube::Client;
 use merlon_config::{injection::InjectionSettings, live::Live, report::Report, watch::watch_dir};
 use merlon_inject::{Injection, inject};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
@@ -38,12 +41,18 @@ use crate::{
 /// Twice what the API server takes itself, since a review carries the object before a change and after it.
 const BODY_BYTES: usize = 6 << 20;
 
+/// Each judging compiles the mesh; whoever reaches the port may ask.
+const JUDGED_AT_ONCE: usize = 2;
+/// Below the time-out of the webhook configuration, so that it is we who say why.
+const PATIENCE: Duration = Duration::from_secs(8);
+
 /// What answers the API server.
 #[derive(Debug)]
 pub(crate) struct Webhook {
     pub(crate) judge: Judge,
     pub(crate) metrics: Metrics,
     settings: Live<InjectionSettings>,
+    judging: Semaphore,
 }
 
 /// What the rest of a control plane lends.
@@ -72,6 +81,7 @@ pub(crate) fn start(
         judge: lent.judge,
         metrics: lent.metrics.clone(),
         settings: Live::new(settings),
+        judging: Semaphore::new(JUDGED_AT_ONCE),
     });
     let certificate = Certificate::new(lent.client.clone(), lent.namespace, lent.contact.clone());
     let bundles = Bundles {
@@ -151,19 +161,10 @@ async fn validated(State(hooks): State<Arc<Webhook>>, body: Bytes) -> Response {
     let answer = if review.changes_nothing() {
         Answer::allowed()
     } else {
-        let (judge, kind, object) = (
-            hooks.judge.clone(),
-            review.kind.clone(),
-            review.object.clone(),
-        );
-        let judged = tokio::task::spawn_blocking(move || judge.would(&kind, object)).await;
-        match judged {
-            Ok(Ok(warnings)) => Answer::allowed().with(warnings),
-            Ok(Err(why)) => Answer::refused(why),
-            // Somebody else judges it once more, and enforces nothing that is wrong.
+        match tokio::time::timeout(PATIENCE, hooks.judged(&review)).await {
+            Ok(answer) => answer,
             Err(_) => Answer::refused(
-                "merlon: the resource could not be judged; the control plane's log says why"
-                    .to_owned(),
+                "merlon: the control plane is busy with other resources; try again".to_owned(),
             ),
         }
     };
@@ -177,6 +178,25 @@ fn reply(review: &Review, answer: &Answer) -> Response {
 }
 
 impl Webhook {
+    async fn judged(&self, review: &Review) -> Answer {
+        let could_not =
+            || "merlon: it could not be judged; the control plane's log says why".to_owned();
+        let Ok(_place) = self.judging.acquire().await else {
+            return Answer::refused(could_not());
+        };
+        let (judge, kind, object) = (
+            self.judge.clone(),
+            review.kind.clone(),
+            review.object.clone(),
+        );
+        let judged = tokio::task::spawn_blocking(move || judge.would(&kind, object)).await;
+        match judged {
+            Ok(Ok(warnings)) => Answer::allowed().with(warnings),
+            Ok(Err(why)) => Answer::refused(why),
+            Err(_) => Answer::refused(could_not()),
+        }
+    }
+
     fn tell(&self, webhook: &'static str, review: &Review, answer: &Answer) {
         let result = answer.result();
         let label = WebhookLabel { webhook, result };

@@ -156,6 +156,7 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
         keys,
         destinations,
         decisions: DecisionLog::new(&node_id),
+        outside: crate::outside::Outside::default(),
         spans,
         listeners: Claims::default(),
         health: Health::default(),

@@ -21,6 +21,7 @@ pub(crate) fn dump(shared: &Shared) -> Value {
                 "notAfter": svid.not_after.as_secs(),
             })
         }),
+        "outside": shared.outside.list(),
         "snapshot": snapshot.as_ref().as_ref().map(|snapshot| described(snapshot)),
     })
 }

@@ -112,7 +112,10 @@ async fn outside(
     let Some(snapshot) = current.snapshot() else {
         return exchange.refused(Denial::Unconfigured);
     };
-    if snapshot.mesh.outbound == OutboundMode::Deny {
+    let passes = snapshot.mesh.outbound != OutboundMode::Deny;
+    let seen = &local.shared.outside;
+    seen.called(&meant.to_string(), passes, exchange.at);
+    if !passes {
         return exchange.refused(Denial::Egress);
     }
     let _open = Open::new(local, Direction::Outbound, Transport::Plain);

@@ -15,6 +15,7 @@ pub mod layers;
 pub mod listener;
 pub mod logging;
 pub mod metrics;
+pub mod outside;
 pub mod peer_header;
 mod probes;
 pub mod problem;

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::AccessLogMode, decisions::DecisionLog, destinations::Destinations, health::Health,
-    jwks::JwksCache, listener::Claims, metrics::WorkerMetrics, telemetry::Spans,
+    jwks::JwksCache, listener::Claims, metrics::WorkerMetrics, outside::Outside, telemetry::Spans,
 };
 
 /// Everything a worker needs beside its own listeners. One per process, `Send` and `Sync`.
@@ -46,6 +46,8 @@ pub struct Shared {
     pub destinations: Destinations,
     /// Recorded facts of decisions.
     pub decisions: DecisionLog,
+    /// What the own program called outside the mesh.
+    pub outside: Outside,
     /// Finished spans go here; costs nothing when no collector is configured.
     pub spans: Spans,
     /// Addresses of the snapshot's listeners, of which each worker has its socket.

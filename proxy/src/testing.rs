@@ -109,6 +109,7 @@ pub(crate) fn shared() -> (Arc<Shared>, tokio::sync::mpsc::Receiver<Ask>) {
         keys: JwksCache::new().0,
         destinations,
         decisions: DecisionLog::new("test"),
+        outside: crate::outside::Outside::default(),
         spans: Spans::default(),
         listeners: Claims::default(),
         health: Health::default(),

@@ -235,6 +235,22 @@ async fn services_speak_mutual_tls_without_noticing_and_nobody_is_let_in_before_
         assert!(answer.out.ends_with("\n403"), "{answer:?}");
     }
 
+    // What is outside the mesh is passed on, and listed.
+    let api = "https://kubernetes.default/version";
+    let answer = curl(cluster, &shop, "other", &["-k", api]).await;
+    assert!(answer.out.ends_with("\n200"), "{answer:?}");
+    let listed = cluster
+        .inside("merlon", &tools::ours("merlon"))
+        .args(["egress", "--kubernetes"])
+        .run()
+        .await;
+    let server = cluster.json(&["get", "service", "kubernetes"]).await;
+    let server = server["spec"]["clusterIP"].as_str().expect("an address");
+    let row = listed.out.lines().find(|line| line.contains(server));
+    let row = row.unwrap_or_else(|| panic!("{listed:?}"));
+    let who = format!("/ns/{shop}/sa/other");
+    assert!(row.contains(&who) && row.contains(":443"), "{row}");
+
     // Somebody outside, at the program's own address and at the service's.
     let outside = cluster.namespace("outside").await;
     applied(cluster, &outside, &[caller("stranger"), orders(1)].concat()).await;

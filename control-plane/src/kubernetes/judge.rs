@@ -17,11 +17,14 @@ use super::{
 
 /// Knows what is in force. Cheap to clone; all clones know the same.
 #[derive(Clone, Default)]
-pub(crate) struct Judge(Arc<Mutex<Known>>);
+pub(crate) struct Judge {
+    known: Arc<Mutex<Known>>,
+    /// Apart: a judging takes a while, and what is new must not wait for it.
+    compiler: Arc<Mutex<Compiler>>,
+}
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Known {
-    compiler: Compiler,
     good: Good,
     found: Vec<Resource>,
     running: Option<Arc<Mesh>>,
@@ -36,7 +39,7 @@ impl fmt::Debug for Judge {
 impl Judge {
     /// Takes over what is in force now.
     pub(super) fn learn(&self, good: &Good, found: &[Resource], running: Option<&Arc<Mesh>>) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.good.clone_from(good);
         known.found = found.to_vec();
         if let Some(running) = running {
@@ -56,13 +59,14 @@ impl Judge {
             .map_err(|error| format!("merlon: it cannot be read: {error}"))?;
         let document = Document::of(kind, &object)
             .ok_or_else(|| "merlon: it cannot be read: it lacks a namespace".to_owned())?;
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let Known {
-            compiler,
             good,
             found,
             running,
-        } = &mut *known;
-        prospect(compiler, good, found, running.as_deref(), &document)
+        } = known.clone();
+        drop(known);
+        let mut compiler = self.compiler.lock().unwrap_or_else(PoisonError::into_inner);
+        prospect(&mut compiler, &good, &found, running.as_deref(), &document)
     }
 }

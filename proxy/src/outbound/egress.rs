@@ -61,9 +61,13 @@ impl Resolver {
 /// # Errors
 /// [`Denial::Egress`], or what went wrong upstream.
 pub(crate) async fn pass(call: &mut Call, host: &str, port: u16) -> Result<Answer, Denial> {
-    call.exchange.dst = Some(format!("{host}:{port}").into());
+    let destination = format!("{host}:{port}");
     let snapshot = call.current.snapshot().ok_or(Denial::Unconfigured)?;
-    if snapshot.mesh.outbound == OutboundMode::Deny {
+    let passes = snapshot.mesh.outbound != OutboundMode::Deny;
+    let seen = &call.local.shared.outside;
+    seen.called(&destination, passes, call.exchange.at);
+    call.exchange.dst = Some(destination.into());
+    if !passes {
         return Err(Denial::Egress);
     }
     let addresses = call.local.resolver.look_up(host).await?;

@@ -286,6 +286,7 @@ impl Node {
             keys,
             destinations,
             decisions: DecisionLog::new(state.identity),
+            outside: crate::outside::Outside::default(),
             spans: Spans::default(),
             listeners: Claims::default(),
             health: Health::default(),
