@@ -1,6 +1,9 @@
 //! `merlon check`: is the installation in a Kubernetes cluster well, and if not, how is it mended?
 
+mod namespaces;
 mod parts;
+mod replicas;
+mod resources;
 
 use clap::Args;
 use serde::Serialize;
@@ -78,7 +81,7 @@ impl Finding {
 
 pub(crate) async fn run(args: &CheckArgs) -> Result<(), Failure> {
     let findings = match &args.control_plane {
-        Some(url) => vec![parts::ready_at(url).await],
+        Some(url) => vec![replicas::ready_at(url).await],
         None => {
             let cluster = Cluster::connect(&args.place).await?;
             parts::all(&cluster).await?

@@ -1,0 +1,155 @@
+//! The control plane's replicas, and what each says of itself.
+
+use std::time::Duration;
+
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use kube::{Api, ResourceExt as _, api::ListParams};
+
+use super::{Finding, parts::unseen};
+use crate::cluster::{CONTROL_PLANES, Cluster};
+
+/// For one pod to say whether it is ready.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub(super) async fn control_plane(cluster: &Cluster) -> Vec<Finding> {
+    let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let deployment = match deployments.get_opt("merlon-control-plane").await {
+        Ok(Some(deployment)) => deployment,
+        Ok(None) => {
+            return vec![Finding::problem(
+                format!(
+                    "there is no control plane in the namespace `{}`",
+                    cluster.namespace
+                ),
+                format!(
+                    "helm install merlon charts/merlon -n {} --create-namespace -f values.yaml; \
+                     another namespace is named by `--merlon-namespace`",
+                    cluster.namespace
+                ),
+            )];
+        }
+        Err(error) => return vec![unseen("the control plane", &error)],
+    };
+    let wanted = deployment.spec.and_then(|spec| spec.replicas).unwrap_or(1);
+    let ready = deployment.status.and_then(|status| status.ready_replicas);
+    let ready = ready.unwrap_or_default();
+    let mut findings = Vec::new();
+    if ready >= wanted && wanted > 0 {
+        findings.push(Finding::ok(format!(
+            "{ready} of {wanted} replicas of the control plane are ready"
+        )));
+        if wanted == 1 {
+            findings.push(Finding::warning(
+                "the control plane has one replica",
+                "with two, new pods start while one of them is away: controlPlane.replicas=2",
+            ));
+        }
+    }
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let all = ListParams::default().labels(CONTROL_PLANES);
+    match pods.list(&all).await {
+        Err(error) => findings.push(unseen("the control plane's pods", &error)),
+        Ok(pods) => {
+            for pod in &pods.items {
+                findings.extend(replica(cluster, pod).await);
+            }
+        }
+    }
+    if ready < wanted || wanted == 0 {
+        findings.push(Finding::problem(
+            format!("{ready} of {wanted} replicas of the control plane are ready"),
+            format!(
+                "what the pods say is above; kubectl logs -n {} deployment/merlon-control-plane",
+                cluster.namespace
+            ),
+        ));
+    }
+    findings
+}
+
+/// What a replica says of itself, or what keeps it from saying anything.
+async fn replica(cluster: &Cluster, pod: &Pod) -> Option<Finding> {
+    let name = pod.name_any();
+    let status = pod.status.as_ref()?;
+    let containers = status.container_statuses.iter().flatten();
+    for container in containers {
+        let waiting = container
+            .state
+            .as_ref()
+            .and_then(|state| state.waiting.as_ref());
+        if let Some(waiting) = waiting {
+            let reason = waiting.reason.as_deref().unwrap_or_default();
+            let message = waiting.message.as_deref().unwrap_or_default();
+            return Some(Finding::problem(
+                format!("the pod `{name}` does not run: {reason} {message}"),
+                match reason {
+                    "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" => {
+                        "is the image where `images.registry` and `images.tag` say, and do `images.pullSecrets` open it?"
+                    }
+                    _ => "kubectl describe pod, kubectl logs --previous",
+                },
+            ));
+        }
+    }
+    if status.phase.as_deref() != Some("Running") || pod.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let path = format!(
+        "/api/v1/namespaces/{}/pods/{name}:7567/proxy/ready",
+        cluster.namespace
+    );
+    let request = http::Request::get(path).body(Vec::new()).ok()?;
+    // The API server would wait for a pod that is going for longer than anybody waits for us.
+    let asked = tokio::time::timeout(PATIENCE, cluster.client.request_text(request));
+    let Ok(answer) = asked.await else {
+        return Some(Finding::problem(
+            format!("the pod `{name}` does not answer"),
+            "kubectl describe pod tells whether it is ending, or its node is away",
+        ));
+    };
+    match answer {
+        Ok(text) if text.trim() == "ready" => None,
+        // Ready, and something is the matter all the same.
+        Ok(text) => Some(Finding::warning(
+            format!("the pod `{name}` is {}", text.trim()),
+            "it goes on with what it knows",
+        )),
+        Err(kube::Error::Api(answer)) if answer.code == 503 => Some(Finding::problem(
+            format!("the pod `{name}` is {}", answer.message.trim()),
+            "the values of the chart that name Vault and the trust domain are mended by `helm upgrade`; pods that run go on meanwhile",
+        )),
+        Err(error) => Some(unseen(
+            &format!("whether the pod `{name}` is ready"),
+            &error,
+        )),
+    }
+}
+
+/// Whether one control plane is ready, asked at its administration address.
+pub(super) async fn ready_at(url: &url::Url) -> Finding {
+    let failed = |why: String| {
+        Finding::problem(
+            format!("the control plane at {url} is not ready: {why}"),
+            "kubectl logs deployment/merlon-control-plane in the namespace of Merlon",
+        )
+    };
+    let Ok(page) = url.join("/ready") else {
+        return failed("this is no address of a page".to_owned());
+    };
+    let client = reqwest::Client::builder()
+        .timeout(Duration::from_secs(10))
+        .no_proxy()
+        .tls_certs_only(Vec::new())
+        .build();
+    let client = match client {
+        Ok(client) => client,
+        Err(error) => return failed(error.to_string()),
+    };
+    match client.get(page).send().await {
+        Ok(reply) if reply.status().is_success() => {
+            Finding::ok(format!("the control plane at {url} is ready"))
+        }
+        Ok(reply) => failed(reply.text().await.unwrap_or_default().trim().to_owned()),
+        Err(error) => failed(format!("{error:?}")),
+    }
+}
