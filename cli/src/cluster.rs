@@ -1,13 +1,23 @@
 //! A Kubernetes cluster, by the user's own kubeconfig and with the user's own rights.
 
+mod names;
+
+use std::time::Duration;
+
 use clap::Args;
+use hyper_util::{
+    client::legacy::{self, connect::HttpConnector},
+    rt::TokioExecutor,
+};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
     api::{AttachParams, ListParams},
+    client::ConfigExt as _,
     config::KubeConfigOptions,
 };
 use tokio::io::{AsyncRead, AsyncWrite, join};
+use tower::{BoxError, ServiceBuilder};
 
 use crate::failure::Failure;
 
@@ -64,14 +74,12 @@ impl Cluster {
                 .await
                 .map_err(|error| error.to_string()),
         };
-        let mut config = config.map_err(|error| {
+        let config = config.map_err(|error| {
             Failure::usage(format!("it is not known where the cluster is: {error}"))
                 .hint("set KUBECONFIG, or name a context of it by `--context`")
         })?;
-        // What is not well now is what is asked about.
-        config.default_retry = false;
         let server = config.cluster_url.to_string();
-        let client = Client::try_from(config)
+        let client = client(&config)
             .map_err(|error| Failure::usage(format!("the cluster cannot be spoken to: {error}")))?;
         Ok(Self {
             client,
@@ -131,7 +139,7 @@ impl Cluster {
 
     /// What the API server refused, and with which right it would not have.
     pub(crate) fn failed(&self, error: &kube::Error) -> Failure {
-        let failure = Failure::runtime(format!("{}: {error}", self.server));
+        let failure = Failure::runtime(format!("{}: {}", self.server, said(error)));
         match error {
             kube::Error::Api(status) if status.code == 403 => failure.hint(format!(
                 "your user needs, in the namespace `{}`, `list` of pods and `create` of pods/exec",
@@ -146,3 +154,41 @@ impl Cluster {
         }
     }
 }
+
+/// What went wrong, in the words of whoever said it.
+pub(crate) fn said(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error
+        && !status.message.is_empty()
+    {
+        return status.message.clone();
+    }
+    let mut said = error.to_string();
+    let mut inner = std::error::Error::source(error);
+    while let Some(cause) = inner {
+        let more = cause.to_string();
+        // Some say what caused them themselves.
+        if !said.contains(&more) {
+            said = format!("{said}: {more}");
+        }
+        inner = cause.source();
+    }
+    said
+}
+
+/// As kube makes one, but for the names, and nothing is asked twice: what is not well now is what is asked about.
+fn client(config: &kube::Config) -> Result<Client, kube::Error> {
+    let mut http = HttpConnector::new_with_resolver(names::Names);
+    http.enforce_http(false);
+    http.set_connect_timeout(Some(CONNECT));
+    let https = config.rustls_https_connector_with_connector(http)?;
+    let asking = legacy::Client::builder(TokioExecutor::new()).build(https);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(asking);
+    Ok(Client::new(service, config.default_namespace.clone()))
+}
+
+const CONNECT: Duration = Duration::from_secs(5);

@@ -7,7 +7,10 @@ use kube::Api;
 use serde_json::Value;
 
 use super::{Finding, namespaces, replicas, resources};
-use crate::{cluster::Cluster, failure::Failure};
+use crate::{
+    cluster::{Cluster, said},
+    failure::Failure,
+};
 
 /// Everything, in the order in which one thing stands upon another.
 pub(super) async fn all(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
@@ -32,7 +35,11 @@ pub(super) fn unseen(what: &str, error: &kube::Error) -> Finding {
         }
         _ => "try again",
     };
-    Finding::warning(format!("{what} could not be looked at: {error}"), hint)
+    // Not a warning: nobody knows whether it is well.
+    Finding::problem(
+        format!("{what} could not be looked at: {}", said(error)),
+        hint,
+    )
 }
 
 async fn server(cluster: &Cluster) -> Result<Finding, Failure> {
