@@ -83,7 +83,12 @@ pub(crate) fn start(
         settings: Live::new(settings),
         judging: Semaphore::new(JUDGED_AT_ONCE),
     });
-    let certificate = Certificate::new(lent.client.clone(), lent.namespace, lent.contact.clone());
+    let certificate = Certificate::new(
+        lent.client.clone(),
+        lent.namespace,
+        lent.contact.clone(),
+        lent.leads.clone(),
+    );
     let bundles = Bundles {
         client: lent.client,
         leads: lent.leads,

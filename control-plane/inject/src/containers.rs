@@ -22,10 +22,11 @@ pub(crate) struct Made {
 const TOKEN: &str = "merlon-token";
 const TRUST: &str = "merlon-trust";
 const STATE: &str = "merlon-state";
+const NOTHING: &str = "merlon-nothing";
 
 impl Made {
     /// The names of the volumes.
-    pub(crate) const VOLUMES: [&'static str; 3] = [TOKEN, TRUST, STATE];
+    pub(crate) const VOLUMES: [&'static str; 4] = [TOKEN, TRUST, STATE, NOTHING];
 }
 
 /// First what lays down the rules, then the proxy, so that nothing of the pod's own runs between them: it would have no
@@ -115,6 +116,7 @@ pub(crate) fn both(
             { "name": TOKEN, "mountPath": "/var/run/secrets/merlon", "readOnly": true },
             { "name": TRUST, "mountPath": "/etc/merlon/trust", "readOnly": true },
             { "name": STATE, "mountPath": "/var/lib/merlon" },
+            nothing(),
         ],
     });
     let mut intercept = json!({
@@ -122,6 +124,7 @@ pub(crate) fn both(
         "image": settings.intercept_image,
         "args": ["apply"],
         "env": intercept_env(wishes, settings),
+        "volumeMounts": [nothing()],
         "securityContext": {
             "runAsUser": 0,
             "runAsGroup": 0,
@@ -162,10 +165,21 @@ pub(crate) fn both(
         }),
         json!({ "name": TRUST, "configMap": { "name": "merlon-trust-bundle" } }),
         json!({ "name": STATE, "emptyDir": { "medium": "Memory", "sizeLimit": "16Mi" } }),
+        json!({ "name": NOTHING, "emptyDir": { "sizeLimit": "1Mi" } }),
     ];
     Ok(Made {
         containers: vec![intercept, proxy],
         volumes,
+    })
+}
+
+/// Stands where Kubernetes would mount the program's token for the API server, which is nothing for us to have: it mounts
+/// none where something is.
+fn nothing() -> Value {
+    json!({
+        "name": NOTHING,
+        "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount",
+        "readOnly": true,
     })
 }
 

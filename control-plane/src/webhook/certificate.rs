@@ -65,6 +65,8 @@ struct Shared {
     key: Zeroizing<String>,
     /// The first is the one that signs; the others are trusted, because they did or will.
     certificates: Vec<String>,
+    /// Of the Secret that it was read from.
+    version: Option<String>,
 }
 
 /// Keeps the certificate right.
@@ -72,12 +74,18 @@ pub(crate) struct Certificate {
     api: Api<Secret>,
     names: Vec<String>,
     contact: Contact,
+    leads: watch::Receiver<bool>,
     shown: watch::Sender<Option<Arc<ServerConfig>>>,
     trusted: watch::Sender<String>,
 }
 
 impl Certificate {
-    pub(crate) fn new(client: Client, namespace: &str, contact: Contact) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        namespace: &str,
+        contact: Contact,
+        leads: watch::Receiver<bool>,
+    ) -> Self {
         Self {
             api: Api::namespaced(client, namespace),
             names: vec![
@@ -85,6 +93,7 @@ impl Certificate {
                 format!("{SERVICE}.{namespace}.svc.cluster.local"),
             ],
             contact,
+            leads,
             shown: watch::Sender::new(None),
             trusted: watch::Sender::new(String::new()),
         }
@@ -100,7 +109,7 @@ impl Certificate {
         self.trusted.subscribe()
     }
 
-    pub(crate) async fn run(self, shutdown: CancellationToken) {
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let mut made: Option<(SystemTime, String)> = None;
         loop {
             let pause = match self.look(&mut made).await {
@@ -115,6 +124,8 @@ impl Certificate {
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
+                // Who begins to lead writes the roots, and must know the newest.
+                Ok(()) = self.leads.changed() => {}
                 () = shutdown.cancelled() => return,
             }
         }
@@ -141,7 +152,8 @@ impl Certificate {
             *made = Some((now, signing.to_owned()));
             tracing::info!(names = ?self.names, "webhook.certificate_made");
         }
-        if ends_within(signing, CA_LIFE / 2) {
+        // One at a time: of two that replaced it, one would sign with what nobody was told of.
+        if *self.leads.borrow() && ends_within(signing, CA_LIFE / 2) {
             self.replace(&shared).await?;
         }
         Ok(())
@@ -174,12 +186,16 @@ impl Certificate {
         known.extend(new.certificates.clone());
         self.trusted.send_replace(known.concat());
         tokio::time::sleep(KNOWN_BEFORE).await;
+        // Whoever leads now has written other roots.
+        if !*self.leads.borrow() {
+            return Ok(());
+        }
         let still = old.certificates.iter();
         let still = still.filter(|pem| !ends_within(pem, Duration::ZERO));
         new.certificates.extend(still.cloned());
         let patch = serde_json::json!({
-            // Of two replicas that do this at once, one begins again.
-            "metadata": { "resourceVersion": old_version(&self.api).await? },
+            // Whoever read what has changed since begins again.
+            "metadata": { "resourceVersion": old.version },
             "stringData": { KEY: new.key.as_str(), CERTIFICATES: new.certificates.concat() },
         });
         let patched = self
@@ -189,11 +205,6 @@ impl Certificate {
         patched.map_err(Box::new)?;
         Ok(())
     }
-}
-
-async fn old_version(api: &Api<Secret>) -> Result<Option<String>, CertificateError> {
-    let secret = api.get(SECRET).await.map_err(Box::new)?;
-    Ok(secret.metadata.resource_version)
 }
 
 impl Shared {
@@ -211,6 +222,7 @@ impl Shared {
         params.not_after = (now + CA_LIFE).into();
         Ok(Self {
             certificates: vec![params.self_signed(&key)?.pem()],
+            version: None,
             key: Zeroizing::new(key.serialize_pem()),
         })
     }
@@ -234,6 +246,7 @@ impl Shared {
         Ok(Self {
             key: Zeroizing::new(entry(KEY)?),
             certificates,
+            version: secret.metadata.resource_version.clone(),
         })
     }
 
