@@ -8,6 +8,7 @@ use merlon_tests::{
     process::{Ended, Plan},
     tools, wait,
 };
+use serde_json::Value;
 use tokio::sync::OnceCell;
 
 /// Whether this test can run here. Root is needed; `make test` says so, and continuous integration has it.
@@ -347,6 +348,22 @@ spec:
         .json(&["get", "pod", "declining", "-n", &shop])
         .await;
     assert!(made["spec"]["initContainers"].is_null(), "{made}");
+
+    // What runs beside a program does not have its rights at the API server.
+    applied(cluster, &shop, &pod("meshed", "", "")).await;
+    let made = cluster.json(&["get", "pod", "meshed", "-n", &shop]).await;
+    let mounts = |container: &Value| -> Vec<String> {
+        let all = container["volumeMounts"].as_array().into_iter().flatten();
+        all.filter_map(|mount| Some(mount["name"].as_str()?.to_owned()))
+            .collect()
+    };
+    let is_token = |name: &String| name.starts_with("kube-api-access");
+    let own = mounts(&made["spec"]["containers"][0]);
+    assert!(own.iter().any(is_token), "{own:?}");
+    for number in 0..2 {
+        let ours = mounts(&made["spec"]["initContainers"][number]);
+        assert!(!ours.iter().any(is_token), "{ours:?}");
+    }
 
     let privileged = pod("warned", "", "shareProcessNamespace: true");
     let warned = apply(cluster, &shop, &privileged).await;
