@@ -2,11 +2,11 @@
 //! one by HTTP bears no identity of the mesh. So the node asks here, and the very same is asked of the program.
 //!
 //! Whoever reaches the pod reaches this. It asks nothing but what the pod's author wrote down, by GET and HEAD alone, and
-//! tells no more than whether the answer was right.
+//! tells no more than whether the answer was right, and if not, in one line why.
 
 mod ask;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -15,20 +15,22 @@ use axum::{
     response::{IntoResponse, Response},
     serve::IncomingStream,
 };
-use merlon_config::probe::Probes;
+use merlon_config::probe::{Probe, Probes};
 use tokio::{net::TcpListener, sync::Semaphore};
 
 use self::ask::Asker;
 use crate::metrics::{FetchResult, Metrics};
 
-/// Probes that are made at the same time. A node makes few; who makes many is a stranger, and waits.
-const AT_ONCE: usize = 32;
+/// How often one probe is made at the same time. A node makes it once; who makes many is a stranger, and waits. Each probe
+/// has places of its own, so that one that a program answers slowly delays no other.
+const AT_ONCE: usize = 8;
+/// What is told of a reason, in characters: a program may have written it, and be talkative.
+const REASON: usize = 256;
 
 #[derive(Clone)]
 struct Listener {
-    probes: Arc<Probes>,
+    probes: Arc<BTreeMap<String, (Probe, Semaphore)>>,
     asker: Arc<Asker>,
-    places: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
 
@@ -42,9 +44,8 @@ pub(crate) async fn serve(listener: TcpListener, probes: Probes, metrics: Arc<Me
         }
     };
     let listener_state = Listener {
-        probes: Arc::new(probes),
+        probes: Arc::new(places(probes)),
         asker,
-        places: Arc::new(Semaphore::new(AT_ONCE)),
         metrics,
     };
     let routes = Router::new()
@@ -54,6 +55,12 @@ pub(crate) async fn serve(listener: TcpListener, probes: Probes, metrics: Arc<Me
     if let Err(error) = axum::serve(listener, routes).await {
         tracing::error!(%error, "probes are not answered any more");
     }
+}
+
+fn places(probes: Probes) -> BTreeMap<String, (Probe, Semaphore)> {
+    let each = probes.into_iter();
+    each.map(|(path, probe)| (path, (probe, Semaphore::new(AT_ONCE))))
+        .collect()
 }
 
 /// The address of the pod by which the node reached us: there it would have asked the program.
@@ -81,19 +88,22 @@ async fn answer(
         )
             .into_response();
     }
-    let Some(probe) = listener.probes.get(request.uri().path()) else {
-        return (StatusCode::NOT_FOUND, "there is no such probe\n").into_response();
+    let Some((probe, places)) = listener.probes.get(request.uri().path()) else {
+        let known: Vec<_> = listener.probes.keys().map(String::as_str).collect();
+        let told = format!("there is no such probe; there are: {}\n", known.join(", "));
+        return (StatusCode::NOT_FOUND, told).into_response();
     };
     let Some(own) = own else {
         return wrong("the pod's own address is not known");
     };
-    let Ok(_place) = listener.places.acquire().await else {
-        return wrong("the proxy ends");
+    let Ok(Ok(_place)) = tokio::time::timeout(probe.timeout(), places.acquire()).await else {
+        listener.metrics.probes.inc(FetchResult::Failed);
+        return wrong("this probe is asked for too often at once");
     };
     let agent = request.headers().get(header::USER_AGENT);
     let asked = listener.asker.ask(&probe.handler, own, agent);
     let outcome = match tokio::time::timeout(probe.timeout(), asked).await {
-        Ok(outcome) => outcome,
+        Ok(outcome) => outcome.map_err(|why| one_line(&why)),
         Err(_) => Err(format!(
             "the program did not answer within {} s",
             probe.timeout().as_secs()
@@ -118,6 +128,11 @@ async fn answer(
 
 fn wrong(why: &str) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response()
+}
+
+fn one_line(why: &str) -> String {
+    let shown = why.chars().map(|c| if c.is_control() { ' ' } else { c });
+    shown.take(REASON).collect()
 }
 
 #[cfg(test)]

@@ -57,3 +57,54 @@ fn a_pods_token_and_a_join_token_exclude_each_other() {
     let refused = refusal(&["--trust-domain-file", "/domain", "--state-dir", "/state"]);
     assert!(refused.contains("for `--token-file` only"), "{refused}");
 }
+
+mod probes_in_text {
+    use merlon_config::probe::{Grpc, Handler, HttpGet, Probe, Scheme, TcpSocket};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn handler() -> impl Strategy<Value = Handler> {
+        let scheme = prop_oneof![Just(Scheme::Http), Just(Scheme::Https)];
+        let headers = prop::collection::vec((any::<String>(), any::<String>()), 0..3);
+        prop_oneof![
+            (any::<u16>(), any::<String>(), scheme, headers).prop_map(
+                |(port, path, scheme, headers)| Handler::HttpGet(HttpGet {
+                    port,
+                    path,
+                    scheme,
+                    headers,
+                })
+            ),
+            any::<u16>().prop_map(|port| Handler::TcpSocket(TcpSocket { port })),
+            (any::<u16>(), any::<String>())
+                .prop_map(|(port, service)| Handler::Grpc(Grpc { port, service })),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read_back_whole(
+            written in prop::collection::btree_map(any::<String>(), (handler(), any::<u32>()), 0..4)
+        ) {
+            let written: Probes = written
+                .into_iter()
+                .map(|(path, (handler, timeout_seconds))| (path, Probe { handler, timeout_seconds }))
+                .collect();
+            let text = serde_json::to_string(&written).unwrap();
+            prop_assert_eq!(&probes(&text).unwrap().0, &written);
+            // Cut short it is nothing, and not a part of it.
+            let mut short = text;
+            short.pop();
+            let refused = probes(&short).unwrap_err();
+            prop_assert!(refused.contains("write each probe under its path"), "{}", refused);
+        }
+
+        #[test]
+        fn no_text_is_more_than_refused(text in any::<String>()) {
+            if let Err(refused) = probes(&text) {
+                prop_assert!(refused.contains("write each probe under its path"), "{}", refused);
+            }
+        }
+    }
+}

@@ -15,6 +15,8 @@ use tonic_prost::ProstCodec;
 
 /// A node follows so many redirects.
 const REDIRECTS: usize = 10;
+/// A node reads so many bytes of an answer's body. One that breaks off before is not right.
+const BODY: usize = 10 * 1024;
 
 /// Asks programs. Each question has a connection of its own.
 #[derive(Debug)]
@@ -76,7 +78,13 @@ impl Asker {
             Scheme::Http => "http",
             Scheme::Https => "https",
         };
-        let url = format!("{scheme}://{}{}", SocketAddr::new(own, get.port), get.path);
+        // Without it a path like `@elsewhere/` would name another host.
+        let slash = if get.path.starts_with('/') { "" } else { "/" };
+        let url = format!(
+            "{scheme}://{}{slash}{}",
+            SocketAddr::new(own, get.port),
+            get.path
+        );
         let mut headers = HeaderMap::new();
         if let Some(agent) = agent {
             headers.insert(header::USER_AGENT, agent.clone());
@@ -98,7 +106,14 @@ impl Asker {
             }
         }
         let sent = self.http.get(url).headers(headers).send().await;
-        let status = sent.map_err(|error| chain(&error))?.status();
+        let mut answer = sent.map_err(|error| chain(&error))?;
+        let mut read = 0;
+        while read < BODY
+            && let Some(part) = answer.chunk().await.map_err(|error| chain(&error))?
+        {
+            read += part.len();
+        }
+        let status = answer.status();
         if status.is_success() || status.is_redirection() {
             Ok(())
         } else {

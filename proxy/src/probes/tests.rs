@@ -176,6 +176,87 @@ async fn a_program_that_takes_connections_and_never_answers_is_seen_as_hung() {
 }
 
 #[tokio::test]
+async fn a_body_that_breaks_off_is_not_right_and_one_without_end_is() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        use tokio::io::AsyncWriteExt as _;
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = [0; 512];
+            let length = stream.read(&mut head).await.unwrap();
+            let endless = head[..length].starts_with(b"GET /endless ");
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\nbegun";
+            stream.write_all(answer).await.unwrap();
+            tokio::spawn(
+                async move { while endless && stream.write_all(&[0; 1024]).await.is_ok() {} },
+            );
+        }
+    });
+    let (status, text) = asked(Handler::HttpGet(get(port, "/"))).await;
+    assert_eq!(status, 503, "{text}");
+    let (status, text) = asked(Handler::HttpGet(get(port, "/endless"))).await;
+    assert_eq!(status, 200, "{text}");
+}
+
+#[tokio::test]
+async fn no_path_leads_to_another_host() {
+    let (elsewhere, other) = Program::start(|routes| routes.fallback(async || "seen")).await;
+    let (program, port) = Program::start(|routes| routes.fallback(async || "fine")).await;
+    for path in [
+        format!("@127.0.0.1:{other}/"),
+        format!("//127.0.0.1:{other}/"),
+        format!("http://127.0.0.1:{other}/"),
+        format!("\\@127.0.0.1:{other}/"),
+    ] {
+        let (status, text) = asked(Handler::HttpGet(get(port, &path))).await;
+        assert_eq!(status, 200, "`{path}`: {text}");
+    }
+    assert!(elsewhere.seen.lock().unwrap().is_empty());
+    assert_eq!(program.seen.lock().unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn a_probe_that_hangs_however_often_delays_no_other() {
+    let hung = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let slow = Handler::HttpGet(get(hung.local_addr().unwrap().port(), "/"));
+    let (_, port) = Program::start(|routes| routes.fallback(async || "fine")).await;
+    let probe = |handler, timeout_seconds| Probe {
+        handler,
+        timeout_seconds,
+    };
+    let probes = BTreeMap::from([
+        ("/probe/slow/liveness".to_owned(), probe(slow, 600)),
+        (
+            "/probe/web/liveness".to_owned(),
+            probe(Handler::HttpGet(get(port, "/")), 1),
+        ),
+    ]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let here = listener.local_addr().unwrap();
+    tokio::spawn(serve(listener, probes, Arc::new(Metrics::default())));
+    let many: Vec<_> = (0..4 * AT_ONCE)
+        .map(|_| tokio::spawn(said(here, "/probe/slow/liveness", Method::GET)))
+        .collect();
+    // All places of the slow probe are taken.
+    let mut held = Vec::new();
+    while held.len() < AT_ONCE {
+        held.push(hung.accept().await.unwrap());
+    }
+    assert_eq!(said(here, "/probe/web/liveness", Method::GET).await.0, 200);
+    for one in many {
+        one.abort();
+    }
+}
+
+#[test]
+fn a_reason_is_one_line_however_a_program_words_it() {
+    let told = one_line(&format!("a\r\nb{}", "ü".repeat(5000)));
+    assert!(!told.contains(['\r', '\n']), "{told}");
+    assert_eq!(told.chars().count(), REASON);
+}
+
+#[tokio::test]
 async fn a_programs_certificate_is_not_verified_as_the_node_does_not_either() {
     let made = rcgen::generate_simple_self_signed(vec!["nobody".to_owned()]).unwrap();
     let config = rustls::ServerConfig::builder_with_provider(Arc::clone(merlon_certs::provider()))
@@ -227,7 +308,9 @@ async fn nothing_can_be_asked_but_what_was_written_down() {
         "/probe/web/liveness/",
         "//probe/web/liveness",
     ] {
-        assert_eq!(said(here, other, Method::GET).await.0, 404, "{other}");
+        let (status, text) = said(here, other, Method::GET).await;
+        assert_eq!(status, 404, "{other}");
+        assert!(text.contains(path), "{text}");
     }
     assert_eq!(reached.load(Ordering::Relaxed), 0);
     assert_eq!(said(here, path, Method::HEAD).await.0, 200);
