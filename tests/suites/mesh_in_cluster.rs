@@ -264,8 +264,12 @@ async fn services_speak_mutual_tls_without_noticing_and_nobody_is_let_in_before_
     }
     // The same capture does see what is not in the mesh.
     let plain = format!("http://orders.{outside}/");
-    let answer = curl(cluster, &outside, "stranger", &[&plain]).await;
-    assert_eq!(answer.out, "canary-of-orders\n\n200", "{answer:?}");
+    // A node lays down its rules for a new Service a moment after its pods are ready.
+    wait::until("who is outside reaches who is outside", async || {
+        let answer = curl(cluster, &outside, "stranger", &[&plain]).await;
+        answer.out == "canary-of-orders\n\n200"
+    })
+    .await;
     assert!(capture.has("canary-of-orders"));
 }
 
