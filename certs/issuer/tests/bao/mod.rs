@@ -140,6 +140,14 @@ impl Bao {
         let prepared = vault_setup::prepare(&self.address, &administrator, &trust_domain, &prefix)
             .await
             .unwrap();
+        // What was written is read by everybody a moment later.
+        let token = prepared.token.expose_secret();
+        let role = format!("{}/roles/{}", prepared.pki_mount, prepared.role);
+        for path in ["auth/token/lookup-self", &role] {
+            while self.call_with(token, "GET", path, Value::Null).await.status != 200 {
+                tokio::task::yield_now().await;
+            }
+        }
         let folder = tempfile::tempdir().unwrap();
         let token_file = folder.path().join("token");
         fs::write(&token_file, prepared.token.expose_secret()).unwrap();
