@@ -20,6 +20,9 @@ pub(crate) struct Programs {
     h2: RefCell<HashMap<SocketAddr, Rc<h2::Group>, foldhash::fast::RandomState>>,
 }
 
+/// A program that ends may reset two connections that it did not come to accept; a third is refused.
+const TRIES: usize = 3;
+
 impl Programs {
     /// Sends a request and waits for the head of its answer.
     ///
@@ -49,24 +52,20 @@ impl Programs {
         // that it did not come to accept. What may be repeated is then sent once more, on a connection that is new; everything
         // else only if nothing of it was sent.
         let again = repeatable(&request).then(|| copy_head(&request));
-        let failed = match connection.send(request).await {
-            Ok(response) => return Ok((response, Returned::Http1(connection))),
-            Err(failed) => failed,
-        };
-        connection.spoil();
-        let mut failed = failed;
-        let request = match (failed.take_message(), again) {
-            (Some(unsent), _) => unsent,
-            (None, Some(again)) if !failed.error().is_parse() => again,
-            _ => return Err(upstream_error(failed.error()).into()),
-        };
-        let mut connection = self.http1.open(address, metrics).await?;
-        match connection.send(request).await {
-            Ok(response) => Ok((response, Returned::Http1(connection))),
-            Err(failed) => {
-                connection.spoil();
-                Err(upstream_error(failed.error()).into())
-            }
+        let (mut request, mut left) = (request, TRIES);
+        loop {
+            left -= 1;
+            let mut failed = match connection.send(request).await {
+                Ok(response) => return Ok((response, Returned::Http1(connection))),
+                Err(failed) => failed,
+            };
+            connection.spoil();
+            request = match (failed.take_message(), &again) {
+                (Some(unsent), _) if left > 0 => unsent,
+                (None, Some(again)) if left > 0 && !failed.error().is_parse() => copy_head(again),
+                _ => return Err(upstream_error(failed.error()).into()),
+            };
+            connection = self.http1.open(address, metrics).await?;
         }
     }
 
