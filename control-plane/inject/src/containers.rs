@@ -1,13 +1,12 @@
 //! The two containers and their volumes.
 
-use merlon_config::{
-    bootstrap::AccessLogMode,
-    injection::{InjectionSettings, PullPolicy},
-    probe::Probes,
-};
+use merlon_config::{injection::InjectionSettings, probe::Probes};
 use serde_json::{Value, json};
 
-use crate::{INTERCEPT_CONTAINER, PROXY_CONTAINER, annotations::Wishes, refused::Refused};
+use crate::{
+    AUDIENCE, INTERCEPT_CONTAINER, PROXY_CONTAINER, TRUST_BUNDLE, annotations::Wishes,
+    refused::Refused,
+};
 
 /// The user that the proxy runs as, whose connections the rules leave alone.
 pub(crate) const PROXY_USER: u64 = 7565;
@@ -71,12 +70,7 @@ pub(crate) fn both(
         proxy_env.push(variable("MERLON_PROBES", &text.replace('$', "$$")));
     }
     if let Some(mode) = settings.access_log {
-        let mode = match mode {
-            AccessLogMode::All => "all",
-            AccessLogMode::Refusals => "refusals",
-            AccessLogMode::Off => "off",
-        };
-        proxy_env.push(variable("MERLON_ACCESS_LOG", mode));
+        proxy_env.push(json!({ "name": "MERLON_ACCESS_LOG", "value": mode }));
     }
     if let Some(span) = settings.drain_timeout {
         proxy_env.push(variable("MERLON_DRAIN_TIMEOUT", &span.to_string()));
@@ -148,11 +142,6 @@ pub(crate) fn both(
             container.insert("resources".to_owned(), resources);
         }
         if let Some(policy) = settings.image_pull_policy {
-            let policy = match policy {
-                PullPolicy::Always => "Always",
-                PullPolicy::IfNotPresent => "IfNotPresent",
-                PullPolicy::Never => "Never",
-            };
             container.insert("imagePullPolicy".to_owned(), json!(policy));
         }
     }
@@ -160,10 +149,10 @@ pub(crate) fn both(
         json!({
             "name": TOKEN,
             "projected": { "sources": [{ "serviceAccountToken": {
-                "audience": "merlon", "expirationSeconds": 3600, "path": "token",
+                "audience": AUDIENCE, "expirationSeconds": 3600, "path": "token",
             } }] },
         }),
-        json!({ "name": TRUST, "configMap": { "name": "merlon-trust-bundle" } }),
+        json!({ "name": TRUST, "configMap": { "name": TRUST_BUNDLE } }),
         json!({ "name": STATE, "emptyDir": { "medium": "Memory", "sizeLimit": "16Mi" } }),
         json!({ "name": NOTHING, "emptyDir": { "sizeLimit": "1Mi" } }),
     ];

@@ -26,6 +26,11 @@ pub const INTERCEPT_CONTAINER: &str = "merlon-init";
 /// The container of the sidecar.
 pub const PROXY_CONTAINER: &str = "merlon-proxy";
 
+/// The ConfigMap with the mesh's roots, in every namespace.
+pub const TRUST_BUNDLE: &str = "merlon-trust-bundle";
+/// For whom a pod's token must be.
+pub const AUDIENCE: &str = "merlon";
+
 /// What became of a pod.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Injection {

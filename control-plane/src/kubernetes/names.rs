@@ -1,10 +1,6 @@
 //! Names of the objects that Merlon keeps in a cluster.
 
-/// The container that makes a pod a workload of the mesh.
-pub(crate) const PROXY_CONTAINER: &str = "merlon-proxy";
-
-/// The ConfigMap with the mesh's roots, in every namespace.
-pub(crate) const TRUST_BUNDLE: &str = "merlon-trust-bundle";
+pub(crate) use merlon_inject::{AUDIENCE, PROXY_CONTAINER, TRUST_BUNDLE};
 
 /// The Secret with the key of the embedded CA.
 pub(crate) const CA: &str = "merlon-ca";
@@ -17,6 +13,3 @@ pub(crate) const REPLICA_LABEL: &str = "merlon.io/replica";
 
 /// Who owns the fields that we write.
 pub(crate) const FIELD_MANAGER: &str = "merlon-control-plane";
-
-/// For whom a pod's token must be.
-pub(crate) const AUDIENCE: &str = "merlon";
