@@ -16,6 +16,7 @@ pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod redis;
+pub mod rights;
 pub mod runtime;
 pub mod tools;
 pub mod wait;

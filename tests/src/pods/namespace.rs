@@ -9,7 +9,7 @@ use std::{
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::tools;
+use crate::{rights, tools};
 
 /// A network namespace, gone when it is dropped.
 #[derive(Debug)]
@@ -153,18 +153,5 @@ fn ip(arguments: &[&str]) {
 /// # Panics
 /// In CI without root.
 pub fn are_possible() -> bool {
-    if rustix::process::geteuid().is_root() {
-        return true;
-    }
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "network namespaces need root, and in CI nothing is skipped"
-    );
-    use io::Write as _;
-    // Past the test harness, which would keep it for itself.
-    let _ = writeln!(
-        io::stderr(),
-        "NOT RUN: tests of interception need root for network namespaces; run them with: sudo -E make test"
-    );
-    false
+    rights::has_root("tests of interception", "network namespaces")
 }
