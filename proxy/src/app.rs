@@ -273,24 +273,10 @@ impl Bound {
             Ok(each)
         };
         let (inbound, outbound) = (all(config.inbound)?, all(config.outbound)?);
-        let failed = |source| StartError::Bind {
-            address: config.admin,
-            source,
-        };
-        let admin = TcpListener::bind(config.admin).map_err(failed)?;
-        admin.set_nonblocking(true).map_err(failed)?;
-        let probes = match &config.probes {
-            Some((address, _)) => {
-                let failed = |source| StartError::Bind {
-                    address: *address,
-                    source,
-                };
-                let listener = TcpListener::bind(address).map_err(failed)?;
-                listener.set_nonblocking(true).map_err(failed)?;
-                Some(listener)
-            }
-            None => None,
-        };
+        let (admin, admin_address) = bind(config.admin)?;
+        let probes = config.probes.as_ref();
+        let probes = probes.map(|(address, _)| bind(*address)).transpose()?;
+        let (probes, probes_address) = probes.unzip();
         let address = |listeners: &[Vec<TcpListener>]| {
             let first = listeners.first().and_then(|mine| mine.first());
             first.and_then(|first| first.local_addr().ok())
@@ -298,8 +284,8 @@ impl Bound {
         let addresses = Addresses {
             inbound: address(&inbound),
             outbound: address(&outbound),
-            admin: admin.local_addr().map_err(failed)?,
-            probes: probes.as_ref().and_then(|probes| probes.local_addr().ok()),
+            admin: admin_address,
+            probes: probes_address,
         };
         Ok(Self {
             inbound,
@@ -309,6 +295,17 @@ impl Bound {
             addresses,
         })
     }
+}
+
+/// One listener of the control thread, and where it really listens.
+fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let listen = || {
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let bound = listener.local_addr()?;
+        Ok((listener, bound))
+    };
+    listen().map_err(|source| StartError::Bind { address, source })
 }
 
 /// Whether an address cannot be had because the host has no such kind of addresses.
