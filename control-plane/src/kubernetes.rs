@@ -78,6 +78,9 @@ pub(crate) struct Lent {
     pub(crate) shutdown: CancellationToken,
 }
 
+/// What people wrote, and what the cluster itself knows.
+type Seen = (BTreeMap<Key, Document>, Arc<[Resource]>);
+
 /// A cluster that is followed.
 pub(crate) struct Kubernetes {
     client: Client,
@@ -89,7 +92,7 @@ pub(crate) struct Kubernetes {
     status: SharedStatus,
     metrics: Metrics,
     /// What was judged last.
-    judged: Option<(BTreeMap<Key, Document>, Vec<Resource>)>,
+    judged: Option<Seen>,
 }
 
 impl Kubernetes {
@@ -261,7 +264,7 @@ impl Kubernetes {
             })
             .map(|document| (document.key.clone(), document))
             .collect();
-        let found = workloads::found(&self.cluster);
+        let found: Arc<[Resource]> = workloads::found(&self.cluster).into();
         if let Some((before, known)) = &self.judged
             && *known == found
             && same(before, &documents)
@@ -269,8 +272,11 @@ impl Kubernetes {
             return None;
         }
         let judged = self.acceptor.judge(&documents, &found, running);
-        self.judge
-            .learn(self.acceptor.good(), &found, judged.mesh.as_ref());
+        self.judge.learn(
+            self.acceptor.good(),
+            Arc::clone(&found),
+            judged.mesh.as_ref(),
+        );
         self.judged = Some((documents, found));
         Some(judged)
     }

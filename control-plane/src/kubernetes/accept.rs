@@ -40,7 +40,8 @@ pub(crate) struct Verdict {
 #[derive(Debug, Default)]
 pub(crate) struct Acceptor {
     compiler: Compiler,
-    good: Good,
+    /// Shared with whoever is asked about resources that are not there yet.
+    good: Arc<Good>,
 }
 
 /// Those in force. Some may be deleted in the cluster, and stay because others cannot do without.
@@ -68,7 +69,7 @@ impl Acceptor {
             if let Some(kept) = &document.in_force
                 && !self.good.contains_key(key)
             {
-                self.good.insert(key.clone(), kept.clone());
+                Arc::make_mut(&mut self.good).insert(key.clone(), kept.clone());
             }
         }
         let mut trial = Trial {
@@ -107,7 +108,7 @@ impl Acceptor {
                 };
             }
         };
-        self.good = self.proved(set, &compiled.resources);
+        self.good = Arc::new(self.proved(set, &compiled.resources));
         let verdicts = documents.values().map(|document| {
             let kept = self.good.get(&document.key);
             let verdict = match wrong.remove(&document.key) {
@@ -126,8 +127,8 @@ impl Acceptor {
 
 impl Acceptor {
     /// What is in force.
-    pub(super) fn good(&self) -> &Good {
-        &self.good
+    pub(super) fn good(&self) -> Arc<Good> {
+        Arc::clone(&self.good)
     }
 
     /// Of what compiled, that which something was compiled with. What reaches nothing yet was not judged: were it to count

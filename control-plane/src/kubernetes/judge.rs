@@ -25,8 +25,8 @@ pub(crate) struct Judge {
 
 #[derive(Clone, Default)]
 struct Known {
-    good: Good,
-    found: Vec<Resource>,
+    good: Arc<Good>,
+    found: Arc<[Resource]>,
     running: Option<Arc<Mesh>>,
 }
 
@@ -38,10 +38,15 @@ impl fmt::Debug for Judge {
 
 impl Judge {
     /// Takes over what is in force now.
-    pub(super) fn learn(&self, good: &Good, found: &[Resource], running: Option<&Arc<Mesh>>) {
+    pub(super) fn learn(
+        &self,
+        good: Arc<Good>,
+        found: Arc<[Resource]>,
+        running: Option<&Arc<Mesh>>,
+    ) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.good.clone_from(good);
-        known.found = found.to_vec();
+        known.good = good;
+        known.found = found;
         if let Some(running) = running {
             known.running = Some(Arc::clone(running));
         }
