@@ -10,6 +10,7 @@ mod node;
 mod read;
 
 pub mod bootstrap;
+pub mod causes;
 pub mod crd;
 pub mod injection;
 pub mod live;

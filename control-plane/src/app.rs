@@ -10,7 +10,7 @@ use std::{
 };
 
 use merlon_compile::Mesh;
-use merlon_config::{report::Report, resource::CertificateIssuer};
+use merlon_config::{causes::chain, report::Report, resource::CertificateIssuer};
 use merlon_issuer::CertIssuer;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -481,16 +481,4 @@ async fn finished<T>(task: JoinHandle<T>) {
     if !task.is_finished() {
         let _ = task.await;
     }
-}
-
-/// The error with its causes, which its own words leave out.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

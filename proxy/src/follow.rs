@@ -17,7 +17,7 @@ use merlon_api::{
     },
 };
 use merlon_certs::{H2, MeshTls};
-use merlon_config::{name::Namespace, snapshot::AddressState};
+use merlon_config::{causes::chain, name::Namespace, snapshot::AddressState};
 use tokio::{
     sync::{mpsc, oneshot},
     task::{self, JoinHandle},
@@ -41,7 +41,6 @@ use crate::{
     health::Unready,
     identity::Renew,
     inspect,
-    jwks::chain,
     metrics::{FetchResult, Metrics, Update},
     state::{Shared, Snapshot},
     state_dir::StateDir,

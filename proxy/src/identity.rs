@@ -8,6 +8,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use merlon_api::JoinToken;
 use merlon_certs::{LEAF_BACKDATE, MeshTls, TrustRoots, X509Svid};
 use merlon_config::{
+    causes::chain,
     name::{Namespace, WorkloadId},
     snapshot::TrustBundle,
 };
@@ -27,7 +28,6 @@ use crate::{
     config::PodToken,
     health::Unready,
     identity_files,
-    jwks::chain,
     metrics::{FetchResult, Metrics},
     state::Shared,
     state_dir::StateDir,

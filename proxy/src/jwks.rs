@@ -24,8 +24,6 @@ use tokio::{
 };
 use url::Url;
 
-pub(crate) use issuer::chain;
-
 use crate::{metrics::Metrics, state::Snapshot};
 
 /// Key sets by issuer URL. Cheap to clone; all clones are one.

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use merlon_config::causes::chain;
 use opentelemetry::{
     InstrumentationScope, KeyValue, Value,
     trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState},
@@ -19,10 +20,7 @@ use opentelemetry_sdk::{
 use tokio::{sync::mpsc, task::JoinHandle, time};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    jwks::chain,
-    metrics::{Counter, Metrics},
-};
+use crate::metrics::{Counter, Metrics};
 
 /// The workers' end. Without a collector it is empty: [`Spans::samples`] is false and nothing is built.
 #[derive(Debug, Clone, Default)]

@@ -313,13 +313,7 @@ pub async fn connect(to: SocketAddr) -> TcpStream {
     stream
 }
 
+/// Hyper says what happened in the source.
 fn text(error: impl std::error::Error) -> String {
-    // Hyper says what happened in the source.
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
+    merlon_config::causes::chain(&error)
 }

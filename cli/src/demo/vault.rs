@@ -9,6 +9,7 @@ use std::{
 };
 
 use aws_lc_rs::rand;
+use merlon_config::causes::chain;
 use merlon_issuer::vault_setup::{self, Prepared};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::time::{Instant, sleep};
@@ -60,7 +61,7 @@ impl Vault {
             .map_err(|error| Failure::runtime(format!("{error}")))?;
         let prepared = vault_setup::prepare(&address, &administrator, &domain, &prefix).await;
         let prepared = prepared.map_err(|error| {
-            Failure::runtime(with_sources(&error))
+            Failure::runtime(chain(&error))
                 .hint("the token must be allowed to make mounts, roles and policies")
         })?;
         let secrets = folder.join("vault");
@@ -104,7 +105,7 @@ impl Vault {
         removed.map_err(|error| {
             Failure::runtime(format!(
                 "the demo's mounts stay in Vault: {}",
-                with_sources(&error)
+                chain(&error)
             ))
             .hint(format!(
                 "remove `{}` and `{}` by hand",
@@ -129,14 +130,6 @@ impl Vault {
             self.address, self.prepared.pki_mount
         )
     }
-}
-
-/// An error and what caused it, in one line.
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let sources = std::iter::successors(error.source(), |source| source.source());
-    sources.fold(error.to_string(), |text, source| {
-        format!("{text}: {source}")
-    })
 }
 
 /// Starts `bao` in its development mode: in memory, and gone with the demo.

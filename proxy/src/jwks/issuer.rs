@@ -1,8 +1,8 @@
 //! One issuer's task: fetch, publish, wait, again.
 
-use std::{error::Error, fmt::Write as _, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use merlon_config::snapshot::Version;
+use merlon_config::{causes::chain, snapshot::Version};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{self, Instant},
@@ -97,16 +97,4 @@ pub(super) async fn follow(
             waiting.push(question.done);
         }
     }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        // Writing to a String does not fail.
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, atomic::AtomicUsize};
 
-use merlon_config::live::Live;
+use merlon_config::{causes::chain, live::Live};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,

@@ -1,13 +1,15 @@
 //! One question to the program, as a node would have put it.
 
 use std::{
-    error::Error,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header, uri::PathAndQuery};
-use merlon_config::probe::{Grpc, Handler, HttpGet, Scheme};
+use merlon_config::{
+    causes::chain,
+    probe::{Grpc, Handler, HttpGet, Scheme},
+};
 use reqwest::redirect;
 use tokio::net::TcpStream;
 use tonic::{client, transport::Endpoint};
@@ -172,15 +174,4 @@ async fn health(grpc: &Grpc, own: IpAddr) -> Result<(), String> {
             }
         )),
     }
-}
-
-/// An error with everything that caused it.
-fn chain(error: &dyn Error) -> String {
-    let mut said = error.to_string();
-    let mut inner = error.source();
-    while let Some(cause) = inner {
-        said = format!("{said}: {cause}");
-        inner = cause.source();
-    }
-    said
 }

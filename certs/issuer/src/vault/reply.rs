@@ -1,5 +1,6 @@
 //! What an error of the server means for whoever waits for a certificate.
 
+use merlon_config::causes::chain;
 use vaultrs::error::ClientError;
 
 use crate::error::IssueError;
@@ -40,17 +41,6 @@ pub(super) fn meaning(what: &str, error: &ClientError) -> IssueError {
         ClientError::RestClientError { source } => IssueError::Unavailable(chain(source)),
         other => IssueError::Answer(format!("cannot {what}: {other}")),
     }
-}
-
-/// An error with everything that caused it.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut said = error.to_string();
-    let mut inner = error.source();
-    while let Some(cause) = inner {
-        said = format!("{said}: {cause}");
-        inner = cause.source();
-    }
-    said
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 use std::{fs, sync::Arc, time::Duration};
 
 use merlon_config::{
+    causes::chain,
     loopback::is_loopback,
     resource::{KubernetesAuth, VaultIssuer},
 };
@@ -15,7 +16,7 @@ use vaultrs::{
 
 use super::{
     endpoint::Call,
-    reply::{chain, meaning, status_of},
+    reply::{meaning, status_of},
     resolver::Hickory,
     token::{self, TokenSource},
 };
