@@ -12,6 +12,7 @@ mod judge;
 mod lease;
 mod names;
 mod report;
+pub(crate) mod secret;
 mod status;
 mod token;
 mod watch;

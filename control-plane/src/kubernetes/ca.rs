@@ -8,14 +8,12 @@ use std::{
     path::Path,
 };
 
-use k8s_openapi::{
-    ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
-use kube::{Api, Client, api::PostParams};
+use k8s_openapi::{ByteString, api::core::v1::Secret};
+use kube::{Api, Client};
 use merlon_config::{name::TrustDomain, resource::CertificateIssuer};
 use merlon_issuer::{CertIssuer, OpenError};
 
-use super::names;
+use super::{names, secret};
 
 /// Files of the embedded CA in the state directory, which are the Secret's entries too.
 const FILES: [&str; 2] = ["ca.key", "ca.pem"];
@@ -54,33 +52,17 @@ impl SharedCa {
         trust_domain: &TrustDomain,
     ) -> Result<(), CaError> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
-        if let Some(secret) = api.get_opt(names::CA).await.map_err(Box::new)? {
-            return write(&secret, state_dir);
-        }
-        let embedded = CertificateIssuer::default();
-        drop(CertIssuer::open(&embedded, state_dir, trust_domain).await?);
-        let mut data = BTreeMap::new();
-        for file in FILES {
-            data.insert(file.to_owned(), ByteString(fs::read(state_dir.join(file))?));
-        }
-        let secret = Secret {
-            metadata: ObjectMeta {
-                name: Some(names::CA.to_owned()),
-                ..ObjectMeta::default()
-            },
-            data: Some(data),
-            type_: Some("merlon.io/ca".to_owned()),
-            ..Secret::default()
-        };
-        match api.create(&PostParams::default(), &secret).await {
-            Ok(_) => Ok(()),
-            // Another replica was faster: its key counts.
-            Err(kube::Error::Api(status)) if status.code == 409 => {
-                let theirs = api.get(names::CA).await.map_err(Box::new)?;
-                write(&theirs, state_dir)
+        let secret = secret::shared(&api, names::CA, async || {
+            let embedded = CertificateIssuer::default();
+            drop(CertIssuer::open(&embedded, state_dir, trust_domain).await?);
+            let mut data = BTreeMap::new();
+            for file in FILES {
+                data.insert(file.to_owned(), ByteString(fs::read(state_dir.join(file))?));
             }
-            Err(error) => Err(Box::new(error).into()),
-        }
+            Ok::<_, CaError>(secret::of_type("merlon.io/ca", names::CA, data))
+        })
+        .await?;
+        write(&secret, state_dir)
     }
 }
 

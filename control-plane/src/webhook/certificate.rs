@@ -7,12 +7,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use k8s_openapi::{
-    ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
+use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
     Api, Client,
-    api::{Patch, PatchParams, PostParams},
+    api::{Patch, PatchParams},
 };
 use merlon_certs::provider;
 use rcgen::{
@@ -26,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
-use crate::kubernetes::Contact;
+use crate::kubernetes::{Contact, secret};
 
 /// The Secret that holds the authority.
 pub(crate) const SECRET: &str = "merlon-webhook";
@@ -161,22 +159,8 @@ impl Certificate {
 
     /// The authority; the first replica that asks makes it.
     async fn shared(&self) -> Result<Shared, CertificateError> {
-        if let Some(secret) = self.api.get_opt(SECRET).await.map_err(Box::new)? {
-            return Shared::read(&secret);
-        }
-        let made = Shared::make()?;
-        match self
-            .api
-            .create(&PostParams::default(), &made.secret())
-            .await
-        {
-            Ok(_) => Ok(made),
-            // Another replica was faster: its key counts.
-            Err(kube::Error::Api(status)) if status.code == 409 => {
-                Shared::read(&self.api.get(SECRET).await.map_err(Box::new)?)
-            }
-            Err(error) => Err(Box::new(error).into()),
-        }
+        let made = async || Ok(Shared::make()?.secret());
+        Shared::read(&secret::shared::<CertificateError>(&self.api, SECRET, made).await?)
     }
 
     /// Replaces the root. It is known before it signs, and the one before it is trusted until it ends.
@@ -252,18 +236,11 @@ impl Shared {
 
     fn secret(&self) -> Secret {
         let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
-        Secret {
-            metadata: ObjectMeta {
-                name: Some(SECRET.to_owned()),
-                ..ObjectMeta::default()
-            },
-            data: Some(BTreeMap::from([
-                (KEY.to_owned(), bytes(&self.key)),
-                (CERTIFICATES.to_owned(), bytes(&self.certificates.concat())),
-            ])),
-            type_: Some("merlon.io/webhook".to_owned()),
-            ..Secret::default()
-        }
+        let data = BTreeMap::from([
+            (KEY.to_owned(), bytes(&self.key)),
+            (CERTIFICATES.to_owned(), bytes(&self.certificates.concat())),
+        ]);
+        secret::of_type("merlon.io/webhook", SECRET, data)
     }
 
     fn signing(&self) -> Result<&str, CertificateError> {
