@@ -19,22 +19,29 @@ use merlon_config::name::SpiffeId;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
+    sync::mpsc,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Request, Status,
     transport::{Server, server::Connected},
 };
 
-use crate::{authority::Authority, inspect::Inspect, issue::Issue, metrics::Metrics, push::Push};
+use crate::{
+    authority::Authority,
+    handshakes::{self, Accepted, Limits},
+    inspect::Inspect,
+    issue::Issue,
+    metrics::Metrics,
+    push::Push,
+};
 
-/// A handshake that takes longer is a stranger's that wants to hold us up.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes at the same time: they cost a signature each.
-const HANDSHAKES: usize = 512;
+const LIMITS: Limits = Limits {
+    at_once: 512,
+    patience: Duration::from_secs(10),
+};
 /// A CSR and a token are small.
 const ISSUE_BYTES: usize = 64 << 10;
 /// What a proxy tells of itself when it is asked may be larger than anything it says unasked.
@@ -125,8 +132,15 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let (connections, incoming) = mpsc::channel(64);
-    let accepting = accept(listener, authority, connections, metrics, shutdown.clone());
-    let accepting = tokio::spawn(accepting);
+    let (counted, stopped) = (metrics.clone(), shutdown.clone());
+    let accepting = tokio::spawn(async move {
+        // Until there is a certificate to show, connections wait in the kernel's queue.
+        authority.ready().await;
+        let current = || Some(Arc::clone(&authority.certified()?.server));
+        handshakes::accept(listener, LIMITS, current, connections, counted, stopped).await;
+    });
+    let incoming = ReceiverStream::new(incoming)
+        .map(|accepted| Ok::<_, io::Error>(Connection::from(accepted)));
     let discovery =
         AggregatedDiscoveryServiceServer::new(push).max_decoding_message_size(MAX_MESSAGE);
     let identity = IdentityServer::new(issue).max_decoding_message_size(ISSUE_BYTES);
@@ -140,64 +154,10 @@ pub(crate) async fn serve(
         .add_service(discovery)
         .add_service(identity)
         .add_service(inspection)
-        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), shutdown.cancelled_owned())
+        .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned())
         .await;
     accepting.abort();
     served
-}
-
-/// Takes connections in once there is a certificate to show; until then they wait in the kernel's queue.
-async fn accept(
-    listener: TcpListener,
-    authority: Authority,
-    connections: mpsc::Sender<Result<Connection, io::Error>>,
-    metrics: Metrics,
-    shutdown: CancellationToken,
-) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-    authority.ready().await;
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = shutdown.cancelled() => return,
-        };
-        let (stream, address) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Mostly too many open files: it passes, and spinning would not help.
-                tracing::warn!(error = %error, "accept.failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
-        let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else {
-            return;
-        };
-        let Some(certified) = authority.certified() else {
-            continue;
-        };
-        let acceptor = TlsAcceptor::from(Arc::clone(&certified.server));
-        let (connections, metrics) = (connections.clone(), metrics.clone());
-        tokio::spawn(async move {
-            let _permit = permit;
-            // Small messages both ways: they must not wait for each other.
-            let _ = stream.set_nodelay(true);
-            let why = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => {
-                    let chain = stream.get_ref().1.peer_certificates();
-                    let svid = chain.and_then(PeerSvid::of).map(Arc::new);
-                    let peer = Peer { address, svid };
-                    // Closed only at the end.
-                    let _ = connections.send(Ok(Connection { stream, peer })).await;
-                    return;
-                }
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "it took too long".to_owned(),
-            };
-            metrics.handshakes_failed.inc();
-            tracing::warn!(address = %address, reason = why, "tls.refused");
-        });
-    }
 }
 
 /// A connection whose other end is known as far as it said.
@@ -205,6 +165,15 @@ async fn accept(
 struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
+}
+
+impl From<Accepted> for Connection {
+    fn from((stream, address): Accepted) -> Self {
+        let chain = stream.get_ref().1.peer_certificates();
+        let svid = chain.and_then(PeerSvid::of).map(Arc::new);
+        let peer = Peer { address, svid };
+        Self { stream, peer }
+    }
 }
 
 impl Connected for Connection {

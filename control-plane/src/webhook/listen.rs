@@ -6,22 +6,25 @@ use axum::Router;
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::Metrics;
+use crate::{
+    handshakes::{self, Accepted, Limits},
+    metrics::Metrics,
+};
 
-/// A handshake that takes longer is a stranger's that wants to hold us up.
-const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Handshakes at the same time.
-const HANDSHAKES: usize = 64;
+const LIMITS: Limits = Limits {
+    at_once: 64,
+    patience: Duration::from_secs(5),
+};
 
 /// Serves until `shutdown`. Until there is a certificate to show, connections wait.
 pub(crate) async fn serve(
     listener: TcpListener,
-    shown: watch::Receiver<Option<Arc<ServerConfig>>>,
+    mut shown: watch::Receiver<Option<Arc<ServerConfig>>>,
     routes: Router,
     metrics: Metrics,
     shutdown: CancellationToken,
@@ -30,7 +33,13 @@ pub(crate) async fn serve(
         return;
     };
     let (connections, incoming) = mpsc::channel(64);
-    let accepting = tokio::spawn(accept(listener, shown, connections, metrics));
+    let stopped = shutdown.clone();
+    let accepting = tokio::spawn(async move {
+        if shown.wait_for(Option::is_some).await.is_ok() {
+            let current = || shown.borrow().clone();
+            handshakes::accept(listener, LIMITS, current, connections, metrics, stopped).await;
+        }
+    });
     let incoming = Incoming { incoming, address };
     let served = axum::serve(incoming, routes)
         .with_graceful_shutdown(shutdown.cancelled_owned())
@@ -41,51 +50,9 @@ pub(crate) async fn serve(
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    mut shown: watch::Receiver<Option<Arc<ServerConfig>>>,
-    connections: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
-    metrics: Metrics,
-) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-    if shown.wait_for(Option::is_some).await.is_err() {
-        return;
-    }
-    loop {
-        let (stream, address) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "accept.failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
-        let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else {
-            return;
-        };
-        let Some(config) = shown.borrow().clone() else {
-            continue;
-        };
-        let (connections, metrics) = (connections.clone(), metrics.clone());
-        tokio::spawn(async move {
-            let _permit = permit;
-            let accepted = TlsAcceptor::from(config).accept(stream);
-            match tokio::time::timeout(HANDSHAKE, accepted).await {
-                Ok(Ok(stream)) => {
-                    // Closed only at the end.
-                    let _ = connections.send((stream, address)).await;
-                }
-                Ok(Err(_)) | Err(_) => {
-                    metrics.handshakes_failed.inc();
-                }
-            }
-        });
-    }
-}
-
 /// Connections whose handshake is done.
 struct Incoming {
-    incoming: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
+    incoming: mpsc::Receiver<Accepted>,
     address: SocketAddr,
 }
 
