@@ -11,6 +11,7 @@ use std::{
         atomic::{AtomicU32, Ordering},
         mpsc,
     },
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -146,12 +147,20 @@ impl Plan {
     ///
     /// # Panics
     /// When it cannot be started or does not end.
-    pub async fn run(mut self) -> Ended {
+    pub async fn run(self) -> Ended {
+        self.run_within(wait::PATIENCE).await
+    }
+
+    /// As [`Plan::run`], for what takes longer than one waits otherwise.
+    ///
+    /// # Panics
+    /// When it cannot be started or does not end within `patience`.
+    pub async fn run_within(mut self, patience: Duration) -> Ended {
         // Commands of one name may run side by side.
         static RUNS: AtomicU32 = AtomicU32::new(0);
         self.name = format!("{}-{}", self.name, RUNS.fetch_add(1, Ordering::Relaxed));
         let process = self.start();
-        let status = process.ended().await;
+        let status = process.ended_within(patience).await;
         Ended {
             status,
             out: process.out(),
@@ -237,7 +246,12 @@ impl Process {
 
     /// Waits for its end.
     pub async fn ended(&self) -> ExitStatus {
-        wait::for_some(format!("`{}` ends", self.name), async || {
+        self.ended_within(wait::PATIENCE).await
+    }
+
+    async fn ended_within(&self, patience: Duration) -> ExitStatus {
+        let what = format!("`{}` ends", self.name);
+        wait::for_some_within(patience, what, async || {
             self.child().try_wait().ok().flatten()
         })
         .await

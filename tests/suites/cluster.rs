@@ -14,17 +14,8 @@ spec:
     - { name: caller, image: 'localhost/busybox:test', imagePullPolicy: Never, command: [sleep, '3600'] }
 ";
 
-async fn apply(cluster: &Cluster, namespace: &str, documents: &str) {
-    let file = tempfile::NamedTempFile::new_in(cluster.folder()).expect("a file");
-    std::fs::write(file.path(), documents).expect("a file");
-    let path = file.path().to_string_lossy();
-    cluster
-        .kubectl(&["apply", "-n", namespace, "-f", &path])
-        .await;
-}
-
 async fn caller(cluster: &Cluster, namespace: &str) {
-    apply(cluster, namespace, CALLER).await;
+    cluster.apply_in(namespace, CALLER).await;
     cluster
         .wait_for(&["--for=condition=Ready", "-n", namespace, "pod/caller"])
         .await;
@@ -57,7 +48,7 @@ spec:
       containers:
         - { name: program, image: 'localhost/busybox:test', imagePullPolicy: Never, command: [wget, -qO-, 'http://127.0.0.1:9000/'] }
 ";
-    apply(cluster, &namespace, job).await;
+    cluster.apply_in(&namespace, job).await;
     cluster
         .wait_for(&["--for=condition=Complete", "-n", &namespace, "job/once"])
         .await;
@@ -90,7 +81,7 @@ spec:
     - name: token
       projected: { sources: [{ serviceAccountToken: { path: token, audience: merlon, expirationSeconds: 600 } }] }
 ";
-    apply(cluster, &namespace, pod).await;
+    cluster.apply_in(&namespace, pod).await;
     cluster
         .wait_for(&["--for=condition=Ready", "-n", &namespace, "pod/bearer"])
         .await;

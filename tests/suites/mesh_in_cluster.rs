@@ -4,8 +4,7 @@
 use merlon_tests::{
     Cluster,
     cluster::{self, merlon, openbao::ClusterBao},
-    pods::Capture,
-    process::{Ended, Plan},
+    process::Plan,
     tools, wait,
 };
 use serde_json::Value;
@@ -30,61 +29,6 @@ async fn install(cluster: &Cluster) -> ClusterBao<'_> {
     bao
 }
 
-async fn apply(cluster: &Cluster, namespace: &str, documents: &str) -> Ended {
-    let file = tempfile::NamedTempFile::new_in(cluster.folder()).expect("a file");
-    std::fs::write(file.path(), documents).expect("a file");
-    let path = file.path().to_string_lossy();
-    cluster
-        .try_kubectl(&["apply", "-n", namespace, "-f", &path])
-        .await
-}
-
-async fn applied(cluster: &Cluster, namespace: &str, documents: &str) {
-    let ended = apply(cluster, namespace, documents).await;
-    assert_eq!(ended.code(), 0, "{}\n{documents}", ended.err);
-}
-
-/// A new namespace in the mesh.
-async fn namespace(cluster: &Cluster, name: &str) -> String {
-    let namespace = cluster.namespace(name).await;
-    let label = "merlon.io/inject=enabled";
-    cluster
-        .kubectl(&["label", "namespace", &namespace, label])
-        .await;
-    namespace
-}
-
-/// A program and its service account.
-fn program(name: &str, replicas: u8, command: &str, more: &str) -> String {
-    format!(
-        "
-apiVersion: v1
-kind: ServiceAccount
-metadata: {{ name: {name} }}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {{ name: {name} }}
-spec:
-  replicas: {replicas}
-  selector: {{ matchLabels: {{ app: {name} }} }}
-  template:
-    metadata: {{ labels: {{ app: {name} }} }}
-    spec:
-      serviceAccountName: {name}
-      terminationGracePeriodSeconds: 5
-      containers:
-        - name: {name}
-          image: {image}
-          imagePullPolicy: Never
-          command: [sh, -c, {command:?}]
-{more}
----
-",
-        image = merlon::PROGRAMS,
-    )
-}
-
 /// Speaks HTTP on 8080: `/` says `canary`, `/cgi-bin/head` the request's head as CGI has it.
 fn orders(replicas: u8) -> String {
     let site = "mkdir -p /site/cgi-bin && echo canary-of-orders > /site/index.html \
@@ -104,12 +48,12 @@ metadata: {{ name: orders-each }}
 spec: {{ clusterIP: None, selector: {{ app: orders }}, ports: [{{ port: 8080 }}] }}
 ---
 ",
-        program("orders", replicas, site, ports)
+        cluster::program("orders", replicas, site, ports)
     )
 }
 
 fn caller(name: &str) -> String {
-    program(name, 1, "exec sleep infinity", "")
+    cluster::program(name, 1, "exec sleep infinity", "")
 }
 
 /// Lets `web` of the namespace read what `services` serve.
@@ -132,32 +76,6 @@ spec:
     )
 }
 
-async fn available(cluster: &Cluster, namespace: &str) {
-    cluster
-        .wait_for(&[
-            "--for=condition=Available",
-            "-n",
-            namespace,
-            "deployment",
-            "--all",
-        ])
-        .await;
-}
-
-async fn programmed(cluster: &Cluster, namespace: &str, policy: &str) {
-    cluster
-        .wait_for(&["--for=condition=Programmed", "-n", namespace, policy])
-        .await;
-}
-
-/// What curl in a pod of a Deployment prints: the body and, on a line of its own, the status.
-async fn curl(cluster: &Cluster, namespace: &str, from: &str, arguments: &[&str]) -> Ended {
-    let from = format!("deploy/{from}");
-    let mut all = vec!["curl", "-s", "-m", "10", "-w", "\n%{http_code}"];
-    all.extend(arguments);
-    cluster.exec(namespace, &from, &all).await
-}
-
 async fn address_of(cluster: &Cluster, namespace: &str, labels: &str) -> String {
     let pods = cluster
         .json(&["get", "pods", "-n", namespace, "-l", labels])
@@ -173,26 +91,25 @@ async fn services_speak_mutual_tls_without_noticing_and_nobody_is_let_in_before_
         return;
     }
     let cluster = meshed().await;
-    let shop = namespace(cluster, "shop").await;
-    applied(
-        cluster,
-        &shop,
-        &[orders(2), caller("web"), caller("other")].concat(),
-    )
-    .await;
-    available(cluster, &shop).await;
+    let shop = cluster.meshed_namespace("shop").await;
+    cluster
+        .apply_in(&shop, &[orders(2), caller("web"), caller("other")].concat())
+        .await;
+    cluster.available(&shop).await;
 
     let at = format!("http://orders.{shop}/");
-    let refused = curl(cluster, &shop, "web", &[&at]).await;
+    let refused = cluster.curl(&shop, "web", &[&at]).await;
     assert!(refused.out.ends_with("\n403"), "{refused:?}");
     assert!(refused.out.contains("authz.denied"), "{refused:?}");
 
-    applied(cluster, &shop, &web_reads(&shop)).await;
-    programmed(cluster, &shop, "authorizationpolicy/orders").await;
-    let capture = Capture::start(&format!("/proc/{}/ns/net", cluster.init()));
+    cluster.apply_in(&shop, &web_reads(&shop)).await;
+    cluster
+        .programmed(&shop, "authorizationpolicy/orders")
+        .await;
+    let capture = cluster.wire();
     let each = format!("http://orders-each.{shop}.svc.cluster.local:8080/");
     for url in [&at, &each, &at.replace(".svc", "")] {
-        let answer = curl(cluster, &shop, "web", &[url]).await;
+        let answer = cluster.curl(&shop, "web", &[url]).await;
         assert_eq!(answer.out, "canary-of-orders\n\n200", "{url}: {answer:?}");
     }
     assert!(capture.bytes() > 0);
@@ -200,17 +117,17 @@ async fn services_speak_mutual_tls_without_noticing_and_nobody_is_let_in_before_
         !capture.has("canary-of-orders"),
         "a payload crossed the wire in plain"
     );
-    let head = curl(
-        cluster,
-        &shop,
-        "web",
-        &[
-            &format!("{at}cgi-bin/head"),
-            "-H",
-            "merlon-caller: spiffe://forged",
-        ],
-    )
-    .await;
+    let head = cluster
+        .curl(
+            &shop,
+            "web",
+            &[
+                &format!("{at}cgi-bin/head"),
+                "-H",
+                "merlon-caller: spiffe://forged",
+            ],
+        )
+        .await;
     let told = format!(
         "HTTP_MERLON_CALLER=spiffe://{}/ns/{shop}/sa/web\n",
         merlon::TRUST_DOMAIN
@@ -219,19 +136,17 @@ async fn services_speak_mutual_tls_without_noticing_and_nobody_is_let_in_before_
     assert!(!head.out.contains("forged"), "{head:?}");
     // Another of the same namespace, and another method.
     for (from, more) in [("other", &[][..]), ("web", &["-X", "POST"])] {
-        let answer = curl(cluster, &shop, from, &[&[&at[..]], more].concat()).await;
+        let answer = cluster
+            .curl(&shop, from, &[&[&at[..]], more].concat())
+            .await;
         assert!(answer.out.ends_with("\n403"), "{answer:?}");
     }
 
     // What is outside the mesh is passed on, and listed.
     let api = "https://kubernetes.default/version";
-    let answer = curl(cluster, &shop, "other", &["-k", api]).await;
+    let answer = cluster.curl(&shop, "other", &["-k", api]).await;
     assert!(answer.out.ends_with("\n200"), "{answer:?}");
-    let listed = cluster
-        .inside("merlon", &tools::ours("merlon"))
-        .args(["egress", "--kubernetes"])
-        .run()
-        .await;
+    let listed = cluster.merlon(&["egress", "--kubernetes"]).await;
     let server = cluster.json(&["get", "service", "kubernetes"]).await;
     let server = server["spec"]["clusterIP"].as_str().expect("an address");
     let row = listed.out.lines().find(|line| line.contains(server));
@@ -241,11 +156,13 @@ async fn services_speak_mutual_tls_without_noticing_and_nobody_is_let_in_before_
 
     // Somebody outside, at the program's own address and at the service's.
     let outside = cluster.namespace("outside").await;
-    applied(cluster, &outside, &[caller("stranger"), orders(1)].concat()).await;
-    available(cluster, &outside).await;
+    cluster
+        .apply_in(&outside, &[caller("stranger"), orders(1)].concat())
+        .await;
+    cluster.available(&outside).await;
     let pod = address_of(cluster, &shop, "app=orders").await;
     for url in [format!("http://{pod}:8080/"), at.clone()] {
-        let answer = curl(cluster, &outside, "stranger", &[&url]).await;
+        let answer = cluster.curl(&outside, "stranger", &[&url]).await;
         assert!(answer.out.ends_with("\n000"), "{answer:?}");
         assert!(!answer.out.contains("canary"), "{answer:?}");
     }
@@ -253,7 +170,7 @@ async fn services_speak_mutual_tls_without_noticing_and_nobody_is_let_in_before_
     let plain = format!("http://orders.{outside}/");
     // A node lays down its rules for a new Service a moment after its pods are ready.
     wait::until("who is outside reaches who is outside", async || {
-        let answer = curl(cluster, &outside, "stranger", &[&plain]).await;
+        let answer = cluster.curl(&outside, "stranger", &[&plain]).await;
         answer.out == "canary-of-orders\n\n200"
     })
     .await;
@@ -266,11 +183,15 @@ async fn a_resource_is_judged_before_it_is_there_and_says_afterwards_who_enforce
         return;
     }
     let cluster = meshed().await;
-    let shop = namespace(cluster, "policies").await;
-    applied(cluster, &shop, &[orders(1), caller("web")].concat()).await;
-    available(cluster, &shop).await;
-    applied(cluster, &shop, &web_reads(&shop)).await;
-    programmed(cluster, &shop, "authorizationpolicy/orders").await;
+    let shop = cluster.meshed_namespace("policies").await;
+    cluster
+        .apply_in(&shop, &[orders(1), caller("web")].concat())
+        .await;
+    cluster.available(&shop).await;
+    cluster.apply_in(&shop, &web_reads(&shop)).await;
+    cluster
+        .programmed(&shop, "authorizationpolicy/orders")
+        .await;
     let columns = cluster
         .kubectl(&["get", "authorizationpolicies", "-n", &shop])
         .await;
@@ -283,13 +204,13 @@ async fn a_resource_is_judged_before_it_is_there_and_says_afterwards_who_enforce
     assert_eq!(row[..4], ["orders", "True", "True", "1/1"], "{columns}");
 
     let wrong = web_reads(&shop).replace("\"GET\"", "\"GIT\"");
-    let refused = apply(cluster, &shop, &wrong).await;
+    let refused = cluster.try_apply_in(&shop, &wrong).await;
     assert_ne!(refused.code(), 0);
     let told = "spec.policies line 4, column 13: unrecognized action `Action::\"GIT\"` \
                 (hint: did you mean `Action::\"GET\"`?)";
     assert!(refused.err.contains(told), "{}", refused.err);
     let at = format!("http://orders.{shop}/");
-    let answer = curl(cluster, &shop, "web", &[&at]).await;
+    let answer = cluster.curl(&shop, "web", &[&at]).await;
     assert_eq!(answer.out, "canary-of-orders\n\n200", "{answer:?}");
 
     let unknown = "
@@ -298,7 +219,7 @@ kind: RateLimit
 metadata: { name: few }
 spec: { limits: [{ name: few, rate: { requests: 0, per: 1s }, burst: 1 }] }
 ";
-    let refused = apply(cluster, &shop, unknown).await;
+    let refused = cluster.try_apply_in(&shop, unknown).await;
     assert!(refused.err.contains("requests"), "{}", refused.err);
 }
 
@@ -308,7 +229,7 @@ async fn a_pod_that_cannot_be_in_the_mesh_is_refused_with_what_to_do_and_may_dec
         return;
     }
     let cluster = meshed().await;
-    let shop = namespace(cluster, "pods").await;
+    let shop = cluster.meshed_namespace("pods").await;
     let pod = |name: &str, metadata: &str, spec: &str| {
         format!(
             "
@@ -329,19 +250,23 @@ spec:
         (typo, "", "did you mean `merlon.io/exclude-outbound-ports`?"),
         ("", "securityContext: { runAsUser: 7565 }", "7565"),
     ] {
-        let refused = apply(cluster, &shop, &pod("refused", metadata, spec)).await;
+        let refused = cluster
+            .try_apply_in(&shop, &pod("refused", metadata, spec))
+            .await;
         assert_ne!(refused.code(), 0);
         assert!(refused.err.contains(told), "{}", refused.err);
     }
     let declining = ", labels: { merlon.io/inject: disabled }";
-    applied(cluster, &shop, &pod("declining", declining, "")).await;
+    cluster
+        .apply_in(&shop, &pod("declining", declining, ""))
+        .await;
     let made = cluster
         .json(&["get", "pod", "declining", "-n", &shop])
         .await;
     assert!(made["spec"]["initContainers"].is_null(), "{made}");
 
     // What runs beside a program does not have its rights at the API server.
-    applied(cluster, &shop, &pod("meshed", "", "")).await;
+    cluster.apply_in(&shop, &pod("meshed", "", "")).await;
     let made = cluster.json(&["get", "pod", "meshed", "-n", &shop]).await;
     let mounts = |container: &Value| -> Vec<String> {
         let all = container["volumeMounts"].as_array().into_iter().flatten();
@@ -357,7 +282,7 @@ spec:
     }
 
     let privileged = pod("warned", "", "shareProcessNamespace: true");
-    let warned = apply(cluster, &shop, &privileged).await;
+    let warned = cluster.try_apply_in(&shop, &privileged).await;
     assert!(
         warned
             .err
@@ -372,7 +297,7 @@ async fn what_merlon_inject_writes_is_what_the_webhook_makes_and_leaves() {
         return;
     }
     let cluster = meshed().await;
-    let shop = namespace(cluster, "offline").await;
+    let shop = cluster.meshed_namespace("offline").await;
     let folder = tempfile::tempdir_in(cluster.folder()).expect("a folder");
     let place = |name: &str| folder.path().join(name).display().to_string();
     let settings = ["get", "configmap", "merlon-injection"];
@@ -438,19 +363,19 @@ async fn a_dead_program_is_seen_as_dead_through_its_sidecar() {
         return;
     }
     let cluster = meshed().await;
-    let shop = namespace(cluster, "probes").await;
+    let shop = cluster.meshed_namespace("probes").await;
     let command = "busybox httpd -f -p 8080 -h /tmp & echo $! > /tmp/pid; echo up > /tmp/index.html; exec sleep infinity";
     let tcp = "          readinessProbe: { tcpSocket: { port: 8080 }, periodSeconds: 1, failureThreshold: 1 }";
     let http = "          ports: [{ name: http, containerPort: 8080 }]
           readinessProbe: { httpGet: { path: /index.html, port: http }, periodSeconds: 1, failureThreshold: 1 }";
     let exec = "          readinessProbe: { exec: { command: [test, -e, /tmp/index.html] }, periodSeconds: 1 }";
     let all = [
-        program("by-tcp", 1, command, tcp),
-        program("by-http", 1, command, http),
-        program("by-exec", 1, command, exec),
+        cluster::program("by-tcp", 1, command, tcp),
+        cluster::program("by-http", 1, command, http),
+        cluster::program("by-exec", 1, command, exec),
     ];
-    applied(cluster, &shop, &all.concat()).await;
-    available(cluster, &shop).await;
+    cluster.apply_in(&shop, &all.concat()).await;
+    cluster.available(&shop).await;
     for name in ["by-tcp", "by-http"] {
         let from = format!("deploy/{name}");
         let killed = cluster
@@ -480,12 +405,14 @@ async fn jobs_end_and_what_begins_a_pod_has_the_network_of_the_mesh() {
         return;
     }
     let cluster = meshed().await;
-    let shop = namespace(cluster, "jobs").await;
-    applied(cluster, &shop, &orders(1)).await;
-    available(cluster, &shop).await;
+    let shop = cluster.meshed_namespace("jobs").await;
+    cluster.apply_in(&shop, &orders(1)).await;
+    cluster.available(&shop).await;
     let policy = web_reads(&shop).replace("/web\"", "/default\"");
-    applied(cluster, &shop, &policy).await;
-    programmed(cluster, &shop, "authorizationpolicy/orders").await;
+    cluster.apply_in(&shop, &policy).await;
+    cluster
+        .programmed(&shop, "authorizationpolicy/orders")
+        .await;
     let job = format!(
         "
 apiVersion: batch/v1
@@ -503,7 +430,7 @@ spec:
 ",
         image = merlon::PROGRAMS
     );
-    applied(cluster, &shop, &job).await;
+    cluster.apply_in(&shop, &job).await;
     cluster
         .wait_for(&["--for=condition=Complete", "-n", &shop, "job/once"])
         .await;
@@ -521,7 +448,7 @@ async fn a_redis_client_reaches_its_server_through_the_mesh_and_others_do_not() 
         return;
     }
     let cluster = meshed().await;
-    let shop = namespace(cluster, "redis").await;
+    let shop = cluster.meshed_namespace("redis").await;
     let server = "exec redis-server --protected-mode no --save ''";
     let service = "
 apiVersion: v1
@@ -544,16 +471,16 @@ spec:
     );
     let probe = "          readinessProbe: { tcpSocket: { port: 6379 }, periodSeconds: 1 }";
     let all = [
-        program("cache", 1, server, probe),
+        cluster::program("cache", 1, server, probe),
         service.to_owned(),
         caller("web"),
         caller("other"),
     ];
-    applied(cluster, &shop, &all.concat()).await;
-    available(cluster, &shop).await;
-    applied(cluster, &shop, &policy).await;
-    programmed(cluster, &shop, "authorizationpolicy/cache").await;
-    let capture = Capture::start(&format!("/proc/{}/ns/net", cluster.init()));
+    cluster.apply_in(&shop, &all.concat()).await;
+    cluster.available(&shop).await;
+    cluster.apply_in(&shop, &policy).await;
+    cluster.programmed(&shop, "authorizationpolicy/cache").await;
+    let capture = cluster.wire();
     let ask = [
         "timeout",
         "10",
@@ -579,11 +506,15 @@ async fn certificates_come_from_openbao_and_a_sealed_one_stops_nothing_that_runs
     // Its own: what is sealed here would hold up others.
     let cluster = Cluster::start().await;
     let bao = install(&cluster).await;
-    let shop = namespace(&cluster, "vault").await;
-    applied(&cluster, &shop, &[orders(1), caller("web")].concat()).await;
-    available(&cluster, &shop).await;
-    applied(&cluster, &shop, &web_reads(&shop)).await;
-    programmed(&cluster, &shop, "authorizationpolicy/orders").await;
+    let shop = cluster.meshed_namespace("vault").await;
+    cluster
+        .apply_in(&shop, &[orders(1), caller("web")].concat())
+        .await;
+    cluster.available(&shop).await;
+    cluster.apply_in(&shop, &web_reads(&shop)).await;
+    cluster
+        .programmed(&shop, "authorizationpolicy/orders")
+        .await;
     let at = format!("http://orders.{shop}/");
     let bundle = cluster
         .json(&["get", "configmap", "merlon-trust-bundle", "-n", &shop])
@@ -595,7 +526,7 @@ async fn certificates_come_from_openbao_and_a_sealed_one_stops_nothing_that_runs
     assert!(known.contains(root.trim()), "{known}\n{root}");
 
     bao.seal().await;
-    let answer = curl(&cluster, &shop, "web", &[&at]).await;
+    let answer = cluster.curl(&shop, "web", &[&at]).await;
     assert!(answer.out.ends_with("\n200"), "{answer:?}");
     // A new pod waits for its certificate, and is not let in without.
     cluster
@@ -613,6 +544,6 @@ async fn certificates_come_from_openbao_and_a_sealed_one_stops_nothing_that_runs
     cluster
         .wait_for(&[all, "-n", &shop, "deployment/orders"])
         .await;
-    let answer = curl(&cluster, &shop, "web", &[&at]).await;
+    let answer = cluster.curl(&shop, "web", &[&at]).await;
     assert!(answer.out.ends_with("\n200"), "{answer:?}");
 }

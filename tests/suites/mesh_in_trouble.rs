@@ -78,28 +78,11 @@ impl Mesh {
         cluster.install_merlon(&values).await;
         let this = Self { cluster, values };
         this.cluster.apply(SHOP).await;
-        this.available("shop").await;
+        this.cluster.available("shop").await;
         this.cluster
-            .wait_for(&[
-                "--for=condition=Programmed",
-                "-n",
-                "shop",
-                "authorizationpolicy/orders",
-            ])
+            .programmed("shop", "authorizationpolicy/orders")
             .await;
         this
-    }
-
-    async fn available(&self, namespace: &str) {
-        self.cluster
-            .wait_for(&[
-                "--for=condition=Available",
-                "-n",
-                namespace,
-                "deployment",
-                "--all",
-            ])
-            .await;
     }
 
     /// Calls at 200 a second, until [`Load::stop`].
@@ -126,35 +109,6 @@ impl Mesh {
             .arg(script)
             .start();
         Load { running }
-    }
-
-    async fn helm(&self, arguments: &[&str]) -> String {
-        let chart = tools::root().join("charts/merlon").display().to_string();
-        let file = self.cluster.folder().join("values.yaml");
-        std::fs::write(&file, &self.values).expect("a file");
-        let file = file.display().to_string();
-        let images = merlon::Images::built().await;
-        let tag = format!("images.tag={}", images.tag());
-        let mut all = vec!["upgrade", "merlon", &chart, "-n", merlon::NAMESPACE];
-        all.extend(["--values", &file, "--set-string", &tag]);
-        all.extend(["--set", "images.registry=localhost,images.pullPolicy=Never"]);
-        all.extend(arguments);
-        self.cluster.helm(&all).await
-    }
-
-    /// Runs `merlon` with the administrator's kubeconfig.
-    async fn merlon(&self, arguments: &[&str]) -> merlon_tests::process::Ended {
-        self.cluster
-            .inside("merlon", &tools::ours("merlon"))
-            .args(arguments)
-            .run()
-            .await
-    }
-
-    async fn rolled_out(&self, namespace: &str, what: &str) {
-        self.cluster
-            .kubectl(&["rollout", "status", "-n", namespace, what, "--timeout=60s"])
-            .await;
     }
 }
 
@@ -237,7 +191,8 @@ async fn replicas_may_die_at_any_time(mesh: &Mesh) {
             .await;
         load.goes_on(200).await;
     }
-    mesh.rolled_out(merlon::NAMESPACE, "deployment/merlon-control-plane")
+    mesh.cluster
+        .rolled_out(merlon::NAMESPACE, "deployment/merlon-control-plane")
         .await;
     load.lost_nothing(mesh).await;
 }
@@ -247,7 +202,7 @@ async fn a_rolling_restart_loses_nothing(mesh: &Mesh) {
     load.goes_on(100).await;
     let all = ["rollout", "restart", "-n", "shop", "deployment/orders"];
     mesh.cluster.kubectl(&all).await;
-    mesh.rolled_out("shop", "deployment/orders").await;
+    mesh.cluster.rolled_out("shop", "deployment/orders").await;
     load.goes_on(200).await;
     load.lost_nothing(mesh).await;
 }
@@ -256,21 +211,26 @@ async fn an_upgrade_and_its_rollback_lose_nothing(mesh: &Mesh) {
     let load = mesh.load();
     load.goes_on(100).await;
     let changed = "controlPlane.logFilter=debug";
-    mesh.helm(&[
-        "--wait",
-        "--set",
-        changed,
-        "--set",
-        "injection.proxy.accessLog=refusals",
-    ])
-    .await;
+    mesh.cluster
+        .helm_merlon(
+            "upgrade",
+            &mesh.values,
+            &[
+                "--wait",
+                "--set",
+                changed,
+                "--set",
+                "injection.proxy.accessLog=refusals",
+            ],
+        )
+        .await;
     // Pods that are made from now on have the new settings; `check` names those that have not.
-    let told = mesh.merlon(&["check"]).await;
+    let told = mesh.cluster.merlon(&["check"]).await;
     assert_eq!(told.code(), 0, "{told:?}");
     assert!(told.out.contains("not of the present settings"), "{told:?}");
     let restart = ["rollout", "restart", "-n", "shop", "deployment/orders"];
     mesh.cluster.kubectl(&restart).await;
-    mesh.rolled_out("shop", "deployment/orders").await;
+    mesh.cluster.rolled_out("shop", "deployment/orders").await;
     let back = ["rollback", "merlon", "-n", merlon::NAMESPACE, "--wait"];
     mesh.cluster.helm(&back).await;
     load.goes_on(200).await;
@@ -320,7 +280,9 @@ async fn without_an_injector_a_meshed_pod_waits_and_all_others_start(mesh: &Mesh
     load.goes_on(100).await;
     load.lost_nothing(mesh).await;
     scale("--replicas=2").await;
-    mesh.rolled_out(merlon::NAMESPACE, control_plane).await;
+    mesh.cluster
+        .rolled_out(merlon::NAMESPACE, control_plane)
+        .await;
     wait::until("the pod is taken in", async || {
         cluster.try_kubectl(&["apply", "-f", &path]).await.code() == 0
     })
@@ -332,7 +294,12 @@ async fn without_an_injector_a_meshed_pod_waits_and_all_others_start(mesh: &Mesh
 
 async fn a_wrong_address_of_vault_is_told_and_stops_nothing(mesh: &Mesh) {
     let load = mesh.load();
-    mesh.helm(&["--set", "vault.address=https://nobody.vault.svc:8200"])
+    mesh.cluster
+        .helm_merlon(
+            "upgrade",
+            &mesh.values,
+            &["--set", "vault.address=https://nobody.vault.svc:8200"],
+        )
         .await;
     // A replica that begins now has no certificate, and says why.
     let restart = [
@@ -347,15 +314,18 @@ async fn a_wrong_address_of_vault_is_told_and_stops_nothing(mesh: &Mesh) {
     mesh.cluster
         .wait_for(&[condition, "-n", merlon::NAMESPACE, "meshconfig/mesh"])
         .await;
-    let told = mesh.merlon(&["check"]).await;
+    let told = mesh.cluster.merlon(&["check"]).await;
     assert_eq!(told.code(), 1, "{told:?}");
     assert!(told.out.contains("nobody.vault.svc"), "{told:?}");
     load.goes_on(200).await;
     load.lost_nothing(mesh).await;
-    mesh.helm(&["--wait"]).await;
-    mesh.rolled_out(merlon::NAMESPACE, "deployment/merlon-control-plane")
+    mesh.cluster
+        .helm_merlon("upgrade", &mesh.values, &["--wait"])
         .await;
-    let told = mesh.merlon(&["check"]).await;
+    mesh.cluster
+        .rolled_out(merlon::NAMESPACE, "deployment/merlon-control-plane")
+        .await;
+    let told = mesh.cluster.merlon(&["check"]).await;
     assert_eq!(told.code(), 0, "{told:?}");
 }
 
@@ -370,8 +340,8 @@ async fn nothing_is_left_when_it_is_taken_away(mesh: &Mesh) {
     cluster.helm(&["uninstall", "merlon-crds", "--wait"]).await;
     let restart = ["rollout", "restart", "-n", "shop", "deployment"];
     cluster.kubectl(&restart).await;
-    mesh.rolled_out("shop", "deployment/orders").await;
-    mesh.rolled_out("shop", "deployment/web").await;
+    mesh.cluster.rolled_out("shop", "deployment/orders").await;
+    mesh.cluster.rolled_out("shop", "deployment/web").await;
     // A node forgets the pods that were a moment after they are gone.
     let ask = ["curl", "-s", "-m", "10", "http://orders/"];
     wait::until("the services run as they did before", async || {

@@ -7,9 +7,8 @@ mod story;
 use merlon_tests::{
     Cluster,
     cluster::{self, merlon, openbao::ClusterBao},
-    pods::Capture,
     process::Ended,
-    tools, wait,
+    wait,
 };
 
 use self::{
@@ -62,7 +61,7 @@ async fn tell(demo: &Demo<'_>, story: &mut Story) {
     story
         .step("helm install merlon-crds, helm install merlon", async {
             cluster.install_merlon(&bao.values()).await;
-            let checked = demo.merlon(&["check"]).await;
+            let checked = demo.cluster.merlon(&["check"]).await;
             let seen = checked.out.lines().find(|line| line.contains("replicas"));
             let seen = seen.unwrap_or(&checked.out).trim_start_matches("ok").trim();
             says(checked.code() == 0, &format!("`merlon check`: {seen}"))
@@ -82,7 +81,7 @@ async fn before(demo: &Demo<'_>, story: &mut Story) {
             async {
                 demo.cluster.apply(PROGRAMS).await;
                 demo.available("shop").await;
-                let wire = demo.wire();
+                let wire = demo.cluster.wire();
                 let answer = demo.curl("web", &["http://orders.shop/"]).await;
                 says(
                     answer.out.ends_with("\n200") && wire.has(CANARY),
@@ -112,7 +111,9 @@ async fn inside(demo: &Demo<'_>, story: &mut Story) {
     story
         .step("kubectl apply of a policy: web may read orders", async {
             demo.cluster.apply(POLICY).await;
-            demo.programmed("authorizationpolicy/orders").await;
+            demo.cluster
+                .programmed("shop", "authorizationpolicy/orders")
+                .await;
             let table = demo
                 .cluster
                 .kubectl(&["get", "authorizationpolicy", "orders", "-n", "shop"])
@@ -131,7 +132,7 @@ async fn inside(demo: &Demo<'_>, story: &mut Story) {
         .await;
     story
         .step("the same call again", async {
-            let wire = demo.wire();
+            let wire = demo.cluster.wire();
             let answer = demo.curl("web", &["http://orders.shop/"]).await;
             says(
                 answer.out.ends_with("\n200") && wire.bytes() > 0 && !wire.has(CANARY),
@@ -175,6 +176,7 @@ async fn refusals(demo: &Demo<'_>, story: &mut Story) {
                     .nth(1)
                     .and_then(|rest| rest.split('"').next());
                 let explained = demo
+                    .cluster
                     .merlon(&["explain", "--kubernetes", id.unwrap_or_default()])
                     .await;
                 let told = explained
@@ -235,7 +237,9 @@ async fn refusals(demo: &Demo<'_>, story: &mut Story) {
     story
         .step("a body that is not what orders takes", async {
             demo.cluster.apply(SCHEMA).await;
-            demo.programmed("requestvalidation/orders").await;
+            demo.cluster
+                .programmed("shop", "requestvalidation/orders")
+                .await;
             let post = |body: &'static str| {
                 [
                     "http://orders.shop/cgi-bin/order",
@@ -258,7 +262,7 @@ async fn refusals(demo: &Demo<'_>, story: &mut Story) {
     story
         .step("more calls than a limit lets through", async {
             demo.cluster.apply(LIMIT).await;
-            demo.programmed("ratelimit/orders").await;
+            demo.cluster.programmed("shop", "ratelimit/orders").await;
             let answer = demo
                 .curl("web", &["-o", "/dev/null", "http://orders.shop/?[1-20]"])
                 .await;
@@ -326,7 +330,7 @@ async fn trouble(demo: &Demo<'_>, story: &mut Story, bao: &ClusterBao<'_>) {
                 cluster.kubectl(&back).await;
                 demo.restart().await;
                 let passed = calls(100).await;
-                let checked = demo.merlon(&["check"]).await;
+                let checked = demo.cluster.merlon(&["check"]).await;
                 says(
                     passed == 100 && checked.code() == 0,
                     "new certificates are issued, `merlon check` finds all well",
@@ -343,34 +347,22 @@ async fn trouble(demo: &Demo<'_>, story: &mut Story, bao: &ClusterBao<'_>) {
                 .helm(&["uninstall", "merlon", "-n", merlon::NAMESPACE, "--wait"])
                 .await;
             demo.restart().await;
-            let answer = demo.curl("web", &["http://orders.shop/"]).await;
-            says(
-                answer.out.ends_with("\n200"),
-                "the services run as they did before",
-            )
+            // A node forgets the pods that were a moment after they are gone.
+            wait::until("the services run as they did before", async || {
+                let answer = demo.curl("web", &["http://orders.shop/"]).await;
+                answer.out.ends_with("\n200")
+            })
+            .await;
+            says(true, "the services run as they did before")
         })
         .await;
 }
 
 impl Demo<'_> {
     async fn available(&self, namespace: &str) {
-        self.cluster
-            .wait_for(&[
-                "--for=condition=Available",
-                "-n",
-                namespace,
-                "deployment",
-                "--all",
-            ])
-            .await;
+        self.cluster.available(namespace).await;
         self.cluster
             .wait_for(&["--for=condition=Ready", "-n", "default", "pod/stranger"])
-            .await;
-    }
-
-    async fn programmed(&self, what: &str) {
-        self.cluster
-            .wait_for(&["--for=condition=Programmed", "-n", "shop", what])
             .await;
     }
 
@@ -380,36 +372,12 @@ impl Demo<'_> {
             .await;
         for name in ["orders", "web", "other"] {
             let deployment = format!("deployment/{name}");
-            self.cluster
-                .kubectl(&[
-                    "rollout",
-                    "status",
-                    "-n",
-                    "shop",
-                    &deployment,
-                    "--timeout=60s",
-                ])
-                .await;
+            self.cluster.rolled_out("shop", &deployment).await;
         }
     }
 
     async fn curl(&self, from: &str, arguments: &[&str]) -> Ended {
-        let from = format!("deploy/{from}");
-        let mut all = vec!["curl", "-s", "-m", "10", "-w", "\n%{http_code}"];
-        all.extend(arguments);
-        self.cluster.exec("shop", &from, &all).await
-    }
-
-    async fn merlon(&self, arguments: &[&str]) -> Ended {
-        self.cluster
-            .inside("merlon", &tools::ours("merlon"))
-            .args(arguments)
-            .run()
-            .await
-    }
-
-    fn wire(&self) -> Capture {
-        Capture::start(&format!("/proc/{}/ns/net", self.cluster.init()))
+        self.cluster.curl("shop", from, arguments).await
     }
 }
 

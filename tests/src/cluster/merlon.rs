@@ -7,7 +7,7 @@ use tokio::sync::OnceCell;
 use super::Cluster;
 use crate::{
     process::{Ended, Plan},
-    tools,
+    tools, wait,
 };
 
 /// The namespace that Merlon is installed in.
@@ -41,7 +41,8 @@ impl Images {
                 let ended = Plan::new("images", script, work.path())
                     .arg(&folder)
                     .arg(programs)
-                    .run()
+                    // The first time a Debian is fetched for it.
+                    .run_within(5 * wait::PATIENCE)
                     .await;
                 assert_eq!(ended.code(), 0, "{}", ended.err);
                 Self {
@@ -130,33 +131,32 @@ impl Cluster {
     /// # Panics
     /// When Helm fails.
     pub async fn install_merlon(&self, values: &str) {
-        let images = self.load_merlon().await;
-        let charts = tools::root().join("charts");
-        let chart = |name: &str| charts.join(name).display().to_string();
-        self.helm(&["install", "merlon-crds", &chart("merlon-crds")])
-            .await;
+        self.load_merlon().await;
+        let definitions = tools::root().join("charts/merlon-crds");
+        let definitions = definitions.display().to_string();
+        self.helm(&["install", "merlon-crds", &definitions]).await;
+        self.helm_merlon(
+            "install",
+            values,
+            &["--create-namespace", "--wait", "--timeout", "120s"],
+        )
+        .await;
+    }
+
+    /// `helm install` or `upgrade` of the chart, with these values beside those that name the images.
+    ///
+    /// # Panics
+    /// When Helm fails.
+    pub async fn helm_merlon(&self, verb: &str, values: &str, more: &[&str]) {
+        let chart = tools::root().join("charts/merlon").display().to_string();
         let file = self.folder().join("values.yaml");
         std::fs::write(&file, values).expect("a file");
-        let tag = format!("images.tag={}", images.tag());
-        self.helm(&[
-            "install",
-            "merlon",
-            &chart("merlon"),
-            "--namespace",
-            NAMESPACE,
-            "--create-namespace",
-            "--values",
-            &file.display().to_string(),
-            "--set",
-            "images.registry=localhost",
-            "--set-string",
-            &tag,
-            "--set",
-            "images.pullPolicy=Never",
-            "--wait",
-            "--timeout",
-            "120s",
-        ])
-        .await;
+        let file = file.display().to_string();
+        let tag = format!("images.tag={}", Images::built().await.tag());
+        let mut all = vec![verb, "merlon", &chart, "--namespace", NAMESPACE];
+        all.extend(["--values", &file, "--set-string", &tag]);
+        all.extend(["--set", "images.registry=localhost,images.pullPolicy=Never"]);
+        all.extend(more);
+        self.helm(&all).await;
     }
 }

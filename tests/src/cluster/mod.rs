@@ -7,6 +7,7 @@ pub mod openbao;
 mod outside;
 mod settings;
 mod sweep;
+mod workloads;
 
 use std::{
     net::Ipv4Addr,
@@ -21,6 +22,7 @@ use tokio::sync::OnceCell;
 pub use image::Image;
 use node::Node;
 pub use sweep::sweep;
+pub use workloads::program;
 
 use crate::{
     process::{Ended, Plan},

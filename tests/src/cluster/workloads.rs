@@ -1,0 +1,113 @@
+//! What people do with their programs in a cluster, and with Merlon beside them.
+
+use super::{Cluster, merlon};
+use crate::{pods::Capture, process::Ended, tools};
+
+/// A Deployment of [`merlon::PROGRAMS`] that runs a shell command, and its service account; `more` are lines of the
+/// container, ten spaces deep.
+pub fn program(name: &str, replicas: u8, command: &str, more: &str) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: ServiceAccount
+metadata: {{ name: {name} }}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{ name: {name} }}
+spec:
+  replicas: {replicas}
+  selector: {{ matchLabels: {{ app: {name} }} }}
+  template:
+    metadata: {{ labels: {{ app: {name} }} }}
+    spec:
+      serviceAccountName: {name}
+      terminationGracePeriodSeconds: 5
+      containers:
+        - name: {name}
+          image: {image}
+          imagePullPolicy: Never
+          command: [sh, -c, {command:?}]
+{more}
+---
+",
+        image = merlon::PROGRAMS,
+    )
+}
+
+impl Cluster {
+    /// Installs Gateway API's definitions.
+    pub async fn define_gateways(&self) {
+        let definitions = tools::root().join(".tools/gateway-api.yaml");
+        let definitions = definitions.display().to_string();
+        self.kubectl(&["apply", "--server-side", "-f", &definitions])
+            .await;
+    }
+
+    /// A new namespace in the mesh; gives its name, which begins with `name`.
+    pub async fn meshed_namespace(&self, name: &str) -> String {
+        let namespace = self.namespace(name).await;
+        let label = "merlon.io/inject=enabled";
+        self.kubectl(&["label", "namespace", &namespace, label])
+            .await;
+        namespace
+    }
+
+    /// Applies documents in a namespace, whatever comes of it.
+    pub async fn try_apply_in(&self, namespace: &str, documents: &str) -> Ended {
+        let file = tempfile::NamedTempFile::new_in(self.folder()).expect("a file");
+        std::fs::write(file.path(), documents).expect("a file");
+        let path = file.path().to_string_lossy();
+        self.try_kubectl(&["apply", "-n", namespace, "-f", &path])
+            .await
+    }
+
+    /// Applies documents in a namespace.
+    ///
+    /// # Panics
+    /// When one is refused.
+    pub async fn apply_in(&self, namespace: &str, documents: &str) {
+        let ended = self.try_apply_in(namespace, documents).await;
+        assert_eq!(ended.code(), 0, "{}\n{documents}", ended.err);
+    }
+
+    /// Waits until all Deployments of a namespace are available.
+    pub async fn available(&self, namespace: &str) {
+        let condition = "--for=condition=Available";
+        self.wait_for(&[condition, "-n", namespace, "deployment", "--all"])
+            .await;
+    }
+
+    /// Waits until every proxy that a policy concerns enforces it: `authorizationpolicy/orders`.
+    pub async fn programmed(&self, namespace: &str, policy: &str) {
+        self.wait_for(&["--for=condition=Programmed", "-n", namespace, policy])
+            .await;
+    }
+
+    /// Waits until a Deployment's pods are those of its present template.
+    pub async fn rolled_out(&self, namespace: &str, what: &str) {
+        self.kubectl(&["rollout", "status", "-n", namespace, what, "--timeout=60s"])
+            .await;
+    }
+
+    /// What curl in a pod of a Deployment prints: the body and, on a line of its own, the status.
+    pub async fn curl(&self, namespace: &str, from: &str, arguments: &[&str]) -> Ended {
+        let from = format!("deploy/{from}");
+        let mut all = vec!["curl", "-s", "-m", "10", "-w", "\n%{http_code}"];
+        all.extend(arguments);
+        self.exec(namespace, &from, &all).await
+    }
+
+    /// Runs `merlon` with the administrator's kubeconfig.
+    pub async fn merlon(&self, arguments: &[&str]) -> Ended {
+        self.inside("merlon", &tools::ours("merlon"))
+            .args(arguments)
+            .run()
+            .await
+    }
+
+    /// What goes over the interfaces of the node from now on.
+    pub fn wire(&self) -> Capture {
+        Capture::start(&format!("/proc/{}/ns/net", self.init()))
+    }
+}
