@@ -108,6 +108,8 @@ pub struct ControlPlaneBootstrap {
     pub replica: Option<String>,
     /// With `kubernetes`: the namespace of Merlon's own objects. Default: `merlon-system`.
     pub namespace: Option<String>,
+    /// With `kubernetes`: whether Gateway API is served too. Default: false.
+    pub gateway_api: Option<bool>,
     /// With `kubernetes`: file of the injector's settings; with it the admission webhooks are served.
     pub injection: Option<PathBuf>,
     /// With `injection`: where the API server calls the admission webhooks. Default: `0.0.0.0:7566`.

@@ -1,11 +1,14 @@
 //! One proxy's state as data: what the compiler makes of the resources, what the push carries, what the proxy compiles.
 //!
 //! These types cross the wire as JSON between builds of different age. So fields are only ever added, with a default,
-//! and unknown ones are passed over; a change of meaning is a new field. They are complete: a proxy that holds the
+//! and unknown ones are passed over; a change of meaning is a new field. What people wrote (the types of
+//! [`crate::resource`]) is the exception: a proxy that does not know a field of it refuses the state and keeps the one
+//! before, since what it passed over could have been a restriction; so a new field there is left out where it says
+//! nothing, and old proxies never see one that nobody uses. They are complete: a proxy that holds the
 //! resources its [`Manifest`] names needs nothing else.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
     str::FromStr,
@@ -87,11 +90,13 @@ pub enum ResourceKind {
     Destination,
     /// [`AddressState`]; named as the address, `10.0.0.7:80` or `[fd00::7]:80`.
     Address,
+    /// [`CertificateState`]; named `namespace/name` as the Secret that it was read from.
+    Certificate,
 }
 
 impl ResourceKind {
     /// All kinds.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Manifest,
         Self::Mesh,
         Self::TrustBundle,
@@ -99,6 +104,7 @@ impl ResourceKind {
         Self::Service,
         Self::Destination,
         Self::Address,
+        Self::Certificate,
     ];
 
     /// The type URL in the delta stream.
@@ -111,6 +117,7 @@ impl ResourceKind {
             Self::Service => "type.googleapis.com/merlon.v1.Service",
             Self::Destination => "type.googleapis.com/merlon.v1.Destination",
             Self::Address => "type.googleapis.com/merlon.v1.Address",
+            Self::Certificate => "type.googleapis.com/merlon.v1.Certificate",
         }
     }
 
@@ -166,6 +173,9 @@ pub struct MeshState {
     /// What happens to calls to destinations outside the mesh.
     #[serde(default)]
     pub outbound: OutboundMode,
+    /// Whom gateways run as: what they say of where a request came from is believed.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub gateways: BTreeSet<SpiffeId>,
 }
 
 /// The roots of one trust domain.
@@ -379,6 +389,26 @@ pub enum AddressState {
     Closed,
     /// Nobody of the mesh is there.
     Outside,
+}
+
+/// What a gateway's listener proves itself with. Told to the proxies of that gateway and to nobody else.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateState {
+    /// The Secret that it was read from.
+    pub name: ServiceName,
+    /// PEM, the leaf first.
+    pub chain: String,
+    /// PEM: PKCS #8, PKCS #1 or SEC 1. Never shown.
+    pub key: String,
+}
+
+impl fmt::Debug for CertificateState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CertificateState")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A policy's name everywhere: `shop/orders#read-own`.

@@ -306,8 +306,12 @@ async fn start(
         Followed::Cluster(cluster) => (Some(cluster.reviewer()), Some(cluster.shared_ca())),
     };
     let (shutdown, authority) = (common.shutdown.clone(), common.authority.clone());
+    let worlds = Worlds::new(opened.mesh);
+    if let Followed::Cluster(cluster) = &opened.followed {
+        worlds.publish_certificates(cluster.certificates());
+    }
     let parts = Parts {
-        worlds: Worlds::new(opened.mesh),
+        worlds,
         tokens: JoinTokens::new(store.clone()),
         ledger: Ledger::new(store),
         health: common.health(),

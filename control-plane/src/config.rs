@@ -35,6 +35,8 @@ pub struct KubernetesConfig {
     pub replica: String,
     /// The namespace that it is in.
     pub namespace: String,
+    /// Whether Gateway API is followed: gateways, their routes and their certificates.
+    pub gateways: bool,
     /// Where the API server asks, if it does.
     pub webhook: Option<WebhookConfig>,
 }

@@ -47,6 +47,15 @@ pub struct Flags {
     /// With --kubernetes: the namespace of Merlon's own objects [default: merlon-system]
     #[arg(long, env = "MERLON_NAMESPACE", value_name = "NAMESPACE")]
     pub namespace: Option<String>,
+    /// With --kubernetes: serve Gateway API too, `Gateway` and `HTTPRoute`, with the Secrets of the own namespace
+    #[arg(
+        long,
+        env = "MERLON_GATEWAY_API",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub gateway_api: Option<bool>,
     /// With --kubernetes: file of the injector's settings; with it the admission webhooks are served
     #[arg(long, env = "MERLON_INJECTION", value_name = "FILE")]
     pub injection: Option<PathBuf>,
@@ -91,6 +100,7 @@ impl Flags {
             Source::Kubernetes(KubernetesConfig {
                 replica: name_of_replica(replica)?,
                 namespace: namespace.unwrap_or_else(|| "merlon-system".to_owned()),
+                gateways: self.gateway_api.or(file.gateway_api).unwrap_or(false),
                 webhook: webhook.map(|injection| WebhookConfig {
                     listen: at.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 7566))),
                     injection,

@@ -8,6 +8,7 @@ mod bundles;
 mod ca;
 mod counts;
 mod document;
+mod gateway;
 mod judge;
 mod lease;
 mod names;
@@ -24,7 +25,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use merlon_compile::Mesh;
 use merlon_config::{
-    report::{Problem, Report},
+    report::{Problem, Report as Problems},
     resource::Resource,
 };
 use tokio::net::TcpListener;
@@ -35,6 +36,7 @@ use self::{
     board::Board,
     bundles::Bundles,
     document::{Document, Key},
+    gateway::{Attached, Report},
     lease::Candidate,
     report::Reporter,
     watch::Cluster,
@@ -46,7 +48,7 @@ use crate::{
     push::Registry,
     source::{SharedStatus, SourceStatus},
     webhook,
-    world::Worlds,
+    world::{Certificates, Worlds},
 };
 
 pub(crate) use ca::{CaError, SharedCa};
@@ -94,6 +96,8 @@ pub(crate) struct Kubernetes {
     metrics: Metrics,
     /// What was judged last.
     judged: Option<Seen>,
+    /// Of gateways' listeners, as they were then.
+    certificates: Arc<Certificates>,
 }
 
 impl Kubernetes {
@@ -112,7 +116,7 @@ impl Kubernetes {
         let client = Client::try_from(place).map_err(|error| OpenError::Client(Box::new(error)))?;
         let cluster = Cluster::watch(
             &client,
-            &config.namespace,
+            (&config.namespace, config.gateways),
             lent.contact.clone(),
             &lent.tasks,
             &lent.shutdown,
@@ -168,6 +172,7 @@ impl Kubernetes {
             status: SourceStatus::of_cluster(&server),
             metrics: lent.metrics,
             judged: None,
+            certificates: Arc::default(),
         };
         lent.contact
             .wait_because(Some("nothing was compiled yet".to_owned()));
@@ -201,6 +206,11 @@ impl Kubernetes {
                 .map(|p| p.message.clone());
             lent.contact.wait_because(Some(why.unwrap_or_default()));
         }
+    }
+
+    /// Those that the mesh's gateways name.
+    pub(crate) fn certificates(&self) -> &Arc<Certificates> {
+        &self.certificates
     }
 
     pub(crate) fn status(&self) -> SharedStatus {
@@ -243,6 +253,8 @@ impl Kubernetes {
                 return;
             };
             self = this;
+            // Before the mesh whose gateways name them.
+            worlds.publish_certificates(&self.certificates);
             let Some(judged) = judged else { continue };
             let number = judged
                 .mesh
@@ -265,14 +277,24 @@ impl Kubernetes {
             })
             .map(|document| (document.key.clone(), document))
             .collect();
-        let found: Arc<[Resource]> = workloads::found(&self.cluster).into();
+        let mut attached = self.attached();
+        let mut found = workloads::found(&self.cluster);
+        found.append(&mut attached.resources);
+        let found: Arc<[Resource]> = found.into();
+        if *self.certificates != attached.certificates {
+            self.certificates = Arc::new(attached.certificates);
+        }
         if let Some((before, known)) = &self.judged
             && *known == found
             && same(before, &documents)
         {
+            let left_out = self.board.left_out();
+            self.board.attached(blamed(attached.reports, &left_out));
             return None;
         }
         let judged = self.acceptor.judge(&documents, &found, running);
+        let reports = blamed(attached.reports, &judged.left_out);
+        self.board.attached(reports);
         self.judge.learn(
             self.acceptor.good(),
             Arc::clone(&found),
@@ -280,6 +302,23 @@ impl Kubernetes {
         );
         self.judged = Some((documents, found));
         Some(judged)
+    }
+
+    /// What Gateway API says, if it is looked at.
+    fn attached(&self) -> Attached {
+        let Some(stores) = &self.cluster.gateways else {
+            return Attached::default();
+        };
+        gateway::attach(&gateway::Seen {
+            namespace: stores.namespace.clone(),
+            classes: stores.classes.state(),
+            gateways: stores.gateways.state(),
+            routes: stores.routes.state(),
+            grants: stores.grants.state(),
+            namespaces: self.cluster.namespaces.state(),
+            services: self.cluster.services.state(),
+            secrets: stores.secrets.state(),
+        })
     }
 
     /// Tells of what was judged. `number` is the world's that came of it.
@@ -295,7 +334,7 @@ impl Kubernetes {
             .verdicts
             .iter()
             .filter(|(_, verdict)| !verdict.accepted);
-        let mut problems: Report = refused
+        let mut problems: Problems = refused
             .map(|(key, verdict)| Problem::error(key.to_string(), &verdict.message))
             .collect();
         problems.extend(judged.problems);
@@ -306,10 +345,21 @@ impl Kubernetes {
         self.board.judged(
             documents.unwrap_or_default(),
             judged.verdicts,
+            judged.left_out,
             judged.mesh.as_ref().map(|mesh| (Arc::clone(mesh), number)),
         );
         judged.mesh
     }
+}
+
+/// With what was found wrong only when all was compiled.
+fn blamed(mut reports: Vec<Report>, left_out: &BTreeMap<String, String>) -> Vec<Report> {
+    for report in &mut reports {
+        if let Some(message) = left_out.get(&report.origin()) {
+            report.blame(message);
+        }
+    }
+    reports
 }
 
 /// Whether people wrote the same. What we write into `status` is our own echo.
@@ -334,7 +384,7 @@ pub enum OpenError {
     Client(Box<kube::Error>),
     /// The settings of the injector.
     #[error("{0}")]
-    Injection(Report),
+    Injection(Problems),
     /// It was asked to end before it began.
     #[error("it was asked to end while it waited for the cluster")]
     Ended,

@@ -47,6 +47,7 @@ impl EncodeLabelValue for Kind {
             ResourceKind::Service => "service",
             ResourceKind::Destination => "destination",
             ResourceKind::Address => "address",
+            ResourceKind::Certificate => "certificate",
         };
         name.encode(encoder)
     }

@@ -1,16 +1,21 @@
-//! What is pushed at this moment: the compiled mesh and the trust bundle, swapped whole.
+//! What is pushed at this moment: the compiled mesh, the trust bundle and the gateways' certificates, swapped whole.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use merlon_compile::{Mesh, StateResource};
+use merlon_config::name::ServiceName;
 use tokio::sync::watch;
 
-/// One moment's truth. Both parts change on their own; whoever pushes takes both at once.
+/// Certificates of gateways' listeners, by the Secret that they are read from.
+pub(crate) type Certificates = BTreeMap<ServiceName, Arc<StateResource>>;
+
+/// One moment's truth. Its parts change on their own; whoever pushes takes all at once.
 #[derive(Debug, Clone)]
 pub(crate) struct World {
     pub(crate) mesh: Arc<Mesh>,
     /// Absent until the certificate issuer has answered once.
     pub(crate) bundle: Option<Arc<StateResource>>,
+    pub(crate) certificates: Arc<Certificates>,
     /// Counts the worlds, so that who enforces a later one is known to enforce what an earlier one brought.
     pub(crate) number: u64,
 }
@@ -24,6 +29,7 @@ impl Worlds {
         Self(Arc::new(watch::Sender::new(World {
             mesh,
             bundle: None,
+            certificates: Arc::default(),
             number: 1,
         })))
     }
@@ -37,6 +43,18 @@ impl Worlds {
             number = world.number;
         });
         number
+    }
+
+    /// The numbers of mesh and certificates are one: call this first, for what the mesh's gateways name.
+    pub(crate) fn publish_certificates(&self, certificates: &Arc<Certificates>) {
+        self.0.send_if_modified(|world| {
+            let new = world.certificates != *certificates;
+            if new {
+                world.certificates = Arc::clone(certificates);
+                world.number += 1;
+            }
+            new
+        });
     }
 
     pub(crate) fn publish_bundle(&self, bundle: StateResource) {

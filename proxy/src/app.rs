@@ -9,11 +9,7 @@ use std::{
     time::Duration,
 };
 
-use merlon_config::{
-    live::Live,
-    report::Report,
-    resource::{GatewayListener, OutboundListener},
-};
+use merlon_config::{live::Live, report::Report, resource::OutboundListener};
 use tokio::{sync::watch, task::LocalSet, time};
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +19,7 @@ use crate::{
     control::Control,
     decisions::DecisionLog,
     destinations::Destinations,
+    gateway,
     health::{Health, Unready},
     intercept,
     jwks::JwksCache,
@@ -173,7 +170,7 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
     for worker in 0..config.workers.get() {
         for kind in [
             <OutboundListener as listener::keep::Wanted>::KIND,
-            <GatewayListener as listener::keep::Wanted>::KIND,
+            <gateway::listen::Port as listener::keep::Wanted>::KIND,
         ] {
             shared.health.lack_part(
                 Unready::Listener,

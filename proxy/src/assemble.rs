@@ -13,14 +13,20 @@ use merlon_certs::{RootsError, TrustRoots};
 use merlon_config::{
     name::{ServiceName, SpiffeId},
     snapshot::{
-        AddressState, Destination, InboundService, MeshState, ResourceKey, ResourceKind,
-        TrustBundle, Version, WorkloadState,
+        AddressState, CertificateState, Destination, InboundService, MeshState, ResourceKey,
+        ResourceKind, TrustBundle, Version, WorkloadState,
     },
 };
 use merlon_policy::{limit::LimitRegistry, problem::PolicyProblem};
 use serde::de::DeserializeOwned;
 
-use crate::state::{CompiledService, Snapshot};
+use crate::{
+    gateway::{
+        certificate::{self, Certificates},
+        listen::Port,
+    },
+    state::{CompiledService, Snapshot},
+};
 
 /// A resource as it is held: its bytes, and their hash.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +66,8 @@ pub(crate) enum AssembleError {
         own: Box<SpiffeId>,
         found: Box<SpiffeId>,
     },
+    #[error("the certificate {0} cannot be used: {1}")]
+    Certificate(String, String),
     #[error("the trust bundle: {0}")]
     Roots(#[from] RootsError),
     #[error("{}", list(.0))]
@@ -115,6 +123,8 @@ impl Assembler {
             services: self.services(resources, &mesh, before)?,
             destinations: destinations(resources, before)?,
             addresses: addresses(resources)?,
+            ports: workload.gateway.as_ref().map(Port::all).unwrap_or_default(),
+            certificates: certificates(resources)?,
             version,
             mesh,
             workload,
@@ -200,6 +210,17 @@ fn addresses(resources: &Resources) -> Result<HashMap<SocketAddr, AddressState>,
         Ok((address, read(key, held)?))
     });
     addresses.collect()
+}
+
+fn certificates(resources: &Resources) -> Result<Certificates, AssembleError> {
+    let certificates = all(resources, ResourceKind::Certificate).map(|(key, held)| {
+        let state: CertificateState = read(key, held)?;
+        named(key, state.name.to_string() == key.name)?;
+        let pair = certificate::pushed(&state)
+            .map_err(|why| AssembleError::Certificate(key.name.clone(), why))?;
+        Ok((state.name, pair))
+    });
+    certificates.collect()
 }
 
 fn all(resources: &Resources, kind: ResourceKind) -> impl Iterator<Item = (&ResourceKey, &Held)> {

@@ -1,6 +1,7 @@
 //! The edge: requests from outside the mesh, through the same checks as any other, then on to a service by mesh TLS.
 
-mod listen;
+pub(crate) mod certificate;
+pub(crate) mod listen;
 pub(crate) mod routes;
 
 use std::{convert::Infallible, rc::Rc};
@@ -12,9 +13,9 @@ use crate::{
     body::AnswerBody,
     denial::Denial,
     inbound::{self, Answer, Peer},
-    layers::stage::Admitted,
+    layers::{headers, stage::Admitted},
     outbound::{self, resolve},
-    peer_header,
+    peer_header::{self, Proto},
 };
 
 /// Answers one request from outside.
@@ -54,7 +55,13 @@ pub(crate) async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answe
         path: call.head.uri.path(),
         headers: &call.head.headers,
     };
-    let matched = routes::find(gateway, peer.listener_host.as_deref(), &asked)
+    // With TLS the listener was chosen by the name that was asked for then; nobody gets to another one's routes.
+    let name = match &peer.session {
+        Some(_) => peer.server_name.as_deref(),
+        None => Some(host),
+    };
+    let matched = routes::listener(gateway, peer.own_port, name)
+        .and_then(|listener| routes::find(gateway, listener, &asked))
         .ok_or(Denial::NoRoute("no route of this gateway fits".into()))?;
     let backend = matched
         .backend(call.local.random.next())
@@ -71,9 +78,15 @@ pub(crate) async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answe
     if let Some(user) = &call.user {
         call.head
             .headers
-            .insert(crate::layers::headers::USER, inbound::printable(&user.id));
+            .insert(headers::USER, inbound::printable(&user.id));
     }
     call.head.headers.remove(peer_header::NAME);
+    // A browser chooses HTTP/2 for its way here; what the program behind speaks, it does not know. The port says so, and
+    // gRPC is nothing else.
+    call.proto = match call.grpc {
+        true => Proto::H2,
+        false => Proto::Http1,
+    };
     let held = Some(Rc::clone(&standing));
     let answer = std::pin::pin!(outbound::forward(call, &route, body, held));
     standing.hold(answer).await
@@ -81,22 +94,18 @@ pub(crate) async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answe
 
 /// What the gateway says of the caller, in the headers that it just took from it.
 fn tell_backend(head: &mut Parts, peer: &Peer, authority: &str) {
-    let address = peer.address.ip().to_string();
-    if let Ok(address) = HeaderValue::try_from(address) {
-        head.headers
-            .insert(HeaderName::from_static("x-forwarded-for"), address);
-    }
-    if let Ok(host) = HeaderValue::from_str(authority) {
-        head.headers
-            .insert(HeaderName::from_static("x-forwarded-host"), host);
-    }
     let scheme = if peer.session.is_some() {
         "https"
     } else {
         "http"
     };
-    head.headers.insert(
-        HeaderName::from_static("x-forwarded-proto"),
-        HeaderValue::from_static(scheme),
-    );
+    let address = peer.address.ip().to_canonical().to_string();
+    for (name, value) in headers::FORWARDED
+        .into_iter()
+        .zip([&address, authority, scheme])
+    {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            head.headers.insert(name, value);
+        }
+    }
 }

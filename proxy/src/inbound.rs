@@ -51,8 +51,6 @@ pub(crate) struct Peer {
     pub(crate) id: Option<Rc<str>>,
     /// The SPIFFE ID, for the program.
     pub(crate) caller: Option<HeaderValue>,
-    /// The host name of a gateway's listener.
-    pub(crate) listener_host: Option<Rc<str>>,
     /// The name that a TLS client asked for.
     pub(crate) server_name: Option<Box<str>>,
     /// Its TLS, if it has any.
@@ -83,7 +81,6 @@ impl Peer {
             principal,
             caller: id.as_deref().and_then(|id| HeaderValue::from_str(id).ok()),
             id: id.map(Rc::from),
-            listener_host: None,
             server_name: None,
             session: None,
             fixed: None,
@@ -95,6 +92,18 @@ impl Peer {
     /// Whether a verified mesh identity is at the other end: it is told the policy that refused it.
     pub(crate) fn is_meshed(&self) -> bool {
         matches!(self.principal, Principal::Workload(_))
+    }
+}
+
+impl Peer {
+    /// Whether an edge of the mesh is at the other end.
+    fn is_gateway(&self) -> bool {
+        let Principal::Workload(id) = &self.principal else {
+            return false;
+        };
+        let current = self.local.current();
+        let snapshot = current.snapshot();
+        snapshot.is_some_and(|snapshot| snapshot.mesh.gateways.contains(id))
     }
 }
 
@@ -192,7 +201,10 @@ async fn decide(
         Err(denial) => return Err((denial, exchange)),
     };
     // What only we may set goes before anything reads it, on every route, and is set afresh after the checks.
-    headers::strip_ours(&mut head.headers);
+    match peer.is_gateway() {
+        true => headers::strip_ours_but_forwarded(&mut head.headers),
+        false => headers::strip_ours(&mut head.headers),
+    }
     exchange.trace(&mut head.headers);
     exchange.uri = head.uri.clone();
     exchange.host = Some(reading.authority.clone());

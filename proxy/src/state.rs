@@ -24,8 +24,16 @@ use merlon_policy::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::AccessLogMode, decisions::DecisionLog, destinations::Destinations, health::Health,
-    jwks::JwksCache, listener::Claims, metrics::WorkerMetrics, outside::Outside, telemetry::Spans,
+    config::AccessLogMode,
+    decisions::DecisionLog,
+    destinations::Destinations,
+    gateway::{certificate::Certificates, listen::Port},
+    health::Health,
+    jwks::JwksCache,
+    listener::Claims,
+    metrics::WorkerMetrics,
+    outside::Outside,
+    telemetry::Spans,
 };
 
 /// Everything a worker needs beside its own listeners. One per process, `Send` and `Sync`.
@@ -103,6 +111,10 @@ pub struct Snapshot {
     pub addresses: HashMap<SocketAddr, AddressState>,
     /// Roots per trust domain.
     pub bundles: Vec<TrustBundle>,
+    /// A gateway's ports.
+    pub(crate) ports: Vec<Port>,
+    /// Its listeners' certificates that were pushed.
+    pub(crate) certificates: Certificates,
     /// Every resource with its version, for the dump.
     pub resources: BTreeMap<ResourceKey, Version>,
 }

@@ -10,13 +10,13 @@ use std::{
 
 use jiff::Timestamp;
 use merlon_certs::{MERLON_H2, MERLON_TCP, MeshTls};
-use merlon_config::resource::{GatewayListener, OutboundListener};
+use merlon_config::resource::OutboundListener;
 use rustls::ServerConfig;
 use tokio::task::JoinHandle;
 
 use crate::{
     access_log::{AccessLog, WorkerLog},
-    inbound, intercept,
+    gateway, inbound, intercept,
     layers::token_cache::TokenCache,
     listener,
     metrics::WorkerMetrics,
@@ -71,9 +71,9 @@ pub async fn run_with_log(worker: Worker, log: AccessLog) {
     tasks.push(spawn(listener::keep::keep::<OutboundListener>(Rc::clone(
         &local,
     ))));
-    tasks.push(spawn(listener::keep::keep::<GatewayListener>(Rc::clone(
-        &local,
-    ))));
+    tasks.push(spawn(listener::keep::keep::<gateway::listen::Port>(
+        Rc::clone(&local),
+    )));
     local.shutdown.drain.cancelled().await;
     tokio::select! {
         () = local.quiet() => {}

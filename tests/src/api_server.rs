@@ -47,8 +47,15 @@ fn rights() -> String {
              subjects: [{{ kind: ServiceAccount, name: merlon-control-plane, namespace: {own} }}]"
         )
     };
-    let everywhere = include_str!("../../charts/merlon/rights/cluster.yaml");
-    let here = include_str!("../../charts/merlon/rights/own.yaml");
+    let everywhere = [
+        include_str!("../../charts/merlon/rights/cluster.yaml"),
+        include_str!("../../charts/merlon/rights/gateway.yaml"),
+    ];
+    let here = [
+        include_str!("../../charts/merlon/rights/own.yaml"),
+        include_str!("../../charts/merlon/rights/gateway-own.yaml"),
+    ];
+    let (everywhere, here) = (everywhere.concat(), here.concat());
     [
         object("ClusterRole", "", &format!("rules:\n{everywhere}")),
         object("ClusterRoleBinding", "", &binding("ClusterRole")),
@@ -143,6 +150,27 @@ impl ApiServer {
             self.try_get(kinds).await.is_some()
         })
         .await;
+    }
+
+    /// Applies Gateway API's definitions.
+    pub async fn define_gateways(&self) {
+        let file = tools::root().join(".tools/gateway-api.yaml");
+        let text = fs::read_to_string(&file);
+        let hint = "run `tests/tools/install kubernetes-api`";
+        let text = text.unwrap_or_else(|error| panic!("{}: {error}; {hint}", file.display()));
+        self.apply(&text).await;
+        for kind in [
+            "v1/gatewayclasses",
+            "v1/gateways",
+            "v1/httproutes",
+            "v1beta1/referencegrants",
+        ] {
+            let path = format!("/apis/gateway.networking.k8s.io/{kind}");
+            wait::until(format!("{kind} are served"), async || {
+                self.try_get(&path).await.is_some()
+            })
+            .await;
+        }
     }
 
     fn launch(&self) {

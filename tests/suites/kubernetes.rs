@@ -51,6 +51,29 @@ webhooks:
   - { name: policies.merlon.io, admissionReviewVersions: [v1], sideEffects: None, clientConfig: { url: 'https://127.0.0.1:1/' } }
 ";
 
+const GATEWAY: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: { name: merlon }
+spec: { controllerName: merlon.io/gateway }
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: { name: edge, namespace: merlon-system }
+spec:
+  gatewayClassName: merlon
+  listeners:
+    - { name: http, port: 80, protocol: HTTP, allowedRoutes: { namespaces: { from: All } } }
+    - { name: https, port: 443, protocol: HTTPS, tls: { certificateRefs: [{ name: gone }] } }
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: orders, namespace: shop }
+spec:
+  parentRefs: [{ name: edge, namespace: merlon-system }]
+  rules: [{ backendRefs: [{ name: orders, port: 80 }] }]
+";
+
 /// A program behind its proxy, and another that calls it through its own.
 struct Shop {
     orders: App,
@@ -404,7 +427,7 @@ async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
     api.ending_webhook_authority().await;
     let authority = "/api/v1/namespaces/merlon-system/secrets/merlon-webhook";
     let ending = api.get(authority).await;
-    let replica = api.replica_with_webhooks("one").await;
+    let replica = api.replica_of_everything("one").await;
     let shop = Shop::open(&api, &replica, &replica).await;
     api.apply(&policy(WEB_MAY_GET)).await;
     for (kind, plural, spec) in [
@@ -434,6 +457,22 @@ async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
     }
     api.until_condition(POLICY, "Programmed", "True").await;
     shop.get().await.is_ok();
+    // Gateway API may come later than who follows it.
+    api.define_gateways().await;
+    api.apply(GATEWAY).await;
+    let gateways = "/apis/gateway.networking.k8s.io/v1";
+    let class = format!("{gateways}/gatewayclasses/merlon");
+    api.until_condition(&class, "Accepted", "True").await;
+    let gateway = format!("{gateways}/namespaces/merlon-system/gateways/edge");
+    let (reason, _) = api.until_condition(&gateway, "Accepted", "True").await;
+    assert_eq!(reason, "ListenersNotValid");
+    api.until_condition(&gateway, "Programmed", "False").await;
+    let route = format!("{gateways}/namespaces/shop/httproutes/orders");
+    until("the route is told that it is accepted", async || {
+        let parent = &api.get(&route).await["status"]["parents"][0];
+        parent["conditions"][0]["status"] == "True"
+    })
+    .await;
     api.namespace("late").await;
     wait::for_some("the new namespace has the bundle", async || {
         api.try_get("/api/v1/namespaces/late/configmaps/merlon-trust-bundle")

@@ -13,6 +13,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: control-plane
 {{- end }}
 
+{{- define "merlon.gatewaySelector" -}}
+app.kubernetes.io/name: merlon
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: gateway
+gateway.networking.k8s.io/gateway-name: merlon-gateway
+{{- end }}
+
 {{- define "merlon.image" -}}
 {{- $root := index . 0 -}}
 {{- printf "%s/%s:%s" (trimSuffix "/" $root.Values.images.registry) (index . 1) (default $root.Chart.AppVersion $root.Values.images.tag) -}}
@@ -35,5 +42,8 @@ app.kubernetes.io/component: control-plane
 {{- end }}
 {{- if and .Values.controlPlane.podDisruptionBudget.enabled (ge (int .Values.controlPlane.podDisruptionBudget.minAvailable) (int .Values.controlPlane.replicas)) (gt (int .Values.controlPlane.replicas) 1) }}
 {{- fail "\n\ncontrolPlane.podDisruptionBudget.minAvailable is not below controlPlane.replicas: no node could ever be drained\n" }}
+{{- end }}
+{{- if and .Values.gateway.enabled .Values.gateway.podDisruptionBudget.enabled (ge (int .Values.gateway.podDisruptionBudget.minAvailable) (int .Values.gateway.replicas)) (gt (int .Values.gateway.replicas) 1) }}
+{{- fail "\n\ngateway.podDisruptionBudget.minAvailable is not below gateway.replicas: no node could ever be drained\n" }}
 {{- end }}
 {{- end }}

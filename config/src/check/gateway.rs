@@ -1,13 +1,15 @@
+use std::collections::BTreeMap;
+
 use super::{
     Checker,
     text::{is_hostname, is_token, method_problem},
 };
 use crate::{
-    name::{ResourceName, ServiceName},
+    name::{Namespace, ResourceName, ServiceName},
     nearest,
     resource::{
-        BackendRef, GatewayListener, GatewaySpec, HttpRouteMatch, HttpRouteSpec, ParentRef,
-        Resource,
+        BackendRef, GatewayListener, GatewaySpec, HttpRouteMatch, HttpRouteSpec, ListenerTls,
+        ParentRef, Resource, Spec,
     },
 };
 
@@ -38,9 +40,26 @@ impl<'a> Checker<'a, '_> {
             .clone()
             .map(|(index, listener)| (format!("spec.listeners[{index}].name"), &listener.name));
         self.twice(resource, "listeners called", names);
-        let ports = listeners
-            .map(|(index, listener)| (format!("spec.listeners[{index}].port"), listener.port));
-        self.twice(resource, "listeners on port", ports);
+        let hosts = listeners.clone().map(|(index, listener)| {
+            let host = listener.hostname.as_deref().unwrap_or("*");
+            let address = format!("{}` for host `{host}", listener.port);
+            (format!("spec.listeners[{index}].port"), address)
+        });
+        self.twice(resource, "listeners on port", hosts);
+        // One port cannot begin with TLS for some hosts and without it for others: nobody knows the host before that.
+        let mut spoken = BTreeMap::new();
+        for (index, listener) in listeners {
+            let other = *spoken.entry(listener.port).or_insert(&listener.protocol);
+            if *other != listener.protocol {
+                let message = format!("port {} is `{other}` for another listener", listener.port);
+                self.error(
+                    resource,
+                    &format!("spec.listeners[{index}].protocol"),
+                    message,
+                )
+                .hint("give the two protocols different ports");
+            }
+        }
     }
 
     fn listener(&mut self, resource: &Resource, field: &str, listener: &GatewayListener) {
@@ -54,7 +73,8 @@ impl<'a> Checker<'a, '_> {
                 self.error(resource, &format!("{field}.tls"), "`HTTP` has no `tls`")
                     .hint("write `protocol: HTTPS`");
             }
-            ("HTTP" | "HTTPS", _) => {}
+            ("HTTPS", Some(tls)) => self.certificate(resource, &format!("{field}.tls"), tls),
+            ("HTTP", None) => {}
             (other, _) => {
                 let hint = nearest::hint(other, ["HTTP", "HTTPS"]);
                 self.error(
@@ -67,6 +87,39 @@ impl<'a> Checker<'a, '_> {
         }
         if let Some(name) = &listener.hostname {
             self.hostname(resource, &format!("{field}.hostname"), name);
+        }
+    }
+
+    /// Two files, or in a cluster a Secret.
+    fn certificate(&mut self, resource: &Resource, field: &str, tls: &ListenerTls) {
+        let in_cluster = self.checked.targets_may_come_later;
+        match (
+            &tls.certificate_file,
+            &tls.key_file,
+            tls.certificate_refs.as_slice(),
+        ) {
+            (Some(_), Some(_), []) => {}
+            (None, None, [_]) if in_cluster => {}
+            (None, None, [_]) => {
+                let message = "there are no Secrets outside a cluster";
+                self.error(resource, &format!("{field}.certificateRefs"), message)
+                    .hint("name `certificateFile` and `keyFile` instead");
+            }
+            (None, None, [_, _, ..]) => {
+                let message = "a listener has one certificate";
+                self.error(resource, &format!("{field}.certificateRefs"), message)
+                    .hint("write a listener for each host, all on this port");
+            }
+            (_, _, [_, ..]) => {
+                let message = "files and a Secret are named at once";
+                self.error(resource, field, message)
+                    .hint("name one of them");
+            }
+            (_, _, []) => {
+                let message = "a certificate is two files";
+                self.error(resource, field, message)
+                    .hint("name both `certificateFile` and `keyFile`");
+            }
         }
     }
 
@@ -108,7 +161,8 @@ impl<'a> Checker<'a, '_> {
 
     fn parent(&mut self, resource: &'a Resource, field: &str, parent: &'a ParentRef) {
         let namespace = parent.namespace.as_ref().unwrap_or(&resource.namespace);
-        if *namespace != resource.namespace {
+        // In a cluster it is known beforehand which routes a listener takes.
+        if *namespace != resource.namespace && !self.checked.targets_may_come_later {
             // `allowedRoutes` of Gateway API begins with `Same`: else anyone could publish under another team's host.
             let message = format!("a Gateway takes routes of its own namespace `{namespace}` only");
             let hint = format!("write this route in `{namespace}`; its backends may be elsewhere");
@@ -125,6 +179,33 @@ impl<'a> Checker<'a, '_> {
             let hint = nearest::hint(parent.name.as_str(), here);
             self.error(resource, &format!("{field}.name"), message)
                 .maybe_hint(hint);
+        }
+        if let Some(section) = &parent.section_name {
+            self.section(
+                resource,
+                &format!("{field}.sectionName"),
+                (namespace, &parent.name),
+                section,
+            );
+        }
+    }
+
+    fn section(
+        &mut self,
+        resource: &Resource,
+        field: &str,
+        (namespace, gateway): (&Namespace, &ResourceName),
+        section: &ResourceName,
+    ) {
+        let found = self.checked.resources.find("Gateway", namespace, gateway);
+        let Some(Spec::Gateway(spec)) = found.map(|gateway| &gateway.spec) else {
+            return;
+        };
+        let listeners: Vec<&str> = spec.listeners.iter().map(|one| one.name.as_str()).collect();
+        if !listeners.contains(&section.as_str()) {
+            let message = format!("the Gateway `{gateway}` has no listener `{section}`");
+            let hint = nearest::hint(section.as_str(), listeners);
+            self.error(resource, field, message).maybe_hint(hint);
         }
     }
 

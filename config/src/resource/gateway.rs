@@ -38,14 +38,27 @@ pub struct GatewayListener {
     pub tls: Option<ListenerTls>,
 }
 
-/// A listener's certificate, outside Kubernetes as files.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// A listener's certificate: outside Kubernetes two files, in Kubernetes a Secret of type `kubernetes.io/tls`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListenerTls {
-    /// PEM file with the certificate chain.
-    pub certificate_file: PathBuf,
-    /// PEM file with the private key.
-    pub key_file: PathBuf,
+    /// PEM file with the certificate chain. Together with `keyFile`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_file: Option<PathBuf>,
+    /// PEM file with the private key. Together with `certificateFile`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// In Kubernetes instead of files: one Secret.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificate_refs: Vec<CertificateRef>,
+}
+
+/// A Secret with a certificate and its key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CertificateRef {
+    /// The Secret's name, in the Gateway's namespace.
+    pub name: ResourceName,
 }
 
 /// Which requests go where.
@@ -70,6 +83,9 @@ pub struct ParentRef {
     /// Its namespace; left out: the route's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<Namespace>,
+    /// The one listener of it that is meant, by name; left out: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub section_name: Option<ResourceName>,
 }
 
 /// One rule: any of `matches`, then one of `backendRefs` by weight.

@@ -16,8 +16,8 @@ mod workload;
 pub use authentication::{ClaimType, RequestAuthenticationSpec, SignatureAlgorithm, TokenIssuer};
 pub use authorization::AuthorizationPolicySpec;
 pub use gateway::{
-    BackendRef, GatewayListener, GatewaySpec, HeaderMatch, HttpPathMatch, HttpRouteMatch,
-    HttpRouteRule, HttpRouteSpec, ListenerTls, ParentRef, PathMatchType,
+    BackendRef, CertificateRef, GatewayListener, GatewaySpec, HeaderMatch, HttpPathMatch,
+    HttpRouteMatch, HttpRouteRule, HttpRouteSpec, ListenerTls, ParentRef, PathMatchType,
 };
 pub use mesh::{
     CertificateIssuer, Certificates, EmbeddedIssuer, KubernetesAuth, MeshConfigSpec, OutboundMode,

@@ -115,6 +115,7 @@ pub(crate) fn assemble(resources: &[Resource], config: &MeshConfigSpec) -> Assem
         trust_domain: config.trust_domain.clone(),
         root_namespace: config.root_namespace.clone(),
         outbound: config.outbound,
+        gateways: gateway::identities(resources, &config.trust_domain),
     };
     let mut inbound = BTreeMap::new();
     let mut destinations = BTreeMap::new();
@@ -198,7 +199,9 @@ pub(crate) fn assemble(resources: &[Resource], config: &MeshConfigSpec) -> Assem
 
 fn proxy(name: ServiceName, own: WorkloadState, destinations: BTreeSet<ServiceName>) -> Proxy {
     let state = sealed(ResourceKind::Workload, &name, &own);
+    let certificates = own.gateway.as_ref().map(gateway::certificates);
     Proxy {
+        certificates: certificates.unwrap_or_default(),
         name,
         gateway: own.gateway.is_some(),
         identity: own.identity,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use merlon_config::{
-    name::{ResourceName, ServiceName, TrustDomain, WorkloadId},
+    name::{ResourceName, ServiceName, SpiffeId, TrustDomain, WorkloadId},
     resource::{GatewaySpec, HttpRouteSpec, Resource, Spec},
     snapshot::{GatewayRoute, GatewayState, WorkloadState},
 };
@@ -79,10 +79,7 @@ pub(crate) fn state(
         spec: (*spec).clone(),
     });
     WorkloadState {
-        identity: trust_domain.spiffe_id(&WorkloadId {
-            namespace: name.namespace.clone(),
-            service_account: account(spec, &name.name).clone(),
-        }),
+        identity: identity(name, spec, trust_domain),
         services: vec![name.clone()],
         outbound: Vec::new(),
         permissive: false,
@@ -92,6 +89,36 @@ pub(crate) fn state(
             routes: routes.collect(),
         }),
     }
+}
+
+fn identity(name: &ServiceName, spec: &GatewaySpec, trust_domain: &TrustDomain) -> SpiffeId {
+    trust_domain.spiffe_id(&WorkloadId {
+        namespace: name.namespace.clone(),
+        service_account: account(spec, &name.name).clone(),
+    })
+}
+
+/// Whom all gateways run as.
+pub(crate) fn identities(resources: &[Resource], trust_domain: &TrustDomain) -> BTreeSet<SpiffeId> {
+    let all = resources
+        .iter()
+        .filter_map(|resource| match &resource.spec {
+            Spec::Gateway(spec) => Some(identity(&name_of(resource), spec, trust_domain)),
+            _ => None,
+        });
+    all.collect()
+}
+
+/// The Secrets that its listeners name.
+pub(crate) fn certificates(gateway: &GatewayState) -> BTreeSet<ServiceName> {
+    let listeners = gateway.listeners.iter();
+    let refs = listeners.filter_map(|listener| listener.tls.as_ref());
+    refs.flat_map(|tls| &tls.certificate_refs)
+        .map(|secret| ServiceName {
+            namespace: gateway.name.namespace.clone(),
+            name: secret.name.clone(),
+        })
+        .collect()
 }
 
 fn account<'a>(spec: &'a GatewaySpec, name: &'a ResourceName) -> &'a ResourceName {

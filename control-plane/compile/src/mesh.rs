@@ -47,6 +47,7 @@ pub struct Proxy {
     pub(crate) state: Arc<StateResource>,
     pub(crate) services: Vec<ServiceName>,
     pub(crate) destinations: BTreeSet<ServiceName>,
+    pub(crate) certificates: BTreeSet<ServiceName>,
 }
 
 impl Proxy {
@@ -73,6 +74,11 @@ impl Proxy {
     /// Destinations that it has without asking: those of its listeners or routes. Not all of them need exist.
     pub fn destinations(&self) -> &BTreeSet<ServiceName> {
         &self.destinations
+    }
+
+    /// Secrets with the certificates of a gateway's listeners, as `namespace/name`.
+    pub fn certificates(&self) -> &BTreeSet<ServiceName> {
+        &self.certificates
     }
 }
 
@@ -197,8 +203,8 @@ impl Mesh {
     }
 
     /// One proxy's state: the mesh, itself, what it enforces, and the destinations it has or `wanted`.
-    /// A service that does not exist is left out; of an address it is said that nobody is there. The trust bundle is
-    /// not in it: whoever signs adds it.
+    /// A service that does not exist is left out; of an address it is said that nobody is there. Trust bundle
+    /// and certificates are not in it: whoever knows them adds them.
     pub fn proxy_state(&self, proxy: &Proxy, wanted: &Wanted) -> ProxyState {
         let mut state = ProxyState::default();
         state.insert(Arc::clone(&self.mesh));

@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use merlon_config::{
     name::SpiffeId,
-    snapshot::{Manifest, ManifestEntry, ResourceKey, ResourceKind, TrustBundle, Version},
+    snapshot::{
+        CertificateState, Manifest, ManifestEntry, ResourceKey, ResourceKind, TrustBundle, Version,
+    },
 };
 use serde::Serialize;
 
@@ -33,6 +35,12 @@ impl StateResource {
     pub fn trust_bundle(bundle: &TrustBundle) -> Self {
         let name = bundle.trust_domain.to_string();
         Self::new(ResourceKind::TrustBundle, name, bundle)
+    }
+
+    /// A gateway's certificate, which the compiler does not know either.
+    pub fn certificate(certificate: &CertificateState) -> Self {
+        let name = certificate.name.to_string();
+        Self::new(ResourceKind::Certificate, name, certificate)
     }
 
     /// What it is called.

@@ -55,6 +55,8 @@ pub(crate) struct Judged {
     pub(crate) verdicts: BTreeMap<Key, Verdict>,
     /// What no single resource is to blame for.
     pub(crate) problems: Report,
+    /// What the cluster knows and cannot be used, with what is wrong with it.
+    pub(crate) left_out: BTreeMap<String, String>,
 }
 
 impl Acceptor {
@@ -76,6 +78,7 @@ impl Acceptor {
             compiler: &mut self.compiler,
             running,
             found: found.to_vec(),
+            left_out: BTreeMap::new(),
         };
         let mut wrong = BTreeMap::new();
         let present = documents.iter();
@@ -88,6 +91,7 @@ impl Acceptor {
             first = std::mem::take(&mut wrong);
             trial.one_by_one(documents, &self.good, &mut wrong)
         });
+        let left_out = std::mem::take(&mut trial.left_out);
         let (set, compiled) = match tried {
             Ok((set, compiled)) => (set, compiled),
             Err(report) => {
@@ -105,6 +109,7 @@ impl Acceptor {
                     mesh: None,
                     verdicts: verdicts.collect(),
                     problems: report,
+                    left_out,
                 };
             }
         };
@@ -121,6 +126,7 @@ impl Acceptor {
             verdicts: verdicts.collect(),
             mesh: Some(compiled.mesh),
             problems: Report::new(),
+            left_out,
         }
     }
 }
@@ -164,6 +170,8 @@ struct Trial<'a> {
     compiler: &'a mut Compiler,
     running: Option<&'a Mesh>,
     found: Vec<Resource>,
+    /// Of `found`, by origin.
+    left_out: BTreeMap<String, String>,
 }
 
 impl Trial<'_> {
@@ -202,7 +210,7 @@ impl Trial<'_> {
                 };
                 wrong.insert(key, ("Invalid", message));
             }
-            moved |= self.leave_out(&blamed);
+            moved |= self.leave_out(&report);
             if !moved {
                 return Err(report);
             }
@@ -294,14 +302,18 @@ impl Trial<'_> {
     }
 
     /// What the cluster itself knows and Merlon cannot use is left out: people's resources do not wait for it.
-    fn leave_out(&mut self, blamed: &BTreeSet<&str>) -> bool {
+    fn leave_out(&mut self, report: &Report) -> bool {
         let before = self.found.len();
+        let left_out = &mut self.left_out;
         self.found.retain(|resource| {
-            let stays = !blamed.contains(resource.origin.as_str());
-            if !stays {
-                tracing::warn!(object = resource.origin, "cluster.object_left_out");
-            }
-            stays
+            let mut own = errors(report).filter(|problem| problem.file == resource.origin);
+            let Some(problem) = own.next() else {
+                return true;
+            };
+            let problem = sentence(problem, None);
+            tracing::warn!(object = resource.origin, problem, "cluster.object_left_out");
+            left_out.insert(resource.origin.clone(), problem);
+            false
         });
         self.found.len() != before
     }
@@ -323,6 +335,7 @@ pub(super) fn prospect(
         compiler,
         running,
         found: found.to_vec(),
+        left_out: BTreeMap::new(),
     };
     let mut with = good.clone();
     with.insert(key.clone(), document.present.clone());

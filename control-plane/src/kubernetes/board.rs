@@ -12,6 +12,7 @@ use super::{
     accept::Verdict,
     counts::{self, Counts},
     document::{Document, Key},
+    gateway::Report,
 };
 use crate::push::Enforcing;
 
@@ -29,6 +30,9 @@ struct Inner {
     /// Which generation of each is in force, and since which world.
     since: HashMap<Key, (i64, u64)>,
     mesh: Option<Arc<Mesh>>,
+    left_out: BTreeMap<String, String>,
+    /// What is said of Gateway API's objects.
+    reports: Vec<Report>,
 }
 
 impl Board {
@@ -36,6 +40,7 @@ impl Board {
         &self,
         documents: BTreeMap<Key, Document>,
         verdicts: BTreeMap<Key, Verdict>,
+        left_out: BTreeMap<String, String>,
         mesh: Option<(Arc<Mesh>, u64)>,
     ) {
         let mut inner = self.lock();
@@ -58,11 +63,31 @@ impl Board {
         inner.since.retain(|key, _| verdicts.contains_key(key));
         inner.documents = documents;
         inner.verdicts = verdicts;
+        inner.left_out = left_out;
         if let Some((mesh, _)) = mesh {
             inner.mesh = Some(mesh);
         }
         drop(inner);
         self.changed.notify_one();
+    }
+
+    pub(crate) fn attached(&self, reports: Vec<Report>) {
+        let mut inner = self.lock();
+        if inner.reports != reports {
+            inner.reports = reports;
+            drop(inner);
+            self.changed.notify_one();
+        }
+    }
+
+    /// What is said of Gateway API's objects.
+    pub(crate) fn reports(&self) -> Vec<Report> {
+        self.lock().reports.clone()
+    }
+
+    /// What of the cluster's own was not used when it was judged last, and why.
+    pub(crate) fn left_out(&self) -> BTreeMap<String, String> {
+        self.lock().left_out.clone()
     }
 
     /// Returns when something was judged since it returned last. For one waiter.

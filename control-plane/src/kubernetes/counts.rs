@@ -73,6 +73,38 @@ pub(crate) fn count(
         }
         Some((document.key.clone(), count))
     });
+    let mut counted: Counts = counted.collect();
+    counted.extend(gateways(mesh, proxies));
+    counted
+}
+
+/// The key under which the proxies of a Gateway are counted.
+pub(crate) fn gateway_key(namespace: &str, name: &str) -> Key {
+    Key {
+        kind: "Gateway",
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+/// Proxies of each Gateway; those enforce it that refuse nothing.
+fn gateways(mesh: &Mesh, proxies: &[Enforcing]) -> Counts {
+    let all = mesh.proxies().filter(|proxy| proxy.is_gateway());
+    let counted = all.map(|gateway| {
+        let name = gateway.name();
+        let own: Vec<_> = proxies.iter().filter(|proxy| proxy.name == *name).collect();
+        let enforcing = own.iter().filter(|proxy| proxy.refusal.is_none());
+        let count = Count {
+            generation: 0,
+            enforcing: enforcing.count() as u64,
+            of: own.len() as u64,
+            refusal: own.iter().find_map(|proxy| proxy.refusal.clone()),
+        };
+        (
+            gateway_key(name.namespace.as_str(), name.name.as_str()),
+            count,
+        )
+    });
     counted.collect()
 }
 

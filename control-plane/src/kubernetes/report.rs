@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, DynamicObject, Patch, PatchParams},
+    runtime::reflector::ObjectRef,
 };
 use merlon_config::crd::Kind;
 use serde_json::{Value, json};
@@ -18,9 +19,10 @@ use super::{
     board::Board,
     counts::{self, BEAT, Counts},
     document::Key,
+    gateway::{self, Says},
     names,
     status::status,
-    watch::{Cluster, resource_of},
+    watch::{Cluster, Gateways, resource_of},
 };
 use crate::{authority::Authority, config::KubernetesConfig, push::Registry};
 
@@ -128,6 +130,15 @@ impl Reporter {
                 self.write(kind, &object, status).await;
             })
             .await;
+        if let Some(stores) = &self.cluster.gateways {
+            stream::iter(self.board.reports())
+                .for_each_concurrent(AT_ONCE, |report| {
+                    let count = sum.get(&counts::gateway_key(&report.namespace, &report.name));
+                    let enforcing = count.map_or(0, |count| count.enforcing);
+                    self.tell(stores, report, enforcing, now)
+                })
+                .await;
+        }
         self.forget(&told, now).await;
     }
 
@@ -155,6 +166,61 @@ impl Reporter {
         let issuer = (kind.kind == "MeshConfig").then(|| self.issuer()).flatten();
         let status = status(&verdict, sum.get(&key), issuer, before, now);
         (before != Some(&status)).then_some(status)
+    }
+
+    /// What an object of Gateway API should be told and was not. Others write there too, so only onto what we know.
+    async fn tell(
+        &self,
+        stores: &Gateways,
+        report: gateway::Report,
+        enforcing: u64,
+        now: Timestamp,
+    ) {
+        let (store, kind) = match report.says {
+            Says::Class => (&stores.classes, gateway::KINDS[0]),
+            Says::Gateway { .. } => (&stores.gateways, gateway::KINDS[1]),
+            Says::Route(_) => (&stores.routes, gateway::KINDS[2]),
+        };
+        let resource = gateway::resource_of(kind);
+        let mut found = ObjectRef::new_with(&report.name, resource.clone());
+        found.namespace = (!report.namespace.is_empty()).then(|| report.namespace.clone());
+        let Some(object) = store.get(&found) else {
+            return;
+        };
+        if object.uid().as_deref() != Some(&*report.uid)
+            || object.metadata.generation.unwrap_or_default() != report.generation
+        {
+            return;
+        }
+        let before = object.data.get("status");
+        let status = report.status(before, enforcing, now);
+        let mut parts = status.as_object().into_iter().flatten();
+        if parts.all(|(name, part)| before.and_then(|before| before.get(name)) == Some(part)) {
+            return;
+        }
+        let api: Api<DynamicObject> = match &found.namespace {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
+            None => Api::all_with(self.client.clone(), &resource),
+        };
+        let patch = json!({
+            "metadata": { "resourceVersion": object.resource_version() },
+            "status": status,
+        });
+        let parameters = PatchParams {
+            field_manager: Some(names::FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let patch = Patch::Merge(&patch);
+        let written = api.patch_status(&report.name, &parameters, &patch);
+        match tokio::time::timeout(PATIENCE, written).await {
+            Ok(Ok(_)) => {}
+            // It is gone, or somebody else wrote: what that says comes in a moment.
+            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(object = report.origin(), error = %error, "status.failed");
+            }
+            Err(_) => tracing::warn!(object = report.origin(), "status.failed: no answer"),
+        }
     }
 
     /// What the certificate issuer says, if it has said something.

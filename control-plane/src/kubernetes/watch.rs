@@ -11,7 +11,7 @@ use std::{
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::{
-    core::v1::{ConfigMap, Namespace, Pod, Service},
+    core::v1::{ConfigMap, Namespace, Pod, Secret, Service},
     discovery::v1::EndpointSlice,
 };
 use kube::{
@@ -30,7 +30,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{meshed, names};
+use super::{gateway, meshed, names};
 use crate::random;
 
 /// Everything that is watched.
@@ -46,15 +46,54 @@ pub(crate) struct Cluster {
     /// What the replicas count.
     pub(crate) counts: Store<ConfigMap>,
     pub(crate) kinds: Vec<(Kind, Store<DynamicObject>)>,
+    /// Where gateways are served.
+    pub(crate) gateways: Option<Gateways>,
     pub(crate) contact: Contact,
     changes: watch::Receiver<u64>,
 }
 
+/// What is watched for gateways alone.
+#[derive(Debug, Clone)]
+pub(crate) struct Gateways {
+    pub(crate) classes: Store<DynamicObject>,
+    pub(crate) gateways: Store<DynamicObject>,
+    pub(crate) routes: Store<DynamicObject>,
+    pub(crate) grants: Store<DynamicObject>,
+    /// Those of type `kubernetes.io/tls` in the control plane's own namespace.
+    pub(crate) secrets: Store<Secret>,
+    /// That namespace.
+    pub(crate) namespace: String,
+}
+
+impl Gateways {
+    fn watch(watching: &Watching<'_>, client: &Client, namespace: &str) -> Self {
+        let [classes, gateways, routes, grants] = gateway::KINDS.map(|kind| {
+            let resource = gateway::resource_of(kind);
+            let api = Api::all_with(client.clone(), &resource);
+            let watching = Watching {
+                may_be_absent: true,
+                ..watching.clone()
+            };
+            watching.follow(kind.1, api, resource, watcher::Config::default(), any)
+        });
+        let certificates = watcher::Config::default().fields("type=kubernetes.io/tls");
+        let secrets = Api::namespaced(client.clone(), namespace);
+        Self {
+            classes,
+            gateways,
+            routes,
+            grants,
+            secrets: watching.follow("secrets", secrets, (), certificates, any),
+            namespace: namespace.to_owned(),
+        }
+    }
+}
+
 impl Cluster {
-    /// Begins to watch; `shutdown` ends it.
+    /// Begins to watch; `shutdown` ends it. `gateways` asks for Gateway API too.
     pub(crate) fn watch(
         client: &Client,
-        own_namespace: &str,
+        (own_namespace, gateways): (&str, bool),
         contact: Contact,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
@@ -65,6 +104,7 @@ impl Cluster {
             changed: Arc::new(changed),
             tasks,
             shutdown,
+            may_be_absent: false,
         };
         let all = watcher::Config::default();
         let bundles = all
@@ -101,6 +141,7 @@ impl Cluster {
                 any,
             ),
             kinds,
+            gateways: gateways.then(|| Gateways::watch(&watching, client, own_namespace)),
             contact,
             changes,
         }
@@ -126,11 +167,14 @@ fn any<K>(_: &K) -> bool {
     true
 }
 
+#[derive(Clone)]
 struct Watching<'a> {
     contact: Contact,
     changed: Arc<watch::Sender<u64>>,
     tasks: &'a TaskTracker,
     shutdown: &'a CancellationToken,
+    /// Whether the cluster may not know the kind (yet): then there are none of it.
+    may_be_absent: bool,
 }
 
 impl Watching<'_> {
@@ -152,6 +196,7 @@ impl Watching<'_> {
         self.contact.wait_for(what);
         let (contact, changed) = (self.contact.clone(), Arc::clone(&self.changed));
         let shutdown = self.shutdown.clone();
+        let may_be_absent = self.may_be_absent;
         self.tasks.spawn(async move {
             let mut events = watcher(api, config).backoff(Pauses(0)).boxed();
             loop {
@@ -171,13 +216,24 @@ impl Watching<'_> {
                         writer.apply_watcher_event(&event);
                         match event {
                             Event::Init | Event::InitApply(_) => continue,
-                            Event::InitDone => contact.have(what),
+                            Event::InitDone => {
+                                contact.have(what);
+                            }
                             Event::Apply(_) | Event::Delete(_) => {}
                         }
                         contact.untroubled(what);
                         changed.send_modify(|count| *count += 1);
                     }
                     Some(Err(error)) => match answer(&error) {
+                        Some(status) if may_be_absent && status.code == 404 => {
+                            if contact.have(what) {
+                                tracing::warn!(
+                                    what,
+                                    "cluster.kind_missing: without Gateway API no gateway serves anything; its definitions can be installed at any time"
+                                );
+                                changed.send_modify(|count| *count += 1);
+                            }
+                        }
                         Some(status) => contact.troubled(what, status),
                         None => contact.lost(&format!("watching {what}: {error}")),
                     },
@@ -323,8 +379,9 @@ impl Contact {
         self.lock().missing.insert(what);
     }
 
-    fn have(&self, what: &'static str) {
-        self.lock().missing.remove(what);
+    /// Whether it was missing until now.
+    fn have(&self, what: &'static str) -> bool {
+        self.lock().missing.remove(what)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

@@ -20,7 +20,7 @@ use merlon_config::{
     resource::{AppProtocol, Resource, ServicePort, ServiceSpec, Spec, WorkloadSpec},
 };
 
-use super::{meshed, watch::Cluster};
+use super::{gateway, meshed, watch::Cluster};
 
 /// All of them, in an order that does not depend on the cluster's.
 pub(crate) fn found(cluster: &Cluster) -> Vec<Resource> {
@@ -31,7 +31,9 @@ pub(crate) fn found(cluster: &Cluster) -> Vec<Resource> {
         (going, Reverse(pod.creation_timestamp().map(|time| time.0)))
     });
     let mut taken = HashSet::new();
-    let workloads = pods.iter().filter_map(|pod| {
+    // A gateway's proxy is told what it is by its Gateway. Who calls it comes from outside the mesh.
+    let workloads = pods.iter().filter(|pod| !is_of_a_gateway(pod));
+    let workloads = workloads.filter_map(|pod| {
         let mut found = workload(pod)?;
         if let Spec::Workload(spec) = &mut found.spec {
             spec.addresses.retain(|address| taken.insert(*address));
@@ -41,7 +43,10 @@ pub(crate) fn found(cluster: &Cluster) -> Vec<Resource> {
     let mut all: Vec<Resource> = workloads.collect();
     let ready = ready(&cluster.slices.state());
     let services = cluster.services.state();
-    all.extend(services.iter().filter_map(|found| {
+    let services = services
+        .iter()
+        .filter(|service| !gateway::is_of_a_gateway(service));
+    all.extend(services.filter_map(|found| {
         let name = (found.namespace()?, found.name_any());
         let ready = ready
             .get(&name)
@@ -50,6 +55,10 @@ pub(crate) fn found(cluster: &Cluster) -> Vec<Resource> {
     }));
     all.sort_by(|a, b| a.origin.cmp(&b.origin));
     all
+}
+
+fn is_of_a_gateway(pod: &Pod) -> bool {
+    pod.labels().contains_key(gateway::GATEWAY_LABEL)
 }
 
 type Ready = HashMap<(String, String), BTreeSet<IpAddr>>;

@@ -298,6 +298,12 @@ impl Session {
         if let Some(bundle) = &world.bundle {
             state.insert(Arc::clone(bundle));
         }
+        // Of these nobody is told who does not serve with them.
+        for name in proxy.certificates() {
+            if let Some(certificate) = world.certificates.get(name) {
+                state.insert(Arc::clone(certificate));
+            }
+        }
         self.proxy = Some(Arc::clone(proxy));
         self.manifest = Some(state.manifest(&self.identity));
         self.state = state;
@@ -376,13 +382,14 @@ impl Session {
     }
 }
 
-const SENDING_ORDER: [ResourceKind; 7] = [
+const SENDING_ORDER: [ResourceKind; 8] = [
     ResourceKind::Mesh,
     ResourceKind::TrustBundle,
     ResourceKind::Workload,
     ResourceKind::Service,
     ResourceKind::Destination,
     ResourceKind::Address,
+    ResourceKind::Certificate,
     ResourceKind::Manifest,
 ];
 

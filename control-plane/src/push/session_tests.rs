@@ -51,6 +51,7 @@ spec:
     World {
         mesh,
         bundle: Some(Arc::new(StateResource::trust_bundle(&bundle))),
+        certificates: Arc::default(),
         number: 1,
     }
 }
@@ -356,6 +357,7 @@ fn world_with_addresses(of_payments: bool) -> World {
     World {
         mesh: Compiler::new().compile(&resources).unwrap(),
         bundle: None,
+        certificates: Arc::default(),
         number: 1,
     }
 }

@@ -10,6 +10,7 @@ fn mesh() -> MeshState {
         trust_domain: "demo.test".parse().unwrap(),
         root_namespace: "merlon-system".parse().unwrap(),
         outbound: Default::default(),
+        gateways: Default::default(),
     }
 }
 

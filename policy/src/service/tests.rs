@@ -24,6 +24,7 @@ pub(crate) fn mesh() -> MeshState {
         trust_domain: "demo.test".parse().unwrap(),
         root_namespace: "merlon-system".parse().unwrap(),
         outbound: Default::default(),
+        gateways: Default::default(),
     }
 }
 

@@ -1,20 +1,17 @@
-//! The listeners of a Gateway, opened and closed as its state changes; certificates are read again when they change.
+//! The ports of a Gateway, opened and closed as its state changes. Listeners that differ in host alone share one.
 
 use std::{
-    cell::RefCell,
     net::{Ipv4Addr, SocketAddr},
-    path::Path,
     rc::Rc,
     sync::Arc,
-    time::{Duration, SystemTime},
 };
 
-use merlon_config::resource::{GatewayListener, ListenerTls};
+use merlon_config::snapshot::GatewayState;
 use merlon_policy::principal::Principal;
 use rustls::ServerConfig;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tokio::{net::TcpStream, task::JoinHandle};
 
+use super::certificate::{Chooser, Files};
 use crate::{
     connection::{self, Stream},
     gateway,
@@ -29,43 +26,92 @@ use crate::{
     worker::Local,
 };
 
-/// How often certificate files are looked at.
-const LOOK: Duration = Duration::from_secs(5);
+/// One port, with all that its socket needs: while that stays the same, the socket stays, whatever becomes of routes,
+/// hosts and pushed certificates.
+#[derive(Debug, Clone)]
+pub(crate) struct Port {
+    port: u16,
+    secure: bool,
+    files: Vec<Files>,
+    /// Of its listeners, for people.
+    names: String,
+}
+
+impl PartialEq for Port {
+    fn eq(&self, other: &Self) -> bool {
+        (self.port, self.secure, &self.files) == (other.port, other.secure, &other.files)
+    }
+}
+
+impl Port {
+    /// All ports of a gateway.
+    pub(crate) fn all(gateway: &GatewayState) -> Vec<Self> {
+        let mut ports: Vec<Self> = Vec::new();
+        for listener in &gateway.listeners {
+            let name = format!("`{}`", listener.name);
+            let known = ports.iter().position(|port| port.port == listener.port);
+            if known.is_none() {
+                ports.push(Self {
+                    port: listener.port,
+                    secure: listener.protocol.eq_ignore_ascii_case("HTTPS"),
+                    files: Vec::new(),
+                    names: String::new(),
+                });
+            }
+            let index = known.unwrap_or(ports.len() - 1);
+            let Some(port) = ports.get_mut(index) else {
+                continue;
+            };
+            if !port.names.is_empty() {
+                port.names.push_str(", ");
+            }
+            port.names.push_str(&name);
+            if let Some(tls) = &listener.tls
+                && let (Some(certificate), Some(key)) = (&tls.certificate_file, &tls.key_file)
+            {
+                port.files.push(Files {
+                    host: listener.hostname.clone(),
+                    certificate: certificate.clone(),
+                    key: key.clone(),
+                });
+            }
+        }
+        ports
+    }
+}
 
 /// Where the Gateway says.
-impl Wanted for GatewayListener {
+impl Wanted for Port {
     const KIND: &'static str = "listeners of the gateway";
 
     fn all(snapshot: &Snapshot) -> &[Self] {
-        let gateway = snapshot.workload.gateway.as_ref();
-        gateway.map_or(&[], |gateway| &gateway.listeners)
+        &snapshot.ports
     }
 
     fn name(&self) -> String {
-        format!("listener `{}` (port {})", self.name, self.port)
+        format!("listener {} (port {})", self.names, self.port)
     }
 
     fn open(&self, local: &Rc<Local>) -> Result<JoinHandle<()>, String> {
-        let tls = match &self.tls {
-            Some(files) => Some(Rc::new(Certificate::read(files)?)),
-            None if self.protocol.eq_ignore_ascii_case("HTTPS") => {
-                return Err("it has no certificate; give it `tls`".to_owned());
+        let tls = match self.secure {
+            true => {
+                let chooser = Chooser::open(self.port, &self.files, &local.shared)?;
+                Some((chooser.config()?, chooser))
             }
-            None => None,
+            false => None,
         };
         let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, self.port));
         let (socket, part) = keep::socket(local, address, &self.name())?;
-        let host: Option<Rc<str>> = self.hostname.as_deref().map(Rc::from);
         let local = Rc::clone(local);
         Ok(tokio::task::spawn_local(async move {
             // Dropped in the order of their making turned round: the address is let go of after its socket.
             let (_part, socket) = (part, socket);
-            let serve =
-                |local, stream, address| accept(local, stream, address, tls.clone(), host.clone());
+            let config = tls.as_ref().map(|(config, _)| Arc::clone(config));
+            let serve = |local, stream, address| accept(local, stream, address, config.clone());
             match &tls {
-                Some(certificate) => tokio::select! {
+                Some((_, chooser)) => tokio::select! {
                     () = listener::serve(&local, &socket, serve) => {}
-                    () = certificate.follow() => {}
+                    () = chooser.follow() => {}
                 },
                 None => listener::serve(&local, &socket, serve).await,
             }
@@ -77,16 +123,13 @@ async fn accept(
     local: Rc<Local>,
     stream: TcpStream,
     address: SocketAddr,
-    tls: Option<Rc<Certificate>>,
-    host: Option<Rc<str>>,
+    tls: Option<Arc<ServerConfig>>,
 ) {
     let mut peer = Peer::new(&local, Direction::Gateway, address, Principal::Anonymous);
     peer.own_port = stream.local_addr().ok().map(|own| own.port());
-    peer.listener_host = host;
-    let Some(certificate) = tls else {
+    let Some(config) = tls else {
         return connection::serve_plain(&local, stream, Rc::new(peer), gateway::serve).await;
     };
-    let config = certificate.config.borrow().clone();
     let Some(stream) = connection::handshake(&local, Direction::Gateway, config, stream).await
     else {
         return;
@@ -103,70 +146,4 @@ async fn accept(
     } else {
         connection::serve_http1(&local, stream, Transport::Tls, peer, gateway::serve).await;
     }
-}
-
-/// A listener's certificate, as its files were when they last made sense.
-#[derive(Debug)]
-struct Certificate {
-    files: ListenerTls,
-    config: RefCell<Arc<ServerConfig>>,
-}
-
-impl Certificate {
-    fn read(files: &ListenerTls) -> Result<Self, String> {
-        Ok(Self {
-            files: files.clone(),
-            config: RefCell::new(load(files)?),
-        })
-    }
-
-    /// Takes changed files over; broken ones change nothing.
-    async fn follow(&self) {
-        let mut known = self.changed_at().await;
-        loop {
-            tokio::time::sleep(LOOK).await;
-            let now = self.changed_at().await;
-            if now == known {
-                continue;
-            }
-            known = now;
-            match load(&self.files) {
-                Ok(config) => *self.config.borrow_mut() = config,
-                Err(problem) => tracing::warn!(%problem, "the old certificate stays"),
-            }
-        }
-    }
-
-    async fn changed_at(&self) -> [Option<SystemTime>; 2] {
-        let at = async |path: &Path| {
-            tokio::fs::metadata(path)
-                .await
-                .and_then(|file| file.modified())
-                .ok()
-        };
-        [
-            at(&self.files.certificate_file).await,
-            at(&self.files.key_file).await,
-        ]
-    }
-}
-
-/// TLS 1.2 and 1.3 at the edge; HTTP/2 first.
-fn load(files: &ListenerTls) -> Result<Arc<ServerConfig>, String> {
-    let name = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let chain: Vec<CertificateDer<'static>> =
-        CertificateDer::pem_file_iter(&files.certificate_file)
-            .and_then(Iterator::collect)
-            .map_err(|error| name(&files.certificate_file, &error))?;
-    let key = PrivateKeyDer::from_pem_file(&files.key_file)
-        .map_err(|error| name(&files.key_file, &error))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|error| name(&files.certificate_file, &error))?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
 }

@@ -3,7 +3,7 @@
 use http::HeaderMap;
 use merlon_config::{
     name::ServiceName,
-    resource::{BackendRef, HttpRouteMatch, HttpRouteRule, PathMatchType},
+    resource::{BackendRef, GatewayListener, HttpRouteMatch, HttpRouteRule, PathMatchType},
     snapshot::{GatewayRoute, GatewayState},
 };
 
@@ -44,19 +44,40 @@ struct Fit {
     headers: usize,
 }
 
-/// The rule that fits best. `listener` is the host name of the listener that was asked.
+/// The listener at `port` whose host fits best: the longest one. Without a name only one that is for every host does.
+pub(crate) fn listener<'g>(
+    gateway: &'g GatewayState,
+    port: Option<u16>,
+    name: Option<&str>,
+) -> Option<&'g GatewayListener> {
+    let here = gateway.listeners.iter();
+    let fitting =
+        here.filter(|one| Some(one.port) == port)
+            .filter_map(|one| match (&one.hostname, name) {
+                (None, _) => Some(((false, 0), one)),
+                (Some(pattern), Some(name)) => Some((host_fit(pattern, name)?, one)),
+                (Some(_), None) => None,
+            });
+    fitting.max_by_key(|(fit, _)| *fit).map(|(_, one)| one)
+}
+
+/// The rule that fits best, of the routes that belong to the listener that was asked.
 pub(crate) fn find<'g>(
     gateway: &'g GatewayState,
-    listener: Option<&str>,
+    listener: &GatewayListener,
     asked: &Asked<'_>,
 ) -> Option<Matched<'g>> {
-    if listener.is_some_and(|pattern| host_fit(pattern, asked.host).is_none()) {
+    let host = listener.hostname.as_deref();
+    if host.is_some_and(|pattern| host_fit(pattern, asked.host).is_none()) {
         return None;
     }
     let mut best: Option<(Fit, Matched<'g>)> = None;
     let mut routes: Vec<&GatewayRoute> = gateway.routes.iter().collect();
     routes.sort_by(|a, b| a.name.cmp(&b.name));
     for route in routes {
+        if !belongs(route, gateway, listener) {
+            continue;
+        }
         let Some((exact_host, host_length)) = route_host(route, asked.host) else {
             continue;
         };
@@ -83,6 +104,19 @@ pub(crate) fn find<'g>(
         }
     }
     best.map(|(_, matched)| matched)
+}
+
+/// Whether one of the route's parents is this listener.
+fn belongs(route: &GatewayRoute, gateway: &GatewayState, listener: &GatewayListener) -> bool {
+    route.spec.parent_refs.iter().any(|parent| {
+        let namespace = parent.namespace.as_ref();
+        parent.name == gateway.name.name
+            && *namespace.unwrap_or(&route.name.namespace) == gateway.name.namespace
+            && parent
+                .section_name
+                .as_ref()
+                .is_none_or(|section| *section == listener.name)
+    })
 }
 
 fn route_host(route: &GatewayRoute, host: &str) -> Option<(bool, usize)> {
@@ -194,7 +228,11 @@ mod tests {
 
     fn gateway(routes: &serde_json::Value) -> GatewayState {
         serde_json::from_value(
-            serde_json::json!({ "name": "edge/main", "listeners": [], "routes": routes }),
+            serde_json::json!({ "name": "edge/main", "routes": routes, "listeners": [
+                { "name": "http", "port": 80, "protocol": "HTTP" },
+                { "name": "shop", "port": 80, "protocol": "HTTP", "hostname": "*.shop.example" },
+                { "name": "www", "port": 80, "protocol": "HTTP", "hostname": "www.shop.example" },
+            ] }),
         )
         .unwrap()
     }
@@ -209,7 +247,7 @@ mod tests {
         rules: impl IntoIterator<Item = serde_json::Value>,
     ) -> serde_json::Value {
         serde_json::json!({ "name": name, "spec": {
-            "parentRefs": [{ "name": "main" }], "hostnames": hostnames, "rules": rules.into_iter().collect::<Vec<_>>() } })
+            "parentRefs": [{ "name": "main", "namespace": "edge" }], "hostnames": hostnames, "rules": rules.into_iter().collect::<Vec<_>>() } })
     }
 
     fn to(gateway: &GatewayState, host: &str, method: &str, path: &str) -> Option<String> {
@@ -221,7 +259,8 @@ mod tests {
             path,
             headers: &headers,
         };
-        let backend = find(gateway, None, &asked)?.backend(1)?;
+        let listener = listener(gateway, Some(80), Some(host))?;
+        let backend = find(gateway, listener, &asked)?.backend(1)?;
         Some(backend.service.to_string())
     }
 
@@ -301,6 +340,26 @@ mod tests {
     }
 
     #[test]
+    fn of_several_listeners_at_a_port_the_one_for_the_host_answers_and_only_with_its_own_routes() {
+        let to_section = |section: &str, to: &str| {
+            serde_json::json!({ "name": format!("shop/{to}"), "spec": {
+                "parentRefs": [{ "name": "main", "namespace": "edge", "sectionName": section }],
+                "rules": [rule(serde_json::json!([]), to)] } })
+        };
+        let gateway = gateway(&serde_json::json!([
+            to_section("shop", "any"),
+            to_section("www", "one"),
+        ]));
+        let to = |host| to(&gateway, host, "GET", "/");
+        assert_eq!(to("www.shop.example").as_deref(), Some("shop/one"));
+        assert_eq!(to("api.shop.example").as_deref(), Some("shop/any"));
+        assert_eq!(to("other.example"), None);
+        assert!(listener(&gateway, Some(81), None).is_none());
+        let anyone = listener(&gateway, Some(80), None).unwrap();
+        assert_eq!(anyone.name.as_str(), "http");
+    }
+
+    #[test]
     fn weights_share_out_and_nothing_goes_to_weight_nought() {
         let gateway = gateway(&serde_json::json!([route(
             "shop/a",
@@ -316,7 +375,8 @@ mod tests {
             path: "/",
             headers: &headers,
         };
-        let matched = find(&gateway, None, &asked).unwrap();
+        let listener = listener(&gateway, Some(80), None).unwrap();
+        let matched = find(&gateway, listener, &asked).unwrap();
         let names: Vec<_> = (0..4)
             .map(|random| matched.backend(random).unwrap().service.to_string())
             .collect();

@@ -104,6 +104,24 @@ pub(crate) fn strip_ours(headers: &mut HeaderMap) {
     }
 }
 
+/// What a gateway says of where a request came from.
+pub(crate) const FORWARDED: [HeaderName; 3] = [
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-proto"),
+];
+
+/// As [`strip_ours`], for the request of a gateway: its word of where that came from stays.
+pub(crate) fn strip_ours_but_forwarded(headers: &mut HeaderMap) {
+    let word = FORWARDED.map(|name| (headers.get(&name).cloned(), name));
+    strip_ours(headers);
+    for (value, name) in word {
+        if let Some(value) = value {
+            headers.insert(name, value);
+        }
+    }
+}
+
 /// Removes what concerns one connection only (RFC 9110 §7.6.1): the fixed names and those that `Connection` nominates.
 ///
 /// # Errors

@@ -113,6 +113,9 @@ fn a_request_from_outside_is_decided_twice_and_arrives_with_the_gateways_word() 
             seen.headers
         );
         assert_eq!(seen.headers["merlon-caller"], spiffe("edge/main"));
+        assert_eq!(seen.headers["x-forwarded-for"], "127.0.0.1");
+        assert_eq!(seen.headers["x-forwarded-host"], "shop.example");
+        assert_eq!(seen.headers["x-forwarded-proto"], "http");
         assert_eq!(edge.log.of("/orders/7").await["direction"], "gateway");
         let request = Request::get("http://shop.example/orders")
             .body(RequestBody::Empty)
@@ -223,6 +226,30 @@ fn https_serves_the_host_that_its_certificate_was_asked_for_and_no_other() {
             );
         }
         assert_eq!(program.requests.get(), 1);
+    });
+}
+
+#[test]
+fn a_program_gets_what_its_port_speaks_whatever_brought_the_request_to_the_edge() {
+    run(async {
+        for (protocol, kind, version) in [
+            ("http", "text/plain", http::Version::HTTP_11),
+            ("h2c", "text/plain", http::Version::HTTP_2),
+            ("http", "application/grpc", http::Version::HTTP_2),
+        ] {
+            let program = Program::echo().await;
+            let pair = Pair::new(&program, protocol, ALL);
+            let (_edge, _, address) = plain_edge(&pair).await;
+            let request = || post("shop.example", "/orders", kind, "hello");
+            let answers = [
+                h2c(address, request()).await,
+                http1(address, request()).await,
+            ];
+            for answer in answers {
+                assert_eq!(answer.status, 200, "{protocol} {kind}");
+                assert_eq!(program.last().version, version, "{protocol} {kind}");
+            }
+        }
     });
 }
 

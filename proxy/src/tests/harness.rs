@@ -45,6 +45,7 @@ use crate::{
     config::AccessLogMode,
     decisions::DecisionLog,
     destinations::Destinations,
+    gateway::listen::Port,
     health::Health,
     jwks::JwksCache,
     listener::{self, Claims},
@@ -179,6 +180,7 @@ impl State {
             trust_domain: DOMAIN.parse().unwrap(),
             root_namespace: "merlon-system".parse().unwrap(),
             outbound: self.mode,
+            gateways: [spiffe("edge/main").parse().unwrap()].into(),
         });
         let limits = LimitRegistry::new(Instant::now());
         let services: HashMap<_, _> = self
@@ -196,17 +198,20 @@ impl State {
             .collect();
         let mut names: Vec<_> = services.keys().cloned().collect();
         names.sort();
+        let gateway = self
+            .gateway
+            .clone()
+            .map(|json| serde_json::from_value::<GatewayState>(json).unwrap());
         Snapshot {
             version: Version::of(format!("{:?}", self.services).as_bytes()),
+            ports: gateway.as_ref().map(Port::all).unwrap_or_default(),
+            certificates: Default::default(),
             workload: WorkloadState {
                 identity: spiffe(self.identity).parse().unwrap(),
                 services: names,
                 outbound: self.outbound.clone(),
                 permissive: false,
-                gateway: self
-                    .gateway
-                    .clone()
-                    .map(|json| serde_json::from_value::<GatewayState>(json).unwrap()),
+                gateway,
             },
             mesh,
             services,

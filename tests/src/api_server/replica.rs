@@ -46,8 +46,8 @@ impl ApiServer {
         replica
     }
 
-    /// Starts a replica that serves the admission webhooks, and waits until it is ready.
-    pub async fn replica_with_webhooks(&self, name: &str) -> Replica {
+    /// Starts a replica that also serves the admission webhooks and Gateway API, and waits until it is ready.
+    pub async fn replica_of_everything(&self, name: &str) -> Replica {
         let mut replica = self.furnish(name).await;
         let file = replica.folder.join(format!("{name}.injection.yaml"));
         fs::write(&file, INJECTION).expect("a file");
@@ -163,6 +163,7 @@ impl Replica {
         if let Some(file) = &self.injection {
             plan = plan.arg("--injection").arg(file);
             plan = plan.args(["--webhook", &ports::free().to_string()]);
+            plan = plan.arg("--gateway-api");
         }
         *self.process.lock().expect("no panic") = Some(plan.start());
     }

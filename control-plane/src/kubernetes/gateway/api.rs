@@ -1,0 +1,128 @@
+//! The part of Gateway API that is read of a cluster. What a field says that is not here is either of no consequence, or
+//! looked for by name in [`super::attach`] and refused: a restriction must not be passed over.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use serde::Deserialize;
+use serde_json::Value;
+
+pub(crate) const GROUP: &str = "gateway.networking.k8s.io";
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Class {
+    pub(super) controller_name: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Gateway {
+    pub(super) gateway_class_name: String,
+    #[serde(default)]
+    pub(super) listeners: Vec<Listener>,
+    #[serde(default)]
+    pub(super) addresses: Vec<Value>,
+    /// Of the whole Gateway: what clients must prove.
+    pub(super) tls: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Listener {
+    pub(super) name: String,
+    pub(super) hostname: Option<String>,
+    pub(super) port: u16,
+    pub(super) protocol: String,
+    pub(super) tls: Option<Tls>,
+    pub(super) allowed_routes: Option<AllowedRoutes>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Tls {
+    pub(super) mode: Option<String>,
+    #[serde(default)]
+    pub(super) certificate_refs: Vec<Reference>,
+    /// As it was before it moved to the whole Gateway.
+    pub(super) frontend_validation: Option<Value>,
+}
+
+/// A Secret, or a backend.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Reference {
+    pub(super) group: Option<String>,
+    pub(super) kind: Option<String>,
+    pub(super) namespace: Option<String>,
+    pub(super) name: String,
+    pub(super) port: Option<u16>,
+    pub(super) weight: Option<u32>,
+    #[serde(default)]
+    pub(super) filters: Vec<Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct AllowedRoutes {
+    pub(super) namespaces: Option<RouteNamespaces>,
+    #[serde(default)]
+    pub(super) kinds: Vec<RouteKind>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RouteNamespaces {
+    pub(super) from: Option<String>,
+    pub(super) selector: Option<LabelSelector>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RouteKind {
+    pub(super) group: Option<String>,
+    pub(super) kind: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Route {
+    /// As they were written, for the status says them again.
+    #[serde(default)]
+    pub(super) parent_refs: Vec<Value>,
+    #[serde(default)]
+    pub(super) hostnames: Vec<String>,
+    #[serde(default)]
+    pub(super) rules: Vec<serde_json::Map<String, Value>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Parent {
+    pub(super) group: Option<String>,
+    pub(super) kind: Option<String>,
+    pub(super) namespace: Option<String>,
+    pub(super) name: String,
+    pub(super) section_name: Option<String>,
+    pub(super) port: Option<u16>,
+}
+
+/// A `ReferenceGrant`: who may name what of its namespace.
+#[derive(Debug, Deserialize)]
+pub(super) struct Grant {
+    #[serde(default)]
+    pub(super) from: Vec<GrantFrom>,
+    #[serde(default)]
+    pub(super) to: Vec<GrantTo>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct GrantFrom {
+    pub(super) group: String,
+    pub(super) kind: String,
+    pub(super) namespace: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct GrantTo {
+    pub(super) group: String,
+    pub(super) kind: String,
+    pub(super) name: Option<String>,
+}

@@ -1,0 +1,218 @@
+//! What is said of the objects of Gateway API, in their own `status`.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::api::GROUP;
+
+/// Who we are to a GatewayClass.
+pub(crate) const CONTROLLER: &str = "merlon.io/gateway";
+
+/// A condition in the making.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Said {
+    pub(crate) ok: bool,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+impl Said {
+    pub(super) fn yes(reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            ok: true,
+            reason,
+            message: message.into(),
+        }
+    }
+
+    pub(super) fn no(reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            ok: false,
+            reason,
+            message: message.into(),
+        }
+    }
+}
+
+/// An object and what is said of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Report {
+    pub(crate) kind: &'static str,
+    /// Empty for a GatewayClass.
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) generation: i64,
+    pub(crate) says: Says,
+}
+
+/// By kind.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Says {
+    Class,
+    Gateway {
+        accepted: Said,
+        listeners: Vec<ListenerSays>,
+        addresses: Vec<Value>,
+    },
+    Route(Vec<ParentSays>),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ListenerSays {
+    pub(crate) name: String,
+    pub(crate) attached: usize,
+    pub(crate) accepted: Said,
+    pub(crate) resolved: Said,
+    pub(crate) conflict: Option<Said>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ParentSays {
+    pub(crate) parent: Value,
+    pub(crate) accepted: Said,
+    pub(crate) resolved: Said,
+}
+
+impl Report {
+    /// The origin of the resource that was made of it.
+    pub(crate) fn origin(&self) -> String {
+        format!("{}/{}/{}", self.kind, self.namespace, self.name)
+    }
+
+    /// What was found wrong with it only when all was compiled.
+    pub(crate) fn blame(&mut self, message: &str) {
+        match &mut self.says {
+            Says::Class => {}
+            Says::Gateway { accepted, .. } => *accepted = Said::no("Invalid", message),
+            Says::Route(parents) => {
+                for parent in parents {
+                    parent.accepted = Said::no("UnsupportedValue", message);
+                }
+            }
+        }
+    }
+
+    /// The status that the object should have. `before` is the one it has, in which others may have written too.
+    /// `enforcing` tells how many proxies of a Gateway enforce it.
+    pub(crate) fn status(&self, before: Option<&Value>, enforcing: u64, now: Timestamp) -> Value {
+        match &self.says {
+            Says::Class => {
+                let known = before.and_then(|before| before.get("conditions"));
+                let accepted = Said::yes("Accepted", "Merlon runs gateways of this class");
+                json!({ "conditions": [self.condition("Accepted", &accepted, known, now)] })
+            }
+            Says::Gateway {
+                accepted,
+                listeners,
+                addresses,
+            } => self.gateway(before, (accepted, listeners, addresses), enforcing, now),
+            Says::Route(parents) => json!({ "parents": self.parents(before, parents, now) }),
+        }
+    }
+
+    fn gateway(
+        &self,
+        before: Option<&Value>,
+        (accepted, listeners, addresses): (&Said, &[ListenerSays], &[Value]),
+        enforcing: u64,
+        now: Timestamp,
+    ) -> Value {
+        let programmed = |of: &Said| match enforcing {
+            _ if !of.ok => Said::no("Invalid", "it is not accepted"),
+            0 => Said::no(
+                "Pending",
+                format!(
+                    "no gateway proxy enforces it yet: one runs as service account `{}` of `{}`",
+                    self.name, self.namespace
+                ),
+            ),
+            count => Said::yes("Programmed", format!("{count} proxies enforce it")),
+        };
+        let listeners = listeners.iter().map(|listener| {
+            let known = before
+                .and_then(|before| before.get("listeners")?.as_array())
+                .and_then(|list| list.iter().find(|one| one["name"] == *listener.name))
+                .and_then(|one| one.get("conditions"));
+            let good = listener.accepted.ok && listener.resolved.ok && accepted.ok;
+            let state = match good {
+                true => accepted.clone(),
+                false => Said::no("Invalid", ""),
+            };
+            let none = Said::no("NoConflicts", "it has its port for itself");
+            let conflict = match &listener.conflict {
+                Some(conflict) => Said {
+                    ok: true,
+                    ..conflict.clone()
+                },
+                None => none,
+            };
+            let conditions = [
+                ("Accepted", &listener.accepted),
+                ("ResolvedRefs", &listener.resolved),
+                ("Conflicted", &conflict),
+                ("Programmed", &programmed(&state)),
+            ];
+            let conditions = conditions.map(|(kind, said)| self.condition(kind, said, known, now));
+            json!({
+                "name": listener.name,
+                "attachedRoutes": listener.attached,
+                "supportedKinds": [{ "group": GROUP, "kind": "HTTPRoute" }],
+                "conditions": conditions,
+            })
+        });
+        let listeners: Vec<Value> = listeners.collect();
+        let known = before.and_then(|before| before.get("conditions"));
+        json!({
+            "addresses": addresses,
+            "conditions": [
+                self.condition("Accepted", accepted, known, now),
+                self.condition("Programmed", &programmed(accepted), known, now),
+            ],
+            "listeners": listeners,
+        })
+    }
+
+    /// Ours, and those of other controllers as they are: the list is one field.
+    fn parents(&self, before: Option<&Value>, own: &[ParentSays], now: Timestamp) -> Vec<Value> {
+        let known = before.and_then(|before| before.get("parents")?.as_array());
+        let known: Vec<&Value> = known.into_iter().flatten().collect();
+        let others = known
+            .iter()
+            .filter(|one| one["controllerName"] != CONTROLLER);
+        let others = others.map(|one| (*one).clone());
+        let own = own.iter().map(|says| {
+            let known = known
+                .iter()
+                .find(|one| one["controllerName"] == CONTROLLER && one["parentRef"] == says.parent)
+                .and_then(|one| one.get("conditions"));
+            json!({
+                "parentRef": says.parent,
+                "controllerName": CONTROLLER,
+                "conditions": [
+                    self.condition("Accepted", &says.accepted, known, now),
+                    self.condition("ResolvedRefs", &says.resolved, known, now),
+                ],
+            })
+        });
+        others.chain(own).collect()
+    }
+
+    fn condition(&self, kind: &str, said: &Said, known: Option<&Value>, now: Timestamp) -> Value {
+        let status = if said.ok { "True" } else { "False" };
+        let known = known.and_then(Value::as_array);
+        let same = known
+            .into_iter()
+            .flatten()
+            .find(|one| one["type"] == kind && one["status"] == status)
+            .and_then(|one| one["lastTransitionTime"].as_str());
+        json!({
+            "type": kind,
+            "status": status,
+            "reason": said.reason,
+            "message": said.message.chars().take(8_000).collect::<String>(),
+            "observedGeneration": self.generation,
+            "lastTransitionTime": same.map_or_else(|| format!("{now:.0}"), str::to_owned),
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! The rules of an `HTTPRoute` as Merlon's own, and what of them it cannot do.
+
+use std::collections::BTreeSet;
+
+use merlon_config::resource::{BackendRef, HttpRouteMatch, HttpRouteRule};
+use serde_json::{Map, Value};
+
+use super::{
+    api::{GROUP, Grant, GrantFrom, GrantTo, Reference},
+    report::Said,
+};
+
+/// Who may name what of other namespaces, and what there is.
+pub(super) struct Around<'a> {
+    pub(super) grants: &'a [(String, Grant)],
+    /// Services with their ports, as `namespace/name`.
+    pub(super) services: &'a BTreeSet<(String, u16)>,
+    pub(super) names: &'a BTreeSet<String>,
+}
+
+/// To this name of the route's own namespace leads what leads nowhere: its share is answered with 500, as Gateway API
+/// says, and not given to the others.
+const NOWHERE: &str = "merlon-leads-nowhere";
+
+/// The rules of a route in `namespace`, and whether all that they name is there.
+///
+/// # Errors
+/// What Merlon does not do, with its field.
+pub(super) fn rules(
+    namespace: &str,
+    rules: &[Map<String, Value>],
+    around: &Around<'_>,
+) -> Result<(Vec<HttpRouteRule>, Said), String> {
+    let mut resolved = Said::yes("ResolvedRefs", "everything that it names is there");
+    let rules = rules.iter().enumerate().map(|(index, rule)| {
+        let field = format!("spec.rules[{index}]");
+        for known in rule.keys() {
+            if !["name", "matches", "backendRefs"].contains(&known.as_str()) && says(rule, known) {
+                return Err(format!(
+                    "{field}.{known}: Merlon does not do this; leave it out"
+                ));
+            }
+        }
+        let matches = list(rule, "matches").enumerate().map(|(index, one)| {
+            let field = format!("{field}.matches[{index}]");
+            route_match(one.clone()).map_err(|why| format!("{field}: {why}"))
+        });
+        let matches: Vec<HttpRouteMatch> = matches.collect::<Result<_, String>>()?;
+        let backends = list(rule, "backendRefs").enumerate().map(|(index, one)| {
+            let field = format!("{field}.backendRefs[{index}]");
+            backend(namespace, &field, one, around, &mut resolved)
+        });
+        let backend_refs = backends.collect::<Result<_, String>>()?;
+        Ok(HttpRouteRule {
+            matches,
+            backend_refs,
+        })
+    });
+    Ok((rules.collect::<Result<_, String>>()?, resolved))
+}
+
+/// Whether a field is there and says something.
+fn says(map: &Map<String, Value>, field: &str) -> bool {
+    match map.get(field) {
+        None | Some(Value::Null) => false,
+        Some(Value::Array(list)) => !list.is_empty(),
+        Some(_) => true,
+    }
+}
+
+fn list<'a>(map: &'a Map<String, Value>, field: &str) -> impl Iterator<Item = &'a Value> {
+    let list = map.get(field).and_then(Value::as_array);
+    list.into_iter().flatten()
+}
+
+/// What we do not know is refused by the type itself.
+fn route_match(mut one: Value) -> Result<HttpRouteMatch, String> {
+    let headers = one.get_mut("headers").and_then(Value::as_array_mut);
+    for header in headers.into_iter().flatten() {
+        let Some(header) = header.as_object_mut() else {
+            continue;
+        };
+        match header.remove("type") {
+            None => {}
+            Some(kind) if kind == "Exact" => {}
+            Some(kind) => {
+                return Err(format!(
+                    "headers are matched by `Exact` value, not by {kind}"
+                ));
+            }
+        }
+    }
+    if let Some(one) = one.as_object_mut()
+        && !says(one, "queryParams")
+    {
+        one.remove("queryParams");
+    }
+    serde_json::from_value(one).map_err(|error| error.to_string())
+}
+
+fn backend(
+    namespace: &str,
+    field: &str,
+    one: &Value,
+    around: &Around<'_>,
+    resolved: &mut Said,
+) -> Result<BackendRef, String> {
+    let one: Reference =
+        serde_json::from_value(one.clone()).map_err(|error| format!("{field}: {error}"))?;
+    if !one.filters.is_empty() {
+        return Err(format!(
+            "{field}.filters: Merlon does not do this; leave it out"
+        ));
+    }
+    let wanted = one.namespace.as_deref().unwrap_or(namespace);
+    let group = one.group.as_deref().unwrap_or_default();
+    let kind = one.kind.as_deref().unwrap_or("Service");
+    let full = format!("{wanted}/{}", one.name);
+    let wrong = if (group, kind) != ("", "Service") {
+        let message = format!("{field}: a backend is a Service, not a `{group}/{kind}`");
+        Some(Said::no("InvalidKind", message))
+    } else if wanted != namespace && !granted(namespace, wanted, &one.name, around.grants) {
+        let message = format!(
+            "{field}: no ReferenceGrant in `{wanted}` lets HTTPRoutes of `{namespace}` name its Services"
+        );
+        Some(Said::no("RefNotPermitted", message))
+    } else if !around.names.contains(&full) {
+        let message = format!("{field}: there is no Service `{full}`");
+        Some(Said::no("BackendNotFound", message))
+    } else if let Some(port) = one.port
+        && !around.services.contains(&(full.clone(), port))
+    {
+        let message = format!("{field}: the Service `{full}` has no port {port}");
+        Some(Said::no("BackendNotFound", message))
+    } else {
+        None
+    };
+    let nowhere = wrong.is_some();
+    if let Some(wrong) = wrong {
+        *resolved = wrong;
+    }
+    let word = |text: &str, what: &str| format!("{field}.{what}: `{text}` is no such name");
+    let target = (!nowhere).then_some(wanted);
+    let name = if nowhere { NOWHERE } else { one.name.as_str() };
+    Ok(BackendRef {
+        name: name.parse().map_err(|_| word(name, "name"))?,
+        namespace: target
+            .map(|namespace| namespace.parse().map_err(|_| word(namespace, "namespace")))
+            .transpose()?,
+        port: match one.port {
+            Some(port) => port,
+            None if nowhere => 1,
+            None => return Err(format!("{field}.port: a Service needs a port")),
+        },
+        weight: one.weight.unwrap_or(1),
+    })
+}
+
+fn granted(from: &str, to: &str, name: &str, grants: &[(String, Grant)]) -> bool {
+    let from_fits =
+        |one: &GrantFrom| one.group == GROUP && one.kind == "HTTPRoute" && one.namespace == from;
+    let to_fits = |one: &GrantTo| {
+        one.group.is_empty()
+            && one.kind == "Service"
+            && one.name.as_deref().is_none_or(|wanted| wanted == name)
+    };
+    let mut here = grants.iter().filter(|(namespace, _)| namespace == to);
+    here.any(|(_, grant)| grant.from.iter().any(from_fits) && grant.to.iter().any(to_fits))
+}

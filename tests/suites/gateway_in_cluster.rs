@@ -1,0 +1,506 @@
+//! The edge of the mesh on a real Kubernetes cluster: Gateway API's own resources, requests from outside the mesh.
+
+use merlon_tests::{
+    Cluster,
+    cluster::{self, merlon},
+    process::Ended,
+    tools, wait,
+};
+use rcgen::{CertificateParams, KeyPair};
+use serde_json::Value;
+use tokio::sync::OnceCell;
+
+/// One port for everybody, and one with a certificate for each of two hosts.
+const VALUES: &str = "
+mesh: { trustDomain: cluster.merlon.test }
+certificates: { issuer: embedded }
+gateway:
+  enabled: true
+  service: { type: ClusterIP }
+  listeners:
+    - { name: http, port: 80, protocol: HTTP, allowedRoutes: { namespaces: { from: All } } }
+    - name: shop
+      port: 443
+      protocol: HTTPS
+      hostname: shop.example
+      tls: { certificateRefs: [{ name: shop-cert }] }
+      allowedRoutes: { namespaces: { from: All } }
+    - name: bank
+      port: 443
+      protocol: HTTPS
+      hostname: '*.bank.example'
+      tls: { certificateRefs: [{ name: bank-cert }] }
+      allowedRoutes: { namespaces: { from: Selector, selector: { matchLabels: { money: 'yes' } } } }
+";
+
+/// Everybody may ask the gateway; what is behind it decides again.
+const OPEN: &str = "
+apiVersion: merlon.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: { name: gateway, namespace: merlon-system }
+spec:
+  targetRefs: [{ kind: Gateway, name: merlon-gateway }]
+  policies: |
+    @id(\"everybody\")
+    permit (principal, action == Action::\"GET\", resource);
+";
+
+/// The cluster that these tests share, with Gateway API, Merlon and somebody outside of the mesh in it.
+async fn edge() -> &'static Cluster {
+    static EDGE: OnceCell<&Cluster> = OnceCell::const_new();
+    EDGE.get_or_init(async || {
+        let cluster = Cluster::shared().await;
+        cluster.define_gateways().await;
+        cluster
+            .kubectl(&["create", "namespace", merlon::NAMESPACE])
+            .await;
+        certificate(cluster, "shop-cert", "shop.example").await;
+        certificate(cluster, "bank-cert", "*.bank.example").await;
+        cluster.install_merlon(VALUES).await;
+        cluster.apply(OPEN).await;
+        cluster.kubectl(&["create", "namespace", "visitors"]).await;
+        cluster
+            .apply_in(
+                "visitors",
+                &cluster::program("visitor", 1, "exec sleep infinity", ""),
+            )
+            .await;
+        cluster.available("visitors").await;
+        cluster
+    })
+    .await
+}
+
+/// Puts a new certificate for a host into a Secret; gives it as PEM.
+async fn certificate(cluster: &Cluster, name: &str, host: &str) -> String {
+    let key = KeyPair::generate().expect("a key");
+    let params = CertificateParams::new([host.to_owned()]).expect("a host");
+    let leaf = params.self_signed(&key).expect("a certificate");
+    let indented = |pem: &str| pem.trim().replace('\n', "\n    ");
+    cluster
+        .apply(&format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{ name: {name}, namespace: {} }}\ntype: kubernetes.io/tls\n\
+             stringData:\n  tls.crt: |\n    {}\n  tls.key: |\n    {}\n",
+            merlon::NAMESPACE,
+            indented(&leaf.pem()),
+            indented(&key.serialize_pem())
+        ))
+        .await;
+    leaf.pem()
+}
+
+/// A namespace in the mesh with services that say their names, which the gateway may read.
+async fn namespace(cluster: &Cluster, name: &str, services: &[&str]) -> String {
+    let namespace = cluster.meshed_namespace(name).await;
+    for service in services {
+        let site = format!(
+            "mkdir -p /site/cgi-bin && printf '#!/bin/sh\\necho; echo {service}; env | grep ^HTTP_' > /site/cgi-bin/say \
+             && chmod +x /site/cgi-bin/say && exec busybox httpd -f -p 8080 -h /site"
+        );
+        let ports = "          readinessProbe: { tcpSocket: { port: 8080 }, periodSeconds: 1 }";
+        let documents = format!(
+            "{}apiVersion: v1
+kind: Service
+metadata: {{ name: {service} }}
+spec: {{ selector: {{ app: {service} }}, ports: [{{ port: 80, targetPort: 8080 }}] }}
+---
+apiVersion: merlon.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: {{ name: {service} }}
+spec:
+  targetRefs: [{{ kind: Service, name: {service} }}]
+  policies: |
+    @id(\"edge\")
+    permit (principal == Workload::\"merlon-system/merlon-gateway\", action, resource);
+",
+            cluster::program(service, 1, &site, ports)
+        );
+        cluster.apply_in(&namespace, &documents).await;
+    }
+    if !services.is_empty() {
+        cluster.available(&namespace).await;
+    }
+    for service in services {
+        let policy = format!("authorizationpolicy/{service}");
+        cluster.programmed(&namespace, &policy).await;
+    }
+    namespace
+}
+
+/// Asks the gateway from outside of the mesh, for a URL's host.
+async fn ask(cluster: &Cluster, url: &str, more: &[&str]) -> Ended {
+    let to = "::merlon-gateway.merlon-system.svc.cluster.local:";
+    let arguments = [&["--connect-to", to, url], more].concat();
+    cluster.curl("visitors", "visitor", &arguments).await
+}
+
+async fn until_answered(cluster: &Cluster, url: &str, more: &[&str], expected: &str) {
+    let said = [more, &["-S"]].concat();
+    wait::until(format!("{url} {more:?}: {expected:?}"), async || {
+        let answer = ask(cluster, url, &said).await;
+        let right = answer.out.contains(expected);
+        if !right {
+            // What was wrong last, if it stays so.
+            eprintln!("{url}: {:?} {:?}", answer.out, answer.err);
+        }
+        right
+    })
+    .await;
+}
+
+/// Waits for a condition of an HTTPRoute at its first parent; gives reason and message.
+async fn route_says(
+    cluster: &Cluster,
+    namespace: &str,
+    route: &str,
+    condition: &str,
+) -> (String, String) {
+    let of = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    wait::for_some(format!("{route}: {condition}"), async || {
+        let (kind, status) = condition.split_once('=').expect("a condition");
+        let route = cluster
+            .json(&["get", "httproute", "-n", namespace, route])
+            .await;
+        let parent = &route["status"]["parents"][0];
+        let mut all = parent["conditions"].as_array()?.iter();
+        let generation = &route["metadata"]["generation"];
+        let found = all.find(|one| {
+            one["type"] == kind
+                && one["status"] == status
+                && one["observedGeneration"] == *generation
+        })?;
+        Some((of(&found["reason"]), of(&found["message"])))
+    })
+    .await
+}
+
+fn route(name: &str, host: &str, rules: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{ name: {name} }}
+spec:
+  parentRefs: [{{ name: merlon-gateway, namespace: merlon-system }}]
+  hostnames: ['{host}']
+  rules:
+{rules}
+"
+    )
+}
+
+#[tokio::test]
+async fn requests_from_outside_are_routed_by_path_header_and_weight_as_an_identity_of_the_gateways_own()
+ {
+    if !cluster::are_possible() {
+        return;
+    }
+    let cluster = edge().await;
+    let shop = namespace(cluster, "routes", &["orders", "next", "stock"]).await;
+    let rules = "
+    - matches: [{ path: { type: PathPrefix, value: /cgi-bin } }]
+      backendRefs: [{ name: orders, port: 80 }]
+    - matches: [{ path: { type: PathPrefix, value: /cgi-bin }, headers: [{ name: X-Version, value: next }] }]
+      backendRefs: [{ name: next, port: 80 }]
+    - matches: [{ path: { type: Exact, value: /cgi-bin/say }, method: GET, headers: [{ name: X-Share, value: both }] }]
+      backendRefs: [{ name: orders, port: 80, weight: 1 }, { name: stock, port: 80, weight: 1 }, { name: next, port: 80, weight: 0 }]
+    - matches: [{ path: { value: /gone } }]
+      backendRefs: [{ name: gone, port: 80 }]";
+    cluster
+        .apply_in(&shop, &route("shop", "routes.example", rules))
+        .await;
+    route_says(cluster, &shop, "shop", "Accepted=True").await;
+    let (reason, message) = route_says(cluster, &shop, "shop", "ResolvedRefs=False").await;
+    assert_eq!(reason, "BackendNotFound");
+    assert!(
+        message.contains("spec.rules[3].backendRefs[0]"),
+        "{message}"
+    );
+    for (kind, name) in [("gatewayclass", "merlon"), ("gateway", "merlon-gateway")] {
+        let object = cluster
+            .json(&["get", kind, name, "-n", merlon::NAMESPACE])
+            .await;
+        let conditions = object["status"]["conditions"]
+            .as_array()
+            .expect("conditions");
+        assert!(
+            conditions.iter().all(|one| one["status"] == "True"),
+            "{kind}: {conditions:#?}"
+        );
+    }
+
+    let say = "http://routes.example/cgi-bin/say";
+    until_answered(cluster, say, &[], "\n200").await;
+    let forged = [
+        "-H",
+        "merlon-caller: spiffe://forged",
+        "-H",
+        "x-forwarded-for: 1.2.3.4",
+    ];
+    let answer = ask(cluster, say, &forged).await;
+    assert!(answer.out.contains("orders\n"), "{answer:?}");
+    let caller = format!(
+        "HTTP_MERLON_CALLER=spiffe://{}/ns/merlon-system/sa/merlon-gateway\n",
+        merlon::TRUST_DOMAIN
+    );
+    assert!(answer.out.contains(&caller), "{answer:?}");
+    assert!(
+        !answer.out.contains("forged") && !answer.out.contains("1.2.3.4"),
+        "{answer:?}"
+    );
+    let answer = ask(cluster, say, &["-H", "X-Version: next"]).await;
+    assert!(answer.out.contains("next\n"), "{answer:?}");
+    let both = ["-H", "X-Share: both"];
+    for expected in ["orders\n", "stock\n"] {
+        until_answered(cluster, say, &both, expected).await;
+    }
+    for (url, status) in [
+        ("http://routes.example/", "404"),
+        ("http://routes.example/cgi-binary", "404"),
+        ("http://other.example/cgi-bin/say", "404"),
+        ("http://routes.example/gone", "500"),
+    ] {
+        let answer = ask(cluster, url, &[]).await;
+        assert!(
+            answer.out.ends_with(&format!("\n{status}")),
+            "{url}: {answer:?}"
+        );
+    }
+    // The gateway's own policy lets nobody write, whatever the service would say.
+    let answer = ask(cluster, say, &["-X", "POST"]).await;
+    assert!(answer.out.ends_with("\n403"), "{answer:?}");
+    assert!(
+        !answer.out.contains("everybody"),
+        "a policy's name is nobody's business outside: {answer:?}"
+    );
+
+    // The service decides for itself about the gateway.
+    cluster
+        .kubectl(&["delete", "authorizationpolicy", "stock", "-n", &shop])
+        .await;
+    until_answered(cluster, say, &both, "\n403").await;
+
+    // What is refused as a whole is refused at all of its hosts; a right change is in force at once.
+    let filters = "
+    - filters: [{ type: RequestHeaderModifier, requestHeaderModifier: { set: [{ name: a, value: b }] } }]
+      backendRefs: [{ name: orders, port: 80 }]";
+    cluster
+        .apply_in(&shop, &route("shop", "routes.example", filters))
+        .await;
+    let (reason, message) = route_says(cluster, &shop, "shop", "Accepted=False").await;
+    assert_eq!(reason, "UnsupportedValue");
+    assert!(message.starts_with("spec.rules[0].filters: "), "{message}");
+    until_answered(cluster, say, &[], "\n404").await;
+    let all = "
+    - backendRefs: [{ name: next, port: 80 }]";
+    cluster
+        .apply_in(&shop, &route("shop", "routes.example", all))
+        .await;
+    until_answered(cluster, say, &[], "next\n").await;
+}
+
+#[tokio::test]
+async fn each_host_has_its_certificate_from_a_secret_and_a_new_one_is_served_within_seconds() {
+    if !cluster::are_possible() {
+        return;
+    }
+    let cluster = edge().await;
+    let shop = namespace(cluster, "secure", &["orders"]).await;
+    let everything = "    - backendRefs: [{ name: orders, port: 80 }]";
+    let accounts = route("bank", "my.bank.example", everything);
+    cluster
+        .apply_in(&shop, &route("shop", "shop.example", everything))
+        .await;
+    cluster.apply_in(&shop, &accounts).await;
+    route_says(cluster, &shop, "shop", "Accepted=True").await;
+
+    let capture = cluster.wire();
+    let pem = secret(cluster, "shop-cert").await;
+    trust(cluster, &pem).await;
+    let say = "https://shop.example/cgi-bin/say";
+    let trusting = ["--cacert", "/tmp/ca.pem"];
+    until_answered(cluster, say, &trusting, "\n200").await;
+    let answer = ask(cluster, say, &trusting).await;
+    assert!(
+        answer.out.contains("HTTP_X_FORWARDED_PROTO=https\n"),
+        "{answer:?}"
+    );
+    assert!(capture.bytes() > 0);
+    assert!(
+        !capture.has("HTTP_MERLON_CALLER"),
+        "a payload crossed the wire in plain"
+    );
+
+    // The bank's listener takes routes of namespaces with a label that this one does not have.
+    let (reason, _) = route_says(cluster, &shop, "bank", "Accepted=True").await;
+    assert_eq!(reason, "Accepted", "by the listener for every host");
+    let bank = "https://my.bank.example/cgi-bin/say";
+    let answer = ask(cluster, bank, &["-k"]).await;
+    assert!(answer.out.ends_with("\n404"), "{answer:?}");
+    cluster
+        .kubectl(&["label", "namespace", &shop, "money=yes"])
+        .await;
+    until_answered(cluster, bank, &["-k"], "\n200").await;
+    // With the certificate of one host nobody gets to another; without the name of a host there is none.
+    let answer = ask(cluster, say, &["-k", "-H", "Host: my.bank.example"]).await;
+    assert!(answer.out.ends_with("\n421"), "{answer:?}");
+    let answer = ask(cluster, "https://unknown.example/", &["-k"]).await;
+    assert!(answer.out.ends_with("\n000"), "{answer:?}");
+
+    let pods = gateway_pods(cluster).await;
+    let new = certificate(cluster, "shop-cert", "shop.example").await;
+    trust(cluster, &new).await;
+    until_answered(cluster, say, &trusting, "\n200").await;
+    // A broken one takes its own listener away, and nobody else's.
+    cluster
+        .kubectl(&[
+            "patch",
+            "secret",
+            "bank-cert",
+            "-n",
+            merlon::NAMESPACE,
+            "-p",
+            r#"{"stringData":{"tls.crt":"nonsense"}}"#,
+        ])
+        .await;
+    wait::until("the listener is told of", async || {
+        let gateway = cluster
+            .json(&["get", "gateway", "merlon-gateway", "-n", merlon::NAMESPACE])
+            .await;
+        let said = gateway["status"]["listeners"].to_string();
+        said.contains("InvalidCertificateRef") && said.contains("merlon-system/bank-cert")
+    })
+    .await;
+    until_answered(cluster, bank, &["-k"], "\n000").await;
+    let answer = ask(cluster, say, &trusting).await;
+    assert!(answer.out.ends_with("\n200"), "{answer:?}");
+    certificate(cluster, "bank-cert", "*.bank.example").await;
+    until_answered(cluster, bank, &["-k"], "\n200").await;
+    assert_eq!(
+        gateway_pods(cluster).await,
+        pods,
+        "no gateway was restarted"
+    );
+
+    // A key is nobody's business: neither in what a proxy shows nor in a log.
+    let proxies = ["proxy", "status", "--kubernetes", "--output", "json"];
+    let proxies: Value = serde_json::from_str(&cluster.merlon(&proxies).await.out).expect("JSON");
+    let mut all = proxies.as_array().expect("proxies").iter();
+    let gateway = all
+        .find(|proxy| proxy["gateway"] == true)
+        .expect("a gateway");
+    let id = gateway["id"].as_str().expect("an id");
+    let shown = cluster
+        .merlon(&["proxy", "config", id, "--kubernetes"])
+        .await;
+    assert!(shown.out.contains("merlon-system/shop-cert"), "{shown:?}");
+    assert!(!shown.out.contains("PRIVATE KEY"), "{}", shown.out);
+}
+
+#[tokio::test]
+async fn a_route_reaches_another_namespace_only_with_that_namespaces_leave() {
+    if !cluster::are_possible() {
+        return;
+    }
+    let cluster = edge().await;
+    let bank = namespace(cluster, "granting", &["accounts"]).await;
+    let shop = namespace(cluster, "asking", &[]).await;
+    let rules = format!("    - backendRefs: [{{ name: accounts, namespace: {bank}, port: 80 }}]");
+    cluster
+        .apply_in(&shop, &route("far", "far.example", &rules))
+        .await;
+    let (reason, message) = route_says(cluster, &shop, "far", "ResolvedRefs=False").await;
+    assert_eq!(reason, "RefNotPermitted");
+    assert!(message.contains("ReferenceGrant"), "{message}");
+    let say = "http://far.example/cgi-bin/say";
+    until_answered(cluster, say, &[], "\n500").await;
+    cluster
+        .apply_in(
+            &bank,
+            &format!(
+                "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {{ name: shop }}\nspec:\n  \
+                 from: [{{ group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: {shop} }}]\n  to: [{{ group: '', kind: Service }}]\n"
+            ),
+        )
+        .await;
+    until_answered(cluster, say, &[], "accounts\n").await;
+    route_says(cluster, &shop, "far", "ResolvedRefs=True").await;
+    cluster
+        .kubectl(&["delete", "referencegrant", "shop", "-n", &bank])
+        .await;
+    until_answered(cluster, say, &[], "\n500").await;
+}
+
+#[tokio::test]
+async fn gateways_are_restarted_one_after_the_other_and_nobody_outside_notices() {
+    if !cluster::are_possible() {
+        return;
+    }
+    let cluster = edge().await;
+    let shop = namespace(cluster, "steady", &["orders"]).await;
+    let rules = "    - backendRefs: [{ name: orders, port: 80 }]";
+    cluster
+        .apply_in(&shop, &route("steady", "steady.example", rules))
+        .await;
+    let url = "http://steady.example/cgi-bin/say";
+    until_answered(cluster, url, &[], "\n200").await;
+    let script = format!(
+        "while [ ! -e /tmp/stop ]; do curl -s -m 10 -o /dev/null -w '%{{http_code}}\\n' \
+         --connect-to ::merlon-gateway.merlon-system.svc.cluster.local: {url}; done; rm /tmp/stop"
+    );
+    let kubectl = tools::installed("kubectl");
+    let load = cluster
+        .inside("load", &kubectl)
+        .args(["exec", "-n", "visitors", "deploy/visitor", "--", "sh", "-c"])
+        .arg(script)
+        .start();
+    wait::until("calls", async || load.out().lines().count() > 20).await;
+    let before = gateway_pods(cluster).await;
+    let gateway = "deployment/merlon-gateway";
+    cluster
+        .kubectl(&["rollout", "restart", "-n", merlon::NAMESPACE, gateway])
+        .await;
+    cluster.rolled_out(merlon::NAMESPACE, gateway).await;
+    wait::until("the old ones are gone", async || {
+        let now = gateway_pods(cluster).await;
+        now.iter().all(|pod| !before.contains(pod))
+    })
+    .await;
+    cluster
+        .exec("visitors", "deploy/visitor", &["touch", "/tmp/stop"])
+        .await;
+    load.ended().await;
+    let out = load.out();
+    let lost: Vec<&str> = out.lines().filter(|line| *line != "200").collect();
+    assert!(lost.is_empty(), "{lost:?} of {}", out.lines().count());
+}
+
+async fn gateway_pods(cluster: &Cluster) -> Vec<String> {
+    let pods = cluster
+        .kubectl(&[
+            "get",
+            "pods",
+            "-n",
+            merlon::NAMESPACE,
+            "-o",
+            "name",
+            "-l",
+            "gateway.networking.k8s.io/gateway-name=merlon-gateway",
+        ])
+        .await;
+    pods.lines().map(str::to_owned).collect()
+}
+
+/// The certificate that a Secret holds.
+async fn secret(cluster: &Cluster, name: &str) -> String {
+    let template = r#"-o=go-template={{index .data "tls.crt" | base64decode}}"#;
+    cluster
+        .kubectl(&["get", "secret", name, "-n", merlon::NAMESPACE, template])
+        .await
+}
+
+/// What the visitor's curl trusts from now on.
+async fn trust(cluster: &Cluster, pem: &str) {
+    let write = ["sh", "-c", "printf %s \"$0\" > /tmp/ca.pem", pem];
+    let ended = cluster.exec("visitors", "deploy/visitor", &write).await;
+    assert_eq!(ended.code(), 0, "{ended:?}");
+}
