@@ -54,6 +54,18 @@ controlPlane:
         nodeSelectorTerms: [{ matchExpressions: [{ key: infra, operator: Exists }] }]
   priorityClassName: system-cluster-critical
   podDisruptionBudget: { minAvailable: 2 }
+gateway:
+  enabled: true
+  replicas: 3
+  listeners:
+    - { name: http, port: 80, protocol: HTTP }
+    - { name: shop, port: 443, protocol: HTTPS, hostname: shop.example.org, tls: { certificateRefs: [{ name: shop }] } }
+    - { name: bank, port: 443, protocol: HTTPS, hostname: bank.example.org, tls: { certificateRefs: [{ name: bank }] } }
+  service: { annotations: { example.org/balancer: internal }, loadBalancerClass: example.org/one, externalTrafficPolicy: Local }
+  accessLog: refusals
+  pauseBeforeEnd: 10
+  podLabels: { team: edge }
+  podDisruptionBudget: { minAvailable: 2 }
 serviceAccount: { annotations: { example.org/role: mesh } }
 injection:
   failurePolicy: Ignore
@@ -364,6 +376,7 @@ async fn a_cluster_takes_it_all_also_where_pods_must_be_restricted() {
         .await
         .expect("the definitions");
     api.define().await;
+    api.define_gateways().await;
 
     // The service account that pods without one run as: nobody makes it here.
     api.account("merlon-system", "default").await;
