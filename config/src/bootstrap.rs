@@ -57,6 +57,8 @@ pub struct ProxyBootstrap {
     pub key: Option<PathBuf>,
     /// Where the key, the certificate and the last snapshot are kept over a restart. Left out: nowhere.
     pub state_dir: Option<PathBuf>,
+    /// Where the program finds the secrets that it was granted as files; a memory file system. Left out: nowhere.
+    pub secrets_dir: Option<PathBuf>,
     /// Where other proxies reach this one. Default: `0.0.0.0:7561`.
     #[schemars(with = "Option<String>")]
     pub inbound: Option<SocketAddr>,
@@ -143,6 +145,7 @@ impl ProxyBootstrap {
             &mut this.certificate,
             &mut this.key,
             &mut this.state_dir,
+            &mut this.secrets_dir,
         ];
         from_folder_of(file, paths);
         Ok(this)

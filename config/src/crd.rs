@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::{
     resource::{
         AuthorizationPolicySpec, MeshConfigSpec, RateLimitSpec, RequestAuthenticationSpec,
-        RequestValidationSpec,
+        RequestValidationSpec, SecretGrantSpec,
     },
     schema::sorted,
 };
@@ -38,7 +38,7 @@ pub struct Kind {
 }
 
 /// All of them.
-pub const CLUSTER_KINDS: [Kind; 5] = [
+pub const CLUSTER_KINDS: [Kind; 6] = [
     Kind {
         kind: "AuthorizationPolicy",
         plural: "authorizationpolicies",
@@ -68,6 +68,12 @@ pub const CLUSTER_KINDS: [Kind; 5] = [
         plural: "requestvalidations",
         singular: "requestvalidation",
         short: "reqval",
+    },
+    Kind {
+        kind: "SecretGrant",
+        plural: "secretgrants",
+        singular: "secretgrant",
+        short: "secgrant",
     },
 ];
 
@@ -113,6 +119,7 @@ fn definition(kind: &Kind) -> Value {
         "MeshConfig" => of::<MeshConfigSpec>(),
         "RateLimit" => of::<RateLimitSpec>(),
         "RequestAuthentication" => of::<RequestAuthenticationSpec>(),
+        "SecretGrant" => of::<SecretGrantSpec>(),
         _ => of::<RequestValidationSpec>(),
     };
     let mut spec = structural::structural(&schema);

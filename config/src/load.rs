@@ -507,6 +507,7 @@ impl Reading<'_> {
             "RequestAuthentication" => self.read(node, "spec", at).map(Spec::RequestAuthentication),
             "RateLimit" => self.read(node, "spec", at).map(Spec::RateLimit),
             "RequestValidation" => self.read(node, "spec", at).map(Spec::RequestValidation),
+            "SecretGrant" => self.read(node, "spec", at).map(Spec::SecretGrant),
             "Gateway" => self.read(node, "spec", at).map(Spec::Gateway),
             "HTTPRoute" => self.read(node, "spec", at).map(Spec::HttpRoute),
             // `KINDS` has no other: a test reads one of each.

@@ -8,7 +8,8 @@ use crate::{
     bootstrap::{ControlPlaneBootstrap, ProxyBootstrap},
     resource::{
         AuthorizationPolicySpec, GATEWAY_API, GatewaySpec, HttpRouteSpec, MERLON, MeshConfigSpec,
-        RateLimitSpec, RequestAuthenticationSpec, RequestValidationSpec, ServiceSpec, WorkloadSpec,
+        RateLimitSpec, RequestAuthenticationSpec, RequestValidationSpec, SecretGrantSpec,
+        ServiceSpec, WorkloadSpec,
     },
 };
 
@@ -39,6 +40,10 @@ pub fn schemas() -> Vec<(&'static str, Value)> {
         (
             "RequestValidation.json",
             resource::<RequestValidationSpec>(MERLON, "RequestValidation"),
+        ),
+        (
+            "SecretGrant.json",
+            resource::<SecretGrantSpec>(MERLON, "SecretGrant"),
         ),
         (
             "Gateway.json",

@@ -20,7 +20,7 @@ use crate::{
     name::{Namespace, ServiceName, SpiffeId, TrustDomain, WorkloadId},
     resource::{
         AppProtocol, ClaimType, GatewayListener, HttpRouteSpec, OutboundListener, OutboundMode,
-        RateLimitRule, RequestAuthenticationSpec, RequestValidationSpec,
+        RateLimitRule, RequestAuthenticationSpec, RequestValidationSpec, SecretFiles, SecretHeader,
     },
 };
 
@@ -92,11 +92,13 @@ pub enum ResourceKind {
     Address,
     /// [`CertificateState`]; named `namespace/name` as the Secret that it was read from.
     Certificate,
+    /// [`SecretState`]; named `namespace/name` as its `SecretGrant`.
+    Secret,
 }
 
 impl ResourceKind {
     /// All kinds.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Manifest,
         Self::Mesh,
         Self::TrustBundle,
@@ -105,7 +107,11 @@ impl ResourceKind {
         Self::Destination,
         Self::Address,
         Self::Certificate,
+        Self::Secret,
     ];
+
+    /// Those that came after the first release of the wire: a proxy says which of them it knows, and is told of no other.
+    pub const LATER: [Self; 2] = [Self::Certificate, Self::Secret];
 
     /// The type URL in the delta stream.
     pub const fn type_url(self) -> &'static str {
@@ -118,6 +124,7 @@ impl ResourceKind {
             Self::Destination => "type.googleapis.com/merlon.v1.Destination",
             Self::Address => "type.googleapis.com/merlon.v1.Address",
             Self::Certificate => "type.googleapis.com/merlon.v1.Certificate",
+            Self::Secret => "type.googleapis.com/merlon.v1.Secret",
         }
     }
 
@@ -203,9 +210,26 @@ pub struct WorkloadState {
     /// Whether it also takes calls that are not mutual TLS.
     #[serde(default)]
     pub permissive: bool,
+    /// What it gets of Vault, in order of name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<GrantedSecret>,
     /// What makes this proxy a gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<GatewayState>,
+}
+
+/// How a secret is delivered. Its content is a [`SecretState`] of the same name, which comes when it was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GrantedSecret {
+    /// The `SecretGrant`, as `namespace/name`.
+    pub name: ServiceName,
+    /// As files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<SecretFiles>,
+    /// As headers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<SecretHeader>,
 }
 
 /// The listeners and routes of a gateway.
@@ -407,6 +431,27 @@ impl fmt::Debug for CertificateState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CertificateState")
             .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A secret's content. Told to the proxies of the workload that it is granted to, and to nobody else.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretState {
+    /// The `SecretGrant`.
+    pub name: ServiceName,
+    /// Its version in Vault.
+    pub version: u64,
+    /// Its keys. Never shown.
+    pub data: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for SecretState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SecretState")
+            .field("name", &self.name)
+            .field("version", &self.version)
             .finish_non_exhaustive()
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     admin::{self, Admin},
     authority::{self, Authority, Keeper},
     config::{ControlPlaneConfig, Source},
+    grants::{self, Deliveries},
     health::{self, Health},
     inspect::Inspect,
     issue::{self, Issue},
@@ -199,6 +200,7 @@ struct Common {
     authority: Authority,
     registry: Registry,
     contact: Contact,
+    deliveries: Deliveries,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -211,6 +213,7 @@ impl Common {
             metrics,
             authority: Authority::new(),
             contact: Contact::default(),
+            deliveries: Deliveries::default(),
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
         }
@@ -222,6 +225,7 @@ impl Common {
             authority: self.authority.clone(),
             metrics: self.metrics.clone(),
             contact: self.contact.clone(),
+            deliveries: self.deliveries.clone(),
             tasks: self.tasks.clone(),
             shutdown: self.shutdown.clone(),
         }
@@ -317,6 +321,7 @@ async fn start(
         health: common.health(),
         registry: common.registry,
         authority: common.authority,
+        deliveries: common.deliveries,
         metrics: common.metrics,
         tasks: common.tasks,
         shutdown: common.shutdown,
@@ -364,6 +369,7 @@ struct Parts {
     tokens: JoinTokens,
     ledger: Ledger,
     authority: Authority,
+    deliveries: Deliveries,
     health: Health,
     metrics: Metrics,
     tasks: TaskTracker,
@@ -403,6 +409,12 @@ impl Parts {
         self.tasks
             .spawn(followed.follow(self.worlds.clone(), shutdown()));
         self.tasks.spawn(keeper.run(shutdown()));
+        let reader = grants::Reader {
+            worlds: self.worlds.clone(),
+            authority: self.authority.clone(),
+            deliveries: self.deliveries.clone(),
+        };
+        self.tasks.spawn(reader.run(shutdown()));
         let mut health = listeners.health;
         let mut admin = tokio::spawn(admin::serve(listeners.admin_listener, admin, shutdown()));
         let mut proxies = tokio::spawn(self.grpc(listeners.listener));

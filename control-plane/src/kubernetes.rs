@@ -44,6 +44,7 @@ use self::{
 use crate::{
     authority::Authority,
     config::KubernetesConfig,
+    grants::Deliveries,
     metrics::{LoadLabel, Metrics},
     push::Registry,
     source::{SharedStatus, SourceStatus},
@@ -77,6 +78,7 @@ pub(crate) struct Lent {
     pub(crate) authority: Authority,
     pub(crate) metrics: Metrics,
     pub(crate) contact: Contact,
+    pub(crate) deliveries: Deliveries,
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: CancellationToken,
 }
@@ -151,7 +153,7 @@ impl Kubernetes {
             cluster.clone(),
             board.clone(),
             lent.registry.clone(),
-            lent.authority.clone(),
+            (lent.authority.clone(), lent.deliveries.clone()),
             leads.clone(),
         );
         lent.tasks.spawn(reporter.run(lent.shutdown.clone()));

@@ -7,6 +7,7 @@ mod authority;
 mod config;
 mod csr;
 pub mod flags;
+mod grants;
 mod handshakes;
 mod health;
 mod inspect;

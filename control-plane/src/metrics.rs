@@ -48,6 +48,7 @@ impl EncodeLabelValue for Kind {
             ResourceKind::Destination => "destination",
             ResourceKind::Address => "address",
             ResourceKind::Certificate => "certificate",
+            ResourceKind::Secret => "secret",
         };
         name.encode(encoder)
     }

@@ -9,6 +9,9 @@ use tokio::sync::watch;
 /// Certificates of gateways' listeners, by the Secret that they are read from.
 pub(crate) type Certificates = BTreeMap<ServiceName, Arc<StateResource>>;
 
+/// Secrets, by the `SecretGrant` that they are for.
+pub(crate) type Secrets = BTreeMap<ServiceName, Arc<StateResource>>;
+
 /// One moment's truth. Its parts change on their own; whoever pushes takes all at once.
 #[derive(Debug, Clone)]
 pub(crate) struct World {
@@ -16,6 +19,7 @@ pub(crate) struct World {
     /// Absent until the certificate issuer has answered once.
     pub(crate) bundle: Option<Arc<StateResource>>,
     pub(crate) certificates: Arc<Certificates>,
+    pub(crate) secrets: Arc<Secrets>,
     /// Counts the worlds, so that who enforces a later one is known to enforce what an earlier one brought.
     pub(crate) number: u64,
 }
@@ -30,6 +34,7 @@ impl Worlds {
             mesh,
             bundle: None,
             certificates: Arc::default(),
+            secrets: Arc::default(),
             number: 1,
         })))
     }
@@ -51,6 +56,17 @@ impl Worlds {
             let new = world.certificates != *certificates;
             if new {
                 world.certificates = Arc::clone(certificates);
+                world.number += 1;
+            }
+            new
+        });
+    }
+
+    pub(crate) fn publish_secrets(&self, secrets: &Arc<Secrets>) {
+        self.0.send_if_modified(|world| {
+            let new = world.secrets != *secrets;
+            if new {
+                world.secrets = Arc::clone(secrets);
                 world.number += 1;
             }
             new

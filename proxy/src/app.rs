@@ -26,6 +26,7 @@ use crate::{
     listener::{self, Claims},
     metrics::Metrics,
     probes,
+    secrets::SecretFolder,
     standalone::Standalone,
     state::{Addresses, Shared, Shutdown, Worker},
     state_dir::{StateDir, StateDirError},
@@ -55,6 +56,15 @@ pub enum StartError {
         /// Why.
         #[source]
         source: StateDirError,
+    },
+    /// The folder of secrets cannot be used.
+    #[error("the folder of secrets `{}`", path.display())]
+    SecretsDir {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The system gives no thread or no runtime.
     #[error("cannot start a thread")]
@@ -142,6 +152,13 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
         })
     });
     let state_dir = state_dir.transpose()?.map(Arc::new);
+    let secrets = config.secrets_dir.as_deref().map(|path| {
+        SecretFolder::open(path).map_err(|source| StartError::SecretsDir {
+            path: path.to_owned(),
+            source,
+        })
+    });
+    let secrets = secrets.transpose()?.map(Arc::new);
 
     let (destinations, asked) = Destinations::new();
     let (keys, refetches) = JwksCache::new();
@@ -162,6 +179,10 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
     shared
         .health
         .lack(Unready::NoSnapshot, "there is no snapshot yet");
+    if secrets.is_some() && matches!(config.source, Source::ControlPlane { .. }) {
+        let message = "it is not known yet which secrets were granted";
+        shared.health.lack(Unready::NoSecret, message);
+    }
     if shared.has_identity {
         shared
             .health
@@ -207,6 +228,7 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
         metrics: Arc::clone(&metrics),
         config,
         state_dir,
+        secrets,
         standalone,
         asked,
         refetches,

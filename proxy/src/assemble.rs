@@ -14,7 +14,7 @@ use merlon_config::{
     name::{ServiceName, SpiffeId},
     snapshot::{
         AddressState, CertificateState, Destination, InboundService, MeshState, ResourceKey,
-        ResourceKind, TrustBundle, Version, WorkloadState,
+        ResourceKind, SecretState, TrustBundle, Version, WorkloadState,
     },
 };
 use merlon_policy::{limit::LimitRegistry, problem::PolicyProblem};
@@ -25,6 +25,7 @@ use crate::{
         certificate::{self, Certificates},
         listen::Port,
     },
+    secrets::{self, Secrets},
     state::{CompiledService, Snapshot},
 };
 
@@ -119,12 +120,15 @@ impl Assembler {
             })
             .collect::<Result<Vec<_>, AssembleError>>()?;
         TrustRoots::from_bundles(&bundles)?;
+        let secrets = secrets(resources, &workload, before)?;
         Ok(Snapshot {
             services: self.services(resources, &mesh, before)?,
             destinations: destinations(resources, before)?,
             addresses: addresses(resources)?,
             ports: workload.gateway.as_ref().map(Port::all).unwrap_or_default(),
             certificates: certificates(resources)?,
+            credentials: secrets::credentials(&workload.secrets, &secrets),
+            secrets,
             version,
             mesh,
             workload,
@@ -210,6 +214,29 @@ fn addresses(resources: &Resources) -> Result<HashMap<SocketAddr, AddressState>,
         Ok((address, read(key, held)?))
     });
     addresses.collect()
+}
+
+/// Of what is granted and was not read lately, what was known before: a control plane that was just started, before a
+/// Vault that is away, takes nothing from a program that runs.
+fn secrets(
+    resources: &Resources,
+    workload: &WorkloadState,
+    before: Option<&Snapshot>,
+) -> Result<Secrets, AssembleError> {
+    let mut secrets = Secrets::new();
+    for (key, held) in all(resources, ResourceKind::Secret) {
+        let state: SecretState = read(key, held)?;
+        named(key, state.name.to_string() == key.name)?;
+        secrets.insert(state.name.clone(), Arc::new(state));
+    }
+    for grant in &workload.secrets {
+        if !secrets.contains_key(&grant.name)
+            && let Some(known) = before.and_then(|before| before.secrets.get(&grant.name))
+        {
+            secrets.insert(grant.name.clone(), Arc::clone(known));
+        }
+    }
+    Ok(secrets)
 }
 
 fn certificates(resources: &Resources) -> Result<Certificates, AssembleError> {

@@ -18,6 +18,8 @@ pub struct ProxyConfig {
     pub source: Source,
     /// Where key, certificate, last snapshot and administration socket are kept; mode 0700. `None`: nowhere.
     pub state_dir: Option<PathBuf>,
+    /// Where the program finds the secrets that it was granted as files. `None`: nowhere.
+    pub secrets_dir: Option<PathBuf>,
     /// Where other proxies reach this one. Not used by a gateway.
     pub inbound: SocketAddr,
     /// Where the program finds services. Not used by a gateway.

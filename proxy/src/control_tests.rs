@@ -67,6 +67,7 @@ impl Proxy {
                 identity: "shop/orders".parse().unwrap(),
                 workload: None,
             },
+            secrets: None,
             state_dir: dir,
             renew: renew.clone(),
             freshness: freshness.clone(),

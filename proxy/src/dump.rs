@@ -65,7 +65,7 @@ fn content(snapshot: &Snapshot, kind: ResourceKind, name: &str) -> Value {
             serde_json::to_value(state).ok()
         }),
         // Its version says which one it is.
-        ResourceKind::Certificate => None,
+        ResourceKind::Certificate | ResourceKind::Secret => None,
     };
     content.unwrap_or(Value::Null)
 }

@@ -83,6 +83,9 @@ pub struct Flags {
     /// Where key, certificate and last snapshot are kept over a restart; only its owner may enter it (0700)
     #[arg(long, env = "MERLON_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Where the program finds the secrets that it was granted as files; a memory file system
+    #[arg(long, env = "MERLON_SECRETS_DIR", value_name = "DIR")]
+    pub secrets_dir: Option<PathBuf>,
     /// Where other proxies reach this one [default: 0.0.0.0:7561]
     #[arg(long, env = "MERLON_INBOUND", value_name = "ADDR")]
     pub inbound: Option<SocketAddr>,
@@ -162,6 +165,7 @@ impl Flags {
             subject,
             source,
             state_dir: start.state_dir,
+            secrets_dir: start.secrets_dir,
             inbound: start
                 .inbound
                 .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 7561))),
@@ -207,6 +211,7 @@ impl Flags {
             certificate: self.certificate.or(file.certificate),
             key: self.key.or(file.key),
             state_dir: self.state_dir.or(file.state_dir),
+            secrets_dir: self.secrets_dir.or(file.secrets_dir),
             inbound: self.inbound.or(file.inbound),
             outbound: self.outbound.or(file.outbound),
             interception: self.interception.or(file.interception),
@@ -422,6 +427,7 @@ impl ProxyConfig {
             subject,
             source,
             state_dir: None,
+            secrets_dir: None,
             inbound: any,
             outbound: any,
             interception: false,

@@ -42,6 +42,7 @@ use crate::{
     identity::Renew,
     inspect,
     metrics::{FetchResult, Metrics, Update},
+    secrets::{self, SecretFolder},
     state::{Shared, Snapshot},
     state_dir::StateDir,
 };
@@ -54,6 +55,7 @@ pub(crate) struct Start {
     pub(crate) root_namespace: Namespace,
     pub(crate) subject: Subject,
     pub(crate) state_dir: Option<Arc<StateDir>>,
+    pub(crate) secrets: Option<Arc<SecretFolder>>,
     pub(crate) renew: Renew,
     pub(crate) freshness: Freshness,
     pub(crate) shared: Arc<Shared>,
@@ -94,6 +96,8 @@ pub(crate) struct Follow {
     writer: Option<Writer>,
     waiting: HashMap<Wish, Vec<oneshot::Sender<Answer>>>,
     absent: HashMap<Wish, Instant>,
+    /// Whether the program's secrets were all there once.
+    has_secrets: bool,
 }
 
 #[derive(Debug)]
@@ -129,6 +133,7 @@ impl Follow {
             writer: None,
             waiting: HashMap::new(),
             absent: HashMap::new(),
+            has_secrets: false,
         }
     }
 
@@ -340,9 +345,11 @@ impl Follow {
             .get_or_insert_with(|| Arc::new(Assembler::new(subscriber.identity().clone())));
         let assembler = Arc::clone(assembler);
         let before = self.start.shared.snapshot.load_full();
+        let secrets = self.start.secrets.clone();
         self.compiling = Some(task::spawn_blocking(move || {
             let before = before.as_ref().as_ref().map(Arc::as_ref);
             let result = assembler.assemble(state.version.clone(), &state.resources, before);
+            hand_over(secrets.as_deref(), result.as_ref().ok());
             Compiled { state, result }
         }));
     }
@@ -388,6 +395,7 @@ impl Follow {
             .snapshot
             .publish(Some(Arc::clone(&snapshot)));
         self.start.shared.health.have(Unready::NoSnapshot);
+        self.look_for_secrets(&snapshot);
         if self.subscriber.as_ref().is_some_and(Subscriber::is_current) {
             self.start.freshness.confirmed();
         }
@@ -395,6 +403,28 @@ impl Follow {
         let now_there = waiting.filter_map(|wish| Some((wish.clone(), wish.find(&snapshot)?)));
         for (wish, found) in now_there.collect::<Vec<_>>() {
             self.answer(&wish, &Ok(found));
+        }
+    }
+
+    /// A program begins when its secrets are there. Once they were, nothing that is granted later stops it.
+    fn look_for_secrets(&mut self, snapshot: &Snapshot) {
+        let health = &self.start.shared.health;
+        let missing = secrets::missing(&snapshot.workload.secrets, &snapshot.secrets);
+        if self.has_secrets {
+            return;
+        }
+        if missing.is_empty() {
+            self.has_secrets = true;
+            health.have(Unready::NoSecret);
+            return;
+        }
+        if self.start.secrets.is_some() {
+            let names: Vec<_> = missing.iter().map(ToString::to_string).collect();
+            let message = format!(
+                "secrets that were granted could not be read yet: {}; the status of the SecretGrant says why",
+                names.join(", ")
+            );
+            health.lack(Unready::NoSecret, message);
         }
     }
 
@@ -410,12 +440,14 @@ impl Follow {
             return;
         };
         let workload = self.start.subject.identity().clone();
+        let secrets = self.start.secrets.clone();
         let restored = task::spawn_blocking(move || {
             let Some((kept, state)) = Kept::read(&state_dir, &workload)? else {
                 return Ok(None);
             };
             let assembler = Assembler::new(kept.identity.clone());
             let result = assembler.assemble(state.version.clone(), &state.resources, None);
+            hand_over(secrets.as_deref(), result.as_ref().ok());
             Ok::<_, kept::KeptError>(Some((kept, assembler, Compiled { state, result })))
         });
         match restored.await {
@@ -517,6 +549,25 @@ impl Follow {
                 .map_err(|_| StreamEnd::Closed)?;
         }
         Ok(())
+    }
+}
+
+/// Lets the program have what it was granted.
+fn hand_over(folder: Option<&SecretFolder>, snapshot: Option<&Snapshot>) {
+    let Some(snapshot) = snapshot else {
+        return;
+    };
+    let granted = &snapshot.workload.secrets;
+    let Some(folder) = folder else {
+        if granted.iter().any(|grant| grant.files.is_some()) {
+            tracing::warn!(
+                "a secret is granted as files, and there is no folder for them: annotate the pod with `merlon.io/mount-secrets: \"true\"`, or give `--secrets-dir`"
+            );
+        }
+        return;
+    };
+    if let Err(error) = folder.write(granted, &snapshot.secrets) {
+        tracing::error!(%error, "files of secrets cannot be written");
     }
 }
 

@@ -36,6 +36,8 @@ pub enum Unready {
     NoIdentity,
     /// No snapshot yet.
     NoSnapshot,
+    /// A secret that the program waits for was not read yet.
+    NoSecret,
     /// A listener of the snapshot could not be bound.
     Listener,
 }
@@ -48,6 +50,7 @@ impl Unready {
             Self::TlsExpired => "tls.expired",
             Self::NoIdentity => "tls.no_identity",
             Self::NoSnapshot => "config.unavailable",
+            Self::NoSecret => "secret.unavailable",
             Self::Listener => "listener.failed",
         }
     }

@@ -45,6 +45,7 @@ mod inspect;
 mod intercept;
 mod outbound;
 mod request;
+mod secrets;
 mod session;
 mod standalone;
 mod standing;

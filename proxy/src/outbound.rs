@@ -27,6 +27,7 @@ use crate::{
     peer_header::{self, Proto},
     problem::is_grpc,
     request::{Refused, contained},
+    secrets,
     standing::Standing,
     upgrade,
     worker::{Counted, Local},
@@ -137,6 +138,10 @@ pub(crate) async fn forward(
     standing: Option<Rc<Standing>>,
 ) -> Result<Answer, Denial> {
     call.exchange.dst = Some(Rc::clone(&route.name));
+    if let Some(snapshot) = call.current.snapshot() {
+        let service = &route.destination.name;
+        secrets::apply(&snapshot.credentials, service, &mut call.head.headers);
+    }
     call.proto = route.proto(call.proto);
     if call.reading.expects
         && matches!(body, RequestBody::Stream(..))

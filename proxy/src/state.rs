@@ -33,6 +33,7 @@ use crate::{
     listener::Claims,
     metrics::WorkerMetrics,
     outside::Outside,
+    secrets::{Credentials, Secrets},
     telemetry::Spans,
 };
 
@@ -115,6 +116,10 @@ pub struct Snapshot {
     pub(crate) ports: Vec<Port>,
     /// Its listeners' certificates that were pushed.
     pub(crate) certificates: Certificates,
+    /// What the workload was granted, as far as it was ever read.
+    pub(crate) secrets: Secrets,
+    /// Headers of its calls by that.
+    pub(crate) credentials: Credentials,
     /// Every resource with its version, for the dump.
     pub resources: BTreeMap<ResourceKey, Version>,
 }

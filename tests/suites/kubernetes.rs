@@ -442,6 +442,11 @@ async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
             "limits: { body: 1MiB }",
         ),
         (
+            "SecretGrant",
+            "secretgrants",
+            "serviceAccount: orders, path: db, files: {}",
+        ),
+        (
             "RequestAuthentication",
             "requestauthentications",
             "required: false, issuers: [{ name: a, issuer: \"http://127.0.0.1:1\", audiences: [a] }]",

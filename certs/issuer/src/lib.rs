@@ -18,7 +18,7 @@ use rustls_pki_types::CertificateDer;
 
 pub use embedded::Embedded;
 pub use error::{Fault, IssueError, OpenError};
-pub use vault::Vault;
+pub use vault::{KvSecret, Vault};
 
 /// Who signs, as `MeshConfig.certificates.issuer` chooses.
 #[derive(Debug)]
@@ -91,6 +91,19 @@ impl CertIssuer {
         match self {
             Self::Embedded(issuer) => Ok(issuer.bundle()),
             Self::Vault(issuer) => issuer.bundle().await,
+        }
+    }
+
+    /// A secret of the KV engine beside the PKI, at a path below the mesh's prefix.
+    ///
+    /// # Errors
+    /// [`IssueError`]; the embedded CA has none.
+    pub async fn secret(&self, path: &str) -> Result<KvSecret, IssueError> {
+        match self {
+            Self::Embedded(_) => Err(IssueError::Setup(
+                "secrets come from Vault or OpenBao, and certificates are signed by the embedded CA here".to_owned(),
+            )),
+            Self::Vault(vault) => vault.secret(path).await,
         }
     }
 

@@ -142,7 +142,9 @@ pub async fn prepare(
         .replace("{{trust_domain}}", trust_domain.as_str())
         .replace("{{pki_mount}}", &int)
         .replace("{{root_mount}}", &root)
-        .replace("{{role}}", role);
+        .replace("{{role}}", role)
+        .replace("{{kv_mount}}", "secret")
+        .replace("{{kv_prefix}}", "merlon");
     let policy_name = format!("merlon-control-plane-{prefix}");
     vault
         .put(

@@ -456,3 +456,64 @@ async fn debug_shows_no_token() {
     let shown = format!("{:?} {:?}", mesh.vault(), mesh.prepared);
     assert!(!shown.contains(mesh.token()), "{shown}");
 }
+
+#[tokio::test]
+async fn a_secret_is_read_below_the_prefix_and_nowhere_else_whatever_its_path_says() {
+    let bao = Bao::own().await;
+    // A development server has the engine at `secret/` already.
+    let put = async |path: &str, data: Value| {
+        let data = json!({ "data": data });
+        bao.write(&format!("secret/data/{path}"), data).await;
+    };
+    let first = json!({ "password": "one", "port": 5432, "on": true });
+    put("merlon/shop/db", first).await;
+    put("other/db", json!({ "password": "foreign" })).await;
+    let mesh = bao.prepare("secrets.test").await;
+    let vault = mesh.vault();
+
+    let secret = vault.secret("shop/db").await.unwrap();
+    assert_eq!(secret.version, 1);
+    let of = |key: &str| secret.data.get(key).map(String::as_str);
+    assert_eq!(
+        [of("password"), of("port"), of("on")],
+        [Some("one"), Some("5432"), Some("true")]
+    );
+    assert!(!format!("{secret:?}").contains("one"), "{secret:?}");
+    put("merlon/shop/db", json!({ "password": "two" })).await;
+    assert_eq!(vault.secret("shop/db").await.unwrap().version, 2);
+
+    for path in [
+        "../other/db",
+        "shop/../../other/db",
+        "",
+        "shop//db",
+        "shop/./db",
+        "shop/db?version=1",
+        "shop/%2e%2e",
+    ] {
+        let error = vault.secret(path).await.unwrap_err();
+        assert!(matches!(error, IssueError::Setup(_)), "{path}: {error}");
+        assert!(error.to_string().contains("is no path"), "{path}: {error}");
+    }
+    // The policy says the same, whatever we would ask.
+    let settings = merlon_config::resource::VaultIssuer {
+        kv_prefix: "other".to_owned(),
+        ..mesh.settings()
+    };
+    let outside = Vault::connect(&settings, &mesh.trust_domain).unwrap();
+    let error = outside.secret("db").await.unwrap_err();
+    assert!(matches!(error, IssueError::Forbidden(_)), "{error}");
+
+    let error = vault.secret("shop/gone").await.unwrap_err();
+    assert!(
+        error.to_string().contains("secret/merlon/shop/gone"),
+        "{error}"
+    );
+    bao.call("DELETE", "secret/data/merlon/shop/db", Value::Null)
+        .await;
+    let error = vault.secret("shop/db").await.unwrap_err();
+    assert_eq!(error.fault(), Fault::Issuer, "{error}");
+    bao.seal().await;
+    let error = vault.secret("shop/db").await.unwrap_err();
+    assert_eq!(error.fault(), Fault::Unavailable, "{error}");
+}

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Prepares a Vault or OpenBao for Merlon in a Kubernetes cluster, once: a root, an intermediate, a role to sign by, a
-# policy that permits no more than that, and a login for the control plane's service account.
+# policy that permits no more than that and to read secrets below one prefix, and a login for the control plane's service account.
 #
 #   TRUST_DOMAIN=prod.example.org certs/issuer/vault/setup.sh
 #
@@ -12,6 +12,8 @@
 #   SERVICE_ACCOUNT   what it runs as                                     merlon-control-plane
 #   ROOT_MOUNT        where the root is made                              pki-root
 #   PKI_MOUNT         where leaves are signed                             pki-int
+#   KV_MOUNT          where secrets are kept that SecretGrants name       secret
+#   KV_PREFIX         below which path of it                              merlon
 #   AUTH_MOUNT        where the Kubernetes login is, below auth/          kubernetes
 #   KUBERNETES_HOST   the API server as Vault reaches it                  https://kubernetes.default.svc
 #   AUDIENCE          of the control plane's projected token              vault
@@ -27,6 +29,8 @@ NAMESPACE=${NAMESPACE:-merlon-system}
 SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-merlon-control-plane}
 ROOT_MOUNT=${ROOT_MOUNT:-pki-root}
 PKI_MOUNT=${PKI_MOUNT:-pki-int}
+KV_MOUNT=${KV_MOUNT:-secret}
+KV_PREFIX=${KV_PREFIX:-merlon}
 AUTH_MOUNT=${AUTH_MOUNT:-kubernetes}
 KUBERNETES_HOST=${KUBERNETES_HOST:-https://kubernetes.default.svc}
 AUDIENCE=${AUDIENCE:-vault}
@@ -61,8 +65,13 @@ write "$PKI_MOUNT/roles/$role" allowed_uri_sans="spiffe://$TRUST_DOMAIN/ns/*/sa/
   ttl=1h max_ttl=168h not_before_duration=5m not_after_bound=forbid not_before_bound=forbid \
   no_store=true generate_lease=false basic_constraints_valid_for_non_ca=true issuer_ref=default
 
+if ! "$vault" secrets list -format=json | grep -q "\"$KV_MOUNT/\""; then
+  say "the KV engine $KV_MOUNT/, version 2, for secrets: a namespace's are below $KV_PREFIX/<namespace>/"
+  "$vault" secrets enable -path="$KV_MOUNT" -version=2 kv >/dev/null
+fi
+
 say "the policy merlon-control-plane"
-sed -e "s|{{trust_domain}}|$TRUST_DOMAIN|g; s|{{pki_mount}}|$PKI_MOUNT|g; s|{{root_mount}}|$ROOT_MOUNT|g; s|{{role}}|$role|g" \
+sed -e "s|{{trust_domain}}|$TRUST_DOMAIN|g; s|{{pki_mount}}|$PKI_MOUNT|g; s|{{root_mount}}|$ROOT_MOUNT|g; s|{{role}}|$role|g; s|{{kv_mount}}|$KV_MOUNT|g; s|{{kv_prefix}}|$KV_PREFIX|g" \
   "$policy" | "$vault" policy write merlon-control-plane - >/dev/null
 
 if ! "$vault" auth list -format=json | grep -q "\"$AUTH_MOUNT/\""; then
@@ -88,5 +97,7 @@ What the chart \`merlon\` needs to know of it:
     pkiMount: $PKI_MOUNT
     rootMount: $ROOT_MOUNT
     role: $role
+    kvMount: $KV_MOUNT
+    kvPrefix: $KV_PREFIX
     kubernetesAuth: { mount: $AUTH_MOUNT, role: merlon-control-plane, audience: $AUDIENCE }
 VALUES

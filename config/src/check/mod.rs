@@ -6,6 +6,7 @@ mod authentication;
 mod gateway;
 mod mesh;
 mod rate_limit;
+mod secret_grant;
 mod service;
 mod target;
 mod text;
@@ -60,6 +61,7 @@ pub(crate) fn check(checked: &Checked<'_>, report: &mut Report) {
     checker.issuers_mean_one_thing();
     checker.mesh_addresses();
     checker.own_addresses();
+    checker.secret_headers_are_one();
     for resource in &checked.resources.list {
         checker.resource(resource);
     }
@@ -96,6 +98,7 @@ impl<'a> Checker<'a, '_> {
                 self.targets(resource, &spec.target_refs);
                 self.validation(resource, spec);
             }
+            Spec::SecretGrant(spec) => self.secret_grant(resource, spec),
             Spec::Gateway(spec) => self.gateway(resource, spec),
             Spec::HttpRoute(spec) => self.route(resource, spec),
         }

@@ -252,6 +252,36 @@ rules:
 }
 
 #[test]
+fn a_granted_secret_stays_within_its_namespace_and_arrives_somewhere() {
+    insta::assert_snapshot!(said_of(&[
+        (
+            "SecretGrant shop/a",
+            "serviceAccount: web\npath: ../billing/db\nfiles: { keys: [\"../x\", good] }"
+        ),
+        ("SecretGrant shop/b", "serviceAccount: web\npath: /db"),
+        (
+            "SecretGrant shop/c",
+            "serviceAccount: web
+path: db
+headers:
+  - { service: shop/orders, name: X-Key, key: a }
+  - { service: shop/orders, name: x-key, key: b }
+  - { service: shop/orders, name: Host, key: a }
+  - { service: shop/orders, name: merlon-caller, key: a }
+  - { service: shop/orders, name: \"a b\", key: a, prefix: \"a\\n\" }",
+        ),
+        (
+            "SecretGrant shop/d",
+            "serviceAccount: web\npath: db\nheaders: [{ service: shop/orders, name: X-KEY, key: a }]",
+        ),
+        (
+            "SecretGrant shop/e",
+            "serviceAccount: other\npath: db\nheaders: [{ service: shop/orders, name: X-KEY, key: a }]",
+        ),
+    ]));
+}
+
+#[test]
 fn a_policy_without_text_is_not_a_policy() {
     insta::assert_snapshot!(said_of(&[(
         "AuthorizationPolicy shop/a",

@@ -273,6 +273,7 @@ fn every_kind_can_be_written() {
             "{ limits: [{ name: a, rate: { requests: 1, per: 1s } }] }",
         ),
         ("RequestValidation", "{}"),
+        ("SecretGrant", "{ serviceAccount: a, path: b/c, files: {} }"),
         (
             "Gateway",
             "{ gatewayClassName: merlon, listeners: [{ name: a, port: 1, protocol: HTTP }] }",

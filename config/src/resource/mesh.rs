@@ -55,17 +55,13 @@ impl Default for Certificates {
 }
 
 /// Who signs workload certificates.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one in the whole program"
-)]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum CertificateIssuer {
     /// A root key in the control plane's state directory: for development.
     Embedded(EmbeddedIssuer),
     /// Every leaf is signed by Vault or OpenBao.
-    Vault(VaultIssuer),
+    Vault(Box<VaultIssuer>),
 }
 
 impl Default for CertificateIssuer {
@@ -103,6 +99,12 @@ pub struct VaultIssuer {
     /// Role to sign with. Default: `svid`.
     #[serde(default = "role")]
     pub role: String,
+    /// Mount of the KV engine, version 2, that holds the secrets of `SecretGrant`s. Default: `secret`.
+    #[serde(default = "kv_mount", skip_serializing_if = "is_kv_mount")]
+    pub kv_mount: String,
+    /// Below which path of it, before the namespace. Default: `merlon`.
+    #[serde(default = "kv_prefix", skip_serializing_if = "is_kv_prefix")]
+    pub kv_prefix: String,
 }
 
 /// A login by the Kubernetes auth method.
@@ -134,6 +136,22 @@ fn pki_mount() -> String {
 
 fn root_mount() -> String {
     "pki-root".to_owned()
+}
+
+fn kv_mount() -> String {
+    "secret".to_owned()
+}
+
+fn is_kv_mount(mount: &str) -> bool {
+    mount == kv_mount()
+}
+
+fn kv_prefix() -> String {
+    "merlon".to_owned()
+}
+
+fn is_kv_prefix(prefix: &str) -> bool {
+    prefix == kv_prefix()
 }
 
 fn role() -> String {

@@ -8,6 +8,7 @@ mod authorization;
 mod gateway;
 mod mesh;
 mod rate_limit;
+mod secret_grant;
 mod service;
 mod target;
 mod validation;
@@ -24,6 +25,7 @@ pub use mesh::{
     VaultIssuer,
 };
 pub use rate_limit::{LimitKey, Rate, RateLimitRule, RateLimitSpec};
+pub use secret_grant::{SecretFiles, SecretGrantSpec, SecretHeader};
 pub use service::{AppProtocol, ServicePort, ServiceSpec};
 pub use target::{TargetKind, TargetRef};
 pub use validation::{RequestLimits, RequestValidationSpec, RouteRule, UnknownRoutes};
@@ -57,6 +59,7 @@ pub enum Spec {
     RequestAuthentication(RequestAuthenticationSpec),
     RateLimit(RateLimitSpec),
     RequestValidation(RequestValidationSpec),
+    SecretGrant(SecretGrantSpec),
     Gateway(GatewaySpec),
     HttpRoute(HttpRouteSpec),
 }
@@ -68,7 +71,7 @@ pub const MERLON: &str = "merlon.io/v1alpha1";
 pub const GATEWAY_API: &str = "gateway.networking.k8s.io/v1";
 
 /// Every kind with its `apiVersion`.
-pub const KINDS: [(&str, &str); 9] = [
+pub const KINDS: [(&str, &str); 10] = [
     (MERLON, "MeshConfig"),
     (MERLON, "Workload"),
     (MERLON, "Service"),
@@ -76,6 +79,7 @@ pub const KINDS: [(&str, &str); 9] = [
     (MERLON, "RequestAuthentication"),
     (MERLON, "RateLimit"),
     (MERLON, "RequestValidation"),
+    (MERLON, "SecretGrant"),
     (GATEWAY_API, "Gateway"),
     (GATEWAY_API, "HTTPRoute"),
 ];
@@ -91,6 +95,7 @@ impl Spec {
             Self::MeshConfig(_)
             | Self::Workload(_)
             | Self::Service(_)
+            | Self::SecretGrant(_)
             | Self::Gateway(_)
             | Self::HttpRoute(_) => None,
         }
@@ -106,6 +111,7 @@ impl Spec {
             Self::RequestAuthentication(_) => "RequestAuthentication",
             Self::RateLimit(_) => "RateLimit",
             Self::RequestValidation(_) => "RequestValidation",
+            Self::SecretGrant(_) => "SecretGrant",
             Self::Gateway(_) => "Gateway",
             Self::HttpRoute(_) => "HTTPRoute",
         }

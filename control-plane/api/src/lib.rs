@@ -6,9 +6,9 @@ mod wire;
 
 pub use join_token::{JoinToken, JoinTokenError};
 pub use wire::{
-    CONTROL_PLANE_ACCOUNT, MAX_MESSAGE, MAX_NAME, MAX_SUBSCRIPTIONS, MESH_NAME, METADATA_VERSION,
-    METADATA_WORKLOAD, Received, WireError, control_plane_id, decision_prefix, metadata, node,
-    open_resource, seal_resource, state_key,
+    CONTROL_PLANE_ACCOUNT, MAX_MESSAGE, MAX_NAME, MAX_SUBSCRIPTIONS, MESH_NAME, METADATA_KINDS,
+    METADATA_VERSION, METADATA_WORKLOAD, Received, WireError, control_plane_id, decision_prefix,
+    metadata, node, open_resource, seal_resource, state_key,
 };
 
 /// `envoy.service.discovery.v3`: the delta stream.

@@ -23,6 +23,9 @@ pub const METADATA_WORKLOAD: &str = "workload";
 /// Key of [`Node::metadata`]: the proxy's version.
 pub const METADATA_VERSION: &str = "version";
 
+/// Key of [`Node::metadata`]: type URLs of the kinds of [`ResourceKind::LATER`] that the proxy knows, joined by commas.
+pub const METADATA_KINDS: &str = "kinds";
+
 /// Whom a proxy must find at the control plane's address:
 /// `spiffe://<trust-domain>/ns/<root namespace>/sa/merlon-control-plane`.
 pub fn control_plane_id(trust_domain: &TrustDomain, root_namespace: &Namespace) -> SpiffeId {
@@ -48,7 +51,11 @@ pub fn node(id: &str, workload: Option<&str>, version: &str) -> Node {
     let text = |text: &str| Value {
         kind: Some(Kind::StringValue(text.to_owned())),
     };
-    let mut fields = vec![(METADATA_VERSION.to_owned(), text(version))];
+    let kinds = ResourceKind::LATER.map(ResourceKind::type_url).join(",");
+    let mut fields = vec![
+        (METADATA_VERSION.to_owned(), text(version)),
+        (METADATA_KINDS.to_owned(), text(&kinds)),
+    ];
     if let Some(workload) = workload {
         fields.push((METADATA_WORKLOAD.to_owned(), text(workload)));
     }

@@ -21,6 +21,7 @@ use crate::{
     check,
     declared::{Documents, Names},
     gateway::{self, Routes, name_of},
+    grants::Grants,
     mesh::{Mesh, Proxy},
     select::Workloads,
     service,
@@ -111,6 +112,7 @@ pub(crate) fn assemble(resources: &[Resource], config: &MeshConfigSpec) -> Assem
     let documents = Documents::new(resources);
     let names = Names::new(resources, &workloads);
     let routes = Routes::new(resources);
+    let grants = Grants::new(resources);
     let state = MeshState {
         trust_domain: config.trust_domain.clone(),
         root_namespace: config.root_namespace.clone(),
@@ -171,6 +173,7 @@ pub(crate) fn assemble(resources: &[Resource], config: &MeshConfigSpec) -> Assem
             permissive: config
                 .permissive_namespaces
                 .contains(&workload.resource.namespace),
+            secrets: grants.of(&workload.workload_id()),
             gateway: None,
         };
         proxies.push(proxy(name_of(workload.resource), own, called));
@@ -189,6 +192,7 @@ pub(crate) fn assemble(resources: &[Resource], config: &MeshConfigSpec) -> Assem
             state,
             proxies: by_identity(proxies),
             addresses: Addresses::new(resources, &workloads),
+            grants: grants.paths(),
             services: services.collect(),
             destinations,
         },
@@ -202,6 +206,7 @@ fn proxy(name: ServiceName, own: WorkloadState, destinations: BTreeSet<ServiceNa
     let certificates = own.gateway.as_ref().map(gateway::certificates);
     Proxy {
         certificates: certificates.unwrap_or_default(),
+        secrets: own.secrets.iter().map(|one| one.name.clone()).collect(),
         name,
         gateway: own.gateway.is_some(),
         identity: own.identity,

@@ -83,6 +83,7 @@ pub(crate) fn state(
         services: vec![name.clone()],
         outbound: Vec::new(),
         permissive: false,
+        secrets: Vec::new(),
         gateway: Some(GatewayState {
             name: name.clone(),
             listeners: spec.listeners.clone(),

@@ -7,6 +7,7 @@ mod check;
 mod compiler;
 mod declared;
 mod gateway;
+mod grants;
 mod mesh;
 mod select;
 mod service;

@@ -27,6 +27,7 @@ pub struct Mesh {
     pub(crate) services: BTreeMap<ServiceName, Arc<StateResource>>,
     pub(crate) destinations: BTreeMap<ServiceName, Arc<StateResource>>,
     pub(crate) addresses: Addresses,
+    pub(crate) grants: BTreeMap<ServiceName, String>,
 }
 
 /// What a proxy asked for of its own accord.
@@ -48,6 +49,7 @@ pub struct Proxy {
     pub(crate) services: Vec<ServiceName>,
     pub(crate) destinations: BTreeSet<ServiceName>,
     pub(crate) certificates: BTreeSet<ServiceName>,
+    pub(crate) secrets: Vec<ServiceName>,
 }
 
 impl Proxy {
@@ -74,6 +76,11 @@ impl Proxy {
     /// Destinations that it has without asking: those of its listeners or routes. Not all of them need exist.
     pub fn destinations(&self) -> &BTreeSet<ServiceName> {
         &self.destinations
+    }
+
+    /// `SecretGrant`s whose secrets it gets.
+    pub fn secrets(&self) -> &[ServiceName] {
+        &self.secrets
     }
 
     /// Secrets with the certificates of a gateway's listeners, as `namespace/name`.
@@ -195,6 +202,11 @@ impl Mesh {
             });
         }
         Ok(first)
+    }
+
+    /// `SecretGrant`s, each with the path of its secret below the grant's namespace.
+    pub fn grants(&self) -> &BTreeMap<ServiceName, String> {
+        &self.grants
     }
 
     /// What an address and port are.

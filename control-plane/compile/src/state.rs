@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use merlon_config::{
     name::SpiffeId,
     snapshot::{
-        CertificateState, Manifest, ManifestEntry, ResourceKey, ResourceKind, TrustBundle, Version,
+        CertificateState, Manifest, ManifestEntry, ResourceKey, ResourceKind, SecretState,
+        TrustBundle, Version,
     },
 };
 use serde::Serialize;
@@ -41,6 +42,11 @@ impl StateResource {
     pub fn certificate(certificate: &CertificateState) -> Self {
         let name = certificate.name.to_string();
         Self::new(ResourceKind::Certificate, name, certificate)
+    }
+
+    /// A secret, which was read elsewhere.
+    pub fn secret(secret: &SecretState) -> Self {
+        Self::new(ResourceKind::Secret, secret.name.to_string(), secret)
     }
 
     /// What it is called.
@@ -85,6 +91,11 @@ impl ProxyState {
     /// All of them, in order of key.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<StateResource>> {
         self.resources.values()
+    }
+
+    /// Leaves out what `keep` does not keep.
+    pub fn retain(&mut self, mut keep: impl FnMut(&ResourceKey) -> bool) {
+        self.resources.retain(|key, _| keep(key));
     }
 
     /// How many.

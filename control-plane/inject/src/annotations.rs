@@ -8,13 +8,15 @@ use crate::{INJECTED, pod::Pod, refused::Refused};
 const INBOUND_PORTS: &str = "merlon.io/exclude-inbound-ports";
 const OUTBOUND_PORTS: &str = "merlon.io/exclude-outbound-ports";
 const OUTBOUND_RANGES: &str = "merlon.io/exclude-outbound-ip-ranges";
+const MOUNT_SECRETS: &str = "merlon.io/mount-secrets";
 
-/// What is not led through the proxy.
+/// What is not led through the proxy, and whether programs find secrets.
 #[derive(Debug, Default)]
 pub(crate) struct Wishes {
     pub(crate) inbound_ports: String,
     pub(crate) outbound_ports: String,
     pub(crate) outbound_ranges: Vec<IpNet>,
+    pub(crate) secrets: bool,
 }
 
 impl Wishes {
@@ -25,12 +27,18 @@ impl Wishes {
                 INBOUND_PORTS => wishes.inbound_ports = ports(INBOUND_PORTS, value)?,
                 OUTBOUND_PORTS => wishes.outbound_ports = ports(OUTBOUND_PORTS, value)?,
                 OUTBOUND_RANGES => wishes.outbound_ranges = ranges(value)?,
+                MOUNT_SECRETS => wishes.secrets = yes_or_no(MOUNT_SECRETS, value)?,
                 other if other.starts_with("merlon.io/") && other != INJECTED => {
                     return Err(Refused::Annotation {
                         name: other.chars().take(128).collect(),
                         hint: nearest::hint(
                             other,
-                            [INBOUND_PORTS, OUTBOUND_PORTS, OUTBOUND_RANGES],
+                            [
+                                INBOUND_PORTS,
+                                OUTBOUND_PORTS,
+                                OUTBOUND_RANGES,
+                                MOUNT_SECRETS,
+                            ],
                         ),
                     });
                 }
@@ -39,6 +47,13 @@ impl Wishes {
         }
         Ok(wishes)
     }
+}
+
+fn yes_or_no(name: &'static str, text: &str) -> Result<bool, Refused> {
+    text.parse().map_err(|_| Refused::AnnotationValue {
+        name,
+        why: format!("`{text}` is neither `true` nor `false`"),
+    })
 }
 
 /// The same grammar as `merlon-intercept`'s: `5432,9000-9010`.

@@ -1,7 +1,7 @@
 //! The two containers and their volumes.
 
 use merlon_config::{injection::InjectionSettings, probe::Probes};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{
     AUDIENCE, INTERCEPT_CONTAINER, PROXY_CONTAINER, TRUST_BUNDLE, annotations::Wishes,
@@ -22,10 +22,14 @@ const TOKEN: &str = "merlon-token";
 const TRUST: &str = "merlon-trust";
 const STATE: &str = "merlon-state";
 const NOTHING: &str = "merlon-nothing";
+const SECRETS: &str = "merlon-secrets";
+
+/// Where programs find the secrets that they were granted.
+const SECRETS_FOLDER: &str = "/var/run/secrets/merlon.io";
 
 impl Made {
     /// The names of the volumes.
-    pub(crate) const VOLUMES: [&'static str; 4] = [TOKEN, TRUST, STATE, NOTHING];
+    pub(crate) const VOLUMES: [&'static str; 5] = [TOKEN, TRUST, STATE, NOTHING, SECRETS];
 }
 
 /// First what lays down the rules, then the proxy, so that nothing of the pod's own runs between them: it would have no
@@ -68,6 +72,9 @@ pub(crate) fn both(
         proxy_env.push(variable("MERLON_PROBES_ADDRESS", "0.0.0.0:7563"));
         // The node would expand `$(NAME)` in it.
         proxy_env.push(variable("MERLON_PROBES", &text.replace('$', "$$")));
+    }
+    if wishes.secrets {
+        proxy_env.push(variable("MERLON_SECRETS_DIR", SECRETS_FOLDER));
     }
     if let Some(mode) = settings.access_log {
         proxy_env.push(json!({ "name": "MERLON_ACCESS_LOG", "value": mode }));
@@ -130,6 +137,11 @@ pub(crate) fn both(
             "seccompProfile": { "type": "RuntimeDefault" },
         },
     });
+    if wishes.secrets
+        && let Some(mounts) = proxy.get_mut("volumeMounts").and_then(Value::as_array_mut)
+    {
+        mounts.push(json!({ "name": SECRETS, "mountPath": SECRETS_FOLDER }));
+    }
     for (container, resources) in [
         (&mut proxy, &settings.proxy_resources),
         (&mut intercept, &settings.intercept_resources),
@@ -145,7 +157,7 @@ pub(crate) fn both(
             container.insert("imagePullPolicy".to_owned(), json!(policy));
         }
     }
-    let volumes = vec![
+    let mut volumes = vec![
         json!({
             "name": TOKEN,
             "projected": { "sources": [{ "serviceAccountToken": {
@@ -156,6 +168,10 @@ pub(crate) fn both(
         json!({ "name": STATE, "emptyDir": { "medium": "Memory", "sizeLimit": "16Mi" } }),
         json!({ "name": NOTHING, "emptyDir": { "sizeLimit": "1Mi" } }),
     ];
+    if wishes.secrets {
+        let memory = json!({ "medium": "Memory", "sizeLimit": "8Mi" });
+        volumes.push(json!({ "name": SECRETS, "emptyDir": memory }));
+    }
     Ok(Made {
         containers: vec![intercept, proxy],
         volumes,
@@ -170,6 +186,40 @@ fn nothing() -> Value {
         "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount",
         "readOnly": true,
     })
+}
+
+/// Lets one of the pod's own containers read its secrets, unless it has something of its own there.
+pub(crate) fn give_secrets(container: &mut Map<String, Value>) {
+    let mounts = container.entry("volumeMounts").or_insert_with(|| json!([]));
+    if mounts.is_null() {
+        *mounts = json!([]);
+    }
+    let Some(mounts) = mounts.as_array_mut() else {
+        return;
+    };
+    let taken = |mount: &Value| {
+        mount
+            .get("mountPath")
+            .is_some_and(|path| path == SECRETS_FOLDER)
+    };
+    if !mounts.iter().any(taken) {
+        let mount = json!({ "name": SECRETS, "mountPath": SECRETS_FOLDER, "readOnly": true });
+        mounts.push(mount);
+    }
+}
+
+/// Takes that back.
+pub(crate) fn take_secrets(container: &mut Map<String, Value>) {
+    let Some(mounts) = container
+        .get_mut("volumeMounts")
+        .and_then(Value::as_array_mut)
+    else {
+        return;
+    };
+    mounts.retain(|mount| mount.get("name").is_none_or(|name| name != SECRETS));
+    if mounts.is_empty() {
+        container.remove("volumeMounts");
+    }
 }
 
 fn intercept_env(wishes: &Wishes, settings: &InjectionSettings) -> Vec<Value> {

@@ -76,6 +76,9 @@ pub fn inject(
     let warnings = scrutiny::warnings(&pod);
     let wishes = Wishes::of(&pod)?;
     let probes = probes::take_over(&mut pod)?;
+    if wishes.secrets {
+        pod.containers_mut().for_each(containers::give_secrets);
+    }
     let account = pod.service_account().to_owned();
     let made = containers::both(namespace, &account, &probes, &wishes, settings)?;
     pod.put_in(made)?;

@@ -4,7 +4,10 @@ use merlon_config::probe::Probes;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    INJECTED, INTERCEPT_CONTAINER, PROXY_CONTAINER, containers::Made, probes, refused::Refused,
+    INJECTED, INTERCEPT_CONTAINER, PROXY_CONTAINER,
+    containers::{self, Made},
+    probes,
+    refused::Refused,
 };
 
 /// A Pod, or a pod's template.
@@ -116,6 +119,16 @@ impl Pod {
             })
     }
 
+    /// Every container, those that only begin it among them.
+    pub(crate) fn containers_mut(&mut self) -> impl Iterator<Item = &mut Map<String, Value>> {
+        let spec = self.object.get_mut("spec").and_then(Value::as_object_mut);
+        spec.into_iter()
+            .flatten()
+            .filter(|(field, _)| CONTAINERS.contains(&field.as_str()))
+            .flat_map(|(_, list)| list.as_array_mut().into_iter().flatten())
+            .filter_map(Value::as_object_mut)
+    }
+
     pub(crate) fn volumes(&self) -> impl Iterator<Item = &Value> {
         let list = self.spec().and_then(|spec| spec.get("volumes")?.as_array());
         list.into_iter().flatten()
@@ -155,6 +168,7 @@ impl Pod {
         for container in self.programs_mut() {
             probes::give_back(container, &known);
         }
+        self.containers_mut().for_each(containers::take_secrets);
         Ok(())
     }
 

@@ -127,6 +127,36 @@ fn the_proxy_is_told_what_to_ask_in_the_nodes_place() {
 }
 
 #[test]
+fn programs_that_ask_for_secrets_may_read_them_and_only_the_proxy_may_write_them() {
+    let pod = annotated("merlon.io/mount-secrets", "true");
+    let once = injected(&pod);
+    let mounted = |container: &Value| {
+        let mounts = container["volumeMounts"].as_array().unwrap().iter();
+        let mut own = mounts.filter(|mount| mount["name"] == "merlon-secrets");
+        own.next().map(|mount| mount["readOnly"] == true)
+    };
+    let of = |field: &str, name: &str| {
+        let mut all = once["spec"][field].as_array().unwrap().iter();
+        let found = all.find(|one| one["name"] == name);
+        mounted(found.unwrap())
+    };
+    let program = pod["spec"]["containers"][0]["name"].as_str().unwrap();
+    assert_eq!(of("containers", program), Some(true));
+    assert_eq!(of("initContainers", "merlon-proxy"), Some(false));
+    assert_eq!(of("initContainers", "merlon-init"), None);
+    assert_eq!(
+        inject(&once, "shop", &settings()),
+        Ok(Injection::Unchanged(Why::Injected))
+    );
+    // Nothing is left of it when it is asked for no more.
+    let mut without = once;
+    without["metadata"]["annotations"]["merlon.io/mount-secrets"] = json!("false");
+    assert!(!injected(&without).to_string().contains("merlon-secrets"));
+    let wrong = refusal(&annotated("merlon.io/mount-secrets", "yes"));
+    assert!(wrong.contains("neither `true` nor `false`"), "{wrong}");
+}
+
+#[test]
 fn a_pod_may_decline() {
     let declining = json!({
         "metadata": { "labels": { "merlon.io/inject": "disabled" } },

@@ -118,7 +118,16 @@ fn concerned(document: &Document, root: &str) -> impl Fn(&Proxy) -> bool {
         .unwrap_or_default();
     let for_mesh = namespace == root && refs.iter().any(|to| to.kind == TargetKind::Mesh);
     let for_namespace = refs.is_empty() || refs.iter().any(|to| to.kind == TargetKind::Namespace);
+    // A grant concerns the workloads of one service account.
+    let account = document.present.spec.get("serviceAccount");
+    let account = (document.key.kind == "SecretGrant")
+        .then(|| account.and_then(|name| name.as_str()).map(str::to_owned))
+        .flatten();
     move |proxy| {
+        if let Some(account) = &account {
+            let own = proxy.identity().workload();
+            return own.namespace.as_str() == namespace && own.service_account.as_str() == account;
+        }
         let hit = |service: &ServiceName| {
             service.namespace.as_str() == namespace
                 && (for_namespace

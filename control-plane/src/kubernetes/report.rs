@@ -21,10 +21,10 @@ use super::{
     document::Key,
     gateway::{self, Says},
     names,
-    status::status,
+    status::{More, status},
     watch::{Cluster, Gateways, resource_of},
 };
-use crate::{authority::Authority, config::KubernetesConfig, push::Registry};
+use crate::{authority::Authority, config::KubernetesConfig, grants::Deliveries, push::Registry};
 
 /// What a moment brings (a change, and the acknowledgements of all proxies) is told at once.
 const GATHER: Duration = Duration::from_millis(150);
@@ -41,6 +41,7 @@ pub(crate) struct Reporter {
     board: Board,
     registry: Registry,
     authority: Authority,
+    deliveries: Deliveries,
     leads: watch::Receiver<bool>,
     told: Option<(Counts, Instant)>,
 }
@@ -52,7 +53,7 @@ impl Reporter {
         cluster: Cluster,
         board: Board,
         registry: Registry,
-        authority: Authority,
+        (authority, deliveries): (Authority, Deliveries),
         leads: watch::Receiver<bool>,
     ) -> Self {
         Self {
@@ -63,6 +64,7 @@ impl Reporter {
             board,
             registry,
             authority,
+            deliveries,
             leads,
             told: None,
         }
@@ -72,6 +74,7 @@ impl Reporter {
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let mut changes = self.cluster.changes();
         let mut leads = self.leads.clone();
+        let mut deliveries = self.deliveries.changes();
         loop {
             tokio::select! {
                 // The watches end with the process.
@@ -79,6 +82,7 @@ impl Reporter {
                 () = self.registry.changed() => {}
                 () = self.board.changed() => {}
                 Ok(()) = leads.changed() => {}
+                Ok(()) = deliveries.changed() => {}
                 () = tokio::time::sleep(BEAT) => {}
                 () = shutdown.cancelled() => break,
             }
@@ -163,8 +167,12 @@ impl Reporter {
             return None;
         }
         let before = object.data.get("status");
-        let issuer = (kind.kind == "MeshConfig").then(|| self.issuer()).flatten();
-        let status = status(&verdict, sum.get(&key), issuer, before, now);
+        let more = match kind.kind {
+            "MeshConfig" => self.issuer(),
+            "SecretGrant" => self.delivery(&key),
+            _ => None,
+        };
+        let status = status(&verdict, sum.get(&key), more, before, now);
         (before != Some(&status)).then_some(status)
     }
 
@@ -224,11 +232,23 @@ impl Reporter {
     }
 
     /// What the certificate issuer says, if it has said something.
-    fn issuer(&self) -> Option<Result<(), String>> {
+    fn issuer(&self) -> Option<More> {
+        let kind = "CertificatesIssued";
         if let Some(problem) = self.authority.problem() {
-            return Some(Err(problem));
+            return Some((kind, (false, "IssuerFailed", problem)));
         }
-        self.authority.certified().map(|_| Ok(()))
+        let certified = self.authority.certified();
+        certified.map(|_| (kind, (true, "Issued", "the issuer signs".to_owned())))
+    }
+
+    /// Whether Vault gave the secret.
+    fn delivery(&self, key: &Key) -> Option<More> {
+        let name = format!("{}/{}", key.namespace, key.name).parse().ok()?;
+        let said = match self.deliveries.of(&name)? {
+            Ok(version) => (true, "Read", format!("version {version} of the secret")),
+            Err(problem) => (false, "ReadFailed", problem),
+        };
+        Some(("SecretRead", said))
     }
 
     async fn write(&self, kind: &Kind, object: &DynamicObject, status: Value) {

@@ -5,12 +5,14 @@ use serde_json::{Value, json};
 
 use super::{accept::Verdict, counts::Count};
 
-/// The status that a resource should have; `before` is what it has. `issuer` is what the certificate issuer says, of the
-/// resource that names it.
+/// A condition beside those that every resource has: its type, whether it holds, why in one word and at length.
+pub(crate) type More = (&'static str, (bool, &'static str, String));
+
+/// The status that a resource should have; `before` is what it has.
 pub(crate) fn status(
     verdict: &Verdict,
     count: Option<&Count>,
-    issuer: Option<Result<(), String>>,
+    more: Option<More>,
     before: Option<&Value>,
     now: Timestamp,
 ) -> Value {
@@ -47,13 +49,7 @@ pub(crate) fn status(
         condition("Accepted", accepted),
         condition("Programmed", programmed(verdict, count, &proxies)),
     ];
-    conditions.extend(issuer.map(|said| {
-        let said = match said {
-            Ok(()) => (true, "Issued", "the issuer signs".to_owned()),
-            Err(why) => (false, "IssuerFailed", why),
-        };
-        condition("CertificatesIssued", said)
-    }));
+    conditions.extend(more.map(|(kind, said)| condition(kind, said)));
     let mut status = json!({
         "observedGeneration": verdict.generation,
         "proxies": proxies,

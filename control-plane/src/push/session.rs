@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use merlon_api::{
-    MAX_NAME, MAX_SUBSCRIPTIONS, METADATA_VERSION, METADATA_WORKLOAD,
+    MAX_NAME, MAX_SUBSCRIPTIONS, METADATA_KINDS, METADATA_VERSION, METADATA_WORKLOAD,
     discovery::{ControlPlane, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource},
     metadata, seal_resource,
 };
@@ -38,6 +38,8 @@ pub(crate) struct NodeInfo {
     pub(crate) id: String,
     pub(crate) workload: Option<String>,
     pub(crate) version: String,
+    /// Of those that came later, the kinds that it knows.
+    pub(crate) kinds: Vec<ResourceKind>,
 }
 
 /// Something that the proxy said of what it was sent.
@@ -298,12 +300,19 @@ impl Session {
         if let Some(bundle) = &world.bundle {
             state.insert(Arc::clone(bundle));
         }
+        for name in proxy.secrets() {
+            if let Some(secret) = world.secrets.get(name) {
+                state.insert(Arc::clone(secret));
+            }
+        }
         // Of these nobody is told who does not serve with them.
         for name in proxy.certificates() {
             if let Some(certificate) = world.certificates.get(name) {
                 state.insert(Arc::clone(certificate));
             }
         }
+        let known = self.node.as_ref().map_or(&[][..], |node| &node.kinds);
+        state.retain(|key| !ResourceKind::LATER.contains(&key.kind) || known.contains(&key.kind));
         self.proxy = Some(Arc::clone(proxy));
         self.manifest = Some(state.manifest(&self.identity));
         self.state = state;
@@ -382,7 +391,7 @@ impl Session {
     }
 }
 
-const SENDING_ORDER: [ResourceKind; 8] = [
+const SENDING_ORDER: [ResourceKind; 9] = [
     ResourceKind::Mesh,
     ResourceKind::TrustBundle,
     ResourceKind::Workload,
@@ -390,6 +399,7 @@ const SENDING_ORDER: [ResourceKind; 8] = [
     ResourceKind::Destination,
     ResourceKind::Address,
     ResourceKind::Certificate,
+    ResourceKind::Secret,
     ResourceKind::Manifest,
 ];
 
@@ -448,6 +458,11 @@ fn node_info(node: &Node) -> Result<NodeInfo, Status> {
     };
     Ok(NodeInfo {
         id: node.id.clone(),
+        kinds: text(METADATA_KINDS)?
+            .unwrap_or_default()
+            .split(',')
+            .filter_map(ResourceKind::from_type_url)
+            .collect(),
         workload: text(METADATA_WORKLOAD)?,
         version: text(METADATA_VERSION)?.unwrap_or_default(),
     })

@@ -52,6 +52,7 @@ spec:
         mesh,
         bundle: Some(Arc::new(StateResource::trust_bundle(&bundle))),
         certificates: Arc::default(),
+        secrets: Arc::default(),
         number: 1,
     }
 }
@@ -358,6 +359,7 @@ fn world_with_addresses(of_payments: bool) -> World {
         mesh: Compiler::new().compile(&resources).unwrap(),
         bundle: None,
         certificates: Arc::default(),
+        secrets: Arc::default(),
         number: 1,
     }
 }

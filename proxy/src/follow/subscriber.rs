@@ -26,7 +26,7 @@ const BYTES: usize = 64 << 20;
 
 /// The kinds whose resources a manifest names, in the order in which they are told: what was asked for before the
 /// manifest, so that the server knows all of it when it makes one; addresses before the destinations that they lead to.
-const NAMED: [ResourceKind; 7] = [
+const NAMED: [ResourceKind; 8] = [
     ResourceKind::Mesh,
     ResourceKind::TrustBundle,
     ResourceKind::Workload,
@@ -34,6 +34,7 @@ const NAMED: [ResourceKind; 7] = [
     ResourceKind::Address,
     ResourceKind::Destination,
     ResourceKind::Certificate,
+    ResourceKind::Secret,
 ];
 
 /// What is subscribed to, held, and owed an answer.

@@ -1,4 +1,5 @@
 mod endpoint;
+mod kv;
 mod reply;
 mod resolver;
 mod session;
@@ -18,6 +19,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::{sync::Mutex, time::Instant};
 
+pub use self::kv::KvSecret;
 use self::{endpoint::Call, session::Session};
 use crate::{
     checks::{self, Request},
@@ -66,6 +68,8 @@ impl Vault {
             ("pkiMount", &settings.pki_mount),
             ("rootMount", &settings.root_mount),
             ("role", &settings.role),
+            ("kvMount", &settings.kv_mount),
+            ("kvPrefix", &settings.kv_prefix),
         ] {
             if !is_path(name) {
                 return Err(OpenError::Vault(format!(

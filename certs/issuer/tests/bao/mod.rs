@@ -222,6 +222,8 @@ impl Mesh<'_> {
             pki_mount: self.prepared.pki_mount.clone(),
             root_mount: self.prepared.root_mount.clone(),
             role: self.prepared.role.clone(),
+            kv_mount: "secret".to_owned(),
+            kv_prefix: "merlon".to_owned(),
         }
     }
 

@@ -1,0 +1,62 @@
+//! Secrets of Vault for workloads: who gets which.
+
+use std::collections::BTreeMap;
+
+use merlon_config::{
+    name::{ServiceName, WorkloadId},
+    resource::{Resource, SecretGrantSpec, Spec},
+    snapshot::GrantedSecret,
+};
+
+use crate::gateway::name_of;
+
+/// Every grant by its name, and by who gets it.
+#[derive(Debug, Default)]
+pub(crate) struct Grants<'a> {
+    all: BTreeMap<ServiceName, &'a SecretGrantSpec>,
+    by_workload: BTreeMap<WorkloadId, Vec<ServiceName>>,
+}
+
+impl<'a> Grants<'a> {
+    pub(crate) fn new(resources: &'a [Resource]) -> Self {
+        let mut grants = Self::default();
+        for resource in resources {
+            let Spec::SecretGrant(spec) = &resource.spec else {
+                continue;
+            };
+            let name = name_of(resource);
+            if grants.all.insert(name.clone(), spec).is_some() {
+                continue;
+            }
+            // A grant is of its own namespace, so nobody writes one for another's workloads.
+            let who = WorkloadId {
+                namespace: resource.namespace.clone(),
+                service_account: spec.service_account.clone(),
+            };
+            grants.by_workload.entry(who).or_default().push(name);
+        }
+        grants
+    }
+
+    /// What a workload gets, in order of name.
+    pub(crate) fn of(&self, workload: &WorkloadId) -> Vec<GrantedSecret> {
+        let mut names = self.by_workload.get(workload).cloned().unwrap_or_default();
+        names.sort();
+        let granted = names.into_iter().filter_map(|name| {
+            let spec = self.all.get(&name)?;
+            Some(GrantedSecret {
+                name,
+                files: spec.files.clone(),
+                headers: spec.headers.clone(),
+            })
+        });
+        granted.collect()
+    }
+
+    /// Where the secret of each is, below its namespace.
+    pub(crate) fn paths(&self) -> BTreeMap<ServiceName, String> {
+        let all = self.all.iter();
+        all.map(|(name, spec)| (name.clone(), spec.path.clone()))
+            .collect()
+    }
+}
