@@ -49,7 +49,7 @@ test: tools ## All tests, those with real servers included
 	@$(CARGO) test --locked --workspace --no-fail-fast
 	@[ "$$(id -u)" = 0 ] || printf '%s\n' "" "*** NOT RUN, for they need root: the tests between network namespaces and those on a Kubernetes cluster." \
 	  "*** To run them: sudo --preserve-env=PATH,HOME make test" \
-	  "*** They are: interception, cluster, mesh_in_cluster, gateway_in_cluster, mesh_in_trouble, installation" >&2
+	  "*** They are: interception, cluster, mesh_in_cluster, gateway_in_cluster, programs_in_cluster, mesh_in_trouble, installation" >&2
 
 tools: ## Installs the servers that the tests talk to, into the user's cache, behind the link `.tools`
 	@tests/tools/install test

@@ -97,6 +97,11 @@ impl App {
         Self::serve_on(listener, http::serve)
     }
 
+    /// As [`App::grpc`], where somebody listens already.
+    pub fn grpc_on(listener: std::net::TcpListener) -> Self {
+        Self::serve_on(listener, chat::serve)
+    }
+
     /// As [`App::tcp_that_speaks_first`], where somebody listens already.
     pub fn greeter_on(listener: std::net::TcpListener) -> Self {
         Self::serve_on(listener, tcp::greet_and_echo)

@@ -36,6 +36,44 @@ impl Image {
         .file(program, path)
     }
 
+    /// Adds a program of this machine with the libraries that it is linked to, all where they are here.
+    ///
+    /// # Panics
+    /// When it is not there.
+    #[must_use]
+    pub fn program(self, program: &Path) -> Self {
+        let program = program.canonicalize().expect("a program");
+        let listed = Command::new("ldd").arg(&program).output();
+        let listed = listed.expect("`ldd` runs").stdout;
+        let listed = String::from_utf8_lossy(&listed).into_owned();
+        let words = listed.split_whitespace();
+        let libraries = words.filter(|word| word.starts_with('/')).map(Path::new);
+        let all = libraries.chain([program.as_path()]);
+        all.fold(self, |image, file| {
+            image.file(file, &file.display().to_string())
+        })
+    }
+
+    /// Adds a folder with everything in it.
+    ///
+    /// # Panics
+    /// When it cannot be read.
+    #[must_use]
+    pub fn folder(mut self, from: &Path, path: &str) -> Self {
+        let entries = fs::read_dir(from);
+        let entries = entries.unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+        for entry in entries {
+            let from = entry.expect("an entry").path();
+            let name = from.file_name().expect("a name").to_string_lossy();
+            let path = format!("{path}/{name}");
+            self = match from.is_dir() {
+                true => self.folder(&from, &path),
+                false => self.file(&from, &path),
+            };
+        }
+        self
+    }
+
     /// Adds arguments that the program always gets.
     #[must_use]
     pub fn arguments(mut self, arguments: &[&str]) -> Self {
@@ -54,7 +92,7 @@ impl Image {
 
     /// Busybox under the names of its commands; containers say themselves what they run.
     #[must_use]
-    pub(super) fn with_applets(mut self) -> Self {
+    pub fn with_applets(mut self) -> Self {
         self.applets = true;
         self.entrypoint.clear();
         self

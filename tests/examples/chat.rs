@@ -1,0 +1,73 @@
+//! A gRPC program for pods, and its client.
+//!
+//! `chat serve PORT` says on standard output which methods were called. `chat say|count|fail URL NUMBER` calls one and
+//! prints what came back: a line for each message, and `status CODE` in the end.
+
+use std::{io::Write as _, net::TcpListener, process::ExitCode, time::Duration};
+
+use merlon_tests::{
+    app::App,
+    chat::{ChatClient, Line},
+};
+use tonic::Status;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let parts: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match parts.as_slice() {
+        ["serve", port] => serve(port).await,
+        [method, url, number] => {
+            let number = number.parse().unwrap_or(0);
+            let code = match call(method, url, number).await {
+                Ok(()) => 0,
+                Err(status) => i32::from(status.code()),
+            };
+            say(&format!("status {code}"));
+            ExitCode::SUCCESS
+        }
+        _ => ExitCode::FAILURE,
+    }
+}
+
+async fn serve(port: &str) -> ExitCode {
+    let port = port.parse().unwrap_or(9090);
+    let Ok(listener) = TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, port)) else {
+        return ExitCode::FAILURE;
+    };
+    if listener.set_nonblocking(true).is_err() {
+        return ExitCode::FAILURE;
+    }
+    let app = App::grpc_on(listener);
+    let mut told = 0;
+    loop {
+        let seen = app.seen();
+        for request in seen.iter().skip(told) {
+            say(&request.target);
+        }
+        told = seen.len();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn call(method: &str, url: &str, number: u64) -> Result<(), Status> {
+    let client = ChatClient::connect(url.to_owned()).await;
+    let mut client = client.map_err(|error| Status::unknown(error.to_string()))?;
+    let line = Line::new("hello", number);
+    match method {
+        "say" => say(&client.say(line).await?.into_inner().text),
+        "count" => {
+            let mut lines = client.count(line).await?.into_inner();
+            while let Some(line) = lines.message().await? {
+                say(&format!("{} {}", line.text, line.number));
+            }
+        }
+        _ => drop(client.fail(line).await?),
+    }
+    Ok(())
+}
+
+fn say(line: &str) {
+    // Whoever reads it may be gone.
+    let _ = writeln!(std::io::stdout(), "{line}");
+}

@@ -1,0 +1,393 @@
+//! Programs of the kinds that people run, in pods of a real Kubernetes cluster: a database, gRPC, an OpenID provider.
+
+use std::fs;
+
+use merlon_tests::{
+    Cluster,
+    cluster::{self, Image},
+    process::Ended,
+    tools, wait,
+};
+use rcgen::{CertificateParams, KeyPair};
+use tokio::sync::OnceCell;
+
+const VALUES: &str = "
+mesh: { trustDomain: cluster.merlon.test }
+certificates: { issuer: embedded }
+";
+
+/// The image with all of these programs.
+const PEERS: &str = "localhost/peers:test";
+/// In it, where the OpenID provider stands beside its modules.
+const PROVIDER: &str = "/provider";
+
+/// The cluster that these tests share, with Merlon and the programs in it.
+async fn meshed() -> &'static Cluster {
+    static MESHED: OnceCell<&Cluster> = OnceCell::const_new();
+    MESHED
+        .get_or_init(async || {
+            let cluster = Cluster::shared().await;
+            cluster.load(&peers(cluster)).await;
+            cluster.install_merlon(VALUES).await;
+            cluster
+        })
+        .await
+}
+
+fn peers(cluster: &Cluster) -> Image {
+    let chat = tools::ours("merlon").with_file_name("examples/chat");
+    assert!(chat.exists(), "run `cargo build --example chat`");
+    // `initdb` asks for the name of its user.
+    let users = cluster.folder().join("passwd");
+    fs::write(
+        &users,
+        "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/tmp:/bin/sh\n",
+    )
+    .expect("a file");
+    let postgres = tools::installed("postgres")
+        .canonicalize()
+        .expect("PostgreSQL");
+    let server = postgres.ancestors().nth(2).expect("a folder");
+    let version = server
+        .file_name()
+        .expect("a version")
+        .to_string_lossy()
+        .into_owned();
+    let shared = format!("/usr/share/postgresql/{version}");
+    let libraries = format!("{}/lib", server.display());
+    let oidc = tools::root().join("tests/oidc/pod.mjs");
+    let modules = tools::folder().join("openid-provider/node_modules");
+    Image::new(PEERS, &tools::installed("busybox"), "/bin/busybox")
+        .with_applets()
+        .file(&chat, "/bin/chat")
+        .file(&users, "/etc/passwd")
+        .program(&postgres)
+        .program(&postgres.with_file_name("initdb"))
+        .program(&postgres.with_file_name("psql"))
+        .folder(shared.as_ref(), &shared)
+        .folder(libraries.as_ref(), &libraries)
+        .program(&which("node"))
+        .file(&oidc, &format!("{PROVIDER}/pod.mjs"))
+        .folder(&modules, &format!("{PROVIDER}/node_modules"))
+}
+
+fn which(program: &str) -> std::path::PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut all = std::env::split_paths(&path).map(|folder| folder.join(program));
+    all.find(|found| found.exists())
+        .unwrap_or_else(|| panic!("`{program}` is not on PATH: run `tests/tools/install test`"))
+}
+
+/// A program of the image and its service account; `name` is what it is called everywhere.
+fn program(name: &str, command: &str, more: &str) -> String {
+    let lines = format!(
+        "          securityContext: {{ runAsUser: 65534 }}\n          env: [{{ name: PATH, value: {} }}]\n{more}",
+        [
+            "/bin",
+            &tools::installed("postgres")
+                .canonicalize()
+                .expect("PostgreSQL")
+                .parent()
+                .expect("a folder")
+                .display()
+                .to_string(),
+            &which("node")
+                .canonicalize()
+                .expect("node")
+                .parent()
+                .expect("a folder")
+                .display()
+                .to_string(),
+        ]
+        .join(":")
+    );
+    cluster::program(name, 1, command, &lines).replace("localhost/programs:test", PEERS)
+}
+
+fn sleeper(name: &str) -> String {
+    program(name, "exec sleep 2147483647", "")
+}
+
+/// A Service before the program of the same name; `more` as `clusterIP: None, `.
+fn service(name: &str, of: &str, port: u16, more: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{ name: {name} }}\n\
+         spec: {{ {more}selector: {{ app: {of} }}, ports: [{{ name: {name}, port: {port} }}] }}\n---\n"
+    )
+}
+
+fn policy(services: &[&str], text: &str) -> String {
+    let targets: Vec<String> = services
+        .iter()
+        .map(|name| format!("{{ kind: Service, name: {name} }}"))
+        .collect();
+    format!(
+        "apiVersion: merlon.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{ name: own }}\nspec:\n  \
+         targetRefs: [{}]\n  policies: |\n    @id(\"own\")\n    {text}\n",
+        targets.join(", ")
+    )
+}
+
+async fn started(cluster: &Cluster, namespace: &str, documents: &[String]) {
+    cluster.apply_in(namespace, &documents.concat()).await;
+    cluster.available(namespace).await;
+    cluster
+        .programmed(namespace, "authorizationpolicy/own")
+        .await;
+}
+
+async fn run(cluster: &Cluster, namespace: &str, from: &str, command: &str) -> Ended {
+    let from = format!("deploy/{from}");
+    cluster.exec(namespace, &from, &["sh", "-c", command]).await
+}
+
+#[tokio::test]
+async fn a_database_is_reached_by_its_clients_as_mutual_tls_and_by_nobody_else() {
+    if !cluster::are_possible() {
+        return;
+    }
+    let cluster = meshed().await;
+    let shop = cluster.meshed_namespace("database").await;
+    let server = "initdb -D /tmp/data --auth=trust --username=shop --no-sync --locale=C >/dev/null \
+                  && exec postgres -D /tmp/data -c listen_addresses=0.0.0.0 -c unix_socket_directories= \
+                  -c fsync=off -c jit=off -c timezone=GMT -c log_timezone=GMT";
+    let ready = "          readinessProbe: { tcpSocket: { port: 5432 }, periodSeconds: 1 }";
+    let allowed = format!(
+        "permit (principal == Workload::\"{shop}/orders\", action == Action::\"tcp\", resource);"
+    );
+    started(
+        cluster,
+        &shop,
+        &[
+            program("db", server, ready),
+            service("db", "db", 5432, ""),
+            sleeper("orders"),
+            sleeper("stranger"),
+            policy(&["db"], &allowed),
+        ],
+    )
+    .await;
+    let psql = |sql: &str| format!("psql -h db -U shop -d postgres -qtA -c \"{sql}\" 2>&1");
+    let capture = cluster.wire();
+    let made =
+        psql("create table notes (text text); insert into notes values ('canary-of-the-database')");
+    let ended = run(cluster, &shop, "orders", &made).await;
+    assert_eq!((ended.code(), &*ended.out), (0, ""), "{ended:?}");
+    let ended = run(cluster, &shop, "orders", &psql("select text from notes")).await;
+    assert_eq!(ended.out.trim(), "canary-of-the-database", "{ended:?}");
+    assert!(capture.bytes() > 0);
+    assert!(
+        !capture.has("canary-of-the-database"),
+        "it crossed the wire in plain"
+    );
+
+    let refused = run(cluster, &shop, "stranger", &psql("select text from notes")).await;
+    assert_ne!(refused.code(), 0, "{refused:?}");
+    assert!(!refused.out.contains("canary"), "{refused:?}");
+    // A connection that is open ends with the permission.
+    let open = psql("select pg_sleep(60)");
+    let open = run(cluster, &shop, "orders", &open);
+    let taken = async {
+        wait::until("the connection is open", async || {
+            let count = psql("select count(*) from pg_stat_activity where query like '%pg_sleep(60)%' and pid <> pg_backend_pid()");
+            run(cluster, &shop, "orders", &count).await.out.trim() == "1"
+        })
+        .await;
+        let nobody = policy(&["db"], "forbid (principal, action, resource);");
+        cluster.apply_in(&shop, &nobody).await;
+    };
+    let (ended, ()) = tokio::join!(open, taken);
+    assert_ne!(ended.code(), 0, "{ended:?}");
+}
+
+#[tokio::test]
+async fn grpc_goes_by_service_and_by_pod_and_is_decided_by_its_methods() {
+    if !cluster::are_possible() {
+        return;
+    }
+    let cluster = meshed().await;
+    let shop = cluster.meshed_namespace("grpc").await;
+    let allowed = format!(
+        "permit (principal == Workload::\"{shop}/web\", action == Action::\"grpc\", resource) unless {{ context.method == \"Fail\" }};"
+    );
+    let ready = "          readinessProbe: { tcpSocket: { port: 9090 }, periodSeconds: 1 }";
+    started(
+        cluster,
+        &shop,
+        &[
+            program("chat", "exec chat serve 9090", ready),
+            service("grpc", "chat", 9090, ""),
+            service("grpc-each", "chat", 9090, "clusterIP: None, "),
+            sleeper("web"),
+            sleeper("stranger"),
+            policy(&["grpc", "grpc-each"], &allowed),
+        ],
+    )
+    .await;
+    for host in [
+        "grpc",
+        "grpc-each",
+        &format!("grpc.{shop}.svc.cluster.local"),
+    ] {
+        let call = async |from: &str, method: &str| {
+            let command = format!("chat {method} http://{host}:9090 3");
+            run(cluster, &shop, from, &command).await.out
+        };
+        assert_eq!(
+            call("web", "say").await,
+            "heard hello\nstatus 0\n",
+            "{host}"
+        );
+        assert_eq!(
+            call("web", "count").await,
+            "hello 1\nhello 2\nhello 3\nstatus 0\n",
+            "{host}"
+        );
+        // PERMISSION_DENIED, and what is refused is not seen.
+        assert_eq!(call("web", "fail").await, "status 7\n", "{host}");
+        assert_eq!(call("stranger", "say").await, "status 7\n", "{host}");
+    }
+    let seen = cluster
+        .kubectl(&["logs", "-n", &shop, "deploy/chat", "-c", "chat"])
+        .await;
+    assert_eq!(
+        seen.matches("/merlon.test.v1.Chat/Say").count(),
+        3,
+        "{seen}"
+    );
+    assert!(!seen.contains("Fail"), "{seen}");
+}
+
+#[tokio::test]
+async fn tokens_of_a_provider_in_the_cluster_count_and_its_absence_and_new_keys_are_no_trouble() {
+    if !cluster::are_possible() {
+        return;
+    }
+    let cluster = meshed().await;
+    let login = cluster.namespace("login").await;
+    let host = format!("login.{login}.svc.cluster.local");
+    let issuer = format!("https://{host}:8443");
+    let key = KeyPair::generate().expect("a key");
+    let root = CertificateParams::new([host.clone()]).expect("a host");
+    let root = root.self_signed(&key).expect("a certificate").pem();
+    let indented =
+        |pem: &str, by: usize| pem.trim().replace('\n', &format!("\n{}", " ".repeat(by)));
+    let secret = format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{ name: login }}\nstringData:\n  tls.crt: |\n    {}\n  tls.key: |\n    {}\n---\n",
+        indented(&root, 4),
+        indented(&key.serialize_pem(), 4)
+    );
+    let command = format!("exec node {PROVIDER}/pod.mjs {issuer} 8443 /tls");
+    let mount = "          readinessProbe: { tcpSocket: { port: 8443 }, periodSeconds: 1 }
+          volumeMounts: [{ name: tls, mountPath: /tls }]
+      volumes: [{ name: tls, secret: { secretName: login } }]";
+    let provider = [
+        secret,
+        program("login", &command, mount),
+        service("login", "login", 8443, ""),
+    ];
+    cluster.apply_in(&login, &provider.concat()).await;
+    cluster.available(&login).await;
+
+    let shop = cluster.meshed_namespace("tokens").await;
+    let site = "mkdir -p /tmp/site && echo orders > /tmp/site/index.html && exec busybox httpd -f -p 8080 -h /tmp/site";
+    let ready = "          readinessProbe: { httpGet: { path: /, port: 8080 }, periodSeconds: 1 }";
+    let authentication = format!(
+        "apiVersion: merlon.io/v1alpha1\nkind: RequestAuthentication\nmetadata: {{ name: login }}\nspec:\n  \
+         targetRefs: [{{ kind: Service, name: orders }}]\n  issuers:\n    - name: login\n      issuer: {issuer}\n      \
+         audiences: [https://orders.example]\n      caCertificates: |\n        {}\n---\n",
+        indented(&root, 8)
+    );
+    let allowed = "permit (principal, action, resource) when { context has user };";
+    started(
+        cluster,
+        &shop,
+        &[
+            cluster::program("orders", 1, site, ready),
+            service("orders", "orders", 8080, ""),
+            cluster::program("web", 1, "exec sleep infinity", ""),
+            authentication,
+            policy(&["orders"], allowed),
+        ],
+    )
+    .await;
+    cluster
+        .programmed(&shop, "requestauthentication/login")
+        .await;
+
+    // The program itself asks the provider, which is outside of the mesh.
+    let token = async |audience: &str| {
+        let at = format!("{issuer}/token");
+        let resource = format!("resource={audience}");
+        let told = wait::for_some("the provider gives a token", async || {
+            let form = [
+                "-k",
+                "-u",
+                "alice:alice-secret",
+                "-d",
+                "grant_type=client_credentials",
+                "-d",
+                "scope=orders:read",
+                "-d",
+                &resource,
+                &at,
+            ];
+            let answer = cluster.curl(&shop, "web", &form).await.out;
+            let (body, _) = answer.rsplit_once('\n')?;
+            let body: serde_json::Value = serde_json::from_str(body).ok()?;
+            Some(body["access_token"].as_str()?.to_owned())
+        });
+        told.await
+    };
+    let call = async |token: Option<&str>| {
+        let bearer = format!("Authorization: Bearer {}", token.unwrap_or_default());
+        let mut arguments = vec!["-i", "http://orders:8080/"];
+        if token.is_some() {
+            arguments.extend(["-H", &bearer]);
+        }
+        cluster.curl(&shop, "web", &arguments).await.out
+    };
+    let right = "https://orders.example";
+    let good = token(right).await;
+    let without = call(None).await;
+    assert!(
+        without.ends_with("\n401") && without.to_lowercase().contains("www-authenticate: bearer"),
+        "{without}"
+    );
+    wait::until("the sidecar has the provider's keys", async || {
+        call(Some(&good)).await.ends_with("\n200")
+    })
+    .await;
+    let foreign = call(Some(&token("https://other.example").await)).await;
+    assert!(foreign.ends_with("\n401"), "{foreign}");
+    let (signed, signature) = good.rsplit_once('.').expect("a token");
+    let (head, payload) = signed.split_once('.').expect("a token");
+    let forged = format!(
+        "{head}.{payload}.{}",
+        signature.chars().rev().collect::<String>()
+    );
+    let forged = call(Some(&forged)).await;
+    assert!(forged.ends_with("\n401"), "{forged}");
+
+    // Away: what it signed counts as before.
+    let deployment = "deployment/login";
+    let scale = async |replicas: &str| {
+        cluster
+            .kubectl(&["scale", "-n", &login, deployment, replicas])
+            .await;
+    };
+    scale("--replicas=0").await;
+    cluster
+        .wait_for(&["--for=delete", "-n", &login, "pod", "-l", "app=login"])
+        .await;
+    let away = call(Some(&good)).await;
+    assert!(away.ends_with("\n200"), "{away}");
+    // Back, with another key.
+    scale("--replicas=1").await;
+    cluster.rolled_out(&login, deployment).await;
+    let new = token(right).await;
+    wait::until("the new key is picked up", async || {
+        call(Some(&new)).await.ends_with("\n200")
+    })
+    .await;
+}
