@@ -188,6 +188,11 @@ impl Ended {
 }
 
 impl Process {
+    /// What it was started as.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child().id()

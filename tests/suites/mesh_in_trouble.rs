@@ -165,6 +165,10 @@ async fn what_runs_goes_on_whatever_is_away() {
     a_rolling_restart_loses_nothing(&mesh).await;
     begins("upgrade");
     an_upgrade_and_its_rollback_lose_nothing(&mesh).await;
+    begins("version");
+    a_newer_version_and_the_way_back_lose_nothing(&mesh).await;
+    begins("API server");
+    a_minute_without_the_api_server_loses_nothing(&mesh).await;
     begins("injector");
     without_an_injector_a_meshed_pod_waits_and_all_others_start(&mesh).await;
     begins("vault");
@@ -235,6 +239,136 @@ async fn an_upgrade_and_its_rollback_lose_nothing(mesh: &Mesh) {
     mesh.cluster.helm(&back).await;
     load.goes_on(200).await;
     load.lost_nothing(mesh).await;
+}
+
+/// The newer one has a field more in what every proxy is told, and one in the definition of RateLimit.
+async fn a_newer_version_and_the_way_back_lose_nothing(mesh: &Mesh) {
+    let cluster = &mesh.cluster;
+    let newer = merlon::Images::newer().await;
+    cluster.load_images(&newer).await;
+    let limit = |more: &str| {
+        format!(
+            "apiVersion: merlon.io/v1alpha1\nkind: RateLimit\nmetadata: {{ name: many, namespace: shop }}\nspec:\n  \
+             targetRefs: [{{ kind: Service, name: orders }}]\n  \
+             limits: [{{ name: many, rate: {{ requests: 100000, per: 1s }}{more} }}]\n"
+        )
+    };
+    // For a moment after a replica ended the API server may still ask it.
+    let apply = async |documents: &str| {
+        wait::until("admission answers", async || {
+            cluster.try_apply_in("shop", documents).await.code() == 0
+        })
+        .await;
+    };
+    let restarted = async || {
+        let orders = "deployment/orders";
+        cluster
+            .kubectl(&["rollout", "restart", "-n", "shop", orders])
+            .await;
+        cluster.rolled_out("shop", orders).await;
+    };
+    let load = mesh.load();
+    load.goes_on(100).await;
+
+    // Definitions first, as the guide says.
+    let definitions = newer.chart("merlon-crds");
+    cluster
+        .helm(&["upgrade", "merlon-crds", &definitions])
+        .await;
+    cluster
+        .helm_merlon_of(&newer, "upgrade", &mesh.values, &["--wait"])
+        .await;
+    // Sidecars of the version before are told more than they know, and take it.
+    apply(&limit("")).await;
+    cluster.programmed("shop", "ratelimit/many").await;
+    load.goes_on(100).await;
+
+    // What they cannot enforce they refuse, and go on with what they have; those of the new version enforce it.
+    apply(&limit(", newer: 7")).await;
+    let refused = wait::for_some("the older ones refuse it", async || {
+        let limit = cluster
+            .json(&["get", "ratelimit", "many", "-n", "shop"])
+            .await;
+        let conditions = limit["status"]["conditions"].as_array()?.clone();
+        let mut all = conditions.iter();
+        let found = all.find(|one| one["type"] == "Programmed" && one["reason"] == "Refused")?;
+        Some(found["message"].to_string())
+    })
+    .await;
+    assert!(refused.contains("unknown field `newer`"), "{refused}");
+    load.goes_on(100).await;
+    restarted().await;
+    cluster.programmed("shop", "ratelimit/many").await;
+    load.goes_on(100).await;
+
+    // And back, while sidecars are of the newer version.
+    cluster
+        .helm(&["rollback", "merlon", "-n", merlon::NAMESPACE, "--wait"])
+        .await;
+    cluster.helm(&["rollback", "merlon-crds", "--wait"]).await;
+    load.goes_on(100).await;
+    apply(&limit("")).await;
+    cluster.programmed("shop", "ratelimit/many").await;
+    restarted().await;
+    load.goes_on(100).await;
+    load.lost_nothing(mesh).await;
+    cluster
+        .kubectl(&["delete", "ratelimit", "many", "-n", "shop"])
+        .await;
+}
+
+async fn a_minute_without_the_api_server_loses_nothing(mesh: &Mesh) {
+    let cluster = &mesh.cluster;
+    // In the pod alone: what the other loads say comes through the API server.
+    let calls = "while [ ! -e /tmp/stop ]; do \
+                 curl -s -m 10 --rate 100/s -o /dev/null -w '%{http_code}\\n' 'http://orders.shop/?[1-100]'; done > /tmp/calls; \
+                 rm /tmp/stop; touch /tmp/ended";
+    let script = format!("rm -f /tmp/ended; (\n{calls}\n) > /dev/null 2>&1 &");
+    let web = async |command: &str| {
+        let ended = cluster
+            .exec("shop", "deploy/web", &["sh", "-c", command])
+            .await;
+        assert_eq!(ended.code(), 0, "{ended:?}");
+        ended.out
+    };
+    web(&script).await;
+    let count = async || web("wc -l < /tmp/calls").await.trim().parse().unwrap_or(0);
+    wait::until("calls", async || count().await > 100).await;
+    let before: usize = count().await;
+    cluster.stop_api_server();
+    // The minute is what this is about.
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    cluster.resume_api_server().await;
+    web("touch /tmp/stop").await;
+    wait::until("the calls have ended", async || {
+        let ended = ["test", "-e", "/tmp/ended"];
+        cluster.exec("shop", "deploy/web", &ended).await.code() == 0
+    })
+    .await;
+    let said = web("cat /tmp/calls").await;
+    let lost: Vec<&str> = said.lines().filter(|line| *line != "200").collect();
+    assert!(lost.is_empty(), "{lost:?} of {}", said.lines().count());
+    assert!(
+        said.lines().count() > before + 500,
+        "{}",
+        said.lines().count()
+    );
+    // What changes afterwards is in force as ever.
+    let none = "apiVersion: merlon.io/v1alpha1\nkind: RateLimit\nmetadata: { name: after, namespace: shop }\nspec:\n  \
+                targetRefs: [{ kind: Service, name: orders }]\n  limits: [{ name: after, rate: { requests: 100000, per: 1s } }]\n";
+    wait::until("admission answers again", async || {
+        cluster.try_apply_in("shop", none).await.code() == 0
+    })
+    .await;
+    cluster.programmed("shop", "ratelimit/after").await;
+    cluster
+        .kubectl(&["delete", "ratelimit", "after", "-n", "shop"])
+        .await;
+    // A node that could not say that it lives counts as lost for a moment, and its pods as not ready.
+    wait::until("all is well again", async || {
+        cluster.merlon(&["check"]).await.code() == 0
+    })
+    .await;
 }
 
 const POD: &str = "

@@ -1,6 +1,6 @@
 //! Merlon in a cluster, as a platform team installs it: its images, its charts, `helm install`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tokio::sync::OnceCell;
 
@@ -17,11 +17,12 @@ pub const PROGRAMS: &str = "localhost/programs:test";
 /// The mesh's trust domain.
 pub const TRUST_DOMAIN: &str = "cluster.merlon.test";
 
-/// The images of Merlon's programs as they are built now.
+/// The images of Merlon's programs, and the charts that install them.
 #[derive(Debug)]
 pub struct Images {
     folder: PathBuf,
     tag: String,
+    charts: PathBuf,
 }
 
 impl Images {
@@ -35,22 +36,51 @@ impl Images {
             .get_or_init(async || {
                 let proxy = tools::ours("merlon-proxy");
                 let programs = proxy.parent().expect("a folder");
-                let folder = programs.join("images");
-                let work = crate::folder::fresh();
-                let script = tools::root().join("tests/cluster/images");
-                let ended = Plan::new("images", script, work.path())
-                    .arg(&folder)
-                    .arg(programs)
-                    // The first time a Debian is fetched for it.
-                    .run_within(5 * wait::PATIENCE)
-                    .await;
-                assert_eq!(ended.code(), 0, "{}", ended.err);
-                Self {
-                    folder,
-                    tag: ended.out.trim().to_owned(),
-                }
+                let charts = tools::root().join("charts");
+                Self::of(programs, &programs.join("images"), charts).await
             })
             .await
+    }
+
+    /// Those of what could be the next version: one field more in what proxies are told, and one in a custom resource.
+    ///
+    /// # Panics
+    /// When it does not compile.
+    pub async fn newer() -> Self {
+        let proxy = tools::ours("merlon-proxy");
+        // Beside the build of this version, whose libraries it shares.
+        let folder = proxy.parent().expect("a folder").join("newer");
+        let work = crate::folder::fresh();
+        let script = tools::root().join("tests/cluster/newer");
+        let ended = Plan::new("newer", script, work.path())
+            .arg(&folder)
+            .run_within(20 * wait::PATIENCE)
+            .await;
+        assert_eq!(ended.code(), 0, "{}", ended.err);
+        let images = folder.join("images");
+        Self::of(&folder.join("programs"), &images, folder.join("charts")).await
+    }
+
+    async fn of(programs: &Path, folder: &Path, charts: PathBuf) -> Self {
+        let work = crate::folder::fresh();
+        let script = tools::root().join("tests/cluster/images");
+        let ended = Plan::new("images", script, work.path())
+            .arg(folder)
+            .arg(programs)
+            // The first time a Debian is fetched for it.
+            .run_within(5 * wait::PATIENCE)
+            .await;
+        assert_eq!(ended.code(), 0, "{}", ended.err);
+        Self {
+            folder: folder.to_owned(),
+            tag: ended.out.trim().to_owned(),
+            charts,
+        }
+    }
+
+    /// Where a chart is.
+    pub fn chart(&self, name: &str) -> String {
+        self.charts.join(name).display().to_string()
     }
 
     /// The tag that all of them bear.
@@ -114,6 +144,12 @@ impl Cluster {
     /// Puts Merlon's images into it, and [`PROGRAMS`].
     pub async fn load_merlon(&self) -> &'static Images {
         let images = Images::built().await;
+        self.load_images(images).await;
+        images
+    }
+
+    /// Puts these images into it.
+    pub async fn load_images(&self, images: &Images) {
         for name in [
             "merlon-proxy",
             "merlon-control-plane",
@@ -123,7 +159,6 @@ impl Cluster {
             self.load_archive(&images.folder.join(format!("{name}.tar")))
                 .await;
         }
-        images
     }
 
     /// Installs the charts as `docs/install.md` says, with these values beside those that name the images.
@@ -132,8 +167,7 @@ impl Cluster {
     /// When Helm fails.
     pub async fn install_merlon(&self, values: &str) {
         self.load_merlon().await;
-        let definitions = tools::root().join("charts/merlon-crds");
-        let definitions = definitions.display().to_string();
+        let definitions = Images::built().await.chart("merlon-crds");
         self.helm(&["install", "merlon-crds", &definitions]).await;
         self.helm_merlon(
             "install",
@@ -148,11 +182,20 @@ impl Cluster {
     /// # Panics
     /// When Helm fails.
     pub async fn helm_merlon(&self, verb: &str, values: &str, more: &[&str]) {
-        let chart = tools::root().join("charts/merlon").display().to_string();
+        let images = Images::built().await;
+        self.helm_merlon_of(images, verb, values, more).await;
+    }
+
+    /// As [`Cluster::helm_merlon`], of another version.
+    ///
+    /// # Panics
+    /// When Helm fails.
+    pub async fn helm_merlon_of(&self, images: &Images, verb: &str, values: &str, more: &[&str]) {
+        let chart = images.chart("merlon");
         let file = self.folder().join("values.yaml");
         std::fs::write(&file, values).expect("a file");
         let file = file.display().to_string();
-        let tag = format!("images.tag={}", Images::built().await.tag());
+        let tag = format!("images.tag={}", images.tag());
         let mut all = vec![verb, "merlon", &chart, "--namespace", NAMESPACE];
         all.extend(["--values", &file, "--set-string", &tag]);
         all.extend(["--set", "images.registry=localhost,images.pullPolicy=Never"]);

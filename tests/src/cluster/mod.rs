@@ -268,6 +268,20 @@ impl Cluster {
         .await;
     }
 
+    /// Lets the API server answer nobody until [`Cluster::resume_api_server`].
+    pub fn stop_api_server(&self) {
+        self.node.stop_api_server();
+    }
+
+    /// Lets it go on, and waits until it answers.
+    pub async fn resume_api_server(&self) {
+        self.node.resume_api_server();
+        wait::until("the API server answers again", async || {
+            self.try_kubectl(&["get", "--raw", "/readyz"]).await.code() == 0
+        })
+        .await;
+    }
+
     /// Runs a command in a pod and gives how it ended.
     pub async fn exec(&self, namespace: &str, pod: &str, command: &[&str]) -> Ended {
         let mut all = vec!["exec", "-n", namespace, pod, "--"];

@@ -206,6 +206,35 @@ impl Node {
         .await;
     }
 
+    /// Lets the API server answer nobody until [`Node::resume_api_server`]; nothing of it is lost.
+    pub(super) fn stop_api_server(&self) {
+        if let Some((_, server)) = self.api_server() {
+            kill_process(server, Signal::STOP).expect("a signal");
+        }
+    }
+
+    /// Lets it go on.
+    pub(super) fn resume_api_server(&self) {
+        if let Some((starter, server)) = self.api_server() {
+            // Who started it stopped with it, and would not notice its end.
+            for process in [server, starter] {
+                let _ = kill_process(process, Signal::CONT);
+            }
+        }
+    }
+
+    /// What enters the namespaces, and its child, which is the program.
+    fn api_server(&self) -> Option<(Pid, Pid)> {
+        let programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = programs.iter();
+        let starter = all
+            .find(|program| program.name() == "kube-apiserver")?
+            .pid();
+        let children = fs::read_to_string(format!("/proc/{starter}/task/{starter}/children"));
+        let server = Pid::from_raw(children.ok()?.trim().parse().ok()?)?;
+        Some((Pid::from_raw(starter.try_into().ok()?)?, server))
+    }
+
     async fn until(&self, what: &str, mut ready: impl AsyncFnMut() -> bool) {
         wait::until(what, async || {
             assert!(self.all_alive(), "a program ended before {what}\n{self:?}");
@@ -222,6 +251,8 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        // A test may have failed while it was stopped.
+        self.resume_api_server();
         let init = i32::try_from(self.init).ok().and_then(Pid::from_raw);
         if self.holder.is_alive()
             && let Some(init) = init
