@@ -1,4 +1,4 @@
-//! Gateway API of a cluster: what is read of it ([`attach`]), and what is said of it ([`report`]).
+//! Gateway API of a cluster: what is read of it ([`attach()`]), and what is said of it ([`report`]).
 
 mod api;
 mod attach;

@@ -1,5 +1,5 @@
 //! The part of Gateway API that is read of a cluster. What a field says that is not here is either of no consequence, or
-//! looked for by name in [`super::attach`] and refused: a restriction must not be passed over.
+//! looked for by name in [`super::attach()`] and refused: a restriction must not be passed over.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde::Deserialize;
