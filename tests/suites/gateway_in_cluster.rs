@@ -8,7 +8,7 @@ use merlon_tests::{
 };
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::Value;
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 
 /// One port for everybody, and one with a certificate for each of two hosts.
 const VALUES: &str = "
@@ -44,6 +44,9 @@ spec:
     @id(\"everybody\")
     permit (principal, action == Action::\"GET\", resource);
 ";
+
+/// Held by those who care which pods the gateway has.
+static PODS: Mutex<()> = Mutex::const_new(());
 
 /// The cluster that these tests share, with Gateway API, Merlon and somebody outside of the mesh in it.
 async fn edge() -> &'static Cluster {
@@ -346,6 +349,7 @@ async fn each_host_has_its_certificate_from_a_secret_and_a_new_one_is_served_wit
     let answer = ask(cluster, "https://unknown.example/", &["-k"]).await;
     assert!(answer.out.ends_with("\n000"), "{answer:?}");
 
+    let _pods = PODS.lock().await;
     let pods = gateway_pods(cluster).await;
     let new = certificate(cluster, "shop-cert", "shop.example").await;
     trust(cluster, &new).await;
@@ -385,9 +389,11 @@ async fn each_host_has_its_certificate_from_a_secret_and_a_new_one_is_served_wit
     let proxies = ["proxy", "status", "--kubernetes", "--output", "json"];
     let proxies: Value = serde_json::from_str(&cluster.merlon(&proxies).await.out).expect("JSON");
     let mut all = proxies.as_array().expect("proxies").iter();
-    let gateway = all
-        .find(|proxy| proxy["gateway"] == true)
-        .expect("a gateway");
+    let of_the_gateway = |proxy: &&Value| {
+        let identity = proxy["identity"].as_str().unwrap_or_default();
+        identity.ends_with("/sa/merlon-gateway") && proxy["state"] != "disconnected"
+    };
+    let gateway = all.find(of_the_gateway).expect("a gateway");
     let id = gateway["id"].as_str().expect("an id");
     let shown = cluster
         .merlon(&["proxy", "config", id, "--kubernetes"])
@@ -454,6 +460,7 @@ async fn gateways_are_restarted_one_after_the_other_and_nobody_outside_notices()
         .arg(script)
         .start();
     wait::until("calls", async || load.out().lines().count() > 20).await;
+    let _pods = PODS.lock().await;
     let before = gateway_pods(cluster).await;
     let gateway = "deployment/merlon-gateway";
     cluster
