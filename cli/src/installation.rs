@@ -1,5 +1,6 @@
 //! `merlon check`: is the installation in a Kubernetes cluster well, and if not, how is it mended?
 
+mod gateways;
 mod namespaces;
 mod parts;
 mod replicas;
@@ -14,7 +15,7 @@ use crate::{
     output::{Output, print_json, print_line},
 };
 
-/// Looks at Merlon in a Kubernetes cluster: its definitions, control plane, certificates, webhooks, resources and
+/// Looks at Merlon in a Kubernetes cluster: its definitions, control plane, certificates, webhooks, resources, gateways and
 /// namespaces. It changes nothing.
 #[derive(Debug, Args)]
 #[command(after_help = "\

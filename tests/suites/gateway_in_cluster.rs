@@ -375,6 +375,9 @@ async fn each_host_has_its_certificate_from_a_secret_and_a_new_one_is_served_wit
     })
     .await;
     until_answered(cluster, bank, &["-k"], "\n000").await;
+    let told = cluster.merlon(&["check"]).await;
+    let problem = "the listener `bank` is not served: the Secret `merlon-system/bank-cert`";
+    assert!(told.out.contains(problem), "{told:?}");
     let answer = ask(cluster, say, &trusting).await;
     assert!(answer.out.ends_with("\n200"), "{answer:?}");
     certificate(cluster, "bank-cert", "*.bank.example").await;

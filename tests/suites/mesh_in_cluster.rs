@@ -616,6 +616,9 @@ async fn a_granted_secret_reaches_the_one_workload_it_is_for_and_follows_every_c
     bao.cli(&["kv", "delete", "-mount=secret", &own]).await;
     let status = said("False").await;
     assert!(status.contains(&format!("secret/{own}")), "{status}");
+    let told = cluster.merlon(&["check"]).await;
+    let problem = format!("SecretGrant {shop}/db: the secret cannot be read: ");
+    assert!(told.out.contains(&problem), "{told:?}");
     assert_eq!(read().await, "the-second");
     assert_eq!(call("web").await, "HTTP_X_API_KEY=Key the-second");
     // Nobody is shown it.

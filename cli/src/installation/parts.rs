@@ -6,7 +6,7 @@ use k8s_openapi::api::admissionregistration::v1::{
 use kube::Api;
 use serde_json::Value;
 
-use super::{Finding, namespaces, replicas, resources};
+use super::{Finding, gateways, namespaces, replicas, resources};
 use crate::{
     cluster::{Cluster, said},
     failure::Failure,
@@ -22,6 +22,7 @@ pub(super) async fn all(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
     findings.extend(webhooks(cluster).await);
     if is_defined {
         findings.extend(resources::resources(cluster).await);
+        findings.extend(gateways::gateways(cluster).await);
     }
     findings.extend(namespaces::namespaces(cluster).await);
     Ok(findings)

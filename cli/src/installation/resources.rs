@@ -104,6 +104,12 @@ fn judged(kind: &str, object: &DynamicObject) -> Option<Finding> {
             "the chart's values `certificates` and `vault` name the issuer; pods that run go on until their certificates end",
         ));
     }
+    if let Some(("False", _, message)) = condition("SecretRead") {
+        return Some(Finding::problem(
+            format!("{name}: the secret cannot be read: {message}"),
+            "who has it keeps it; programs that wait for it do not start: docs/secrets.md",
+        ));
+    }
     match condition("Accepted") {
         Some(("False", "TargetNotFound", message)) => Some(Finding::warning(
             format!("{name}: {message}"),
