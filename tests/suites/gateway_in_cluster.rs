@@ -322,14 +322,26 @@ async fn each_host_has_its_certificate_from_a_secret_and_a_new_one_is_served_wit
     let say = "https://shop.example/cgi-bin/say";
     let trusting = ["--cacert", "/tmp/ca.pem"];
     until_answered(cluster, say, &trusting, "\n200").await;
-    let answer = ask(cluster, say, &trusting).await;
+    let sealed = ["-H", "canary: sealed-for-the-secure-shop"];
+    let answer = ask(cluster, say, &[trusting, sealed].concat()).await;
     assert!(
-        answer.out.contains("HTTP_X_FORWARDED_PROTO=https\n"),
+        answer.out.contains("HTTP_X_FORWARDED_PROTO=https\n")
+            && answer
+                .out
+                .contains("HTTP_CANARY=sealed-for-the-secure-shop\n"),
         "{answer:?}"
     );
-    assert!(capture.bytes() > 0);
+    // What is asked in plain afterwards is found, so that what was asked before would have been found as well.
+    let open = ["-H", "canary: open-to-the-secure-shop"];
+    let plain = "http://shop.example/cgi-bin/say";
+    let answer = ask(cluster, plain, &open).await;
+    assert!(answer.out.ends_with("\n200"), "{answer:?}");
+    wait::until("the capture has it", async || {
+        capture.has("open-to-the-secure-shop")
+    })
+    .await;
     assert!(
-        !capture.has("HTTP_MERLON_CALLER"),
+        !capture.has("sealed-for-the-secure-shop"),
         "a payload crossed the wire in plain"
     );
 
