@@ -12,7 +12,13 @@ use axum::{
 use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
 
-use crate::{decisions::DecisionId, dump, metrics::Metrics, state::Shared};
+use crate::{
+    decisions::DecisionId,
+    dump,
+    metrics::Metrics,
+    state::Shared,
+    watched::{self, Limits},
+};
 
 #[derive(Debug, Clone)]
 struct Seen {
@@ -23,9 +29,7 @@ struct Seen {
 /// Serves who watches, until the process ends: also while it drains, so that the end can be seen.
 pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, metrics: Arc<Metrics>) {
     let routes = public(Seen { shared, metrics });
-    if let Err(error) = axum::serve(listener, routes).await {
-        tracing::error!(%error, "administration ended");
-    }
+    watched::serve(listener, Limits::default(), |_| routes.clone()).await;
 }
 
 /// Serves who may open the socket at `path`: the owner of the process.

@@ -52,6 +52,7 @@ mod standing;
 mod tcp;
 mod upgrade;
 mod upstream;
+mod watched;
 
 #[cfg(test)]
 mod control_tests;

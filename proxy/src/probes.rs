@@ -9,17 +9,22 @@ mod ask;
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use axum::{
-    Router,
-    extract::{ConnectInfo, Request, State, connect_info::Connected},
+    Extension, Router,
+    extract::{Request, State},
     http::{Method, StatusCode, header},
     response::{IntoResponse, Response},
-    serve::IncomingStream,
 };
 use merlon_config::probe::{Probe, Probes};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
 
 use self::ask::Asker;
-use crate::metrics::{FetchResult, Metrics};
+use crate::{
+    metrics::{FetchResult, Metrics},
+    watched::{self, Limits},
+};
 
 /// How often one probe is made at the same time. A node makes it once; who makes many is a stranger, and waits. Each probe
 /// has places of its own, so that one that a program answers slowly delays no other.
@@ -48,13 +53,9 @@ pub(crate) async fn serve(listener: TcpListener, probes: Probes, metrics: Arc<Me
         asker,
         metrics,
     };
-    let routes = Router::new()
-        .fallback(answer)
-        .with_state(listener_state)
-        .into_make_service_with_connect_info::<Reached>();
-    if let Err(error) = axum::serve(listener, routes).await {
-        tracing::error!(%error, "probes are not answered any more");
-    }
+    let routes = Router::new().fallback(answer).with_state(listener_state);
+    let routes = |stream: &TcpStream| routes.clone().layer(Extension(Reached::by(stream)));
+    watched::serve(listener, Limits::default(), routes).await;
 }
 
 fn places(probes: Probes) -> BTreeMap<String, (Probe, Semaphore)> {
@@ -67,16 +68,16 @@ fn places(probes: Probes) -> BTreeMap<String, (Probe, Semaphore)> {
 #[derive(Debug, Clone, Copy)]
 struct Reached(Option<IpAddr>);
 
-impl Connected<IncomingStream<'_, TcpListener>> for Reached {
-    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
-        let own = stream.io().local_addr();
+impl Reached {
+    fn by(stream: &TcpStream) -> Self {
+        let own = stream.local_addr();
         Self(own.ok().map(|own| own.ip().to_canonical()))
     }
 }
 
 async fn answer(
     State(listener): State<Listener>,
-    ConnectInfo(Reached(own)): ConnectInfo<Reached>,
+    Extension(Reached(own)): Extension<Reached>,
     request: Request,
 ) -> Response {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {

@@ -1,0 +1,176 @@
+//! The HTTP of who watches: probes and scrapers. Whoever reaches the pod reaches these ports, without a certificate, and
+//! they share their file descriptors and memory with the mesh's own connections. So what strangers can hold is bounded.
+
+use std::{collections::VecDeque, time::Duration};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::AbortHandle,
+    time::Instant,
+};
+
+/// What one listener lends to strangers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Connections open at once. Who comes when all are taken gets the place of the oldest: were the newest refused, a
+    /// stranger who opens them and keeps silent would have the node take the pod for dead.
+    pub(crate) at_once: usize,
+    /// From the beginning of a connection, or the end of an answer, to the end of the next head.
+    pub(crate) head: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            at_once: 128,
+            head: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How large a head may be, in bytes. A probe's and a scraper's are some hundreds.
+const HEAD: usize = 16 << 10;
+/// How often it is told that places run out, however fast somebody takes them.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
+
+/// Serves until the process ends; `routes` are asked for at each connection.
+pub(crate) async fn serve(
+    mut listener: TcpListener,
+    limits: Limits,
+    routes: impl Fn(&TcpStream) -> Router,
+) {
+    // The oldest first.
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    let mut told: Option<Instant> = None;
+    loop {
+        let (stream, from) = axum::serve::Listener::accept(&mut listener).await;
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= limits.at_once
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+            if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
+                told = Some(Instant::now());
+                tracing::warn!(
+                    at = listener.local_addr().ok().map(tracing::field::display),
+                    newest = %from,
+                    open = limits.at_once,
+                    "too many connections of probes or scrapers at once: each new one ends the oldest"
+                );
+            }
+        }
+        let service = TowerToHyperService::new(routes(&stream));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.head)
+            .max_buf_size(HEAD)
+            .serve_connection(TokioIo::new(stream), service);
+        let served = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection of a probe or scraper broke");
+            }
+        });
+        open.push_back(served.abort_handle());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    const REQUEST: &[u8] = b"GET /live HTTP/1.1\r\nhost: pod\r\n\r\n";
+
+    async fn start(limits: Limits) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let here = listener.local_addr().unwrap();
+        let routes = |_: &TcpStream| Router::new().route("/live", get(async || "live"));
+        tokio::spawn(serve(listener, limits, routes));
+        here
+    }
+
+    /// What comes before the other end closes.
+    async fn rest(mut stream: TcpStream) -> String {
+        let mut read = Vec::new();
+        // A reset is an end as well.
+        let _ = stream.read_to_end(&mut read).await;
+        String::from_utf8(read).unwrap()
+    }
+
+    /// Asks, and waits for the answer. The connection stays open.
+    async fn asked(stream: &mut TcpStream) -> String {
+        stream.write_all(REQUEST).await.unwrap();
+        let mut read = Vec::new();
+        while !read.ends_with(b"live") {
+            assert_ne!(stream.read_buf(&mut read).await.unwrap(), 0, "it is closed");
+        }
+        String::from_utf8(read).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_connection_answers_one_request_after_the_other() {
+        let mut stream = TcpStream::connect(start(Limits::default()).await)
+            .await
+            .unwrap();
+        for _ in 0..3 {
+            assert!(asked(&mut stream).await.starts_with("HTTP/1.1 200 "));
+        }
+    }
+
+    #[tokio::test]
+    async fn who_does_not_end_a_head_is_not_waited_for() {
+        let limits = Limits {
+            head: Duration::from_millis(50),
+            ..Limits::default()
+        };
+        let here = start(limits).await;
+        for begun in [&b""[..], b"GET /li", b"GET /live HTTP/1.1\r\nhost: pod\r\n"] {
+            let mut stream = TcpStream::connect(here).await.unwrap();
+            stream.write_all(begun).await.unwrap();
+            let said = rest(stream).await;
+            assert!(!said.contains("200"), "{said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_head_without_end_is_refused() {
+        let mut stream = TcpStream::connect(start(Limits::default()).await)
+            .await
+            .unwrap();
+        let long = [&REQUEST[..REQUEST.len() - 2], b"x: ", &[b'a'; HEAD]].concat();
+        stream.write_all(&long).await.unwrap();
+        let said = rest(stream).await;
+        assert!(!said.contains("200"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn when_all_places_are_taken_the_oldest_makes_way_and_the_newest_is_answered() {
+        let limits = Limits {
+            at_once: 2,
+            ..Limits::default()
+        };
+        let here = start(limits).await;
+        let mut all = Vec::new();
+        for _ in 0..3 {
+            let mut stream = TcpStream::connect(here).await.unwrap();
+            // It is taken before the next one comes.
+            asked(&mut stream).await;
+            all.push(stream);
+        }
+        let oldest = all.remove(0);
+        assert_eq!(rest(oldest).await, "");
+        for mut stream in all {
+            assert!(asked(&mut stream).await.starts_with("HTTP/1.1 200 "));
+        }
+    }
+}
