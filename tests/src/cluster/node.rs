@@ -174,7 +174,10 @@ impl Node {
                     "--root-ca-file=pki/apiserver.crt",
                     "--use-service-account-credentials",
                 ])
-                .args(["--leader-elect=false", "--bind-address=127.0.0.1"]),
+                .args(["--leader-elect=false", "--bind-address=127.0.0.1"])
+                // Else it takes the only node for lost, and every pod for not ready, when the API server comes back
+                // after a minute and it looks before the node has told that it lives.
+                .arg("--node-monitor-grace-period=3m"),
         );
         self.run(
             self.program("kube-scheduler")
