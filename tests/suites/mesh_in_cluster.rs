@@ -111,33 +111,33 @@ async fn services_speak_mutual_tls_without_noticing_and_nobody_is_let_in_before_
         .await;
     let capture = cluster.wire();
     let each = format!("http://orders-each.{shop}.svc.cluster.local:8080/");
-    for url in [&at, &each, &at.replace(".svc", "")] {
-        let answer = cluster.curl(&shop, "web", &[url]).await;
-        assert_eq!(answer.out, "canary-of-orders\n\n200", "{url}: {answer:?}");
-    }
-    let head = cluster
-        .curl(
-            &shop,
-            "web",
-            &[
-                &format!("{at}cgi-bin/head"),
-                "-H",
-                "canary: sealed-by-the-mesh",
-                "-H",
-                "merlon-caller: spiffe://forged",
-            ],
-        )
-        .await;
-    assert!(
-        head.out.contains("HTTP_CANARY=sealed-by-the-mesh\n"),
-        "{head:?}"
-    );
     let told = format!(
         "HTTP_MERLON_CALLER=spiffe://{}/ns/{shop}/sa/web\n",
         merlon::TRUST_DOMAIN
     );
-    assert!(head.out.contains(&told), "{head:?}");
-    assert!(!head.out.contains("forged"), "{head:?}");
+    let said = [
+        "-H",
+        "canary: sealed-by-the-mesh",
+        "-H",
+        "merlon-caller: spiffe://forged",
+    ];
+    for url in [&at, &each, &at.replace(".svc", "")] {
+        let answer = cluster.curl(&shop, "web", &[url]).await;
+        assert_eq!(answer.out, "canary-of-orders\n\n200", "{url}: {answer:?}");
+        let head = format!("{url}cgi-bin/head");
+        let head = cluster
+            .curl(&shop, "web", &[&[&head[..]], &said[..]].concat())
+            .await;
+        let sealed = "HTTP_CANARY=sealed-by-the-mesh\n";
+        assert!(head.out.contains(sealed), "{url}: {head:?}");
+        assert!(head.out.contains(&told), "{url}: {head:?}");
+        assert!(!head.out.contains("forged"), "{url}: {head:?}");
+    }
+    assert!(capture.bytes() > 0);
+    assert!(
+        !capture.has("canary-of-orders"),
+        "a payload crossed the wire in plain"
+    );
     // Another of the same namespace, and another method.
     for (from, more) in [("other", &[][..]), ("web", &["-X", "POST"])] {
         let answer = cluster
