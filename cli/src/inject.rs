@@ -4,7 +4,7 @@ use std::{fs, io::Read as _, path::PathBuf};
 
 use clap::Args;
 use merlon_config::injection::InjectionSettings;
-use merlon_inject::{Injection, inject};
+use merlon_inject::{Injection, hook_key, inject};
 use serde_json::Value;
 
 use crate::{
@@ -21,6 +21,7 @@ Examples:
   kustomize build . | merlon inject -f - --settings injection.yaml > meshed.yaml
 
 Kinds: Pod, Deployment, ReplicaSet, StatefulSet, DaemonSet, Job, CronJob, List. Comments and anchors are not kept.
+A pod with hooks (`lifecycle`) by HTTP, TCP or gRPC gets a random key each time; run it on its own output to keep that.
 Exit codes: 0 written, 1 a file cannot be read, 2 a document cannot be in the mesh or is no YAML (nothing is written).")]
 pub(crate) struct InjectArgs {
     /// The file of YAML documents; `-`: standard input.
@@ -173,7 +174,11 @@ fn walk(
     else {
         return;
     };
-    match inject(pod, namespace, settings) {
+    let Ok(key) = hook_key() else {
+        let why = "the system has no random numbers to give";
+        return told.refused.push(format!("{what}: {why}"));
+    };
+    match inject(pod, namespace, settings, &key) {
         Ok(Injection::Unchanged(_)) => {}
         Ok(Injection::Changed { object, warnings }) => {
             let warnings = warnings.iter();

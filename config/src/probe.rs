@@ -8,7 +8,8 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// All probes of a pod, by their path at the probe listener: what `MERLON_PROBES` holds as JSON.
+/// All probes of a pod and the hooks of its containers' lives, by their path at the probe listener: what `MERLON_PROBES`
+/// holds as JSON.
 pub type Probes = BTreeMap<String, Probe>;
 
 /// One probe.
@@ -108,9 +109,52 @@ impl fmt::Display for Occasion {
     }
 }
 
+impl Occasion {
+    /// Whether it is a hook of a container's life, which does something, and not a question.
+    pub fn is_hook(self) -> bool {
+        matches!(self, Self::PostStart | Self::PreStop)
+    }
+}
+
 /// Where a probe of a container is asked for at the probe listener: `/probe/web/readiness`.
 pub fn path(container: &str, occasion: Occasion) -> String {
     format!("/probe/{container}/{occasion}")
+}
+
+/// Where a hook of a container is asked for: `/probe/web/preStop/5d1c…`. Whoever reaches the pod reaches the listener, so
+/// the last part is what only the pod's own description tells.
+pub fn hook_path(container: &str, occasion: Occasion, key: &HookKey) -> String {
+    format!("{}/{key}", path(container, occasion))
+}
+
+/// What nobody guesses who cannot read the pod: 128 bits, as 32 lower-case hexadecimal digits.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HookKey(String);
+
+impl HookKey {
+    /// Of bits that must be random.
+    pub fn new(random: u128) -> Self {
+        Self(format!("{random:032x}"))
+    }
+
+    /// The one that a [`hook_path`] ends in.
+    pub fn of_path(path: &str) -> Option<Self> {
+        let (_, key) = path.rsplit_once('/')?;
+        let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        (key.len() == 32 && key.bytes().all(hex)).then(|| Self(key.to_owned()))
+    }
+}
+
+impl fmt::Display for HookKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for HookKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HookKey(..)")
+    }
 }
 
 impl Probe {
@@ -161,6 +205,25 @@ mod tests {
             .collect();
         let text = serde_json::to_string(&probes).unwrap();
         assert_eq!(serde_json::from_str::<Probes>(&text).unwrap(), probes);
+    }
+
+    #[test]
+    fn a_hook_is_asked_for_by_a_key_of_32_digits() {
+        let key = HookKey::new(0xfeed);
+        let path = hook_path("web", Occasion::PreStop, &key);
+        let wanted = format!("/probe/web/preStop/{}feed", "0".repeat(28));
+        assert_eq!(path, wanted);
+        assert_eq!(HookKey::of_path(&path), Some(key));
+        for none in [
+            "",
+            "/probe/web/preStop",
+            "/probe/web/preStop/7",
+            &path.to_uppercase(),
+            &format!("{path}0"),
+            &format!("{path}/"),
+        ] {
+            assert_eq!(HookKey::of_path(none), None, "{none}");
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use axum::{
 };
 use kube::Client;
 use merlon_config::{injection::InjectionSettings, live::Live, report::Report, watch::watch_dir};
-use merlon_inject::{Injection, inject};
+use merlon_inject::{Injection, hook_key, inject};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
@@ -147,7 +147,10 @@ async fn injected(State(hooks): State<Arc<Webhook>>, body: Bytes) -> Response {
         Err(error) => return (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
     };
     let settings = hooks.settings.load_full();
-    let answer = match inject(&review.object, &review.namespace, &settings) {
+    let Ok(key) = hook_key() else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    let answer = match inject(&review.object, &review.namespace, &settings, &key) {
         Ok(Injection::Unchanged(_)) => Answer::allowed(),
         Ok(Injection::Changed { object, warnings }) => {
             Answer::changed(&review.object, &object, warnings)

@@ -2,7 +2,8 @@
 //! one by HTTP bears no identity of the mesh. So the node asks here, and the very same is asked of the program.
 //!
 //! Whoever reaches the pod reaches this. It asks nothing but what the pod's author wrote down, by GET and HEAD alone, and
-//! tells no more than whether the answer was right, and if not, in one line why.
+//! tells no more than whether the answer was right, and if not, in one line why. A hook of a container's life does something
+//! to the program, so the last part of its path is a key that only the pod's description tells.
 
 mod ask;
 
@@ -14,7 +15,7 @@ use axum::{
     http::{Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use merlon_config::probe::{Probe, Probes};
+use merlon_config::probe::{HookKey, Probe, Probes};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -90,9 +91,8 @@ async fn answer(
             .into_response();
     }
     let Some((probe, places)) = listener.probes.get(request.uri().path()) else {
-        let known: Vec<_> = listener.probes.keys().map(String::as_str).collect();
-        let told = format!("there is no such probe; there are: {}\n", known.join(", "));
-        return (StatusCode::NOT_FOUND, told).into_response();
+        // Those that there are, and the keys of hooks among them, stand in the pod's description.
+        return (StatusCode::NOT_FOUND, "there is no such probe\n").into_response();
     };
     let Some(own) = own else {
         return wrong("the pod's own address is not known");
@@ -118,12 +118,20 @@ async fn answer(
         Err(why) => {
             listener.metrics.probes.inc(FetchResult::Failed);
             tracing::info!(
-                probe = request.uri().path(),
+                probe = without_key(request.uri().path()),
                 why,
                 "the program is not right"
             );
             wrong(&why)
         }
+    }
+}
+
+/// Who reads logs may be somebody else than who may read pods.
+fn without_key(path: &str) -> &str {
+    match (HookKey::of_path(path), path.rsplit_once('/')) {
+        (Some(_), Some((rest, _))) => rest,
+        _ => path,
     }
 }
 

@@ -345,7 +345,7 @@ spec:
     assert_eq!(written.code(), 0, "{}", written.err);
     std::fs::write(place("meshed.yaml"), &written.out).expect("a file");
 
-    let mut made = Vec::new();
+    let (mut made, mut keys) = (Vec::new(), std::collections::BTreeSet::new());
     for file in ["plain.yaml", "meshed.yaml"] {
         let file = place(file);
         let create = ["create", "--dry-run=server", "-n", &shop, "-f", &file];
@@ -354,9 +354,16 @@ spec:
         let text = pod["spec"].to_string();
         let at = text.find("kube-api-access-").expect("its token");
         let volume = &text[at..at + "kube-api-access-12345".len()];
-        pod["spec"] = serde_json::from_str(&text.replace(volume, "kube-api-access")).expect("JSON");
+        let text = text.replace(volume, "kube-api-access");
+        // As does whoever injects.
+        let (_, key) = text.split_once("/probe/orders/preStop/").expect("a hook");
+        let key = key.get(..32).expect("a key");
+        assert!(key.bytes().all(|b| b.is_ascii_hexdigit()), "{key}");
+        pod["spec"] = serde_json::from_str(&text.replace(key, "KEY")).expect("JSON");
+        keys.insert(key.to_owned());
         made.push(pod);
     }
+    assert_eq!(keys.len(), 2, "each has a key of its own: {keys:?}");
     let (online, offline) = (&made[0], &made[1]);
     assert_eq!(online["spec"]["initContainers"][1]["name"], "merlon-proxy");
     assert_eq!(online["spec"], offline["spec"]);

@@ -9,7 +9,7 @@ mod refused;
 mod scrutiny;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use merlon_config::injection::InjectionSettings;
+use merlon_config::{injection::InjectionSettings, probe::HookKey};
 use serde_json::Value;
 
 pub use self::refused::Refused;
@@ -55,8 +55,10 @@ pub enum Why {
 }
 
 /// Gives a pod its sidecar. `object` is a Pod or a pod's template (`metadata` and `spec`), which is to be in `namespace`.
+/// `fresh` is a key that nobody guesses, for its hooks ([`hook_key`]).
 ///
-/// What was injected before is taken out and put in anew, so that the result does not depend on it.
+/// What was injected before is taken out and put in anew, so that the result does not depend on it; but for the key of
+/// its hooks, which stays.
 ///
 /// # Errors
 /// The pod cannot have one, or asks for something that is not known.
@@ -64,6 +66,7 @@ pub fn inject(
     object: &Value,
     namespace: &str,
     settings: &InjectionSettings,
+    fresh: &HookKey,
 ) -> Result<Injection, Refused> {
     let mut pod = Pod::of(object)?;
     match pod.label(INJECT) {
@@ -71,11 +74,11 @@ pub fn inject(
         None | Some("enabled") => {}
         Some(other) => return Err(Refused::Label(other.to_owned())),
     }
-    pod.take_out()?;
+    let known = pod.take_out()?;
     scrutiny::refuse(&pod)?;
     let warnings = scrutiny::warnings(&pod);
     let wishes = Wishes::of(&pod)?;
-    let probes = probes::take_over(&mut pod)?;
+    let probes = probes::take_over(&mut pod, known.as_ref().unwrap_or(fresh))?;
     if wishes.secrets {
         pod.containers_mut().for_each(containers::give_secrets);
     }
@@ -91,6 +94,16 @@ pub fn inject(
         object: object_after,
         warnings,
     })
+}
+
+/// A key for the hooks of a pod.
+///
+/// # Errors
+/// The system has no random numbers to give.
+pub fn hook_key() -> Result<HookKey, aws_lc_rs::error::Unspecified> {
+    let mut random = [0; 16];
+    aws_lc_rs::rand::fill(&mut random)?;
+    Ok(HookKey::new(u128::from_ne_bytes(random)))
 }
 
 /// Names the settings that a pod was injected by: two pods that differ in it differ in their sidecars.

@@ -1,6 +1,6 @@
 //! A pod as an object whose unknown fields stay as they are.
 
-use merlon_config::probe::Probes;
+use merlon_config::probe::{HookKey, Probes};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -134,20 +134,20 @@ impl Pod {
         list.into_iter().flatten()
     }
 
-    /// Takes out what an earlier injection put in, if there was one.
-    pub(crate) fn take_out(&mut self) -> Result<(), Refused> {
+    /// Takes out what an earlier injection put in, if there was one, and gives the key of its hooks.
+    pub(crate) fn take_out(&mut self) -> Result<Option<HookKey>, Refused> {
         // Without it what bears our names is the user's own, and is refused instead of thrown away.
         if self.annotations().all(|(name, _)| name != INJECTED) {
-            return Ok(());
+            return Ok(None);
         }
         let mut known = Probes::new();
         let spec = self.spec_mut()?;
         let is_named = |container: &Value, name| container.get("name").is_some_and(|n| n == name);
         let Some(list) = spec.get_mut("initContainers").and_then(Value::as_array_mut) else {
-            return Ok(());
+            return Ok(None);
         };
         let Some(proxy) = list.iter().find(|one| is_named(one, PROXY_CONTAINER)) else {
-            return Ok(());
+            return Ok(None);
         };
         if let Some(text) = variable(proxy, "MERLON_PROBES") {
             known = serde_json::from_str(&text.replace("$$", "$")).unwrap_or_default();
@@ -169,7 +169,7 @@ impl Pod {
             probes::give_back(container, &known);
         }
         self.containers_mut().for_each(containers::take_secrets);
-        Ok(())
+        Ok(known.keys().find_map(|path| HookKey::of_path(path)))
     }
 
     /// Puts the sidecar in, before everything else.

@@ -1,7 +1,7 @@
 //! A node's probes, turned to the proxy, which makes the very same at the program.
 
 use merlon_config::probe::{
-    self, Grpc, Handler, HttpGet, Occasion, Probe, Probes, Scheme, TcpSocket,
+    self, Grpc, Handler, HookKey, HttpGet, Occasion, Probe, Probes, Scheme, TcpSocket,
 };
 use serde_json::{Map, Value, json};
 
@@ -26,19 +26,25 @@ const HOOKS: [(&str, Occasion); 2] = [
     ("preStop", Occasion::PreStop),
 ];
 
-/// Turns every probe by HTTP, gRPC or TCP to the proxy, and gives what each was. Those by `exec` stay.
-pub(crate) fn take_over(pod: &mut Pod) -> Result<Probes, Refused> {
+/// Turns every probe and hook by HTTP, gRPC or TCP to the proxy, and gives what each was. Those by `exec` stay.
+///
+/// A stranger who asks a probe learns whether the program is well; one who fires a hook may have it end. So a hook is
+/// asked for by `key`.
+pub(crate) fn take_over(pod: &mut Pod, key: &HookKey) -> Result<Probes, Refused> {
     let mut found = Probes::new();
     for container in pod.programs_mut() {
         each(container, |container, occasion, holder| {
-            let timeout = match occasion {
-                Occasion::PostStart | Occasion::PreStop => HOOK_TIMEOUT,
-                _ => seconds(holder.get("timeoutSeconds")),
-            };
             let Some(handler) = handler(container, occasion, holder)? else {
                 return Ok(());
             };
-            let path = probe::path(pod::name(container), occasion);
+            let name = pod::name(container);
+            let (path, timeout) = match occasion.is_hook() {
+                true => (probe::hook_path(name, occasion, key), HOOK_TIMEOUT),
+                false => (
+                    probe::path(name, occasion),
+                    seconds(holder.get("timeoutSeconds")),
+                ),
+            };
             for kind in ["httpGet", "tcpSocket", "grpc"] {
                 holder.remove(kind);
             }
@@ -57,12 +63,22 @@ pub(crate) fn take_over(pod: &mut Pod) -> Result<Probes, Refused> {
 /// The other way round, for what an earlier injection had turned.
 pub(crate) fn give_back(container: &mut Map<String, Value>, known: &Probes) {
     let done = each(container, |container, occasion, holder| {
-        let path = probe::path(pod::name(container), occasion);
-        let turned = holder.get("httpGet").is_some_and(|get| {
-            get.get("port").is_some_and(|port| *port == PORT)
-                && get.get("path").is_some_and(|p| *p == *path)
-        });
-        let Some(probe) = known.get(&path).filter(|_| turned) else {
+        let get = holder
+            .get("httpGet")
+            .filter(|get| get.get("port").is_some_and(|port| *port == PORT));
+        let asked = get.and_then(|get| get.get("path")?.as_str());
+        // Before there were keys a hook was asked for like a probe.
+        let own = probe::path(pod::name(container), occasion);
+        let is_own = |path: &str| {
+            let rest = path.strip_prefix(&own);
+            rest.is_some_and(|rest| {
+                rest.is_empty() || occasion.is_hook() && HookKey::of_path(rest).is_some()
+            })
+        };
+        let Some(probe) = asked
+            .filter(|path| is_own(path))
+            .and_then(|path| known.get(path))
+        else {
             return Ok(());
         };
         holder.remove("httpGet");

@@ -1,4 +1,7 @@
-use merlon_config::{injection::InjectionSettings, probe::Probes};
+use merlon_config::{
+    injection::InjectionSettings,
+    probe::{HookKey, Probes},
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -17,15 +20,21 @@ excludeOutboundIpRanges: [169.254.169.254/32]
     InjectionSettings::parse("injection.yaml", text).unwrap()
 }
 
+fn key() -> HookKey {
+    HookKey::new(0xfeed)
+}
+
 fn injected(pod: &Value) -> Value {
-    match inject(pod, "shop", &settings()) {
+    match inject(pod, "shop", &settings(), &key()) {
         Ok(Injection::Changed { object, .. }) => object,
         other => panic!("{other:?}"),
     }
 }
 
 fn refusal(pod: &Value) -> String {
-    inject(pod, "shop", &settings()).unwrap_err().to_string()
+    inject(pod, "shop", &settings(), &key())
+        .unwrap_err()
+        .to_string()
 }
 
 fn pod(container: &Value) -> Value {
@@ -85,7 +94,7 @@ fn a_pod_gets_its_rules_and_its_sidecar_before_everything_of_its_own() {
 #[test]
 fn what_is_injected_already_stays_as_it_is() {
     let once = injected(&rich());
-    let again = inject(&once, "shop", &settings());
+    let again = inject(&once, "shop", &settings(), &key());
     assert_eq!(again, Ok(Injection::Unchanged(Why::Injected)));
 }
 
@@ -94,10 +103,11 @@ fn other_settings_replace_what_an_earlier_injection_made() {
     let once = injected(&rich());
     let mut newer = settings();
     newer.proxy_image = "registry.example.org/merlon-proxy:0.2.0".to_owned();
-    let Ok(Injection::Changed { object: again, .. }) = inject(&once, "shop", &newer) else {
+    let Ok(Injection::Changed { object: again, .. }) = inject(&once, "shop", &newer, &key()) else {
         panic!("it changes");
     };
-    let Ok(Injection::Changed { object: afresh, .. }) = inject(&rich(), "shop", &newer) else {
+    let Ok(Injection::Changed { object: afresh, .. }) = inject(&rich(), "shop", &newer, &key())
+    else {
         panic!("it changes");
     };
     // A port that was called by its name is called by its number from then on; to a node that is the same.
@@ -145,7 +155,7 @@ fn programs_that_ask_for_secrets_may_read_them_and_only_the_proxy_may_write_them
     assert_eq!(of("initContainers", "merlon-proxy"), Some(false));
     assert_eq!(of("initContainers", "merlon-init"), None);
     assert_eq!(
-        inject(&once, "shop", &settings()),
+        inject(&once, "shop", &settings(), &key()),
         Ok(Injection::Unchanged(Why::Injected))
     );
     // Nothing is left of it when it is asked for no more.
@@ -162,7 +172,7 @@ fn a_pod_may_decline() {
         "metadata": { "labels": { "merlon.io/inject": "disabled" } },
         "spec": { "hostNetwork": true, "containers": [] },
     });
-    let kept = inject(&declining, "shop", &settings());
+    let kept = inject(&declining, "shop", &settings(), &key());
     assert_eq!(kept, Ok(Injection::Unchanged(Why::Declined)));
 }
 
@@ -210,7 +220,7 @@ fn what_lets_a_program_get_around_its_sidecar_is_told() {
             { "name": "b", "securityContext": { "capabilities": { "add": ["CAP_NET_ADMIN", "CHOWN", "SETUID", "NET_RAW"] } } },
         ],
     } });
-    let Ok(Injection::Changed { warnings, .. }) = inject(&pod, "shop", &settings()) else {
+    let Ok(Injection::Changed { warnings, .. }) = inject(&pod, "shop", &settings(), &key()) else {
         panic!("it changes");
     };
     insta::assert_snapshot!(warnings.join("\n"));
@@ -229,7 +239,7 @@ fn the_node_expands_nothing_in_what_the_proxy_is_told() {
     let object = injected(&pod(&json!({ "livenessProbe": probe })));
     let text = pod::variable(&object["spec"]["initContainers"][1], "MERLON_PROBES").unwrap();
     assert!(text.contains("/$$(SECRET)$$$$"), "{text}");
-    let again = inject(&object, "shop", &settings());
+    let again = inject(&object, "shop", &settings(), &key());
     assert_eq!(again, Ok(Injection::Unchanged(Why::Injected)));
 }
 
@@ -254,6 +264,46 @@ fn anything() -> impl Strategy<Value = Value> {
         Just("containers".to_owned()),
         Just("initContainers".to_owned()),
         Just("name".to_owned()),
+/// Where a pod's hook before its end is asked for.
+fn hook(pod: &Value) -> String {
+    let get = &pod["spec"]["containers"][0]["lifecycle"]["preStop"]["httpGet"];
+    assert_eq!(get["port"], 7563);
+    get["path"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_hook_is_asked_for_by_a_key_that_is_the_pods_own_and_stays() {
+    let quit = json!({ "preStop": { "httpGet": { "port": 80, "path": "/quit" } } });
+    let pod = pod(&json!({ "lifecycle": quit }));
+    let once = injected(&pod);
+    let path = hook(&once);
+    assert_eq!(path, format!("/probe/web/preStop/{}", key()));
+    let text = pod::variable(&once["spec"]["initContainers"][1], "MERLON_PROBES").unwrap();
+    let probes: Probes = serde_json::from_str(text).unwrap();
+    assert_eq!(probes.keys().collect::<Vec<_>>(), [&path]);
+    let other = hook_key().unwrap();
+    assert_ne!(other, hook_key().unwrap());
+    let Ok(Injection::Changed { object, .. }) = inject(&pod, "shop", &settings(), &other) else {
+        panic!("it changes");
+    };
+    assert_eq!(hook(&object), format!("/probe/web/preStop/{other}"));
+    // What has one keeps it, whoever does it again.
+    let again = inject(&once, "shop", &settings(), &other);
+    assert_eq!(again, Ok(Injection::Unchanged(Why::Injected)));
+}
+
+#[test]
+fn a_hook_that_was_turned_without_a_key_gets_one() {
+    let quit = json!({ "preStop": { "httpGet": { "port": 80, "path": "/quit" } } });
+    let pod = pod(&json!({ "lifecycle": quit }));
+    let keyless = injected(&pod)
+        .to_string()
+        .replace(&format!("/{}", key()), "");
+    let keyless: Value = serde_json::from_str(&keyless).unwrap();
+    assert_eq!(hook(&keyless), "/probe/web/preStop");
+    assert_eq!(injected(&keyless), injected(&pod));
+}
+
         Just("livenessProbe".to_owned()),
         Just("lifecycle".to_owned()),
         Just("preStop".to_owned()),
@@ -373,14 +423,14 @@ fn own(pod: &Value) -> Value {
 proptest! {
     #[test]
     fn nothing_panics(value in anything()) {
-        let _ = inject(&value, "shop", &settings());
-        let _ = inject(&json!({ "spec": value }), "shop", &settings());
+        let _ = inject(&value, "shop", &settings(), &key());
+        let _ = inject(&json!({ "spec": value }), "shop", &settings(), &key());
     }
 
     #[test]
     fn twice_is_as_once(pod in pods()) {
         let once = injected(&pod);
-        prop_assert_eq!(inject(&once, "shop", &settings()), Ok(Injection::Unchanged(Why::Injected)));
+        prop_assert_eq!(inject(&once, "shop", &settings(), &key()), Ok(Injection::Unchanged(Why::Injected)));
     }
 
     #[test]

@@ -8,7 +8,9 @@ use std::{
 };
 
 use axum::{http::HeaderMap, routing::any};
-use merlon_config::probe::{Grpc, Handler, HttpGet, Probe, Scheme, TcpSocket};
+use merlon_config::probe::{
+    Grpc, Handler, HookKey, HttpGet, Occasion, Probe, Scheme, TcpSocket, hook_path,
+};
 use tokio::io::AsyncReadExt as _;
 
 use super::*;
@@ -53,11 +55,15 @@ async fn asked(handler: Handler) -> (u16, String) {
 }
 
 async fn listener(handler: Handler) -> SocketAddr {
+    listener_at("/probe/web/liveness", handler).await
+}
+
+async fn listener_at(path: &str, handler: Handler) -> SocketAddr {
     let probe = Probe {
         handler,
         timeout_seconds: 1,
     };
-    let probes = BTreeMap::from([("/probe/web/liveness".to_owned(), probe)]);
+    let probes = BTreeMap::from([(path.to_owned(), probe)]);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let here = listener.local_addr().unwrap();
     tokio::spawn(serve(listener, probes, Arc::new(Metrics::default())));
@@ -310,11 +316,42 @@ async fn nothing_can_be_asked_but_what_was_written_down() {
     ] {
         let (status, text) = said(here, other, Method::GET).await;
         assert_eq!(status, 404, "{other}");
-        assert!(text.contains(path), "{text}");
+        assert_eq!(text, "there is no such probe\n");
     }
     assert_eq!(reached.load(Ordering::Relaxed), 0);
     assert_eq!(said(here, path, Method::HEAD).await.0, 200);
     assert_eq!(reached.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_hook_is_fired_by_nobody_without_its_key() {
+    let (program, port) = Program::start(|routes| routes.fallback(any(async || "bye"))).await;
+    let key = HookKey::new(0xabc0_u128 << 64);
+    let path = hook_path("web", Occasion::PreStop, &key);
+    let here = listener_at(&path, Handler::HttpGet(get(port, "/quit"))).await;
+    let keyless = path.strip_suffix(&key.to_string()).unwrap();
+    for guess in [
+        keyless.to_owned(),
+        keyless.trim_end_matches('/').to_owned(),
+        format!("{keyless}{}", HookKey::new(0)),
+        path.to_uppercase(),
+        format!("{path}/"),
+    ] {
+        let (status, text) = said(here, &guess, Method::GET).await;
+        assert_eq!(status, 404, "{guess}");
+        assert!(!text.contains(&key.to_string()), "{text}");
+    }
+    assert!(program.seen.lock().unwrap().is_empty());
+    assert_eq!(said(here, &path, Method::GET).await.0, 200);
+    assert_eq!(program.seen.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn the_log_tells_no_key() {
+    let key = HookKey::new(7);
+    let path = hook_path("web", Occasion::PreStop, &key);
+    assert_eq!(without_key(&path), "/probe/web/preStop");
+    assert_eq!(without_key("/probe/web/liveness"), "/probe/web/liveness");
 }
 
 mod grpc {

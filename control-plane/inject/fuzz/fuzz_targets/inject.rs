@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use merlon_config::injection::InjectionSettings;
+use merlon_config::{injection::InjectionSettings, probe::HookKey};
 use merlon_inject::{Injection, Why, inject};
 use serde_json::Value;
 
@@ -21,9 +21,9 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(value) = serde_json::from_slice::<Value>(bytes) else {
         return;
     };
-    match inject(&value, "shop", &SETTINGS) {
+    match inject(&value, "shop", &SETTINGS, &HookKey::new(1)) {
         Ok(Injection::Changed { object, .. }) => {
-            let again = inject(&object, "shop", &SETTINGS);
+            let again = inject(&object, "shop", &SETTINGS, &HookKey::new(2));
             assert_eq!(again, Ok(Injection::Unchanged(Why::Injected)));
         }
         Ok(Injection::Unchanged(_)) => {}
