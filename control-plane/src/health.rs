@@ -6,7 +6,8 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use tokio::net::TcpListener;
+use merlon_watched::Limits;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::{authority::Authority, kubernetes::Contact, metrics::Metrics};
@@ -70,7 +71,8 @@ pub(crate) async fn serve(
         .route("/live", get(async || "live\n"))
         .route("/ready", get(ready))
         .route("/metrics", get(page));
-    axum::serve(listener, routes)
-        .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await
+    let routes = |_: &TcpStream| routes.clone();
+    let ended = shutdown.cancelled_owned();
+    merlon_watched::serve(listener, Limits::default(), routes, ended).await;
+    Ok(())
 }

@@ -3,8 +3,10 @@
 //! The API server calls, over TLS with a certificate of an authority of our own (`certificate`), whose root the leading
 //! replica writes into the two webhook configurations (`bundle`).
 
+mod body;
 mod bundle;
 mod certificate;
+mod judging;
 mod listen;
 mod review;
 
@@ -12,8 +14,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, State},
+    extract::{Request, State},
     http::{StatusCode, header},
     response::{IntoResponse as _, Response},
     routing::post,
@@ -21,15 +22,14 @@ use axum::{
 use kube::Client;
 use merlon_config::{injection::InjectionSettings, live::Live, report::Report, watch::watch_dir};
 use merlon_inject::{Injection, hook_key, inject};
-use tokio::{
-    net::TcpListener,
-    sync::{Semaphore, watch},
-};
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
+    body::Room,
     bundle::Bundles,
     certificate::Certificate,
+    judging::Judging,
     review::{Answer, Review},
 };
 use crate::{
@@ -38,13 +38,10 @@ use crate::{
     metrics::{Metrics, WebhookLabel},
 };
 
-/// Twice what the API server takes itself, since a review carries the object before a change and after it.
-const BODY_BYTES: usize = 6 << 20;
-
 /// Each judging compiles the mesh; whoever reaches the port may ask.
 const JUDGED_AT_ONCE: usize = 2;
-/// Below the time-out of the webhook configuration, so that it is we who say why.
-const PATIENCE: Duration = Duration::from_secs(8);
+/// With that for the body below the time-out of the webhook configuration, so that it is we who say why.
+const PATIENCE: Duration = Duration::from_secs(6);
 
 /// What answers the API server.
 #[derive(Debug)]
@@ -52,7 +49,8 @@ pub(crate) struct Webhook {
     pub(crate) judge: Judge,
     pub(crate) metrics: Metrics,
     settings: Live<InjectionSettings>,
-    judging: Semaphore,
+    judging: Judging,
+    room: Room,
 }
 
 /// What the rest of a control plane lends.
@@ -81,7 +79,8 @@ pub(crate) fn start(
         judge: lent.judge,
         metrics: lent.metrics.clone(),
         settings: Live::new(settings),
-        judging: Semaphore::new(JUDGED_AT_ONCE),
+        judging: Judging::new(JUDGED_AT_ONCE),
+        room: Room::default(),
     });
     let certificate = Certificate::new(
         lent.client.clone(),
@@ -104,7 +103,6 @@ pub(crate) fn start(
     let routes = Router::new()
         .route("/inject", post(injected))
         .route("/validate", post(validated))
-        .layer(DefaultBodyLimit::max(BODY_BYTES))
         .with_state(hooks);
     lent.tasks.spawn(listen::serve(
         listener,
@@ -141,10 +139,10 @@ async fn follow(file: std::path::PathBuf, hooks: Arc<Webhook>, shutdown: Cancell
     }
 }
 
-async fn injected(State(hooks): State<Arc<Webhook>>, body: Bytes) -> Response {
-    let review = match Review::read(&body) {
+async fn injected(State(hooks): State<Arc<Webhook>>, request: Request) -> Response {
+    let review = match hooks.review(request).await {
         Ok(review) => review,
-        Err(error) => return (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+        Err(answer) => return answer,
     };
     let settings = hooks.settings.load_full();
     let Ok(key) = hook_key() else {
@@ -161,10 +159,10 @@ async fn injected(State(hooks): State<Arc<Webhook>>, body: Bytes) -> Response {
     reply(&review, &answer)
 }
 
-async fn validated(State(hooks): State<Arc<Webhook>>, body: Bytes) -> Response {
-    let review = match Review::read(&body) {
+async fn validated(State(hooks): State<Arc<Webhook>>, request: Request) -> Response {
+    let review = match hooks.review(request).await {
         Ok(review) => review,
-        Err(error) => return (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+        Err(answer) => return answer,
     };
     let answer = if review.changes_nothing() {
         Answer::allowed()
@@ -186,22 +184,25 @@ fn reply(review: &Review, answer: &Answer) -> Response {
 }
 
 impl Webhook {
+    async fn review(&self, request: Request) -> Result<Review, Response> {
+        let body = self.room.read(request).await?;
+        Review::read(&body.bytes)
+            .map_err(|error| (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response())
+    }
+
     async fn judged(&self, review: &Review) -> Answer {
-        let could_not =
-            || "merlon: it could not be judged; the control plane's log says why".to_owned();
-        let Ok(_place) = self.judging.acquire().await else {
-            return Answer::refused(could_not());
-        };
         let (judge, kind, object) = (
             self.judge.clone(),
             review.kind.clone(),
             review.object.clone(),
         );
-        let judged = tokio::task::spawn_blocking(move || judge.would(&kind, object)).await;
+        let judged = self.judging.run(move || judge.would(&kind, object)).await;
         match judged {
-            Ok(Ok(warnings)) => Answer::allowed().with(warnings),
-            Ok(Err(why)) => Answer::refused(why),
-            Err(_) => Answer::refused(could_not()),
+            Some(Ok(warnings)) => Answer::allowed().with(warnings),
+            Some(Err(why)) => Answer::refused(why),
+            None => Answer::refused(
+                "merlon: it could not be judged; the control plane's log says why".to_owned(),
+            ),
         }
     }
 

@@ -9,16 +9,11 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use merlon_watched::Limits;
 use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
 
-use crate::{
-    decisions::DecisionId,
-    dump,
-    metrics::Metrics,
-    state::Shared,
-    watched::{self, Limits},
-};
+use crate::{decisions::DecisionId, dump, metrics::Metrics, state::Shared};
 
 #[derive(Debug, Clone)]
 struct Seen {
@@ -29,7 +24,13 @@ struct Seen {
 /// Serves who watches, until the process ends: also while it drains, so that the end can be seen.
 pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, metrics: Arc<Metrics>) {
     let routes = public(Seen { shared, metrics });
-    watched::serve(listener, Limits::default(), |_| routes.clone()).await;
+    merlon_watched::serve(
+        listener,
+        Limits::default(),
+        |_| routes.clone(),
+        std::future::pending(),
+    )
+    .await;
 }
 
 /// Serves who may open the socket at `path`: the owner of the process.

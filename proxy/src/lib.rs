@@ -52,7 +52,6 @@ mod standing;
 mod tcp;
 mod upgrade;
 mod upstream;
-mod watched;
 
 #[cfg(test)]
 mod control_tests;

@@ -16,16 +16,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use merlon_config::probe::{HookKey, Probe, Probes};
+use merlon_watched::Limits;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
 
 use self::ask::Asker;
-use crate::{
-    metrics::{FetchResult, Metrics},
-    watched::{self, Limits},
-};
+use crate::metrics::{FetchResult, Metrics};
 
 /// How often one probe is made at the same time. A node makes it once; who makes many is a stranger, and waits. Each probe
 /// has places of its own, so that one that a program answers slowly delays no other.
@@ -56,7 +54,8 @@ pub(crate) async fn serve(listener: TcpListener, probes: Probes, metrics: Arc<Me
     };
     let routes = Router::new().fallback(answer).with_state(listener_state);
     let routes = |stream: &TcpStream| routes.clone().layer(Extension(Reached::by(stream)));
-    watched::serve(listener, Limits::default(), routes).await;
+    let forever = std::future::pending();
+    merlon_watched::serve(listener, Limits::default(), routes, forever).await;
 }
 
 fn places(probes: Probes) -> BTreeMap<String, (Probe, Semaphore)> {

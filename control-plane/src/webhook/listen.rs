@@ -3,6 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
+use merlon_watched::Limits;
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -12,13 +13,19 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    handshakes::{self, Accepted, Limits},
+    handshakes::{self, Accepted},
     metrics::Metrics,
 };
 
-const LIMITS: Limits = Limits {
+const HANDSHAKES: handshakes::Limits = handshakes::Limits {
     at_once: 64,
     patience: Duration::from_secs(5),
+};
+/// An API server carries up to 200 changes at once (`--max-mutating-requests-inflight`), each in a connection, and there
+/// may be five of them; a head is sent as soon as there is a connection.
+const CONNECTIONS: Limits = Limits {
+    at_once: 1_024,
+    head: Duration::from_secs(90),
 };
 
 /// Serves until `shutdown`. Until there is a certificate to show, connections wait.
@@ -37,17 +44,13 @@ pub(crate) async fn serve(
     let accepting = tokio::spawn(async move {
         if shown.wait_for(Option::is_some).await.is_ok() {
             let current = || shown.borrow().clone();
-            handshakes::accept(listener, LIMITS, current, connections, metrics, stopped).await;
+            handshakes::accept(listener, HANDSHAKES, current, connections, metrics, stopped).await;
         }
     });
     let incoming = Incoming { incoming, address };
-    let served = axum::serve(incoming, routes)
-        .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await;
+    let routes = |_: &TlsStream<TcpStream>| routes.clone();
+    merlon_watched::serve(incoming, CONNECTIONS, routes, shutdown.cancelled_owned()).await;
     accepting.abort();
-    if let Err(error) = served {
-        tracing::error!(%error, "webhook.ended");
-    }
 }
 
 /// Connections whose handshake is done.

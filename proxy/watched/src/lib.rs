@@ -1,28 +1,27 @@
-//! The HTTP of who watches: probes and scrapers. Whoever reaches the pod reaches these ports, without a certificate, and
-//! they share their file descriptors and memory with the mesh's own connections. So what strangers can hold is bounded.
+//! HTTP for whoever watches: probes, scrapers, the API server.
+#![doc = include_str!("../README.md")]
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, fmt::Debug, time::Duration};
 
-use axum::Router;
+use axum::{Router, serve::Listener};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
     task::AbortHandle,
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 /// What one listener lends to strangers.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    /// Connections open at once. Who comes when all are taken gets the place of the oldest: were the newest refused, a
-    /// stranger who opens them and keeps silent would have the node take the pod for dead.
-    pub(crate) at_once: usize,
-    /// From the beginning of a connection, or the end of an answer, to the end of the next head.
-    pub(crate) head: Duration,
+pub struct Limits {
+    /// Connections open at once. Default: 128. Who comes when all are taken gets the place of the oldest.
+    pub at_once: usize,
+    /// From the beginning of a connection, or the end of an answer, to the end of the next head. Default: 30 seconds.
+    pub head: Duration,
 }
 
 impl Default for Limits {
@@ -38,18 +37,30 @@ impl Default for Limits {
 const HEAD: usize = 16 << 10;
 /// How often it is told that places run out, however fast somebody takes them.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
+/// How long answers that were begun are waited for after the end.
+const FAREWELL: Duration = Duration::from_secs(10);
 
-/// Serves until the process ends; `routes` are asked for at each connection.
-pub(crate) async fn serve(
-    mut listener: TcpListener,
+/// Serves HTTP/1.1 until `shutdown`, and then until what was begun is answered, for 10 seconds at most. `routes` are asked
+/// for at each connection.
+pub async fn serve<L>(
+    mut listener: L,
     limits: Limits,
-    routes: impl Fn(&TcpStream) -> Router,
-) {
+    routes: impl Fn(&L::Io) -> Router,
+    shutdown: impl Future<Output = ()>,
+) where
+    L: Listener,
+    L::Addr: Debug,
+{
     // The oldest first.
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
     let mut told: Option<Instant> = None;
+    let graceful = GracefulShutdown::new();
+    tokio::pin!(shutdown);
     loop {
-        let (stream, from) = axum::serve::Listener::accept(&mut listener).await;
+        let (stream, from) = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut shutdown => break,
+        };
         open.retain(|connection| !connection.is_finished());
         if open.len() >= limits.at_once
             && let Some(oldest) = open.pop_front()
@@ -58,10 +69,10 @@ pub(crate) async fn serve(
             if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
                 told = Some(Instant::now());
                 tracing::warn!(
-                    at = listener.local_addr().ok().map(tracing::field::display),
-                    newest = %from,
+                    at = ?listener.local_addr().ok(),
+                    newest = ?from,
                     open = limits.at_once,
-                    "too many connections of probes or scrapers at once: each new one ends the oldest"
+                    "too many connections of strangers at once: each new one ends the oldest"
                 );
             }
         }
@@ -71,12 +82,17 @@ pub(crate) async fn serve(
             .header_read_timeout(limits.head)
             .max_buf_size(HEAD)
             .serve_connection(TokioIo::new(stream), service);
+        let connection = graceful.watch(connection);
         let served = tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection of a probe or scraper broke");
+                tracing::debug!(%error, "a connection of a stranger broke");
             }
         });
         open.push_back(served.abort_handle());
+    }
+    drop(listener);
+    if timeout(FAREWELL, graceful.shutdown()).await.is_err() {
+        open.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -85,7 +101,11 @@ mod tests {
     use std::net::SocketAddr;
 
     use axum::routing::get;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+        sync::oneshot,
+    };
 
     use super::*;
 
@@ -95,7 +115,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let here = listener.local_addr().unwrap();
         let routes = |_: &TcpStream| Router::new().route("/live", get(async || "live"));
-        tokio::spawn(serve(listener, limits, routes));
+        tokio::spawn(serve(listener, limits, routes, std::future::pending()));
         here
     }
 
@@ -172,5 +192,40 @@ mod tests {
         for mut stream in all {
             assert!(asked(&mut stream).await.starts_with("HTTP/1.1 200 "));
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_begun_is_answered_after_the_end_and_nobody_else_is_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let here = listener.local_addr().unwrap();
+        let (begun, has_begun) = oneshot::channel();
+        let (finish, may_finish) = oneshot::channel::<()>();
+        let both = std::sync::Mutex::new(Some((begun, may_finish)));
+        let slow = async move || {
+            let (begun, may_finish) = both.lock().unwrap().take().unwrap();
+            begun.send(()).unwrap();
+            may_finish.await.unwrap();
+            "done"
+        };
+        let slow = std::sync::Arc::new(slow);
+        let routes = Router::new().route("/live", get(async move || slow().await));
+        let (end, ended) = oneshot::channel::<()>();
+        let ended = async {
+            let _ = ended.await;
+        };
+        let served = tokio::spawn(serve(
+            listener,
+            Limits::default(),
+            move |_| routes.clone(),
+            ended,
+        ));
+        let mut asking = TcpStream::connect(here).await.unwrap();
+        asking.write_all(REQUEST).await.unwrap();
+        has_begun.await.unwrap();
+        end.send(()).unwrap();
+        finish.send(()).unwrap();
+        assert!(rest(asking).await.ends_with("done"));
+        served.await.unwrap();
+        assert!(TcpStream::connect(here).await.is_err());
     }
 }
