@@ -224,6 +224,9 @@ pub struct WorkloadState {
 pub struct GrantedSecret {
     /// The `SecretGrant`, as `namespace/name`.
     pub name: ServiceName,
+    /// Which secret, below the grant's namespace. A content that was read elsewhere is not what was granted.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub path: String,
     /// As files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<SecretFiles>,
@@ -445,6 +448,9 @@ pub struct SecretState {
     pub version: u64,
     /// Its keys. Never shown.
     pub data: BTreeMap<String, String>,
+    /// Where it was read, below the grant's namespace.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub path: String,
 }
 
 impl fmt::Debug for SecretState {

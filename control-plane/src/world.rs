@@ -2,15 +2,15 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use merlon_compile::{Mesh, StateResource};
+use merlon_compile::{Granted, Mesh, StateResource};
 use merlon_config::name::ServiceName;
 use tokio::sync::watch;
 
 /// Certificates of gateways' listeners, by the Secret that they are read from.
 pub(crate) type Certificates = BTreeMap<ServiceName, Arc<StateResource>>;
 
-/// Secrets, by the `SecretGrant` that they are for.
-pub(crate) type Secrets = BTreeMap<ServiceName, Arc<StateResource>>;
+/// Secrets, by the grant that they were read for.
+pub(crate) type Secrets = BTreeMap<Granted, Arc<StateResource>>;
 
 /// One moment's truth. Its parts change on their own; whoever pushes takes all at once.
 #[derive(Debug, Clone)]

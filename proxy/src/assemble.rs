@@ -216,27 +216,19 @@ fn addresses(resources: &Resources) -> Result<HashMap<SocketAddr, AddressState>,
     addresses.collect()
 }
 
-/// Of what is granted and was not read lately, what was known before: a control plane that was just started, before a
-/// Vault that is away, takes nothing from a program that runs.
 fn secrets(
     resources: &Resources,
     workload: &WorkloadState,
     before: Option<&Snapshot>,
 ) -> Result<Secrets, AssembleError> {
-    let mut secrets = Secrets::new();
+    let mut told = Secrets::new();
     for (key, held) in all(resources, ResourceKind::Secret) {
         let state: SecretState = read(key, held)?;
         named(key, state.name.to_string() == key.name)?;
-        secrets.insert(state.name.clone(), Arc::new(state));
+        told.insert(state.name.clone(), Arc::new(state));
     }
-    for grant in &workload.secrets {
-        if !secrets.contains_key(&grant.name)
-            && let Some(known) = before.and_then(|before| before.secrets.get(&grant.name))
-        {
-            secrets.insert(grant.name.clone(), Arc::clone(known));
-        }
-    }
-    Ok(secrets)
+    let before = before.map(|before| (&*before.workload.secrets, &before.secrets));
+    Ok(secrets::settle(&workload.secrets, told, before))
 }
 
 fn certificates(resources: &Resources) -> Result<Certificates, AssembleError> {

@@ -21,6 +21,35 @@ pub(crate) type Secrets = HashMap<ServiceName, Arc<SecretState>>;
 /// nothing said in its place.
 pub(crate) type Credentials = HashMap<ServiceName, Vec<(HeaderName, Option<HeaderValue>)>>;
 
+/// What each grant gives, of what the control plane told and of what was granted and known before.
+///
+/// Of what it did not tell, what was known stays: a control plane that was just started, before a Vault that is away,
+/// takes nothing from a program that runs. Nor does who names another secret in a grant, until that is read; but the one
+/// before goes nowhere that it did not go before.
+pub(crate) fn settle(
+    granted: &[GrantedSecret],
+    mut told: Secrets,
+    before: Option<(&[GrantedSecret], &Secrets)>,
+) -> Secrets {
+    let each = granted.iter().filter_map(|grant| {
+        let read = told.remove(&grant.name);
+        let read = read.filter(|secret| secret.path == grant.path);
+        let secret = read.or_else(|| known(grant, before?))?;
+        Some((grant.name.clone(), secret))
+    });
+    each.collect()
+}
+
+fn known(
+    grant: &GrantedSecret,
+    (granted, secrets): (&[GrantedSecret], &Secrets),
+) -> Option<Arc<SecretState>> {
+    let secret = secrets.get(&grant.name)?;
+    let before = granted.iter().find(|other| other.name == grant.name)?;
+    let goes_the_same_way = before.files == grant.files && before.headers == grant.headers;
+    (secret.path == grant.path || goes_the_same_way).then(|| Arc::clone(secret))
+}
+
 /// The headers that these grants give.
 pub(crate) fn credentials(granted: &[GrantedSecret], secrets: &Secrets) -> Credentials {
     let mut all = Credentials::new();
@@ -214,6 +243,7 @@ mod tests {
         let data = data.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
         let secret = SecretState {
             name: name.clone(),
+            path: "db".to_owned(),
             version: 1,
             data: data.collect(),
         };
@@ -223,6 +253,7 @@ mod tests {
     fn files(keys: &[&str]) -> Vec<GrantedSecret> {
         vec![GrantedSecret {
             name: "shop/db".parse().unwrap(),
+            path: "db".to_owned(),
             files: Some(SecretFiles {
                 keys: keys.iter().map(|key| (*key).to_owned()).collect(),
             }),
@@ -304,6 +335,7 @@ mod tests {
     fn a_call_gets_the_header_of_its_service_and_never_the_programs_own_in_its_place() {
         let granted = vec![GrantedSecret {
             name: "shop/db".parse().unwrap(),
+            path: "db".to_owned(),
             files: None,
             headers: ["token", "gone", "broken"]
                 .map(|key| SecretHeader {
@@ -331,5 +363,75 @@ mod tests {
         assert!(headers["x-token"].is_sensitive());
         assert_eq!(headers.len(), 1);
         assert_eq!(call("shop/other").len(), 3);
+    }
+
+    /// A grant of the secret at `path`, as headers of calls to `service`.
+    fn header(path: &str, service: &str) -> GrantedSecret {
+        GrantedSecret {
+            name: "shop/db".parse().unwrap(),
+            path: path.to_owned(),
+            files: None,
+            headers: vec![SecretHeader {
+                service: service.parse().unwrap(),
+                name: "x-key".to_owned(),
+                key: "key".to_owned(),
+                prefix: String::new(),
+            }],
+        }
+    }
+
+    fn at(path: &str) -> Secrets {
+        let mut secrets = secrets(&[("key", path)]);
+        for secret in secrets.values_mut() {
+            Arc::make_mut(secret).path = path.to_owned();
+        }
+        secrets
+    }
+
+    /// The path of what `now` gives, when `told` was told and `before` was so.
+    fn settled(
+        now: &GrantedSecret,
+        told: Secrets,
+        before: Option<(&GrantedSecret, &Secrets)>,
+    ) -> Option<String> {
+        let before = before.map(|(granted, secrets)| (std::slice::from_ref(granted), secrets));
+        let settled = settle(std::slice::from_ref(now), told, before);
+        let secret = settled.into_values().next()?;
+        Some(secret.path.clone())
+    }
+
+    #[test]
+    fn a_secret_that_was_read_elsewhere_is_not_what_is_granted() {
+        let now = header("new", "shop/api");
+        assert_eq!(settled(&now, at("old"), None), None);
+        assert_eq!(settled(&now, at("new"), None).as_deref(), Some("new"));
+    }
+
+    #[test]
+    fn until_another_one_is_read_the_one_before_goes_on_the_way_it_went_and_no_other() {
+        let (before, known) = (header("old", "shop/api"), at("old"));
+        let before = Some((&before, &known));
+        let settled = |now: &GrantedSecret| settled(now, Secrets::new(), before);
+        // A control plane that was just started has read nothing yet.
+        assert_eq!(settled(&header("old", "shop/api")).as_deref(), Some("old"));
+        // Another recipient may get what is granted, but not what was.
+        assert_eq!(
+            settled(&header("old", "shop/other")).as_deref(),
+            Some("old")
+        );
+        assert_eq!(settled(&header("new", "shop/api")).as_deref(), Some("old"));
+        assert_eq!(settled(&header("new", "shop/other")), None);
+        let as_files = GrantedSecret {
+            path: "new".to_owned(),
+            ..files(&[]).remove(0)
+        };
+        assert_eq!(settled(&as_files), None);
+    }
+
+    #[test]
+    fn what_is_granted_no_more_is_forgotten() {
+        let before = header("db", "shop/api");
+        let (granted, known) = (std::slice::from_ref(&before), at("db"));
+        assert!(settle(&[], known.clone(), Some((granted, &known))).is_empty());
     }
 }

@@ -12,7 +12,7 @@ use merlon_config::{
     name::{ServiceName, SpiffeId},
     report::{Problem, Report},
     resource::{MeshConfigSpec, Resource, Spec},
-    snapshot::{InboundService, MeshState, ResourceKind, WorkloadState},
+    snapshot::{GrantedSecret, InboundService, MeshState, ResourceKind, WorkloadState},
 };
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     declared::{Documents, Names},
     gateway::{self, Routes, name_of},
     grants::Grants,
-    mesh::{Mesh, Proxy},
+    mesh::{Granted, Mesh, Proxy},
     select::Workloads,
     service,
     state::StateResource,
@@ -192,7 +192,6 @@ pub(crate) fn assemble(resources: &[Resource], config: &MeshConfigSpec) -> Assem
             state,
             proxies: by_identity(proxies),
             addresses: Addresses::new(resources, &workloads),
-            grants: grants.paths(),
             services: services.collect(),
             destinations,
         },
@@ -201,12 +200,19 @@ pub(crate) fn assemble(resources: &[Resource], config: &MeshConfigSpec) -> Assem
     }
 }
 
+fn granted(secret: &GrantedSecret) -> Granted {
+    Granted {
+        name: secret.name.clone(),
+        path: secret.path.clone(),
+    }
+}
+
 fn proxy(name: ServiceName, own: WorkloadState, destinations: BTreeSet<ServiceName>) -> Proxy {
     let state = sealed(ResourceKind::Workload, &name, &own);
     let certificates = own.gateway.as_ref().map(gateway::certificates);
     Proxy {
         certificates: certificates.unwrap_or_default(),
-        secrets: own.secrets.iter().map(|one| one.name.clone()).collect(),
+        secrets: own.secrets.iter().map(granted).collect(),
         name,
         gateway: own.gateway.is_some(),
         identity: own.identity,

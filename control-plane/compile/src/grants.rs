@@ -46,17 +46,11 @@ impl<'a> Grants<'a> {
             let spec = self.all.get(&name)?;
             Some(GrantedSecret {
                 name,
+                path: spec.path.clone(),
                 files: spec.files.clone(),
                 headers: spec.headers.clone(),
             })
         });
         granted.collect()
-    }
-
-    /// Where the secret of each is, below its namespace.
-    pub(crate) fn paths(&self) -> BTreeMap<ServiceName, String> {
-        let all = self.all.iter();
-        all.map(|(name, spec)| (name.clone(), spec.path.clone()))
-            .collect()
     }
 }

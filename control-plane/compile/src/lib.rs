@@ -14,5 +14,5 @@ mod service;
 mod state;
 
 pub use compiler::Compiler;
-pub use mesh::{Mesh, Proxy, ProxyUnknown, Wanted};
+pub use mesh::{Granted, Mesh, Proxy, ProxyUnknown, Wanted};
 pub use state::{ProxyState, StateResource};

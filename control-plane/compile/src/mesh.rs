@@ -27,7 +27,6 @@ pub struct Mesh {
     pub(crate) services: BTreeMap<ServiceName, Arc<StateResource>>,
     pub(crate) destinations: BTreeMap<ServiceName, Arc<StateResource>>,
     pub(crate) addresses: Addresses,
-    pub(crate) grants: BTreeMap<ServiceName, String>,
 }
 
 /// What a proxy asked for of its own accord.
@@ -49,7 +48,16 @@ pub struct Proxy {
     pub(crate) services: Vec<ServiceName>,
     pub(crate) destinations: BTreeSet<ServiceName>,
     pub(crate) certificates: BTreeSet<ServiceName>,
-    pub(crate) secrets: Vec<ServiceName>,
+    pub(crate) secrets: Vec<Granted>,
+}
+
+/// A secret that is granted to somebody.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Granted {
+    /// The `SecretGrant`.
+    pub name: ServiceName,
+    /// Which secret, below the grant's namespace. Who edits it grants another one.
+    pub path: String,
 }
 
 impl Proxy {
@@ -78,8 +86,8 @@ impl Proxy {
         &self.destinations
     }
 
-    /// `SecretGrant`s whose secrets it gets.
-    pub fn secrets(&self) -> &[ServiceName] {
+    /// The secrets that it gets.
+    pub fn secrets(&self) -> &[Granted] {
         &self.secrets
     }
 
@@ -202,11 +210,6 @@ impl Mesh {
             });
         }
         Ok(first)
-    }
-
-    /// `SecretGrant`s, each with the path of its secret below the grant's namespace.
-    pub fn grants(&self) -> &BTreeMap<ServiceName, String> {
-        &self.grants
     }
 
     /// What an address and port are.

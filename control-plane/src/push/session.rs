@@ -300,8 +300,8 @@ impl Session {
         if let Some(bundle) = &world.bundle {
             state.insert(Arc::clone(bundle));
         }
-        for name in proxy.secrets() {
-            if let Some(secret) = world.secrets.get(name) {
+        for granted in proxy.secrets() {
+            if let Some(secret) = world.secrets.get(granted) {
                 state.insert(Arc::clone(secret));
             }
         }
