@@ -133,7 +133,7 @@ impl Kubernetes {
             leading,
         );
         lent.tasks.spawn(candidate.run(lent.shutdown.clone()));
-        let judge = Judge::default();
+        let judge = Judge::new(&config.namespace);
         if let (Some(settings), Some(listener)) = (&config.webhook, webhook) {
             let lent = webhook::Lent {
                 client: client.clone(),
@@ -168,7 +168,7 @@ impl Kubernetes {
             client,
             namespace: config.namespace.clone(),
             cluster,
-            acceptor: Acceptor::default(),
+            acceptor: Acceptor::new(&config.namespace),
             judge,
             board,
             status: SourceStatus::of_cluster(&server),

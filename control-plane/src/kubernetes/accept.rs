@@ -37,8 +37,10 @@ pub(crate) struct Verdict {
 }
 
 /// Remembers what was right.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Acceptor {
+    /// The control plane's own namespace: the mesh is what is written there, and nowhere else.
+    home: String,
     compiler: Compiler,
     /// Shared with whoever is asked about resources that are not there yet.
     good: Arc<Good>,
@@ -59,9 +61,50 @@ pub(crate) struct Judged {
     pub(crate) left_out: BTreeMap<String, String>,
 }
 
+/// Why a document is not looked at, whatever it says. Were another namespace's MeshConfig, which whoever has rights in that
+/// one may write, only refused for what it says, it could stand in the way of the mesh's own, or in its place.
+pub(super) fn elsewhere(key: &Key, home: &str) -> Option<String> {
+    let elsewhere = key.kind == "MeshConfig" && key.namespace != home;
+    elsewhere.then(|| {
+        format!(
+            "metadata.namespace: the mesh is configured in `{home}`, where its control plane runs; a MeshConfig in `{}` is not looked at (hint: delete it)",
+            key.namespace
+        )
+    })
+}
+
 impl Acceptor {
+    pub(crate) fn new(home: &str) -> Self {
+        Self {
+            home: home.to_owned(),
+            compiler: Compiler::default(),
+            good: Arc::default(),
+        }
+    }
+
     /// Judges `documents` together with what the cluster itself knows.
     pub(crate) fn judge(
+        &mut self,
+        documents: &BTreeMap<Key, Document>,
+        found: &[Resource],
+        running: Option<&Mesh>,
+    ) -> Judged {
+        let mut strangers = BTreeMap::new();
+        let mut own = documents.clone();
+        own.retain(|key, document| {
+            let Some(why) = elsewhere(key, &self.home) else {
+                return true;
+            };
+            let verdict = refused(document, None, "Invalid", why);
+            strangers.insert(key.clone(), verdict);
+            false
+        });
+        let mut judged = self.judge_own(&own, found, running);
+        judged.verdicts.append(&mut strangers);
+        judged
+    }
+
+    fn judge_own(
         &mut self,
         documents: &BTreeMap<Key, Document>,
         found: &[Resource],

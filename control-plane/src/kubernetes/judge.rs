@@ -11,13 +11,15 @@ use merlon_config::{crd::CLUSTER_KINDS, resource::Resource};
 use serde_json::Value;
 
 use super::{
-    accept::{Good, prospect},
+    accept::{Good, elsewhere, prospect},
     document::Document,
 };
 
 /// Knows what is in force. Cheap to clone; all clones know the same.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Judge {
+    /// The control plane's own namespace.
+    home: Arc<str>,
     known: Arc<Mutex<Known>>,
     /// Apart: a judging takes a while, and what is new must not wait for it.
     compiler: Arc<Mutex<Compiler>>,
@@ -37,6 +39,14 @@ impl fmt::Debug for Judge {
 }
 
 impl Judge {
+    pub(super) fn new(home: &str) -> Self {
+        Self {
+            home: home.into(),
+            known: Arc::default(),
+            compiler: Arc::default(),
+        }
+    }
+
     /// Takes over what is in force now.
     pub(super) fn learn(
         &self,
@@ -64,6 +74,9 @@ impl Judge {
             .map_err(|error| format!("merlon: it cannot be read: {error}"))?;
         let document = Document::of(kind, &object)
             .ok_or_else(|| "merlon: it cannot be read: it lacks a namespace".to_owned())?;
+        if let Some(why) = elsewhere(&document.key, &self.home) {
+            return Err(why);
+        }
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let Known {
             good,

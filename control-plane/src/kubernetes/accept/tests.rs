@@ -4,15 +4,19 @@ use serde_json::{Value, json};
 use super::*;
 
 fn document(kind: &str, name: &str, generation: i64, spec: &Value) -> Document {
-    let kind = CLUSTER_KINDS
-        .iter()
-        .find(|known| known.kind == kind)
-        .unwrap();
-    let namespace = if kind.kind == "MeshConfig" {
+    let namespace = if kind == "MeshConfig" {
         "merlon-system"
     } else {
         "shop"
     };
+    document_in(namespace, kind, name, generation, spec)
+}
+
+fn document_in(namespace: &str, kind: &str, name: &str, generation: i64, spec: &Value) -> Document {
+    let kind = CLUSTER_KINDS
+        .iter()
+        .find(|known| known.kind == kind)
+        .unwrap();
     let object = serde_json::from_value(json!({
         "metadata": { "name": name, "namespace": namespace, "generation": generation, "uid": name },
         "spec": spec,
@@ -66,7 +70,7 @@ fn of<'a>(judged: &'a Judged, name: &str) -> &'a Verdict {
 
 #[test]
 fn a_wrong_version_leaves_the_last_right_one_in_force_and_says_line_and_column() {
-    let mut acceptor = Acceptor::default();
+    let mut acceptor = Acceptor::new("merlon-system");
     let found = [service("orders")];
     let first = acceptor.judge(&all([mesh(), policy("a", 1, RIGHT)]), &found, None);
     assert!(of(&first, "a").accepted, "{first:?}");
@@ -88,7 +92,7 @@ fn a_wrong_version_leaves_the_last_right_one_in_force_and_says_line_and_column()
 
 #[test]
 fn a_new_one_that_is_wrong_holds_nobody_up() {
-    let mut acceptor = Acceptor::default();
+    let mut acceptor = Acceptor::new("merlon-system");
     let found = [service("orders")];
     let judged = acceptor.judge(
         &all([mesh(), policy("a", 1, RIGHT), policy("b", 1, "permit (")]),
@@ -109,7 +113,8 @@ fn what_was_written_down_as_in_force_is_so_again_after_a_restart() {
     let right = policy("a", 1, RIGHT).present;
     let mut wrong = policy("a", 2, WRONG);
     wrong.in_force = Some(right);
-    let judged = Acceptor::default().judge(&all([mesh(), wrong]), &[service("orders")], None);
+    let judged =
+        Acceptor::new("merlon-system").judge(&all([mesh(), wrong]), &[service("orders")], None);
     let verdict = of(&judged, "a");
     assert!(verdict.enforced && !verdict.accepted, "{verdict:?}");
     assert_eq!(verdict.in_force.as_ref().unwrap().generation, 1);
@@ -128,7 +133,7 @@ fn a_deleted_one_stays_in_force_while_another_needs_it() {
     );
     let needs = "@id(\"a\")\nforbid (principal, action, resource)\n\
                  when { context has user && context.user.claims has level && context.user.claims.level == 1 };";
-    let mut acceptor = Acceptor::default();
+    let mut acceptor = Acceptor::new("merlon-system");
     let found = [service("orders")];
     let first = acceptor.judge(&all([mesh(), tokens, policy("a", 1, needs)]), &found, None);
     assert!(of(&first, "a").accepted, "{first:?}");
@@ -147,7 +152,7 @@ fn a_deleted_one_stays_in_force_while_another_needs_it() {
 fn a_policy_for_what_is_not_there_yet_is_told_so_and_waits() {
     let spec = json!({ "policies": RIGHT, "targetRefs": [{ "kind": "Service", "name": "later" }] });
     let waiting = document("AuthorizationPolicy", "a", 1, &spec);
-    let mut acceptor = Acceptor::default();
+    let mut acceptor = Acceptor::new("merlon-system");
     let judged = acceptor.judge(&all([mesh(), waiting.clone()]), &[service("orders")], None);
     assert_eq!(of(&judged, "a").reason, "TargetNotFound");
     let found = [service("later"), service("orders")];
@@ -161,7 +166,7 @@ fn a_policy_that_turns_out_wrong_when_its_target_comes_is_alone_to_blame() {
         let spec = json!({ "policies": WRONG, "targetRefs": targets });
         let waiting = document("AuthorizationPolicy", "waiting", 1, &spec);
         let documents = all([mesh(), waiting]);
-        let mut acceptor = Acceptor::default();
+        let mut acceptor = Acceptor::new("merlon-system");
         let before = acceptor.judge(&documents, &[], None).mesh.unwrap();
 
         let judged = acceptor.judge(&documents, &[service("later")], Some(&before));
@@ -183,7 +188,7 @@ fn a_policy_that_turns_out_wrong_when_its_target_comes_is_alone_to_blame() {
 
 #[test]
 fn without_a_mesh_config_there_is_no_mesh() {
-    let judged = Acceptor::default().judge(&all([policy("a", 1, RIGHT)]), &[], None);
+    let judged = Acceptor::new("merlon-system").judge(&all([policy("a", 1, RIGHT)]), &[], None);
     assert!(judged.mesh.is_none() && !of(&judged, "a").accepted);
     assert!(
         judged
@@ -191,4 +196,37 @@ fn without_a_mesh_config_there_is_no_mesh() {
             .to_string()
             .contains("there is no MeshConfig")
     );
+}
+
+#[test]
+fn a_mesh_config_of_another_namespace_is_not_looked_at_whatever_it_says() {
+    let spec = json!({ "trustDomain": "evil.test", "rootNamespace": "aaa" });
+    let mut stranger = document_in("aaa", "MeshConfig", "mesh", 1, &spec);
+    // Not even as what was in force once.
+    stranger.in_force = Some(stranger.present.clone());
+    for wrong in [false, true] {
+        if wrong {
+            let spec = json!({ "trustDomain": "not a name" });
+            stranger.present = document_in("aaa", "MeshConfig", "mesh", 2, &spec).present;
+        }
+        // As after a start: nothing is known to be right.
+        let mut acceptor = Acceptor::new("merlon-system");
+        let judged = acceptor.judge(&all([stranger.clone(), mesh()]), &[service("orders")], None);
+        let trust_domain = &judged.mesh.as_ref().unwrap().state().trust_domain;
+        assert_eq!(trust_domain.to_string(), "x.test");
+        let verdict = &judged.verdicts[&stranger.key];
+        assert!(!verdict.accepted && !verdict.enforced);
+        assert!(
+            verdict.message.contains("configured in `merlon-system`"),
+            "{}",
+            verdict.message
+        );
+        assert!(judged.verdicts[&mesh().key].accepted);
+        let good = acceptor.good();
+        assert!(good.keys().all(|key| key.namespace != "aaa"), "{good:?}");
+    }
+    // Alone it makes no mesh.
+    let mut acceptor = Acceptor::new("merlon-system");
+    let judged = acceptor.judge(&all([stranger]), &[], None);
+    assert!(judged.mesh.is_none());
 }
