@@ -314,6 +314,7 @@ impl Loader {
                 namespace: metadata.namespace,
                 name: metadata.name,
                 labels: metadata.labels,
+                created: None,
                 spec,
                 origin,
             });
@@ -365,6 +366,7 @@ impl Loader {
             namespace,
             name,
             labels: BTreeMap::new(),
+            created: None,
             spec: Spec::AuthorizationPolicy(AuthorizationPolicySpec {
                 target_refs: Vec::new(),
                 policies: file.text.clone(),

@@ -244,7 +244,7 @@ pub struct GatewayState {
     pub name: ServiceName,
     /// Where it listens.
     pub listeners: Vec<GatewayListener>,
-    /// Its routes, each with the namespace it was written in.
+    /// Its routes, each with the namespace it was written in. Of two that fit a request equally well, the first takes it.
     #[serde(default)]
     pub routes: Vec<GatewayRoute>,
 }

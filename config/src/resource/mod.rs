@@ -42,6 +42,8 @@ pub struct Resource {
     pub name: ResourceName,
     /// `metadata.labels`.
     pub labels: std::collections::BTreeMap<String, String>,
+    /// When a cluster says that it came to be, in seconds since 1970. Where resources are files, nobody knows.
+    pub created: Option<i64>,
     /// What it says.
     pub spec: Spec,
     /// Where it says so, as `policies/orders.yaml:12:1`.

@@ -8,14 +8,17 @@ use merlon_config::{
     snapshot::{GatewayRoute, GatewayState, WorkloadState},
 };
 
-/// Routes by the Gateway that they name as parent, in order of name.
+/// Routes by the Gateway that they name as parent: the oldest first, and of those of one age the first by name. So who
+/// makes a route that is equal to another's takes no request from it (Gateway API, `HTTPRouteRule.matches`).
 #[derive(Debug)]
 pub(crate) struct Routes<'a>(BTreeMap<ServiceName, Vec<(ServiceName, &'a HttpRouteSpec)>>);
 
 impl<'a> Routes<'a> {
     pub(crate) fn new(resources: &'a [Resource]) -> Self {
         let mut routes: BTreeMap<_, Vec<(ServiceName, &HttpRouteSpec)>> = BTreeMap::new();
-        for resource in resources {
+        let mut oldest_first: Vec<&Resource> = resources.iter().collect();
+        oldest_first.sort_by_cached_key(|resource| (resource.created, name_of(resource)));
+        for resource in oldest_first {
             let Spec::HttpRoute(spec) = &resource.spec else {
                 continue;
             };
@@ -37,9 +40,6 @@ impl<'a> Routes<'a> {
                     .or_default()
                     .push((name_of(resource), spec));
             }
-        }
-        for list in routes.values_mut() {
-            list.sort_by(|a, b| a.0.cmp(&b.0));
         }
         Self(routes)
     }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use merlon_compile::{Compiler, Mesh, ProxyUnknown, Wanted};
 use merlon_config::{
     Resources,
-    load::load_texts,
+    load::{load_texts, read_texts},
     name::{ServiceName, SpiffeId},
     report::Report,
     resource::{ClaimType, Spec, TargetKind},
@@ -368,6 +368,48 @@ fn a_gateway_is_told_of_its_routes_enforces_in_its_own_name_and_has_its_backends
     assert_eq!(own.gateway.unwrap().routes[0].name, name("shop/all"));
     assert_eq!(policies(&mesh, "shop/edge"), ["shop/edge"]);
     assert!(policies(&mesh, "shop/web").is_empty());
+}
+
+#[test]
+fn of_a_gateways_routes_the_oldest_is_first_and_of_one_age_the_first_by_name() {
+    let route = |name: &str| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{ name: {name}, namespace: shop }}\n\
+             spec:\n  parentRefs: [{{ name: edge }}]\n  rules: [{{ backendRefs: [{{ name: web, port: 80 }}] }}]\n"
+        )
+    };
+    let text = format!(
+        "{}{}{}{}{}",
+        base(),
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: { name: edge, namespace: shop }\n\
+         spec:\n  gatewayClassName: merlon\n  listeners: [{ name: http, port: 8080, protocol: HTTP }]\n",
+        route("a"),
+        route("b"),
+        route("c"),
+    );
+    let mut loaded = read_texts([("all.yaml", text)]);
+    for resource in &mut loaded.resources.list {
+        resource.created = match resource.name.as_str() {
+            "a" => Some(300),
+            "b" | "c" => Some(200),
+            _ => None,
+        };
+    }
+    loaded.resources.list.reverse();
+    let (_, mesh) = Compiler::new().compile_loaded(loaded).unwrap();
+    let edge = mesh.proxy(&id("shop/edge"), None).unwrap();
+    let state = mesh.proxy_state(edge, &Wanted::default());
+    let mut own = state
+        .iter()
+        .filter(|one| one.key().to_string() == "Workload shop/edge");
+    let own: WorkloadState = serde_json::from_slice(own.next().unwrap().json()).unwrap();
+    let names = own
+        .gateway
+        .unwrap()
+        .routes
+        .into_iter()
+        .map(|route| route.name.to_string());
+    assert_eq!(names.collect::<Vec<_>>(), ["shop/b", "shop/c", "shop/a"]);
 }
 
 #[test]

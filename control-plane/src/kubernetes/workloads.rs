@@ -122,6 +122,7 @@ fn workload(pod: &Pod) -> Option<Resource> {
     Some(Resource {
         origin: format!("Pod/{namespace}/{name}"),
         labels: pod.labels().clone(),
+        created: None,
         namespace,
         name,
         spec: Spec::Workload(WorkloadSpec {
@@ -158,6 +159,7 @@ fn service<'a>(
     Some(Resource {
         origin: format!("Service/{namespace}/{name}"),
         labels: service.labels().clone(),
+        created: None,
         namespace,
         name,
         spec: Spec::Service(ServiceSpec {

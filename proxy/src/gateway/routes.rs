@@ -33,7 +33,7 @@ pub(crate) struct Backend {
 }
 
 /// How well something fits; the greater goes first. Host, then path, then method, then headers; between equals the
-/// route that is first by name, and in it the rule that is first.
+/// route that is first, and in it the rule that is first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Fit {
     exact_host: bool,
@@ -72,9 +72,7 @@ pub(crate) fn find<'g>(
         return None;
     }
     let mut best: Option<(Fit, Matched<'g>)> = None;
-    let mut routes: Vec<&GatewayRoute> = gateway.routes.iter().collect();
-    routes.sort_by(|a, b| a.name.cmp(&b.name));
-    for route in routes {
+    for route in &gateway.routes {
         if !belongs(route, gateway, listener) {
             continue;
         }
@@ -159,7 +157,9 @@ fn match_fit(one: &HttpRouteMatch, asked: &Asked<'_>) -> Option<Fit> {
                 let prefix = path.value.strip_suffix('/').unwrap_or(&path.value);
                 let rest = asked.path.strip_prefix(prefix)?;
                 // Whole segments: `/a` is no prefix of `/ab`.
-                (rest.is_empty() || rest.starts_with('/')).then_some((false, path.value.len()))?
+                let fits = rest.is_empty() || rest.starts_with('/');
+                // `/a/` is the same prefix as `/a`: who writes one takes nothing from who wrote the other.
+                fits.then_some((false, prefix.len().max(1)))?
             }
         },
     };
@@ -318,6 +318,26 @@ mod tests {
             to(&gateway, "x", "POST", "/").as_deref(),
             Some("shop/method")
         );
+    }
+
+    #[test]
+    fn of_two_routes_that_fit_equally_well_the_first_takes_it_however_its_prefix_is_written() {
+        let path =
+            |value: &str| serde_json::json!([{ "path": { "type": "PathPrefix", "value": value } }]);
+        for (first, second) in [("/a", "/a/"), ("/a/", "/a"), ("/", "/"), ("/a", "/a")] {
+            let gateway = gateway(&serde_json::json!([
+                route("shop/z", &[], [rule(path(first), "first")]),
+                route("shop/a", &[], [rule(path(second), "second")]),
+            ]));
+            let to = to(&gateway, "x", "GET", "/a/b");
+            assert_eq!(to.as_deref(), Some("shop/first"), "{first} {second}");
+        }
+        // A rule without a match is one of the prefix `/`.
+        let gateway = gateway(&serde_json::json!([
+            route("shop/z", &[], [rule(serde_json::json!([]), "first")]),
+            route("shop/a", &[], [rule(path("/"), "second")]),
+        ]));
+        assert_eq!(to(&gateway, "x", "GET", "/").as_deref(), Some("shop/first"));
     }
 
     #[test]

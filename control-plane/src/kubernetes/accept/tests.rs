@@ -42,6 +42,7 @@ fn service(name: &str) -> Resource {
         namespace: "shop".parse().unwrap(),
         name: name.parse().unwrap(),
         labels: BTreeMap::new(),
+        created: None,
         origin: format!("Service/shop/{name}"),
         spec: Spec::Service(
             serde_json::from_value(

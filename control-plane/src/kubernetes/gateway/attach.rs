@@ -145,6 +145,7 @@ pub(crate) fn attach(seen: &Seen) -> Attached {
                 namespace,
                 name,
                 labels: BTreeMap::new(),
+                created: None,
                 origin: report.origin(),
                 spec: Spec::Gateway(GatewaySpec {
                     gateway_class_name: CLASS.to_owned(),
@@ -566,6 +567,7 @@ fn attach_route(
             namespace: namespace.parse().ok()?,
             name: object.name_any().parse().ok()?,
             labels: object.labels().clone(),
+            created: object.creation_timestamp().map(|time| time.0.as_second()),
             origin: report.origin(),
             spec: Spec::HttpRoute(HttpRouteSpec {
                 parent_refs,
