@@ -59,6 +59,9 @@ pub(crate) struct Peer {
     pub(crate) fixed: Option<Fixed>,
     /// The program's port that was called, by somebody who says nothing of Services.
     pub(crate) program_port: Option<u16>,
+    /// The program's port that was dialled, where the network's rules led the connection here. Whatever a caller claims
+    /// to mean has to be there: what lets somebody dial one port, such as a NetworkPolicy, lets nobody reach another.
+    pub(crate) dialled: Option<u16>,
     targets: RefCell<Targets>,
 }
 
@@ -85,6 +88,7 @@ impl Peer {
             session: None,
             fixed: None,
             program_port: None,
+            dialled: None,
             targets: RefCell::default(),
         }
     }
@@ -96,6 +100,19 @@ impl Peer {
 }
 
 impl Peer {
+    /// Whether a target is where the caller connected to.
+    ///
+    /// # Errors
+    /// [`Denial::NoRoute`]: it is at another port.
+    pub(crate) fn dials(&self, target: &Target) -> Result<(), Denial> {
+        match self.dialled {
+            Some(port) if port != target.program.port() => Err(Denial::NoRoute(
+                "the service that is meant is not at the port that was called".into(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether an edge of the mesh is at the other end.
     fn is_gateway(&self) -> bool {
         let Principal::Workload(id) = &self.principal else {
@@ -109,6 +126,16 @@ impl Peer {
 
 /// A connection to the inbound listener: mesh TLS, and nothing else while this proxy has or should have an identity.
 pub(crate) async fn connection(local: Rc<Local>, stream: TcpStream, address: SocketAddr) {
+    led(local, stream, address, None).await;
+}
+
+/// The same, of a connection that rules led here from a port of the program.
+pub(crate) async fn led(
+    local: Rc<Local>,
+    stream: TcpStream,
+    address: SocketAddr,
+    dialled: Option<u16>,
+) {
     if !local.shared.has_identity {
         let peer = Rc::new(Peer::new(
             &local,
@@ -139,6 +166,7 @@ pub(crate) async fn connection(local: Rc<Local>, stream: TcpStream, address: Soc
         Principal::Workload(leaf.id),
     );
     peer.session = Some(Rc::new(session));
+    peer.dialled = dialled;
     let peer = Rc::new(peer);
     if speaks_h2 {
         let peer = Rc::clone(&peer);
@@ -287,6 +315,9 @@ async fn checks(
     target: Option<Rc<Target>>,
     peer: &Peer,
 ) -> Result<Answer, Denial> {
+    if let Some(target) = &target {
+        peer.dials(target)?;
+    }
     let routed = route(call, target)?;
     // Before any signature is checked: checking costs more than asking.
     let screened = address_limit(routed)?;

@@ -140,7 +140,7 @@ pub(crate) async fn inbound(local: Rc<Local>, stream: TcpStream, address: Socket
     };
     let port = meant(&stream).map(|meant| meant.port());
     let (true, Some(port)) = (permissive, port) else {
-        return inbound::connection(local, stream, address).await;
+        return inbound::led(local, stream, address, port).await;
     };
     let speaks_first = local.current().snapshot().is_some_and(|snapshot| {
         let mut services = snapshot.services_on(port);
@@ -151,7 +151,9 @@ pub(crate) async fn inbound(local: Rc<Local>, stream: TcpStream, address: Socket
     });
     let mut first = [0];
     match timeout(FIRST_BYTE, stream.peek(&mut first)).await {
-        Ok(Ok(1)) if first == [HANDSHAKE] => inbound::connection(local, stream, address).await,
+        Ok(Ok(1)) if first == [HANDSHAKE] => {
+            inbound::led(local, stream, address, Some(port)).await;
+        }
         Ok(Ok(1)) => plain(&local, stream, address, port).await,
         // A server's turn to speak, as with PostgreSQL before TLS or MySQL.
         Err(_) if speaks_first => plain(&local, stream, address, port).await,

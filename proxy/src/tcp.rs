@@ -173,6 +173,7 @@ fn admit(
         ))?;
     let target = Rc::new(target);
     exchange.dst = Some(Rc::clone(&target.name));
+    peer.dials(&target)?;
     let standing = local.register(Standing::new(Asked {
         target: Rc::clone(&target),
         what: What::Tcp,

@@ -136,7 +136,7 @@ impl Current {
 }
 
 impl Local {
-    fn new(
+    pub(crate) fn new(
         index: usize,
         shared: Arc<Shared>,
         metrics: Arc<WorkerMetrics>,

@@ -47,13 +47,14 @@ use crate::{
     destinations::Destinations,
     gateway::listen::Port,
     health::Health,
+    inbound,
     jwks::JwksCache,
     listener::{self, Claims},
     metrics::WorkerMetrics,
     state::{CompiledService, Shared, Shutdown, Snapshot, Worker},
     telemetry::Spans,
     upstream::{dial, h2},
-    worker,
+    worker::{self, Local},
 };
 
 /// Runs a test as a worker runs: on one thread.
@@ -335,6 +336,26 @@ impl Node {
         };
         tokio::task::spawn_local(worker::run_with_log(worker, AccessLog::to(log)));
         node
+    }
+
+    /// An address whose connections come to it as rules of interception lead them there from a port of the program.
+    pub(super) async fn led_from(&self, port: u16) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let local = Rc::new(Local::new(
+            0,
+            Arc::clone(&self.shared),
+            Arc::clone(&self.metrics),
+            AccessLog::to(self.log.clone()),
+            self.shutdown.clone(),
+        ));
+        tokio::task::spawn_local(async move {
+            while let Ok((stream, from)) = listener.accept().await {
+                let led = inbound::led(Rc::clone(&local), stream, from, Some(port));
+                tokio::task::spawn_local(led);
+            }
+        });
+        address
     }
 
     pub(super) fn take(&self, state: &State) {
@@ -626,13 +647,13 @@ pub(super) async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
 /// A peer with an identity of the mesh that says what it likes.
 pub(super) async fn as_peer(
     identity: &Arc<MeshTls>,
-    node: &Node,
+    address: SocketAddr,
     expected: &str,
 ) -> hyper::client::conn::http2::SendRequest<RequestBody> {
     let expected = spiffe(expected).parse().unwrap();
     let metrics = WorkerMetrics::default();
     h2::begin(
-        dial::mesh(node.inbound, &expected, identity, MERLON_H2, &metrics)
+        dial::mesh(address, &expected, identity, MERLON_H2, &metrics)
             .await
             .unwrap(),
         std::future::pending(),
@@ -648,7 +669,17 @@ pub(super) async fn ask_as_peer(
     expected: &str,
     request: Request<RequestBody>,
 ) -> Answer {
-    let mut sender = as_peer(identity, node, expected).await;
+    ask_as_peer_at(identity, node.inbound, expected, request).await
+}
+
+/// The same, at another address.
+pub(super) async fn ask_as_peer_at(
+    identity: &Arc<MeshTls>,
+    address: SocketAddr,
+    expected: &str,
+    request: Request<RequestBody>,
+) -> Answer {
+    let mut sender = as_peer(identity, address, expected).await;
     whole(sender.send_request(request).await.unwrap()).await
 }
 

@@ -216,7 +216,7 @@ fn a_peer_over_http2_cannot_send_what_http1_may_not() {
                 .refused(status, reason);
         }
         // What is larger than the list that we announced is refused by the stream or by us, and never passed on.
-        let mut sender = as_peer(&web, &pair.orders, "shop/orders").await;
+        let mut sender = as_peer(&web, pair.orders.inbound, "shop/orders").await;
         let large = sender.send_request(with(&[("x-large", &large)])).await;
         assert!(large.is_err() || large.unwrap().status() == 431);
         let mut trace = with(&[]);

@@ -3,6 +3,7 @@
 mod gateway;
 mod harness;
 mod inbound;
+mod interception;
 mod mesh;
 mod outbound;
 mod revocation;
