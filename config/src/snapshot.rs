@@ -411,6 +411,10 @@ pub enum AddressState {
         /// The one workload that was meant, by the first of its addresses, where one of them was called.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         workload: Option<IpAddr>,
+        /// Other Services that this one workload serves on the same port, in order of name: what the caller was granted
+        /// for one of them goes along.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        also: Vec<ServiceName>,
     },
     /// Somebody of the mesh is there, and serves nothing on this port: nothing may go there.
     Closed,
@@ -444,13 +448,13 @@ impl fmt::Debug for CertificateState {
 pub struct SecretState {
     /// The `SecretGrant`.
     pub name: ServiceName,
+    /// Where it was read, below the grant's namespace.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub path: String,
     /// Its version in Vault.
     pub version: u64,
     /// Its keys. Never shown.
     pub data: BTreeMap<String, String>,
-    /// Where it was read, below the grant's namespace.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub path: String,
 }
 
 impl fmt::Debug for SecretState {

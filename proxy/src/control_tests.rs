@@ -402,6 +402,7 @@ async fn what_is_at_an_address_is_asked_for_and_found_with_the_service_behind_it
             service: "shop/payments".parse().unwrap(),
             port: 80,
             workload: None,
+            also: Vec::new(),
         }
     );
 }

@@ -72,11 +72,13 @@ pub(crate) async fn outbound(local: Rc<Local>, stream: TcpStream, address: Socke
             service,
             port,
             workload,
+            also,
         } => {
             let fixed = Fixed {
                 service,
                 port,
                 workload,
+                also,
             };
             tcp::lead(&local, stream, address, fixed, exchange).await;
         }

@@ -139,8 +139,10 @@ pub(crate) async fn forward(
 ) -> Result<Answer, Denial> {
     call.exchange.dst = Some(Rc::clone(&route.name));
     if let Some(snapshot) = call.current.snapshot() {
-        let service = &route.destination.name;
-        secrets::apply(&snapshot.credentials, service, &mut call.head.headers);
+        // Of two that give the same header, the one that is called has the last word.
+        for service in route.also.iter().chain([&route.destination.name]) {
+            secrets::apply(&snapshot.credentials, service, &mut call.head.headers);
+        }
     }
     call.proto = route.proto(call.proto);
     if call.reading.expects

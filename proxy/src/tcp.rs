@@ -271,6 +271,7 @@ async fn outbound(
         service: to.service.clone(),
         port: to.port,
         workload: None,
+        also: Vec::new(),
     };
     lead(&local, stream, address, fixed, exchange).await;
 }

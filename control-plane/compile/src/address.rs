@@ -1,7 +1,7 @@
 //! What an address is: a Service's, a workload's, or nobody's of the mesh.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
 };
 
@@ -25,8 +25,8 @@ pub(crate) struct Addresses {
 struct At {
     /// The first of its addresses, which its endpoints have.
     workload: IpAddr,
-    /// By port of the program; the first by name of several Services.
-    served: HashMap<u16, (ServiceName, u16)>,
+    /// By port of the program, Services with their ports; the first by name is the one that is meant.
+    served: HashMap<u16, BTreeSet<(ServiceName, u16)>>,
 }
 
 impl Addresses {
@@ -64,10 +64,7 @@ impl Addresses {
                     for port in &spec.ports {
                         let meant = (name.clone(), port.port);
                         let target = port.target_port.unwrap_or(port.port);
-                        let known = served.entry(target).or_insert_with(|| meant.clone());
-                        if meant < *known {
-                            *known = meant;
-                        }
+                        served.entry(target).or_default().insert(meant);
                     }
                 }
             }
@@ -83,6 +80,7 @@ impl Addresses {
                     service: service.clone(),
                     port,
                     workload: None,
+                    also: Vec::new(),
                 },
                 false => AddressState::Closed,
             };
@@ -90,13 +88,18 @@ impl Addresses {
         let Some(At { workload, served }) = self.workloads.get(&ip) else {
             return AddressState::Outside;
         };
-        match served.get(&port) {
-            Some((service, port)) => AddressState::Service {
-                service: service.clone(),
-                port: *port,
-                workload: Some(*workload),
-            },
-            None => AddressState::Closed,
+        let mut all = served.get(&port).into_iter().flatten();
+        let Some((service, port)) = all.next() else {
+            return AddressState::Closed;
+        };
+        let mut also: Vec<_> = all.map(|(other, _)| other.clone()).collect();
+        also.dedup();
+        also.retain(|other| other != service);
+        AddressState::Service {
+            service: service.clone(),
+            port: *port,
+            workload: Some(*workload),
+            also,
         }
     }
 }

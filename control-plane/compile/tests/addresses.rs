@@ -75,6 +75,7 @@ fn service(name: &str, port: u16, workload: Option<&str>) -> AddressState {
         service: name.parse().unwrap(),
         port,
         workload: workload.map(|address| address.parse().unwrap()),
+        also: Vec::new(),
     }
 }
 
@@ -182,4 +183,46 @@ fn one_address_means_one_thing() {
         report.contains("nobody can be called at `0.0.0.0`"),
         "{report}"
     );
+}
+
+#[test]
+fn at_a_workloads_address_all_services_that_it_serves_there_are_named_the_first_by_name_first() {
+    let twice = "---
+apiVersion: merlon.io/v1alpha1
+kind: Service
+metadata: { name: orders-headless, namespace: shop }
+spec: { selector: { app: orders }, endpoints: [10.1.0.1], ports: [{ name: a, port: 8080 }, { name: b, port: 81, targetPort: 8080 }] }
+---
+apiVersion: merlon.io/v1alpha1
+kind: Service
+metadata: { name: admin, namespace: shop }
+spec: { selector: { app: orders }, endpoints: [10.1.0.1], ports: [{ port: 9090 }] }
+";
+    let text = format!("{MESH}{twice}");
+    let resources = load_texts([("mesh.yaml", text)]).unwrap_or_else(|report| panic!("{report}"));
+    let mesh = Compiler::new().compile(&resources).unwrap();
+    let found = mesh.address("10.1.0.1:8080".parse().unwrap());
+    let AddressState::Service { also, .. } = &found else {
+        panic!("{found:?}");
+    };
+    assert_eq!(*also, ["shop/orders-headless".parse().unwrap()]);
+    let without = |found: AddressState| match found {
+        AddressState::Service {
+            service,
+            port,
+            workload,
+            ..
+        } => AddressState::Service {
+            service,
+            port,
+            workload,
+            also: Vec::new(),
+        },
+        other => other,
+    };
+    let wanted = service("shop/orders", 80, Some("10.1.0.1"));
+    assert_eq!(without(found), wanted);
+    // At the address of a Service nobody else is meant.
+    let found = mesh.address("10.9.0.1:80".parse().unwrap());
+    assert_eq!(found, service("shop/orders", 80, None));
 }

@@ -32,6 +32,8 @@ pub(crate) struct Fixed {
     pub(crate) port: u16,
     /// The one workload that was called at its own address.
     pub(crate) workload: Option<IpAddr>,
+    /// What else it serves there.
+    pub(crate) also: Vec<ServiceName>,
 }
 
 /// Where a request goes.
@@ -49,6 +51,8 @@ pub(crate) struct Route {
     /// Service and port, for the log.
     pub(crate) name: Rc<str>,
     pub(crate) destination: Arc<Destination>,
+    /// Other Services that are called by the same call.
+    pub(crate) also: Vec<ServiceName>,
     /// The Service's port.
     pub(crate) port: u16,
     protocol: AppProtocol,
@@ -105,6 +109,7 @@ impl Route {
             http1: claim(Proto::Http1)?,
             h2: claim(Proto::H2)?,
             destination,
+            also: Vec::new(),
         })
     }
 }
@@ -153,6 +158,7 @@ pub(crate) async fn whither(peer: &Peer, call: &Call) -> Result<Whither, Denial>
             service,
             port,
             workload,
+            ..
         }) => {
             fixed = match workload {
                 Some(workload) => format!("{service}:{port}@{workload}"),
@@ -167,7 +173,10 @@ pub(crate) async fn whither(peer: &Peer, call: &Call) -> Result<Whither, Denial>
     }
     if let Some(fixed) = &peer.fixed {
         let destination = intercept::destination(local, fixed).await?;
-        let route = Rc::new(Route::to(destination, Some(fixed.port))?);
+        let route = Rc::new(Route {
+            also: fixed.also.clone(),
+            ..Route::to(destination, Some(fixed.port))?
+        });
         if local.current().generation == call.current.generation {
             local.names.remember(key, &route);
         }
