@@ -229,6 +229,16 @@ impl Issue {
                     )));
                 }
                 let svid = peer.proved().map_err(unproved)?;
+                // A certificate outlives the pod that it was for; the pod's token does not.
+                if self
+                    .reviewer
+                    .as_ref()
+                    .is_some_and(|reviewer| !reviewer.is_away())
+                {
+                    return Err(unproved(Status::permission_denied(
+                        "in a cluster a certificate is renewed on its pod's token, while the cluster can be asked about that",
+                    )));
+                }
                 Ok((svid.id.clone(), Right::Certificate))
             }
         }

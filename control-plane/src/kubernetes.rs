@@ -221,10 +221,8 @@ impl Kubernetes {
 
     /// Who tells whose a pod's token is.
     pub(crate) fn reviewer(&self) -> Reviewer {
-        Reviewer {
-            client: self.client.clone(),
-            pods: self.cluster.pods.clone(),
-        }
+        let contact = self.cluster.contact.clone();
+        Reviewer::new(self.client.clone(), self.cluster.pods.clone(), contact)
     }
 
     /// Where replicas share the embedded CA.

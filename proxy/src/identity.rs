@@ -58,8 +58,6 @@ pub(crate) struct Keeper {
     asked: mpsc::Receiver<oneshot::Sender<Result<(String, String), String>>>,
     current: Option<Current>,
     used_token: Option<[u8; 32]>,
-    /// The last try failed: a pod's token may do what a certificate could not, after all roots were replaced.
-    failed: bool,
 }
 
 /// An identity in force.
@@ -89,7 +87,6 @@ impl Keeper {
             asked,
             current: None,
             used_token: None,
-            failed: false,
         };
         (this, renew)
     }
@@ -189,7 +186,8 @@ impl Keeper {
         }
     }
 
-    /// By the certificate in force while it lasts, by the pod's or the join token before there is one and after it ended.
+    /// By the pod's token, which ends with the pod; by the certificate in force while the cluster cannot be asked about
+    /// that, and where there is no pod; by the join token before there is a certificate and after it ended.
     async fn renew(&mut self) -> Result<Issued, IssueError> {
         let identity = self.shared.identity.load_full();
         let used = self.used_token;
@@ -198,20 +196,25 @@ impl Keeper {
             .join_token
             .as_ref()
             .filter(|token| Some(token.secret_sha256()) != used);
-        let evidence = match (identity.as_ref(), &self.start.pod_token, unused) {
-            (None, Some(token), _) => Evidence::PodToken(token),
-            (Some(_), Some(token), _) if self.failed => Evidence::PodToken(token),
-            (Some(tls), ..) => Evidence::Certificate(Arc::clone(tls)),
-            (None, None, Some(token)) => Evidence::JoinToken(token),
+        let live = Option::as_ref(&identity);
+        let by_certificate = live.map(|tls| Evidence::Certificate(Arc::clone(tls)));
+        let (evidence, otherwise) = match (&self.start.pod_token, by_certificate, unused) {
+            (Some(token), by_certificate, _) => (Evidence::PodToken(token), by_certificate),
+            (None, Some(by_certificate), _) => (by_certificate, None),
+            (None, None, Some(token)) => (Evidence::JoinToken(token), None),
             (None, None, None) => return Err(IssueError::NoEvidence),
         };
-        let by_certificate = matches!(evidence, Evidence::Certificate(_));
         let token = match &evidence {
             Evidence::JoinToken(token) => Some(token.secret_sha256()),
             Evidence::Certificate(_) | Evidence::PodToken(_) => None,
         };
-        let issued = issue::issue(&self.start, evidence).await;
-        self.failed = issued.is_err() && by_certificate;
+        let mut issued = issue::issue(&self.start, evidence).await;
+        if issued.is_err()
+            && let Some(evidence) = otherwise
+        {
+            // What was wrong with the better evidence is what is told.
+            issued = issue::issue(&self.start, evidence).await.or(issued);
+        }
         self.metrics.issues.inc(if issued.is_ok() {
             FetchResult::Ok
         } else {

@@ -366,15 +366,25 @@ impl ApiServer {
 
     /// A new pod with a proxy in it, at `address`, which runs as a service account of its own name.
     pub async fn pod(&self, namespace: &str, name: &str, address: &str) -> Pod {
-        let accounts = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}");
+        self.pod_of((namespace, name), name, address).await
+    }
+
+    /// A new pod with a proxy in it, at `address`, which runs as `account` of a namespace.
+    pub async fn pod_of(
+        &self,
+        (namespace, account): (&str, &str),
+        name: &str,
+        address: &str,
+    ) -> Pod {
+        let accounts = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}");
         if self.try_get(&accounts).await.is_none() {
-            self.account(namespace, name).await;
+            self.account(namespace, account).await;
         }
         let pods = format!("/api/v1/namespaces/{namespace}/pods");
         let pod = json!({
             "metadata": { "name": name, "labels": { "app": name } },
             "spec": {
-                "serviceAccountName": name,
+                "serviceAccountName": account,
                 "automountServiceAccountToken": false,
                 "containers": [{ "name": "program", "image": "program" }],
                 "initContainers": [{
@@ -392,7 +402,7 @@ impl ApiServer {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             uid: made["metadata"]["uid"].as_str().expect("a uid").to_owned(),
-            account: name.to_owned(),
+            account: account.to_owned(),
         }
     }
 

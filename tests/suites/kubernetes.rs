@@ -234,7 +234,7 @@ async fn a_certificate_is_given_on_the_token_of_a_living_pod_and_on_nothing_else
     let right = api.token_of(&web).await;
     let issued = replica.issue(&trust, &web, &right).await;
     assert_eq!(
-        issued.expect("a certificate"),
+        issued.expect("a certificate").id.to_string(),
         "spiffe://cluster.merlon.test/ns/shop/sa/web"
     );
 
@@ -314,6 +314,46 @@ async fn a_certificate_is_given_on_the_token_of_a_living_pod_and_on_nothing_else
         page.contains("merlon_certificates_issued_total{evidence=\"service-account\"} 3"),
         "{page}"
     );
+}
+
+#[tokio::test]
+async fn a_certificate_renews_itself_alone_while_the_cluster_cannot_be_asked_and_not_after_its_pod()
+{
+    let api = ApiServer::start().await;
+    api.apply(MESH).await;
+    let replica = api.replica("one").await;
+    let web = api.pod("shop", "web", "127.1.0.3").await;
+    // The account goes on to have a pod when this one is gone.
+    let _other = api.pod_of(("shop", "web"), "web-2", "127.1.0.4").await;
+    let trust = api.trust("shop").await;
+    let token = api.token_of(&web).await;
+    let issued = replica.issue(&trust, &web, &token).await;
+    let issued = issued.expect("a certificate");
+
+    api.delete("/api/v1/namespaces/shop/pods/web").await;
+    let refused = replica.issue(&trust, &web, &token).await;
+    assert_eq!(
+        refused.expect_err("its pod is gone").code(),
+        Code::PermissionDenied
+    );
+    let refused = replica.renew(&issued).await.expect_err("its pod is gone");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().contains("its pod's token"), "{refused:?}");
+
+    // Who cannot be asked cannot say no: what runs goes on.
+    api.kill9();
+    until("the control plane notices", async || {
+        replica.page("/ready").await.1.contains("since when")
+    })
+    .await;
+    replica.renew(&issued).await.expect("a certificate");
+    api.start_again().await;
+    until("the control plane is back", async || {
+        replica.page("/ready").await.1 == "ready\n"
+    })
+    .await;
+    let refused = replica.renew(&issued).await.expect_err("its pod is gone");
+    assert_eq!(refused.code(), Code::PermissionDenied);
 }
 
 #[tokio::test]

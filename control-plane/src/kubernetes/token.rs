@@ -1,6 +1,12 @@
 //! A pod's own token as evidence of who it is.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use k8s_openapi::api::{
     authentication::v1::{TokenReview, TokenReviewSpec, UserInfo},
@@ -9,7 +15,7 @@ use k8s_openapi::api::{
 use kube::{Api, Client, api::PostParams, runtime::reflector::Store};
 use merlon_config::name::WorkloadId;
 
-use super::names;
+use super::{names, watch::Contact};
 
 /// A pod's token has about 900 bytes.
 const MOST_BYTES: usize = 16 << 10;
@@ -56,8 +62,11 @@ impl TokenProblem {
 /// Asks the cluster whose token it is.
 #[derive(Clone)]
 pub(crate) struct Reviewer {
-    pub(crate) client: Client,
-    pub(crate) pods: Store<Pod>,
+    client: Client,
+    pods: Store<Pod>,
+    contact: Contact,
+    /// The last question was not answered.
+    unanswered: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Reviewer {
@@ -67,6 +76,20 @@ impl std::fmt::Debug for Reviewer {
 }
 
 impl Reviewer {
+    pub(super) fn new(client: Client, pods: Store<Pod>, contact: Contact) -> Self {
+        Self {
+            client,
+            pods,
+            contact,
+            unanswered: Arc::default(),
+        }
+    }
+
+    /// Whether the cluster cannot be asked at the moment.
+    pub(crate) fn is_away(&self) -> bool {
+        self.unanswered.load(Ordering::Relaxed) || self.contact.away().is_some()
+    }
+
     /// Whom a token is for: the service account of a pod that is there.
     pub(crate) async fn look(&self, token: &str) -> Result<WorkloadId, TokenProblem> {
         // Three parts of base64url, before a stranger's bytes go on to the cluster.
@@ -74,7 +97,10 @@ impl Reviewer {
         if token.len() > MOST_BYTES || !token.bytes().all(right) || token.split('.').count() != 3 {
             return Err(TokenProblem::Malformed);
         }
-        let user = self.review(token).await?;
+        let user = self.review(token).await;
+        let unanswered = matches!(user, Err(TokenProblem::Away));
+        self.unanswered.store(unanswered, Ordering::Relaxed);
+        let user = user?;
         let pod = bound(&user)?;
         let present = async {
             loop {

@@ -7,20 +7,33 @@ use merlon_api::{
     control_plane_id,
     identity::{Evidence, IssueRequest, identity_client::IdentityClient},
 };
-use merlon_certs::{Bootstrap, H2, LeafFacts, PrivateKey, TrustRoots};
-use merlon_config::{name::TrustDomain, snapshot::TrustBundle};
+use merlon_certs::{Bootstrap, CertificateDer, H2, MeshTls, PrivateKey, TrustRoots, X509Svid};
+use merlon_config::{
+    name::{SpiffeId, TrustDomain},
+    snapshot::TrustBundle,
+};
+use rustls::ClientConfig;
+use rustls_pki_types::UnixTime;
 use tonic::{Status, transport::Endpoint};
 use tower::service_fn;
 
 use super::{Pod, Replica};
 use crate::mesh::handshake;
 
+/// A certificate, with its key.
+#[derive(Debug)]
+pub struct Issued {
+    /// The name in it.
+    pub id: SpiffeId,
+    tls: MeshTls,
+}
+
 impl Replica {
-    /// Asks for a certificate for a pod with a token, knowing the mesh by the files in `trust`; gives the name in it.
+    /// Asks for a certificate for a pod with a token, knowing the mesh by the files in `trust`.
     ///
     /// # Errors
     /// What the control plane says.
-    pub async fn issue(&self, trust: &Path, pod: &Pod, token: &str) -> Result<String, Status> {
+    pub async fn issue(&self, trust: &Path, pod: &Pod, token: &str) -> Result<Issued, Status> {
         let read = |file: &str| fs::read_to_string(trust.join(file)).expect("a mounted file");
         let domain: TrustDomain = read("trust-domain").parse().expect("a trust domain");
         let bundle = TrustBundle {
@@ -28,9 +41,33 @@ impl Replica {
             roots: vec![read("bundle.pem")],
         };
         let roots = Arc::new(TrustRoots::from_bundle(&bundle).expect("roots"));
-        let server = control_plane_id(&domain, &"merlon-system".parse().expect("a namespace"));
-        let tls = Bootstrap::Roots(roots).client_config(&server, &[H2]);
-        let (tls, to) = (tls.expect("TLS"), self.address());
+        let tls =
+            Bootstrap::Roots(Arc::clone(&roots)).client_config(&control_plane(&domain), &[H2]);
+        let identity = format!("{}/{}", pod.namespace, pod.account);
+        let id = domain.spiffe_id(&identity.parse().expect("an identity"));
+        let evidence = Some(Evidence::Token(token.to_owned()));
+        self.sign(tls.expect("TLS"), id, evidence, roots).await
+    }
+
+    /// Asks for another one on a certificate alone.
+    ///
+    /// # Errors
+    /// What the control plane says.
+    pub async fn renew(&self, issued: &Issued) -> Result<Issued, Status> {
+        let server = control_plane(issued.id.trust_domain());
+        let tls = issued.tls.client_config(&server, &[H2]);
+        let (id, roots) = (issued.id.clone(), Arc::clone(issued.tls.roots()));
+        self.sign(tls.expect("TLS"), id, None, roots).await
+    }
+
+    async fn sign(
+        &self,
+        tls: Arc<ClientConfig>,
+        id: SpiffeId,
+        evidence: Option<Evidence>,
+        roots: Arc<TrustRoots>,
+    ) -> Result<Issued, Status> {
+        let to = self.address();
         let connector = service_fn(move |_| {
             let tls = Arc::clone(&tls);
             async move { handshake(to, tls).await.map(TokioIo::new) }
@@ -39,18 +76,23 @@ impl Replica {
             .connect_with_connector(connector)
             .await
             .expect("a connection");
-        let identity = format!("{}/{}", pod.namespace, pod.account);
-        let id = domain.spiffe_id(&identity.parse().expect("an identity"));
         let key = PrivateKey::generate().expect("a key");
         let request = IssueRequest {
             csr: key.csr(&id).expect("a request"),
-            evidence: Some(Evidence::Token(token.to_owned())),
-            node_id: pod.name.clone(),
+            evidence,
+            node_id: "test".to_owned(),
         };
         let issued = IdentityClient::new(channel).issue(request).await?;
         let chain = issued.into_inner().chain;
-        let leaf = chain.first().expect("a certificate");
-        let facts = LeafFacts::parse(leaf).expect("a leaf");
-        Ok(facts.id.to_string())
+        let chain = chain.into_iter().map(CertificateDer::from).collect();
+        let svid = X509Svid::parse(chain, key, &roots, UnixTime::now()).expect("a certificate");
+        Ok(Issued {
+            id: svid.id.clone(),
+            tls: MeshTls::new(Arc::new(svid), roots).expect("TLS"),
+        })
     }
+}
+
+fn control_plane(domain: &TrustDomain) -> SpiffeId {
+    control_plane_id(domain, &"merlon-system".parse().expect("a namespace"))
 }
