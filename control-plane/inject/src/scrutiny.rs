@@ -83,6 +83,38 @@ fn user(of: Option<&Map<String, Value>>) -> Option<u64> {
     of?.get("securityContext")?.get("runAsUser")?.as_u64()
 }
 
+fn gets_around(capability: &str) -> &'static str {
+    match capability {
+        "SETUID" => "become the sidecar's user, whose connections the rules leave alone",
+        _ => "send packets that pass by the rules and the sidecar",
+    }
+}
+
+/// Those that a container adds or drops, without their prefix.
+fn capabilities<'a>(
+    container: &'a Map<String, Value>,
+    field: &str,
+) -> impl Iterator<Item = &'a str> {
+    let context = container.get("securityContext");
+    let list = context.and_then(|context| context.get("capabilities")?.get(field)?.as_array());
+    let names = list.into_iter().flatten().filter_map(Value::as_str);
+    names.map(|name| name.trim_start_matches("CAP_"))
+}
+
+/// Whether nothing that is written here says another user: what the image says is not seen.
+fn may_be_root(pod: Option<&Map<String, Value>>, container: &Map<String, Value>) -> bool {
+    let said = |field: &str| {
+        let of = |owner: Option<&'_ Map<String, Value>>| {
+            owner?.get("securityContext")?.get(field).cloned()
+        };
+        of(Some(container)).or_else(|| of(pod))
+    };
+    match said("runAsUser") {
+        Some(user) => user == 0,
+        None => said("runAsNonRoot") != Some(Value::Bool(true)),
+    }
+}
+
 /// What lets a program of the pod get around its sidecar, though nothing says that it does.
 pub(crate) fn warnings(pod: &Pod) -> Vec<String> {
     let mut found = Vec::new();
@@ -105,20 +137,29 @@ pub(crate) fn warnings(pod: &Pod) -> Vec<String> {
             ));
             continue;
         }
-        let added = context.and_then(|context| context.get("capabilities")?.get("add")?.as_array());
-        let added = added.into_iter().flatten().filter_map(Value::as_str);
-        for capability in added {
-            let plain = capability.trim_start_matches("CAP_");
+        for plain in capabilities(container, "add") {
             let can = match plain {
                 "NET_ADMIN" | "SYS_ADMIN" | "ALL" => {
                     "take away the rules that lead its connections through the sidecar"
                 }
-                "SETUID" => "become the sidecar's user, whose connections the rules leave alone",
-                "NET_RAW" => "send packets that pass by the rules and the sidecar",
+                "SETUID" | "NET_RAW" => gets_around(plain),
                 _ => continue,
             };
             warn(format!(
                 "merlon: with the capability {plain} the container `{name}` can {can}"
+            ));
+        }
+        // What container runtimes leave to root of their own accord.
+        let added: Vec<_> = capabilities(container, "add").collect();
+        let dropped: Vec<_> = capabilities(container, "drop").collect();
+        let kept = ["SETUID", "NET_RAW"].into_iter().find(|usual| {
+            let is_told = added.contains(usual) || added.contains(&"ALL");
+            !is_told && !dropped.contains(usual) && !dropped.contains(&"ALL")
+        });
+        if let Some(kept) = kept.filter(|_| may_be_root(pod.spec(), container)) {
+            warn(format!(
+                "merlon: as root, with the capability {kept} that it is left, the container `{name}` can {}; say `runAsNonRoot: true`, or drop ALL",
+                gets_around(kept)
             ));
         }
     }

@@ -218,12 +218,33 @@ fn what_lets_a_program_get_around_its_sidecar_is_told() {
         "containers": [
             { "name": "a", "securityContext": { "privileged": true } },
             { "name": "b", "securityContext": { "capabilities": { "add": ["CAP_NET_ADMIN", "CHOWN", "SETUID", "NET_RAW"] } } },
+            { "name": "as-it-comes" },
+            { "name": "without-setuid", "securityContext": { "runAsUser": 0, "capabilities": { "drop": ["CAP_SETUID"] } } },
+            { "name": "nothing-left", "securityContext": { "capabilities": { "drop": ["ALL"] } } },
+            { "name": "a-user", "securityContext": { "runAsUser": 1000 } },
+            { "name": "no-root", "securityContext": { "runAsNonRoot": true } },
         ],
     } });
     let Ok(Injection::Changed { warnings, .. }) = inject(&pod, "shop", &settings(), &key()) else {
         panic!("it changes");
     };
     insta::assert_snapshot!(warnings.join("\n"));
+}
+
+#[test]
+fn a_pod_whose_programs_cannot_be_root_is_not_warned_of() {
+    let mut pod = pod(&json!({}));
+    for context in [
+        json!({ "runAsNonRoot": true }),
+        json!({ "runAsUser": 1000 }),
+    ] {
+        pod["spec"]["securityContext"] = context;
+        let injected = inject(&pod, "shop", &settings(), &key());
+        let Ok(Injection::Changed { warnings, .. }) = injected else {
+            panic!("it changes");
+        };
+        assert_eq!(warnings, [""; 0]);
+    }
 }
 
 #[test]
@@ -243,27 +264,6 @@ fn the_node_expands_nothing_in_what_the_proxy_is_told() {
     assert_eq!(again, Ok(Injection::Unchanged(Why::Injected)));
 }
 
-#[test]
-fn a_number_in_quotes_is_a_port_as_nodes_have_it() {
-    let probe = json!({ "tcpSocket": { "port": "8080" } });
-    let object = injected(&pod(&json!({ "livenessProbe": probe })));
-    let turned = &object["spec"]["containers"][0]["livenessProbe"]["httpGet"];
-    assert_eq!(turned["path"], "/probe/web/liveness");
-}
-
-/// Anything that JSON can say, with the words of a pod here and there.
-fn anything() -> impl Strategy<Value = Value> {
-    let leaf = prop_oneof![
-        Just(Value::Null),
-        any::<bool>().prop_map(Value::from),
-        any::<u32>().prop_map(Value::from),
-        "[a-z]{0,6}".prop_map(Value::from),
-    ];
-    let word = prop_oneof![
-        Just("spec".to_owned()),
-        Just("containers".to_owned()),
-        Just("initContainers".to_owned()),
-        Just("name".to_owned()),
 /// Where a pod's hook before its end is asked for.
 fn hook(pod: &Value) -> String {
     let get = &pod["spec"]["containers"][0]["lifecycle"]["preStop"]["httpGet"];
@@ -304,6 +304,27 @@ fn a_hook_that_was_turned_without_a_key_gets_one() {
     assert_eq!(injected(&keyless), injected(&pod));
 }
 
+#[test]
+fn a_number_in_quotes_is_a_port_as_nodes_have_it() {
+    let probe = json!({ "tcpSocket": { "port": "8080" } });
+    let object = injected(&pod(&json!({ "livenessProbe": probe })));
+    let turned = &object["spec"]["containers"][0]["livenessProbe"]["httpGet"];
+    assert_eq!(turned["path"], "/probe/web/liveness");
+}
+
+/// Anything that JSON can say, with the words of a pod here and there.
+fn anything() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<u32>().prop_map(Value::from),
+        "[a-z]{0,6}".prop_map(Value::from),
+    ];
+    let word = prop_oneof![
+        Just("spec".to_owned()),
+        Just("containers".to_owned()),
+        Just("initContainers".to_owned()),
+        Just("name".to_owned()),
         Just("livenessProbe".to_owned()),
         Just("lifecycle".to_owned()),
         Just("preStop".to_owned()),
