@@ -268,6 +268,29 @@ async fn requests_from_outside_are_routed_by_path_header_and_weight_as_an_identi
             "{url}: {answer:?}"
         );
     }
+    // A younger route that is equal takes nothing, though it is the first by name and writes its prefix longer.
+    let younger = "
+    - matches: [{ path: { type: PathPrefix, value: /cgi-bin/ } }]
+      backendRefs: [{ name: next, port: 80 }]";
+    cluster
+        .apply_in(&shop, &route("a-younger", "routes.example", younger))
+        .await;
+    route_says(cluster, &shop, "a-younger", "Accepted=True").await;
+    // As soon as what only the younger one has is in force.
+    let mark = "
+    - matches: [{ path: { type: PathPrefix, value: /cgi-bin/ } }, { path: { value: /cgi-bin/say/younger, type: Exact } }]
+      backendRefs: [{ name: next, port: 80 }]";
+    cluster
+        .apply_in(&shop, &route("a-younger", "routes.example", mark))
+        .await;
+    let only = "http://routes.example/cgi-bin/say/younger";
+    until_answered(cluster, only, &[], "next\n").await;
+    let answer = ask(cluster, say, &[]).await;
+    assert!(answer.out.contains("orders\n"), "{answer:?}");
+    cluster
+        .kubectl(&["delete", "httproute", "a-younger", "-n", &shop])
+        .await;
+
     // The gateway's own policy lets nobody write, whatever the service would say.
     let answer = ask(cluster, say, &["-X", "POST"]).await;
     assert!(answer.out.ends_with("\n403"), "{answer:?}");

@@ -657,13 +657,44 @@ async fn a_granted_secret_reaches_the_one_workload_it_is_for_and_follows_every_c
         );
     }
 
+    // Another secret for another workload: that never sees this one, though the new one cannot be read.
+    let another = grant("nowhere").replace("serviceAccount: web", "serviceAccount: other");
+    cluster.apply_in(&shop, &another).await;
+    wait::until("the file is gone", async || read().await.is_empty()).await;
+    wait::until("the header is gone", async || {
+        call("web").await == "HTTP_X_API_KEY=own"
+    })
+    .await;
+    wait::until("the status is of the new path", async || {
+        said("False").await.contains("/nowhere")
+    })
+    .await;
+    let of_other = async || {
+        let all = ["sh", "-c", "cat /var/run/secrets/merlon.io/*/*"];
+        cluster.exec(&shop, "deploy/other", &all).await.out
+    };
+    wait::until("other's sidecar knows of the grant", async || {
+        call("other").await != "HTTP_X_API_KEY=own"
+    })
+    .await;
+    assert_eq!(of_other().await, "");
+    let without = call("other").await;
+    assert!(!without.contains("HTTP_X_API_KEY"), "{without}");
+    let nowhere = format!("merlon/{shop}/nowhere");
+    bao.cli(&["kv", "put", "-mount=secret", &nowhere, "password=the-third"])
+        .await;
+    wait::until("other has what it was granted", async || {
+        of_other().await == "the-third"
+    })
+    .await;
+
     // Not granted any more.
     cluster
         .kubectl(&["delete", "secretgrant", "db", "-n", &shop])
         .await;
-    wait::until("the file is gone", async || read().await.is_empty()).await;
+    wait::until("the file is gone", async || of_other().await.is_empty()).await;
     wait::until("the header is gone", async || {
-        call("web").await == "HTTP_X_API_KEY=own"
+        call("other").await == "HTTP_X_API_KEY=own"
     })
     .await;
 }
