@@ -1,6 +1,11 @@
 //! The mesh on a real Kubernetes cluster, as its users meet it: installed by Helm, certificates from OpenBao, programs that
 //! know nothing of it.
 
+#[path = "mesh_in_cluster/probes.rs"]
+mod probes;
+#[path = "mesh_in_cluster/secrets.rs"]
+mod secrets;
+
 use merlon_tests::{
     Cluster,
     cluster::{self, merlon, openbao::ClusterBao},
@@ -373,48 +378,6 @@ spec:
 }
 
 #[tokio::test]
-async fn a_dead_program_is_seen_as_dead_through_its_sidecar() {
-    if !cluster::are_possible() {
-        return;
-    }
-    let cluster = meshed().await;
-    let shop = cluster.meshed_namespace("probes").await;
-    let command = "busybox httpd -f -p 8080 -h /tmp & echo $! > /tmp/pid; echo up > /tmp/index.html; exec sleep infinity";
-    let tcp = "          readinessProbe: { tcpSocket: { port: 8080 }, periodSeconds: 1, failureThreshold: 1 }";
-    let http = "          ports: [{ name: http, containerPort: 8080 }]
-          readinessProbe: { httpGet: { path: /index.html, port: http }, periodSeconds: 1, failureThreshold: 1 }";
-    let exec = "          readinessProbe: { exec: { command: [test, -e, /tmp/index.html] }, periodSeconds: 1 }";
-    let all = [
-        cluster::program("by-tcp", 1, command, tcp),
-        cluster::program("by-http", 1, command, http),
-        cluster::program("by-exec", 1, command, exec),
-    ];
-    cluster.apply_in(&shop, &all.concat()).await;
-    cluster.available(&shop).await;
-    for name in ["by-tcp", "by-http"] {
-        let from = format!("deploy/{name}");
-        let killed = cluster
-            .exec(&shop, &from, &["sh", "-c", "kill -9 $(cat /tmp/pid)"])
-            .await;
-        assert_eq!(killed.code(), 0, "{killed:?}");
-        cluster
-            .wait_for(&[
-                "--for=condition=Ready=false",
-                "-n",
-                &shop,
-                "pod",
-                "-l",
-                &format!("app={name}"),
-            ])
-            .await;
-    }
-    let deployment = "deployment/by-exec";
-    cluster
-        .wait_for(&["--for=condition=Available", "-n", &shop, deployment])
-        .await;
-}
-
-#[tokio::test]
 async fn jobs_end_and_what_begins_a_pod_has_the_network_of_the_mesh() {
     if !cluster::are_possible() {
         return;
@@ -511,192 +474,6 @@ spec:
     assert!(!capture.has("canary-in-redis"));
     let set = cluster.exec(&shop, "deploy/other", &ask).await;
     assert_ne!(set.out.trim(), "OK", "{set:?}");
-}
-
-#[tokio::test]
-async fn a_granted_secret_reaches_the_one_workload_it_is_for_and_follows_every_change() {
-    if !cluster::are_possible() {
-        return;
-    }
-    let (cluster, bao) = meshed_with_bao().await;
-    let shop = cluster.meshed_namespace("secrets").await;
-    let own = format!("merlon/{shop}/db");
-    let put = async |password: &str| {
-        let password = format!("password={password}");
-        bao.cli(&["kv", "put", "-mount=secret", &own, "user=web", &password])
-            .await
-    };
-    put("the-first").await;
-    let grant = |path: &str| {
-        format!(
-            "apiVersion: merlon.io/v1alpha1\nkind: SecretGrant\nmetadata: {{ name: db }}\nspec:\n  serviceAccount: web\n  path: {path}\n  \
-             files: {{}}\n  headers: [{{ service: {shop}/orders, name: X-Api-Key, key: password, prefix: 'Key ' }}]\n"
-        )
-    };
-    // No path leads to another namespace's.
-    let refused = cluster.try_apply_in(&shop, &grant("../elsewhere/db")).await;
-    assert!(
-        refused
-            .err
-            .contains("spec.path: `../elsewhere/db` is no path"),
-        "{refused:?}"
-    );
-    cluster.apply_in(&shop, &grant("db")).await;
-    let everybody = web_reads(&shop).replace(
-        &format!("principal == Workload::\"{shop}/web\""),
-        "principal",
-    );
-    cluster
-        .apply_in(
-            &shop,
-            &[orders(1), caller("web"), caller("other"), everybody].concat(),
-        )
-        .await;
-    let mount =
-        r#"{"spec":{"template":{"metadata":{"annotations":{"merlon.io/mount-secrets":"true"}}}}}"#;
-    for name in ["web", "other"] {
-        cluster
-            .kubectl(&["patch", "deployment", name, "-n", &shop, "-p", mount])
-            .await;
-        cluster
-            .rolled_out(&shop, &format!("deployment/{name}"))
-            .await;
-    }
-    cluster.available(&shop).await;
-
-    // A program that runs has its secret: nothing waits for it here.
-    let folder = "/var/run/secrets/merlon.io";
-    let file = format!("{folder}/db/password");
-    let read = async || {
-        let ended = cluster.exec(&shop, "deploy/web", &["cat", &file]).await;
-        ended.out
-    };
-    assert_eq!(read().await, "the-first");
-    let others = cluster
-        .exec(&shop, "deploy/other", &["ls", "-A", folder])
-        .await;
-    assert_eq!(others.out, "", "{others:?}");
-    let forbidden = ["sh", "-c", "echo > /var/run/secrets/merlon.io/db/user"];
-    let forbidden = cluster.exec(&shop, "deploy/web", &forbidden).await;
-    assert_ne!(forbidden.code(), 0, "{forbidden:?}");
-
-    let head = format!("http://orders.{shop}/cgi-bin/head");
-    let call = async |from: &str| {
-        let answer = cluster
-            .curl(&shop, from, &[&head, "-H", "X-Api-Key: own"])
-            .await;
-        let line = answer
-            .out
-            .lines()
-            .find(|line| line.starts_with("HTTP_X_API_KEY="));
-        line.unwrap_or(&answer.out).to_owned()
-    };
-    cluster
-        .programmed(&shop, "authorizationpolicy/orders")
-        .await;
-    assert_eq!(call("web").await, "HTTP_X_API_KEY=Key the-first");
-    assert_eq!(call("other").await, "HTTP_X_API_KEY=own");
-
-    put("the-second").await;
-    wait::until("the file follows", async || read().await == "the-second").await;
-    wait::until("the header follows", async || {
-        call("web").await == "HTTP_X_API_KEY=Key the-second"
-    })
-    .await;
-    let said = async |status: &str| {
-        let condition = format!("--for=condition=SecretRead={status}");
-        cluster
-            .wait_for(&[&condition, "-n", &shop, "secretgrant/db"])
-            .await;
-        cluster
-            .kubectl(&[
-                "get",
-                "secretgrant",
-                "db",
-                "-n",
-                &shop,
-                "-o",
-                "jsonpath={.status}",
-            ])
-            .await
-    };
-    // Each replica reads for itself, and the leader, who writes it there, may be the last to.
-    wait::until("the status follows", async || {
-        let status = said("True").await;
-        status.contains("version 2 of the secret") && status.contains("\"proxies\":\"1/1\"")
-    })
-    .await;
-
-    // What is gone from Vault stays with those who have it, and is told.
-    bao.cli(&["kv", "delete", "-mount=secret", &own]).await;
-    let status = said("False").await;
-    assert!(status.contains(&format!("secret/{own}")), "{status}");
-    let told = cluster.merlon(&["check"]).await;
-    let problem = format!("SecretGrant {shop}/db: the secret cannot be read: ");
-    assert!(told.out.contains(&problem), "{told:?}");
-    assert_eq!(read().await, "the-second");
-    assert_eq!(call("web").await, "HTTP_X_API_KEY=Key the-second");
-    // Nobody is shown it.
-    let logs = cluster
-        .kubectl(&["logs", "-n", &shop, "deploy/web", "-c", "merlon-proxy"])
-        .await;
-    let plane = cluster
-        .kubectl(&[
-            "logs",
-            "-n",
-            merlon::NAMESPACE,
-            "-l",
-            "app.kubernetes.io/component=control-plane",
-            "--tail=-1",
-        ])
-        .await;
-    for text in [&logs, &plane, &status] {
-        assert!(
-            !text.contains("the-first") && !text.contains("the-second"),
-            "{text}"
-        );
-    }
-
-    // Another secret for another workload: that never sees this one, though the new one cannot be read.
-    let another = grant("nowhere").replace("serviceAccount: web", "serviceAccount: other");
-    cluster.apply_in(&shop, &another).await;
-    wait::until("the file is gone", async || read().await.is_empty()).await;
-    wait::until("the header is gone", async || {
-        call("web").await == "HTTP_X_API_KEY=own"
-    })
-    .await;
-    wait::until("the status is of the new path", async || {
-        said("False").await.contains("/nowhere")
-    })
-    .await;
-    let of_other = async || {
-        let all = ["sh", "-c", "cat /var/run/secrets/merlon.io/*/*"];
-        cluster.exec(&shop, "deploy/other", &all).await.out
-    };
-    wait::until("other's sidecar knows of the grant", async || {
-        call("other").await != "HTTP_X_API_KEY=own"
-    })
-    .await;
-    assert_eq!(of_other().await, "");
-    let without = call("other").await;
-    assert!(!without.contains("HTTP_X_API_KEY"), "{without}");
-    let nowhere = format!("merlon/{shop}/nowhere");
-    bao.cli(&["kv", "put", "-mount=secret", &nowhere, "password=the-third"])
-        .await;
-    wait::until("other has what it was granted", async || {
-        of_other().await == "the-third"
-    })
-    .await;
-
-    // Not granted any more.
-    cluster
-        .kubectl(&["delete", "secretgrant", "db", "-n", &shop])
-        .await;
-    wait::until("the file is gone", async || of_other().await.is_empty()).await;
-    wait::until("the header is gone", async || {
-        call("other").await == "HTTP_X_API_KEY=own"
-    })
-    .await;
 }
 
 #[tokio::test]
