@@ -151,6 +151,15 @@ fn service<'a>(
         .filter(|pod| pod.metadata.namespace.as_deref() == Some(namespace.as_str()))
         .filter(|pod| selector.iter().all(|(k, v)| pod.labels().get(k) == Some(v)))
         .collect();
+    // Rather one that may be gone with its node than nobody.
+    let ready = ready.map(|ready| match ready.is_empty() {
+        true => own
+            .iter()
+            .filter(|pod| is_well(pod))
+            .flat_map(|pod| addresses(pod))
+            .collect(),
+        false => ready,
+    });
     let ports = spec.ports.iter().flatten();
     let ports: Vec<ServicePort> = ports.filter_map(|port| port_of(port, &own)).collect();
     if ports.is_empty() {
@@ -176,6 +185,23 @@ fn service<'a>(
             groups: Vec::new(),
         }),
     })
+}
+
+/// Whether a pod's own containers pass their probes. If it is not ready all the same, nobody says that of it but who takes
+/// its node for lost: after a minute without the API server that is every node, until each has told that it lives.
+fn is_well(pod: &Pod) -> bool {
+    let gates = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.readiness_gates.as_ref());
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    pod.metadata.deletion_timestamp.is_none()
+        && gates.is_none_or(Vec::is_empty)
+        && conditions.any(|known| known.type_ == "ContainersReady" && known.status == "True")
 }
 
 fn port_of(port: &ClusterPort, pods: &[&Pod]) -> Option<ServicePort> {
@@ -351,6 +377,60 @@ mod tests {
             .map(ToString::to_string)
             .collect();
         assert_eq!(ready, ["10.1.0.1", "10.1.0.3"]);
+    }
+
+    #[test]
+    fn when_no_pod_is_ready_those_are_called_whose_containers_are_well() {
+        let one = |address: &str, ready: &str, more: Value| -> Pod {
+            let mut pod = json!({
+                "metadata": { "name": "orders", "namespace": "shop", "labels": { "app": "orders" } },
+                "spec": { "containers": [{ "name": "merlon-proxy" }] },
+                "status": {
+                    "phase": "Running", "podIP": address, "podIPs": [{ "ip": address }],
+                    "conditions": [
+                        { "type": "Ready", "status": "False" },
+                        { "type": "ContainersReady", "status": ready },
+                    ],
+                },
+            });
+            for (key, value) in more.as_object().unwrap() {
+                let part = pod[key].as_object_mut().unwrap();
+                part.extend(value.as_object().unwrap().clone());
+            }
+            object(pod)
+        };
+        let pods = [
+            one("10.1.0.1", "True", json!({})),
+            one("10.1.0.2", "False", json!({})),
+            one(
+                "10.1.0.3",
+                "True",
+                json!({ "spec": { "readinessGates": [{ "conditionType": "own" }] } }),
+            ),
+            one(
+                "10.1.0.4",
+                "True",
+                json!({ "metadata": { "deletionTimestamp": "2026-01-01T00:00:00Z" } }),
+            ),
+        ];
+        let made: Service = object(json!({
+            "metadata": { "name": "orders", "namespace": "shop" },
+            "spec": { "selector": { "app": "orders" }, "ports": [{ "port": 80 }] },
+        }));
+        let endpoints = |ready: Option<&str>| {
+            let ready = ready.into_iter().map(|address| address.parse().unwrap());
+            let found = service(&made, pods.iter(), Some(ready.collect()));
+            let Some(Spec::Service(found)) = found.map(|found| found.spec) else {
+                panic!("a service")
+            };
+            let endpoints = found.endpoints.unwrap();
+            endpoints
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(endpoints(None), ["10.1.0.1"]);
+        assert_eq!(endpoints(Some("10.1.0.9")), ["10.1.0.9"]);
     }
 
     #[test]
