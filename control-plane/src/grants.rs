@@ -4,30 +4,31 @@
 //! deleted empties no secret that is in use. But who edits a grant's path grants another secret, and what was read for
 //! the one before is not given to whom it reaches now.
 
-mod round;
+mod turn;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
-use futures_util::StreamExt as _;
 use merlon_compile::{Granted, Mesh, StateResource};
-use merlon_config::{name::ServiceName, snapshot::SecretState};
+use merlon_config::{
+    name::{Namespace, ServiceName},
+    snapshot::SecretState,
+};
 use merlon_issuer::KvSecret;
-use tokio::sync::watch;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 
-use self::round::{Begin, Found};
+use self::turn::{Common, Found};
 use crate::{
     authority::Authority,
-    random,
-    world::{Secrets, World, Worlds},
+    world::{Secrets, Worlds},
 };
 
-/// How often each secret is read. Vault has no events that one could wait for on every server.
-const EVERY: Duration = Duration::from_secs(5);
 /// Changes that are published as one.
 const TOGETHER: usize = 64;
 
@@ -101,56 +102,126 @@ pub(crate) struct Reader {
 impl Reader {
     /// Until `shutdown`.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let (authority, certified) = (self.authority.clone(), self.authority.watch());
+        let (nudge, nudged) = watch::channel(0);
+        let read = move |granted: Granted| secret(authority.clone(), granted);
+        let nudging = async {
+            let mut certified = certified;
+            while certified.changed().await.is_ok() {
+                nudge.send_modify(|count| *count += 1);
+            }
+        };
+        let following = Follower::new(self.worlds, self.deliveries).run(read, nudged);
+        tokio::select! {
+            () = async { tokio::join!(nudging, following); } => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+}
+
+async fn secret(authority: Authority, granted: Granted) -> Result<KvSecret, String> {
+    let certified = authority.certified();
+    let certified = certified.ok_or("the certificate issuer has not answered yet")?;
+    let path = format!("{}/{}", granted.name.namespace, granted.path);
+    let read = certified.issuer().secret(&path).await;
+    read.map_err(|error| error.to_string())
+}
+
+/// Keeps a turn for each namespace that is granted something, and publishes what they find.
+struct Follower {
+    worlds: Worlds,
+    deliveries: Deliveries,
+    wanted: BTreeSet<Granted>,
+    known: Arc<Secrets>,
+    /// What each turn is told to read. A turn ends with its sender.
+    turns: BTreeMap<Namespace, watch::Sender<BTreeSet<Granted>>>,
+}
+
+impl Follower {
+    fn new(worlds: Worlds, deliveries: Deliveries) -> Self {
+        Self {
+            worlds,
+            deliveries,
+            wanted: BTreeSet::new(),
+            known: Arc::default(),
+            turns: BTreeMap::new(),
+        }
+    }
+
+    async fn run<F>(
+        mut self,
+        read: impl Fn(Granted) -> F + Clone + Send + Sync + 'static,
+        nudged: watch::Receiver<u64>,
+    ) where
+        F: Future<Output = Result<KvSecret, String>> + Send + 'static,
+    {
         let mut worlds = self.worlds.watch();
-        let mut certified = self.authority.watch();
-        let mut known = Arc::<Secrets>::default();
-        let mut begin = Begin::default();
+        let (sender, mut found) = mpsc::channel(TOGETHER);
+        let common = Common::new(read, sender);
+        let mut running = JoinSet::new();
         loop {
             let wanted = wanted(&worlds.borrow_and_update().mesh);
-            tokio::select! {
-                () = self.read(&wanted, &mut known, &mut begin) => {}
-                () = shutdown.cancelled() => return,
+            for (namespace, turn) in self.follow(wanted) {
+                let (told, wanted) = watch::channel(turn);
+                self.turns.insert(namespace, told);
+                running.spawn(common.clone().turn(wanted, nudged.clone()));
             }
-            let pause = EVERY.mul_f64(0.8 + 0.4 * random::unit());
-            let sleep = tokio::time::sleep(pause);
-            tokio::pin!(sleep);
             loop {
                 tokio::select! {
-                    () = &mut sleep => break,
-                    Ok(()) = certified.changed() => break,
-                    // What was granted just now is not waited for.
-                    Ok(()) = worlds.changed() => if is_news(&worlds.borrow_and_update(), &wanted) { break },
-                    () = shutdown.cancelled() => return,
+                    changed = worlds.changed() => match changed {
+                        Ok(()) => break,
+                        Err(_) => return,
+                    },
+                    Some(first) = found.recv() => self.take(first, &mut found),
+                    Some(_) = running.join_next() => {}
                 }
             }
         }
     }
 
-    /// All that are granted to somebody, each published as soon as it is read; those that could not be read stay as they
-    /// were.
-    async fn read(&self, wanted: &BTreeSet<Granted>, known: &mut Arc<Secrets>, begin: &mut Begin) {
-        self.deliveries.keep(wanted);
-        if known.keys().any(|granted| !wanted.contains(granted)) {
-            Arc::make_mut(known).retain(|granted, _| wanted.contains(granted));
-            self.worlds.publish_secrets(known);
+    /// Takes over what is granted now; gives the namespaces that have no turn yet.
+    fn follow(&mut self, wanted: BTreeSet<Granted>) -> BTreeMap<Namespace, BTreeSet<Granted>> {
+        if wanted == self.wanted {
+            return BTreeMap::new();
         }
-        let read = |granted: Granted| self.secret(granted);
-        let mut found = Box::pin(begin.round(wanted, read).ready_chunks(TOGETHER));
-        let mut later = Vec::new();
-        while let Some(found) = found.next().await {
-            for found in found {
-                match found {
-                    Found::Read(granted, read) => self.take(known, granted, read),
-                    Found::Later(granted) => later.push(granted),
-                }
-            }
-            self.worlds.publish_secrets(known);
+        self.deliveries.keep(&wanted);
+        if self.known.keys().any(|granted| !wanted.contains(granted)) {
+            Arc::make_mut(&mut self.known).retain(|granted, _| wanted.contains(granted));
+            self.worlds.publish_secrets(&self.known);
         }
-        drop(found);
-        later.into_iter().for_each(|granted| begin.with(granted));
+        let mut by_namespace: BTreeMap<Namespace, BTreeSet<Granted>> = BTreeMap::new();
+        for granted in &wanted {
+            let turn = by_namespace.entry(granted.name.namespace.clone());
+            turn.or_default().insert(granted.clone());
+        }
+        self.wanted = wanted;
+        self.turns.retain(|namespace, told| {
+            let Some(turn) = by_namespace.remove(namespace) else {
+                return false;
+            };
+            told.send_if_modified(|known| {
+                let moved = *known != turn;
+                *known = turn;
+                moved
+            });
+            true
+        });
+        by_namespace
     }
 
-    fn take(&self, known: &mut Arc<Secrets>, granted: Granted, read: Result<KvSecret, String>) {
+    /// Takes over what was found, with what else is there already, and publishes it as one.
+    fn take(&mut self, first: Found<KvSecret>, found: &mut mpsc::Receiver<Found<KvSecret>>) {
+        let more = std::iter::from_fn(|| found.try_recv().ok());
+        for (granted, read) in std::iter::once(first).chain(more).take(TOGETHER) {
+            // Read before it was taken away.
+            if self.wanted.contains(&granted) {
+                self.put(granted, read);
+            }
+        }
+        self.worlds.publish_secrets(&self.known);
+    }
+
+    fn put(&mut self, granted: Granted, read: Result<KvSecret, String>) {
         let read = read.map(|KvSecret { version, data }| {
             let state = SecretState {
                 name: granted.name.clone(),
@@ -160,25 +231,16 @@ impl Reader {
             };
             (version, StateResource::secret(&state))
         });
-        self.deliveries.take(
-            &granted,
-            read.as_ref()
-                .map(|(version, _)| *version)
-                .map_err(Clone::clone),
-        );
+        let said = read.as_ref().map(|(version, _)| *version);
+        self.deliveries.take(&granted, said.map_err(Clone::clone));
         if let Ok((_, secret)) = read
-            && known.get(&granted).is_none_or(|before| **before != secret)
+            && self
+                .known
+                .get(&granted)
+                .is_none_or(|before| **before != secret)
         {
-            Arc::make_mut(known).insert(granted, Arc::new(secret));
+            Arc::make_mut(&mut self.known).insert(granted, Arc::new(secret));
         }
-    }
-
-    async fn secret(&self, granted: Granted) -> Result<KvSecret, String> {
-        let certified = self.authority.certified();
-        let certified = certified.ok_or("the certificate issuer has not answered yet")?;
-        let path = format!("{}/{}", granted.name.namespace, granted.path);
-        let read = certified.issuer().secret(&path).await;
-        read.map_err(|error| error.to_string())
     }
 }
 
@@ -188,6 +250,5 @@ fn wanted(mesh: &Mesh) -> BTreeSet<Granted> {
     all.cloned().collect()
 }
 
-fn is_news(world: &World, known: &BTreeSet<Granted>) -> bool {
-    wanted(&world.mesh) != *known
-}
+#[cfg(test)]
+mod tests;

@@ -236,7 +236,7 @@ impl Issue {
                     .is_some_and(|reviewer| !reviewer.is_away())
                 {
                     return Err(unproved(Status::permission_denied(
-                        "in a cluster a certificate is renewed on its pod's token, while the cluster can be asked about that",
+                        "in a cluster a certificate is renewed on its pod's token, unless the cluster has been away for half a minute: a join token is good for one certificate there",
                     )));
                 }
                 Ok((svid.id.clone(), Right::Certificate))

@@ -26,10 +26,10 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    body::Room,
+    body::{Room, SMALL},
     bundle::Bundles,
     certificate::Certificate,
-    judging::Judging,
+    judging::{Judging, Needs},
     review::{Answer, Review},
 };
 use crate::{
@@ -38,8 +38,9 @@ use crate::{
     metrics::{Metrics, WebhookLabel},
 };
 
-/// Each judging compiles the mesh; whoever reaches the port may ask.
-const JUDGED_AT_ONCE: usize = 2;
+/// Each judging compiles the mesh, an injection looks at a pod alone and does not wait for one; whoever reaches the port
+/// may ask.
+const AT_ONCE: u32 = 2;
 /// With that for the body below the time-out of the webhook configuration, so that it is we who say why.
 const PATIENCE: Duration = Duration::from_secs(6);
 
@@ -50,6 +51,7 @@ pub(crate) struct Webhook {
     pub(crate) metrics: Metrics,
     settings: Live<InjectionSettings>,
     judging: Judging,
+    injecting: Judging,
     room: Room,
 }
 
@@ -79,7 +81,8 @@ pub(crate) fn start(
         judge: lent.judge,
         metrics: lent.metrics.clone(),
         settings: Live::new(settings),
-        judging: Judging::new(JUDGED_AT_ONCE),
+        judging: Judging::new(AT_ONCE),
+        injecting: Judging::new(AT_ONCE),
         room: Room::default(),
     });
     let certificate = Certificate::new(
@@ -140,72 +143,79 @@ async fn follow(file: std::path::PathBuf, hooks: Arc<Webhook>, shutdown: Cancell
 }
 
 async fn injected(State(hooks): State<Arc<Webhook>>, request: Request) -> Response {
-    let review = match hooks.review(request).await {
-        Ok(review) => review,
-        Err(answer) => return answer,
-    };
-    let settings = hooks.settings.load_full();
-    let Ok(key) = hook_key() else {
-        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
-    };
-    let answer = match inject(&review.object, &review.namespace, &settings, &key) {
-        Ok(Injection::Unchanged(_)) => Answer::allowed(),
-        Ok(Injection::Changed { object, warnings }) => {
-            Answer::changed(&review.object, &object, warnings)
+    let work = |hooks: &Webhook, review: &mut Review| {
+        let settings = hooks.settings.load_full();
+        let Ok(key) = hook_key() else {
+            return Answer::refused("merlon: the system has no random numbers to give".to_owned());
+        };
+        match inject(&review.object, &review.namespace, &settings, &key) {
+            Ok(Injection::Unchanged(_)) => Answer::allowed(),
+            Ok(Injection::Changed { object, warnings }) => {
+                Answer::changed(&review.object, &object, warnings)
+            }
+            Err(refused) => Answer::refused(format!("merlon: {refused}")),
         }
-        Err(refused) => Answer::refused(format!("merlon: {refused}")),
     };
-    hooks.tell("inject", &review, &answer);
-    reply(&review, &answer)
+    let places = &hooks.injecting;
+    answered(&hooks, ("inject", places), request, work).await
 }
 
 async fn validated(State(hooks): State<Arc<Webhook>>, request: Request) -> Response {
-    let review = match hooks.review(request).await {
-        Ok(review) => review,
-        Err(answer) => return answer,
-    };
-    let answer = if review.changes_nothing() {
-        Answer::allowed()
-    } else {
-        match tokio::time::timeout(PATIENCE, hooks.judged(&review)).await {
-            Ok(answer) => answer,
-            Err(_) => Answer::refused(
-                "merlon: the control plane is busy with other resources; try again".to_owned(),
-            ),
+    let work = |hooks: &Webhook, review: &mut Review| {
+        if review.changes_nothing() {
+            return Answer::allowed();
+        }
+        match hooks
+            .judge
+            .would(&review.kind, std::mem::take(&mut review.object))
+        {
+            Ok(warnings) => Answer::allowed().with(warnings),
+            Err(why) => Answer::refused(why),
         }
     };
-    hooks.tell("validate", &review, &answer);
-    reply(&review, &answer)
+    let places = &hooks.judging;
+    answered(&hooks, ("validate", places), request, work).await
 }
 
-fn reply(review: &Review, answer: &Answer) -> Response {
-    let kind = [(header::CONTENT_TYPE, "application/json")];
-    (kind, answer.to(review)).into_response()
+/// Reads a question and has it answered, both of it in a place for work: what a body means takes many times its memory.
+async fn answered(
+    hooks: &Arc<Webhook>,
+    (webhook, places): (&'static str, &Judging),
+    request: Request,
+    work: impl FnOnce(&Webhook, &mut Review) -> Answer + Send + 'static,
+) -> Response {
+    let body = match hooks.room.read(request).await {
+        Ok(body) => body,
+        Err(error) => return error.answer(),
+    };
+    let needs = match body.bytes.len() {
+        0..=SMALL => Needs::One,
+        _ => Needs::All,
+    };
+    let of_all = Arc::clone(hooks);
+    let done = places.run(needs, move || {
+        let mut review = match Review::read(&body.bytes) {
+            Ok(review) => review,
+            Err(error) => return (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+        };
+        let answer = work(&of_all, &mut review);
+        of_all.tell(webhook, &review, &answer);
+        let kind = [(header::CONTENT_TYPE, "application/json")];
+        (kind, answer.to(&review)).into_response()
+    });
+    let unavailable = |why: &'static str| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
+    match tokio::time::timeout(PATIENCE, done).await {
+        Ok(Some(answer)) => answer,
+        Ok(None) => {
+            unavailable("merlon: it could not be judged; the control plane's log says why\n")
+        }
+        Err(_) => {
+            unavailable("merlon: the control plane is busy with other resources; try again\n")
+        }
+    }
 }
 
 impl Webhook {
-    async fn review(&self, request: Request) -> Result<Review, Response> {
-        let body = self.room.read(request).await?;
-        Review::read(&body.bytes)
-            .map_err(|error| (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response())
-    }
-
-    async fn judged(&self, review: &Review) -> Answer {
-        let (judge, kind, object) = (
-            self.judge.clone(),
-            review.kind.clone(),
-            review.object.clone(),
-        );
-        let judged = self.judging.run(move || judge.would(&kind, object)).await;
-        match judged {
-            Some(Ok(warnings)) => Answer::allowed().with(warnings),
-            Some(Err(why)) => Answer::refused(why),
-            None => Answer::refused(
-                "merlon: it could not be judged; the control plane's log says why".to_owned(),
-            ),
-        }
-    }
-
     fn tell(&self, webhook: &'static str, review: &Review, answer: &Answer) {
         let result = answer.result();
         let label = WebhookLabel { webhook, result };

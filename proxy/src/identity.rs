@@ -187,7 +187,7 @@ impl Keeper {
     }
 
     /// By the pod's token, which ends with the pod; by the certificate in force while the cluster cannot be asked about
-    /// that, and where there is no pod; by the join token before there is a certificate and after it ended.
+    /// that, and outside of one; by the join token before there is a certificate and after it ended.
     async fn renew(&mut self) -> Result<Issued, IssueError> {
         let identity = self.shared.identity.load_full();
         let used = self.used_token;

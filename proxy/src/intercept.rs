@@ -72,13 +72,13 @@ pub(crate) async fn outbound(local: Rc<Local>, stream: TcpStream, address: Socke
             service,
             port,
             workload,
-            also,
+            also: _,
         } => {
             let fixed = Fixed {
                 service,
                 port,
                 workload,
-                also,
+                called: Some(meant),
             };
             tcp::lead(&local, stream, address, fixed, exchange).await;
         }

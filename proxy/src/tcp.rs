@@ -271,7 +271,7 @@ async fn outbound(
         service: to.service.clone(),
         port: to.port,
         workload: None,
-        also: Vec::new(),
+        called: None,
     };
     lead(&local, stream, address, fixed, exchange).await;
 }

@@ -346,7 +346,15 @@ async fn a_certificate_renews_itself_alone_while_the_cluster_cannot_be_asked_and
         replica.page("/ready").await.1.contains("since when")
     })
     .await;
-    replica.renew(&issued).await.expect("a certificate");
+    let refused = replica
+        .renew(&issued)
+        .await
+        .expect_err("it may be back soon");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    wait::for_some("it is away for good", async || {
+        replica.renew(&issued).await.ok()
+    })
+    .await;
     api.start_again().await;
     until("the control plane is back", async || {
         replica.page("/ready").await.1 == "ready\n"

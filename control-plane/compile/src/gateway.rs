@@ -16,12 +16,15 @@ pub(crate) struct Routes<'a>(BTreeMap<ServiceName, Vec<(ServiceName, &'a HttpRou
 impl<'a> Routes<'a> {
     pub(crate) fn new(resources: &'a [Resource]) -> Self {
         let mut routes: BTreeMap<_, Vec<(ServiceName, &HttpRouteSpec)>> = BTreeMap::new();
-        let mut oldest_first: Vec<&Resource> = resources.iter().collect();
-        oldest_first.sort_by_cached_key(|resource| (resource.created, name_of(resource)));
-        for resource in oldest_first {
-            let Spec::HttpRoute(spec) = &resource.spec else {
-                continue;
-            };
+        let mut oldest_first: Vec<(&Resource, &HttpRouteSpec)> = resources
+            .iter()
+            .filter_map(|resource| match &resource.spec {
+                Spec::HttpRoute(spec) => Some((resource, spec)),
+                _ => None,
+            })
+            .collect();
+        oldest_first.sort_by_cached_key(|(resource, _)| (resource.created, name_of(resource)));
+        for (resource, spec) in oldest_first {
             let parents: BTreeSet<_> = spec
                 .parent_refs
                 .iter()

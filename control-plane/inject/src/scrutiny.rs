@@ -83,22 +83,15 @@ fn user(of: Option<&Map<String, Value>>) -> Option<u64> {
     of?.get("securityContext")?.get("runAsUser")?.as_u64()
 }
 
-fn gets_around(capability: &str) -> &'static str {
-    match capability {
-        "SETUID" => "become the sidecar's user, whose connections the rules leave alone",
-        _ => "send packets that pass by the rules and the sidecar",
-    }
-}
-
-/// Those that a container adds or drops, without their prefix.
-fn capabilities<'a>(
-    container: &'a Map<String, Value>,
-    field: &str,
-) -> impl Iterator<Item = &'a str> {
+/// Those that a container adds or drops, without their prefix; runtimes take them in any case.
+fn capabilities(container: &Map<String, Value>, field: &str) -> impl Iterator<Item = String> {
     let context = container.get("securityContext");
     let list = context.and_then(|context| context.get("capabilities")?.get(field)?.as_array());
     let names = list.into_iter().flatten().filter_map(Value::as_str);
-    names.map(|name| name.trim_start_matches("CAP_"))
+    names.map(|name| {
+        let name = name.to_ascii_uppercase();
+        name.strip_prefix("CAP_").unwrap_or(&name).to_owned()
+    })
 }
 
 /// Whether nothing that is written here says another user: what the image says is not seen.
@@ -138,28 +131,23 @@ pub(crate) fn warnings(pod: &Pod) -> Vec<String> {
             continue;
         }
         for plain in capabilities(container, "add") {
-            let can = match plain {
+            let can = match &*plain {
                 "NET_ADMIN" | "SYS_ADMIN" | "ALL" => {
                     "take away the rules that lead its connections through the sidecar"
                 }
-                "SETUID" | "NET_RAW" => gets_around(plain),
+                "SETUID" => "become the sidecar's user, whose connections the rules leave alone",
+                "NET_RAW" => "send packets that pass by the rules and the sidecar",
                 _ => continue,
             };
             warn(format!(
                 "merlon: with the capability {plain} the container `{name}` can {can}"
             ));
         }
-        // What container runtimes leave to root of their own accord.
-        let added: Vec<_> = capabilities(container, "add").collect();
-        let dropped: Vec<_> = capabilities(container, "drop").collect();
-        let kept = ["SETUID", "NET_RAW"].into_iter().find(|usual| {
-            let is_told = added.contains(usual) || added.contains(&"ALL");
-            !is_told && !dropped.contains(usual) && !dropped.contains(&"ALL")
-        });
-        if let Some(kept) = kept.filter(|_| may_be_root(pod.spec(), container)) {
+        if may_be_root(pod.spec(), container)
+            && !capabilities(container, "drop").any(|c| c == "ALL")
+        {
             warn(format!(
-                "merlon: as root, with the capability {kept} that it is left, the container `{name}` can {}; say `runAsNonRoot: true`, or drop ALL",
-                gets_around(kept)
+                "merlon: as root, with what runtimes leave it (SETUID, NET_RAW), the container `{name}` can get around the sidecar; say `runAsNonRoot: true` and `allowPrivilegeEscalation: false`, or drop ALL"
             ));
         }
     }

@@ -217,10 +217,10 @@ fn what_lets_a_program_get_around_its_sidecar_is_told() {
         "shareProcessNamespace": true,
         "containers": [
             { "name": "a", "securityContext": { "privileged": true } },
-            { "name": "b", "securityContext": { "capabilities": { "add": ["CAP_NET_ADMIN", "CHOWN", "SETUID", "NET_RAW"] } } },
+            { "name": "b", "securityContext": { "capabilities": { "add": ["CAP_NET_ADMIN", "CHOWN", "setuid", "NET_RAW"] } } },
             { "name": "as-it-comes" },
             { "name": "without-setuid", "securityContext": { "runAsUser": 0, "capabilities": { "drop": ["CAP_SETUID"] } } },
-            { "name": "nothing-left", "securityContext": { "capabilities": { "drop": ["ALL"] } } },
+            { "name": "nothing-left", "securityContext": { "capabilities": { "drop": ["all"] } } },
             { "name": "a-user", "securityContext": { "runAsUser": 1000 } },
             { "name": "no-root", "securityContext": { "runAsNonRoot": true } },
         ],

@@ -1,12 +1,8 @@
 //! A pod's own token as evidence of who it is.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
+
+use jiff::Timestamp;
 
 use k8s_openapi::api::{
     authentication::v1::{TokenReview, TokenReviewSpec, UserInfo},
@@ -21,6 +17,8 @@ use super::{names, watch::Contact};
 const MOST_BYTES: usize = 16 << 10;
 /// For the question.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a cluster is away before certificates renew themselves. They have half of their life for it.
+const AWAY: Duration = Duration::from_secs(30);
 /// A pod may ask before we have been told of it.
 const APPEARS: Duration = Duration::from_secs(5);
 
@@ -65,8 +63,6 @@ pub(crate) struct Reviewer {
     client: Client,
     pods: Store<Pod>,
     contact: Contact,
-    /// The last question was not answered.
-    unanswered: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Reviewer {
@@ -81,13 +77,14 @@ impl Reviewer {
             client,
             pods,
             contact,
-            unanswered: Arc::default(),
         }
     }
 
-    /// Whether the cluster cannot be asked at the moment.
+    /// Whether the cluster has not answered for a while. A watch that breaks, or one question that gets no answer, is no
+    /// reason to do without it.
     pub(crate) fn is_away(&self) -> bool {
-        self.unanswered.load(Ordering::Relaxed) || self.contact.away().is_some()
+        let since = self.contact.away().map(|(since, _)| since);
+        since.is_some_and(|since| Timestamp::now().duration_since(since).unsigned_abs() >= AWAY)
     }
 
     /// Whom a token is for: the service account of a pod that is there.
@@ -97,10 +94,7 @@ impl Reviewer {
         if token.len() > MOST_BYTES || !token.bytes().all(right) || token.split('.').count() != 3 {
             return Err(TokenProblem::Malformed);
         }
-        let user = self.review(token).await;
-        let unanswered = matches!(user, Err(TokenProblem::Away));
-        self.unanswered.store(unanswered, Ordering::Relaxed);
-        let user = user?;
+        let user = self.review(token).await?;
         let pod = bound(&user)?;
         let present = async {
             loop {

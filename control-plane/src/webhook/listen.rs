@@ -25,7 +25,8 @@ const HANDSHAKES: handshakes::Limits = handshakes::Limits {
 /// may be five of them; a head is sent as soon as there is a connection.
 const CONNECTIONS: Limits = Limits {
     at_once: 1_024,
-    head: Duration::from_secs(90),
+    // Longer than it keeps an idle connection, so that it is never we who close one that it is about to use.
+    head: Duration::from_secs(120),
 };
 
 /// Serves until `shutdown`. Until there is a certificate to show, connections wait.

@@ -3,7 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
 };
@@ -12,7 +12,7 @@ use http::HeaderValue;
 use merlon_config::{
     name::{Namespace, ServiceName},
     resource::AppProtocol,
-    snapshot::Destination,
+    snapshot::{AddressState, Destination},
 };
 
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
     intercept,
     layers::stage::Call,
     peer_header::{Claim, Proto, parse_port},
+    state::Snapshot,
     worker::Local,
 };
 
@@ -32,8 +33,8 @@ pub(crate) struct Fixed {
     pub(crate) port: u16,
     /// The one workload that was called at its own address.
     pub(crate) workload: Option<IpAddr>,
-    /// What else it serves there.
-    pub(crate) also: Vec<ServiceName>,
+    /// The address that was called, where rules of interception told.
+    pub(crate) called: Option<SocketAddr>,
 }
 
 /// Where a request goes.
@@ -121,6 +122,17 @@ pub(crate) struct Names {
     routes: RefCell<HashMap<String, Rc<Route>, foldhash::fast::RandomState>>,
 }
 
+/// What else is called by a call to one workload's own address, as it is known now: a connection may be older.
+fn also(snapshot: &Snapshot, fixed: &Fixed) -> Vec<ServiceName> {
+    let called = fixed.called.filter(|_| fixed.workload.is_some());
+    match called.and_then(|address| snapshot.addresses.get(&address)) {
+        Some(AddressState::Service { service, also, .. }) if *service == fixed.service => {
+            also.clone()
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// Hosts that one worker remembers: a program that makes names up gets no memory for it.
 const REMEMBERED: usize = 1_024;
 
@@ -174,7 +186,7 @@ pub(crate) async fn whither(peer: &Peer, call: &Call) -> Result<Whither, Denial>
     if let Some(fixed) = &peer.fixed {
         let destination = intercept::destination(local, fixed).await?;
         let route = Rc::new(Route {
-            also: fixed.also.clone(),
+            also: also(snapshot, fixed),
             ..Route::to(destination, Some(fixed.port))?
         });
         if local.current().generation == call.current.generation {

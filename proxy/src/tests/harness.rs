@@ -340,7 +340,8 @@ impl Node {
 
     /// An address whose connections come to it as rules of interception lead them there from a port of the program.
     pub(super) async fn led_from(&self, port: u16) -> SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // Another address than the caller's own, which it would dial at the proxy's port.
+        let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let local = Rc::new(Local::new(
             0,

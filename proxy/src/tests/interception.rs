@@ -72,3 +72,33 @@ fn a_tunnel_reaches_the_port_that_was_dialled_and_no_other() {
         assert!(back.starts_with("HTTP/1.1 200 "), "{back}");
     });
 }
+
+#[test]
+fn a_proxy_sends_for_each_port_by_a_connection_to_that_port() {
+    run(async {
+        let (http, other) = (Program::echo().await, Program::echo().await);
+        let mut service = service("shop/orders", 80, http.port(), "http", EVERYTHING);
+        let second =
+            serde_json::json!({ "port": 81, "targetPort": other.port(), "protocol": "http" });
+        service["ports"].as_array_mut().unwrap().push(second);
+        let mut pair = Pair::with(service, "http");
+        let (first, second) = (
+            pair.orders.led_from(http.port()).await,
+            pair.orders.led_from(other.port()).await,
+        );
+        let mut to = destination("shop/orders", 80, "http", first, Some("shop/orders"));
+        let mut port = to.ports[0].clone();
+        port.port = 81;
+        to.ports.push(port);
+        to.endpoints[0].ports = [(80, first.port()), (81, second.port())].into();
+        pair.web_state = State::of("shop/web").calling(to);
+        pair.web.take(&pair.web_state);
+        for _ in 0..3 {
+            for host in ["orders:80", "orders:81"] {
+                let answer = http1(pair.web.outbound, get(host, "/")).await;
+                assert_eq!(answer.status, 200, "{host}");
+            }
+        }
+        assert_eq!((http.requests.get(), other.requests.get()), (3, 3));
+    });
+}

@@ -1,4 +1,4 @@
-//! Other proxies: one mutual-TLS HTTP/2 connection to each, opened with the identity of the moment.
+//! Other proxies: one mutual-TLS HTTP/2 connection to each port of each, opened with the identity of the moment.
 
 use std::{
     cell::{Cell, RefCell},
@@ -38,8 +38,38 @@ pub(crate) struct Peers {
 
 #[derive(Debug, Default)]
 struct Peer {
-    group: h2::Group,
+    /// By the address that is dialled, of which there are few: what is sent by a connection to one port must be for that
+    /// port, as the proxy at its other end sees to.
+    groups: RefCell<Vec<(SocketAddr, Rc<h2::Group>)>>,
     failed: Cell<Option<Instant>>,
+}
+
+impl Peer {
+    fn group(&self, address: SocketAddr) -> Rc<h2::Group> {
+        let mut groups = self.groups.borrow_mut();
+        if let Some((_, group)) = groups.iter().find(|(known, _)| *known == address) {
+            return Rc::clone(group);
+        }
+        let group = Rc::<h2::Group>::default();
+        groups.push((address, Rc::clone(&group)));
+        group
+    }
+
+    /// Streams open on all connections.
+    fn streams(&self) -> usize {
+        let groups = self.groups.borrow();
+        groups.iter().map(|(_, group)| group.streams()).sum()
+    }
+
+    /// Whether a connection is left after those that are not needed went.
+    fn tidy(&self, identity: Option<&Arc<MeshTls>>) -> bool {
+        let mut groups = self.groups.borrow_mut();
+        groups.retain(|(_, group)| {
+            group.tidy(identity);
+            !group.is_empty() || Rc::strong_count(group) > 1
+        });
+        !groups.is_empty()
+    }
 }
 
 /// How many endpoints are tried for one request.
@@ -85,7 +115,7 @@ impl Peers {
             from.get(place)
         };
         let (one, other) = (by_chance()?, by_chance()?);
-        let less = if other.1.group.streams() < one.1.group.streams() {
+        let less = if other.1.streams() < one.1.streams() {
             other
         } else {
             one
@@ -144,6 +174,7 @@ impl Peers {
                 return Err(Denial::Unconfigured);
             };
             let peer = self.peer(endpoint);
+            let group = peer.group(address);
             // The second round is for a connection that ended just before it was used.
             for _ in 0..2 {
                 let dial = async || {
@@ -157,7 +188,7 @@ impl Peers {
                     .await?;
                     h2::begin(stream, local.identity_gone()).await
                 };
-                let lease = match peer.group.lease(Some(&identity), dial).await {
+                let lease = match group.lease(Some(&identity), dial).await {
                     Ok(lease) => lease,
                     Err(error) => {
                         peer.failed.set(Some(Instant::now()));
@@ -201,10 +232,7 @@ impl Peers {
     /// Lets go of what is closed, idle for long, or opened with an earlier certificate.
     pub(crate) fn tidy(&self, identity: Option<&Arc<MeshTls>>) {
         self.peers.borrow_mut().retain(|_, peer| {
-            peer.group.tidy(identity);
-            !peer.group.is_empty()
-                || dial::is_avoided(peer.failed.get())
-                || Rc::strong_count(peer) > 1
+            peer.tidy(identity) || dial::is_avoided(peer.failed.get()) || Rc::strong_count(peer) > 1
         });
     }
 }

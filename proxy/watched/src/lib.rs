@@ -127,11 +127,12 @@ mod tests {
         String::from_utf8(read).unwrap()
     }
 
-    /// Asks, and waits for the answer. The connection stays open.
-    async fn asked(stream: &mut TcpStream) -> String {
-        stream.write_all(REQUEST).await.unwrap();
+    /// Asks for `path`, and waits for the answer. The connection stays open.
+    async fn asked(stream: &mut TcpStream, path: &str, answer: &str) -> String {
+        let request = format!("GET /{path} HTTP/1.1\r\nhost: pod\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
         let mut read = Vec::new();
-        while !read.ends_with(b"live") {
+        while !read.ends_with(answer.as_bytes()) {
             assert_ne!(stream.read_buf(&mut read).await.unwrap(), 0, "it is closed");
         }
         String::from_utf8(read).unwrap()
@@ -143,7 +144,11 @@ mod tests {
             .await
             .unwrap();
         for _ in 0..3 {
-            assert!(asked(&mut stream).await.starts_with("HTTP/1.1 200 "));
+            assert!(
+                asked(&mut stream, "live", "live")
+                    .await
+                    .starts_with("HTTP/1.1 200 ")
+            );
         }
     }
 
@@ -184,13 +189,17 @@ mod tests {
         for _ in 0..3 {
             let mut stream = TcpStream::connect(here).await.unwrap();
             // It is taken before the next one comes.
-            asked(&mut stream).await;
+            asked(&mut stream, "live", "live").await;
             all.push(stream);
         }
         let oldest = all.remove(0);
         assert_eq!(rest(oldest).await, "");
         for mut stream in all {
-            assert!(asked(&mut stream).await.starts_with("HTTP/1.1 200 "));
+            assert!(
+                asked(&mut stream, "live", "live")
+                    .await
+                    .starts_with("HTTP/1.1 200 ")
+            );
         }
     }
 
@@ -208,7 +217,9 @@ mod tests {
             "done"
         };
         let slow = std::sync::Arc::new(slow);
-        let routes = Router::new().route("/live", get(async move || slow().await));
+        let routes = Router::new()
+            .route("/live", get(async move || slow().await))
+            .route("/other", get(async || "there"));
         let (end, ended) = oneshot::channel::<()>();
         let ended = async {
             let _ = ended.await;
@@ -222,7 +233,11 @@ mod tests {
         let mut asking = TcpStream::connect(here).await.unwrap();
         asking.write_all(REQUEST).await.unwrap();
         has_begun.await.unwrap();
+        let mut idle = TcpStream::connect(here).await.unwrap();
+        asked(&mut idle, "other", "there").await;
         end.send(()).unwrap();
+        // It has seen the end when it closes what nobody uses.
+        assert_eq!(rest(idle).await, "");
         finish.send(()).unwrap();
         assert!(rest(asking).await.ends_with("done"));
         served.await.unwrap();
