@@ -1,10 +1,14 @@
 //! `merlon inject`: the very change that the admission webhook makes, offline.
 
-use std::{fs, io::Read as _, path::PathBuf};
+use std::{
+    fs,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use merlon_config::injection::InjectionSettings;
-use merlon_inject::{Injection, hook_key, inject};
+use merlon_inject::{HookKeys, Injection, inject};
 use serde_json::Value;
 
 use crate::{
@@ -21,7 +25,6 @@ Examples:
   kustomize build . | merlon inject -f - --settings injection.yaml > meshed.yaml
 
 Kinds: Pod, Deployment, ReplicaSet, StatefulSet, DaemonSet, Job, CronJob, List. Comments and anchors are not kept.
-A pod with hooks (`lifecycle`) by HTTP, TCP or gRPC gets a random key each time; run it on its own output to keep that.
 Exit codes: 0 written, 1 a file cannot be read, 2 a document cannot be in the mesh or is no YAML (nothing is written).")]
 pub(crate) struct InjectArgs {
     /// The file of YAML documents; `-`: standard input.
@@ -33,6 +36,11 @@ pub(crate) struct InjectArgs {
     /// The namespace of documents that name none.
     #[arg(long, short = 'n', value_name = "NAMESPACE", default_value = "default")]
     namespace: String,
+    /// A file with a secret of at least 16 random bytes, of which the keys are made that pods' hooks (`lifecycle` by HTTP, TCP
+    /// or gRPC) are asked for by: then the same documents become the same each time. Without it a key is random, and stays
+    /// only when what was written is injected again.
+    #[arg(long, value_name = "FILE")]
+    hook_seed: Option<PathBuf>,
 }
 
 /// How the settings of a cluster are come by.
@@ -48,18 +56,40 @@ pub(crate) fn run(args: &InjectArgs) -> Result<(), Failure> {
     let settings = InjectionSettings::load(settings).map_err(|report| {
         Failure::usage(format!("the settings cannot be used\n\n{report}")).hint(GET_SETTINGS)
     })?;
+    let keys = match &args.hook_seed {
+        Some(file) => seeded(file)?,
+        None => HookKeys::Random,
+    };
+    let with = With {
+        settings: &settings,
+        keys: &keys,
+    };
     let text = read(&args.file)?;
     let name = if args.file.as_os_str() == "-" {
         "standard input".to_owned()
     } else {
         args.file.display().to_string()
     };
-    let done = injected(&text, &name, &args.namespace, &settings)?;
+    let done = injected(&text, &name, &args.namespace, with)?;
     for warning in done.warnings {
         eprint_line(&format!("warning: {warning}"));
     }
     print_line(done.text.trim_end());
     Ok(())
+}
+
+fn seeded(file: &Path) -> Result<HookKeys, Failure> {
+    let failed = |why: String| Failure::runtime(format!("{}: {why}", file.display()));
+    let seed = fs::read(file).map_err(|error| failed(error.to_string()))?;
+    let keys = HookKeys::seeded(&seed).map_err(|error| failed(error.to_string()));
+    keys.map_err(|failure| failure.hint("openssl rand -out hook-seed 32"))
+}
+
+/// What pods are injected with.
+#[derive(Debug, Clone, Copy)]
+struct With<'a> {
+    settings: &'a InjectionSettings,
+    keys: &'a HookKeys,
 }
 
 /// The documents afterwards.
@@ -70,12 +100,7 @@ struct Done {
 }
 
 /// All of them, or what each is refused for.
-fn injected(
-    text: &str,
-    name: &str,
-    namespace: &str,
-    settings: &InjectionSettings,
-) -> Result<Done, Failure> {
+fn injected(text: &str, name: &str, namespace: &str, with: With<'_>) -> Result<Done, Failure> {
     // As Kubernetes' own tools read it: `defaultMode: 0755` is octal.
     let as_kubernetes = serde_saphyr::options! { legacy_octal_numbers: true };
     let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, as_kubernetes)
@@ -94,7 +119,7 @@ fn injected(
         }
         let place = format!("{name}, document {}", index + 1);
         let namespace = namespace_of(&document, namespace).to_owned();
-        walk(&mut document, &place, &namespace, settings, &mut told);
+        walk(&mut document, &place, &namespace, with, &mut told);
         // As they write it: a long line stays one.
         let unfolded = serde_saphyr::ser_options! { folded_wrap_chars: usize::MAX };
         let text = serde_saphyr::to_string_with_options(&document, unfolded)
@@ -119,7 +144,7 @@ struct Told {
     refused: Vec<String>,
 }
 
-fn read(file: &std::path::Path) -> Result<String, Failure> {
+fn read(file: &Path) -> Result<String, Failure> {
     let mut text = String::new();
     let done = if file.as_os_str() == "-" {
         std::io::stdin().read_to_string(&mut text).map(|_| ())
@@ -147,13 +172,7 @@ fn pod_in(group: &str, kind: &str) -> Option<&'static str> {
     }
 }
 
-fn walk(
-    document: &mut Value,
-    place: &str,
-    namespace: &str,
-    settings: &InjectionSettings,
-    told: &mut Told,
-) {
+fn walk(document: &mut Value, place: &str, namespace: &str, with: With<'_>, told: &mut Told) {
     let kind = document.get("kind").and_then(Value::as_str);
     let kind = kind.unwrap_or_default().to_owned();
     if kind == "List" {
@@ -161,12 +180,13 @@ fn walk(
         for (index, item) in items.into_iter().flatten().enumerate() {
             let place = format!("{place}, item {}", index + 1);
             let namespace = namespace_of(item, namespace).to_owned();
-            walk(item, &place, &namespace, settings, told);
+            walk(item, &place, &namespace, with, told);
         }
         return;
     }
     let name = document.pointer("/metadata/name").and_then(Value::as_str);
-    let what = format!("{place} ({kind} `{}`)", name.unwrap_or_default());
+    let name = name.unwrap_or_default().to_owned();
+    let what = format!("{place} ({kind} `{name}`)");
     let version = document.get("apiVersion").and_then(Value::as_str);
     let group = version.and_then(|version| Some(version.split_once('/')?.0));
     let Some(pod) =
@@ -174,11 +194,11 @@ fn walk(
     else {
         return;
     };
-    let Ok(key) = hook_key() else {
+    let Ok(key) = with.keys.of([&kind, namespace, &name]) else {
         let why = "the system has no random numbers to give";
         return told.refused.push(format!("{what}: {why}"));
     };
-    match inject(pod, namespace, settings, &key) {
+    match inject(pod, namespace, with.settings, &key) {
         Ok(Injection::Unchanged(_)) => {}
         Ok(Injection::Changed { object, warnings }) => {
             let warnings = warnings.iter();

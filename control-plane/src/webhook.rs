@@ -21,7 +21,7 @@ use axum::{
 };
 use kube::Client;
 use merlon_config::{injection::InjectionSettings, live::Live, report::Report, watch::watch_dir};
-use merlon_inject::{Injection, hook_key, inject};
+use merlon_inject::{HookKeys, Injection, inject};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -145,7 +145,8 @@ async fn follow(file: std::path::PathBuf, hooks: Arc<Webhook>, shutdown: Cancell
 async fn injected(State(hooks): State<Arc<Webhook>>, request: Request) -> Response {
     let work = |hooks: &Webhook, review: &mut Review| {
         let settings = hooks.settings.load_full();
-        let Ok(key) = hook_key() else {
+        let owner = [&*review.kind, &review.namespace, &review.name];
+        let Ok(key) = HookKeys::Random.of(owner) else {
             return Answer::refused("merlon: the system has no random numbers to give".to_owned());
         };
         match inject(&review.object, &review.namespace, &settings, &key) {

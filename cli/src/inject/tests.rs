@@ -11,8 +11,13 @@ controlPlane: https://merlon-control-plane.merlon-system.svc:7564
     InjectionSettings::parse("injection.yaml", text).unwrap()
 }
 
+fn done_in(namespace: &str, keys: &HookKeys, text: &str) -> Result<Done, Failure> {
+    let settings = &settings();
+    injected(text, "shop.yaml", namespace, With { settings, keys })
+}
+
 fn done(text: &str) -> Done {
-    injected(text, "shop.yaml", "default", &settings()).unwrap()
+    done_in("default", &HookKeys::Random, text).unwrap()
 }
 
 fn values(text: &str) -> Vec<Value> {
@@ -51,7 +56,7 @@ fn words_that_look_like_something_else_stay_words() {
 #[test]
 fn a_document_without_a_namespace_is_in_the_one_that_was_named() {
     let identities = |namespace: &str| -> Vec<String> {
-        let done = injected(SHOP, "shop.yaml", namespace, &settings()).unwrap();
+        let done = done_in(namespace, &HookKeys::Random, SHOP).unwrap();
         let lines: Vec<&str> = done.text.lines().map(str::trim).collect();
         let pairs = lines.windows(2);
         pairs
@@ -99,12 +104,35 @@ items:
     template:
       spec: { containers: [{ name: agent, livenessProbe: { httpGet: { port: http } } }] }
 ";
-    let refused = injected(text, "shop.yaml", "default", &settings()).unwrap_err();
+    let refused = done_in("default", &HookKeys::Random, text).unwrap_err();
     insta::assert_snapshot!(refused);
 }
 
 #[test]
 fn what_is_no_yaml_is_told_with_its_place() {
-    let refused = injected("kind: Pod\n spec: {", "shop.yaml", "default", &settings());
+    let refused = done_in("default", &HookKeys::Random, "kind: Pod\n spec: {");
     insta::assert_snapshot!(refused.unwrap_err());
+}
+
+#[test]
+fn with_a_seed_the_same_documents_become_the_same() {
+    let seeded = |seed: &[u8]| {
+        let keys = HookKeys::seeded(seed).unwrap();
+        done_in("default", &keys, SHOP).unwrap().text
+    };
+    let once = seeded(b"0123456789abcdef");
+    assert_eq!(once, seeded(b"0123456789abcdef"));
+    assert_ne!(once, seeded(b"0123456789abcdeg"));
+    assert_ne!(done(SHOP).text, done(SHOP).text);
+}
+
+#[test]
+fn a_seed_that_is_not_there_or_too_short_is_told_with_how_to_make_one() {
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("seed");
+    let told = |failure: Failure| failure.to_string();
+    assert!(told(seeded(&file).unwrap_err()).contains("seed: No such file"));
+    fs::write(&file, "secret").unwrap();
+    let told = told(seeded(&file).unwrap_err());
+    assert!(told.contains("at least 16 bytes"), "{told}");
 }

@@ -3,6 +3,7 @@
 
 mod annotations;
 mod containers;
+mod hooks;
 mod pod;
 mod probes;
 mod refused;
@@ -12,8 +13,11 @@ use aws_lc_rs::digest::{SHA256, digest};
 use merlon_config::{injection::InjectionSettings, probe::HookKey};
 use serde_json::Value;
 
-pub use self::refused::Refused;
 use self::{annotations::Wishes, pod::Pod};
+pub use self::{
+    hooks::{HookKeys, ShortSeed},
+    refused::Refused,
+};
 
 /// The label by which a namespace asks for sidecars (`enabled`), and a pod in it declines (`disabled`).
 pub const INJECT: &str = "merlon.io/inject";
@@ -55,7 +59,7 @@ pub enum Why {
 }
 
 /// Gives a pod its sidecar. `object` is a Pod or a pod's template (`metadata` and `spec`), which is to be in `namespace`.
-/// `fresh` is a key that nobody guesses, for its hooks ([`hook_key`]).
+/// `fresh` is a key that nobody guesses, for its hooks ([`HookKeys`]).
 ///
 /// What was injected before is taken out and put in anew, so that the result does not depend on it; but for the key of
 /// its hooks, which stays.
@@ -94,16 +98,6 @@ pub fn inject(
         object: object_after,
         warnings,
     })
-}
-
-/// A key for the hooks of a pod.
-///
-/// # Errors
-/// The system has no random numbers to give.
-pub fn hook_key() -> Result<HookKey, aws_lc_rs::error::Unspecified> {
-    let mut random = [0; 16];
-    aws_lc_rs::rand::fill(&mut random)?;
-    Ok(HookKey::new(u128::from_ne_bytes(random)))
 }
 
 /// Names the settings that a pod was injected by: two pods that differ in it differ in their sidecars.
