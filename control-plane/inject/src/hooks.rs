@@ -9,7 +9,7 @@ pub enum HookKeys {
     /// Each is random.
     Random,
     /// Each is made of a seed and of what the pod belongs to, so that who injects the same once more changes nothing.
-    Seeded(hmac::Key),
+    Seeded(Box<hmac::Key>),
 }
 
 /// The seed is too short to be secret.
@@ -28,7 +28,10 @@ impl HookKeys {
     pub fn seeded(seed: &[u8]) -> Result<Self, ShortSeed> {
         match seed.len() {
             0..SEED => Err(ShortSeed(seed.len())),
-            _ => Ok(Self::Seeded(hmac::Key::new(hmac::HMAC_SHA256, seed))),
+            _ => Ok(Self::Seeded(Box::new(hmac::Key::new(
+                hmac::HMAC_SHA256,
+                seed,
+            )))),
         }
     }
 

@@ -91,10 +91,12 @@ impl Room {
         let announced = request.headers().get(header::CONTENT_LENGTH);
         let announced = announced.and_then(|length| length.to_str().ok()?.parse().ok());
         let most = announced.unwrap_or(MOST);
+        if most > MOST {
+            return Err(BodyError::TooLarge);
+        }
         let room = match most {
             0..=SMALL => &self.small,
-            ..=MOST => &self.large,
-            _ => return Err(BodyError::TooLarge),
+            _ => &self.large,
         };
         let body = timeout(PATIENCE, lend(room, most, request)).await;
         let body = body.unwrap_or(Err(BodyError::Slow))?;
