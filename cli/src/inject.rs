@@ -184,8 +184,14 @@ fn walk(document: &mut Value, place: &str, namespace: &str, with: With<'_>, told
         }
         return;
     }
-    let name = document.pointer("/metadata/name").and_then(Value::as_str);
-    let name = name.unwrap_or_default().to_owned();
+    let said = |field: &str| document["metadata"][field].as_str().map(str::to_owned);
+    // Of those that get their name from the cluster the place tells them apart.
+    let name = said("name");
+    let owner = name.clone().unwrap_or_else(|| {
+        let prefix = said("generateName").unwrap_or_default();
+        format!("{prefix} {place}")
+    });
+    let name = name.unwrap_or_default();
     let what = format!("{place} ({kind} `{name}`)");
     let version = document.get("apiVersion").and_then(Value::as_str);
     let group = version.and_then(|version| Some(version.split_once('/')?.0));
@@ -194,7 +200,7 @@ fn walk(document: &mut Value, place: &str, namespace: &str, with: With<'_>, told
     else {
         return;
     };
-    let Ok(key) = with.keys.of([&kind, namespace, &name]) else {
+    let Ok(key) = with.keys.of([&kind, namespace, &owner]) else {
         let why = "the system has no random numbers to give";
         return told.refused.push(format!("{what}: {why}"));
     };

@@ -7,7 +7,7 @@
 mod turn;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -19,7 +19,7 @@ use merlon_config::{
 use merlon_issuer::KvSecret;
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinSet,
+    task::{self, JoinError, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -135,6 +135,7 @@ struct Follower {
     known: Arc<Secrets>,
     /// What each turn is told to read. A turn ends with its sender.
     turns: BTreeMap<Namespace, watch::Sender<BTreeSet<Granted>>>,
+    running: HashMap<task::Id, Namespace>,
 }
 
 impl Follower {
@@ -145,6 +146,7 @@ impl Follower {
             wanted: BTreeSet::new(),
             known: Arc::default(),
             turns: BTreeMap::new(),
+            running: HashMap::new(),
         }
     }
 
@@ -163,8 +165,9 @@ impl Follower {
             let wanted = wanted(&worlds.borrow_and_update().mesh);
             for (namespace, turn) in self.follow(wanted) {
                 let (told, wanted) = watch::channel(turn);
+                let turn = running.spawn(common.clone().turn(wanted, nudged.clone()));
+                self.running.insert(turn.id(), namespace.clone());
                 self.turns.insert(namespace, told);
-                running.spawn(common.clone().turn(wanted, nudged.clone()));
             }
             loop {
                 tokio::select! {
@@ -173,10 +176,33 @@ impl Follower {
                         Err(_) => return,
                     },
                     Some(first) = found.recv() => self.take(first, &mut found),
-                    Some(_) = running.join_next() => {}
+                    Some(ended) = running.join_next_with_id() => {
+                        if self.ended(ended) {
+                            break;
+                        }
+                    }
                 }
             }
         }
+    }
+
+    /// Whether a turn has to begin again: it broke, and is still wanted.
+    fn ended(&mut self, ended: Result<(task::Id, ()), JoinError>) -> bool {
+        let broke = match ended {
+            Ok((id, ())) => {
+                self.running.remove(&id);
+                return false;
+            }
+            Err(broke) => broke,
+        };
+        let Some(namespace) = self.running.remove(&broke.id()) else {
+            return false;
+        };
+        tracing::error!(%namespace, error = %broke, "secrets.turn_broke: it begins again");
+        self.turns.remove(&namespace);
+        self.wanted
+            .retain(|granted| granted.name.namespace != namespace);
+        true
     }
 
     /// Takes over what is granted now; gives the namespaces that have no turn yet.

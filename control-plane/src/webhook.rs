@@ -14,6 +14,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use axum::{
     Router,
+    body::{Body, Bytes},
     extract::{Request, State},
     http::{StatusCode, header},
     response::{IntoResponse as _, Response},
@@ -26,10 +27,10 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    body::{Room, SMALL},
+    body::{Lent as LentMemory, Room},
     bundle::Bundles,
     certificate::Certificate,
-    judging::{Judging, Needs},
+    judging::Judging,
     review::{Answer, Review},
 };
 use crate::{
@@ -40,7 +41,7 @@ use crate::{
 
 /// Each judging compiles the mesh, an injection looks at a pod alone and does not wait for one; whoever reaches the port
 /// may ask.
-const AT_ONCE: u32 = 2;
+const AT_ONCE: usize = 2;
 /// With that for the body below the time-out of the webhook configuration, so that it is we who say why.
 const PATIENCE: Duration = Duration::from_secs(6);
 
@@ -77,12 +78,13 @@ pub(crate) fn start(
     lent: Lent<'_>,
 ) -> Result<(), Report> {
     let settings = InjectionSettings::load(&config.injection)?;
+    let judging = Judging::new(AT_ONCE);
     let hooks = Arc::new(Webhook {
         judge: lent.judge,
         metrics: lent.metrics.clone(),
         settings: Live::new(settings),
-        judging: Judging::new(AT_ONCE),
-        injecting: Judging::new(AT_ONCE),
+        injecting: judging.beside(AT_ONCE),
+        judging,
         room: Room::default(),
     });
     let certificate = Certificate::new(
@@ -189,20 +191,20 @@ async fn answered(
         Ok(body) => body,
         Err(error) => return error.answer(),
     };
-    let needs = match body.bytes.len() {
-        0..=SMALL => Needs::One,
-        _ => Needs::All,
-    };
     let of_all = Arc::clone(hooks);
-    let done = places.run(needs, move || {
+    let done = places.run(body.large, move || {
+        let mut lent = body.lent;
         let mut review = match Review::read(&body.bytes) {
             Ok(review) => review,
             Err(error) => return (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
         };
         let answer = work(&of_all, &mut review);
         of_all.tell(webhook, &review, &answer);
-        let kind = [(header::CONTENT_TYPE, "application/json")];
-        (kind, answer.to(&review)).into_response()
+        let text = answer.to(&review);
+        match lent.resize(text.len()) {
+            Ok(()) => reply(text, lent),
+            Err(error) => error.answer(),
+        }
     });
     let unavailable = |why: &'static str| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
     match tokio::time::timeout(PATIENCE, done).await {
@@ -216,19 +218,40 @@ async fn answered(
     }
 }
 
+/// An answer that keeps its memory until it was sent.
+fn reply(text: String, lent: LentMemory) -> Response {
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    let kept = Kept { text, _lent: lent };
+    (kind, Body::from(Bytes::from_owner(kept))).into_response()
+}
+
+/// Bytes with what was lent for them.
+struct Kept {
+    text: String,
+    _lent: LentMemory,
+}
+
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        self.text.as_bytes()
+    }
+}
+
 impl Webhook {
     fn tell(&self, webhook: &'static str, review: &Review, answer: &Answer) {
         let result = answer.result();
         let label = WebhookLabel { webhook, result };
         self.metrics.webhook_requests.get_or_create(&label).inc();
         if let Some(reason) = answer.reason() {
+            // Some of it is as long as whoever asks likes.
+            let shown = |text: &str| text.chars().take(1_000).collect::<String>();
             tracing::info!(
                 webhook,
-                kind = review.kind,
-                namespace = review.namespace,
-                name = review.name,
-                user = review.user,
-                reason,
+                kind = shown(&review.kind),
+                namespace = shown(&review.namespace),
+                name = shown(&review.name),
+                user = shown(&review.user),
+                reason = shown(reason),
                 "admission.refused"
             );
         }

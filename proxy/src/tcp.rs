@@ -320,7 +320,7 @@ async fn tunnel(
     let mut tried = Vec::new();
     let mut last = Denial::Upstream(Upstream::NoEndpoint);
     while tried.len() < 3
-        && let Some(endpoint) = local.peers.choose(local, destination, &tried)
+        && let Some(endpoint) = local.peers.choose(local, (destination, to.port), &tried)
     {
         tried.push(endpoint);
         let address = intercept::dial_at(endpoint, to.port);
@@ -347,7 +347,7 @@ async fn tunnel(
                 }
             }
         };
-        local.peers.avoid(endpoint);
+        local.peers.avoid(endpoint, to.port);
         last = Denial::Upstream(result);
     }
     exchange.refused(last);

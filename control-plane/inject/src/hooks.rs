@@ -44,8 +44,13 @@ impl HookKeys {
         match self {
             Self::Random => rand::fill(&mut bytes)?,
             Self::Seeded(seed) => {
-                // None of the three has a line's end in it.
-                let tag = hmac::sign(seed, owner.join("\n").as_bytes());
+                let mut signed = hmac::Context::with_key(seed);
+                for part in owner {
+                    // Its length first, so that no two owners read the same.
+                    signed.update(&(part.len() as u64).to_be_bytes());
+                    signed.update(part.as_bytes());
+                }
+                let tag = signed.sign();
                 const { assert!(SHA256_OUTPUT_LEN >= 16) };
                 bytes
                     .iter_mut()

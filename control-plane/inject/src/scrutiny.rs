@@ -1,5 +1,7 @@
 //! What of a pod would make its sidecar useless.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use crate::{
@@ -83,6 +85,60 @@ fn user(of: Option<&Map<String, Value>>) -> Option<u64> {
     of?.get("securityContext")?.get("runAsUser")?.as_u64()
 }
 
+/// So many warnings are told of one pod: who reads them reads no more, and a stranger's pod may have any number.
+const WARNINGS: usize = 20;
+
+/// What lets a program of the pod get around its sidecar, though nothing says that it does.
+pub(crate) fn warnings(pod: &Pod) -> Vec<String> {
+    let whole = ["hostPID", "shareProcessNamespace"]
+        .into_iter()
+        .filter(|field| pod.spec().and_then(|spec| spec.get(*field)) == Some(&Value::Bool(true)));
+    let whole = whole.map(|field| {
+        format!("merlon: with `{field}: true` its programs may see and end the sidecar")
+    });
+    let each = pod
+        .containers()
+        .flat_map(|container| of_container(pod.spec(), container));
+    whole.chain(each).take(WARNINGS).collect()
+}
+
+fn of_container(pod: Option<&Map<String, Value>>, container: &Map<String, Value>) -> Vec<String> {
+    let name: String = pod::name(container).chars().take(63).collect();
+    let context = container.get("securityContext");
+    if context.and_then(|context| context.get("privileged")) == Some(&Value::Bool(true)) {
+        return vec![format!(
+            "merlon: the privileged container `{name}` can take away the rules that lead its connections through the sidecar"
+        )];
+    }
+    let added: BTreeSet<String> = capabilities(container, "add").collect();
+    let known = [
+        ("ALL", TAKE_AWAY),
+        ("NET_ADMIN", TAKE_AWAY),
+        ("SYS_ADMIN", TAKE_AWAY),
+        (
+            "SETUID",
+            "become the sidecar's user, whose connections the rules leave alone",
+        ),
+        (
+            "NET_RAW",
+            "send packets that pass by the rules and the sidecar",
+        ),
+    ];
+    let asked_for = known.into_iter().filter(|(name, _)| added.contains(*name));
+    let asked_for = asked_for.map(|(capability, can)| {
+        format!("merlon: with the capability {capability} the container `{name}` can {can}")
+    });
+    let drops_all = capabilities(container, "drop").any(|one| one == "ALL");
+    let as_root = (may_be_root(pod, container) && !drops_all).then(|| {
+        format!(
+            "merlon: as root, with the capabilities that runtimes leave it, the container `{name}` can get around the sidecar; say `runAsNonRoot: true` and `allowPrivilegeEscalation: false`"
+        )
+    });
+    asked_for.chain(as_root).collect()
+}
+
+const TAKE_AWAY: &str = "take away the rules that lead its connections through the sidecar";
+
 /// Those that a container adds or drops, without their prefix; runtimes take them in any case.
 fn capabilities(container: &Map<String, Value>, field: &str) -> impl Iterator<Item = String> {
     let context = container.get("securityContext");
@@ -106,50 +162,4 @@ fn may_be_root(pod: Option<&Map<String, Value>>, container: &Map<String, Value>)
         Some(user) => user == 0,
         None => said("runAsNonRoot") != Some(Value::Bool(true)),
     }
-}
-
-/// What lets a program of the pod get around its sidecar, though nothing says that it does.
-pub(crate) fn warnings(pod: &Pod) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut warn = |text: String| found.push(text);
-    for field in ["hostPID", "shareProcessNamespace"] {
-        let set = pod.spec().and_then(|spec| spec.get(field));
-        if set == Some(&Value::Bool(true)) {
-            warn(format!(
-                "merlon: with `{field}: true` its programs may see and end the sidecar"
-            ));
-        }
-    }
-    for container in pod.containers() {
-        let context = container.get("securityContext");
-        let name = pod::name(container);
-        let privileged = context.and_then(|context| context.get("privileged"));
-        if privileged == Some(&Value::Bool(true)) {
-            warn(format!(
-                "merlon: the privileged container `{name}` can take away the rules that lead its connections through the sidecar"
-            ));
-            continue;
-        }
-        for plain in capabilities(container, "add") {
-            let can = match &*plain {
-                "NET_ADMIN" | "SYS_ADMIN" | "ALL" => {
-                    "take away the rules that lead its connections through the sidecar"
-                }
-                "SETUID" => "become the sidecar's user, whose connections the rules leave alone",
-                "NET_RAW" => "send packets that pass by the rules and the sidecar",
-                _ => continue,
-            };
-            warn(format!(
-                "merlon: with the capability {plain} the container `{name}` can {can}"
-            ));
-        }
-        if may_be_root(pod.spec(), container)
-            && !capabilities(container, "drop").any(|c| c == "ALL")
-        {
-            warn(format!(
-                "merlon: as root, with what runtimes leave it (SETUID, NET_RAW), the container `{name}` can get around the sidecar; say `runAsNonRoot: true` and `allowPrivilegeEscalation: false`, or drop ALL"
-            ));
-        }
-    }
-    found
 }

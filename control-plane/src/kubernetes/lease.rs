@@ -57,8 +57,15 @@ impl Candidate {
             match tried {
                 Ok(Ok(leads)) => {
                     self.contact.found();
+                    self.contact.untroubled("leases");
                     self.renewed = leads.then(Instant::now);
                     self.lead(leads);
+                }
+                // Who says no is there: what hangs on the cluster being away must not hang on a right of ours.
+                Ok(Err(kube::Error::Api(status))) if status.code < 500 && status.code != 429 => {
+                    self.contact.found();
+                    self.contact.troubled("leases", "held", &status);
+                    self.step_back();
                 }
                 Ok(Err(error)) => self.failed(&error.to_string()),
                 Err(_) => self.failed("no answer in time"),
@@ -76,6 +83,11 @@ impl Candidate {
 
     fn failed(&mut self, why: &str) {
         self.contact.lost(&format!("the lease: {why}"));
+        self.step_back();
+    }
+
+    /// Leads no longer than others take it for the leader.
+    fn step_back(&self) {
         if self.renewed.is_none_or(|renewed| renewed.elapsed() > GRACE) {
             self.lead(false);
         }

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
-
 use k8s_openapi::api::{
     authentication::v1::{TokenReview, TokenReviewSpec, UserInfo},
     core::v1::Pod,
@@ -15,6 +13,8 @@ use super::{names, watch::Contact};
 
 /// A pod's token has about 900 bytes.
 const MOST_BYTES: usize = 16 << 10;
+/// What `/ready` calls it when it is refused.
+const QUESTION: &str = "tokenreviews";
 /// For the question.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a cluster is away before certificates renew themselves. They have half of their life for it.
@@ -83,8 +83,7 @@ impl Reviewer {
     /// Whether the cluster has not answered for a while. A watch that breaks, or one question that gets no answer, is no
     /// reason to do without it.
     pub(crate) fn is_away(&self) -> bool {
-        let since = self.contact.away().map(|(since, _)| since);
-        since.is_some_and(|since| Timestamp::now().duration_since(since).unsigned_abs() >= AWAY)
+        self.contact.away_for().is_some_and(|away| away >= AWAY)
     }
 
     /// Whom a token is for: the service account of a pod that is there.
@@ -123,8 +122,14 @@ impl Reviewer {
         let parameters = PostParams::default();
         let asked = tokio::time::timeout(PATIENCE, api.create(&parameters, &question)).await;
         let answer = match asked {
-            Ok(Ok(answer)) => answer.status.unwrap_or_default(),
+            Ok(Ok(answer)) => {
+                self.contact.untroubled(QUESTION);
+                answer.status.unwrap_or_default()
+            }
             Ok(Err(error)) => {
+                if let kube::Error::Api(status) = &error {
+                    self.contact.troubled(QUESTION, "asked", status);
+                }
                 tracing::warn!(error = %error, "token_review.failed");
                 return Err(TokenProblem::Away);
             }

@@ -27,7 +27,7 @@ use kube::{
 };
 use merlon_config::crd::{self, CLUSTER_KINDS, Kind};
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{gateway, meshed, names};
@@ -234,7 +234,7 @@ impl Watching<'_> {
                                 changed.send_modify(|count| *count += 1);
                             }
                         }
-                        Some(status) => contact.troubled(what, status),
+                        Some(status) => contact.troubled(what, "watched", status),
                         None => contact.lost(&format!("watching {what}: {error}")),
                     },
                     None => return,
@@ -288,9 +288,18 @@ struct State {
     missing: BTreeSet<&'static str>,
     /// Why there is no state to serve from yet, beside what is missing.
     waiting: Option<String>,
-    lost: Option<(Timestamp, String)>,
-    /// Why something cannot be watched, in the cluster's words.
+    lost: Option<Lost>,
+    /// Why something cannot be watched or asked, in the cluster's words.
     troubles: BTreeMap<&'static str, String>,
+}
+
+/// Since when a cluster does not answer.
+#[derive(Debug)]
+struct Lost {
+    since: Timestamp,
+    /// The same, by a clock that nobody sets.
+    at: Instant,
+    why: String,
 }
 
 impl Contact {
@@ -302,13 +311,13 @@ impl Contact {
             return state.waiting.clone();
         }
         let troubles = state.troubles.values().next().cloned();
-        let why = troubles.or_else(|| state.lost.as_ref().map(|(_, why)| why.clone()));
+        let why = troubles.or_else(|| state.lost.as_ref().map(|lost| lost.why.clone()));
         let why = why.map(|why| format!(": {why}")).unwrap_or_default();
         let missing = missing.join(", ");
         Some(format!("the cluster has not told yet of: {missing}{why}"))
     }
 
-    /// Why something that was watched is not any more, although the cluster answers.
+    /// Why something cannot be watched or asked, although the cluster answers.
     pub(crate) fn trouble(&self) -> Option<String> {
         self.lock().troubles.values().next().cloned()
     }
@@ -320,7 +329,14 @@ impl Contact {
 
     /// Since when the cluster does not answer, with the words for it.
     pub(crate) fn away(&self) -> Option<(Timestamp, String)> {
-        self.lock().lost.clone()
+        let state = self.lock();
+        let lost = state.lost.as_ref()?;
+        Some((lost.since, lost.why.clone()))
+    }
+
+    /// For how long it has not answered.
+    pub(crate) fn away_for(&self) -> Option<Duration> {
+        Some(self.lock().lost.as_ref()?.at.elapsed())
     }
 
     /// Something else than the cluster keeps us from serving; `None`: no more.
@@ -330,8 +346,8 @@ impl Contact {
 
     /// The cluster answered.
     pub(crate) fn found(&self) {
-        if let Some((since, _)) = self.lock().lost.take() {
-            tracing::info!(since = %since, "cluster.back");
+        if let Some(lost) = self.lock().lost.take() {
+            tracing::info!(since = %lost.since, "cluster.back");
         }
     }
 
@@ -339,19 +355,23 @@ impl Contact {
     pub(crate) fn lost(&self, why: &str) {
         let why: String = why.chars().take(500).collect();
         let mut state = self.lock();
-        if let Some((_, last)) = &mut state.lost {
-            *last = why;
+        if let Some(lost) = &mut state.lost {
+            lost.why = why;
             return;
         }
         tracing::warn!(
             problem = why,
             "cluster.away: what was read last stays in force"
         );
-        state.lost = Some((Timestamp::now(), why));
+        state.lost = Some(Lost {
+            since: Timestamp::now(),
+            at: Instant::now(),
+            why,
+        });
     }
 
     /// The cluster answered that it will not tell.
-    fn troubled(&self, what: &'static str, status: &Status) {
+    pub(super) fn troubled(&self, what: &'static str, done: &str, status: &Status) {
         // One that is told of by an old version is asked anew at once: no trouble.
         if status.code == 410 {
             return;
@@ -364,14 +384,14 @@ impl Contact {
             403 => "; the control plane's roles lack a right",
             _ => "",
         };
-        let why = format!("{what} cannot be watched: {}{hint}", said.trim());
+        let why = format!("{what} cannot be {done}: {}{hint}", said.trim());
         let before = self.lock().troubles.insert(what, why.clone());
         if before.as_ref() != Some(&why) {
             tracing::error!(problem = why, "cluster.refused");
         }
     }
 
-    fn untroubled(&self, what: &'static str) {
+    pub(super) fn untroubled(&self, what: &'static str) {
         self.lock().troubles.remove(what);
     }
 

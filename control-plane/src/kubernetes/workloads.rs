@@ -63,22 +63,36 @@ fn is_of_a_gateway(pod: &Pod) -> bool {
 
 type Ready = HashMap<(String, String), BTreeSet<IpAddr>>;
 
-/// Ready addresses by the Service's namespace and name.
+/// Addresses to call by the Service's namespace and name: those that are ready, or where none is, those that end and serve
+/// still, as kube-proxy has it.
 fn ready(slices: &[Arc<EndpointSlice>]) -> Ready {
     let mut ready = Ready::new();
+    let mut ending = Ready::new();
     for slice in slices {
         let service = slice.labels().get("kubernetes.io/service-name");
         let (Some(namespace), Some(service)) = (slice.namespace(), service) else {
             continue;
         };
-        let addresses = ready.entry((namespace, service.clone())).or_default();
+        let name = (namespace, service.clone());
+        let addresses = ready.entry(name.clone()).or_default();
+        let ending = ending.entry(name).or_default();
         for endpoint in &slice.endpoints {
-            let conditions = endpoint.conditions.as_ref();
+            let conditions = endpoint.conditions.clone().unwrap_or_default();
+            let known = endpoint.addresses.iter();
+            let known = known.filter_map(|address| address.parse::<IpAddr>().ok());
             // Not said means ready.
-            if conditions.and_then(|known| known.ready).unwrap_or(true) {
-                let known = endpoint.addresses.iter();
-                addresses.extend(known.filter_map(|address| address.parse::<IpAddr>().ok()));
+            if conditions.ready.unwrap_or(true) {
+                addresses.extend(known);
+            } else if conditions.serving == Some(true) && conditions.terminating == Some(true) {
+                ending.extend(known);
             }
+        }
+    }
+    for (name, addresses) in &mut ready {
+        if addresses.is_empty()
+            && let Some(ending) = ending.remove(name)
+        {
+            *addresses = ending;
         }
     }
     ready
@@ -377,6 +391,34 @@ mod tests {
             .map(ToString::to_string)
             .collect();
         assert_eq!(ready, ["10.1.0.1", "10.1.0.3"]);
+    }
+
+    #[test]
+    fn when_no_endpoint_is_ready_those_are_called_that_end_and_serve_still() {
+        let slice = |first: &Value| -> Arc<EndpointSlice> {
+            let slice = object(json!({
+                "metadata": {
+                    "name": "orders-x", "namespace": "shop",
+                    "labels": { "kubernetes.io/service-name": "orders" },
+                },
+                "addressType": "IPv4",
+                "endpoints": [
+                    { "addresses": ["10.1.0.1"], "conditions": first },
+                    { "addresses": ["10.1.0.2"], "conditions": { "ready": false, "serving": false, "terminating": true } },
+                    { "addresses": ["10.1.0.3"], "conditions": { "ready": false, "serving": true, "terminating": true } },
+                ],
+            }));
+            Arc::new(slice)
+        };
+        let called = |first: Value| {
+            let ready = ready(&[slice(&first)]);
+            let addresses = ready.into_values().flatten();
+            addresses
+                .map(|address| address.to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(called(json!({ "ready": true })), ["10.1.0.1"]);
+        assert_eq!(called(json!({ "ready": false })), ["10.1.0.3"]);
     }
 
     #[test]

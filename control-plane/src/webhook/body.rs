@@ -15,12 +15,12 @@ use tokio::{
 
 /// In bytes. The cluster's store takes objects of 1.5 MiB, and a review carries one before a change and after it.
 const MOST: usize = 4 << 20;
-/// How many values a body may have. What is read of it takes some 70 bytes for each, and it is copied: of a body that is
-/// nothing but short values that is forty times its size.
-const PARTS: usize = 300_000;
-/// Up to this size, in bytes, a body counts as small, as nearly all are.
-pub(super) const SMALL: usize = 256 << 10;
-/// What all small ones may have together, in bytes, and all others: who sends large ones holds up no small one.
+/// How many values a body may mean: 72 bytes of memory each once it is read, and it is copied some times while it is judged.
+const VALUES: usize = 400_000;
+/// Up to these, in bytes and in values, a body is small, as nearly all are.
+const SMALL: usize = 256 << 10;
+const FEW: usize = 50_000;
+/// What all that are announced as small may have together, in bytes, and all others: large ones hold up no small one.
 const TOGETHER: usize = 32 << 20;
 /// Until it is there. The API server's own patience is in the webhook configurations.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -35,14 +35,48 @@ pub(super) struct Room {
 /// A body, and the memory that is lent to it.
 pub(super) struct Body {
     pub(super) bytes: Vec<u8>,
-    lent: Option<OwnedSemaphorePermit>,
+    /// Whether it means more than nearly all others.
+    pub(super) large: bool,
+    pub(super) lent: Lent,
+}
+
+/// Memory that is lent, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Lent {
+    room: Arc<Semaphore>,
+    all: Option<OwnedSemaphorePermit>,
+}
+
+impl Lent {
+    /// Makes it so many bytes.
+    pub(super) fn resize(&mut self, bytes: usize) -> Result<(), BodyError> {
+        let now = self.bytes();
+        if bytes > now {
+            let more = u32::try_from(bytes - now).map_err(|_| BodyError::NoRoom)?;
+            let more = Arc::clone(&self.room).try_acquire_many_owned(more);
+            let more = more.map_err(|_| BodyError::NoRoom)?;
+            match &mut self.all {
+                Some(before) => before.merge(more),
+                none => *none = Some(more),
+            }
+        } else if let Some(all) = &mut self.all {
+            drop(all.split(now - bytes));
+        }
+        Ok(())
+    }
+
+    fn bytes(&self) -> usize {
+        self.all
+            .as_ref()
+            .map_or(0, OwnedSemaphorePermit::num_permits)
+    }
 }
 
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lent = self.lent.as_ref().map(OwnedSemaphorePermit::num_permits);
         f.debug_struct("Body")
-            .field("lent", &lent)
+            .field("bytes", &self.bytes.len())
+            .field("large", &self.large)
             .finish_non_exhaustive()
     }
 }
@@ -50,7 +84,7 @@ impl fmt::Debug for Body {
 /// Why there is no body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BodyError {
-    #[error("a body has at most {MOST} bytes, and {PARTS} values")]
+    #[error("a body has at most {MOST} bytes, and {VALUES} values")]
     TooLarge,
     #[error("the body broke off, or is longer than it said")]
     Broken,
@@ -99,36 +133,59 @@ impl Room {
             _ => &self.large,
         };
         let body = timeout(PATIENCE, lend(room, most, request)).await;
-        let body = body.unwrap_or(Err(BodyError::Slow))?;
-        let begins = |byte: &&u8| matches!(byte, b',' | b':' | b'[' | b'{');
-        match body.bytes.iter().filter(begins).count() {
-            0..=PARTS => Ok(body),
-            _ => Err(BodyError::TooLarge),
+        let (bytes, lent) = body.unwrap_or(Err(BodyError::Slow))?;
+        let values = values(&bytes);
+        if values > VALUES {
+            return Err(BodyError::TooLarge);
         }
+        Ok(Body {
+            large: bytes.len() > SMALL || values > FEW,
+            bytes,
+            lent,
+        })
     }
 }
 
-async fn lend(room: &Arc<Semaphore>, most: usize, request: Request) -> Result<Body, BodyError> {
-    let mut body = Body {
-        bytes: Vec::new(),
-        lent: None,
+async fn lend(
+    room: &Arc<Semaphore>,
+    most: usize,
+    request: Request,
+) -> Result<(Vec<u8>, Lent), BodyError> {
+    let mut lent = Lent {
+        room: Arc::clone(room),
+        all: None,
     };
+    let mut bytes = Vec::new();
     let mut stream = request.into_body().into_data_stream();
     while let Some(piece) = stream.next().await {
         let piece = piece.map_err(|_| BodyError::Broken)?;
-        if body.bytes.len() + piece.len() > most {
+        let length = bytes.len() + piece.len();
+        if length > most {
             return Err(BodyError::Broken);
         }
-        let length = u32::try_from(piece.len()).map_err(|_| BodyError::Broken)?;
-        let lent = Arc::clone(room).try_acquire_many_owned(length);
-        let lent = lent.map_err(|_| BodyError::NoRoom)?;
-        match &mut body.lent {
-            Some(before) => before.merge(lent),
-            none => *none = Some(lent),
-        }
-        body.bytes.extend_from_slice(&piece);
+        lent.resize(length)?;
+        // No more than was lent.
+        bytes.reserve_exact(piece.len());
+        bytes.extend_from_slice(&piece);
     }
-    Ok(body)
+    Ok((bytes, lent))
+}
+
+/// At least as many values as JSON means, by what stands between them outside of strings. A list that is begun has room for
+/// four.
+fn values(json: &[u8]) -> usize {
+    let (mut values, mut quoted, mut escaped) = (0, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'[' | b'{' if !quoted => values += 4,
+            b',' | b':' if !quoted => values += 1,
+            _ => {}
+        }
+    }
+    values
 }
 
 #[cfg(test)]
@@ -190,13 +247,24 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_of_nothing_but_short_values_is_too_large_below_its_size() {
-        let short = |values: usize| format!("[{}0]", "0,".repeat(values - 1));
         let room = Room::default();
-        let most = short(PARTS);
-        assert!(room.read(request(Some(most.len()), most)).await.is_ok());
-        let more = short(PARTS + 1);
-        let refused = refused(&room, request(Some(more.len()), more)).await;
-        assert_eq!(refused, BodyError::TooLarge);
+        let read = async |text: String| room.read(request(Some(text.len()), text)).await;
+        let short = |values: usize| format!("[{}0]", "0,".repeat(values - 4));
+        let nested = |lists: usize| format!("[{}]", vec!["[]"; lists].join(","));
+        assert!(!read(short(FEW)).await.unwrap().large);
+        assert!(read(short(FEW + 1)).await.unwrap().large);
+        assert!(read(short(VALUES)).await.unwrap().large);
+        let many = [
+            short(VALUES + 1),
+            nested(VALUES / 5),
+            "[".repeat(VALUES / 4 + 1),
+        ];
+        for text in many {
+            assert_eq!(read(text).await.unwrap_err(), BodyError::TooLarge);
+        }
+        // What stands in a string is one value.
+        let text = format!("[\"\\\"{}\"]", ",".repeat(FEW + 1));
+        assert!(!read(text).await.unwrap().large);
     }
 
     #[tokio::test]
@@ -218,5 +286,18 @@ mod tests {
         assert_eq!(refused(&room, second).await, BodyError::NoRoom);
         drop(large);
         room.read(request(None, "{}")).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_lent_to_a_question_is_lent_on_to_its_answer() {
+        let room = Room::of(10);
+        let mut lent = room.read(request(Some(4), "true")).await.unwrap().lent;
+        lent.resize(9).unwrap();
+        assert_eq!(room.small.available_permits(), 1);
+        assert_eq!(lent.resize(11), Err(BodyError::NoRoom));
+        lent.resize(2).unwrap();
+        assert_eq!(room.small.available_permits(), 8);
+        drop(lent);
+        assert_eq!(room.small.available_permits(), 10);
     }
 }

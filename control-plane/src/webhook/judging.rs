@@ -4,26 +4,27 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-/// Places for work that blocks a thread, and takes memory for what it reads.
-#[derive(Debug)]
+/// Places for work that blocks a thread, and takes memory for what it reads. What is large has one place for itself, whoever
+/// does it, and takes none of the others.
+#[derive(Debug, Clone)]
 pub(super) struct Judging {
-    places: Arc<Semaphore>,
-    all: u32,
-}
-
-/// How much of it one piece of work needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Needs {
-    One,
-    /// Nothing else is done meanwhile.
-    All,
+    small: Arc<Semaphore>,
+    large: Arc<Semaphore>,
 }
 
 impl Judging {
-    pub(super) fn new(at_once: u32) -> Self {
+    pub(super) fn new(at_once: usize) -> Self {
         Self {
-            places: Arc::new(Semaphore::new(at_once as usize)),
-            all: at_once,
+            small: Arc::new(Semaphore::new(at_once)),
+            large: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// Other places for what is small, and the same one for what is large.
+    pub(super) fn beside(&self, at_once: usize) -> Self {
+        Self {
+            small: Arc::new(Semaphore::new(at_once)),
+            large: Arc::clone(&self.large),
         }
     }
 
@@ -31,15 +32,14 @@ impl Judging {
     /// work cannot be stopped, and who asks and goes away again and again would have it pile up.
     pub(super) async fn run<T: Send + 'static>(
         &self,
-        needs: Needs,
+        large: bool,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
-        let places = match needs {
-            Needs::One => 1,
-            Needs::All => self.all,
+        let places = match large {
+            true => &self.large,
+            false => &self.small,
         };
-        let place = Arc::clone(&self.places).acquire_many_owned(places);
-        let place = place.await.ok()?;
+        let place = Arc::clone(places).acquire_owned().await.ok()?;
         let done = tokio::task::spawn_blocking(move || {
             let _place = place;
             work()
@@ -58,28 +58,38 @@ mod tests {
 
     #[tokio::test]
     async fn who_goes_away_leaves_the_place_to_the_work_until_that_is_done() {
-        let judging = Judging::new(2);
-        let (finish, may_finish) = mpsc::channel::<()>();
-        let (began, has_begun) = tokio::sync::oneshot::channel();
-        let mut first = Box::pin(judging.run(Needs::All, move || {
-            began.send(()).unwrap();
-            may_finish.recv().unwrap();
-        }));
-        assert!(poll!(&mut first).is_pending());
-        has_begun.await.unwrap();
-        drop(first);
-        let mut second = Box::pin(judging.run(Needs::One, || 2));
-        assert!(poll!(&mut second).is_pending());
-        assert_eq!(judging.places.available_permits(), 0);
-        finish.send(()).unwrap();
-        assert_eq!(second.await, Some(2));
+        let judging = Judging::new(1);
+        let beside = judging.beside(1);
+        for large in [false, true] {
+            let (finish, may_finish) = mpsc::channel::<()>();
+            let (began, has_begun) = tokio::sync::oneshot::channel();
+            let mut first = Box::pin(judging.run(large, move || {
+                began.send(()).unwrap();
+                may_finish.recv().unwrap();
+            }));
+            assert!(poll!(&mut first).is_pending());
+            has_begun.await.unwrap();
+            drop(first);
+            let mut second = Box::pin(judging.run(large, || 2));
+            assert!(poll!(&mut second).is_pending());
+            let mut other = Box::pin(beside.run(large, || 3));
+            if large {
+                assert!(poll!(&mut other).is_pending());
+            } else {
+                assert_eq!(other.as_mut().await, Some(3));
+            }
+            // What is of the other size has its own.
+            assert_eq!(judging.run(!large, || 4).await, Some(4));
+            finish.send(()).unwrap();
+            assert_eq!(second.await, Some(2));
+        }
     }
 
     #[tokio::test]
     async fn work_that_panics_gives_its_place_back() {
         let judging = Judging::new(1);
         let panics = || -> u8 { std::panic::panic_any("on purpose") };
-        assert_eq!(judging.run(Needs::One, panics).await, None);
-        assert_eq!(judging.run(Needs::All, || 2).await, Some(2));
+        assert_eq!(judging.run(false, panics).await, None);
+        assert_eq!(judging.run(false, || 2).await, Some(2));
     }
 }

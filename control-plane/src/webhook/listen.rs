@@ -21,12 +21,13 @@ const HANDSHAKES: handshakes::Limits = handshakes::Limits {
     at_once: 64,
     patience: Duration::from_secs(5),
 };
-/// An API server carries up to 200 changes at once (`--max-mutating-requests-inflight`), each in a connection, and there
-/// may be five of them; a head is sent as soon as there is a connection.
+/// An API server carries up to 200 changes at once (`--max-mutating-requests-inflight`), each in a connection, of which few
+/// ask here; a head is sent as soon as there is a connection.
 const CONNECTIONS: Limits = Limits {
-    at_once: 1_024,
+    at_once: 512,
     // Longer than it keeps an idle connection, so that it is never we who close one that it is about to use.
     head: Duration::from_secs(120),
+    answer: Duration::from_secs(10),
 };
 
 /// Serves until `shutdown`. Until there is a certificate to show, connections wait.

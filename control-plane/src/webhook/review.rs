@@ -126,7 +126,7 @@ impl Answer {
         }
     }
 
-    pub(crate) fn to(&self, review: &Review) -> String {
+    pub(crate) fn to(self, review: &Review) -> String {
         let mut response = Map::new();
         let mut say = |field: &str, value: Value| response.insert(field.to_owned(), value);
         say("uid", json!(review.uid));
@@ -136,7 +136,7 @@ impl Answer {
             say("status", status);
         }
         if !self.patch.is_empty() {
-            let patch = Value::from(self.patch.clone()).to_string();
+            let patch = Value::from(self.patch).to_string();
             say("patchType", json!("JSONPatch"));
             say("patch", json!(STANDARD.encode(patch)));
         }

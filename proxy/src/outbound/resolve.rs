@@ -125,11 +125,17 @@ pub(crate) struct Names {
 /// What else is called by a call to one workload's own address, as it is known now: a connection may be older.
 fn also(snapshot: &Snapshot, fixed: &Fixed) -> Vec<ServiceName> {
     let called = fixed.called.filter(|_| fixed.workload.is_some());
-    match called.and_then(|address| snapshot.addresses.get(&address)) {
-        Some(AddressState::Service { service, also, .. }) if *service == fixed.service => {
-            also.clone()
-        }
-        _ => Vec::new(),
+    let found = called.and_then(|address| snapshot.addresses.get(&address));
+    let Some(AddressState::Service { service, also, .. }) = found else {
+        return Vec::new();
+    };
+    let all = || std::iter::once(service).chain(also);
+    match all().any(|one| *one == fixed.service) {
+        true => all()
+            .filter(|one| **one != fixed.service)
+            .cloned()
+            .collect(),
+        false => Vec::new(),
     }
 }
 

@@ -40,35 +40,40 @@ pub(crate) struct Peers {
 struct Peer {
     /// By the address that is dialled, of which there are few: what is sent by a connection to one port must be for that
     /// port, as the proxy at its other end sees to.
-    groups: RefCell<Vec<(SocketAddr, Rc<h2::Group>)>>,
+    ways: RefCell<Vec<(SocketAddr, Rc<Way>)>>,
+}
+
+#[derive(Debug, Default)]
+struct Way {
+    group: h2::Group,
     failed: Cell<Option<Instant>>,
 }
 
 impl Peer {
-    fn group(&self, address: SocketAddr) -> Rc<h2::Group> {
-        let mut groups = self.groups.borrow_mut();
-        if let Some((_, group)) = groups.iter().find(|(known, _)| *known == address) {
-            return Rc::clone(group);
+    fn way(&self, address: SocketAddr) -> Rc<Way> {
+        let mut ways = self.ways.borrow_mut();
+        if let Some((_, way)) = ways.iter().find(|(known, _)| *known == address) {
+            return Rc::clone(way);
         }
-        let group = Rc::<h2::Group>::default();
-        groups.push((address, Rc::clone(&group)));
-        group
+        let way = Rc::<Way>::default();
+        ways.push((address, Rc::clone(&way)));
+        way
     }
 
     /// Streams open on all connections.
     fn streams(&self) -> usize {
-        let groups = self.groups.borrow();
-        groups.iter().map(|(_, group)| group.streams()).sum()
+        let ways = self.ways.borrow();
+        ways.iter().map(|(_, way)| way.group.streams()).sum()
     }
 
-    /// Whether a connection is left after those that are not needed went.
+    /// Whether something is left to remember.
     fn tidy(&self, identity: Option<&Arc<MeshTls>>) -> bool {
-        let mut groups = self.groups.borrow_mut();
-        groups.retain(|(_, group)| {
-            group.tidy(identity);
-            !group.is_empty() || Rc::strong_count(group) > 1
+        let mut ways = self.ways.borrow_mut();
+        ways.retain(|(_, way)| {
+            way.group.tidy(identity);
+            !way.group.is_empty() || dial::is_avoided(way.failed.get()) || Rc::strong_count(way) > 1
         });
-        !groups.is_empty()
+        !ways.is_empty()
     }
 }
 
@@ -87,7 +92,7 @@ impl Peers {
     pub(crate) fn choose<'d>(
         &self,
         local: &Local,
-        destination: &'d Destination,
+        (destination, port): (&'d Destination, u16),
         tried: &[&Endpoint],
     ) -> Option<&'d Endpoint> {
         let endpoints = &destination.endpoints;
@@ -101,7 +106,7 @@ impl Peers {
             .collect();
         let well: Vec<&(&Endpoint, Rc<Peer>)> = left
             .iter()
-            .filter(|(_, peer)| !dial::is_avoided(peer.failed.get()))
+            .filter(|(one, peer)| !dial::is_avoided(peer.way(one.dial(port)).failed.get()))
             .collect();
         // When all have failed of late, each gets its chance again.
         let from: Vec<&(&Endpoint, Rc<Peer>)> = if well.is_empty() {
@@ -123,9 +128,10 @@ impl Peers {
         Some(less.0)
     }
 
-    /// Says that an endpoint could not be connected to.
-    pub(crate) fn avoid(&self, endpoint: &Endpoint) {
-        self.peer(endpoint).failed.set(Some(Instant::now()));
+    /// Says that an endpoint could not be connected to, for a port.
+    pub(crate) fn avoid(&self, endpoint: &Endpoint, port: u16) {
+        let way = self.peer(endpoint).way(endpoint.dial(port));
+        way.failed.set(Some(Instant::now()));
     }
 
     /// Sends a request to one of a destination's endpoints and waits for the head of its answer. Another endpoint is
@@ -149,7 +155,7 @@ impl Peers {
             && request.extensions().get::<Protocol>().is_none();
         let mut unserved = None;
         while tried.len() < TRIES
-            && let Some(endpoint) = self.choose(local, destination, &tried)
+            && let Some(endpoint) = self.choose(local, (destination, port), &tried)
         {
             tried.push(endpoint);
             let address = endpoint.dial(port);
@@ -173,8 +179,7 @@ impl Peers {
             let Some(identity) = local.identity() else {
                 return Err(Denial::Unconfigured);
             };
-            let peer = self.peer(endpoint);
-            let group = peer.group(address);
+            let way = self.peer(endpoint).way(address);
             // The second round is for a connection that ended just before it was used.
             for _ in 0..2 {
                 let dial = async || {
@@ -188,10 +193,10 @@ impl Peers {
                     .await?;
                     h2::begin(stream, local.identity_gone()).await
                 };
-                let lease = match group.lease(Some(&identity), dial).await {
+                let lease = match way.group.lease(Some(&identity), dial).await {
                     Ok(lease) => lease,
                     Err(error) => {
-                        peer.failed.set(Some(Instant::now()));
+                        way.failed.set(Some(Instant::now()));
                         last = error;
                         break;
                     }
@@ -200,7 +205,7 @@ impl Peers {
                 match lease.send(request).await {
                     Ok(response) => {
                         let served = !response.headers().contains_key(peer_header::UNSERVED);
-                        peer.failed.set((!served).then(Instant::now));
+                        way.failed.set((!served).then(Instant::now));
                         let held = Returned::H2(lease);
                         let sent = Sent {
                             response,
@@ -231,9 +236,9 @@ impl Peers {
 
     /// Lets go of what is closed, idle for long, or opened with an earlier certificate.
     pub(crate) fn tidy(&self, identity: Option<&Arc<MeshTls>>) {
-        self.peers.borrow_mut().retain(|_, peer| {
-            peer.tidy(identity) || dial::is_avoided(peer.failed.get()) || Rc::strong_count(peer) > 1
-        });
+        self.peers
+            .borrow_mut()
+            .retain(|_, peer| peer.tidy(identity) || Rc::strong_count(peer) > 1);
     }
 }
 

@@ -1,19 +1,26 @@
 //! HTTP for whoever watches: probes, scrapers, the API server.
 #![doc = include_str!("../README.md")]
 
-use std::{collections::VecDeque, fmt::Debug, time::Duration};
+mod answer;
+mod files;
 
-use axum::{Router, serve::Listener};
-use hyper::server::conn::http1;
+use std::{collections::VecDeque, convert::Infallible, fmt::Debug, sync::Arc, time::Duration};
+
+use axum::{Router, body::Body, serve::Listener};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
-    service::TowerToHyperService,
 };
 use tokio::{
+    sync::Notify,
     task::AbortHandle,
     time::{Instant, timeout},
 };
+use tower::ServiceExt as _;
+
+use self::answer::Answer;
+pub use self::files::allow_all_files;
 
 /// What one listener lends to strangers.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +29,8 @@ pub struct Limits {
     pub at_once: usize,
     /// From the beginning of a connection, or the end of an answer, to the end of the next head. Default: 30 seconds.
     pub head: Duration,
+    /// From the beginning of an answer to its end. Default: 30 seconds. Who does not take it loses the connection.
+    pub answer: Duration,
 }
 
 impl Default for Limits {
@@ -29,6 +38,7 @@ impl Default for Limits {
         Self {
             at_once: 128,
             head: Duration::from_secs(30),
+            answer: Duration::from_secs(30),
         }
     }
 }
@@ -76,7 +86,17 @@ pub async fn serve<L>(
                 );
             }
         }
-        let service = TowerToHyperService::new(routes(&stream));
+        let routes = routes(&stream);
+        let late = Arc::new(Notify::new());
+        let to_tell = Arc::clone(&late);
+        let service = service_fn(move |request: hyper::Request<Incoming>| {
+            let (routes, late) = (routes.clone(), Arc::clone(&to_tell));
+            async move {
+                let answer = routes.oneshot(request).await?;
+                let whole = |body: Body| Answer::new(body, limits.answer, late);
+                Ok::<_, Infallible>(answer.map(whole))
+            }
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.head)
@@ -84,8 +104,11 @@ pub async fn serve<L>(
             .serve_connection(TokioIo::new(stream), service);
         let connection = graceful.watch(connection);
         let served = tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection of a stranger broke");
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection of a stranger broke");
+                },
+                () = late.notified() => tracing::debug!("a stranger does not take its answer"),
             }
         });
         open.push_back(served.abort_handle());
@@ -100,7 +123,7 @@ pub async fn serve<L>(
 mod tests {
     use std::net::SocketAddr;
 
-    use axum::routing::get;
+    use axum::{body::Bytes, routing::get};
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::{TcpListener, TcpStream},
@@ -179,6 +202,46 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_does_not_take_an_answer_loses_the_connection_and_who_takes_it_gets_all_of_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let here = listener.local_addr().unwrap();
+        // More than all buffers on the way.
+        let length = 32 << 20;
+        let (given, mut let_go) = tokio::sync::mpsc::unbounded_channel();
+        let large = async move || Body::from(Bytes::from_owner(Large(vec![b'x'; length], given)));
+        let routes = Router::new().route("/live", get(large));
+        let limits = Limits {
+            answer: Duration::from_millis(500),
+            ..Limits::default()
+        };
+        let forever = std::future::pending();
+        tokio::spawn(serve(listener, limits, move |_| routes.clone(), forever));
+        let once = b"GET /live HTTP/1.1\r\nhost: pod\r\nconnection: close\r\n\r\n";
+        let mut deaf = TcpStream::connect(here).await.unwrap();
+        deaf.write_all(once).await.unwrap();
+        let_go.recv().await.unwrap();
+        assert!(rest(deaf).await.len() < length);
+        let mut asking = TcpStream::connect(here).await.unwrap();
+        asking.write_all(once).await.unwrap();
+        assert!(rest(asking).await.len() > length);
+    }
+
+    /// Says when it is let go of.
+    struct Large(Vec<u8>, tokio::sync::mpsc::UnboundedSender<()>);
+
+    impl AsRef<[u8]> for Large {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    impl Drop for Large {
+        fn drop(&mut self) {
+            let _ = self.1.send(());
+        }
+    }
+
+    #[tokio::test]
     async fn when_all_places_are_taken_the_oldest_makes_way_and_the_newest_is_answered() {
         let limits = Limits {
             at_once: 2,
@@ -216,7 +279,7 @@ mod tests {
             may_finish.await.unwrap();
             "done"
         };
-        let slow = std::sync::Arc::new(slow);
+        let slow = Arc::new(slow);
         let routes = Router::new()
             .route("/live", get(async move || slow().await))
             .route("/other", get(async || "there"));
