@@ -184,7 +184,10 @@ fn walk(document: &mut Value, place: &str, namespace: &str, with: With<'_>, told
         }
         return;
     }
-    let said = |field: &str| document["metadata"][field].as_str().map(str::to_owned);
+    let said = |field: &str| {
+        let said = document.get("metadata")?.get(field)?.as_str()?;
+        Some(said.to_owned())
+    };
     // Of those that get their name from the cluster the place tells them apart.
     let name = said("name");
     let owner = name.clone().unwrap_or_else(|| {
