@@ -1,9 +1,15 @@
 //! A pod's own token as evidence of who it is.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use k8s_openapi::api::{
-    authentication::v1::{TokenReview, TokenReviewSpec, UserInfo},
+    authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo},
     core::v1::Pod,
 };
 use kube::{Api, Client, api::PostParams, runtime::reflector::Store};
@@ -19,6 +25,8 @@ const QUESTION: &str = "tokenreviews";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a cluster is away before certificates renew themselves. They have half of their life for it.
 const AWAY: Duration = Duration::from_secs(30);
+/// Between questions after one that was refused.
+const AGAIN: Duration = Duration::from_secs(10);
 /// A pod may ask before we have been told of it.
 const APPEARS: Duration = Duration::from_secs(5);
 
@@ -63,6 +71,8 @@ pub(crate) struct Reviewer {
     client: Client,
     pods: Store<Pod>,
     contact: Contact,
+    /// Whether it is being asked again.
+    asking: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Reviewer {
@@ -77,6 +87,7 @@ impl Reviewer {
             client,
             pods,
             contact,
+            asking: Arc::default(),
         }
     }
 
@@ -111,26 +122,14 @@ impl Reviewer {
     }
 
     async fn review(&self, token: &str) -> Result<UserInfo, TokenProblem> {
-        let api: Api<TokenReview> = Api::all(self.client.clone());
-        let question = TokenReview {
-            spec: TokenReviewSpec {
-                token: Some(token.to_owned()),
-                audiences: Some(vec![names::AUDIENCE.to_owned()]),
-            },
-            ..TokenReview::default()
-        };
-        let parameters = PostParams::default();
-        let asked = tokio::time::timeout(PATIENCE, api.create(&parameters, &question)).await;
+        let asked = tokio::time::timeout(PATIENCE, self.ask(token)).await;
         let answer = match asked {
-            Ok(Ok(answer)) => {
-                self.contact.untroubled(QUESTION);
-                answer.status.unwrap_or_default()
-            }
+            Ok(Ok(answer)) => answer,
             Ok(Err(error)) => {
-                if let kube::Error::Api(status) = &error {
-                    self.contact.troubled(QUESTION, "asked", status);
-                }
                 tracing::warn!(error = %error, "token_review.failed");
+                if matches!(error, kube::Error::Api(_)) {
+                    self.ask_again();
+                }
                 return Err(TokenProblem::Away);
             }
             Err(_) => return Err(TokenProblem::Away),
@@ -145,6 +144,48 @@ impl Reviewer {
             return Err(TokenProblem::Audience);
         }
         Ok(answer.user.unwrap_or_default())
+    }
+
+    async fn ask(&self, token: &str) -> Result<TokenReviewStatus, kube::Error> {
+        let api: Api<TokenReview> = Api::all(self.client.clone());
+        let question = TokenReview {
+            spec: TokenReviewSpec {
+                token: Some(token.to_owned()),
+                audiences: Some(vec![names::AUDIENCE.to_owned()]),
+            },
+            ..TokenReview::default()
+        };
+        match api.create(&PostParams::default(), &question).await {
+            Ok(answer) => {
+                self.contact.untroubled(QUESTION);
+                Ok(answer.status.unwrap_or_default())
+            }
+            Err(error) => {
+                if let kube::Error::Api(status) = &error {
+                    self.contact.troubled(QUESTION, "asked", status);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Asks about nobody's token until that is answered, for pods may not ask for hours, and what was refused for lack of a
+    /// right must not be told for longer than it is so.
+    fn ask_again(&self) {
+        if self.asking.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(AGAIN).await;
+                let asked = tokio::time::timeout(PATIENCE, this.ask("nobody's"));
+                if let Ok(Ok(_)) = asked.await {
+                    break;
+                }
+            }
+            this.asking.store(false, Ordering::Relaxed);
+        });
     }
 
     /// The account of a pod that is there, has this very uid and runs as the token says.

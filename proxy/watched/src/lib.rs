@@ -79,7 +79,7 @@ pub async fn serve<L>(
             if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
                 told = Some(Instant::now());
                 tracing::warn!(
-                    at = ?listener.local_addr().ok(),
+                    at = listener.local_addr().ok().map(tracing::field::debug),
                     newest = ?from,
                     open = limits.at_once,
                     "too many connections of strangers at once: each new one ends the oldest"
