@@ -37,7 +37,7 @@ pub(crate) struct InjectArgs {
     #[arg(long, short = 'n', value_name = "NAMESPACE", default_value = "default")]
     namespace: String,
     /// A file with a secret of at least 16 random bytes, of which the keys are made that pods' hooks (`lifecycle` by HTTP, TCP
-    /// or gRPC) are asked for by: then the same documents become the same each time. Without it a key is random, and stays
+    /// or gRPC) are asked for by: then documents that have a name become the same each time. Without it a key is random, and stays
     /// only when what was written is injected again.
     #[arg(long, value_name = "FILE")]
     hook_seed: Option<PathBuf>,
@@ -186,7 +186,7 @@ fn walk(document: &mut Value, place: &str, namespace: &str, with: With<'_>, told
     }
     let said = |field: &str| {
         let said = document.get("metadata")?.get(field)?.as_str()?;
-        Some(said.to_owned())
+        (!said.is_empty()).then(|| said.to_owned())
     };
     // Of those that get their name from the cluster the place tells them apart.
     let name = said("name");

@@ -9,6 +9,7 @@ mod turn;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use merlon_compile::{Granted, Mesh, StateResource};
@@ -29,6 +30,8 @@ use crate::{
     world::{Secrets, Worlds},
 };
 
+/// Before a turn that broke begins again.
+const BROKEN: Duration = Duration::from_secs(30);
 /// Changes that are published as one.
 const TOGETHER: usize = 64;
 
@@ -136,6 +139,7 @@ struct Follower {
     /// What each turn is told to read. A turn ends with its sender.
     turns: BTreeMap<Namespace, watch::Sender<BTreeSet<Granted>>>,
     running: HashMap<task::Id, Namespace>,
+    broken: BTreeSet<Namespace>,
 }
 
 impl Follower {
@@ -147,6 +151,7 @@ impl Follower {
             known: Arc::default(),
             turns: BTreeMap::new(),
             running: HashMap::new(),
+            broken: BTreeSet::new(),
         }
     }
 
@@ -165,7 +170,14 @@ impl Follower {
             let wanted = wanted(&worlds.borrow_and_update().mesh);
             for (namespace, turn) in self.follow(wanted) {
                 let (told, wanted) = watch::channel(turn);
-                let turn = running.spawn(common.clone().turn(wanted, nudged.clone()));
+                let broke = self.broken.remove(&namespace);
+                let turn = common.clone().turn(wanted, nudged.clone());
+                let turn = running.spawn(async move {
+                    if broke {
+                        tokio::time::sleep(BROKEN).await;
+                    }
+                    turn.await;
+                });
                 self.running.insert(turn.id(), namespace.clone());
                 self.turns.insert(namespace, told);
             }
@@ -198,8 +210,9 @@ impl Follower {
         let Some(namespace) = self.running.remove(&broke.id()) else {
             return false;
         };
-        tracing::error!(%namespace, error = %broke, "secrets.turn_broke: it begins again");
+        tracing::error!(%namespace, error = %broke, "secrets.turn_broke: it begins again after a while");
         self.turns.remove(&namespace);
+        self.broken.insert(namespace.clone());
         self.wanted
             .retain(|granted| granted.name.namespace != namespace);
         true

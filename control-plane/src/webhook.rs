@@ -200,7 +200,8 @@ async fn answered(
         };
         let answer = work(&of_all, &mut review);
         of_all.tell(webhook, &review, &answer);
-        let text = answer.to(&review);
+        // No more than is lent.
+        let text = answer.to(&review).into_boxed_str();
         match lent.resize(text.len()) {
             Ok(()) => reply(text, lent),
             Err(error) => error.answer(),
@@ -219,7 +220,7 @@ async fn answered(
 }
 
 /// An answer that keeps its memory until it was sent.
-fn reply(text: String, lent: LentMemory) -> Response {
+fn reply(text: Box<str>, lent: LentMemory) -> Response {
     let kind = [(header::CONTENT_TYPE, "application/json")];
     let kept = Kept { text, _lent: lent };
     (kind, Body::from(Bytes::from_owner(kept))).into_response()
@@ -227,7 +228,7 @@ fn reply(text: String, lent: LentMemory) -> Response {
 
 /// Bytes with what was lent for them.
 struct Kept {
-    text: String,
+    text: Box<str>,
     _lent: LentMemory,
 }
 

@@ -85,7 +85,7 @@ fn user(of: Option<&Map<String, Value>>) -> Option<u64> {
     of?.get("securityContext")?.get("runAsUser")?.as_u64()
 }
 
-/// So many warnings are told of one pod: who reads them reads no more, and a stranger's pod may have any number.
+/// So many warnings are told of one pod: nobody reads more.
 const WARNINGS: usize = 20;
 
 /// What lets a program of the pod get around its sidecar, though nothing says that it does.
@@ -99,7 +99,14 @@ pub(crate) fn warnings(pod: &Pod) -> Vec<String> {
     let each = pod
         .containers()
         .flat_map(|container| of_container(pod.spec(), container));
-    whole.chain(each).take(WARNINGS).collect()
+    let mut all: Vec<String> = whole.chain(each).collect();
+    // What takes the rules away first: of many the rest is counted.
+    all.sort_by_key(|warning| !warning.contains(TAKE_AWAY));
+    if all.len() > WARNINGS {
+        let more = all.split_off(WARNINGS).len();
+        all.push(format!("merlon: and {more} more of its kind"));
+    }
+    all
 }
 
 fn of_container(pod: Option<&Map<String, Value>>, container: &Map<String, Value>) -> Vec<String> {
@@ -107,7 +114,7 @@ fn of_container(pod: Option<&Map<String, Value>>, container: &Map<String, Value>
     let context = container.get("securityContext");
     if context.and_then(|context| context.get("privileged")) == Some(&Value::Bool(true)) {
         return vec![format!(
-            "merlon: the privileged container `{name}` can take away the rules that lead its connections through the sidecar"
+            "merlon: the privileged container `{name}` can {TAKE_AWAY}"
         )];
     }
     let added: BTreeSet<String> = capabilities(container, "add").collect();

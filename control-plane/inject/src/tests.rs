@@ -232,6 +232,23 @@ fn what_lets_a_program_get_around_its_sidecar_is_told() {
 }
 
 #[test]
+fn of_many_warnings_the_gravest_are_told_and_the_rest_is_counted() {
+    let mut containers = vec![json!({ "name": "plain" }); 30];
+    containers.push(json!({ "name": "grave", "securityContext": { "privileged": true } }));
+    let pod = json!({ "spec": { "containers": containers } });
+    let Ok(Injection::Changed { warnings, .. }) = inject(&pod, "shop", &settings(), &key()) else {
+        panic!("it changes");
+    };
+    assert_eq!(warnings.len(), 21);
+    assert!(
+        warnings[0].contains("the privileged container `grave`"),
+        "{}",
+        warnings[0]
+    );
+    assert_eq!(warnings[20], "merlon: and 11 more of its kind");
+}
+
+#[test]
 fn a_pod_whose_programs_cannot_be_root_is_not_warned_of() {
     let mut pod = pod(&json!({}));
     for context in [

@@ -11,7 +11,10 @@ use kube::{Api, Client, api::PostParams};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{names, watch::Contact};
+use super::{
+    names,
+    watch::{Contact, is_refusal},
+};
 
 /// For how long a leader is believed that does not say that it still is.
 const LIFE: Duration = Duration::from_secs(10);
@@ -62,7 +65,7 @@ impl Candidate {
                     self.lead(leads);
                 }
                 // Who says no is there: what hangs on the cluster being away must not hang on a right of ours.
-                Ok(Err(kube::Error::Api(status))) if status.code < 500 && status.code != 429 => {
+                Ok(Err(kube::Error::Api(status))) if is_refusal(&status) => {
                     self.contact.found();
                     self.contact.troubled("leases", "held", &status);
                     self.step_back();

@@ -15,7 +15,10 @@ use k8s_openapi::api::{
 use kube::{Api, Client, api::PostParams, runtime::reflector::Store};
 use merlon_config::name::WorkloadId;
 
-use super::{names, watch::Contact};
+use super::{
+    names,
+    watch::{Contact, is_refusal},
+};
 
 /// A pod's token has about 900 bytes.
 const MOST_BYTES: usize = 16 << 10;
@@ -161,7 +164,9 @@ impl Reviewer {
                 Ok(answer.status.unwrap_or_default())
             }
             Err(error) => {
-                if let kube::Error::Api(status) = &error {
+                if let kube::Error::Api(status) = &error
+                    && is_refusal(status)
+                {
                     self.contact.troubled(QUESTION, "asked", status);
                 }
                 Err(error)

@@ -293,6 +293,11 @@ struct State {
     troubles: BTreeMap<&'static str, String>,
 }
 
+/// Whether an API server refuses for good, rather than that it is busy or broken.
+pub(super) fn is_refusal(status: &Status) -> bool {
+    status.code < 500 && status.code != 429
+}
+
 /// Since when a cluster does not answer.
 #[derive(Debug)]
 struct Lost {
@@ -310,8 +315,10 @@ impl Contact {
         if missing.is_empty() {
             return state.waiting.clone();
         }
-        let troubles = state.troubles.values().next().cloned();
-        let why = troubles.or_else(|| state.lost.as_ref().map(|lost| lost.why.clone()));
+        let mut troubles = state.troubles.iter();
+        let trouble = troubles.find(|(what, _)| state.missing.contains(*what));
+        let trouble = trouble.map(|(_, why)| why.clone());
+        let why = trouble.or_else(|| state.lost.as_ref().map(|lost| lost.why.clone()));
         let why = why.map(|why| format!(": {why}")).unwrap_or_default();
         let missing = missing.join(", ");
         Some(format!("the cluster has not told yet of: {missing}{why}"))
@@ -319,7 +326,9 @@ impl Contact {
 
     /// Why something cannot be watched or asked, although the cluster answers.
     pub(crate) fn trouble(&self) -> Option<String> {
-        self.lock().troubles.values().next().cloned()
+        let state = self.lock();
+        let all: Vec<&str> = state.troubles.values().map(String::as_str).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// Whether the cluster has told everything once.
@@ -378,7 +387,7 @@ impl Contact {
         }
         let said: String = status.message.chars().take(300).collect();
         let hint = match status.code {
-            404 => {
+            404 if done == "watched" => {
                 "; the custom resource definitions may be missing: `helm install merlon-crds`, or `merlon crds | kubectl apply --server-side -f -`"
             }
             403 => "; the control plane's roles lack a right",

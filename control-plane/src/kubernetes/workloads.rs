@@ -48,10 +48,7 @@ pub(crate) fn found(cluster: &Cluster) -> Vec<Resource> {
         .filter(|service| !gateway::is_of_a_gateway(service));
     all.extend(services.filter_map(|found| {
         let name = (found.namespace()?, found.name_any());
-        let ready = ready
-            .get(&name)
-            .map(|ready| ready.iter().copied().collect());
-        service(found, pods.iter().map(AsRef::as_ref), ready)
+        service(found, pods.iter().map(AsRef::as_ref), ready.get(&name))
     }));
     all.sort_by(|a, b| a.origin.cmp(&b.origin));
     all
@@ -61,41 +58,48 @@ fn is_of_a_gateway(pod: &Pod) -> bool {
     pod.labels().contains_key(gateway::GATEWAY_LABEL)
 }
 
-type Ready = HashMap<(String, String), BTreeSet<IpAddr>>;
+type Ready = HashMap<(String, String), Called>;
 
-/// Addresses to call by the Service's namespace and name: those that are ready, or where none is, those that end and serve
-/// still, as kube-proxy has it.
+/// Whom calls of a Service go to.
+#[derive(Debug, Default)]
+struct Called {
+    ready: BTreeSet<IpAddr>,
+    /// Where none is ready: those that end and serve still, as kube-proxy has it.
+    ending: BTreeSet<IpAddr>,
+}
+
+/// By the Service's namespace and name.
 fn ready(slices: &[Arc<EndpointSlice>]) -> Ready {
-    let mut ready = Ready::new();
-    let mut ending = Ready::new();
+    let mut all = Ready::new();
     for slice in slices {
         let service = slice.labels().get("kubernetes.io/service-name");
         let (Some(namespace), Some(service)) = (slice.namespace(), service) else {
             continue;
         };
-        let name = (namespace, service.clone());
-        let addresses = ready.entry(name.clone()).or_default();
-        let ending = ending.entry(name).or_default();
+        let called = all.entry((namespace, service.clone())).or_default();
         for endpoint in &slice.endpoints {
             let conditions = endpoint.conditions.clone().unwrap_or_default();
             let known = endpoint.addresses.iter();
             let known = known.filter_map(|address| address.parse::<IpAddr>().ok());
             // Not said means ready.
             if conditions.ready.unwrap_or(true) {
-                addresses.extend(known);
+                called.ready.extend(known);
             } else if conditions.serving == Some(true) && conditions.terminating == Some(true) {
-                ending.extend(known);
+                called.ending.extend(known);
             }
         }
     }
-    for (name, addresses) in &mut ready {
-        if addresses.is_empty()
-            && let Some(ending) = ending.remove(name)
-        {
-            *addresses = ending;
-        }
+    all
+}
+
+/// Those that are ready, or rather than nobody those that end or may be gone with their node.
+fn called(called: &Called, pods: &[&Pod]) -> Vec<IpAddr> {
+    if !called.ready.is_empty() {
+        return called.ready.iter().copied().collect();
     }
-    ready
+    let well = pods.iter().filter(|pod| is_well(pod));
+    let well: BTreeSet<IpAddr> = well.flat_map(|pod| addresses(pod)).collect();
+    well.union(&called.ending).copied().collect()
 }
 
 /// None for a pod on its machine's own network: that address is not its alone.
@@ -153,7 +157,7 @@ fn workload(pod: &Pod) -> Option<Resource> {
 fn service<'a>(
     service: &Service,
     pods: impl Iterator<Item = &'a Pod>,
-    ready: Option<Vec<IpAddr>>,
+    ready: Option<&Called>,
 ) -> Option<Resource> {
     let (namespace, name) = place(service)?;
     let spec = service.spec.as_ref()?;
@@ -165,15 +169,6 @@ fn service<'a>(
         .filter(|pod| pod.metadata.namespace.as_deref() == Some(namespace.as_str()))
         .filter(|pod| selector.iter().all(|(k, v)| pod.labels().get(k) == Some(v)))
         .collect();
-    // Rather one that may be gone with its node than nobody.
-    let ready = ready.map(|ready| match ready.is_empty() {
-        true => own
-            .iter()
-            .filter(|pod| is_well(pod))
-            .flat_map(|pod| addresses(pod))
-            .collect(),
-        false => ready,
-    });
     let ports = spec.ports.iter().flatten();
     let ports: Vec<ServicePort> = ports.filter_map(|port| port_of(port, &own)).collect();
     if ports.is_empty() {
@@ -195,7 +190,7 @@ fn service<'a>(
                 .filter_map(|address| address.parse().ok())
                 .collect(),
             // Before the cluster has said who is ready, whoever is selected.
-            endpoints: ready,
+            endpoints: ready.map(|ready| called(ready, &own)),
             groups: Vec::new(),
         }),
     })
@@ -366,7 +361,6 @@ mod tests {
         }));
         let ready = ready(&[Arc::new(slice)]);
         let ready = ready.get(&("shop".to_owned(), "orders".to_owned()));
-        let ready = ready.map(|ready| ready.iter().copied().collect());
         let found = service(&made, pods.iter(), ready).map(|found| found.spec);
         let Some(Spec::Service(found)) = found else {
             panic!("a service")
@@ -410,15 +404,15 @@ mod tests {
             }));
             Arc::new(slice)
         };
-        let called = |first: Value| {
-            let ready = ready(&[slice(&first)]);
-            let addresses = ready.into_values().flatten();
+        let all = |first: Value| {
+            let ready = ready(&[slice(&first)]).into_values().next().unwrap();
+            let addresses = called(&ready, &[]).into_iter();
             addresses
                 .map(|address| address.to_string())
                 .collect::<Vec<_>>()
         };
-        assert_eq!(called(json!({ "ready": true })), ["10.1.0.1"]);
-        assert_eq!(called(json!({ "ready": false })), ["10.1.0.3"]);
+        assert_eq!(all(json!({ "ready": true })), ["10.1.0.1"]);
+        assert_eq!(all(json!({ "ready": false })), ["10.1.0.3"]);
     }
 
     #[test]
@@ -459,9 +453,13 @@ mod tests {
             "metadata": { "name": "orders", "namespace": "shop" },
             "spec": { "selector": { "app": "orders" }, "ports": [{ "port": 80 }] },
         }));
-        let endpoints = |ready: Option<&str>| {
-            let ready = ready.into_iter().map(|address| address.parse().unwrap());
-            let found = service(&made, pods.iter(), Some(ready.collect()));
+        let endpoints = |ready: Option<&str>, ending: Option<&str>| {
+            let set = |one: Option<&str>| one.into_iter().map(|one| one.parse().unwrap()).collect();
+            let called = Called {
+                ready: set(ready),
+                ending: set(ending),
+            };
+            let found = service(&made, pods.iter(), Some(&called));
             let Some(Spec::Service(found)) = found.map(|found| found.spec) else {
                 panic!("a service")
             };
@@ -471,8 +469,9 @@ mod tests {
                 .map(ToString::to_string)
                 .collect::<Vec<_>>()
         };
-        assert_eq!(endpoints(None), ["10.1.0.1"]);
-        assert_eq!(endpoints(Some("10.1.0.9")), ["10.1.0.9"]);
+        assert_eq!(endpoints(None, None), ["10.1.0.1"]);
+        assert_eq!(endpoints(None, Some("10.1.0.4")), ["10.1.0.1", "10.1.0.4"]);
+        assert_eq!(endpoints(Some("10.1.0.9"), Some("10.1.0.4")), ["10.1.0.9"]);
     }
 
     #[test]

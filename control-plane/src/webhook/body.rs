@@ -15,7 +15,8 @@ use tokio::{
 
 /// In bytes. The cluster's store takes objects of 1.5 MiB, and a review carries one before a change and after it.
 const MOST: usize = 4 << 20;
-/// How many values a body may mean: 72 bytes of memory each once it is read, and it is copied some times while it is judged.
+/// How many values a body may mean: about 100 bytes of memory each once it is read, and it is copied some times while it is
+/// judged.
 const VALUES: usize = 400_000;
 /// Up to these, in bytes and in values, a body is small, as nearly all are.
 const SMALL: usize = 256 << 10;
@@ -171,8 +172,7 @@ async fn lend(
     Ok((bytes, lent))
 }
 
-/// At least as many values as JSON means, by what stands between them outside of strings. A list that is begun has room for
-/// four.
+/// As many values as JSON may mean, by what stands between them outside of strings. A list that is begun has room for four.
 fn values(json: &[u8]) -> usize {
     let (mut values, mut quoted, mut escaped) = (0, false, false);
     for byte in json {

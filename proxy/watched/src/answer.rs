@@ -11,14 +11,35 @@ use axum::body::{Body, Bytes, HttpBody};
 use hyper::body::{Frame, SizeHint};
 use tokio::{sync::Notify, task::AbortHandle};
 
-/// A piece, in bytes. What a connection was given and has not sent is not more than that.
+/// A piece, in bytes. A connection that sends takes one or two of them, and TLS some more.
 const PIECE: usize = 16 << 10;
 
 /// An answer's body. Who does not take it in time loses the connection.
 pub(crate) struct Answer {
     body: Body,
     rest: Bytes,
-    timer: AbortHandle,
+    timer: Arc<Timer>,
+}
+
+/// Runs until it is dropped.
+struct Timer(AbortHandle);
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Bytes that were handed over and not written yet: the body is gone by then, and the time still runs.
+struct Piece {
+    bytes: Bytes,
+    _timer: Arc<Timer>,
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 impl Answer {
@@ -30,19 +51,17 @@ impl Answer {
         Self {
             body,
             rest: Bytes::new(),
-            timer: timer.abort_handle(),
+            timer: Arc::new(Timer(timer.abort_handle())),
         }
     }
 
     fn piece(&mut self) -> Frame<Bytes> {
         let length = self.rest.len().min(PIECE);
-        Frame::data(self.rest.split_to(length))
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        self.timer.abort();
+        let piece = Piece {
+            bytes: self.rest.split_to(length),
+            _timer: Arc::clone(&self.timer),
+        };
+        Frame::data(Bytes::from_owner(piece))
     }
 }
 
@@ -78,5 +97,40 @@ impl HttpBody for Answer {
         }
         hint.set_lower(hint.lower() + left);
         hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    const WITHIN: Duration = Duration::from_secs(10);
+
+    /// An answer whose pieces were all taken, and whether its time ran out a while later. `written` of the pieces were
+    /// written meanwhile.
+    async fn ran_out(length: usize, written: usize) -> bool {
+        let late = Arc::new(Notify::new());
+        let mut answer = Answer::new(Body::from(vec![0; length]), WITHIN, Arc::clone(&late));
+        let mut pieces = Vec::new();
+        while let Some(piece) = answer.frame().await {
+            pieces.push(piece.unwrap().into_data().unwrap());
+        }
+        assert_eq!(pieces.iter().map(Bytes::len).sum::<usize>(), length);
+        assert!(pieces.iter().all(|piece| piece.len() <= PIECE));
+        drop(answer);
+        pieces.drain(..written);
+        tokio::time::timeout(2 * WITHIN, late.notified())
+            .await
+            .is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_runs_until_the_last_piece_is_written() {
+        assert!(ran_out(3 * PIECE + 1, 3).await);
+        assert!(!ran_out(3 * PIECE + 1, 4).await);
+        assert!(ran_out(1, 0).await);
+        assert!(!ran_out(0, 0).await);
     }
 }
