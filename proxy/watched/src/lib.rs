@@ -203,26 +203,30 @@ mod tests {
 
     #[tokio::test]
     async fn who_does_not_take_an_answer_loses_the_connection_and_who_takes_it_gets_all_of_it() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let here = listener.local_addr().unwrap();
         // More than all buffers on the way.
         let length = 32 << 20;
-        let (given, mut let_go) = tokio::sync::mpsc::unbounded_channel();
-        let large = async move || Body::from(Bytes::from_owner(Large(vec![b'x'; length], given)));
-        let routes = Router::new().route("/live", get(large));
-        let limits = Limits {
-            answer: Duration::from_millis(500),
-            ..Limits::default()
+        let answering = async |answer: Duration| {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let here = listener.local_addr().unwrap();
+            let (given, let_go) = tokio::sync::mpsc::unbounded_channel();
+            let large =
+                async move || Body::from(Bytes::from_owner(Large(vec![b'x'; length], given)));
+            let routes = Router::new().route("/live", get(large));
+            let limits = Limits {
+                answer,
+                ..Limits::default()
+            };
+            let forever = std::future::pending();
+            tokio::spawn(serve(listener, limits, move |_| routes.clone(), forever));
+            let mut stream = TcpStream::connect(here).await.unwrap();
+            let once = b"GET /live HTTP/1.1\r\nhost: pod\r\nconnection: close\r\n\r\n";
+            stream.write_all(once).await.unwrap();
+            (stream, let_go)
         };
-        let forever = std::future::pending();
-        tokio::spawn(serve(listener, limits, move |_| routes.clone(), forever));
-        let once = b"GET /live HTTP/1.1\r\nhost: pod\r\nconnection: close\r\n\r\n";
-        let mut deaf = TcpStream::connect(here).await.unwrap();
-        deaf.write_all(once).await.unwrap();
+        let (deaf, mut let_go) = answering(Duration::from_millis(100)).await;
         let_go.recv().await.unwrap();
         assert!(rest(deaf).await.len() < length);
-        let mut asking = TcpStream::connect(here).await.unwrap();
-        asking.write_all(once).await.unwrap();
+        let (asking, _) = answering(Duration::from_secs(600)).await;
         assert!(rest(asking).await.len() > length);
     }
 
