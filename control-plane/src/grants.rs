@@ -54,9 +54,13 @@ impl Default for Deliveries {
 impl Deliveries {
     /// The version that was read last, or why none is; `None`: nobody has tried yet.
     pub(crate) fn of(&self, name: &ServiceName) -> Option<Result<u64, String>> {
+        let first = Granted {
+            name: name.clone(),
+            path: String::new(),
+        };
         let said = self.lock();
-        let mut found = said.iter().filter(|(granted, _)| granted.name == *name);
-        found.next().map(|(_, said)| said.clone())
+        let (granted, said) = said.range(first..).next()?;
+        (granted.name == *name).then(|| said.clone())
     }
 
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
@@ -105,18 +109,13 @@ pub(crate) struct Reader {
 impl Reader {
     /// Until `shutdown`.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
-        let (authority, certified) = (self.authority.clone(), self.authority.watch());
-        let (nudge, nudged) = watch::channel(0);
+        // Another issuer may give what the one before did not.
+        let nudged = self.authority.watch();
+        let authority = self.authority;
         let read = move |granted: Granted| secret(authority.clone(), granted);
-        let nudging = async {
-            let mut certified = certified;
-            while certified.changed().await.is_ok() {
-                nudge.send_modify(|count| *count += 1);
-            }
-        };
         let following = Follower::new(self.worlds, self.deliveries).run(read, nudged);
         tokio::select! {
-            () = async { tokio::join!(nudging, following); } => {}
+            () = following => {}
             () = shutdown.cancelled() => {}
         }
     }
@@ -155,12 +154,13 @@ impl Follower {
         }
     }
 
-    async fn run<F>(
+    async fn run<F, N>(
         mut self,
         read: impl Fn(Granted) -> F + Clone + Send + Sync + 'static,
-        nudged: watch::Receiver<u64>,
+        nudged: watch::Receiver<N>,
     ) where
         F: Future<Output = Result<KvSecret, String>> + Send + 'static,
+        N: Send + Sync + 'static,
     {
         let mut worlds = self.worlds.watch();
         let (sender, mut found) = mpsc::channel(TOGETHER);

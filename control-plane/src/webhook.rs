@@ -27,7 +27,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    body::{Lent as LentMemory, Room},
+    body::{Memory, Room},
     bundle::Bundles,
     certificate::Certificate,
     judging::Judging,
@@ -220,7 +220,7 @@ async fn answered(
 }
 
 /// An answer that keeps its memory until it was sent.
-fn reply(text: Box<str>, lent: LentMemory) -> Response {
+fn reply(text: Box<str>, lent: Memory) -> Response {
     let kind = [(header::CONTENT_TYPE, "application/json")];
     let kept = Kept { text, _lent: lent };
     (kind, Body::from(Bytes::from_owner(kept))).into_response()
@@ -229,7 +229,7 @@ fn reply(text: Box<str>, lent: LentMemory) -> Response {
 /// Bytes with what was lent for them.
 struct Kept {
     text: Box<str>,
-    _lent: LentMemory,
+    _lent: Memory,
 }
 
 impl AsRef<[u8]> for Kept {

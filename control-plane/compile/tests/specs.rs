@@ -59,6 +59,21 @@ fn permit(name: &str, targets: &str, body: &str) -> String {
     )
 }
 
+fn gateway(name: &str) -> String {
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{ name: {name}, namespace: shop }}\n\
+         spec:\n  gatewayClassName: merlon\n  listeners: [{{ name: http, port: 8080, protocol: HTTP }}]\n"
+    )
+}
+
+/// From the gateway `edge` to the service `web`.
+fn route(name: &str) -> String {
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{ name: {name}, namespace: shop }}\n\
+         spec:\n  parentRefs: [{{ name: edge }}]\n  rules: [{{ backendRefs: [{{ name: web, port: 80 }}] }}]\n"
+    )
+}
+
 const ALL: &str = "permit (principal, action == Action::\"GET\", resource);";
 
 /// `shop/orders`, `shop/web` and `bank/ledger`, each a Workload with a Service.
@@ -341,10 +356,8 @@ fn a_gateway_is_told_of_its_routes_enforces_in_its_own_name_and_has_its_backends
     let mesh = compile(&format!(
         "{}{}{}{}",
         base(),
-        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: { name: edge, namespace: shop }\n\
-         spec:\n  gatewayClassName: merlon\n  listeners: [{ name: http, port: 8080, protocol: HTTP }]\n",
-        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: { name: all, namespace: shop }\n\
-         spec:\n  parentRefs: [{ name: edge }]\n  rules: [{ backendRefs: [{ name: web, port: 80 }] }]\n",
+        gateway("edge"),
+        route("all"),
         permit("shop/edge", "{ kind: Gateway, name: edge }", ALL),
     ));
     let edge = mesh.proxy(&id("shop/edge"), None).unwrap();
@@ -372,17 +385,10 @@ fn a_gateway_is_told_of_its_routes_enforces_in_its_own_name_and_has_its_backends
 
 #[test]
 fn of_a_gateways_routes_the_oldest_is_first_and_of_one_age_the_first_by_name() {
-    let route = |name: &str| {
-        format!(
-            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{ name: {name}, namespace: shop }}\n\
-             spec:\n  parentRefs: [{{ name: edge }}]\n  rules: [{{ backendRefs: [{{ name: web, port: 80 }}] }}]\n"
-        )
-    };
     let text = format!(
         "{}{}{}{}{}",
         base(),
-        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: { name: edge, namespace: shop }\n\
-         spec:\n  gatewayClassName: merlon\n  listeners: [{ name: http, port: 8080, protocol: HTTP }]\n",
+        gateway("edge"),
         route("a"),
         route("b"),
         route("c"),
@@ -414,12 +420,7 @@ fn of_a_gateways_routes_the_oldest_is_first_and_of_one_age_the_first_by_name() {
 
 #[test]
 fn a_gateway_with_the_name_of_a_service_is_refused() {
-    let text = format!(
-        "{}{}",
-        base(),
-        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: { name: web, namespace: shop }\n\
-         spec:\n  gatewayClassName: merlon\n  listeners: [{ name: http, port: 8080, protocol: HTTP }]\n",
-    );
+    let text = format!("{}{}", base(), gateway("web"),);
     let report = try_compile(&text).unwrap_err();
     assert!(report.to_string().contains("tell them apart"), "{report}");
 }

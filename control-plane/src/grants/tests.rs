@@ -54,7 +54,7 @@ struct Running {
     worlds: Worlds,
     deliveries: Deliveries,
     started: Instant,
-    _nudge: watch::Sender<u64>,
+    _nudge: watch::Sender<()>,
     _tasks: JoinSet<()>,
 }
 
@@ -68,7 +68,7 @@ impl Running {
         F: Future<Output = Result<KvSecret, String>> + Send + 'static,
     {
         let (worlds, deliveries) = (Worlds::new(mesh(grants)), Deliveries::default());
-        let (nudge, nudged) = watch::channel(0);
+        let (nudge, nudged) = watch::channel(());
         let mut tasks = JoinSet::new();
         tasks.spawn(Follower::new(worlds.clone(), deliveries.clone()).run(vault, nudged));
         Self {

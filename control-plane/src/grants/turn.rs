@@ -60,10 +60,10 @@ impl<T, R> Common<T, R> {
     }
 
     /// Reads `wanted` until nobody wants to know any more. What is new in it, and what `nudged` tells, is not waited for.
-    pub(super) async fn turn<F>(
+    pub(super) async fn turn<F, N>(
         self,
         mut wanted: watch::Receiver<BTreeSet<Granted>>,
-        mut nudged: watch::Receiver<u64>,
+        mut nudged: watch::Receiver<N>,
     ) where
         R: Fn(Granted) -> F,
         F: Future<Output = Result<T, String>>,

@@ -89,16 +89,16 @@ impl Acceptor {
         found: &[Resource],
         running: Option<&Mesh>,
     ) -> Judged {
-        let mut strangers = BTreeMap::new();
-        let mut own = documents.clone();
-        own.retain(|key, document| {
-            let Some(why) = elsewhere(key, &self.home) else {
-                return true;
-            };
-            let verdict = refused(document, None, "Invalid", why);
-            strangers.insert(key.clone(), verdict);
-            false
+        let strangers = documents.iter().filter_map(|(key, document)| {
+            let why = elsewhere(key, &self.home)?;
+            Some((key.clone(), refused(document, None, "Invalid", why)))
         });
+        let mut strangers: BTreeMap<Key, Verdict> = strangers.collect();
+        if strangers.is_empty() {
+            return self.judge_own(documents, found, running);
+        }
+        let mut own = documents.clone();
+        own.retain(|key, _| !strangers.contains_key(key));
         let mut judged = self.judge_own(&own, found, running);
         judged.verdicts.append(&mut strangers);
         judged

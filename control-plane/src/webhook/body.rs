@@ -38,17 +38,17 @@ pub(super) struct Body {
     pub(super) bytes: Vec<u8>,
     /// Whether it means more than nearly all others.
     pub(super) large: bool,
-    pub(super) lent: Lent,
+    pub(super) lent: Memory,
 }
 
 /// Memory that is lent, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Lent {
+pub(super) struct Memory {
     room: Arc<Semaphore>,
     all: Option<OwnedSemaphorePermit>,
 }
 
-impl Lent {
+impl Memory {
     /// Makes it so many bytes.
     pub(super) fn resize(&mut self, bytes: usize) -> Result<(), BodyError> {
         let now = self.bytes();
@@ -151,8 +151,8 @@ async fn lend(
     room: &Arc<Semaphore>,
     most: usize,
     request: Request,
-) -> Result<(Vec<u8>, Lent), BodyError> {
-    let mut lent = Lent {
+) -> Result<(Vec<u8>, Memory), BodyError> {
+    let mut lent = Memory {
         room: Arc::clone(room),
         all: None,
     };
