@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         Err(report) => return wrong_configuration(&report),
     };
     telemetry::log_to_stderr();
-    merlon_watched::allow_all_files();
+    merlon_net::allow_all_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
-use merlon_watched::Limits;
+use merlon_net::Limits;
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -51,7 +51,7 @@ pub(crate) async fn serve(
     });
     let incoming = Incoming { incoming, address };
     let routes = |_: &TlsStream<TcpStream>| routes.clone();
-    merlon_watched::serve(incoming, CONNECTIONS, routes, shutdown.cancelled_owned()).await;
+    merlon_net::serve(incoming, CONNECTIONS, routes, shutdown.cancelled_owned()).await;
     accepting.abort();
 }
 
