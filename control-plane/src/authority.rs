@@ -16,6 +16,7 @@ use merlon_certs::{
 use merlon_compile::{Mesh, StateResource};
 use merlon_config::{resource::CertificateIssuer, snapshot::TrustBundle};
 use merlon_issuer::CertIssuer;
+use merlon_net::backoff;
 use rustls::ServerConfig;
 use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
@@ -26,7 +27,6 @@ use crate::{
     kubernetes::{CaError, SharedCa},
     ledger::{Issued, Ledger},
     metrics::{EvidenceLabel, Metrics},
-    random,
     serve::timestamp,
     store::StoreError,
     world::Worlds,
@@ -248,7 +248,7 @@ impl Keeper {
     }
 
     fn publish(&self, certified: Certified) -> Duration {
-        let renewal = renewal_at(certified.not_before, certified.not_after, random::unit());
+        let renewal = renewal_at(certified.not_before, certified.not_after, backoff::unit());
         tracing::info!(
             serial = certified.serial,
             not_after = %timestamp(certified.not_after),
@@ -278,7 +278,7 @@ impl Keeper {
         let (least, most) = RETRY;
         let longest = least.saturating_mul(1 << failures.min(16)).min(most);
         let pause = longest
-            .mul_f64(random::unit())
+            .mul_f64(backoff::unit())
             .max(Duration::from_millis(100));
         self.metrics.issuer_failures.inc();
         tracing::error!(error = %error, failures, retry_seconds = pause.as_secs_f64(), "authority.failed");

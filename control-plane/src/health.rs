@@ -6,7 +6,7 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use merlon_net::Limits;
+use merlon_net::http::{self, Limits};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
@@ -73,6 +73,6 @@ pub(crate) async fn serve(
         .route("/metrics", get(page));
     let routes = |_: &TcpStream| routes.clone();
     let ended = shutdown.cancelled_owned();
-    merlon_net::serve(listener, Limits::default(), routes, ended).await;
+    http::serve(listener, Limits::default(), routes, ended).await;
     Ok(())
 }

@@ -8,7 +8,6 @@ mod config;
 mod csr;
 pub mod flags;
 mod grants;
-mod handshakes;
 mod health;
 mod inspect;
 mod issue;

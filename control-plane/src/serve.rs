@@ -16,6 +16,7 @@ use merlon_api::{
 };
 use merlon_certs::{CertificateDer, LeafFacts};
 use merlon_config::name::SpiffeId;
+use merlon_net::handshakes::{self, Accepted, Limits};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -29,18 +30,11 @@ use tonic::{
     transport::{Server, server::Connected},
 };
 
-use crate::{
-    authority::Authority,
-    handshakes::{self, Accepted, Limits},
-    inspect::Inspect,
-    issue::Issue,
-    metrics::Metrics,
-    push::Push,
-};
+use crate::{authority::Authority, inspect::Inspect, issue::Issue, metrics::Metrics, push::Push};
 
 const LIMITS: Limits = Limits {
     at_once: 512,
-    patience: Duration::from_secs(10),
+    timeout: Duration::from_secs(10),
 };
 /// A CSR and a token are small.
 const ISSUE_BYTES: usize = 64 << 10;
@@ -137,7 +131,10 @@ pub(crate) async fn serve(
         // Until there is a certificate to show, connections wait in the kernel's queue.
         authority.ready().await;
         let current = || Some(Arc::clone(&authority.certified()?.server));
-        handshakes::accept(listener, LIMITS, current, connections, counted, stopped).await;
+        let failed = move || {
+            counted.handshakes_failed.inc();
+        };
+        handshakes::accept(listener, LIMITS, current, connections, failed, stopped).await;
     });
     let incoming = ReceiverStream::new(incoming)
         .map(|accepted| Ok::<_, io::Error>(Connection::from(accepted)));

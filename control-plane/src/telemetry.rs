@@ -1,31 +1,19 @@
-//! Logs as JSON lines on standard error; spans by OTLP where the environment asks for them.
+//! The process log, and spans by OTLP when the environment asks for them.
 
 use opentelemetry::{
     global,
     trace::{Span as _, Status, Tracer as _},
 };
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 const NAME: &str = "merlon-control-plane";
 
-/// Clients of the cluster and of Vault log each failure that they also return, which we tell once, in our words.
+/// The clients of Kubernetes and Vault log each failure that they also return. The control plane logs it once.
 const DEFAULT: &str = "info,kube_client=off,rustify=off,vaultrs=off";
 
-/// One JSON object per event on standard error. `RUST_LOG` chooses which; default: `info` of ourselves.
+/// Sends the process log to standard error; `RUST_LOG` selects the events.
 pub fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT));
-    let lines = tracing_subscriber::fmt::layer()
-        .json()
-        .flatten_event(true)
-        .with_current_span(false)
-        .with_span_list(false)
-        .with_writer(std::io::stderr);
-    // Fails only where a test has set one up before.
-    let _ = tracing_subscriber::registry()
-        .with(filter)
-        .with(lines)
-        .try_init();
+    merlon_net::process_log::to_stderr(DEFAULT);
 }
 
 /// Exports spans until it is dropped, if one of the standard variables names a collector.

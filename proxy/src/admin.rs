@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use merlon_net::Limits;
+use merlon_net::http::{self, Limits};
 use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
 
@@ -24,7 +24,7 @@ struct Seen {
 /// Serves who watches, until the process ends: also while it drains, so that the end can be seen.
 pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, metrics: Arc<Metrics>) {
     let routes = public(Seen { shared, metrics });
-    merlon_net::serve(
+    http::serve(
         listener,
         Limits::default(),
         |_| routes.clone(),

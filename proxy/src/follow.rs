@@ -18,6 +18,7 @@ use merlon_api::{
 };
 use merlon_certs::{H2, MeshTls};
 use merlon_config::{causes::chain, name::Namespace, snapshot::AddressState};
+use merlon_net::backoff::Backoff;
 use tokio::{
     sync::{mpsc, oneshot},
     task::{self, JoinHandle},
@@ -33,7 +34,6 @@ use self::{
 };
 use crate::{
     assemble::{AssembleError, Assembler},
-    backoff::Backoff,
     config::Subject,
     control_plane,
     destinations::{Answer, Ask, AskError, Wish},
@@ -166,7 +166,7 @@ impl Follow {
                     if opened.elapsed() > LASTED {
                         backoff.reset();
                     }
-                    backoff.next()
+                    backoff.next_wait()
                 }
             };
             let again = time::sleep(wait);

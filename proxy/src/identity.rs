@@ -12,6 +12,7 @@ use merlon_config::{
     name::{Namespace, WorkloadId},
     snapshot::TrustBundle,
 };
+use merlon_net::backoff::{Backoff, unit};
 use rustls_pki_types::UnixTime;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -24,7 +25,6 @@ use self::{
     kept::Kept,
 };
 use crate::{
-    backoff::{Backoff, random},
     config::PodToken,
     health::Unready,
     identity_files,
@@ -141,7 +141,7 @@ impl Keeper {
                     if error.is_final() && self.start.pod_token.is_none() {
                         RETRY.1
                     } else {
-                        backoff.next()
+                        backoff.next_wait()
                     }
                 }
             };
@@ -231,7 +231,7 @@ impl Keeper {
 
     /// Puts an identity in force.
     fn take(&mut self, svid: Arc<X509Svid>, bundle: TrustBundle) {
-        let renew_at = svid.renewal_at(random());
+        let renew_at = svid.renewal_at(unit());
         self.current = Some(Current {
             svid,
             bundle,

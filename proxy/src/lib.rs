@@ -13,7 +13,6 @@ pub mod health;
 pub mod jwks;
 pub mod layers;
 pub mod listener;
-pub mod logging;
 pub mod metrics;
 pub mod outside;
 pub mod peer_header;
@@ -28,7 +27,6 @@ pub mod worker;
 
 mod admin;
 mod assemble;
-mod backoff;
 mod body;
 mod connection;
 mod control;

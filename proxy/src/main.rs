@@ -8,7 +8,6 @@ use clap::Parser;
 use merlon_proxy::{
     app::{self, StartError},
     flags::Flags,
-    logging,
     state::Addresses,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,7 +23,7 @@ const FAILED: u8 = 1;
 fn main() -> ExitCode {
     allocator::give_memory_back();
     let flags = Flags::parse();
-    logging::to_stderr();
+    merlon_net::process_log::to_stderr("info");
     let addresses_file = flags.addresses_file.clone();
     let started = flags
         .into_config()

@@ -16,7 +16,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use merlon_config::probe::{HookKey, Probe, Probes};
-use merlon_net::Limits;
+use merlon_net::http::{self, Limits};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -55,7 +55,7 @@ pub(crate) async fn serve(listener: TcpListener, probes: Probes, metrics: Arc<Me
     let routes = Router::new().fallback(answer).with_state(listener_state);
     let routes = |stream: &TcpStream| routes.clone().layer(Extension(Reached::by(stream)));
     let forever = std::future::pending();
-    merlon_net::serve(listener, Limits::default(), routes, forever).await;
+    http::serve(listener, Limits::default(), routes, forever).await;
 }
 
 fn places(probes: Probes) -> BTreeMap<String, (Probe, Semaphore)> {

@@ -14,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::random;
+use merlon_net::backoff;
 
 /// How often each secret is read. Vault has no events that one could wait for on every server.
 const EVERY: Duration = Duration::from_secs(5);
@@ -73,7 +73,7 @@ impl<T, R> Common<T, R> {
             let now = wanted.borrow_and_update().clone();
             nudged.mark_unchanged();
             silent.keep(&now);
-            let pause = EVERY.mul_f64(0.8 + 0.4 * random::unit());
+            let pause = EVERY.mul_f64(0.8 + 0.4 * backoff::unit());
             let round = async {
                 self.round(&now, &silent).await;
                 tokio::time::sleep(pause).await;

@@ -31,7 +31,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{gateway, meshed, names};
-use crate::random;
+use merlon_net::backoff;
 
 /// Everything that is watched.
 #[derive(Debug, Clone)]
@@ -269,7 +269,7 @@ impl Iterator for Pauses {
             .saturating_mul(1 << self.0.min(16))
             .min(Duration::from_secs(5));
         self.0 = self.0.saturating_add(1);
-        Some(longest.mul_f64(0.5 + random::unit() / 2.0))
+        Some(longest.mul_f64(0.5 + backoff::unit() / 2.0))
     }
 }
 

@@ -3,7 +3,10 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
-use merlon_net::Limits;
+use merlon_net::{
+    handshakes::{self, Accepted},
+    http::{self, Limits},
+};
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -12,19 +15,16 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    handshakes::{self, Accepted},
-    metrics::Metrics,
-};
+use crate::metrics::Metrics;
 
 const HANDSHAKES: handshakes::Limits = handshakes::Limits {
     at_once: 64,
-    patience: Duration::from_secs(5),
+    timeout: Duration::from_secs(5),
 };
 /// An API server carries up to 200 changes at once (`--max-mutating-requests-inflight`), each in a connection, of which few
 /// ask here; a head is sent as soon as there is a connection.
 const CONNECTIONS: Limits = Limits {
-    at_once: 512,
+    connections: 512,
     // Longer than it keeps an idle connection, so that it is never we who close one that it is about to use.
     head: Duration::from_secs(120),
     answer: Duration::from_secs(10),
@@ -46,12 +46,15 @@ pub(crate) async fn serve(
     let accepting = tokio::spawn(async move {
         if shown.wait_for(Option::is_some).await.is_ok() {
             let current = || shown.borrow().clone();
-            handshakes::accept(listener, HANDSHAKES, current, connections, metrics, stopped).await;
+            let failed = move || {
+                metrics.handshakes_failed.inc();
+            };
+            handshakes::accept(listener, HANDSHAKES, current, connections, failed, stopped).await;
         }
     });
     let incoming = Incoming { incoming, address };
     let routes = |_: &TlsStream<TcpStream>| routes.clone();
-    merlon_net::serve(incoming, CONNECTIONS, routes, shutdown.cancelled_owned()).await;
+    http::serve(incoming, CONNECTIONS, routes, shutdown.cancelled_owned()).await;
     accepting.abort();
 }
 

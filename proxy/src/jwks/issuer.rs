@@ -3,16 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use merlon_config::{causes::chain, snapshot::Version};
+use merlon_net::backoff::Backoff;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{self, Instant},
 };
 
 use super::{IssuerSource, JwksCache, Question, budget::Budget, document};
-use crate::{
-    backoff::Backoff,
-    metrics::{FetchResult, Metrics},
-};
+use crate::metrics::{FetchResult, Metrics};
 
 /// How often keys are looked at again, whatever the issuer says about caching.
 const REFRESH: std::ops::RangeInclusive<Duration> =
@@ -73,7 +71,7 @@ pub(super) async fn follow(
                 if known.is_some() {
                     AGAIN
                 } else {
-                    backoff.next()
+                    backoff.next_wait()
                 }
             }
         };

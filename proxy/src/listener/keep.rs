@@ -2,10 +2,11 @@
 
 use std::{io, rc::Rc, time::Duration};
 
+use merlon_net::backoff::Backoff;
 use tokio::{net::TcpListener, task::JoinHandle, time};
 
 use super::{Part, adopt};
-use crate::{backoff::Backoff, health::Unready, state::Snapshot, worker::Local};
+use crate::{health::Unready, state::Snapshot, worker::Local};
 
 /// How long until an address that could not be had is tried again.
 const FIRST: Duration = Duration::from_millis(100);
@@ -87,7 +88,7 @@ pub(crate) async fn keep<W: Wanted>(local: Rc<Local>) {
                 Ok(()) => backoff.reset(),
                 Err(_) => return,
             },
-            () = time::sleep(backoff.next()), if !failed.is_empty() => {}
+            () = time::sleep(backoff.next_wait()), if !failed.is_empty() => {}
         }
     }
 }

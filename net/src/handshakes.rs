@@ -1,4 +1,4 @@
-//! Connections whose TLS handshake is done: a bounded number of them at a time, and each within its time.
+//! TLS accept with a bounded number of concurrent handshakes, each within a time limit.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -10,28 +10,26 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::Metrics;
-
-/// What strangers may cost.
+/// Bounds on handshakes with peers that have not proved an identity.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    /// Handshakes at the same time: they cost a signature each.
-    pub(crate) at_once: usize,
-    /// One that takes longer is a stranger's that wants to hold us up.
-    pub(crate) patience: Duration,
+pub struct Limits {
+    /// Handshakes at the same time. Each costs a signature.
+    pub at_once: usize,
+    /// The longest that one handshake may take.
+    pub timeout: Duration,
 }
 
-/// A connection, and from where it came.
-pub(crate) type Accepted = (TlsStream<TcpStream>, SocketAddr);
+/// A connection and the address it comes from.
+pub type Accepted = (TlsStream<TcpStream>, SocketAddr);
 
-/// Takes connections in until `shutdown`, each with the configuration of its moment; what comes while there is none is
-/// closed.
-pub(crate) async fn accept(
+/// Accepts connections until `shutdown`, each with the configuration that is current then. While there is none,
+/// connections are closed. Calls `on_failure` for each handshake that fails or times out.
+pub async fn accept(
     listener: TcpListener,
     limits: Limits,
     current: impl Fn() -> Option<Arc<ServerConfig>>,
     connections: mpsc::Sender<Accepted>,
-    metrics: Metrics,
+    on_failure: impl Fn() + Clone + Send + 'static,
     shutdown: CancellationToken,
 ) {
     let handshakes = Arc::new(Semaphore::new(limits.at_once));
@@ -43,7 +41,7 @@ pub(crate) async fn accept(
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Mostly too many open files: it passes, and spinning would not help.
+                // Usually too many open files, which passes. Without the pause the loop would spin.
                 tracing::warn!(error = %error, "accept.failed");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
@@ -55,22 +53,22 @@ pub(crate) async fn accept(
         let Some(config) = current() else {
             continue;
         };
-        let (connections, metrics) = (connections.clone(), metrics.clone());
+        let (connections, on_failure) = (connections.clone(), on_failure.clone());
         tokio::spawn(async move {
             let _permit = permit;
-            // Small messages both ways: they must not wait for each other.
+            // Small messages in both directions must not wait for each other.
             let _ = stream.set_nodelay(true);
             let accepted = TlsAcceptor::from(config).accept(stream);
-            let why = match tokio::time::timeout(limits.patience, accepted).await {
+            let why = match tokio::time::timeout(limits.timeout, accepted).await {
                 Ok(Ok(stream)) => {
-                    // Closed only at the end.
+                    // The receiver is dropped only at shutdown.
                     let _ = connections.send((stream, address)).await;
                     return;
                 }
                 Ok(Err(error)) => error.to_string(),
-                Err(_) => "it took too long".to_owned(),
+                Err(_) => format!("no handshake within {} s", limits.timeout.as_secs()),
             };
-            metrics.handshakes_failed.inc();
+            on_failure();
             tracing::warn!(address = %address, reason = why, "tls.refused");
         });
     }

@@ -1,9 +1,9 @@
-//! File descriptors, of which each connection takes one.
+//! The limit on open file descriptors. Each connection takes one.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Lets this process have as many files open as it may. What it is begun with is 1,024 on many machines, made for programs
-/// that use `select`.
+/// Raises the soft limit on open files (`RLIMIT_NOFILE`) to the hard limit. Many systems start processes with 1,024, which
+/// suits programs that use `select`.
 pub fn allow_all_files() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let all = Rlimit {
@@ -13,7 +13,7 @@ pub fn allow_all_files() {
     if current != maximum
         && let Err(error) = setrlimit(Resource::Nofile, all)
     {
-        tracing::warn!(%error, ?current, ?maximum, "no more files may be open at once than before");
+        tracing::warn!(%error, ?current, ?maximum, "open_files.limit_not_raised");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Answers that are handed over piece by piece, and in time.
+//! Response bodies that are written in pieces and within a time limit.
 
 use std::{
     pin::Pin,
@@ -11,17 +11,17 @@ use axum::body::{Body, Bytes, HttpBody};
 use hyper::body::{Frame, SizeHint};
 use tokio::{sync::Notify, task::AbortHandle};
 
-/// A piece, in bytes. A connection that sends takes one or two of them, and TLS some more.
+/// Size of a piece in bytes. A connection buffers one or two of them, and TLS a few more.
 const PIECE: usize = 16 << 10;
 
-/// An answer's body. Who does not take it in time loses the connection.
-pub(crate) struct Answer {
+/// A response body. A client that does not read it in time loses the connection.
+pub(crate) struct ResponseBody {
     body: Body,
     rest: Bytes,
     timer: Arc<Timer>,
 }
 
-/// Runs until it is dropped.
+/// Aborts its task when dropped.
 struct Timer(AbortHandle);
 
 impl Drop for Timer {
@@ -30,7 +30,7 @@ impl Drop for Timer {
     }
 }
 
-/// Bytes that were handed over and not written yet: the body is gone by then, and the time still runs.
+/// Bytes that are handed to the connection and not written yet. The body may be dropped by then, but the timer still runs.
 struct Piece {
     bytes: Bytes,
     _timer: Arc<Timer>,
@@ -42,7 +42,7 @@ impl AsRef<[u8]> for Piece {
     }
 }
 
-impl Answer {
+impl ResponseBody {
     pub(crate) fn new(body: Body, within: Duration, late: Arc<Notify>) -> Self {
         let timer = tokio::spawn(async move {
             tokio::time::sleep(within).await;
@@ -65,7 +65,7 @@ impl Answer {
     }
 }
 
-impl HttpBody for Answer {
+impl HttpBody for ResponseBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -108,18 +108,17 @@ mod tests {
 
     const WITHIN: Duration = Duration::from_secs(10);
 
-    /// An answer whose pieces were all taken, and whether its time ran out a while later. `written` of the pieces were
-    /// written meanwhile.
-    async fn ran_out(length: usize, written: usize) -> bool {
+    /// Whether the timer fires after all pieces of a response were taken and `written` of them were written.
+    async fn times_out(length: usize, written: usize) -> bool {
         let late = Arc::new(Notify::new());
-        let mut answer = Answer::new(Body::from(vec![0; length]), WITHIN, Arc::clone(&late));
+        let mut body = ResponseBody::new(Body::from(vec![0; length]), WITHIN, Arc::clone(&late));
         let mut pieces = Vec::new();
-        while let Some(piece) = answer.frame().await {
+        while let Some(piece) = body.frame().await {
             pieces.push(piece.unwrap().into_data().unwrap());
         }
         assert_eq!(pieces.iter().map(Bytes::len).sum::<usize>(), length);
         assert!(pieces.iter().all(|piece| piece.len() <= PIECE));
-        drop(answer);
+        drop(body);
         pieces.drain(..written);
         tokio::time::timeout(2 * WITHIN, late.notified())
             .await
@@ -128,9 +127,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_time_runs_until_the_last_piece_is_written() {
-        assert!(ran_out(3 * PIECE + 1, 3).await);
-        assert!(!ran_out(3 * PIECE + 1, 4).await);
-        assert!(ran_out(1, 0).await);
-        assert!(!ran_out(0, 0).await);
+        assert!(times_out(3 * PIECE + 1, 3).await);
+        assert!(!times_out(3 * PIECE + 1, 4).await);
+        assert!(times_out(1, 0).await);
+        assert!(!times_out(0, 0).await);
     }
 }
