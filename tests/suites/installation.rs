@@ -100,7 +100,7 @@ async fn the_guide_leads_from_nothing_to_a_first_policy_and_out_again() {
     for block in blocks("## 4. The charts") {
         reader.sees(&block).await;
     }
-    let [look] = &blocks("## 5. Is all well?")[..] else {
+    let [look] = &blocks("## 5. Check the installation")[..] else {
         panic!("one block")
     };
     let seen = reader.sees(look).await;
