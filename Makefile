@@ -127,6 +127,11 @@ else
 	$(CARGO) audit --no-fetch --stale --db "$(ADVISORY_DB)"
 endif
 
+# --- releasing (docs/releasing.md) ----------------------------------------------------------------------------------
+.PHONY: release-check
+release-check: ## Checks that all versions agree; with VERSION=x.y.z: everything for that release
+	@tests/tools/release-check $(VERSION)
+
 # --- measuring and breaking -----------------------------------------------------------------------------------------
 .PHONY: bench fuzz
 bench: ## Merlon beside Envoy and HAProxy: CPU per request and memory
