@@ -1,0 +1,203 @@
+//! The Markdown pages agree with the tree: links lead somewhere, and `docs/capabilities.md` names tests that exist.
+//! Needs no servers.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Component, Path, PathBuf},
+};
+
+/// The capabilities that are listed today, roughly: with fewer the page is not parsed as it is meant.
+const LEAST_ROWS: usize = 60;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the workspace")
+        .to_owned()
+}
+
+/// All files below a folder that end in this, without what is built or installed.
+fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let (path, name) = (entry.path(), entry.file_name());
+        let name = name.to_string_lossy();
+        if entry.file_type().expect("a type").is_dir() {
+            let skipped = matches!(&*name, "target" | "node_modules" | ".tools" | ".git");
+            if !skipped {
+                found.extend(files(&path, extension));
+            }
+        } else if path.extension().is_some_and(|it| it == extension) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The names of the functions in a source file that have a test attribute.
+fn tests_in(source: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut is_test = false;
+    for line in source.lines().map(str::trim) {
+        if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
+            is_test = true;
+        } else if let Some((_, rest)) = line.split_once("fn ")
+            && !line.starts_with("//")
+        {
+            if is_test {
+                let name = rest.split(['(', '<']).next().unwrap_or_default();
+                found.insert(name.to_owned());
+            }
+            is_test = false;
+        }
+    }
+    found
+}
+
+/// The tests of a suite below `tests/suites`, or of a crate, whose name is written as in Rust. Empty if there is none.
+fn tests_of(owner: &str) -> BTreeSet<String> {
+    let suites = root().join("tests/suites");
+    let suite = suites.join(format!("{owner}.rs"));
+    let mut sources = Vec::new();
+    if suite.is_file() {
+        sources.push(suite);
+        if suites.join(owner).is_dir() {
+            sources.extend(files(&suites.join(owner), "rs"));
+        }
+    }
+    for manifest in files(&root(), "toml") {
+        let text = fs::read_to_string(&manifest).expect("a manifest");
+        let named = format!("\nname = \"{}\"", owner.replace('_', "-"));
+        if manifest.ends_with("Cargo.toml")
+            && text.starts_with("[package]")
+            && text.contains(&named)
+        {
+            for folder in ["src", "tests"] {
+                let folder = manifest.with_file_name(folder);
+                if folder.is_dir() {
+                    sources.extend(files(&folder, "rs"));
+                }
+            }
+        }
+    }
+    let read = |source: &PathBuf| fs::read_to_string(source).expect("a source");
+    sources
+        .iter()
+        .map(read)
+        .flat_map(|text| tests_in(&text))
+        .collect()
+}
+
+#[test]
+fn every_capability_names_tests_that_exist() {
+    let page = fs::read_to_string(root().join("docs/capabilities.md")).expect("the page");
+    let mut problems = Vec::new();
+    let mut rows = 0;
+    for line in page.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let [capability, state, tests] = cells[..] else {
+            problems.push(format!("three columns are needed: {line}"));
+            continue;
+        };
+        if state == "state" {
+            continue;
+        }
+        rows += 1;
+        let named: Vec<&str> = tests
+            .split('`')
+            .filter(|name| name.contains("::"))
+            .collect();
+        match state {
+            "works" | "partly" if named.is_empty() => {
+                problems.push(format!("{capability}: {state}, and no test shows it"));
+            }
+            "works" | "partly" | "not yet" => {}
+            other => problems.push(format!("{capability}: the state `{other}` does not exist")),
+        }
+        for name in named {
+            let (owner, test) = name.rsplit_once("::").expect("it contains one");
+            if !tests_of(owner).contains(test) {
+                problems.push(format!("{capability}: there is no test `{name}`"));
+            }
+        }
+    }
+    assert!(rows >= LEAST_ROWS, "only {rows} rows were found");
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+/// The page without what is code: there, brackets are not links.
+fn prose(page: &str) -> String {
+    let mut fenced = false;
+    let outside = page.lines().filter(|line| {
+        let fence = line.trim_start().starts_with("```");
+        fenced ^= fence;
+        !fenced && !fence
+    });
+    let lines: Vec<&str> = outside.collect();
+    let text = lines.join("\n");
+    // Every second piece between backticks is code; a link's text may be code, its target not.
+    text.split('`').step_by(2).collect::<Vec<_>>().join("")
+}
+
+/// The anchors of a page's headings, as GitHub and most renderers make them.
+fn anchors(page: &str) -> BTreeSet<String> {
+    let headings = page.lines().filter(|line| line.starts_with('#'));
+    headings
+        .map(|line| {
+            let text = line.trim_start_matches('#').trim().to_lowercase();
+            let kept = text
+                .chars()
+                .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+            kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+        })
+        .collect()
+}
+
+/// `folder/../other` as `other`.
+fn normal(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::new();
+    for part in path.components() {
+        if part == Component::ParentDir {
+            normal.pop();
+        } else {
+            normal.push(part);
+        }
+    }
+    normal
+}
+
+#[test]
+fn every_relative_link_leads_to_a_file_and_a_heading() {
+    let mut problems = Vec::new();
+    let mut links = 0;
+    for page in files(&root(), "md") {
+        let text = fs::read_to_string(&page).expect("a page");
+        for target in prose(&text).split("](").skip(1) {
+            let target = target.split(')').next().unwrap_or_default();
+            if target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            links += 1;
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let leads_to = if file.is_empty() {
+                page.clone()
+            } else {
+                normal(&page.with_file_name(file))
+            };
+            let shown = page.strip_prefix(root()).unwrap_or(&page).display();
+            if !leads_to.exists() {
+                problems.push(format!("{shown}: `{target}` does not exist"));
+            } else if !anchor.is_empty() {
+                let other = fs::read_to_string(&leads_to).unwrap_or_default();
+                if !anchors(&other).contains(anchor) {
+                    problems.push(format!("{shown}: `{target}`: there is no such heading"));
+                }
+            }
+        }
+    }
+    assert!(links > 50, "only {links} links were found");
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
