@@ -12,7 +12,7 @@ use merlon_config::{
 };
 use merlon_policy::{problem::PolicyProblem, service::ServicePolicy};
 
-use crate::{compiler::Assembled, gateway::name_of};
+use crate::{assemble::Assembled, gateway::name_of};
 
 /// What was found good, by the hash of all that the decision point judges: equal texts need no second look.
 pub(crate) type Good = HashSet<Version>;

@@ -2,6 +2,7 @@
 #![doc = include_str!("../README.md")]
 
 mod address;
+mod assemble;
 mod attach;
 mod check;
 mod compiler;
