@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use merlon_config::nearest;
 
-use crate::{INJECTED, pod::Pod, refused::Refused};
+use crate::{names::INJECTED, pod::Pod, refused::Refused};
 
 const INBOUND_PORTS: &str = "merlon.io/exclude-inbound-ports";
 const OUTBOUND_PORTS: &str = "merlon.io/exclude-outbound-ports";

@@ -4,7 +4,8 @@ use merlon_config::{injection::InjectionSettings, probe::Probes};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    AUDIENCE, INTERCEPT_CONTAINER, PROXY_CONTAINER, TRUST_BUNDLE, annotations::Wishes,
+    annotations::Wishes,
+    names::{AUDIENCE, INTERCEPT_CONTAINER, PROXY_CONTAINER, TRUST_BUNDLE},
     refused::Refused,
 };
 

@@ -4,10 +4,12 @@
 mod annotations;
 mod containers;
 mod hooks;
+mod names;
 mod pod;
 mod probes;
 mod refused;
 mod scrutiny;
+mod sidecar;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use merlon_config::{injection::InjectionSettings, probe::HookKey};
@@ -16,24 +18,11 @@ use serde_json::Value;
 use self::{annotations::Wishes, pod::Pod};
 pub use self::{
     hooks::{HookKeys, ShortSeed},
+    names::{
+        AUDIENCE, INJECT, INJECTED, INTERCEPT_CONTAINER, MESHED, PROXY_CONTAINER, TRUST_BUNDLE,
+    },
     refused::Refused,
 };
-
-/// The label by which a namespace asks for sidecars (`enabled`), and a pod in it declines (`disabled`).
-pub const INJECT: &str = "merlon.io/inject";
-/// The label that every pod with a sidecar bears, with the value `true`.
-pub const MESHED: &str = "merlon.io/meshed";
-/// The annotation that says by which settings a pod was injected.
-pub const INJECTED: &str = "merlon.io/injected";
-/// The container that lays down the rules of interception.
-pub const INTERCEPT_CONTAINER: &str = "merlon-init";
-/// The container of the sidecar.
-pub const PROXY_CONTAINER: &str = "merlon-proxy";
-
-/// The ConfigMap with the mesh's roots, in every namespace.
-pub const TRUST_BUNDLE: &str = "merlon-trust-bundle";
-/// For whom a pod's token must be.
-pub const AUDIENCE: &str = "merlon";
 
 /// What became of a pod.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,7 +67,7 @@ pub fn inject(
         None | Some("enabled") => {}
         Some(other) => return Err(Refused::Label(other.to_owned())),
     }
-    let known = pod.take_out()?;
+    let known = sidecar::remove(&mut pod)?;
     scrutiny::refuse(&pod)?;
     let warnings = scrutiny::warnings(&pod);
     let wishes = Wishes::of(&pod)?;
@@ -88,7 +77,7 @@ pub fn inject(
     }
     let account = pod.service_account().to_owned();
     let made = containers::both(namespace, &account, &probes, &wishes, settings)?;
-    pod.put_in(made)?;
+    sidecar::insert(&mut pod, made)?;
     pod.mark(MESHED, INJECTED, &mark(settings))?;
     let object_after = pod.into_object();
     if object_after == *object {

@@ -1,14 +1,8 @@
 //! A pod as an object whose unknown fields stay as they are.
 
-use merlon_config::probe::{HookKey, Probes};
 use serde_json::{Map, Value, json};
 
-use crate::{
-    INJECTED, INTERCEPT_CONTAINER, PROXY_CONTAINER,
-    containers::{self, Made},
-    probes,
-    refused::Refused,
-};
+use crate::refused::Refused;
 
 /// A Pod, or a pod's template.
 #[derive(Debug)]
@@ -67,7 +61,7 @@ impl Pod {
         self.object.get("spec")?.as_object()
     }
 
-    fn spec_mut(&mut self) -> Result<&mut Map<String, Value>, Refused> {
+    pub(crate) fn spec_mut(&mut self) -> Result<&mut Map<String, Value>, Refused> {
         let spec = self.object.get_mut("spec").and_then(Value::as_object_mut);
         spec.ok_or_else(|| Refused::Shape("spec".to_owned()))
     }
@@ -132,61 +126,6 @@ impl Pod {
     pub(crate) fn volumes(&self) -> impl Iterator<Item = &Value> {
         let list = self.spec().and_then(|spec| spec.get("volumes")?.as_array());
         list.into_iter().flatten()
-    }
-
-    /// Takes out what an earlier injection put in, if there was one, and gives the key of its hooks.
-    pub(crate) fn take_out(&mut self) -> Result<Option<HookKey>, Refused> {
-        // Without it what bears our names is the user's own, and is refused instead of thrown away.
-        if self.annotations().all(|(name, _)| name != INJECTED) {
-            return Ok(None);
-        }
-        let mut known = Probes::new();
-        let spec = self.spec_mut()?;
-        let is_named = |container: &Value, name| container.get("name").is_some_and(|n| n == name);
-        let Some(list) = spec.get_mut("initContainers").and_then(Value::as_array_mut) else {
-            return Ok(None);
-        };
-        let Some(proxy) = list.iter().find(|one| is_named(one, PROXY_CONTAINER)) else {
-            return Ok(None);
-        };
-        if let Some(text) = variable(proxy, "MERLON_PROBES") {
-            known = serde_json::from_str(&text.replace("$$", "$")).unwrap_or_default();
-        }
-        list.retain(|one| !is_named(one, PROXY_CONTAINER) && !is_named(one, INTERCEPT_CONTAINER));
-        if list.is_empty() {
-            spec.remove("initContainers");
-        }
-        if let Some(volumes) = spec.get_mut("volumes").and_then(Value::as_array_mut) {
-            volumes.retain(|volume| {
-                let name = volume.get("name").and_then(Value::as_str);
-                !name.is_some_and(|name| Made::VOLUMES.contains(&name))
-            });
-            if volumes.is_empty() {
-                spec.remove("volumes");
-            }
-        }
-        for container in self.programs_mut() {
-            probes::give_back(container, &known);
-        }
-        self.containers_mut().for_each(containers::take_secrets);
-        Ok(known.keys().find_map(|path| HookKey::of_path(path)))
-    }
-
-    /// Puts the sidecar in, before everything else.
-    pub(crate) fn put_in(&mut self, made: Made) -> Result<(), Refused> {
-        let spec = self.spec_mut()?;
-        let mut containers = made.containers;
-        if let Some(Value::Array(own)) = spec.remove("initContainers") {
-            containers.extend(own);
-        }
-        spec.insert("initContainers".to_owned(), Value::Array(containers));
-        let mut volumes = match spec.remove("volumes") {
-            Some(Value::Array(own)) => own,
-            _ => Vec::new(),
-        };
-        volumes.extend(made.volumes);
-        spec.insert("volumes".to_owned(), Value::Array(volumes));
-        Ok(())
     }
 
     /// Writes down that it has one.
