@@ -34,7 +34,7 @@ fn blocks(page: &str) -> Vec<&str> {
 
 #[test]
 fn the_policies_of_the_guide_compile_together_without_a_warning() {
-    let page = include_str!("../../../docs/policies.md");
+    let page = include_str!("../../../../docs/policies.md");
     let mut files = vec![("around.yaml".to_owned(), AROUND.to_owned())];
     for (number, block) in blocks(page).into_iter().enumerate() {
         files.push((format!("policies-{number}.yaml"), block.to_owned()));
@@ -48,7 +48,7 @@ fn the_policies_of_the_guide_compile_together_without_a_warning() {
 
 #[test]
 fn the_policy_of_the_front_page_compiles() {
-    let page = include_str!("../../../README.md");
+    let page = include_str!("../../../../README.md");
     let validation = "
 apiVersion: merlon.io/v1alpha1
 kind: RequestValidation

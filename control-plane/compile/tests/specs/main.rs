@@ -1,0 +1,6 @@
+//! Specifications of the compiler.
+
+mod addresses;
+mod documentation;
+mod mesh;
+mod problems;
