@@ -1,6 +1,7 @@
 //! Puts Merlon's sidecar into a pod: a pure function, for the admission webhook and for `merlon inject`.
 #![doc = include_str!("../README.md")]
 
+mod admission;
 mod annotations;
 mod containers;
 mod hooks;
@@ -8,7 +9,7 @@ mod names;
 mod pod;
 mod probes;
 mod refused;
-mod scrutiny;
+
 mod sidecar;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -68,8 +69,8 @@ pub fn inject(
         Some(other) => return Err(Refused::Label(other.to_owned())),
     }
     let known = sidecar::remove(&mut pod)?;
-    scrutiny::refuse(&pod)?;
-    let warnings = scrutiny::warnings(&pod);
+    admission::refuse(&pod)?;
+    let warnings = admission::warnings(&pod);
     let wishes = Wishes::of(&pod)?;
     let probes = probes::take_over(&mut pod, known.as_ref().unwrap_or(fresh))?;
     if wishes.secrets {

@@ -6,9 +6,9 @@ use merlon_config::probe::{
 use serde_json::{Map, Value, json};
 
 use crate::{
+    admission::OWN,
     pod::{self, Pod},
     refused::Refused,
-    scrutiny::OWN,
 };
 
 /// Where the proxy listens for a node's probes.
