@@ -259,7 +259,7 @@ spec:
     };
     let typo = ", annotations: { merlon.io/exclude-outbound-port: '5432' }";
     for (metadata, spec, told) in [
-        ("", "hostNetwork: true", "take `hostNetwork` away"),
+        ("", "hostNetwork: true", "or remove `hostNetwork`"),
         (typo, "", "did you mean `merlon.io/exclude-outbound-ports`?"),
         ("", "securityContext: { runAsUser: 7565 }", "7565"),
     ] {

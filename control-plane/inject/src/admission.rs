@@ -1,16 +1,16 @@
-//! What of a pod would make its sidecar useless.
+//! Pods that cannot be in the mesh, and settings that let a program bypass its sidecar.
 
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
 use crate::{
-    containers::{Made, PROXY_USER},
+    containers::{PROXY_USER, Sidecar},
     pod::{self, Pod},
     refused::Refused,
 };
 
-/// Refuses what cannot be in the mesh.
+/// Refuses a pod that cannot be in the mesh.
 pub(crate) fn refuse(pod: &Pod) -> Result<(), Refused> {
     let spec = pod.spec();
     let is = |field: &str| spec.and_then(|spec| spec.get(field)) == Some(&Value::Bool(true));
@@ -47,7 +47,10 @@ pub(crate) fn refuse(pod: &Pod) -> Result<(), Refused> {
             .flatten()
             .filter_map(|port| port.get("containerPort")?.as_u64());
         for number in numbers {
-            if let Some(port) = u16::try_from(number).ok().filter(|p| OWN.contains(p)) {
+            if let Some(port) = u16::try_from(number)
+                .ok()
+                .filter(|p| PROXY_PORTS.contains(p))
+            {
                 return Err(Refused::Port {
                     container: name.to_owned(),
                     port,
@@ -56,19 +59,19 @@ pub(crate) fn refuse(pod: &Pod) -> Result<(), Refused> {
         }
         let mounts = container.get("volumeMounts").and_then(Value::as_array);
         let mut mounted = mounts.into_iter().flatten().filter_map(named);
-        if let Some(volume) = mounted.find(|volume| Made::VOLUMES.contains(volume)) {
+        if let Some(volume) = mounted.find(|volume| Sidecar::VOLUMES.contains(volume)) {
             return Err(reserved(volume));
         }
     }
     let mut volumes = pod.volumes().filter_map(named);
-    match volumes.find(|volume| Made::VOLUMES.contains(volume)) {
+    match volumes.find(|volume| Sidecar::VOLUMES.contains(volume)) {
         Some(volume) => Err(reserved(volume)),
         None => Ok(()),
     }
 }
 
 /// The proxy's ports.
-pub(crate) const OWN: std::ops::RangeInclusive<u16> = 7560..=7563;
+pub(crate) const PROXY_PORTS: std::ops::RangeInclusive<u16> = 7560..=7563;
 
 fn named(value: &Value) -> Option<&str> {
     value.get("name")?.as_str()
@@ -85,68 +88,71 @@ fn user(of: Option<&Map<String, Value>>) -> Option<u64> {
     of?.get("securityContext")?.get("runAsUser")?.as_u64()
 }
 
-/// So many warnings are told of one pod: nobody reads more.
+/// Maximum number of warnings for one pod. Further ones are counted.
 const WARNINGS: usize = 20;
 
-/// What lets a program of the pod get around its sidecar, though nothing says that it does.
+/// Warnings about settings that let a program of the pod bypass its sidecar.
 pub(crate) fn warnings(pod: &Pod) -> Vec<String> {
     let whole = ["hostPID", "shareProcessNamespace"]
         .into_iter()
         .filter(|field| pod.spec().and_then(|spec| spec.get(*field)) == Some(&Value::Bool(true)));
     let whole = whole.map(|field| {
-        format!("merlon: with `{field}: true` its programs may see and end the sidecar")
+        format!("merlon: with `{field}: true` the pod's programs can see and kill the sidecar")
     });
     let each = pod
         .containers()
-        .flat_map(|container| of_container(pod.spec(), container));
+        .flat_map(|container| container_warnings(pod.spec(), container));
     let mut all: Vec<String> = whole.chain(each).collect();
-    // What takes the rules away first: of many the rest is counted.
-    all.sort_by_key(|warning| !warning.contains(TAKE_AWAY));
+    // The most severe warnings come first, because only the first ones are shown.
+    all.sort_by_key(|warning| !warning.contains(REMOVE_RULES));
     if all.len() > WARNINGS {
         let more = all.split_off(WARNINGS).len();
-        all.push(format!("merlon: and {more} more of its kind"));
+        all.push(format!("merlon: {more} more warnings"));
     }
     all
 }
 
-fn of_container(pod: Option<&Map<String, Value>>, container: &Map<String, Value>) -> Vec<String> {
+fn container_warnings(
+    pod: Option<&Map<String, Value>>,
+    container: &Map<String, Value>,
+) -> Vec<String> {
     let name: String = pod::name(container).chars().take(63).collect();
     let context = container.get("securityContext");
     if context.and_then(|context| context.get("privileged")) == Some(&Value::Bool(true)) {
         return vec![format!(
-            "merlon: the privileged container `{name}` can {TAKE_AWAY}"
+            "merlon: the privileged container `{name}` can {REMOVE_RULES}"
         )];
     }
     let added: BTreeSet<String> = capabilities(container, "add").collect();
     let known = [
-        ("ALL", TAKE_AWAY),
-        ("NET_ADMIN", TAKE_AWAY),
-        ("SYS_ADMIN", TAKE_AWAY),
+        ("ALL", REMOVE_RULES),
+        ("NET_ADMIN", REMOVE_RULES),
+        ("SYS_ADMIN", REMOVE_RULES),
         (
             "SETUID",
-            "become the sidecar's user, whose connections the rules leave alone",
+            "become the sidecar's user, whose connections the rules do not redirect",
         ),
         (
             "NET_RAW",
-            "send packets that pass by the rules and the sidecar",
+            "send packets that bypass the rules and the sidecar",
         ),
     ];
-    let asked_for = known.into_iter().filter(|(name, _)| added.contains(*name));
-    let asked_for = asked_for.map(|(capability, can)| {
+    let added = known.into_iter().filter(|(name, _)| added.contains(*name));
+    let added = added.map(|(capability, can)| {
         format!("merlon: with the capability {capability} the container `{name}` can {can}")
     });
     let drops_all = capabilities(container, "drop").any(|one| one == "ALL");
     let as_root = (may_be_root(pod, container) && !drops_all).then(|| {
         format!(
-            "merlon: as root, with the capabilities that runtimes leave it, the container `{name}` can get around the sidecar; say `runAsNonRoot: true` and `allowPrivilegeEscalation: false`"
+            "merlon: as root with the runtime's default capabilities, the container `{name}` can bypass the sidecar; set `runAsNonRoot: true` and `allowPrivilegeEscalation: false`"
         )
     });
-    asked_for.chain(as_root).collect()
+    added.chain(as_root).collect()
 }
 
-const TAKE_AWAY: &str = "take away the rules that lead its connections through the sidecar";
+const REMOVE_RULES: &str = "remove the rules that redirect its connections to the sidecar";
 
-/// Those that a container adds or drops, without their prefix; runtimes take them in any case.
+/// The capabilities that a container adds or drops, in upper case and without the prefix `CAP_`: runtimes ignore case.
 fn capabilities(container: &Map<String, Value>, field: &str) -> impl Iterator<Item = String> {
     let context = container.get("securityContext");
     let list = context.and_then(|context| context.get("capabilities")?.get(field)?.as_array());
@@ -157,16 +163,16 @@ fn capabilities(container: &Map<String, Value>, field: &str) -> impl Iterator<It
     })
 }
 
-/// Whether nothing that is written here says another user: what the image says is not seen.
+/// Whether the pod's spec lets the container run as root. The image's own user is not known here.
 fn may_be_root(pod: Option<&Map<String, Value>>, container: &Map<String, Value>) -> bool {
-    let said = |field: &str| {
+    let setting = |field: &str| {
         let of = |owner: Option<&'_ Map<String, Value>>| {
             owner?.get("securityContext")?.get(field).cloned()
         };
         of(Some(container)).or_else(|| of(pod))
     };
-    match said("runAsUser") {
+    match setting("runAsUser") {
         Some(user) => user == 0,
-        None => said("runAsNonRoot") != Some(Value::Bool(true)),
+        None => setting("runAsNonRoot") != Some(Value::Bool(true)),
     }
 }

@@ -1,4 +1,4 @@
-//! What a pod asks for by its annotations.
+//! Options that a pod sets by annotations.
 
 use ipnet::IpNet;
 use merlon_config::nearest;
@@ -10,24 +10,24 @@ const OUTBOUND_PORTS: &str = "merlon.io/exclude-outbound-ports";
 const OUTBOUND_RANGES: &str = "merlon.io/exclude-outbound-ip-ranges";
 const MOUNT_SECRETS: &str = "merlon.io/mount-secrets";
 
-/// What is not led through the proxy, and whether programs find secrets.
+/// Traffic that bypasses the proxy, and whether the pod's containers mount its secrets.
 #[derive(Debug, Default)]
-pub(crate) struct Wishes {
+pub(crate) struct PodOptions {
     pub(crate) inbound_ports: String,
     pub(crate) outbound_ports: String,
     pub(crate) outbound_ranges: Vec<IpNet>,
     pub(crate) secrets: bool,
 }
 
-impl Wishes {
+impl PodOptions {
     pub(crate) fn of(pod: &Pod) -> Result<Self, Refused> {
-        let mut wishes = Self::default();
+        let mut options = Self::default();
         for (name, value) in pod.annotations() {
             match name.as_str() {
-                INBOUND_PORTS => wishes.inbound_ports = ports(INBOUND_PORTS, value)?,
-                OUTBOUND_PORTS => wishes.outbound_ports = ports(OUTBOUND_PORTS, value)?,
-                OUTBOUND_RANGES => wishes.outbound_ranges = ranges(value)?,
-                MOUNT_SECRETS => wishes.secrets = yes_or_no(MOUNT_SECRETS, value)?,
+                INBOUND_PORTS => options.inbound_ports = ports(INBOUND_PORTS, value)?,
+                OUTBOUND_PORTS => options.outbound_ports = ports(OUTBOUND_PORTS, value)?,
+                OUTBOUND_RANGES => options.outbound_ranges = ranges(value)?,
+                MOUNT_SECRETS => options.secrets = boolean(MOUNT_SECRETS, value)?,
                 other if other.starts_with("merlon.io/") && other != INJECTED => {
                     return Err(Refused::Annotation {
                         name: other.chars().take(128).collect(),
@@ -45,18 +45,18 @@ impl Wishes {
                 _ => {}
             }
         }
-        Ok(wishes)
+        Ok(options)
     }
 }
 
-fn yes_or_no(name: &'static str, text: &str) -> Result<bool, Refused> {
+fn boolean(name: &'static str, text: &str) -> Result<bool, Refused> {
     text.parse().map_err(|_| Refused::AnnotationValue {
         name,
         why: format!("`{text}` is neither `true` nor `false`"),
     })
 }
 
-/// The same grammar as `merlon-intercept`'s: `5432,9000-9010`.
+/// The same grammar as in `merlon-intercept`: `5432,9000-9010`.
 fn ports(name: &'static str, text: &str) -> Result<String, Refused> {
     let parts = text
         .split(',')
@@ -67,7 +67,7 @@ fn ports(name: &'static str, text: &str) -> Result<String, Refused> {
             range(part).ok_or_else(|| Refused::AnnotationValue {
                 name,
                 why: format!(
-                    "`{part}` is no port and no range of ports: write 1 to 65535, as `5432,9000-9010`"
+                    "`{part}` is not a port or a range of ports: write 1 to 65535, as in `5432,9000-9010`"
                 ),
             })?;
             Ok(part)
@@ -95,9 +95,7 @@ fn ranges(text: &str) -> Result<Vec<IpNet>, Refused> {
         .map(|part| {
             part.parse().map_err(|_| Refused::AnnotationValue {
                 name: OUTBOUND_RANGES,
-                why: format!(
-                    "`{part}` is no range of addresses: write it as `10.0.0.0/8,fd00::/8`"
-                ),
+                why: format!("`{part}` is not a network: write it as in `10.0.0.0/8,fd00::/8`"),
             })
         })
         .collect()

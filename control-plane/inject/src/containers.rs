@@ -1,20 +1,20 @@
-//! The two containers and their volumes.
+//! The sidecar's two containers and their volumes.
 
 use merlon_config::{injection::InjectionSettings, probe::Probes};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    annotations::Wishes,
+    annotations::PodOptions,
     names::{AUDIENCE, INTERCEPT_CONTAINER, PROXY_CONTAINER, TRUST_BUNDLE},
     refused::Refused,
 };
 
-/// The user that the proxy runs as, whose connections the rules leave alone.
+/// The user that the proxy runs as. The interception rules do not redirect its connections.
 pub(crate) const PROXY_USER: u64 = 7565;
 
-/// What is put into a pod.
+/// The containers and volumes that are added to a pod.
 #[derive(Debug)]
-pub(crate) struct Made {
+pub(crate) struct Sidecar {
     pub(crate) containers: Vec<Value>,
     pub(crate) volumes: Vec<Value>,
 }
@@ -25,23 +25,23 @@ const STATE: &str = "merlon-state";
 const NOTHING: &str = "merlon-nothing";
 const SECRETS: &str = "merlon-secrets";
 
-/// Where programs find the secrets that they were granted.
+/// Where programs find their granted secrets.
 const SECRETS_FOLDER: &str = "/var/run/secrets/merlon.io";
 
-impl Made {
-    /// The names of the volumes.
+impl Sidecar {
+    /// Names of the volumes.
     pub(crate) const VOLUMES: [&'static str; 5] = [TOKEN, TRUST, STATE, NOTHING, SECRETS];
 }
 
-/// First what lays down the rules, then the proxy, so that nothing of the pod's own runs between them: it would have no
+/// The interception container comes first and the proxy second. A container of the pod between them would have no
 /// network.
-pub(crate) fn both(
+pub(crate) fn sidecar_containers(
     namespace: &str,
     account: &str,
     probes: &Probes,
-    wishes: &Wishes,
+    options: &PodOptions,
     settings: &InjectionSettings,
-) -> Result<Made, Refused> {
+) -> Result<Sidecar, Refused> {
     let shape = |what: &str| Refused::Shape(what.to_owned());
     let control_plane = settings.control_plane.as_ref();
     let control_plane = control_plane.ok_or_else(|| shape("controlPlane of the settings"))?;
@@ -52,7 +52,7 @@ pub(crate) fn both(
             "name": "MERLON_WORKLOAD",
             "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } },
         }),
-        // Of a URL without a path the slash is only the form.
+        // A URL without a path is printed with a slash.
         variable(
             "MERLON_CONTROL_PLANE",
             control_plane.as_str().trim_end_matches('/'),
@@ -65,16 +65,16 @@ pub(crate) fn both(
         variable("MERLON_ADMIN", "0.0.0.0:7562"),
         variable("MERLON_TOKEN_FILE", "/var/run/secrets/merlon/token"),
         variable("MERLON_TRUST_BUNDLE", "/etc/merlon/trust/bundle.pem"),
-        // Below the volume, whose own folder belongs to the node.
+        // A directory inside the volume, because the volume's root belongs to the node.
         variable("MERLON_STATE_DIR", "/var/lib/merlon/state"),
     ];
     if !probes.is_empty() {
         let text = serde_json::to_string(probes).map_err(|error| shape(&error.to_string()))?;
         proxy_env.push(variable("MERLON_PROBES_ADDRESS", "0.0.0.0:7563"));
-        // The node would expand `$(NAME)` in it.
+        // Escaped, because the kubelet expands `$(NAME)`.
         proxy_env.push(variable("MERLON_PROBES", &text.replace('$', "$$")));
     }
-    if wishes.secrets {
+    if options.secrets {
         proxy_env.push(variable("MERLON_SECRETS_DIR", SECRETS_FOLDER));
     }
     if let Some(mode) = settings.access_log {
@@ -86,7 +86,7 @@ pub(crate) fn both(
     if let Some(filter) = &settings.log_filter {
         proxy_env.push(variable("RUST_LOG", filter));
     }
-    let page = |path: &str, period: u32, failures: u32| {
+    let probe = |path: &str, period: u32, failures: u32| {
         json!({
             "httpGet": { "path": path, "port": 7562 },
             "periodSeconds": period,
@@ -97,13 +97,13 @@ pub(crate) fn both(
     let mut proxy = json!({
         "name": PROXY_CONTAINER,
         "image": settings.proxy_image,
-        // What makes it a native sidecar: up before the programs, gone after them, and no hindrance to a job's end.
+        // Makes it a native sidecar: it starts before the programs, ends after them, and lets a Job complete.
         "restartPolicy": "Always",
         "env": proxy_env,
         "ports": [{ "name": "merlon-admin", "containerPort": 7562 }],
-        "startupProbe": page("/ready", 1, 120),
-        "readinessProbe": page("/ready", 5, 3),
-        "livenessProbe": page("/live", 10, 3),
+        "startupProbe": probe("/ready", 1, 120),
+        "readinessProbe": probe("/ready", 5, 3),
+        "livenessProbe": probe("/live", 10, 3),
         "securityContext": {
             "runAsUser": PROXY_USER,
             "runAsGroup": PROXY_USER,
@@ -118,15 +118,15 @@ pub(crate) fn both(
             { "name": TOKEN, "mountPath": "/var/run/secrets/merlon", "readOnly": true },
             { "name": TRUST, "mountPath": "/etc/merlon/trust", "readOnly": true },
             { "name": STATE, "mountPath": "/var/lib/merlon" },
-            nothing(),
+            no_api_token(),
         ],
     });
     let mut intercept = json!({
         "name": INTERCEPT_CONTAINER,
         "image": settings.intercept_image,
         "args": ["apply"],
-        "env": intercept_env(wishes, settings),
-        "volumeMounts": [nothing()],
+        "env": intercept_env(options, settings),
+        "volumeMounts": [no_api_token()],
         "securityContext": {
             "runAsUser": 0,
             "runAsGroup": 0,
@@ -138,7 +138,7 @@ pub(crate) fn both(
             "seccompProfile": { "type": "RuntimeDefault" },
         },
     });
-    if wishes.secrets
+    if options.secrets
         && let Some(mounts) = proxy.get_mut("volumeMounts").and_then(Value::as_array_mut)
     {
         mounts.push(json!({ "name": SECRETS, "mountPath": SECRETS_FOLDER }));
@@ -169,19 +169,19 @@ pub(crate) fn both(
         json!({ "name": STATE, "emptyDir": { "medium": "Memory", "sizeLimit": "16Mi" } }),
         json!({ "name": NOTHING, "emptyDir": { "sizeLimit": "1Mi" } }),
     ];
-    if wishes.secrets {
+    if options.secrets {
         let memory = json!({ "medium": "Memory", "sizeLimit": "8Mi" });
         volumes.push(json!({ "name": SECRETS, "emptyDir": memory }));
     }
-    Ok(Made {
+    Ok(Sidecar {
         containers: vec![intercept, proxy],
         volumes,
     })
 }
 
-/// Stands where Kubernetes would mount the program's token for the API server, which is nothing for us to have: it mounts
-/// none where something is.
-fn nothing() -> Value {
+/// Keeps the program's API server token out of the sidecar's containers: Kubernetes does not mount the token where
+/// another volume is mounted.
+fn no_api_token() -> Value {
     json!({
         "name": NOTHING,
         "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount",
@@ -189,8 +189,8 @@ fn nothing() -> Value {
     })
 }
 
-/// Lets one of the pod's own containers read its secrets, unless it has something of its own there.
-pub(crate) fn give_secrets(container: &mut Map<String, Value>) {
+/// Mounts the secrets in one of the pod's own containers, unless another volume is mounted there.
+pub(crate) fn mount_secrets(container: &mut Map<String, Value>) {
     let mounts = container.entry("volumeMounts").or_insert_with(|| json!([]));
     if mounts.is_null() {
         *mounts = json!([]);
@@ -209,8 +209,8 @@ pub(crate) fn give_secrets(container: &mut Map<String, Value>) {
     }
 }
 
-/// Takes that back.
-pub(crate) fn take_secrets(container: &mut Map<String, Value>) {
+/// Undoes [`mount_secrets`].
+pub(crate) fn unmount_secrets(container: &mut Map<String, Value>) {
     let Some(mounts) = container
         .get_mut("volumeMounts")
         .and_then(Value::as_array_mut)
@@ -223,7 +223,7 @@ pub(crate) fn take_secrets(container: &mut Map<String, Value>) {
     }
 }
 
-fn intercept_env(wishes: &Wishes, settings: &InjectionSettings) -> Vec<Value> {
+fn intercept_env(options: &PodOptions, settings: &InjectionSettings) -> Vec<Value> {
     let mut env = vec![
         variable("MERLON_PROXY_UID", &PROXY_USER.to_string()),
         variable("MERLON_OUTBOUND_PORT", "7560"),
@@ -232,12 +232,12 @@ fn intercept_env(wishes: &Wishes, settings: &InjectionSettings) -> Vec<Value> {
     ];
     let ranges = settings.exclude_outbound_ip_ranges.iter();
     let ranges: Vec<String> = ranges
-        .chain(&wishes.outbound_ranges)
+        .chain(&options.outbound_ranges)
         .map(ToString::to_string)
         .collect();
     for (name, value) in [
-        ("MERLON_EXCLUDE_INBOUND_PORTS", &wishes.inbound_ports),
-        ("MERLON_EXCLUDE_OUTBOUND_PORTS", &wishes.outbound_ports),
+        ("MERLON_EXCLUDE_INBOUND_PORTS", &options.inbound_ports),
+        ("MERLON_EXCLUDE_OUTBOUND_PORTS", &options.outbound_ports),
         ("MERLON_EXCLUDE_OUTBOUND_IP_RANGES", &ranges.join(",")),
     ] {
         if !value.is_empty() {

@@ -1,30 +1,30 @@
-//! Keys of hooks.
+//! Keys in the paths of lifecycle hooks.
 
 use aws_lc_rs::{error::Unspecified, hmac, rand};
 use merlon_config::probe::HookKey;
 
-/// Where the keys of pods' hooks come from.
+/// How the keys of pods' hooks are made.
 #[derive(Debug)]
 pub enum HookKeys {
-    /// Each is random.
+    /// Each key is random.
     Random,
-    /// Each is made of a seed and of what the pod belongs to, so that who injects the same once more changes nothing.
+    /// Each key is derived from a seed and the pod's owner, so injecting the same object again gives the same result.
     Seeded(Box<hmac::Key>),
 }
 
-/// The seed is too short to be secret.
+/// The seed is too short to be kept secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a seed has at least {SEED} bytes, and these are {0}")]
+#[error("the seed has {0} bytes, and at least {SEED} are required")]
 pub struct ShortSeed(usize);
 
-/// As many bytes as a key has.
+/// The length of a key, in bytes.
 const SEED: usize = 16;
 
 impl HookKeys {
-    /// Keys of a seed, which is to be secret and random.
+    /// Keys derived from a seed, which must be secret and random.
     ///
     /// # Errors
-    /// [`ShortSeed`]: it has less than 16 bytes.
+    /// [`ShortSeed`]: the seed has fewer than 16 bytes.
     pub fn seeded(seed: &[u8]) -> Result<Self, ShortSeed> {
         match seed.len() {
             0..SEED => Err(ShortSeed(seed.len())),
@@ -35,10 +35,10 @@ impl HookKeys {
         }
     }
 
-    /// The key for the pod of `owner`, which is its kind, namespace and name.
+    /// The key for the pod of `owner`: kind, namespace and name.
     ///
     /// # Errors
-    /// The system has no random numbers to give.
+    /// The system's random number generator fails.
     pub fn of(&self, owner: [&str; 3]) -> Result<HookKey, Unspecified> {
         let mut bytes = [0; 16];
         match self {
@@ -46,7 +46,7 @@ impl HookKeys {
             Self::Seeded(seed) => {
                 let mut signed = hmac::Context::with_key(seed);
                 for part in owner {
-                    // Its length first, so that no two owners read the same.
+                    // The length comes first, so different owners never give the same bytes.
                     signed.update(&(part.len() as u64).to_be_bytes());
                     signed.update(part.as_bytes());
                 }
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn seeded_keys_are_the_same_for_the_same_and_of_this_seed_alone() {
+    fn seeded_keys_depend_on_the_owner_and_the_seed_alone() {
         let seeded = |seed: &[u8]| HookKeys::seeded(seed).unwrap();
         let keys = seeded(b"0123456789abcdef");
         let key = keys.of(OWNER).unwrap();
@@ -86,7 +86,7 @@ mod tests {
         let short = HookKeys::seeded(b"secret").unwrap_err();
         assert_eq!(
             short.to_string(),
-            "a seed has at least 16 bytes, and these are 6"
+            "the seed has 6 bytes, and at least 16 are required"
         );
     }
 }

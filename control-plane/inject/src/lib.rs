@@ -1,4 +1,4 @@
-//! Puts Merlon's sidecar into a pod: a pure function, for the admission webhook and for `merlon inject`.
+//! Adds Merlon's sidecar to a pod: a pure function, for the admission webhook and for `merlon inject`.
 #![doc = include_str!("../README.md")]
 
 mod admission;
@@ -9,14 +9,13 @@ mod names;
 mod pod;
 mod probes;
 mod refused;
-
 mod sidecar;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use merlon_config::{injection::InjectionSettings, probe::HookKey};
 use serde_json::Value;
 
-use self::{annotations::Wishes, pod::Pod};
+use self::{annotations::PodOptions, pod::Pod};
 pub use self::{
     hooks::{HookKeys, ShortSeed},
     names::{
@@ -25,16 +24,16 @@ pub use self::{
     refused::Refused,
 };
 
-/// What became of a pod.
+/// The result of an injection.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Injection {
-    /// It stays as it is.
+    /// The pod stays as it is.
     Unchanged(Why),
-    /// It has its sidecar.
+    /// The pod gets its sidecar.
     Changed {
-        /// The whole object as it is to be.
+        /// The whole object with its sidecar.
         object: Value,
-        /// What is unusual in it, for whoever made it.
+        /// Warnings for the user who created the pod.
         warnings: Vec<String>,
     },
 }
@@ -42,20 +41,19 @@ pub enum Injection {
 /// Why a pod stays as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
-    /// It bears the label `merlon.io/inject: "disabled"`.
+    /// It has the label `merlon.io/inject: "disabled"`.
     Declined,
-    /// It has its sidecar, by the very same settings.
+    /// It already has its sidecar, by the same settings.
     Injected,
 }
 
-/// Gives a pod its sidecar. `object` is a Pod or a pod's template (`metadata` and `spec`), which is to be in `namespace`.
-/// `fresh` is a key that nobody guesses, for its hooks ([`HookKeys`]).
+/// Adds the sidecar to a pod. `object` is a Pod or a pod template (`metadata` and `spec`) in `namespace`.
+/// `fresh` is an unguessable key for its hooks ([`HookKeys`]).
 ///
-/// What was injected before is taken out and put in anew, so that the result does not depend on it; but for the key of
-/// its hooks, which stays.
+/// An earlier injection is removed first, so the result does not depend on it. Only the key of the hooks is kept.
 ///
 /// # Errors
-/// The pod cannot have one, or asks for something that is not known.
+/// The pod cannot be in the mesh, or its label or annotations are not valid.
 pub fn inject(
     object: &Value,
     namespace: &str,
@@ -71,14 +69,14 @@ pub fn inject(
     let known = sidecar::remove(&mut pod)?;
     admission::refuse(&pod)?;
     let warnings = admission::warnings(&pod);
-    let wishes = Wishes::of(&pod)?;
-    let probes = probes::take_over(&mut pod, known.as_ref().unwrap_or(fresh))?;
-    if wishes.secrets {
-        pod.containers_mut().for_each(containers::give_secrets);
+    let options = PodOptions::of(&pod)?;
+    let probes = probes::redirect(&mut pod, known.as_ref().unwrap_or(fresh))?;
+    if options.secrets {
+        pod.containers_mut().for_each(containers::mount_secrets);
     }
     let account = pod.service_account().to_owned();
-    let made = containers::both(namespace, &account, &probes, &wishes, settings)?;
-    sidecar::insert(&mut pod, made)?;
+    let sidecar = containers::sidecar_containers(namespace, &account, &probes, &options, settings)?;
+    sidecar::insert(&mut pod, sidecar)?;
     pod.mark(MESHED, INJECTED, &mark(settings))?;
     let object_after = pod.into_object();
     if object_after == *object {
@@ -90,9 +88,9 @@ pub fn inject(
     })
 }
 
-/// Names the settings that a pod was injected by: two pods that differ in it differ in their sidecars.
+/// A hash of the settings that a pod was injected with. Pods with different hashes have different sidecars.
 pub fn mark(settings: &InjectionSettings) -> String {
-    // Values without names that could fail to be written; a text all the same if one did.
+    // Serializing the settings cannot fail; an empty text would still give a hash.
     let text = serde_json::to_string(settings).unwrap_or_default();
     let text = format!("{} {text}", env!("CARGO_PKG_VERSION"));
     let hash = digest(&SHA256, text.as_bytes());

@@ -1,17 +1,17 @@
-//! Labels, annotations and containers by which others recognise the sidecar.
+//! Names of labels, annotations, containers and objects that other crates use, too.
 
-/// The label by which a namespace asks for sidecars (`enabled`), and a pod in it declines (`disabled`).
+/// The label that enables injection for a namespace (`enabled`) or disables it for a pod (`disabled`).
 pub const INJECT: &str = "merlon.io/inject";
-/// The label that every pod with a sidecar bears, with the value `true`.
+/// The label of every pod with a sidecar. Its value is `true`.
 pub const MESHED: &str = "merlon.io/meshed";
-/// The annotation that says by which settings a pod was injected.
+/// The annotation with the hash of the settings that a pod was injected with.
 pub const INJECTED: &str = "merlon.io/injected";
-/// The container that lays down the rules of interception.
+/// The init container that installs the interception rules.
 pub const INTERCEPT_CONTAINER: &str = "merlon-init";
-/// The container of the sidecar.
+/// The sidecar's container.
 pub const PROXY_CONTAINER: &str = "merlon-proxy";
 
-/// The ConfigMap with the mesh's roots, in every namespace.
+/// The ConfigMap with the mesh's trust bundle, in every namespace.
 pub const TRUST_BUNDLE: &str = "merlon-trust-bundle";
-/// For whom a pod's token must be.
+/// The audience of a pod's token.
 pub const AUDIENCE: &str = "merlon";

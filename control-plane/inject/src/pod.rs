@@ -1,20 +1,20 @@
-//! A pod as an object whose unknown fields stay as they are.
+//! A pod as a JSON object. Unknown fields stay as they are.
 
 use serde_json::{Map, Value, json};
 
 use crate::refused::Refused;
 
-/// A Pod, or a pod's template.
+/// A Pod or a pod template.
 #[derive(Debug)]
 pub(crate) struct Pod {
     object: Map<String, Value>,
 }
 
-/// Both kinds of containers, with the field that they stand in.
+/// The fields that hold containers.
 pub(crate) const CONTAINERS: [&str; 2] = ["initContainers", "containers"];
 
 impl Pod {
-    /// Fails where a part that matters is not what it is in a pod.
+    /// Fails when a field that the injector uses has the wrong type.
     pub(crate) fn of(value: &Value) -> Result<Self, Refused> {
         let shape = |what: &str| Refused::Shape(what.to_owned());
         let object = value.as_object().ok_or_else(|| shape("."))?.clone();
@@ -85,7 +85,7 @@ impl Pod {
         name.filter(|name| !name.is_empty()).unwrap_or("default")
     }
 
-    /// Every container, those that only begin it among them.
+    /// All containers, init containers included.
     pub(crate) fn containers(&self) -> impl Iterator<Item = &Map<String, Value>> {
         CONTAINERS.into_iter().flat_map(|field| {
             let spec = self.spec();
@@ -94,7 +94,7 @@ impl Pod {
         })
     }
 
-    /// Those that run as long as the pod does: its programs and its other sidecars.
+    /// The containers that run as long as the pod does: programs and other sidecars.
     pub(crate) fn programs_mut(&mut self) -> impl Iterator<Item = &mut Map<String, Value>> {
         let spec = self.object.get_mut("spec").and_then(Value::as_object_mut);
         spec.into_iter()
@@ -113,7 +113,7 @@ impl Pod {
             })
     }
 
-    /// Every container, those that only begin it among them.
+    /// All containers, init containers included.
     pub(crate) fn containers_mut(&mut self) -> impl Iterator<Item = &mut Map<String, Value>> {
         let spec = self.object.get_mut("spec").and_then(Value::as_object_mut);
         spec.into_iter()
@@ -128,7 +128,7 @@ impl Pod {
         list.into_iter().flatten()
     }
 
-    /// Writes down that it has one.
+    /// Sets the label and the annotation of a pod with a sidecar.
     pub(crate) fn mark(
         &mut self,
         label: &str,
@@ -156,7 +156,7 @@ impl Pod {
     }
 }
 
-/// The value of an environment variable of a container.
+/// The value of a container's environment variable.
 pub(crate) fn variable<'a>(container: &'a Value, name: &str) -> Option<&'a str> {
     let all = container.get("env")?.as_array()?;
     let found = all
@@ -165,7 +165,7 @@ pub(crate) fn variable<'a>(container: &'a Value, name: &str) -> Option<&'a str> 
     found.get("value")?.as_str()
 }
 
-/// The name of a container, for messages.
+/// The container's name, for messages.
 pub(crate) fn name(container: &Map<String, Value>) -> &str {
     let name = container.get("name").and_then(Value::as_str);
     name.unwrap_or_default()

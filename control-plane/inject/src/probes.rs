@@ -1,4 +1,4 @@
-//! A node's probes, turned to the proxy, which makes the very same at the program.
+//! Redirects the kubelet's probes and hooks to the proxy, which makes the same request to the program.
 
 use merlon_config::probe::{
     self, Grpc, Handler, HookKey, HttpGet, Occasion, Probe, Probes, Scheme, TcpSocket,
@@ -6,14 +6,14 @@ use merlon_config::probe::{
 use serde_json::{Map, Value, json};
 
 use crate::{
-    admission::OWN,
+    admission::PROXY_PORTS,
     pod::{self, Pod},
     refused::Refused,
 };
 
-/// Where the proxy listens for a node's probes.
+/// The proxy's port for probes.
 const PORT: u16 = 7563;
-/// What a node gives a handler of a container's beginning or end, which has no time-out of its own, in seconds.
+/// Time-out of a lifecycle hook in seconds. Hooks have no time-out of their own.
 const HOOK_TIMEOUT: u32 = 30;
 
 const PROBES: [(&str, Occasion); 3] = [
@@ -26,14 +26,14 @@ const HOOKS: [(&str, Occasion); 2] = [
     ("preStop", Occasion::PreStop),
 ];
 
-/// Turns every probe and hook by HTTP, gRPC or TCP to the proxy, and gives what each was. Those by `exec` stay.
+/// Redirects every HTTP, gRPC and TCP probe and hook to the proxy, and returns the originals. `exec` stays as it is.
 ///
-/// A stranger who asks a probe learns whether the program is well; one who fires a hook may have it end. So a hook is
-/// asked for by `key`.
-pub(crate) fn take_over(pod: &mut Pod, key: &HookKey) -> Result<Probes, Refused> {
+/// A probe only shows an unauthenticated client whether the program is healthy, but a hook may end the program. So the
+/// path of a hook contains `key`.
+pub(crate) fn redirect(pod: &mut Pod, key: &HookKey) -> Result<Probes, Refused> {
     let mut found = Probes::new();
     for container in pod.programs_mut() {
-        each(container, |container, occasion, holder| {
+        for_each_handler(container, |container, occasion, holder| {
             let Some(handler) = handler(container, occasion, holder)? else {
                 return Ok(());
             };
@@ -60,14 +60,14 @@ pub(crate) fn take_over(pod: &mut Pod, key: &HookKey) -> Result<Probes, Refused>
     Ok(found)
 }
 
-/// The other way round, for what an earlier injection had turned.
-pub(crate) fn give_back(container: &mut Map<String, Value>, known: &Probes) {
-    let done = each(container, |container, occasion, holder| {
+/// Restores what an earlier injection redirected.
+pub(crate) fn restore(container: &mut Map<String, Value>, known: &Probes) {
+    let done = for_each_handler(container, |container, occasion, holder| {
         let get = holder
             .get("httpGet")
             .filter(|get| get.get("port").is_some_and(|port| *port == PORT));
-        let asked = get.and_then(|get| get.get("path")?.as_str());
-        // Before there were keys a hook was asked for like a probe.
+        let path = get.and_then(|get| get.get("path")?.as_str());
+        // Earlier versions used the path without a key for hooks, too.
         let own = probe::path(pod::name(container), occasion);
         let is_own = |path: &str| {
             let rest = path.strip_prefix(&own);
@@ -75,7 +75,7 @@ pub(crate) fn give_back(container: &mut Map<String, Value>, known: &Probes) {
                 rest.is_empty() || occasion.is_hook() && HookKey::of_path(rest).is_some()
             })
         };
-        let Some(probe) = asked
+        let Some(probe) = path
             .filter(|path| is_own(path))
             .and_then(|path| known.get(path))
         else {
@@ -83,7 +83,7 @@ pub(crate) fn give_back(container: &mut Map<String, Value>, known: &Probes) {
         };
         holder.remove("httpGet");
         let (kind, value) = match &probe.handler {
-            Handler::HttpGet(get) => ("httpGet", http_as_written(get)),
+            Handler::HttpGet(get) => ("httpGet", http_get(get)),
             Handler::TcpSocket(tcp) => ("tcpSocket", json!({ "port": tcp.port })),
             Handler::Grpc(grpc) => (
                 "grpc",
@@ -93,11 +93,11 @@ pub(crate) fn give_back(container: &mut Map<String, Value>, known: &Probes) {
         holder.insert(kind.to_owned(), value);
         Ok(())
     });
-    // The closure refuses nothing.
+    // The closure never fails.
     let _: Result<(), Refused> = done;
 }
 
-fn http_as_written(get: &HttpGet) -> Value {
+fn http_get(get: &HttpGet) -> Value {
     let mut value = Map::new();
     value.insert("path".to_owned(), json!(get.path));
     value.insert("port".to_owned(), json!(get.port));
@@ -112,9 +112,9 @@ fn http_as_written(get: &HttpGet) -> Value {
     Value::Object(value)
 }
 
-/// Every probe and every handler of a container's beginning and end. What is there is lent out, so that the container
-/// can be asked about its ports meanwhile.
-fn each(
+/// Calls `what` for every probe and lifecycle hook of a container. It gets a copy to change, so it can read the container's
+/// ports at the same time.
+fn for_each_handler(
     container: &mut Map<String, Value>,
     mut what: impl FnMut(&Map<String, Value>, Occasion, &mut Map<String, Value>) -> Result<(), Refused>,
 ) -> Result<(), Refused> {
@@ -139,14 +139,14 @@ fn each(
     Ok(())
 }
 
-/// `None`: nothing that goes over the network to the program.
+/// `None`: the handler makes no network request to the program.
 fn handler(
     container: &Map<String, Value>,
     occasion: Occasion,
     holder: &Map<String, Value>,
 ) -> Result<Option<Handler>, Refused> {
     let port = |of: &Map<String, Value>| port(container, occasion, of.get("port"));
-    // Another host than the pod's is asked by the node itself, as before.
+    // The kubelet itself still probes other hosts.
     let elsewhere = |of: &Map<String, Value>| {
         let host = of.get("host").and_then(Value::as_str);
         host.is_some_and(|host| !host.is_empty())
@@ -198,7 +198,7 @@ fn headers(get: &Map<String, Value>) -> Vec<(String, String)> {
     pairs.collect()
 }
 
-/// As a node finds it: a number, the name of a port of this container, or a number in quotes.
+/// As the kubelet reads it: a number, the name of one of the container's ports, or a number in quotes.
 fn port(
     container: &Map<String, Value>,
     occasion: Occasion,
@@ -212,8 +212,8 @@ fn port(
             .or_else(|| name.parse().ok().filter(|port| *port > 0)),
         _ => None,
     };
-    if let Some(port) = found.filter(|port| OWN.contains(port)) {
-        // The proxy would ask itself.
+    if let Some(port) = found.filter(|port| PROXY_PORTS.contains(port)) {
+        // The proxy would probe itself.
         return Err(Refused::OwnProbePort {
             container: pod::name(container).to_owned(),
             occasion: occasion.to_string(),

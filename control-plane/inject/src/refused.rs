@@ -1,87 +1,87 @@
-/// Why a pod gets no sidecar, and so is not made.
+/// Why a pod cannot get a sidecar and is not created.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// It is no pod.
-    #[error("`{0}` is not what a pod has there")]
+    /// It is not a pod.
+    #[error("`{0}` is missing or has the wrong type for a pod")]
     Shape(String),
-    /// The label says neither yes nor no.
+    /// The label's value is neither `enabled` nor `disabled`.
     #[error("the label `merlon.io/inject` is `{0}`: write `enabled` or `disabled`")]
     Label(String),
-    /// An annotation that nobody reads.
-    #[error("the annotation `{name}` is not known{}", hint.as_ref().map(|hint| format!(": {hint}")).unwrap_or_default())]
+    /// An unknown annotation.
+    #[error("unknown annotation `{name}`{}", hint.as_ref().map(|hint| format!(": {hint}")).unwrap_or_default())]
     Annotation {
-        /// Which.
+        /// The annotation.
         name: String,
-        /// The nearest known one.
+        /// The most similar known annotations.
         hint: Option<String>,
     },
-    /// An annotation's value.
+    /// An annotation with an invalid value.
     #[error("the annotation `{name}`: {why}")]
     AnnotationValue {
-        /// Which.
+        /// The annotation.
         name: &'static str,
-        /// What is wrong, and how it is written.
+        /// What is wrong, and the right syntax.
         why: String,
     },
-    /// It has the network of its machine.
+    /// It uses the network of its node.
     #[error(
-        "a pod with `hostNetwork: true` cannot be in the mesh: rules for it would hold for its whole machine; \
-         label it `merlon.io/inject: \"disabled\"`, or take `hostNetwork` away"
+        "a pod with `hostNetwork: true` cannot be in the mesh: its interception rules would apply to the whole node; \
+         label it `merlon.io/inject: \"disabled\"`, or remove `hostNetwork`"
     )]
     HostNetwork,
-    /// It is for Windows.
-    #[error("a pod for Windows cannot be in the mesh: label it `merlon.io/inject: \"disabled\"`")]
+    /// It runs on Windows.
+    #[error("a Windows pod cannot be in the mesh: label it `merlon.io/inject: \"disabled\"`")]
     Windows,
-    /// It has something by a name of ours.
-    #[error("the {what} `{name}` bears a name that Merlon gives: call it otherwise")]
+    /// It uses a reserved name.
+    #[error("the {what} name `{name}` is reserved for Merlon: choose another name")]
     Reserved {
         /// `container` or `volume`.
         what: &'static str,
-        /// Which.
+        /// The name.
         name: String,
     },
-    /// It would be taken for the proxy.
+    /// It runs as the proxy's user.
     #[error(
-        "{who} runs as the user 7565, which is the proxy's: its connections would pass by the proxy; choose another user"
+        "{who} runs as user 7565, which is reserved for the proxy: its connections would bypass the proxy; choose another user"
     )]
     User {
-        /// `the pod` or a container.
+        /// `the pod` or a container of it.
         who: String,
     },
-    /// A port of the proxy.
+    /// A container uses a port of the proxy.
     #[error(
-        "the container `{container}` has the port {port}, and 7560 to 7563 are the proxy's: choose another"
+        "the container `{container}` uses port {port}, and ports 7560 to 7563 are reserved for the proxy: choose another port"
     )]
     Port {
-        /// Which container.
+        /// The container.
         container: String,
-        /// Which port.
+        /// The port.
         port: u16,
     },
-    /// A probe that asks the proxy.
+    /// A probe targets a port of the proxy.
     #[error(
-        "the {occasion} probe of the container `{container}` asks the port {port}, and 7560 to 7563 are the proxy's: \
-         ask one of the program's"
+        "the {occasion} probe of the container `{container}` targets port {port}, and ports 7560 to 7563 are reserved for the \
+         proxy: choose a port of the program"
     )]
     OwnProbePort {
-        /// Which container.
+        /// The container.
         container: String,
-        /// Which probe.
+        /// The probe.
         occasion: String,
-        /// Which port.
+        /// The port.
         port: u16,
     },
-    /// A probe that leads nowhere.
+    /// A probe targets a port that does not exist.
     #[error(
-        "the {occasion} probe of the container `{container}` asks the port `{port}`, which is neither a number nor the \
-         name of one of its ports"
+        "the {occasion} probe of the container `{container}` targets port `{port}`, which is neither a port number nor the \
+         name of one of the container's ports"
     )]
     ProbePort {
-        /// Which container.
+        /// The container.
         container: String,
-        /// Which probe.
+        /// The probe.
         occasion: String,
-        /// What is written.
+        /// The port as written.
         port: String,
     },
 }

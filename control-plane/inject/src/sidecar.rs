@@ -1,19 +1,19 @@
-//! Putting the sidecar into a pod, and taking it out.
+//! Inserting the sidecar into a pod, and removing it.
 
 use merlon_config::probe::{HookKey, Probes};
 use serde_json::Value;
 
 use crate::{
-    containers::{self, Made},
+    containers::{self, Sidecar},
     names::{INJECTED, INTERCEPT_CONTAINER, PROXY_CONTAINER},
     pod::{Pod, variable},
     probes,
     refused::Refused,
 };
 
-/// Takes out what an earlier injection put in, if there was one, and gives the key of its hooks.
+/// Removes an earlier injection, if there was one, and returns the key of its hooks.
 pub(crate) fn remove(pod: &mut Pod) -> Result<Option<HookKey>, Refused> {
-    // Without it what bears our names is the user's own, and is refused instead of thrown away.
+    // Without the annotation, a container with a reserved name is the user's own: it is refused and not removed.
     if pod.annotations().all(|(name, _)| name != INJECTED) {
         return Ok(None);
     }
@@ -36,23 +36,23 @@ pub(crate) fn remove(pod: &mut Pod) -> Result<Option<HookKey>, Refused> {
     if let Some(volumes) = spec.get_mut("volumes").and_then(Value::as_array_mut) {
         volumes.retain(|volume| {
             let name = volume.get("name").and_then(Value::as_str);
-            !name.is_some_and(|name| Made::VOLUMES.contains(&name))
+            !name.is_some_and(|name| Sidecar::VOLUMES.contains(&name))
         });
         if volumes.is_empty() {
             spec.remove("volumes");
         }
     }
     for container in pod.programs_mut() {
-        probes::give_back(container, &known);
+        probes::restore(container, &known);
     }
-    pod.containers_mut().for_each(containers::take_secrets);
+    pod.containers_mut().for_each(containers::unmount_secrets);
     Ok(known.keys().find_map(|path| HookKey::of_path(path)))
 }
 
-/// Puts the sidecar in, before everything else.
-pub(crate) fn insert(pod: &mut Pod, made: Made) -> Result<(), Refused> {
+/// Inserts the sidecar before all other containers.
+pub(crate) fn insert(pod: &mut Pod, sidecar: Sidecar) -> Result<(), Refused> {
     let spec = pod.spec_mut()?;
-    let mut containers = made.containers;
+    let mut containers = sidecar.containers;
     if let Some(Value::Array(own)) = spec.remove("initContainers") {
         containers.extend(own);
     }
@@ -61,7 +61,7 @@ pub(crate) fn insert(pod: &mut Pod, made: Made) -> Result<(), Refused> {
         Some(Value::Array(own)) => own,
         _ => Vec::new(),
     };
-    volumes.extend(made.volumes);
+    volumes.extend(sidecar.volumes);
     spec.insert("volumes".to_owned(), Value::Array(volumes));
     Ok(())
 }

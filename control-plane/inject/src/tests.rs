@@ -87,12 +87,12 @@ fn rich() -> Value {
 }
 
 #[test]
-fn a_pod_gets_its_rules_and_its_sidecar_before_everything_of_its_own() {
+fn the_interception_rules_and_the_sidecar_come_before_the_pods_own_containers() {
     insta::assert_json_snapshot!(injected(&rich()));
 }
 
 #[test]
-fn what_is_injected_already_stays_as_it_is() {
+fn a_pod_that_is_injected_already_stays_as_it_is() {
     let once = injected(&rich());
     let again = inject(&once, "shop", &settings(), &key());
     assert_eq!(again, Ok(Injection::Unchanged(Why::Injected)));
@@ -100,18 +100,19 @@ fn what_is_injected_already_stays_as_it_is() {
 
 #[test]
 fn other_settings_replace_what_an_earlier_injection_made() {
-    let once = injected(&rich());
+    let older = injected(&rich());
     let mut newer = settings();
     newer.proxy_image = "registry.example.org/merlon-proxy:0.2.0".to_owned();
-    let Ok(Injection::Changed { object: again, .. }) = inject(&once, "shop", &newer, &key()) else {
-        panic!("it changes");
-    };
-    let Ok(Injection::Changed { object: afresh, .. }) = inject(&rich(), "shop", &newer, &key())
+    let Ok(Injection::Changed { object: again, .. }) = inject(&older, "shop", &newer, &key())
     else {
         panic!("it changes");
     };
-    // A port that was called by its name is called by its number from then on; to a node that is the same.
-    assert_eq!(again, afresh);
+    let Ok(Injection::Changed { object: once, .. }) = inject(&rich(), "shop", &newer, &key())
+    else {
+        panic!("it changes");
+    };
+    // A port name is replaced by its number, which is the same to the kubelet.
+    assert_eq!(again, once);
     assert_ne!(mark(&settings()), mark(&newer));
 }
 
@@ -128,7 +129,7 @@ fn a_pod_that_only_claims_to_have_a_sidecar_gets_one() {
 }
 
 #[test]
-fn the_proxy_is_told_what_to_ask_in_the_nodes_place() {
+fn the_proxy_gets_the_probes_that_it_makes_for_the_node() {
     let object = injected(&rich());
     let proxy = &object["spec"]["initContainers"][1];
     let text = pod::variable(proxy, "MERLON_PROBES").unwrap();
@@ -137,7 +138,7 @@ fn the_proxy_is_told_what_to_ask_in_the_nodes_place() {
 }
 
 #[test]
-fn programs_that_ask_for_secrets_may_read_them_and_only_the_proxy_may_write_them() {
+fn programs_mount_secrets_read_only_and_only_the_proxy_may_write_them() {
     let pod = annotated("merlon.io/mount-secrets", "true");
     let once = injected(&pod);
     let mounted = |container: &Value| {
@@ -158,7 +159,7 @@ fn programs_that_ask_for_secrets_may_read_them_and_only_the_proxy_may_write_them
         inject(&once, "shop", &settings(), &key()),
         Ok(Injection::Unchanged(Why::Injected))
     );
-    // Nothing is left of it when it is asked for no more.
+    // Without the annotation the mounts are removed.
     let mut without = once;
     without["metadata"]["annotations"]["merlon.io/mount-secrets"] = json!("false");
     assert!(!injected(&without).to_string().contains("merlon-secrets"));
@@ -167,17 +168,17 @@ fn programs_that_ask_for_secrets_may_read_them_and_only_the_proxy_may_write_them
 }
 
 #[test]
-fn a_pod_may_decline() {
-    let declining = json!({
+fn a_pod_can_disable_injection() {
+    let disabled = json!({
         "metadata": { "labels": { "merlon.io/inject": "disabled" } },
         "spec": { "hostNetwork": true, "containers": [] },
     });
-    let kept = inject(&declining, "shop", &settings(), &key());
+    let kept = inject(&disabled, "shop", &settings(), &key());
     assert_eq!(kept, Ok(Injection::Unchanged(Why::Declined)));
 }
 
 #[test]
-fn what_cannot_be_in_the_mesh_is_refused_with_what_to_do() {
+fn a_pod_that_cannot_be_in_the_mesh_is_refused_with_a_fix() {
     let get = |port: Value| json!({ "livenessProbe": { "httpGet": { "port": port } } });
     let labelled = json!({
         "metadata": { "labels": { "merlon.io/inject": "yes" } }, "spec": { "containers": [] },
@@ -207,12 +208,12 @@ fn what_cannot_be_in_the_mesh_is_refused_with_what_to_do() {
         json!({ "metadata": { "annotations": { "a": 1 } }, "spec": {} }),
         json!([]),
     ];
-    let told: Vec<String> = all.iter().map(refusal).collect();
-    insta::assert_snapshot!(told.join("\n"));
+    let messages: Vec<String> = all.iter().map(refusal).collect();
+    insta::assert_snapshot!(messages.join("\n"));
 }
 
 #[test]
-fn what_lets_a_program_get_around_its_sidecar_is_told() {
+fn settings_that_let_a_program_bypass_its_sidecar_cause_warnings() {
     let pod = json!({ "spec": {
         "shareProcessNamespace": true,
         "containers": [
@@ -232,24 +233,24 @@ fn what_lets_a_program_get_around_its_sidecar_is_told() {
 }
 
 #[test]
-fn of_many_warnings_the_gravest_are_told_and_the_rest_is_counted() {
+fn of_many_warnings_the_most_severe_are_shown_and_the_rest_is_counted() {
     let mut containers = vec![json!({ "name": "plain" }); 30];
-    containers.push(json!({ "name": "grave", "securityContext": { "privileged": true } }));
+    containers.push(json!({ "name": "severe", "securityContext": { "privileged": true } }));
     let pod = json!({ "spec": { "containers": containers } });
     let Ok(Injection::Changed { warnings, .. }) = inject(&pod, "shop", &settings(), &key()) else {
         panic!("it changes");
     };
     assert_eq!(warnings.len(), 21);
     assert!(
-        warnings[0].contains("the privileged container `grave`"),
+        warnings[0].contains("the privileged container `severe`"),
         "{}",
         warnings[0]
     );
-    assert_eq!(warnings[20], "merlon: and 11 more of its kind");
+    assert_eq!(warnings[20], "merlon: 11 more warnings");
 }
 
 #[test]
-fn a_pod_whose_programs_cannot_be_root_is_not_warned_of() {
+fn a_pod_whose_programs_cannot_be_root_causes_no_warning() {
     let mut pod = pod(&json!({}));
     for context in [
         json!({ "runAsNonRoot": true }),
@@ -265,14 +266,14 @@ fn a_pod_whose_programs_cannot_be_root_is_not_warned_of() {
 }
 
 #[test]
-fn a_probe_of_another_host_stays_the_nodes_own() {
+fn a_probe_of_another_host_is_not_redirected() {
     let probe = json!({ "httpGet": { "port": 80, "host": "status.example.org" } });
     let object = injected(&pod(&json!({ "livenessProbe": probe })));
     assert_eq!(object["spec"]["containers"][0]["livenessProbe"], probe);
 }
 
 #[test]
-fn the_node_expands_nothing_in_what_the_proxy_is_told() {
+fn the_kubelet_expands_nothing_in_the_proxys_probes() {
     let probe = json!({ "httpGet": { "port": 80, "path": "/$(SECRET)$$" } });
     let object = injected(&pod(&json!({ "livenessProbe": probe })));
     let text = pod::variable(&object["spec"]["initContainers"][1], "MERLON_PROBES").unwrap();
@@ -281,7 +282,7 @@ fn the_node_expands_nothing_in_what_the_proxy_is_told() {
     assert_eq!(again, Ok(Injection::Unchanged(Why::Injected)));
 }
 
-/// Where a pod's hook before its end is asked for.
+/// The path of the pod's `preStop` hook.
 fn hook(pod: &Value) -> String {
     let get = &pod["spec"]["containers"][0]["lifecycle"]["preStop"]["httpGet"];
     assert_eq!(get["port"], 7563);
@@ -289,7 +290,7 @@ fn hook(pod: &Value) -> String {
 }
 
 #[test]
-fn a_hook_is_asked_for_by_a_key_that_is_the_pods_own_and_stays() {
+fn the_path_of_a_hook_contains_a_key_that_belongs_to_the_pod_and_stays() {
     let quit = json!({ "preStop": { "httpGet": { "port": 80, "path": "/quit" } } });
     let pod = pod(&json!({ "lifecycle": quit }));
     let once = injected(&pod);
@@ -303,13 +304,13 @@ fn a_hook_is_asked_for_by_a_key_that_is_the_pods_own_and_stays() {
         panic!("it changes");
     };
     assert_eq!(hook(&object), format!("/probe/web/preStop/{other}"));
-    // What has one keeps it, whoever does it again.
+    // A pod that has a key keeps it, whichever key the next injection brings.
     let again = inject(&once, "shop", &settings(), &other);
     assert_eq!(again, Ok(Injection::Unchanged(Why::Injected)));
 }
 
 #[test]
-fn a_hook_that_was_turned_without_a_key_gets_one() {
+fn a_hook_that_was_redirected_without_a_key_gets_one() {
     let quit = json!({ "preStop": { "httpGet": { "port": 80, "path": "/quit" } } });
     let pod = pod(&json!({ "lifecycle": quit }));
     let keyless = injected(&pod)
@@ -321,14 +322,14 @@ fn a_hook_that_was_turned_without_a_key_gets_one() {
 }
 
 #[test]
-fn a_number_in_quotes_is_a_port_as_nodes_have_it() {
+fn a_number_in_quotes_is_a_port_as_for_the_kubelet() {
     let probe = json!({ "tcpSocket": { "port": "8080" } });
     let object = injected(&pod(&json!({ "livenessProbe": probe })));
-    let turned = &object["spec"]["containers"][0]["livenessProbe"]["httpGet"];
-    assert_eq!(turned["path"], "/probe/web/liveness");
+    let redirected = &object["spec"]["containers"][0]["livenessProbe"]["httpGet"];
+    assert_eq!(redirected["path"], "/probe/web/liveness");
 }
 
-/// Anything that JSON can say, with the words of a pod here and there.
+/// Any JSON, with some field names of a pod.
 fn anything() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -359,13 +360,13 @@ fn anything() -> impl Strategy<Value = Value> {
     })
 }
 
-/// A port that is not the proxy's.
+/// A port that is not reserved for the proxy.
 fn ports() -> impl Strategy<Value = u16> {
-    (1_u16..).prop_filter("the proxy's", |port| !(7560..=7563).contains(port))
+    (1_u16..).prop_filter("reserved", |port| !(7560..=7563).contains(port))
 }
 
-/// A probe, or the handler of a beginning or an end, that asks the pod itself.
-fn asking() -> impl Strategy<Value = Value> {
+/// A probe or a lifecycle hook.
+fn handler() -> impl Strategy<Value = Value> {
     prop_oneof![
         ports().prop_map(|port| json!({ "tcpSocket": { "port": port }, "periodSeconds": 3 })),
         ports().prop_map(|port| json!({ "httpGet": { "port": port, "path": "/a" } })),
@@ -376,14 +377,14 @@ fn asking() -> impl Strategy<Value = Value> {
 }
 
 fn container() -> impl Strategy<Value = Value> {
-    let asked = || prop::option::of(asking());
+    let optional = || prop::option::of(handler());
     let parts = (
         "[a-z]{1,8}",
         any::<bool>(),
-        asked(),
-        asked(),
-        asked(),
-        asked(),
+        optional(),
+        optional(),
+        optional(),
+        optional(),
     );
     parts.prop_map(|(name, sidecar, liveness, readiness, startup, stop)| {
         let mut container = json!({ "name": name, "image": name, "ofTheFuture": [1] });
@@ -407,7 +408,7 @@ fn container() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Pods whose parts are what they are in pods.
+/// Pods whose fields have the right types.
 fn pods() -> impl Strategy<Value = Value> {
     let list = || prop::collection::vec(container(), 0..4);
     let labels = prop::collection::btree_map("[a-z]{1,4}", "[a-z]{0,4}", 0..3);
@@ -424,7 +425,7 @@ fn pods() -> impl Strategy<Value = Value> {
     })
 }
 
-/// The pod without what is put in, and without what is asked of its programs.
+/// The pod without the sidecar and without network probes and hooks.
 fn own(pod: &Value) -> Value {
     let mut pod = pod.clone();
     let ours = |one: &Value| {
@@ -442,8 +443,8 @@ fn own(pod: &Value) -> Value {
                 "/startupProbe",
                 "/lifecycle/preStop",
             ] {
-                if let Some(Value::Object(asked)) = container.pointer_mut(place) {
-                    asked.retain(|kind, _| {
+                if let Some(Value::Object(handler)) = container.pointer_mut(place) {
+                    handler.retain(|kind, _| {
                         !matches!(kind.as_str(), "httpGet" | "tcpSocket" | "grpc")
                     });
                 }
@@ -465,13 +466,13 @@ proptest! {
     }
 
     #[test]
-    fn twice_is_as_once(pod in pods()) {
+    fn injecting_twice_is_the_same_as_once(pod in pods()) {
         let once = injected(&pod);
         prop_assert_eq!(inject(&once, "shop", &settings(), &key()), Ok(Injection::Unchanged(Why::Injected)));
     }
 
     #[test]
-    fn nothing_changes_but_what_is_put_in_and_what_is_asked_of_programs(pod in pods()) {
+    fn nothing_changes_but_the_sidecar_and_the_probes_and_hooks(pod in pods()) {
         let once = injected(&pod);
         prop_assert_eq!(own(&once), own(&pod));
         let names: Vec<_> = once["spec"]["initContainers"].as_array().unwrap().iter()
@@ -480,7 +481,7 @@ proptest! {
     }
 
     #[test]
-    fn everything_that_is_asked_of_the_pod_is_asked_by_the_proxy_or_stays(pod in pods()) {
+    fn every_network_probe_and_hook_is_made_by_the_proxy_or_stays(pod in pods()) {
         let once = injected(&pod);
         let text = pod::variable(&once["spec"]["initContainers"][1], "MERLON_PROBES");
         let probes: Probes = text.map(|text| serde_json::from_str(text).unwrap()).unwrap_or_default();
@@ -491,9 +492,9 @@ proptest! {
                     continue;
                 }
                 for place in ["/livenessProbe", "/readinessProbe", "/startupProbe", "/lifecycle/preStop"] {
-                    let Some(asked) = container.pointer(place) else { continue };
-                    prop_assert!(asked.get("tcpSocket").is_none() && asked.get("grpc").is_none());
-                    if let Some(get) = asked.get("httpGet").filter(|get| get.get("host").is_none()) {
+                    let Some(handler) = container.pointer(place) else { continue };
+                    prop_assert!(handler.get("tcpSocket").is_none() && handler.get("grpc").is_none());
+                    if let Some(get) = handler.get("httpGet").filter(|get| get.get("host").is_none()) {
                         prop_assert_eq!(&get["port"], 7563);
                         prop_assert!(probes.contains_key(get["path"].as_str().unwrap()));
                     }

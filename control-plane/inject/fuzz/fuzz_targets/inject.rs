@@ -1,4 +1,4 @@
-//! Any JSON gets its sidecar, after which it stays as it is, or is refused with reasons that print.
+//! Any JSON either gets its sidecar and then stays as it is, or is refused with a printable reason.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -14,7 +14,7 @@ proxyImage: merlon-proxy
 interceptImage: merlon-intercept
 controlPlane: https://merlon-control-plane.merlon-system.svc:7564
 ";
-    InjectionSettings::parse("injection.yaml", text).expect("they are right")
+    InjectionSettings::parse("injection.yaml", text).expect("valid settings")
 });
 
 fuzz_target!(|bytes: &[u8]| {
