@@ -1,4 +1,4 @@
-//! What an address is: a Service's, a workload's, or nobody's of the mesh.
+//! The meaning of an address: a Service, a workload, or outside the mesh.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -13,19 +13,19 @@ use merlon_config::{
 
 use crate::{gateway::name_of, select::Workloads};
 
-/// Every address that something of the mesh has.
+/// All addresses of the mesh.
 #[derive(Debug, Default)]
 pub(crate) struct Addresses {
     services: HashMap<IpAddr, (ServiceName, Vec<u16>)>,
-    workloads: HashMap<IpAddr, At>,
+    workloads: HashMap<IpAddr, WorkloadAddress>,
 }
 
-/// What is at one of a workload's addresses.
+/// One address of a workload.
 #[derive(Debug)]
-struct At {
-    /// The first of its addresses, which its endpoints have.
+struct WorkloadAddress {
+    /// The workload's first address, which its endpoints have.
     workload: IpAddr,
-    /// By port of the program, Services with their ports; the first by name is the one that is meant.
+    /// Services with their ports, by the program's port. Connections belong to the first one by name.
     served: HashMap<u16, BTreeSet<(ServiceName, u16)>>,
 }
 
@@ -36,7 +36,8 @@ impl Addresses {
             for address in &workload.spec.addresses {
                 let workload = *workload.spec.addresses.first().unwrap_or(address);
                 let served = HashMap::new();
-                all.workloads.insert(*address, At { workload, served });
+                all.workloads
+                    .insert(*address, WorkloadAddress { workload, served });
             }
         }
         for resource in resources {
@@ -44,10 +45,10 @@ impl Addresses {
                 continue;
             };
             let name = name_of(resource);
-            let of_the_mesh = |address: &IpAddr| all.workloads.contains_key(address);
+            let is_meshed = |address: &IpAddr| all.workloads.contains_key(address);
             let ready = spec.endpoints.as_deref().unwrap_or_default();
-            // Served by nobody at the moment, it is still of the mesh: what cannot be known to be outside is not.
-            if ready.is_empty() || ready.iter().any(of_the_mesh) {
+            // A Service without endpoints still belongs to the mesh: an address is external only if that is known.
+            if ready.is_empty() || ready.iter().any(is_meshed) {
                 let ports: Vec<u16> = spec.ports.iter().map(|port| port.port).collect();
                 for address in &spec.addresses {
                     all.services.insert(*address, (name.clone(), ports.clone()));
@@ -58,13 +59,14 @@ impl Addresses {
                     continue;
                 };
                 for address in &workload.spec.addresses {
-                    let Some(At { served, .. }) = all.workloads.get_mut(address) else {
+                    let Some(WorkloadAddress { served, .. }) = all.workloads.get_mut(address)
+                    else {
                         continue;
                     };
                     for port in &spec.ports {
-                        let meant = (name.clone(), port.port);
+                        let service = (name.clone(), port.port);
                         let target = port.target_port.unwrap_or(port.port);
-                        served.entry(target).or_default().insert(meant);
+                        served.entry(target).or_default().insert(service);
                     }
                 }
             }
@@ -85,7 +87,7 @@ impl Addresses {
                 false => AddressState::Closed,
             };
         }
-        let Some(At { workload, served }) = self.workloads.get(&ip) else {
+        let Some(WorkloadAddress { workload, served }) = self.workloads.get(&ip) else {
             return AddressState::Outside;
         };
         let mut all = served.get(&port).into_iter().flatten();

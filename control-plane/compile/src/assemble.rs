@@ -1,4 +1,4 @@
-//! Resources put together into a mesh.
+//! Assembles resources into a mesh.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,14 +24,14 @@ use crate::{
     state::StateResource,
 };
 
-/// A mesh, with what its services are made of for those who look at them once more.
+/// A mesh, with the parts of its services that the check needs.
 pub(crate) struct Assembled {
     pub(crate) mesh: Mesh,
     pub(crate) inbound: Vec<InboundService>,
     pub(crate) documents: Documents,
 }
 
-/// Puts the resources together. Order of the resources does not matter; of two with one name the first counts.
+/// Assembles the resources. Their order does not matter, but of two resources with the same name the first one is used.
 pub(crate) fn assemble(resources: &[Resource], config: &MeshConfigSpec) -> Assembled {
     let attachments = Attachments::new(resources, &config.root_namespace);
     let workloads = Workloads::new(resources);
@@ -47,7 +47,7 @@ pub(crate) fn assemble(resources: &[Resource], config: &MeshConfigSpec) -> Assem
     };
     let mut inbound = BTreeMap::new();
     let mut destinations = BTreeMap::new();
-    let mut serves: Vec<BTreeSet<ServiceName>> = vec![BTreeSet::new(); workloads.all.len()];
+    let mut services_of: Vec<BTreeSet<ServiceName>> = vec![BTreeSet::new(); workloads.all.len()];
     let mut proxies = Vec::new();
     for resource in resources {
         let name = name_of(resource);
@@ -55,29 +55,29 @@ pub(crate) fn assemble(resources: &[Resource], config: &MeshConfigSpec) -> Assem
             Spec::Service(spec) => {
                 let serving = workloads.selected(&resource.namespace, spec);
                 for index in &serving {
-                    if let Some(services) = serves.get_mut(*index) {
+                    if let Some(services) = services_of.get_mut(*index) {
                         services.insert(name.clone());
                     }
                 }
                 destinations.entry(name.clone()).or_insert_with(|| {
-                    let found = service::destination(
+                    let destination = service::destination(
                         &name,
                         spec,
                         &workloads,
                         &serving,
                         &state.trust_domain,
                     );
-                    sealed(ResourceKind::Destination, &name, &found)
+                    state_resource(ResourceKind::Destination, &name, &destination)
                 });
                 inbound.entry(name.clone()).or_insert_with(|| {
                     service::inbound(&name, spec, &attachments, &documents, &names)
                 });
             }
             Spec::Gateway(spec) => {
-                let reaching = attachments.reaching(Target::Gateway, &name);
+                let policies = attachments.applying_to(Target::Gateway, &name);
                 inbound
                     .entry(name.clone())
-                    .or_insert_with(|| service::enforced(&name, &reaching, &documents, &names));
+                    .or_insert_with(|| service::enforced(&name, &policies, &documents, &names));
                 let own = gateway::state(&name, spec, &routes, &state.trust_domain);
                 let backends = routes.backends(&name);
                 proxies.push(proxy(name, own, backends));
@@ -85,7 +85,7 @@ pub(crate) fn assemble(resources: &[Resource], config: &MeshConfigSpec) -> Assem
             _ => {}
         }
     }
-    for (workload, services) in workloads.all.iter().zip(serves) {
+    for (workload, services) in workloads.all.iter().zip(services_of) {
         let mut outbound = workload.spec.outbound.clone();
         outbound.sort_by_key(|listener| listener.listen);
         let called = outbound
@@ -104,9 +104,12 @@ pub(crate) fn assemble(resources: &[Resource], config: &MeshConfigSpec) -> Assem
         };
         proxies.push(proxy(name_of(workload.resource), own, called));
     }
-    let services = inbound
-        .iter()
-        .map(|(name, service)| (name.clone(), sealed(ResourceKind::Service, name, service)));
+    let services = inbound.iter().map(|(name, service)| {
+        (
+            name.clone(),
+            state_resource(ResourceKind::Service, name, service),
+        )
+    });
     Assembled {
         mesh: Mesh {
             config: config.clone(),
@@ -134,7 +137,7 @@ fn granted(secret: &GrantedSecret) -> Granted {
 }
 
 fn proxy(name: ServiceName, own: WorkloadState, destinations: BTreeSet<ServiceName>) -> Proxy {
-    let state = sealed(ResourceKind::Workload, &name, &own);
+    let state = state_resource(ResourceKind::Workload, &name, &own);
     let certificates = own.gateway.as_ref().map(gateway::certificates);
     Proxy {
         certificates: certificates.unwrap_or_default(),
@@ -158,7 +161,7 @@ fn by_identity(mut proxies: Vec<Proxy>) -> BTreeMap<SpiffeId, Vec<Arc<Proxy>>> {
     by_identity
 }
 
-fn sealed<T: serde::Serialize>(
+fn state_resource<T: serde::Serialize>(
     kind: ResourceKind,
     name: &ServiceName,
     content: &T,

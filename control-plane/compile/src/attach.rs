@@ -1,4 +1,4 @@
-//! Which policies reach which service: by `targetRefs`, and never out of their namespace.
+//! Which policies apply to which service: by `targetRefs`, and only within their namespace.
 
 use std::collections::HashMap;
 
@@ -11,17 +11,17 @@ use merlon_config::{
     snapshot::{Attached, PolicyDocument},
 };
 
-/// Services and Gateways share a name space in policies, and not as targets.
+/// A target. Services and Gateways share their names in policies, but not as targets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Target {
     Service,
     Gateway,
 }
 
-/// Everything that can be attached, found by where it reaches.
+/// All policies, by target.
 ///
-/// INVARIANT: what stands under a namespace was written in that namespace, or in the root namespace with a `Mesh`
-/// target. So a tenant's text cannot reach another tenant, whatever its `targetRefs` say.
+/// INVARIANT: the policies of a namespace were created in that namespace, or in the root namespace with a `Mesh` target.
+/// So a tenant's policy cannot apply to another tenant, whatever its `targetRefs` contain.
 #[derive(Debug)]
 pub(crate) struct Attachments<'a> {
     root: &'a Namespace,
@@ -56,7 +56,7 @@ impl<'a> Attachments<'a> {
     fn attach(&mut self, resource: &'a Resource, to: &'a TargetRef) {
         let target = match to.kind {
             TargetKind::Mesh => {
-                // The check of the resources refuses it elsewhere; here it is without effect.
+                // The check of the resources rejects it in other namespaces. Here it has no effect.
                 if resource.namespace == *self.root {
                     self.mesh.push(resource);
                 }
@@ -81,8 +81,8 @@ impl<'a> Attachments<'a> {
         }
     }
 
-    /// What reaches one service, the root namespace's `Mesh`-wide ones first, then by name; each once.
-    pub(crate) fn reaching(&self, target: Target, name: &ServiceName) -> Vec<&'a Resource> {
+    /// The policies that apply to one service: the mesh-wide ones of the root namespace first, then by name, each once.
+    pub(crate) fn applying_to(&self, target: Target, name: &ServiceName) -> Vec<&'a Resource> {
         let by_name = |resource: &&Resource| (resource.namespace.clone(), resource.name.clone());
         let mut mesh = self.mesh.clone();
         mesh.sort_by_key(by_name);
@@ -96,7 +96,7 @@ impl<'a> Attachments<'a> {
         }
         own.sort_by_key(by_name);
         mesh.extend(own);
-        // One that names its target in two ways counts once.
+        // A policy that selects its target twice counts once.
         let mut seen: Vec<&Resource> = Vec::with_capacity(mesh.len());
         mesh.retain(|resource| {
             let resource: &Resource = resource;
@@ -108,7 +108,7 @@ impl<'a> Attachments<'a> {
     }
 }
 
-/// What was attached to one service, by kind.
+/// The policies that apply to one service, by kind.
 #[derive(Debug, Default)]
 pub(crate) struct Attachment {
     pub(crate) policies: Vec<PolicyDocument>,
@@ -118,8 +118,8 @@ pub(crate) struct Attachment {
 }
 
 impl Attachment {
-    /// `targetRefs` are left out of what is pushed: where else a policy is attached is no service's business, and a
-    /// target more must not make a new version of all others. So are lines: text above must not either.
+    /// `targetRefs` and line numbers are not pushed: a service does not need to know the policy's other targets, and a
+    /// change to them or to the text above must not change the version of this service.
     pub(crate) fn of(resources: &[&Resource]) -> Self {
         let mut all = Self::default();
         for resource in resources {
@@ -160,7 +160,7 @@ impl Attachment {
     }
 }
 
-/// `policies/orders.yaml` of `policies/orders.yaml:12:1`.
+/// The file of an origin: `policies/orders.yaml` for `policies/orders.yaml:12:1`.
 pub(crate) fn file_of(origin: &str) -> &str {
     let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let mut file = origin;

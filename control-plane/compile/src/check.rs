@@ -1,4 +1,4 @@
-//! What only the decision point can judge: Cedar text, JSON Schema, path templates, tokens' claims.
+//! Checks that need the policy decision point: Cedar text, JSON Schema, path templates, token claims.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -14,11 +14,11 @@ use merlon_policy::{problem::PolicyProblem, service::ServicePolicy};
 
 use crate::{assemble::Assembled, gateway::name_of};
 
-/// What was found good, by the hash of all that the decision point judges: equal texts need no second look.
+/// Hashes of the policies that compiled: equal policies are not compiled again.
 pub(crate) type Good = HashSet<Version>;
 
-/// Compiles the policies of every service for trial, unless the same were good before or for another service.
-/// On success the second part is what to bring next time.
+/// Compiles the policies of every service as a trial, unless the same policies compiled before or for another service.
+/// Returns the hashes to pass as `before` next time.
 pub(crate) fn check(resources: &Resources, new: &Assembled, before: &Good) -> (Report, Good) {
     let mut good = Good::new();
     let mut found = Found::default();
@@ -26,17 +26,17 @@ pub(crate) fn check(resources: &Resources, new: &Assembled, before: &Good) -> (R
         found.add(problem);
     }
     for service in &new.inbound {
-        let judged = judged(service, new.mesh.state());
-        if good.contains(&judged) {
+        let hash = policy_hash(service, new.mesh.state());
+        if good.contains(&hash) {
             continue;
         }
-        if !before.contains(&judged)
+        if !before.contains(&hash)
             && let Err(problems) = ServicePolicy::compile(service, new.mesh.state())
         {
             problems.iter().for_each(|problem| found.add(problem));
             continue;
         }
-        good.insert(judged);
+        good.insert(hash);
     }
     let mut report = Report::new();
     names(resources, &mut report);
@@ -44,12 +44,12 @@ pub(crate) fn check(resources: &Resources, new: &Assembled, before: &Good) -> (R
     (report, good)
 }
 
-/// What is wrong beside that which kept resources from being read. Nothing that may only follow from it.
-pub(crate) fn more(loaded: &Loaded, assembled: &Assembled) -> Vec<Problem> {
+/// Problems beside those that loading found. Problems that may only be a consequence of those are left out.
+pub(crate) fn other_problems(loaded: &Loaded, assembled: &Assembled) -> Vec<Problem> {
     let mut found = Found::default();
     let documents = assembled.documents.problems();
     documents.for_each(|problem| found.add(problem));
-    // What none of these declares, policies may still be right to mention: it may stand where nobody could read.
+    // A name that is declared nowhere may be declared in a resource that could not be read, so it is no problem then.
     let all_declared = loaded.all_read(&["RequestAuthentication", "RequestValidation"]);
     for service in &assembled.inbound {
         let mesh = assembled.mesh.state();
@@ -61,11 +61,11 @@ pub(crate) fn more(loaded: &Loaded, assembled: &Assembled) -> Vec<Problem> {
         };
         problems.iter().for_each(|problem| found.add(problem));
     }
-    let told: HashSet<_> = loaded.report.problems().iter().map(place).collect();
+    let reported: HashSet<_> = loaded.report.problems().iter().map(place).collect();
     let problems = found.0.values();
     let problems = problems.map(|problem| placed(&loaded.resources, problem));
     problems
-        .filter(|problem| !told.contains(&place(problem)))
+        .filter(|problem| !reported.contains(&place(problem)))
         .collect()
 }
 
@@ -73,8 +73,8 @@ fn place(problem: &Problem) -> (String, u32, u32) {
     (problem.file.clone(), problem.line, problem.column)
 }
 
-/// Of several problems at one place the first: Cedar says the same of every action that a policy is for, and a document
-/// that is no Cedar at all is in every service that it reaches.
+/// Problems by position, the first one for each. Cedar reports a problem once per action, and a document that does not
+/// parse is reported once per service that it applies to.
 #[derive(Debug, Default)]
 struct Found(BTreeMap<(ServiceName, u32, u32, Option<String>, String), PolicyProblem>);
 
@@ -95,8 +95,9 @@ impl Found {
     }
 }
 
-/// Of the service's own name only the namespace can make its policies good or bad; ports and groups cannot.
-fn judged(service: &InboundService, mesh: &MeshState) -> Version {
+/// The hash of everything that decides whether the policies compile: of the service's name only the namespace, and
+/// neither ports nor groups.
+fn policy_hash(service: &InboundService, mesh: &MeshState) -> Version {
     let InboundService {
         name,
         ports: _,
@@ -117,15 +118,15 @@ fn judged(service: &InboundService, mesh: &MeshState) -> Version {
         limits,
         validation,
     );
-    // INVARIANT: as for every snapshot type, this is JSON; were it not, nothing would count as seen twice.
+    // INVARIANT: like every snapshot type, this serializes to JSON. If it failed, the policies would be compiled each time.
     serde_json::to_vec(&all).map_or_else(
         |_| Version::of(name.to_string().as_bytes()),
         |json| Version::of(&json),
     )
 }
 
-/// A proxy knows its own Workload or Gateway by name alone: so these names are shared. (That Gateways and Services
-/// share theirs, since policies speak of both as `Service::"namespace/name"`, the resources' own check sees to.)
+/// Gateways and Workloads must have different names, because a proxy identifies its own by name alone. (Gateways and
+/// Services, which policies both call `Service::"namespace/name"`, are compared when resources are loaded.)
 fn names(resources: &Resources, report: &mut Report) {
     for resource in &resources.list {
         let Spec::Gateway(_) = resource.spec else {
@@ -134,16 +135,16 @@ fn names(resources: &Resources, report: &mut Report) {
         if let Some(other) = resources.find("Workload", &resource.namespace, &resource.name) {
             let name = name_of(resource);
             let message = format!(
-                "the Gateway `{name}` has the name of the Workload at {}",
+                "the Gateway `{name}` has the same name as the Workload at {}",
                 other.origin
             );
             let problem = resources.problem(resource, "metadata.name", message);
-            report.push(problem.hint("a proxy is told what it is by this name: rename one"));
+            report.push(problem.hint("a proxy is identified by this name: rename one of them"));
         }
     }
 }
 
-/// The problem at its place in the file.
+/// The problem with its position in the file.
 fn placed(resources: &Resources, problem: &PolicyProblem) -> Problem {
     let kind = kind_of(problem);
     let found = resources
@@ -169,7 +170,7 @@ fn is(resource: &Resource, kind: &str, name: &ServiceName) -> bool {
     resource.spec.kind() == kind && name_of(resource) == *name
 }
 
-/// A problem names its document and not the document's kind: the field tells.
+/// The kind of the problem's document, which is derived from the field.
 fn kind_of(problem: &PolicyProblem) -> &'static str {
     let field = problem.field.as_deref().unwrap_or("spec.policies");
     let begins = |with: &str| field.starts_with(with);

@@ -1,4 +1,4 @@
-//! Resources in, the mesh out.
+//! Compiles resources into a mesh.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use merlon_config::{
 
 use crate::{assemble::assemble, check, mesh::Mesh};
 
-/// Turns resources into a mesh, and remembers the last good one so as not to check twice what did not change.
+/// Compiles resources into a mesh. It keeps the last valid one, so policies that did not change are not checked again.
 #[derive(Debug, Default)]
 pub struct Compiler {
     last: Option<Arc<Mesh>>,
@@ -19,16 +19,16 @@ pub struct Compiler {
 }
 
 impl Compiler {
-    /// A compiler that has compiled nothing yet.
+    /// A compiler without a mesh.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Compiles all resources: also what they say that only the decision point can read, Cedar text and JSON Schema,
-    /// so that what a proxy would refuse is refused at its source.
+    /// Compiles all resources. Cedar text and JSON Schema are compiled, too, so a policy that a proxy would reject is
+    /// rejected here, at its source.
     ///
     /// # Errors
-    /// Every problem, at its file, line and column. The last good mesh stays what [`Compiler::last`] gives.
+    /// Every problem, with file, line and column. [`Compiler::last`] still returns the last valid mesh.
     pub fn compile(&mut self, resources: &Resources) -> Result<Arc<Mesh>, Report> {
         let Some((_, config)) = resources.mesh() else {
             let problem = Problem::error("", "there is no `MeshConfig`, so the mesh has no name")
@@ -48,30 +48,30 @@ impl Compiler {
         Ok(mesh)
     }
 
-    /// Compiles what was read. Where something is wrong with it, says also everything else that is.
+    /// Compiles loaded resources. If loading found errors, the remaining resources are checked and all problems are reported.
     ///
     /// # Errors
-    /// As [`Compiler::compile`], after what reading found.
+    /// The problems found by loading, followed by those of [`Compiler::compile`].
     pub fn compile_loaded(&mut self, loaded: Loaded) -> Result<(Resources, Arc<Mesh>), Report> {
         if !loaded.report.has_errors() {
             let resources = loaded.into_result()?;
             let mesh = self.compile(&resources)?;
             return Ok((resources, mesh));
         }
-        // Policies of a mesh without a name are still Cedar or not.
+        // Policies can be checked without a `MeshConfig`.
         let unnamed = unnamed();
         let config = loaded.resources.mesh().map(|(_, config)| config);
         let config = config.or(unnamed.as_ref());
-        let more = config.map(|config| {
+        let others = config.map(|config| {
             let assembled = assemble(&loaded.resources.list, config);
-            check::more(&loaded, &assembled)
+            check::other_problems(&loaded, &assembled)
         });
         let mut report = loaded.report;
-        report.extend(more.unwrap_or_default());
+        report.extend(others.unwrap_or_default());
         Err(report)
     }
 
-    /// The last good mesh.
+    /// The last valid mesh.
     pub fn last(&self) -> Option<&Arc<Mesh>> {
         self.last.as_ref()
     }

@@ -1,4 +1,4 @@
-//! What policies mention: groups whose members they need, and claims and path parameters declared elsewhere.
+//! Names that policies mention: groups, and claims and path parameters that are declared for other services.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -11,7 +11,7 @@ use merlon_policy::{mention::Mentions, problem::PolicyProblem, validate::params}
 
 use crate::{attach::Attachment, gateway::name_of, select::Workloads};
 
-/// The mentions of every Cedar document, each parsed once however many services it reaches.
+/// The mentions of every Cedar document. Each document is parsed once, however many services it applies to.
 #[derive(Debug, Default)]
 pub(crate) struct Documents(HashMap<ServiceName, Result<Mentions, Vec<PolicyProblem>>>);
 
@@ -31,7 +31,7 @@ impl Documents {
         all
     }
 
-    /// Of the documents that are Cedar.
+    /// The mentions of the documents that parse.
     fn mentions<'a>(
         &'a self,
         policies: &'a [PolicyDocument],
@@ -42,7 +42,7 @@ impl Documents {
         found.filter_map(|mentions| mentions.as_ref().ok())
     }
 
-    /// What is wrong with those that are no Cedar.
+    /// The problems of the documents that do not parse.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &PolicyProblem> {
         self.0
             .values()
@@ -51,11 +51,11 @@ impl Documents {
     }
 }
 
-/// Members of every `WorkloadGroup`, and every claim and path parameter that is declared anywhere.
+/// The members of every `WorkloadGroup`, and all declared claims and path parameters.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     groups: BTreeMap<String, BTreeSet<WorkloadId>>,
-    /// By name, then by where they are declared.
+    /// By name, then by the resource that declares them.
     claims: BTreeMap<String, BTreeMap<(Namespace, String), ClaimType>>,
     params: BTreeSet<String>,
 }
@@ -87,7 +87,7 @@ impl Names {
         all
     }
 
-    /// The groups that these policies mention, with their members; a group that nobody is in is empty.
+    /// The groups that these policies mention, with their members. A group without members is empty.
     pub(crate) fn groups(
         &self,
         documents: &Documents,
@@ -109,10 +109,9 @@ impl Names {
             .collect()
     }
 
-    /// Claims and parameters that the policies mention and nothing attached to the same service declares.
-    /// A claim that several declare with different types has the type of the service's own namespace, or of the
-    /// first one by name.
-    pub(crate) fn elsewhere(
+    /// Claims and parameters that the policies mention and that are not declared for the same service. If they are
+    /// declared with different types, the service's own namespace comes first, then the first resource by name.
+    pub(crate) fn declared_elsewhere(
         &self,
         documents: &Documents,
         name: &ServiceName,
@@ -135,10 +134,10 @@ impl Names {
                 let Some(places) = self.claims.get(claim) else {
                     continue;
                 };
-                let near = places
+                let own_namespace = places
                     .iter()
                     .find(|((namespace, _), _)| *namespace == name.namespace);
-                if let Some((_, kind)) = near.or_else(|| places.iter().next())
+                if let Some((_, kind)) = own_namespace.or_else(|| places.iter().next())
                     && !own_claims.contains(claim.as_str())
                 {
                     declared.claims.insert(claim.clone(), *kind);

@@ -1,4 +1,4 @@
-//! A Gateway: its listeners, the routes that name it, and the services they lead to.
+//! Gateways: their listeners, their routes, and the backends of these routes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,8 +8,8 @@ use merlon_config::{
     snapshot::{GatewayRoute, GatewayState, WorkloadState},
 };
 
-/// Routes by the Gateway that they name as parent: the oldest first, and of those of one age the first by name. So who
-/// makes a route that is equal to another's takes no request from it (Gateway API, `HTTPRouteRule.matches`).
+/// Routes by parent Gateway: the oldest first, and routes of the same age by name. So a new route takes no request from an
+/// existing route with equal matches (Gateway API, `HTTPRouteRule.matches`).
 #[derive(Debug)]
 pub(crate) struct Routes<'a>(BTreeMap<ServiceName, Vec<(ServiceName, &'a HttpRouteSpec)>>);
 
@@ -51,7 +51,7 @@ impl<'a> Routes<'a> {
         self.0.get(gateway).map_or(&[], Vec::as_slice)
     }
 
-    /// The services that a gateway's routes lead to.
+    /// The backends of a gateway's routes.
     pub(crate) fn backends(&self, gateway: &ServiceName) -> BTreeSet<ServiceName> {
         let routes = self.of(gateway).iter();
         routes
@@ -70,7 +70,7 @@ impl<'a> Routes<'a> {
     }
 }
 
-/// The gateway's own state.
+/// The state of the gateway's own proxy.
 pub(crate) fn state(
     name: &ServiceName,
     spec: &GatewaySpec,
@@ -102,7 +102,7 @@ fn identity(name: &ServiceName, spec: &GatewaySpec, trust_domain: &TrustDomain) 
     })
 }
 
-/// Whom all gateways run as.
+/// The identities of all gateways.
 pub(crate) fn identities(resources: &[Resource], trust_domain: &TrustDomain) -> BTreeSet<SpiffeId> {
     let all = resources
         .iter()
@@ -113,7 +113,7 @@ pub(crate) fn identities(resources: &[Resource], trust_domain: &TrustDomain) -> 
     all.collect()
 }
 
-/// The Secrets that its listeners name.
+/// The Secrets that the gateway's listeners reference.
 pub(crate) fn certificates(gateway: &GatewayState) -> BTreeSet<ServiceName> {
     let listeners = gateway.listeners.iter();
     let refs = listeners.filter_map(|listener| listener.tls.as_ref());

@@ -1,4 +1,4 @@
-//! Secrets of Vault for workloads: who gets which.
+//! Vault secrets by the workload that they are granted to.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use merlon_config::{
 
 use crate::gateway::name_of;
 
-/// Every grant by its name, and by who gets it.
+/// All grants, by name and by workload.
 #[derive(Debug, Default)]
 pub(crate) struct Grants<'a> {
     all: BTreeMap<ServiceName, &'a SecretGrantSpec>,
@@ -28,17 +28,17 @@ impl<'a> Grants<'a> {
             if grants.all.insert(name.clone(), spec).is_some() {
                 continue;
             }
-            // A grant is of its own namespace, so nobody writes one for another's workloads.
-            let who = WorkloadId {
+            // A grant applies only to workloads of its own namespace.
+            let workload = WorkloadId {
                 namespace: resource.namespace.clone(),
                 service_account: spec.service_account.clone(),
             };
-            grants.by_workload.entry(who).or_default().push(name);
+            grants.by_workload.entry(workload).or_default().push(name);
         }
         grants
     }
 
-    /// What a workload gets, in order of name.
+    /// The secrets of a workload, in order of name.
     pub(crate) fn of(&self, workload: &WorkloadId) -> Vec<GrantedSecret> {
         let mut names = self.by_workload.get(workload).cloned().unwrap_or_default();
         names.sort();

@@ -1,4 +1,4 @@
-//! Resources in, the state of one proxy out; pure.
+//! Compiles resources into the state of each proxy. Pure.
 #![doc = include_str!("../README.md")]
 
 mod address;

@@ -1,4 +1,4 @@
-//! The compiled mesh: every proxy's state can be read off it.
+//! The compiled mesh, from which the state of each proxy is taken.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +17,7 @@ use crate::{
     state::{ProxyState, StateResource},
 };
 
-/// Everything that the resources mean, compiled: for each proxy its state, and for each service its two views.
+/// The compiled resources: the state of each proxy, and the two views of each service.
 #[derive(Debug)]
 pub struct Mesh {
     pub(crate) config: MeshConfigSpec,
@@ -29,16 +29,16 @@ pub struct Mesh {
     pub(crate) addresses: Addresses,
 }
 
-/// What a proxy asked for of its own accord.
+/// Additional subscriptions of a proxy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// Services, by name.
     pub services: BTreeSet<ServiceName>,
-    /// Whatever is at these addresses.
+    /// Addresses to resolve.
     pub addresses: BTreeSet<SocketAddr>,
 }
 
-/// A Workload or a Gateway, as the proxy beside it is told.
+/// The proxy of a Workload or a Gateway.
 #[derive(Debug)]
 pub struct Proxy {
     pub(crate) name: ServiceName,
@@ -51,12 +51,12 @@ pub struct Proxy {
     pub(crate) secrets: Vec<Granted>,
 }
 
-/// A secret that is granted to somebody.
+/// A secret that is granted to a workload.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Granted {
     /// The `SecretGrant`.
     pub name: ServiceName,
-    /// Which secret, below the grant's namespace. Who edits it grants another one.
+    /// The secret's path below the grant's namespace. A different path is a different grant.
     pub path: String,
 }
 
@@ -66,110 +66,110 @@ impl Proxy {
         &self.name
     }
 
-    /// Whom it runs as.
+    /// The identity that it runs as.
     pub fn identity(&self) -> &SpiffeId {
         &self.identity
     }
 
-    /// Whether it stands at the edge, rather than beside a workload.
+    /// Whether it is a gateway and not a sidecar.
     pub fn is_gateway(&self) -> bool {
         self.gateway
     }
 
-    /// Whose requests come in here.
+    /// The services whose requests it receives.
     pub fn services(&self) -> &[ServiceName] {
         &self.services
     }
 
-    /// Destinations that it has without asking: those of its listeners or routes. Not all of them need exist.
+    /// Destinations that are always part of its state: those of its listeners or routes. They may not exist.
     pub fn destinations(&self) -> &BTreeSet<ServiceName> {
         &self.destinations
     }
 
-    /// The secrets that it gets.
+    /// The secrets that are granted to it.
     pub fn secrets(&self) -> &[Granted] {
         &self.secrets
     }
 
-    /// Secrets with the certificates of a gateway's listeners, as `namespace/name`.
+    /// Secrets with the certificates of a gateway's listeners.
     pub fn certificates(&self) -> &BTreeSet<ServiceName> {
         &self.certificates
     }
 }
 
-/// Why there is no state for a proxy.
+/// Why a proxy has no state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProxyUnknown {
     /// No resource has this identity.
     #[error("no Workload and no Gateway runs as `{0}`")]
     Identity(SpiffeId),
-    /// None of this name has this identity.
+    /// No resource with this name has this identity.
     #[error("no Workload named `{name}` runs as `{identity}`: known are {known}")]
     Workload {
-        /// The proved identity.
+        /// The authenticated identity.
         identity: SpiffeId,
-        /// The name that the proxy gave, cut to what can be read.
+        /// The name that the proxy sent, truncated.
         name: String,
-        /// Those that there are.
+        /// The existing names.
         known: String,
     },
-    /// There are several, told different things, and the proxy named none.
+    /// Several resources with different states have this identity, and the proxy named none of them.
     #[error(
-        "several run as `{identity}` ({known}): the proxy must name its own, as `--workload {first}`"
+        "several workloads run as `{identity}` ({known}): the proxy must name its own, for example `--workload {first}`"
     )]
     Several {
-        /// The proved identity.
+        /// The authenticated identity.
         identity: SpiffeId,
-        /// Those that there are.
+        /// The existing names.
         known: String,
-        /// One of them.
+        /// The first of them.
         first: String,
     },
 }
 
 impl Mesh {
-    /// What was written for the whole mesh.
+    /// The `MeshConfig`.
     pub fn config(&self) -> &MeshConfigSpec {
         &self.config
     }
 
-    /// What holds for the whole mesh.
+    /// The state that applies to the whole mesh.
     pub fn state(&self) -> &MeshState {
         &self.state
     }
 
-    /// The same as it is pushed.
+    /// The same state as a resource to push.
     pub fn mesh_resource(&self) -> &Arc<StateResource> {
         &self.mesh
     }
 
-    /// Whether a Workload or a Gateway runs as this identity: nobody else gets a certificate.
+    /// Whether a Workload or a Gateway runs as this identity. No other identity gets a certificate.
     pub fn knows(&self, identity: &SpiffeId) -> bool {
         self.proxies.contains_key(identity)
     }
 
-    /// Every proxy that there should be, by identity.
+    /// All expected proxies, by identity.
     pub fn proxies(&self) -> impl Iterator<Item = &Arc<Proxy>> {
         self.proxies.values().flatten()
     }
 
-    /// A Service or a Gateway as it is enforced.
+    /// A Service or a Gateway, as its own proxies enforce it.
     pub fn service(&self, name: &ServiceName) -> Option<&Arc<StateResource>> {
         self.services.get(name)
     }
 
-    /// A Service as its callers find it.
+    /// A Service, as its clients' proxies use it.
     pub fn destination(&self, name: &ServiceName) -> Option<&Arc<StateResource>> {
         self.destinations.get(name)
     }
 
-    /// Names of all Services that can be called.
+    /// The names of all destinations.
     pub fn destination_names(&self) -> impl Iterator<Item = &ServiceName> {
         self.destinations.keys()
     }
 
-    /// The proxy of a proved identity. `workload` is what the proxy says of itself, `name` or `namespace/name`;
-    /// it only ever chooses among those of the identity.
+    /// The proxy of an authenticated identity. `workload` is the name that the proxy sent, `name` or `namespace/name`; it
+    /// only selects among the proxies of this identity.
     ///
     /// # Errors
     /// [`ProxyUnknown`] when there is none, or when there are several that differ and `workload` is `None`.
@@ -212,14 +212,14 @@ impl Mesh {
         Ok(first)
     }
 
-    /// What an address and port are.
+    /// The meaning of an address and port.
     pub fn address(&self, address: SocketAddr) -> AddressState {
         self.addresses.find(address)
     }
 
-    /// One proxy's state: the mesh, itself, what it enforces, and the destinations it has or `wanted`.
-    /// A service that does not exist is left out; of an address it is said that nobody is there. Trust bundle
-    /// and certificates are not in it: whoever knows them adds them.
+    /// The state of one proxy: the mesh, its workload, the services that it enforces, and its own and the `wanted`
+    /// destinations. A service that does not exist is left out; an unknown address is included as such. The caller adds
+    /// trust bundle, certificates and secrets.
     pub fn proxy_state(&self, proxy: &Proxy, wanted: &Wanted) -> ProxyState {
         let mut state = ProxyState::default();
         state.insert(Arc::clone(&self.mesh));
@@ -235,15 +235,15 @@ impl Mesh {
             .iter()
             .map(|address| (address, self.address(*address)));
         let found: Vec<_> = found.collect();
-        for (address, meant) in &found {
-            if let AddressState::Service { service, .. } = meant {
+        for (address, resolved) in &found {
+            if let AddressState::Service { service, .. } = resolved {
                 called.insert(service);
             }
             let name = address.to_string();
             state.insert(Arc::new(StateResource::new(
                 ResourceKind::Address,
                 name,
-                meant,
+                resolved,
             )));
         }
         let destinations = called.into_iter();

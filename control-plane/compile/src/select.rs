@@ -7,7 +7,7 @@ use merlon_config::{
     resource::{Resource, ServiceSpec, Spec, WorkloadSpec},
 };
 
-/// A workload with what Services select it by.
+/// A workload that Services can select.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Selectable<'a> {
     pub(crate) resource: &'a Resource,
@@ -27,7 +27,7 @@ impl Selectable<'_> {
     }
 }
 
-/// Workloads by one of their labels, so that a thousand services do not look at a thousand workloads each.
+/// Workloads, indexed by label, so a service is not compared with every workload.
 #[derive(Debug)]
 pub(crate) struct Workloads<'a> {
     pub(crate) all: Vec<Selectable<'a>>,

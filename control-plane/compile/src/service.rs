@@ -1,4 +1,4 @@
-//! A Service in its two views: as its own proxies enforce it, and as its callers' proxies find it.
+//! The two views of a Service: `InboundService` for its own proxies, and `Destination` for its clients' proxies.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +17,7 @@ use crate::{
     select::{Selectable, Workloads},
 };
 
-/// A Service as the proxies of its own workloads enforce it.
+/// The view of the proxies of the service's own workloads, which enforce it.
 pub(crate) fn inbound(
     name: &ServiceName,
     spec: &ServiceSpec,
@@ -30,28 +30,28 @@ pub(crate) fn inbound(
         target_port: port.target_port.unwrap_or(port.port),
         protocol: port.app_protocol,
     });
-    let reaching = attachments.reaching(Target::Service, name);
+    let policies = attachments.applying_to(Target::Service, name);
     InboundService {
         ports: ports.collect(),
         groups: sorted(&spec.groups),
-        ..enforced(name, &reaching, documents, names)
+        ..enforced(name, &policies, documents, names)
     }
 }
 
-/// What is enforced in the name of a Service or of a Gateway.
+/// The policies that are enforced for a Service or a Gateway.
 pub(crate) fn enforced(
     name: &ServiceName,
-    reaching: &[&Resource],
+    policies: &[&Resource],
     documents: &Documents,
     names: &Names,
 ) -> InboundService {
-    let attached = Attachment::of(reaching);
+    let attached = Attachment::of(policies);
     InboundService {
         name: name.clone(),
         ports: Vec::new(),
         groups: Vec::new(),
         workload_groups: names.groups(documents, &attached.policies),
-        declared_elsewhere: names.elsewhere(documents, name, &attached),
+        declared_elsewhere: names.declared_elsewhere(documents, name, &attached),
         policies: attached.policies,
         authentication: attached.authentication,
         limits: attached.limits,
@@ -59,7 +59,7 @@ pub(crate) fn enforced(
     }
 }
 
-/// A Service as its callers' proxies find it.
+/// The view of the proxies of the service's clients.
 pub(crate) fn destination(
     name: &ServiceName,
     spec: &ServiceSpec,
@@ -84,7 +84,7 @@ pub(crate) fn destination(
     }
 }
 
-/// Where a workload's proxy is found, unless it is known not to be ready.
+/// The endpoint of a workload, unless the workload is known not to be ready.
 fn endpoint(
     service: &ServiceSpec,
     workload: &Selectable<'_>,
@@ -98,7 +98,7 @@ fn endpoint(
             ports: BTreeMap::new(),
         });
     }
-    // Of several addresses the first stands for all of them.
+    // The first address represents all of them.
     let address = workload.spec.addresses.first()?;
     if let Some(ready) = &service.endpoints {
         let mut own = workload.spec.addresses.iter();

@@ -1,4 +1,4 @@
-//! The state of one proxy: resources with their hashes, and the manifest that names them.
+//! The state of one proxy: resources with their hashes, and the manifest that lists them.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -11,7 +11,7 @@ use merlon_config::{
 };
 use serde::Serialize;
 
-/// One resource of the push: what it is called, its bytes, and their hash.
+/// One resource of a push: its key, its bytes and their hash.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StateResource {
     key: ResourceKey,
@@ -20,10 +20,10 @@ pub struct StateResource {
 }
 
 impl StateResource {
-    /// Writes `content` as JSON. Equal contents have equal bytes: structs keep their order and maps are sorted.
+    /// Serializes `content` as JSON. Equal contents give equal bytes, because struct fields keep their order and maps are sorted.
     pub(crate) fn new<T: Serialize>(kind: ResourceKind, name: String, content: &T) -> Self {
-        // INVARIANT: every snapshot type is made of structs, lists and maps with text keys, which JSON can hold;
-        // should one ever not, the empty bytes are refused by every proxy, which keeps the state it has.
+        // INVARIANT: snapshot types consist of structs, lists and maps with text keys, so they serialize to JSON. If one
+        // did not, every proxy would reject the empty bytes and keep its state.
         let json = serde_json::to_vec(content).unwrap_or_default();
         Self {
             key: ResourceKey { kind, name },
@@ -32,24 +32,24 @@ impl StateResource {
         }
     }
 
-    /// The roots of one trust domain, which the compiler does not know: whoever signs does.
+    /// The trust bundle of a trust domain. It comes from the certificate authority, not from the compiler.
     pub fn trust_bundle(bundle: &TrustBundle) -> Self {
         let name = bundle.trust_domain.to_string();
         Self::new(ResourceKind::TrustBundle, name, bundle)
     }
 
-    /// A gateway's certificate, which the compiler does not know either.
+    /// A gateway's certificate. It does not come from the compiler, either.
     pub fn certificate(certificate: &CertificateState) -> Self {
         let name = certificate.name.to_string();
         Self::new(ResourceKind::Certificate, name, certificate)
     }
 
-    /// A secret, which was read elsewhere.
+    /// A secret. It does not come from the compiler, either.
     pub fn secret(secret: &SecretState) -> Self {
         Self::new(ResourceKind::Secret, secret.name.to_string(), secret)
     }
 
-    /// What it is called.
+    /// Kind and name.
     pub fn key(&self) -> &ResourceKey {
         &self.key
     }
@@ -59,7 +59,7 @@ impl StateResource {
         &self.version
     }
 
-    /// JSON of the kind's type in `merlon_config::snapshot`.
+    /// The content as JSON of the kind's type in `merlon_config::snapshot`.
     pub fn json(&self) -> &[u8] {
         &self.json
     }
@@ -71,44 +71,44 @@ impl std::fmt::Debug for StateResource {
     }
 }
 
-/// Everything one proxy needs, by key; the manifest is not in it.
+/// The resources of one proxy by key, without the manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProxyState {
     resources: BTreeMap<ResourceKey, Arc<StateResource>>,
 }
 
 impl ProxyState {
-    /// Adds a resource, or puts it in place of one of the same key.
+    /// Adds a resource, or replaces the one with the same key.
     pub fn insert(&mut self, resource: Arc<StateResource>) {
         self.resources.insert(resource.key.clone(), resource);
     }
 
-    /// The resource of this key.
+    /// The resource with this key.
     pub fn get(&self, key: &ResourceKey) -> Option<&Arc<StateResource>> {
         self.resources.get(key)
     }
 
-    /// All of them, in order of key.
+    /// All resources, in order of key.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<StateResource>> {
         self.resources.values()
     }
 
-    /// Leaves out what `keep` does not keep.
+    /// Removes the resources for which `keep` returns `false`.
     pub fn retain(&mut self, mut keep: impl FnMut(&ResourceKey) -> bool) {
         self.resources.retain(|key, _| keep(key));
     }
 
-    /// How many.
+    /// The number of resources.
     pub fn len(&self) -> usize {
         self.resources.len()
     }
 
-    /// Whether it is empty, which no compiled state is.
+    /// Whether there are no resources. A compiled state is never empty.
     pub fn is_empty(&self) -> bool {
         self.resources.is_empty()
     }
 
-    /// What names all of them; its version is the version of the whole state.
+    /// The manifest, which lists all resources. Its version is the version of the whole state.
     pub fn manifest(&self, identity: &SpiffeId) -> StateResource {
         let entries = self.iter().map(|resource| ManifestEntry {
             key: resource.key.clone(),

@@ -1,4 +1,4 @@
-//! What an address is, where connections are intercepted.
+//! How addresses are resolved when connections are intercepted.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -13,8 +13,8 @@ use merlon_config::{
     snapshot::{AddressState, Destination, WorkloadState},
 };
 
-/// `orders` with two pods behind one Service, `ledger` without cluster address, `outsider` with unmeshed pods alone,
-/// `asleep` with none.
+/// `orders` has two pods behind one Service, `ledger` no cluster IP, `outsider` only pods outside the mesh, and `asleep`
+/// no pods.
 const MESH: &str = "
 apiVersion: merlon.io/v1alpha1
 kind: MeshConfig
@@ -80,13 +80,13 @@ fn service(name: &str, port: u16, workload: Option<&str>) -> AddressState {
 }
 
 #[test]
-fn a_cluster_address_is_its_service_on_the_ports_that_it_has_and_closed_on_others() {
+fn a_cluster_ip_is_its_service_on_the_services_ports_and_closed_on_others() {
     assert_eq!(at("10.9.0.1:80"), service("shop/orders", 80, None));
     assert_eq!(at("10.9.0.1:8080"), AddressState::Closed);
 }
 
 #[test]
-fn a_pods_address_is_the_service_that_it_serves_there_and_this_pod_alone() {
+fn a_pods_address_is_the_service_that_it_serves_on_that_port_with_this_pod_alone() {
     assert_eq!(
         at("10.1.0.2:8080"),
         service("shop/orders", 80, Some("10.1.0.2"))
@@ -102,20 +102,20 @@ fn a_pods_address_is_the_service_that_it_serves_there_and_this_pod_alone() {
 }
 
 #[test]
-fn a_meshed_pod_is_never_outside_whatever_the_port() {
+fn a_meshed_pod_is_outside_on_no_port() {
     assert_eq!(at("10.1.0.2:22"), AddressState::Closed);
     assert_eq!(at("[::ffff:10.1.0.2]:22"), AddressState::Closed);
 }
 
 #[test]
-fn a_service_that_only_unmeshed_pods_serve_is_outside_and_one_that_nobody_serves_is_not() {
+fn a_service_with_unmeshed_pods_alone_is_outside_and_one_without_pods_is_not() {
     assert_eq!(at("10.9.0.2:80"), AddressState::Outside);
     assert_eq!(at("192.0.2.1:443"), AddressState::Outside);
     assert_eq!(at("10.9.0.3:80"), service("shop/asleep", 80, None));
 }
 
 #[test]
-fn endpoints_are_the_meshed_pods_that_are_ready_each_dialled_at_its_own_port() {
+fn endpoints_are_the_ready_meshed_pods_each_with_its_own_port() {
     let mesh = mesh();
     let found = mesh.destination(&"shop/orders".parse().unwrap()).unwrap();
     let found: Destination = serde_json::from_slice(found.json()).unwrap();
@@ -127,7 +127,7 @@ fn endpoints_are_the_meshed_pods_that_are_ready_each_dialled_at_its_own_port() {
 }
 
 #[test]
-fn a_state_holds_what_is_at_the_addresses_that_were_asked_for_and_the_services_behind_them() {
+fn a_state_contains_the_requested_addresses_and_the_services_behind_them() {
     let mesh = mesh();
     let identity = "spiffe://demo.test/ns/bank/sa/ledger".parse().unwrap();
     let ledger = mesh.proxy(&identity, None).unwrap();
@@ -170,15 +170,17 @@ fn only_workloads_of_permissive_namespaces_are_permissive() {
 }
 
 #[test]
-fn one_address_means_one_thing() {
+fn an_address_belongs_to_one_resource_at_most() {
     let twice = MESH.replace("addresses: [10.9.0.2]", "addresses: [10.1.0.2]");
     let report = load_texts([("mesh.yaml", twice)]).unwrap_err().to_string();
     assert!(
         report.contains("the Workload `shop/orders-2` has the address `10.1.0.2` already"),
         "{report}"
     );
-    let nobody = MESH.replace("addresses: [10.9.0.2]", "addresses: [0.0.0.0]");
-    let report = load_texts([("mesh.yaml", nobody)]).unwrap_err().to_string();
+    let unspecified = MESH.replace("addresses: [10.9.0.2]", "addresses: [0.0.0.0]");
+    let report = load_texts([("mesh.yaml", unspecified)])
+        .unwrap_err()
+        .to_string();
     assert!(
         report.contains("nobody can be called at `0.0.0.0`"),
         "{report}"
@@ -186,7 +188,7 @@ fn one_address_means_one_thing() {
 }
 
 #[test]
-fn at_a_workloads_address_all_services_that_it_serves_there_are_named_the_first_by_name_first() {
+fn all_services_of_a_workloads_port_are_listed_and_the_first_by_name_comes_first() {
     let twice = "---
 apiVersion: merlon.io/v1alpha1
 kind: Service
@@ -209,7 +211,7 @@ spec: { selector: { app: orders }, endpoints: [10.1.0.1], ports: [{ port: 9090 }
         also: vec!["shop/orders-headless".parse().unwrap()],
     };
     assert_eq!(found, expected);
-    // At the address of a Service nobody else is meant.
+    // The address of a Service means this Service alone.
     let found = mesh.address("10.9.0.1:80".parse().unwrap());
     assert_eq!(found, service("shop/orders", 80, None));
 }

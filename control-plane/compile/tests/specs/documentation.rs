@@ -1,4 +1,4 @@
-//! What the users' documentation shows is what this version takes.
+//! The examples in the user documentation compile.
 #![expect(
     clippy::unwrap_used,
     reason = "helpers of specifications fail by panicking"
@@ -7,7 +7,7 @@
 use merlon_compile::Compiler;
 use merlon_config::load::load_texts;
 
-const AROUND: &str = "
+const CONTEXT: &str = "
 apiVersion: merlon.io/v1alpha1
 kind: MeshConfig
 metadata: { name: mesh, namespace: merlon-system }
@@ -24,7 +24,7 @@ metadata: { name: orders, namespace: shop, labels: { app: orders } }
 spec: { serviceAccount: orders, meshAddress: \"127.0.0.1:17562\" }
 ";
 
-/// The texts between fences that say `yaml`.
+/// The fenced `yaml` blocks.
 fn blocks(page: &str) -> Vec<&str> {
     let pieces = page.split("```yaml\n").skip(1);
     pieces
@@ -35,7 +35,7 @@ fn blocks(page: &str) -> Vec<&str> {
 #[test]
 fn the_policies_of_the_guide_compile_together_without_a_warning() {
     let page = include_str!("../../../../docs/policies.md");
-    let mut files = vec![("around.yaml".to_owned(), AROUND.to_owned())];
+    let mut files = vec![("context.yaml".to_owned(), CONTEXT.to_owned())];
     for (number, block) in blocks(page).into_iter().enumerate() {
         files.push((format!("policies-{number}.yaml"), block.to_owned()));
     }
@@ -58,7 +58,7 @@ spec:
   routes: [{ path: \"/users/{user}/orders\" }]
 ";
     let mut files = vec![
-        ("around.yaml".to_owned(), AROUND.to_owned()),
+        ("context.yaml".to_owned(), CONTEXT.to_owned()),
         ("validation.yaml".to_owned(), validation.to_owned()),
     ];
     for (number, block) in blocks(page).into_iter().enumerate() {

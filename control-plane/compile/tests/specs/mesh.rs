@@ -1,4 +1,4 @@
-//! What resources mean for each proxy.
+//! The state that resources give each proxy.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -66,7 +66,7 @@ fn gateway(name: &str) -> String {
     )
 }
 
-/// From the gateway `edge` to the service `web`.
+/// A route from the gateway `edge` to the service `web`.
 fn route(name: &str) -> String {
     format!(
         "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{ name: {name}, namespace: shop }}\n\
@@ -122,7 +122,7 @@ fn policies(mesh: &Mesh, service: &str) -> Vec<String> {
         .collect()
 }
 
-/// Every proxy's whole state, by name.
+/// The version of every proxy's state, by name.
 fn versions(mesh: &Mesh) -> BTreeMap<String, String> {
     mesh.proxies()
         .map(|proxy| {
@@ -134,7 +134,7 @@ fn versions(mesh: &Mesh) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn a_policy_reaches_the_service_it_names_or_all_of_its_namespace_and_nobody_elses() {
+fn a_policy_applies_to_the_service_it_names_or_to_all_of_its_namespace_and_to_no_other() {
     let mesh = compile(&format!(
         "{}{}{}{}",
         base(),
@@ -159,7 +159,7 @@ fn a_policy_reaches_the_service_it_names_or_all_of_its_namespace_and_nobody_else
 }
 
 #[test]
-fn the_root_namespace_reaches_all_with_a_mesh_target_and_stands_first() {
+fn a_mesh_target_in_the_root_namespace_applies_to_all_services_and_comes_first() {
     let mesh = compile(&format!(
         "{}{}{}{}",
         base(),
@@ -179,7 +179,7 @@ fn a_mesh_target_outside_the_root_namespace_is_refused() {
     let text = format!("{}{}", base(), permit("shop/wide", "{ kind: Mesh }", ALL));
     let report = try_compile(&text).unwrap_err();
     assert!(report.to_string().contains("Mesh"), "{report}");
-    // And were it not refused, it would reach nothing.
+    // Even without that check it applies to no service.
     let own = format!(
         "{}{}",
         base(),
@@ -197,7 +197,7 @@ fn a_mesh_target_outside_the_root_namespace_is_refused() {
 }
 
 #[test]
-fn broken_cedar_is_told_once_with_file_line_and_column() {
+fn broken_cedar_is_reported_once_with_file_line_and_column() {
     let text = format!(
         "{}{}",
         base(),
@@ -229,7 +229,7 @@ fn broken_cedar_is_told_once_with_file_line_and_column() {
 }
 
 #[test]
-fn a_broken_json_schema_is_told_with_its_place() {
+fn a_broken_json_schema_is_reported_with_its_position() {
     let text = format!(
         "{}{}",
         base(),
@@ -249,7 +249,7 @@ fn a_broken_json_schema_is_told_with_its_place() {
 }
 
 #[test]
-fn after_a_broken_change_the_last_good_mesh_is_still_known() {
+fn after_a_broken_change_the_last_valid_mesh_is_kept() {
     let mut compiler = Compiler::new();
     let load = |text: &str| load_texts([("mesh.yaml", text)]).unwrap();
     let good = compiler.compile(&load(&base())).unwrap();
@@ -263,7 +263,7 @@ fn after_a_broken_change_the_last_good_mesh_is_still_known() {
 }
 
 #[test]
-fn a_policy_that_was_good_for_one_service_is_looked_at_anew_when_its_text_changes() {
+fn a_policy_that_compiled_is_compiled_again_when_its_text_changes() {
     let mut compiler = Compiler::new();
     let load = |body: &str| {
         let text = format!("{}{}", base(), permit("shop/a", "", body));
@@ -278,7 +278,7 @@ fn a_policy_that_was_good_for_one_service_is_looked_at_anew_when_its_text_change
 }
 
 #[test]
-fn a_service_gets_the_members_of_the_groups_its_policies_mention_and_of_no_other() {
+fn a_service_gets_the_members_of_the_groups_that_its_policies_mention_and_of_no_other() {
     let group = "permit (principal in WorkloadGroup::\"pci\", action, resource);";
     let text = format!(
         "{MESH}{}{}{}{}{}",
@@ -352,7 +352,7 @@ fn a_destination_has_every_replica_with_its_identity_in_order_of_address() {
 }
 
 #[test]
-fn a_gateway_is_told_of_its_routes_enforces_in_its_own_name_and_has_its_backends() {
+fn a_gateways_state_has_its_routes_its_own_policies_and_its_backends() {
     let mesh = compile(&format!(
         "{}{}{}{}",
         base(),
@@ -384,7 +384,7 @@ fn a_gateway_is_told_of_its_routes_enforces_in_its_own_name_and_has_its_backends
 }
 
 #[test]
-fn of_a_gateways_routes_the_oldest_is_first_and_of_one_age_the_first_by_name() {
+fn a_gateways_routes_are_ordered_by_age_and_then_by_name() {
     let text = format!(
         "{}{}{}{}{}",
         base(),
@@ -451,12 +451,12 @@ fn a_change_to_one_service_changes_its_own_proxy_and_no_other() {
 #[test]
 fn an_identity_without_resources_has_no_proxy() {
     let mesh = compile(&base());
-    assert!(!mesh.knows(&id("shop/nobody")));
-    let error = mesh.proxy(&id("shop/nobody"), None).unwrap_err();
-    assert_eq!(error, ProxyUnknown::Identity(id("shop/nobody")));
+    assert!(!mesh.knows(&id("shop/unknown")));
+    let error = mesh.proxy(&id("shop/unknown"), None).unwrap_err();
+    assert_eq!(error, ProxyUnknown::Identity(id("shop/unknown")));
 }
 
-/// Documents of three namespaces that know nothing of each other, cut apart.
+/// Documents of three namespaces, one text each.
 fn documents() -> Vec<String> {
     let text = format!(
         "{}{}{}{}{}",
@@ -480,7 +480,7 @@ proptest! {
     fn the_order_of_files_changes_no_byte(order in Just(documents()).prop_shuffle()) {
         let files = |documents: &[String]| -> Resources {
             let named = documents.iter();
-            // Files are named by what they hold, since policies say which file they stand in.
+            // Files are named by their content, because policies contain the name of their file.
             let named = named.map(|text| (format!("{}.yaml", merlon_config::snapshot::Version::of(text.as_bytes())), text.clone()));
             load_texts(named).unwrap()
         };
@@ -490,7 +490,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_a_namespace_writes_no_other_namespace_sees(
+    fn policies_of_a_namespace_do_not_affect_other_namespaces(
         targets in proptest::collection::vec(
             prop_oneof![
                 Just("{ kind: Namespace }"),

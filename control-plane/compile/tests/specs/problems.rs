@@ -1,4 +1,4 @@
-//! Everything that is wrong is told at once, and nothing that only follows from something else.
+//! All problems are reported at once, without problems that are only a consequence of others.
 
 use merlon_compile::Compiler;
 use merlon_config::{load::read_texts, report::Severity};
@@ -39,7 +39,7 @@ permit (principal == Workload::\"shop/web\", action == Action::\"GET\", resource
 when { context has route && context.params has id && context.params.id == \"7\" };
 ";
 
-/// What is wrong with these files: `file:line message` of each.
+/// The problems of these files, each as `file:line message`.
 fn wrong(files: &[(&str, &str)]) -> Vec<String> {
     let texts = [("mesh.yaml", MESH)]
         .into_iter()
@@ -65,7 +65,7 @@ fn are(wrong: &[String], beginnings: &[&str]) {
 }
 
 #[test]
-fn types_references_ranges_cedar_and_json_schema_are_told_in_one_go() {
+fn types_references_ranges_cedar_and_json_schema_are_reported_together() {
     let limit = "
 apiVersion: merlon.io/v1alpha1
 kind: RateLimit
@@ -100,7 +100,7 @@ spec: { selektor: { app: web }, ports: [{ port: 80 }] }
 }
 
 #[test]
-fn a_broken_schema_does_not_make_policies_on_its_paths_wrong() {
+fn a_broken_schema_causes_no_problems_in_policies_on_its_paths() {
     let found = wrong(&[
         ("schema.yaml", BROKEN_SCHEMA),
         ("shop/good.cedar", READS_PARAMS),
@@ -109,7 +109,7 @@ fn a_broken_schema_does_not_make_policies_on_its_paths_wrong() {
 }
 
 #[test]
-fn what_a_document_declares_that_cannot_be_read_is_not_missed_by_policies() {
+fn policies_may_mention_what_an_unreadable_document_declares() {
     let unreadable = BROKEN_SCHEMA.replace("methods:", "metods:");
     let found = wrong(&[
         ("schema.yaml", &unreadable),
@@ -117,8 +117,11 @@ fn what_a_document_declares_that_cannot_be_read_is_not_missed_by_policies() {
     ]);
     are(&found, &["schema.yaml:9 unknown field `metods`"]);
 
-    let no_yaml = format!("{BROKEN_SCHEMA}\n  : [");
-    let found = wrong(&[("schema.yaml", &no_yaml), ("shop/good.cedar", READS_PARAMS)]);
+    let not_yaml = format!("{BROKEN_SCHEMA}\n  : [");
+    let found = wrong(&[
+        ("schema.yaml", &not_yaml),
+        ("shop/good.cedar", READS_PARAMS),
+    ]);
     assert!(!found.is_empty());
     assert!(
         found
@@ -129,7 +132,7 @@ fn what_a_document_declares_that_cannot_be_read_is_not_missed_by_policies() {
 }
 
 #[test]
-fn policies_are_looked_at_without_a_mesh_config_too() {
+fn policies_are_checked_without_a_mesh_config_too() {
     let texts = [("shop/broken.cedar", "permit (principal, action, resource")];
     let report = Compiler::new().compile_loaded(read_texts(texts)).err();
     let problems = report.map(|report| report.problems().to_vec());
@@ -140,7 +143,7 @@ fn policies_are_looked_at_without_a_mesh_config_too() {
 }
 
 #[test]
-fn a_document_that_reaches_two_services_is_told_of_once() {
+fn a_document_that_applies_to_two_services_is_reported_once() {
     let second = "
 apiVersion: merlon.io/v1alpha1
 kind: Service
