@@ -420,7 +420,7 @@ async fn rules_are_applied_again_checked_shown_and_taken_away_without_a_trace() 
         let others = [with("check"), vec!["--proxy-uid", "1"]].concat();
         let others = pod.intercept(&others).await;
         assert!(
-            others.code() == 1 && others.err.contains("other rules"),
+            others.code() == 1 && others.err.contains("differ from these arguments"),
             "{others:?}"
         );
 
@@ -432,7 +432,7 @@ async fn rules_are_applied_again_checked_shown_and_taken_away_without_a_trace() 
         assert_eq!(pod.run(&program, flush).await.code(), 0);
         let emptied = pod.intercept(&with("check")).await;
         assert!(
-            emptied.code() == 1 && emptied.err.contains("not all of them"),
+            emptied.code() == 1 && emptied.err.contains("incomplete"),
             "{emptied:?}"
         );
 
@@ -498,5 +498,5 @@ async fn without_the_rights_rules_are_refused_with_what_is_needed() {
         .intercept(&["apply", "--exclude-outbound-ports", "80;flush ruleset"])
         .await;
     assert_eq!(wrong.code(), 2, "{wrong:?}");
-    assert!(wrong.err.contains("is no port"), "{wrong:?}");
+    assert!(wrong.err.contains("is not a port"), "{wrong:?}");
 }

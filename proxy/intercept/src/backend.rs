@@ -1,4 +1,4 @@
-//! Putting rules in force by the programs that a node has for it.
+//! Installs rules with `nft` or iptables.
 
 use std::{
     fmt,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::rules::{self, Family, INPUT, OUTPUT, Rules, TABLE};
 
-/// By what rules are written.
+/// The tools that install rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Backend {
     Nftables,
@@ -24,7 +24,7 @@ impl fmt::Display for Backend {
     }
 }
 
-/// Why rules are not as they should be.
+/// Why rules could not be changed or are not in force.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     #[error("there is neither `nft` nor `iptables-restore` in PATH")]
@@ -36,12 +36,15 @@ pub(crate) enum Failure {
         program: &'static str,
         source: std::io::Error,
     },
-    #[error("`{program}` says: {said}")]
-    Refused { program: &'static str, said: String },
+    #[error("`{program}` failed: {stderr}")]
+    Refused {
+        program: &'static str,
+        stderr: String,
+    },
     #[error("the rules are not in force")]
     NotInForce,
-    #[error("other rules of Merlon's are in force than these arguments mean, or not all of them")]
-    Others,
+    #[error("the rules of Merlon that are in force differ from these arguments or are incomplete")]
+    Mismatch,
 }
 
 impl Failure {
@@ -49,29 +52,29 @@ impl Failure {
         match self {
             Self::Neither | Self::Missing("nft") => Some("on Debian: apt-get install nftables"),
             Self::Missing(_) => Some("on Debian: apt-get install iptables"),
-            Self::Refused { said, .. }
+            Self::Refused { stderr, .. }
                 if ["not permitted", "Permission denied", "you must be root"]
                     .iter()
-                    .any(|sign| said.contains(sign)) =>
+                    .any(|sign| stderr.contains(sign)) =>
             {
                 Some(
-                    "it needs CAP_NET_ADMIN and CAP_NET_RAW: run it as root, or give its container these capabilities",
+                    "CAP_NET_ADMIN and CAP_NET_RAW are required: run it as root, or add these capabilities to its container",
                 )
             }
-            Self::Refused { said, .. } if said.contains("not supported") => {
-                Some("this kernel lacks what the rules need: try the other `--backend`")
+            Self::Refused { stderr, .. } if stderr.contains("not supported") => {
+                Some("this kernel does not support the rules: try the other `--backend`")
             }
-            Self::NotInForce | Self::Others => {
-                Some("`merlon-intercept apply` with the same arguments puts them in force")
+            Self::NotInForce | Self::Mismatch => {
+                Some("run `merlon-intercept apply` with the same arguments")
             }
             _ => None,
         }
     }
 
-    /// Where the complaint is that something is not there, that.
-    fn of_absence(self) -> Self {
+    /// [`Failure::NotInForce`] if the program failed because a table, chain or rule does not exist.
+    fn or_not_in_force(self) -> Self {
         match self {
-            Self::Refused { said, .. } if is_absence(&said) => Self::NotInForce,
+            Self::Refused { stderr, .. } if is_absence(&stderr) => Self::NotInForce,
             other => other,
         }
     }
@@ -82,7 +85,7 @@ impl Failure {
 }
 
 impl Backend {
-    /// What this node has. Without a try when nothing is to be changed.
+    /// The backend that this node supports. A dry run does not require that the kernel accepts it.
     pub(crate) fn find(dry_run: bool) -> Result<Self, Failure> {
         match run("nft", &["list", "tables"], "") {
             Ok(_) => return Ok(Self::Nftables),
@@ -100,7 +103,7 @@ impl Backend {
         }
     }
 
-    /// What would be written.
+    /// The rules as they would be installed.
     pub(crate) fn script(self, rules: &Rules) -> String {
         match self {
             Self::Nftables => rules.nftables(),
@@ -144,7 +147,7 @@ impl Backend {
                 for family in Family::ALL {
                     let Programs { tool, restore } = Programs::of(family);
                     let restored = run(restore, &["--noflush", "--wait"], &rules.iptables(family));
-                    if is_without(restored, family)? {
+                    if lacks_family(restored, family)? {
                         continue;
                     }
                     for [chain, ours] in JUMPS {
@@ -164,8 +167,8 @@ impl Backend {
             Self::Iptables => {
                 for family in Family::ALL {
                     let tool = Programs::of(family).tool;
-                    // Says by name when it may not; what then is not there needs not be removed.
-                    if is_without(run(tool, &["-w", "-t", "nat", "-S"], ""), family)? {
+                    // Fails if permissions are missing. Failures below then mean that there is nothing to remove.
+                    if lacks_family(run(tool, &["-w", "-t", "nat", "-S"], ""), family)? {
                         continue;
                     }
                     for [chain, ours] in JUMPS {
@@ -180,7 +183,7 @@ impl Backend {
         }
     }
 
-    /// By whichever programs there are.
+    /// Removes the rules of both backends.
     pub(crate) fn remove_all() -> Result<(), Failure> {
         let (nftables, iptables) = (Self::Nftables.remove(), Self::Iptables.remove());
         match (nftables, iptables) {
@@ -191,27 +194,28 @@ impl Backend {
         }
     }
 
-    /// Whether all of these rules are there, each by its mark, and nothing else in their chains.
+    /// Checks by the mark that all of these rules are in force and no other rules of Merlon.
     pub(crate) fn check(self, rules: &Rules) -> Result<(), Failure> {
         match self {
             Self::Nftables => {
                 let listed = run("nft", &["list", "table", "inet", TABLE], "");
-                let listed = listed.map_err(Failure::of_absence)?;
-                whole(&listed, &rules.mark(), rules.nft_count())
+                let listed = listed.map_err(Failure::or_not_in_force)?;
+                compare(&listed, &rules.mark(), rules.nft_count())
             }
             Self::Iptables => {
                 for family in Family::ALL {
                     let tool = Programs::of(family).tool;
-                    if is_without(run(tool, &["-w", "-t", "nat", "-S"], ""), family)? {
+                    if lacks_family(run(tool, &["-w", "-t", "nat", "-S"], ""), family)? {
                         continue;
                     }
                     let mut listed = String::new();
                     for [chain, ours] in JUMPS {
-                        run(tool, &jump("-C", chain, ours), "").map_err(Failure::of_absence)?;
+                        run(tool, &jump("-C", chain, ours), "")
+                            .map_err(Failure::or_not_in_force)?;
                         let rules = run(tool, &["-w", "-t", "nat", "-S", ours], "");
-                        listed.push_str(&rules.map_err(Failure::of_absence)?);
+                        listed.push_str(&rules.map_err(Failure::or_not_in_force)?);
                     }
-                    whole(&listed, &rules.mark(), rules.iptables_count(family))?;
+                    compare(&listed, &rules.mark(), rules.iptables_count(family))?;
                 }
                 Ok(())
             }
@@ -219,19 +223,19 @@ impl Backend {
     }
 }
 
-fn whole(listed: &str, mark: &str, count: usize) -> Result<(), Failure> {
+fn compare(listed: &str, mark: &str, count: usize) -> Result<(), Failure> {
     match listed.matches(mark).count() {
         found if found == count => Ok(()),
         0 if !listed.contains("merlon-") => Err(Failure::NotInForce),
-        _ => Err(Failure::Others),
+        _ => Err(Failure::Mismatch),
     }
 }
 
-/// Whether a host has no addresses of a family, and so needs no rules for them.
-fn is_without(ran: Result<String, Failure>, family: Family) -> Result<bool, Failure> {
+/// Whether the host does not support an address family, which then needs no rules.
+fn lacks_family(ran: Result<String, Failure>, family: Family) -> Result<bool, Failure> {
     match ran {
-        Err(Failure::Refused { said, .. })
-            if family == Family::V6 && said.contains("Address family") =>
+        Err(Failure::Refused { stderr, .. })
+            if family == Family::V6 && stderr.contains("Address family") =>
         {
             Ok(true)
         }
@@ -239,8 +243,8 @@ fn is_without(ran: Result<String, Failure>, family: Family) -> Result<bool, Fail
     }
 }
 
-/// Whether a program complains that something is not there.
-fn is_absence(said: &str) -> bool {
+/// Whether the error output says that a table, chain or rule does not exist.
+fn is_absence(stderr: &str) -> bool {
     [
         "No such file",
         "does not exist",
@@ -249,10 +253,10 @@ fn is_absence(said: &str) -> bool {
         "incompatible",
     ]
     .iter()
-    .any(|sign| said.contains(sign))
+    .any(|sign| stderr.contains(sign))
 }
 
-/// The kernel's own chains, and ours that they lead into.
+/// The kernel's chains, and Merlon's chains that they jump to.
 const JUMPS: [[&str; 2]; 2] = [["OUTPUT", OUTPUT], ["PREROUTING", INPUT]];
 
 fn jump<'a>(what: &'a str, chain: &'a str, ours: &'a str) -> [&'a str; 9] {
@@ -279,7 +283,7 @@ impl Programs {
     }
 }
 
-/// Runs a program with a text as its input; gives what it wrote.
+/// Runs a program with an input and returns its standard output.
 fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<String, Failure> {
     let started = Command::new(program)
         .args(arguments)
@@ -295,7 +299,7 @@ fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<String,
     let failed = |source| Failure::Start { program, source };
     if let Some(mut stdin) = child.stdin.take() {
         match stdin.write_all(input.as_bytes()) {
-            // It ended without reading, and says why below.
+            // The program ended without reading its input. Its error output is read below.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
             other => other.map_err(failed)?,
         }
@@ -304,9 +308,9 @@ fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<String,
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
+    let stderr = String::from_utf8_lossy(&output.stderr);
     Err(Failure::Refused {
         program,
-        said: said.trim().to_owned(),
+        stderr: stderr.trim().to_owned(),
     })
 }

@@ -1,4 +1,4 @@
-//! `merlon-intercept`: rules of the network by which a pod's connections go through its proxy without noticing.
+//! `merlon-intercept` installs the rules that redirect a pod's connections to its proxy.
 #![doc = include_str!("../README.md")]
 
 mod backend;
@@ -16,7 +16,7 @@ use crate::{
     rules::Rules,
 };
 
-/// Leads every TCP connection of this network namespace through Merlon's proxy.
+/// Redirects every TCP connection of this network namespace to Merlon's proxy.
 #[derive(Debug, Parser)]
 #[command(name = "merlon-intercept", version, max_term_width = 100)]
 #[command(after_help = "\
@@ -26,7 +26,7 @@ Examples:
   merlon-intercept remove
 
 It needs CAP_NET_ADMIN and CAP_NET_RAW, and `nft` or `iptables-restore` in PATH.
-Exit codes: 0 done, 1 the rules could not be changed (or, for `check`, are not in force), 2 wrong arguments.")]
+Exit codes: 0 success, 1 the rules could not be changed (or, for `check`, are not in force), 2 invalid arguments.")]
 struct Flags {
     #[command(subcommand)]
     command: Command,
@@ -34,11 +34,11 @@ struct Flags {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Puts the rules in force, in place of those of an earlier run; by nftables all of them or none
+    /// Installs the rules and replaces those of an earlier run; with nftables in one transaction
     Apply(ApplyArgs),
-    /// Takes them away
+    /// Removes the rules
     Remove(BackendArgs),
-    /// Says whether the rules that `apply` would put in force with these arguments are in force
+    /// Checks whether the rules that `apply` would install with these arguments are in force
     Check(ApplyArgs),
 }
 
@@ -46,16 +46,16 @@ enum Command {
 struct ApplyArgs {
     #[command(flatten)]
     backend: BackendArgs,
-    /// The user whose connections are left alone: the proxy's
+    /// User of the proxy, whose connections are not redirected
     #[arg(long, env = "MERLON_PROXY_UID", default_value_t = 7565)]
     proxy_uid: u32,
-    /// Where the proxy takes connections of the program
+    /// Port of the proxy for outbound connections of the program
     #[arg(long, env = "MERLON_OUTBOUND_PORT", default_value_t = 7560, value_parser = clap::value_parser!(u16).range(1..))]
     outbound_port: u16,
-    /// Where the proxy takes connections to the program
+    /// Port of the proxy for inbound connections to the program
     #[arg(long, env = "MERLON_INBOUND_PORT", default_value_t = 7561, value_parser = clap::value_parser!(u16).range(1..))]
     inbound_port: u16,
-    /// Ports of the proxy that are reached as they are: administration and probes
+    /// Ports of the proxy that are reached directly: administration and probes
     #[arg(
         long,
         env = "MERLON_PROXY_PORTS",
@@ -63,7 +63,7 @@ struct ApplyArgs {
         value_name = "PORTS"
     )]
     proxy_ports: Ports,
-    /// Ports of the program that are called without the proxy
+    /// Ports of the program that clients reach without the proxy
     #[arg(
         long,
         env = "MERLON_EXCLUDE_INBOUND_PORTS",
@@ -71,7 +71,7 @@ struct ApplyArgs {
         value_name = "PORTS"
     )]
     exclude_inbound_ports: Ports,
-    /// Ports that the program calls without the proxy
+    /// Destination ports that the program reaches without the proxy
     #[arg(
         long,
         env = "MERLON_EXCLUDE_OUTBOUND_PORTS",
@@ -79,7 +79,7 @@ struct ApplyArgs {
         value_name = "PORTS"
     )]
     exclude_outbound_ports: Ports,
-    /// Networks that the program calls without the proxy, as 169.254.169.254/32
+    /// Networks that the program reaches without the proxy, for example 169.254.169.254/32
     #[arg(
         long,
         env = "MERLON_EXCLUDE_OUTBOUND_IP_RANGES",
@@ -91,17 +91,17 @@ struct ApplyArgs {
 
 #[derive(Debug, Args)]
 struct BackendArgs {
-    /// What the rules are written for
+    /// Tools that install the rules
     #[arg(long, env = "MERLON_BACKEND", value_enum, default_value_t)]
     backend: Choice,
-    /// Prints what would be done and changes nothing
+    /// Print what would be done and change nothing
     #[arg(long)]
     dry_run: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum Choice {
-    /// nftables where there is `nft` and the kernel takes it, else iptables
+    /// nftables if `nft` exists and the kernel supports it, else iptables
     #[default]
     Auto,
     /// `nft`
@@ -113,13 +113,13 @@ enum Choice {
 fn main() -> ExitCode {
     let flags = Flags::parse();
     match run(&flags.command) {
-        Ok(told) => {
-            print(&told);
+        Ok(message) => {
+            print(&message);
             ExitCode::SUCCESS
         }
         Err(failure) => {
             use std::io::Write as _;
-            // Nobody reads it when this fails.
+            // A failed write to standard error cannot be reported.
             let _ = writeln!(std::io::stderr(), "error: {failure}");
             if let Some(hint) = failure.hint() {
                 let _ = writeln!(std::io::stderr(), "hint: {hint}");
@@ -137,13 +137,13 @@ fn run(command: &Command) -> Result<String, Failure> {
                 return Ok(backend.script(&rules));
             }
             backend.apply(&rules)?;
-            Ok(format!("in force, by {backend}: {rules}\n"))
+            Ok(format!("rules in force ({backend}): {rules}\n"))
         }
         Command::Remove(args) => {
             if args.dry_run {
                 return Ok(args.choose()?.removal());
             }
-            // Whatever an earlier run was told to use.
+            // An earlier run may have used either backend.
             match args.backend {
                 Choice::Auto => Backend::remove_all()?,
                 _ => args.choose()?.remove()?,
@@ -153,7 +153,7 @@ fn run(command: &Command) -> Result<String, Failure> {
         Command::Check(args) => {
             let (backend, rules) = (args.backend.choose()?, args.rules());
             backend.check(&rules)?;
-            Ok(format!("in force, by {backend}: {rules}\n"))
+            Ok(format!("rules in force ({backend}): {rules}\n"))
         }
     }
 }
@@ -184,6 +184,6 @@ impl ApplyArgs {
 
 fn print(text: &str) {
     use std::io::Write as _;
-    // Nobody reads it when this fails.
+    // A failed write to standard output is ignored: the rules are what counts.
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::RangeInclusive, str::FromStr};
 
-/// A list of ports; empty: none.
+/// A list of ports, which may be empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Ports(Vec<RangeInclusive<u16>>);
 
@@ -16,18 +16,18 @@ impl Ports {
     }
 }
 
-/// Why a text names no ports.
+/// A text that is not a list of ports.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no port and no range of ports: write 1 to 65535, as `5432,9000-9010`")]
-pub(crate) struct NoPorts(String);
+#[error("`{0}` is not a port or a range of ports: write 1 to 65535, as in `5432,9000-9010`")]
+pub(crate) struct InvalidPorts(String);
 
 impl FromStr for Ports {
-    type Err = NoPorts;
+    type Err = InvalidPorts;
 
-    fn from_str(text: &str) -> Result<Self, NoPorts> {
+    fn from_str(text: &str) -> Result<Self, InvalidPorts> {
         let parts = text.split(',').map(str::trim);
         let parts = parts.filter(|part| !part.is_empty());
-        let ranges = parts.map(|part| range(part).ok_or_else(|| NoPorts(part.to_owned())));
+        let ranges = parts.map(|part| range(part).ok_or_else(|| InvalidPorts(part.to_owned())));
         ranges.collect::<Result<_, _>>().map(Self)
     }
 }
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports_and_ranges_are_read_back_as_they_were_written() {
+    fn ports_and_ranges_are_printed_as_they_are_parsed() {
         for text in ["", "80", "80,443", "9000-9010", "1,2-3,65535"] {
             assert_eq!(
                 text.parse::<Ports>().map(|ports| ports.to_string()),
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_port_is_refused_and_never_reaches_a_rule() {
+    fn invalid_ports_are_refused_and_never_reach_a_rule() {
         for text in [
             "0",
             "65536",

@@ -1,4 +1,4 @@
-//! The rules, as text for `nft` and for `iptables-restore`. Pure.
+//! The rules as text for `nft` and `iptables-restore`. Pure.
 
 use std::{fmt, fmt::Write as _, ops::RangeInclusive};
 
@@ -13,13 +13,13 @@ pub(crate) const TABLE: &str = "merlon";
 pub(crate) const OUTPUT: &str = "MERLON_OUTPUT";
 pub(crate) const INPUT: &str = "MERLON_INPUT";
 
-/// What is led where, and what is not.
+/// What is redirected to which port, and what is excluded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rules {
     pub(crate) proxy_uid: u32,
     pub(crate) outbound_port: u16,
     pub(crate) inbound_port: u16,
-    /// Reached as they are.
+    /// Reached directly.
     pub(crate) proxy_ports: Ports,
     pub(crate) exclude_inbound: Ports,
     pub(crate) exclude_outbound: Ports,
@@ -27,7 +27,7 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
-    /// Tells these rules from others: it stands with them in the kernel.
+    /// Identifies these rules in the kernel.
     pub(crate) fn mark(&self) -> String {
         let text = format!("{self:?}");
         let hash = digest::digest(&digest::SHA256, text.as_bytes());
@@ -39,7 +39,7 @@ impl Rules {
         mark
     }
 
-    /// For `nft -f`: in one transaction, and in place of an earlier table.
+    /// Input for `nft -f`, which replaces an earlier table in one transaction.
     pub(crate) fn nftables(&self) -> String {
         let chain = |hook: &str, rules: Vec<String>| {
             let mut text = format!(
@@ -63,7 +63,7 @@ impl Rules {
     fn nft_output(&self) -> Vec<String> {
         let mut rules = vec![
             format!("meta skuid {} return", self.proxy_uid),
-            // What a pod says to itself leaves it no more than what it says to 127.0.0.1.
+            // The pod's connections to its own address use `lo`, too.
             "oifname \"lo\" return".to_owned(),
         ];
         rules.extend(self.exclude_networks.iter().map(|network| {
@@ -93,12 +93,12 @@ impl Rules {
         rules
     }
 
-    /// How many rules there are in nftables, each of which bears the mark.
+    /// Number of rules in nftables. Each of them contains the mark.
     pub(crate) fn nft_count(&self) -> usize {
         self.nft_output().len() + self.nft_prerouting().len()
     }
 
-    /// For `iptables-restore --noflush`: both chains whole; who is led into them is another's matter.
+    /// Input for `iptables-restore --noflush`, which replaces both chains. It does not include the jumps to them.
     pub(crate) fn iptables(&self, family: Family) -> String {
         let mut text = format!("*nat\n:{OUTPUT} - [0:0]\n:{INPUT} - [0:0]\n");
         for (chain, rule) in self.iptables_rules(family) {
@@ -129,27 +129,27 @@ impl Rules {
         rules.extend(excluded.map(|range| (OUTPUT, to_port(range))));
         let redirect = |port| format!("-p tcp -j REDIRECT --to-ports {port}");
         rules.push((OUTPUT, redirect(self.outbound_port)));
-        let untouched = self.proxy_ports.ranges().iter();
-        let untouched = untouched.chain(self.exclude_inbound.ranges());
-        rules.extend(untouched.map(|range| (INPUT, to_port(range))));
+        let excluded = self.proxy_ports.ranges().iter();
+        let excluded = excluded.chain(self.exclude_inbound.ranges());
+        rules.extend(excluded.map(|range| (INPUT, to_port(range))));
         let own = self.inbound_port..=self.inbound_port;
         rules.push((INPUT, to_port(&own)));
         rules.push((INPUT, redirect(self.inbound_port)));
         rules
     }
 
-    /// How many rules there are in iptables, each of which bears the mark.
+    /// Number of rules in iptables. Each of them contains the mark.
     pub(crate) fn iptables_count(&self, family: Family) -> usize {
         self.iptables_rules(family).len()
     }
 }
 
-/// For `nft -f`: also where there is no such table.
+/// Input for `nft -f`, which also succeeds if the table does not exist.
 pub(crate) fn nftables_removal() -> String {
     format!("table inet {TABLE} {{\n}}\ndelete table inet {TABLE}\n")
 }
 
-/// Which addresses a set of iptables rules is for.
+/// The address family of a set of iptables rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
     V4,
@@ -176,12 +176,12 @@ fn colon(range: &RangeInclusive<u16>) -> String {
     format!("{}:{}", range.start(), range.end())
 }
 
-/// In one line, for logs.
+/// A summary in one line, for logs.
 impl fmt::Display for Rules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "connections out of here go to port {}, connections to here to port {}; left alone: user {}, inbound ports {}",
+            "outbound connections are redirected to port {}, inbound connections to port {}; excluded: user {}, inbound ports {}",
             self.outbound_port, self.inbound_port, self.proxy_uid, self.proxy_ports
         )?;
         if !self.exclude_inbound.is_empty() {
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn nftables_replaces_its_own_table_in_one_go() {
+    fn nftables_replaces_its_own_table_in_one_transaction() {
         let rules = rules();
         let text = rules.nftables();
         assert_eq!(text.matches(&rules.mark()).count(), rules.nft_count());
@@ -283,7 +283,7 @@ COMMIT
     }
 
     #[test]
-    fn other_rules_have_another_mark() {
+    fn different_rules_have_different_marks() {
         let mut other = rules();
         other.exclude_outbound = Ports::default();
         assert_ne!(rules().mark(), other.mark());
