@@ -1,4 +1,4 @@
-//! Compiles the messages without `protoc`.
+//! Compiles the protocol without `protoc`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -11,7 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ["proto"],
     )?;
     tonic_prost_build::configure()
-        // It holds a join token; `lib.rs` prints it without.
+        // It contains a join token. `lib.rs` implements `Debug` without it.
         .skip_debug([".merlon.v1.IssueRequest"])
         .compile_fds(files)?;
     Ok(())

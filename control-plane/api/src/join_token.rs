@@ -1,4 +1,4 @@
-//! What a machine outside Kubernetes is given to get its first certificate.
+//! Join tokens, with which machines outside Kubernetes get their first certificate.
 
 use std::{fmt, str::FromStr};
 
@@ -7,10 +7,10 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use merlon_config::name::TrustDomain;
 use zeroize::Zeroizing;
 
-/// A one-time secret that names the mesh's root: `merlon-join.1.<trust-domain>.<secret>.<SHA-256 of the root>`.
+/// A one-time secret with a pin of the mesh's root: `merlon-join.1.<trust-domain>.<secret>.<SHA-256 of the root>`.
 ///
-/// The secret proves the machine to the control plane; the hash lets the machine know the control plane before it
-/// has any trust bundle. The secret is 32 random bytes in base64url, the hash is of the root's DER, hexadecimal.
+/// The secret authenticates the machine to the control plane. The hash lets the machine authenticate the control plane
+/// before it has a trust bundle. The secret is 32 random bytes in base64url, the hash is of the root's DER, hexadecimal.
 #[derive(Clone)]
 pub struct JoinToken {
     trust_domain: TrustDomain,
@@ -18,30 +18,34 @@ pub struct JoinToken {
     root_sha256: [u8; 32],
 }
 
-/// Why a text is not a join token. Says nothing of the text, which may be a mistyped secret.
+/// Why a text is not a join token. The messages do not contain the text, which may be a mistyped secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum JoinTokenError {
-    /// It does not begin as one.
-    #[error("a join token begins with `merlon-join.1.`")]
+    /// The prefix is missing.
+    #[error("a join token starts with `merlon-join.1.`")]
     Prefix,
     /// Parts are missing.
-    #[error("a join token has a trust domain, a secret and a root's hash, joined by dots")]
+    #[error("a join token consists of a trust domain, a secret and a root hash, separated by dots")]
     Parts,
-    /// The trust domain is not one.
-    #[error("the join token's trust domain is not a trust domain")]
+    /// The trust domain is not valid.
+    #[error("the join token's trust domain is not valid")]
     TrustDomain,
     /// The secret is not 32 bytes in base64url.
-    #[error("the join token's secret is not 32 bytes in base64url: was it copied whole?")]
+    #[error(
+        "the join token's secret is not 32 bytes in base64url: was the token copied completely?"
+    )]
     Secret,
     /// The hash is not a SHA-256.
-    #[error("the join token's root hash is not 64 hexadecimal digits: was it copied whole?")]
+    #[error(
+        "the join token's root hash is not 64 hexadecimal digits: was the token copied completely?"
+    )]
     RootHash,
 }
 
 const PREFIX: &str = "merlon-join.1.";
 
 impl JoinToken {
-    /// A token of `secret` for the mesh whose root is `root`, in DER.
+    /// A token with `secret` for the mesh with the root certificate `root`, in DER.
     pub fn new(trust_domain: TrustDomain, secret: [u8; 32], root: &[u8]) -> Self {
         Self {
             trust_domain,
@@ -50,27 +54,27 @@ impl JoinToken {
         }
     }
 
-    /// Whose mesh it opens.
+    /// The trust domain of the mesh.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }
 
-    /// What the control plane keeps instead of the secret.
+    /// The hash that the control plane stores instead of the secret.
     pub fn secret_sha256(&self) -> [u8; 32] {
         sha256(self.secret.as_slice())
     }
 
-    /// The pinned root's hash.
+    /// The hash of the pinned root.
     pub fn root_sha256(&self) -> [u8; 32] {
         self.root_sha256
     }
 
-    /// Whether `root`, in DER, is the root that the token names.
+    /// Whether `root`, in DER, is the pinned root.
     pub fn pins(&self, root: &[u8]) -> bool {
         constant_time::verify_slices_are_equal(&sha256(root), &self.root_sha256).is_ok()
     }
 
-    /// The whole token with its secret, to be shown once to the person who asked for it, or sent to `Issue`.
+    /// The complete token with its secret, to show once to the user or to send to `Issue`.
     pub fn reveal(&self) -> String {
         let secret = BASE64_URL_SAFE_NO_PAD.encode(self.secret.as_slice());
         format!(
@@ -89,11 +93,11 @@ impl FromStr for JoinToken {
             .trim()
             .strip_prefix(PREFIX)
             .ok_or(JoinTokenError::Prefix)?;
-        // A trust domain has dots of its own; the other two parts have none.
+        // A trust domain may contain dots. The other two parts do not.
         let (rest, hash) = rest.rsplit_once('.').ok_or(JoinTokenError::Parts)?;
         let (domain, secret) = rest.rsplit_once('.').ok_or(JoinTokenError::Parts)?;
         let mut bytes = Zeroizing::new([0_u8; 32]);
-        // The estimate for 43 characters is a byte more than the 32 that they hold.
+        // The decoder's estimate for 43 characters exceeds the 32 bytes that they decode to.
         let mut buffer = Zeroizing::new([0_u8; 36]);
         if secret.len() != 43
             || BASE64_URL_SAFE_NO_PAD.decode_slice(secret, buffer.as_mut_slice()) != Ok(32)
@@ -111,7 +115,7 @@ impl FromStr for JoinToken {
     }
 }
 
-/// Without the secret: whoever holds it can become the workload.
+/// Omits the secret, because it is sufficient to impersonate the workload.
 impl fmt::Debug for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JoinToken")
@@ -162,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_read_back_as_it_was_written() {
+    fn a_token_is_parsed_as_it_was_printed() {
         let read: JoinToken = token().reveal().parse().unwrap();
         assert_eq!(read.trust_domain().as_str(), "a.b.test");
         assert_eq!(read.secret_sha256(), token().secret_sha256());
@@ -170,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_was_not_copied_whole_is_refused_by_the_part_that_is_wrong() {
+    fn an_incomplete_token_is_refused_with_the_part_that_is_wrong() {
         let text = token().reveal();
         let parse = |text: &str| text.parse::<JoinToken>().unwrap_err();
         assert_eq!(parse("hello"), JoinTokenError::Prefix);

@@ -1,4 +1,4 @@
-//! What proxy and control plane say to each other.
+//! The protocol between proxy and control plane.
 #![doc = include_str!("../README.md")]
 
 mod join_token;
@@ -30,7 +30,7 @@ pub mod identity {
     };
 }
 
-/// Without the token: whoever holds it can become the workload.
+/// Omits the token, because it is sufficient to impersonate the workload.
 impl std::fmt::Debug for identity::Evidence {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -40,7 +40,7 @@ impl std::fmt::Debug for identity::Evidence {
     }
 }
 
-/// Without the evidence's token.
+/// Omits the token.
 impl std::fmt::Debug for identity::IssueRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("IssueRequest")
@@ -51,7 +51,7 @@ impl std::fmt::Debug for identity::IssueRequest {
     }
 }
 
-/// `merlon.v1.Inspection`: questions to a proxy.
+/// `merlon.v1.Inspection`: requests to a proxy.
 pub mod inspection {
     pub use crate::proto::merlon::v1::{
         DumpAsk, DumpReply, FactsAsk, FactsReply, InspectReply, InspectRequest, Report, RotateAsk,

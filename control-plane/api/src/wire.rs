@@ -1,4 +1,4 @@
-//! Resources of the snapshot in the envelopes of delta discovery.
+//! Snapshot resources in the messages of delta discovery.
 
 use merlon_config::{
     name::{Namespace, SpiffeId, TrustDomain, WorkloadId},
@@ -10,23 +10,23 @@ use crate::discovery::{Node, Resource};
 
 /// The control plane's service account, in the mesh's root namespace.
 pub const CONTROL_PLANE_ACCOUNT: &str = "merlon-control-plane";
-/// The longest name that either side accepts, in bytes.
+/// Maximum length of a name, in bytes.
 pub const MAX_NAME: usize = 253;
-/// The largest message that the control plane reads, in bytes.
+/// Maximum size of a message to the control plane, in bytes.
 pub const MAX_MESSAGE: usize = 1 << 20;
-/// The most names that one proxy may be subscribed to.
+/// Maximum number of subscriptions of one proxy.
 pub const MAX_SUBSCRIPTIONS: usize = 1_000;
-/// The name of the one [`ResourceKind::Mesh`] resource.
+/// The name of the only [`ResourceKind::Mesh`] resource.
 pub const MESH_NAME: &str = "mesh";
-/// Key of [`Node::metadata`]: which `Workload` of its identity the proxy stands beside, by name.
+/// Key of [`Node::metadata`]: the name of the proxy's `Workload`, among those with its identity.
 pub const METADATA_WORKLOAD: &str = "workload";
 /// Key of [`Node::metadata`]: the proxy's version.
 pub const METADATA_VERSION: &str = "version";
 
-/// Key of [`Node::metadata`]: type URLs of the kinds of [`ResourceKind::LATER`] that the proxy knows, joined by commas.
+/// Key of [`Node::metadata`]: type URLs of the kinds of [`ResourceKind::LATER`] that the proxy supports, separated by commas.
 pub const METADATA_KINDS: &str = "kinds";
 
-/// Whom a proxy must find at the control plane's address:
+/// The identity that a proxy requires from the control plane:
 /// `spiffe://<trust-domain>/ns/<root namespace>/sa/merlon-control-plane`.
 pub fn control_plane_id(trust_domain: &TrustDomain, root_namespace: &Namespace) -> SpiffeId {
     #[expect(clippy::expect_used, reason = "a constant that a test parses")]
@@ -37,7 +37,7 @@ pub fn control_plane_id(trust_domain: &TrustDomain, root_namespace: &Namespace) 
     })
 }
 
-/// What every decision id of this process begins with, before the hyphen: eight hexadecimal digits.
+/// The prefix of every decision id of a process, before the hyphen: eight hexadecimal digits.
 pub fn decision_prefix(node_id: &str) -> String {
     Version::of(node_id.as_bytes())
         .as_str()
@@ -69,7 +69,7 @@ pub fn node(id: &str, workload: Option<&str>, version: &str) -> Node {
     }
 }
 
-/// A text of the node's metadata.
+/// A text in the node's metadata.
 pub fn metadata<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
     match node.metadata.as_ref()?.fields.get(key)?.kind.as_ref()? {
         Kind::StringValue(text) => Some(text),
@@ -80,7 +80,7 @@ pub fn metadata<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
 /// The key of a subscription.
 ///
 /// # Errors
-/// [`WireError::Type`] for a type URL that is not ours.
+/// [`WireError::Type`] for an unknown type URL.
 pub fn state_key(type_url: &str, name: &str) -> Result<ResourceKey, WireError> {
     let kind =
         ResourceKind::from_type_url(type_url).ok_or_else(|| WireError::Type(cut(type_url)))?;
@@ -90,7 +90,7 @@ pub fn state_key(type_url: &str, name: &str) -> Result<ResourceKey, WireError> {
     })
 }
 
-/// Puts the JSON of a snapshot type into its envelope.
+/// Wraps the JSON of a snapshot type in a discovery resource.
 pub fn seal_resource(key: &ResourceKey, version: &Version, json: &[u8]) -> Resource {
     Resource {
         version: version.as_str().to_owned(),
@@ -103,21 +103,21 @@ pub fn seal_resource(key: &ResourceKey, version: &Version, json: &[u8]) -> Resou
     }
 }
 
-/// A resource as it came: its bytes have the hash that is its version.
+/// A received resource, whose bytes match its version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Received {
-    /// Which.
+    /// Kind and name.
     pub key: ResourceKey,
-    /// Hash of `json`.
+    /// The hash of `json`.
     pub version: Version,
     /// JSON of the kind's snapshot type.
     pub json: Vec<u8>,
 }
 
-/// Takes a resource out of its envelope.
+/// Unwraps and verifies a discovery resource.
 ///
 /// # Errors
-/// When it has no content, a type that is not ours, or bytes that are not of its version.
+/// The resource has no content or an unknown type, or its bytes do not match its version.
 pub fn open_resource(resource: Resource) -> Result<Received, WireError> {
     let name = cut(&resource.name);
     let Some(any) = resource.resource else {
@@ -135,21 +135,21 @@ pub fn open_resource(resource: Resource) -> Result<Received, WireError> {
     })
 }
 
-/// Why an envelope cannot be opened.
+/// Why a discovery resource was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    /// Not a type of ours.
-    #[error("`{0}` is not a type that Merlon pushes")]
+    /// Unknown type.
+    #[error("`{0}` is not a resource type of Merlon")]
     Type(String),
     /// No content.
     #[error("the resource `{0}` has no content")]
     Empty(String),
-    /// Bytes and version do not fit.
-    #[error("the bytes of the resource `{0}` do not have the hash that is its version")]
+    /// Bytes and version do not match.
+    #[error("the bytes of the resource `{0}` do not match the hash in its version")]
     Version(String),
 }
 
-/// A stranger's bytes end in logs: what is too long to be read is cut.
+/// Truncates a peer's text, because it is logged.
 fn cut(text: &str) -> String {
     text.chars().take(MAX_NAME).collect()
 }
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_control_planes_identity_stands_in_the_root_namespace() {
+    fn the_control_planes_identity_is_in_the_root_namespace() {
         let id = control_plane_id(&"a.test".parse().unwrap(), &"root".parse().unwrap());
         assert_eq!(
             id.to_string(),
@@ -175,14 +175,14 @@ mod tests {
     }
 
     #[test]
-    fn a_resource_is_opened_as_it_was_sealed() {
+    fn a_sealed_resource_is_opened_unchanged() {
         let sealed = seal_resource(&key(), &Version::of(b"{}"), b"{}");
         let opened = open_resource(sealed).unwrap();
         assert_eq!((opened.key, opened.json), (key(), b"{}".to_vec()));
     }
 
     #[test]
-    fn bytes_of_another_version_are_refused() {
+    fn bytes_of_another_version_are_rejected() {
         let sealed = seal_resource(&key(), &Version::of(b"{ }"), b"{}");
         assert_eq!(
             open_resource(sealed),
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_metadata_of_a_node_is_read_back() {
+    fn the_metadata_of_a_node_can_be_read() {
         let node = node("n1", Some("orders-1"), "0.1.0");
         assert_eq!(metadata(&node, METADATA_WORKLOAD), Some("orders-1"));
         assert_eq!(metadata(&node, METADATA_VERSION), Some("0.1.0"));
