@@ -28,7 +28,7 @@ pub use self::{
 #[derive(Debug, Clone, PartialEq)]
 pub enum Injection {
     /// The pod stays as it is.
-    Unchanged(Why),
+    Unchanged(SkipReason),
     /// The pod gets its sidecar.
     Changed {
         /// The whole object with its sidecar.
@@ -40,11 +40,11 @@ pub enum Injection {
 
 /// Why a pod stays as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
+pub enum SkipReason {
     /// It has the label `merlon.io/inject: "disabled"`.
-    Declined,
+    Disabled,
     /// It already has its sidecar, by the same settings.
-    Injected,
+    UpToDate,
 }
 
 /// Adds the sidecar to a pod. `object` is a Pod or a pod template (`metadata` and `spec`) in `namespace`.
@@ -62,7 +62,7 @@ pub fn inject(
 ) -> Result<Injection, Refused> {
     let mut pod = Pod::of(object)?;
     match pod.label(INJECT) {
-        Some("disabled") => return Ok(Injection::Unchanged(Why::Declined)),
+        Some("disabled") => return Ok(Injection::Unchanged(SkipReason::Disabled)),
         None | Some("enabled") => {}
         Some(other) => return Err(Refused::Label(other.to_owned())),
     }
@@ -80,7 +80,7 @@ pub fn inject(
     pod.mark(MESHED, INJECTED, &mark(settings))?;
     let object_after = pod.into_object();
     if object_after == *object {
-        return Ok(Injection::Unchanged(Why::Injected));
+        return Ok(Injection::Unchanged(SkipReason::UpToDate));
     }
     Ok(Injection::Changed {
         object: object_after,

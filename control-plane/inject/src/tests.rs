@@ -95,7 +95,7 @@ fn the_interception_rules_and_the_sidecar_come_before_the_pods_own_containers() 
 fn a_pod_that_is_injected_already_stays_as_it_is() {
     let once = injected(&rich());
     let again = inject(&once, "shop", &settings(), &key());
-    assert_eq!(again, Ok(Injection::Unchanged(Why::Injected)));
+    assert_eq!(again, Ok(Injection::Unchanged(SkipReason::UpToDate)));
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn programs_mount_secrets_read_only_and_only_the_proxy_may_write_them() {
     assert_eq!(of("initContainers", "merlon-init"), None);
     assert_eq!(
         inject(&once, "shop", &settings(), &key()),
-        Ok(Injection::Unchanged(Why::Injected))
+        Ok(Injection::Unchanged(SkipReason::UpToDate))
     );
     // Without the annotation the mounts are removed.
     let mut without = once;
@@ -174,7 +174,7 @@ fn a_pod_can_disable_injection() {
         "spec": { "hostNetwork": true, "containers": [] },
     });
     let kept = inject(&disabled, "shop", &settings(), &key());
-    assert_eq!(kept, Ok(Injection::Unchanged(Why::Declined)));
+    assert_eq!(kept, Ok(Injection::Unchanged(SkipReason::Disabled)));
 }
 
 #[test]
@@ -279,7 +279,7 @@ fn the_kubelet_expands_nothing_in_the_proxys_probes() {
     let text = pod::variable(&object["spec"]["initContainers"][1], "MERLON_PROBES").unwrap();
     assert!(text.contains("/$$(SECRET)$$$$"), "{text}");
     let again = inject(&object, "shop", &settings(), &key());
-    assert_eq!(again, Ok(Injection::Unchanged(Why::Injected)));
+    assert_eq!(again, Ok(Injection::Unchanged(SkipReason::UpToDate)));
 }
 
 /// The path of the pod's `preStop` hook.
@@ -306,7 +306,7 @@ fn the_path_of_a_hook_contains_a_key_that_belongs_to_the_pod_and_stays() {
     assert_eq!(hook(&object), format!("/probe/web/preStop/{other}"));
     // A pod that has a key keeps it, whichever key the next injection brings.
     let again = inject(&once, "shop", &settings(), &other);
-    assert_eq!(again, Ok(Injection::Unchanged(Why::Injected)));
+    assert_eq!(again, Ok(Injection::Unchanged(SkipReason::UpToDate)));
 }
 
 #[test]
@@ -468,7 +468,7 @@ proptest! {
     #[test]
     fn injecting_twice_is_the_same_as_once(pod in pods()) {
         let once = injected(&pod);
-        prop_assert_eq!(inject(&once, "shop", &settings(), &key()), Ok(Injection::Unchanged(Why::Injected)));
+        prop_assert_eq!(inject(&once, "shop", &settings(), &key()), Ok(Injection::Unchanged(SkipReason::UpToDate)));
     }
 
     #[test]

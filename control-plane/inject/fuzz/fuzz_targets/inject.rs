@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use merlon_config::{injection::InjectionSettings, probe::HookKey};
-use merlon_inject::{Injection, Why, inject};
+use merlon_inject::{Injection, SkipReason, inject};
 use serde_json::Value;
 
 static SETTINGS: LazyLock<InjectionSettings> = LazyLock::new(|| {
@@ -24,7 +24,7 @@ fuzz_target!(|bytes: &[u8]| {
     match inject(&value, "shop", &SETTINGS, &HookKey::new(1)) {
         Ok(Injection::Changed { object, .. }) => {
             let again = inject(&object, "shop", &SETTINGS, &HookKey::new(2));
-            assert_eq!(again, Ok(Injection::Unchanged(Why::Injected)));
+            assert_eq!(again, Ok(Injection::Unchanged(SkipReason::UpToDate)));
         }
         Ok(Injection::Unchanged(_)) => {}
         Err(refused) => assert!(!refused.to_string().is_empty()),
