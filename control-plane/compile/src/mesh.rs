@@ -218,7 +218,7 @@ impl Mesh {
     }
 
     /// The state of one proxy: the mesh, its workload, the services that it enforces, and its own and the `wanted`
-    /// destinations. A service that does not exist is left out; an unknown address is included as such. The caller adds
+    /// destinations. A service that does not exist is left out; an address without a workload is included, too. The caller adds
     /// trust bundle, certificates and secrets.
     pub fn proxy_state(&self, proxy: &Proxy, wanted: &Wanted) -> ProxyState {
         let mut state = ProxyState::default();

@@ -94,7 +94,7 @@ struct BackendArgs {
     /// Tools that install the rules
     #[arg(long, env = "MERLON_BACKEND", value_enum, default_value_t)]
     backend: Choice,
-    /// Print what would be done and change nothing
+    /// Prints what would be done and changes nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -184,6 +184,6 @@ impl ApplyArgs {
 
 fn print(text: &str) {
     use std::io::Write as _;
-    // A failed write to standard output is ignored: the rules are what counts.
+    // A failed write to standard output is ignored: it does not affect the rules.
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
