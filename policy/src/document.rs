@@ -136,6 +136,16 @@ impl<'a> Parsed<'a> {
     }
 }
 
+impl Mentions {
+    /// What `document` mentions.
+    ///
+    /// # Errors
+    /// When its text is not Cedar, or a policy has no name.
+    pub fn of(document: &PolicyDocument) -> Result<Self, Vec<PolicyProblem>> {
+        Ok(Parsed::new(document)?.mentions)
+    }
+}
+
 /// Checks parsed documents together: strictly against the schema, by the lints, and each `@id` once in its namespace.
 pub(crate) fn check(documents: &[Parsed<'_>], schema: &Schema) -> Vec<PolicyProblem> {
     let mut problems = Vec::new();

@@ -4,6 +4,7 @@
 //! are arguments; the proxy asks, enforces, counts and logs.
 #![doc = include_str!("../README.md")]
 
+mod ast;
 pub mod authn;
 mod cedar;
 pub mod decision;

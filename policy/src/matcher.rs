@@ -5,6 +5,7 @@ mod eval;
 mod expr;
 mod gather;
 mod reading;
+mod value;
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use cedar_policy::pst::{
 };
 use foldhash::{HashMap, HashMapExt};
 
-pub(crate) use compile::{Target, attribute_path};
+pub(crate) use compile::Target;
 pub(crate) use gather::{Gathered, Names, decode};
 pub(crate) use reading::{Reading, Slots};
 

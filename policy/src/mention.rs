@@ -1,12 +1,10 @@
 //! What a document's policies mention by name, so that others can check that it exists and gather it.
 
 use cedar_policy::pst::{self, Clause, EntityOrSlot, Literal, Var};
-use merlon_config::snapshot::PolicyDocument;
 
 use crate::{
-    document::Parsed,
-    matcher::attribute_path,
-    problem::{PolicyProblem, place},
+    ast::{attribute_path, children},
+    problem::place,
     schema::quoted,
 };
 
@@ -39,14 +37,6 @@ pub struct EntityMention {
 }
 
 impl Mentions {
-    /// What `document` mentions.
-    ///
-    /// # Errors
-    /// When its text is not Cedar, or a policy has no name.
-    pub fn of(document: &PolicyDocument) -> Result<Self, Vec<PolicyProblem>> {
-        Ok(Parsed::new(document)?.mentions)
-    }
-
     /// The ids of all mentioned entities of a type, as of `WorkloadGroup`.
     pub fn ids<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a str> {
         self.entities
@@ -146,33 +136,5 @@ impl Mentions {
             }
             children(tree, &mut rest);
         }
-    }
-}
-
-/// The expressions directly within one, first to last.
-pub(crate) fn children<'a>(tree: &'a pst::Expr, into: &mut Vec<&'a pst::Expr>) {
-    let before = into.len();
-    match tree {
-        pst::Expr::UnaryOp { expr, .. }
-        | pst::Expr::GetAttr { expr, .. }
-        | pst::Expr::HasAttr { expr, .. }
-        | pst::Expr::Like { expr, .. } => into.push(expr),
-        pst::Expr::BinaryOp { left, right, .. } => into.extend([&**left, &**right]),
-        pst::Expr::Is { expr, in_expr, .. } => {
-            into.push(expr);
-            into.extend(in_expr.as_deref());
-        }
-        pst::Expr::IfThenElse {
-            cond,
-            then_expr,
-            else_expr,
-        } => into.extend([&**cond, &**then_expr, &**else_expr]),
-        pst::Expr::Set(items) => into.extend(items.iter().map(|item| &**item)),
-        pst::Expr::Record(fields) => into.extend(fields.values().map(|field| &**field)),
-        _ => {}
-    }
-    // Taken from the end, so turned round.
-    if let Some(new) = into.get_mut(before..) {
-        new.reverse();
     }
 }

@@ -3,8 +3,10 @@
 mod body;
 mod head;
 pub mod json;
+mod media_type;
 mod numbers;
 mod route;
+mod schema;
 mod template;
 mod violation;
 

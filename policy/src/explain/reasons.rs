@@ -9,12 +9,12 @@ use cedar_policy::{
     },
 };
 
-use super::PolicyOutcome;
+use super::outcome::PolicyOutcome;
 use crate::{
+    ast::{attribute_path, children},
     cedar::Inputs,
     document::Policy,
-    matcher::{Verdict, attribute_path},
-    mention::children,
+    matcher::Verdict,
 };
 
 /// The longest text of a value or condition, in characters.

@@ -9,6 +9,7 @@ use cedar_policy::{
 
 use super::expr::{Expr, Fact, Pattern, Shape};
 use crate::{
+    ast::attribute_path,
     facts::Action,
     principal::{Entity, EntityKind},
 };
@@ -343,19 +344,6 @@ fn comparable(left: &Expr, right: &Expr) -> bool {
     (scalar(left) && scalar(right))
         || (claim(left) && (literal(right) || scalar(right)))
         || (claim(right) && (literal(left) || scalar(left)))
-}
-
-/// `context.a.b` as its variable and names.
-pub(crate) fn attribute_path(tree: &pst::Expr) -> Option<(&Var, Vec<&str>)> {
-    let mut names = Vec::new();
-    let mut at = tree;
-    while let pst::Expr::GetAttr { expr, attr } = at {
-        names.push(attr.as_str());
-        at = expr;
-    }
-    let pst::Expr::Var(var) = at else { return None };
-    names.reverse();
-    Some((var, names))
 }
 
 pub(crate) fn entity_kind(of: &pst::EntityType) -> Out<EntityKind> {

@@ -5,28 +5,9 @@ use std::net::IpAddr;
 use super::{
     expr::{Expr, Fact},
     reading::Reading,
+    value::{Errs, Value},
 };
-use crate::principal::{Entity, EntityKind};
-
-/// A condition could not be evaluated: something it takes for granted is missing, or a number overflowed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Errs;
-
-/// What a condition's part evaluates to.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Value<'a> {
-    Bool(bool),
-    Long(i64),
-    Str(&'a str),
-    Strs(&'a [String]),
-    Entity(EntityKind, &'a str),
-    Entities(&'a [Entity]),
-    Ip(IpAddr, u8),
-    Datetime(i64),
-    Duration(i64),
-    /// A record, of which only the presence matters.
-    Record,
-}
+use crate::principal::EntityKind;
 
 const DAY: i64 = 86_400_000;
 

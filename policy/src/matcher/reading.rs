@@ -3,8 +3,8 @@
 use std::{borrow::Cow, net::IpAddr};
 
 use super::{
-    eval::{Errs, Value},
     expr::Fact,
+    value::{Errs, Value},
 };
 use crate::{
     authn::{ClaimValue, User},

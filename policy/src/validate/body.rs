@@ -1,73 +1,12 @@
-use jsonschema::{Validator, error::ValidationErrorKind};
-use serde_json::Value;
-
 use super::{
     Violation,
-    head::{essence, too_large},
-    json, numbers,
+    head::{max_body, too_large},
+    json,
+    media_type::is_json,
+    numbers,
     route::{RouteMatch, Router},
+    schema::BodySchema,
 };
-
-/// A JSON Schema (2020-12), compiled.
-#[derive(Debug)]
-pub(crate) struct BodySchema {
-    validator: Validator,
-    /// Whether it says anything about how large or which a number is.
-    bounds_numbers: bool,
-}
-
-impl BodySchema {
-    /// `$ref` reaches only within the schema itself: nothing is fetched, ever.
-    pub(crate) fn new(schema: &Value) -> Result<Self, String> {
-        jsonschema::options()
-            .with_draft(jsonschema::Draft::Draft202012)
-            .with_pattern_options(jsonschema::PatternOptions::regex().size_limit(1 << 20))
-            .should_validate_formats(true)
-            .offline()
-            .build(schema)
-            .map(|validator| Self {
-                validator,
-                bounds_numbers: bounds_numbers(schema),
-            })
-            .map_err(|error| {
-                let place = error.instance_path().to_string();
-                let place = if place.is_empty() {
-                    String::new()
-                } else {
-                    format!(" at `{place}`")
-                };
-                let mut sentence = cut(&error.to_string());
-                if place.ends_with("/type`") {
-                    // What the meta-schema says of it is about itself.
-                    sentence = format!(
-                        "{} is none of the types `array`, `boolean`, `integer`, `null`, `number`, `object`, `string`",
-                        cut(&error.instance().to_string())
-                    );
-                }
-                format!("the JSON Schema is not valid{place}: {sentence}")
-            })
-    }
-
-    fn check(&self, body: &Value) -> Result<(), Violation> {
-        self.validator.validate(body).map_err(|error| {
-            let place = error.instance_path().to_string();
-            // Masked: a refused body may hold a secret, and this sentence goes to logs.
-            let sentence = match error.kind() {
-                ValidationErrorKind::AdditionalProperties { unexpected }
-                | ValidationErrorKind::UnevaluatedProperties { unexpected } => {
-                    unexpected_names(unexpected)
-                }
-                _ => cut(&error.masked_with("the value").to_string()),
-            };
-            Violation::new(
-                400,
-                "validate.body",
-                format!("the body breaks its schema: {sentence}"),
-            )
-            .at(place)
-        })
-    }
-}
 
 /// What a body must be, when it is looked at before it is sent on.
 #[derive(Debug, Clone)]
@@ -83,7 +22,7 @@ impl<'a> BodyRule<'a> {
             .filter_map(|(_, chosen)| chosen?.1?.body.as_ref())
             .collect();
         (!schemas.is_empty()).then(|| Self {
-            max_bytes: super::max_body(router, route).unwrap_or(1 << 20),
+            max_bytes: max_body(router, route).unwrap_or(1 << 20),
             schemas,
         })
     }
@@ -124,64 +63,4 @@ impl<'a> BodyRule<'a> {
             .iter()
             .try_for_each(|schema| schema.check(&body))
     }
-}
-
-/// `application/json` and `application/*+json` (RFC 6839 §3.1), in UTF-8 if it says so.
-pub(crate) fn is_json(content_type: &str) -> bool {
-    let essence = essence(content_type);
-    let json = essence == "application/json"
-        || (essence.starts_with("application/") && essence.ends_with("+json"));
-    let utf8 = content_type.split(';').skip(1).all(|parameter| {
-        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        !name.trim().eq_ignore_ascii_case("charset")
-            || value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
-    });
-    json && utf8
-}
-
-/// Names are a stranger's bytes: the first of them, short and without what a terminal or a page would obey.
-fn unexpected_names(names: &[String]) -> String {
-    let first = names.first().map(String::as_str).unwrap_or_default();
-    let mut name: String = first
-        .chars()
-        .take(32)
-        .flat_map(char::escape_default)
-        .collect();
-    if first.chars().nth(32).is_some() {
-        name.push('…');
-    }
-    match names.len() {
-        0 | 1 => format!("the property `{name}` is not allowed"),
-        all => format!("{all} properties are not allowed, the first is `{name}`"),
-    }
-}
-
-/// Whether numbers are compared somewhere in a schema.
-fn bounds_numbers(schema: &Value) -> bool {
-    const WORDS: [&str; 5] = [
-        "minimum",
-        "maximum",
-        "exclusiveMinimum",
-        "exclusiveMaximum",
-        "multipleOf",
-    ];
-    match schema {
-        Value::Object(members) => members.iter().any(|(name, value)| {
-            WORDS.contains(&name.as_str())
-                || (name == "type" && holds(value, |one| one == "integer"))
-                || (matches!(name.as_str(), "const" | "enum") && holds(value, Value::is_number))
-                || bounds_numbers(value)
-        }),
-        Value::Array(items) => items.iter().any(bounds_numbers),
-        _ => false,
-    }
-}
-
-/// Whether a value, or one of its items, fits.
-fn holds(value: &Value, fits: impl Fn(&Value) -> bool) -> bool {
-    fits(value) || value.as_array().is_some_and(|items| items.iter().any(fits))
-}
-
-fn cut(text: &str) -> String {
-    text.chars().take(300).collect()
 }

@@ -2,7 +2,7 @@ use merlon_config::resource::UnknownRoutes;
 
 use super::{
     Violation,
-    body::is_json,
+    media_type::{essence, is_json},
     route::{RouteMatch, Router},
 };
 
@@ -128,16 +128,6 @@ pub(crate) fn too_large(most: u64) -> Violation {
         "http.limit",
         format!("the body has more than {most} bytes"),
     )
-}
-
-/// The media type without its parameters, lower case (RFC 9110 §8.3.1).
-pub(crate) fn essence(content_type: &str) -> String {
-    content_type
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase()
 }
 
 fn cut(text: &str) -> String {

@@ -8,7 +8,7 @@ use merlon_config::{
 };
 
 use super::{
-    body::BodySchema,
+    schema::BodySchema,
     template::{MAX_PARAMS, Span, Template},
 };
 use crate::problem::PolicyProblem;
