@@ -36,7 +36,7 @@ pub struct PolicyInfo {
 
 /// The answer of the decision point.
 #[derive(Debug, Clone, PartialEq)]
-#[must_use = "a decision that nobody reads decides nothing"]
+#[must_use = "an unused decision enforces nothing"]
 pub enum Decision {
     /// Yes.
     Permit(Permit),
@@ -159,7 +159,11 @@ impl fmt::Display for Deny {
         match &self.kind {
             DenyKind::Forbidden(info) => write!(f, "forbidden by `{}`", info.name),
             DenyKind::ForbidFailed(info) => {
-                write!(f, "`{}` could not be evaluated, so it forbids", info.name)
+                write!(
+                    f,
+                    "`{}` could not be evaluated, so the request is denied",
+                    info.name
+                )
             }
             DenyKind::NothingPermits => f.write_str("no policy permits it"),
             DenyKind::BadHeader(name) => {

@@ -97,7 +97,7 @@ impl<'a> Parsed<'a> {
             if header.bytes().any(|byte| byte.is_ascii_uppercase()) {
                 problems.push(
                     problem(format!(
-                        "header names are lower case in policies, `{header}` is not"
+                        "header names in policies must be lower case, `{header}` is not"
                     ))
                     .at(
                         &document.text,
@@ -125,11 +125,11 @@ impl<'a> Parsed<'a> {
                 problems.push(
                     PolicyProblem::new(
                         &self.document.name,
-                        format!("`{}` allows everyone everything", policy.info.name.id),
+                        format!("`{}` permits every request", policy.info.name.id),
                     )
                     .at(&self.document.text, policy.start)
                     .origin(&self.document.origin)
-                    .hint("name a principal, an action or a condition, or say why with `@reason(\"…\")`"),
+                    .hint("restrict the principal, the action or the condition, or state the reason with `@reason(\"…\")`"),
                 );
             }
         }
@@ -167,7 +167,7 @@ pub(crate) fn check(documents: &[Parsed<'_>], schema: &Schema) -> Vec<PolicyProb
                     )
                     .at(&document.document.text, policy.start)
                     .origin(&document.document.origin)
-                    .hint(format!("the other is `{first}`")),
+                    .hint(format!("the other policy is `{first}`")),
                 );
                 continue;
             }
@@ -229,7 +229,7 @@ fn named(
     let id = annotation("id").ok_or_else(|| {
         Box::new(
             problem("the policy has no `@id`")
-                .hint("write `@id(\"a-name\")` before it: decisions and logs name it by that"),
+                .hint("add `@id(\"a-name\")` before the policy: decisions and logs show this name"),
         )
     })?;
     if id.len() > 128
@@ -238,7 +238,7 @@ fn named(
         )
     {
         return Err(Box::new(problem(
-            "`@id` is 1 to 128 letters, digits, `-`, `_` and `.`",
+            "`@id` must be 1 to 128 letters, digits, `-`, `_` or `.`",
         )));
     }
     let name = PolicyName {
@@ -330,7 +330,7 @@ fn only_elsewhere(message: &str) -> Option<String> {
         _ => return None,
     };
     Some(format!(
-        "only {what} have `{attribute}`: say in the policy's scope `{scope}`"
+        "only {what} have `{attribute}`: restrict the policy's scope with `{scope}`"
     ))
 }
 

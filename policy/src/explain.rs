@@ -133,7 +133,7 @@ pub fn explain(
             }
         }
     }
-    Ok(explanation.unwrap_or_else(|| Explanation::unfit(&"there is no way to read it")))
+    Ok(explanation.unwrap_or_else(|| Explanation::unfit(&"the request has no valid reading")))
 }
 
 impl Explanation {

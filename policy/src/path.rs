@@ -19,22 +19,22 @@ pub enum PathProblem {
     #[error("the path is longer than 8 KiB")]
     TooLong,
     /// A byte that may not stand in a path (RFC 3986 §3.3), or that some programs take for `/`.
-    #[error("the path holds a character that must not stand there")]
+    #[error("the path contains a character that is not allowed")]
     ForbiddenByte,
     /// `%` without two hexadecimal digits.
-    #[error("the path holds a broken escape")]
+    #[error("the path contains an invalid percent-encoding")]
     BadEscape,
     /// `%00`–`%1F` or `%7F`.
-    #[error("the path holds an escaped control character")]
+    #[error("the path contains a percent-encoded control character")]
     EscapedControl,
     /// `%2F` or `%5C`: some programs decode them before they split the path, some do not.
-    #[error("the path holds an escaped `/` or `\\`")]
+    #[error("the path contains a percent-encoded `/` or `\\`")]
     EscapedSlash,
     /// `..` beyond the root.
-    #[error("the path leaves the root")]
+    #[error("the path goes above the root")]
     LeavesRoot,
     /// A dot segment with parameters, as `..;x`: some programs see `..` in it, some do not.
-    #[error("a dot segment carries parameters")]
+    #[error("the path contains a dot segment with parameters")]
     DotSegmentWithParameters,
 }
 

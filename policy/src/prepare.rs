@@ -71,12 +71,15 @@ impl Prepared {
                     PolicyProblem::new(
                         &document.name,
                         format!(
-                            "policies of the namespace `{}` do not reach `{}`",
+                            "policies of the namespace `{}` do not apply to `{}`",
                             document.name.namespace, service.name
                         ),
                     )
                     .origin(&document.origin)
-                    .hint(format!("only `{}` writes for all", mesh.root_namespace)),
+                    .hint(format!(
+                        "only policies of `{}` apply to other namespaces",
+                        mesh.root_namespace
+                    )),
                 );
             }
             match Parsed::new(document) {
@@ -150,7 +153,7 @@ fn claims(service: &InboundService, problems: &mut Vec<PolicyProblem>) -> Declar
                         format!("the claim `{name}` is declared as {kind:?} and as {first:?}"),
                     )
                     .field("spec.issuers")
-                    .hint(format!("the other is in `{from}`")),
+                    .hint(format!("the other declaration is in `{from}`")),
                 );
             }
         }

@@ -67,7 +67,7 @@ impl KeySet {
         let set =
             json::parse(bytes).map_err(|problem| JwksProblem::Malformed(problem.to_string()))?;
         let Some(Value::Array(entries)) = set.get("keys") else {
-            return Err(JwksProblem::Malformed("it has no list `keys`".to_owned()));
+            return Err(JwksProblem::Malformed("it has no array `keys`".to_owned()));
         };
         if entries.len() > MAX_KEYS {
             return Err(JwksProblem::TooManyKeys(entries.len()));
@@ -127,10 +127,10 @@ impl KeySet {
 impl Key {
     fn parse(entry: &Value) -> Result<Self, &'static str> {
         let Value::Object(entry) = entry else {
-            return Err("is no object");
+            return Err("is not an object");
         };
         if entry.contains_key("d") || entry.contains_key("k") {
-            return Err("holds a secret");
+            return Err("contains a secret");
         }
         if entry.get("use").is_some_and(|purpose| purpose != "sig") {
             return Err("is not for signatures");
@@ -140,14 +140,14 @@ impl Key {
                 .as_array()
                 .is_some_and(|operations| operations.iter().any(|operation| operation == "verify"));
             if !verifies {
-                return Err("is not for verifying");
+                return Err("is not for verification");
             }
         }
         let (kind, decoding) = match optional(entry, "kty")? {
             Some("RSA") => Self::rsa(entry)?,
             Some("EC") => Self::elliptic(entry)?,
             Some("OKP") => Self::edwards(entry)?,
-            _ => return Err("is of a type that is not used"),
+            _ => return Err("has an unsupported type"),
         };
         let key = Self {
             kid: optional(entry, "kid")?.map(str::to_owned),
@@ -160,7 +160,7 @@ impl Key {
         if some_fits {
             Ok(key)
         } else {
-            Err("is for an algorithm that does not fit it")
+            Err("names an algorithm that does not match its type")
         }
     }
 
@@ -172,11 +172,11 @@ impl Key {
         let bits = (modulus.len() - leading) * 8;
         let bits = bits.saturating_sub(usize::try_from(top).unwrap_or(0));
         if !(2_048..=8_192).contains(&bits) {
-            return Err("is RSA of less than 2048 or more than 8192 bits");
+            return Err("is an RSA key of less than 2048 or more than 8192 bits");
         }
         if exponent.last().is_none_or(|byte| byte % 2 == 0) || exponent.len() > 8 || exponent == [1]
         {
-            return Err("has an exponent that is not odd or out of range");
+            return Err("has an exponent that is even or out of range");
         }
         let key = DecodingKey::from_rsa_raw_components(
             modulus.get(leading..).unwrap_or_default(),
@@ -189,22 +189,23 @@ impl Key {
         let (kind, length) = match optional(entry, "crv")? {
             Some("P-256") => (KeyKind::P256, 32),
             Some("P-384") => (KeyKind::P384, 48),
-            _ => return Err("is on a curve that is not used"),
+            _ => return Err("is on an unsupported curve"),
         };
         if octets(entry, "x")?.len() != length || octets(entry, "y")?.len() != length {
             return Err("has coordinates of the wrong length");
         }
         let (x, y) = (optional(entry, "x")?, optional(entry, "y")?);
         let key = DecodingKey::from_ec_components(x.unwrap_or_default(), y.unwrap_or_default());
-        key.map(|key| (kind, key)).map_err(|_| "is no point")
+        key.map(|key| (kind, key))
+            .map_err(|_| "is not a point on its curve")
     }
 
     fn edwards(entry: &Map<String, Value>) -> Result<(KeyKind, DecodingKey), &'static str> {
         if optional(entry, "crv")? != Some("Ed25519") || octets(entry, "x")?.len() != 32 {
-            return Err("is on a curve that is not used");
+            return Err("is on an unsupported curve");
         }
         let x = optional(entry, "x")?.unwrap_or_default();
-        let key = DecodingKey::from_ed_components(x).map_err(|_| "is no point")?;
+        let key = DecodingKey::from_ed_components(x).map_err(|_| "is not a point on its curve")?;
         Ok((KeyKind::Ed25519, key))
     }
 
@@ -288,7 +289,7 @@ fn optional<'a>(
 }
 
 fn octets(entry: &Map<String, Value>, member: &str) -> Result<Vec<u8>, &'static str> {
-    let text = optional(entry, member)?.ok_or("lacks a member")?;
+    let text = optional(entry, member)?.ok_or("lacks a required member")?;
     URL_SAFE_NO_PAD
         .decode(text)
         .map_err(|_| "has a member that is not base64url")

@@ -20,7 +20,7 @@ pub enum TokenProblem {
     #[error("the algorithm `{0}` is not accepted")]
     WrongAlgorithm(String),
     /// The key is not for this algorithm.
-    #[error("the algorithm `{algorithm}` does not fit the key `{kid}`")]
+    #[error("the algorithm `{algorithm}` does not match the key `{kid}`")]
     KeyMismatch {
         /// `alg`.
         algorithm: String,
@@ -28,7 +28,7 @@ pub enum TokenProblem {
         kid: String,
     },
     /// No `kid`, and the issuer has several keys.
-    #[error("the token names no key, and the issuer has several")]
+    #[error("the token has no `kid`, and the issuer has several keys")]
     NoKeyId,
     /// The issuer has no key of this name now: worth one bounded refetch.
     #[error("the issuer `{issuer}` has no key `{kid}`")]

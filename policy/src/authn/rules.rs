@@ -97,12 +97,12 @@ impl TokenRules {
                     PolicyProblem::new(
                         from,
                         format!(
-                            "the issuer `{}` is described twice, and not alike",
+                            "the issuer `{}` is declared twice with different settings",
                             issuer.name
                         ),
                     )
                     .field("spec.issuers")
-                    .hint(format!("the other is in `{other_from}`")),
+                    .hint(format!("the other declaration is in `{other_from}`")),
                 );
             }
         }

@@ -39,7 +39,9 @@ pub fn verify(
         return Err(TokenProblem::CriticalExtension);
     }
     let Some(Value::String(iss)) = parts.payload.get("iss") else {
-        return Err(TokenProblem::Malformed("it has no single `iss`"));
+        return Err(TokenProblem::Malformed(
+            "`iss` is missing or is not a string",
+        ));
     };
     let issuer = rules
         .issuer(iss)
@@ -120,7 +122,7 @@ fn text<'a>(header: &'a Map<String, Value>, member: &str) -> Result<Option<&'a s
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
         Some(_) => Err(TokenProblem::Malformed(
-            "a member of its header has the wrong type",
+            "a header parameter has the wrong type",
         )),
     }
 }

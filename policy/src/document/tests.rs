@@ -168,7 +168,7 @@ fn a_permit_for_everyone_needs_a_reason() {
         "\n @id(\"open\") permit (principal, action, resource);",
         2,
         2,
-        "`open` allows everyone everything",
+        "`open` permits every request",
         "@reason",
     );
     compile("@id(\"open\") @reason(\"A public page.\") permit (principal, action, resource);")
@@ -180,7 +180,11 @@ fn a_permit_for_everyone_needs_a_reason() {
 fn a_namespace_writes_only_for_itself_and_the_root_for_all() {
     let text = "@id(\"a\") permit (principal == Workload::\"a/b\", action, resource);";
     let problems = compile_documents(&[("payments/orders", text)]).unwrap_err();
-    assert!(problems[0].message.contains("do not reach `shop/orders`"));
+    assert!(
+        problems[0]
+            .message
+            .contains("do not apply to `shop/orders`")
+    );
     compile_documents(&[("merlon-system/guard", text)]).unwrap();
 }
 

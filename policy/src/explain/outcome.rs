@@ -40,10 +40,10 @@ impl From<(Verdict, Option<String>)> for PolicyOutcome {
         match verdict {
             Verdict::Holds => Self::Holds,
             Verdict::Errs => Self::Errs {
-                error: error.unwrap_or_else(|| "it cannot be evaluated".to_owned()),
+                error: error.unwrap_or_else(|| "the policy cannot be evaluated".to_owned()),
             },
             Verdict::DoesNot => Self::ConditionFalse {
-                condition: "its condition".to_owned(),
+                condition: "the condition of the policy".to_owned(),
                 saw: None,
             },
         }

@@ -52,7 +52,7 @@ impl<'a> BodyRule<'a> {
             Violation::new(
                 400,
                 "validate.body",
-                format!("the body is not acceptable JSON: {problem}"),
+                format!("the body is not valid JSON: {problem}"),
             )
             .at(problem.pointer())
         })?;

@@ -37,7 +37,7 @@ pub(crate) fn check_head(
                 414,
                 "http.limit",
                 format!(
-                    "the request target has {} bytes, at most {} are accepted",
+                    "the request target has {} bytes, the limit is {}",
                     head.uri_bytes, document.limits.uri
                 ),
             ));
@@ -47,7 +47,7 @@ pub(crate) fn check_head(
                 431,
                 "http.limit",
                 format!(
-                    "the headers have {} bytes, at most {} are accepted",
+                    "the headers have {} bytes, the limit is {}",
                     head.header_bytes, document.limits.headers
                 ),
             ));
@@ -57,7 +57,7 @@ pub(crate) fn check_head(
                 return Err(Violation::new(
                     404,
                     "validate.route",
-                    "there is nothing at this path",
+                    "no route matches this path",
                 ));
             }
             continue;
@@ -66,7 +66,10 @@ pub(crate) fn check_head(
             let mut violation = Violation::new(
                 405,
                 "http.method",
-                format!("`{}` is not accepted here", cut(head.method)),
+                format!(
+                    "the method `{}` is not allowed for this path",
+                    cut(head.method)
+                ),
             );
             violation.allow = chosen.methods();
             return Err(violation);
@@ -87,7 +90,7 @@ pub(crate) fn check_head(
             return Err(Violation::new(
                 415,
                 "http.media_type",
-                "the body must not be encoded: it is read before it is passed on",
+                "the body must not have a content encoding: it is validated before it is forwarded",
             )
             .at("content-encoding"));
         }

@@ -148,7 +148,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
         while let Some(name) = members.next_key::<String>()? {
             let (inner, length) = self.inside(&name)?;
             if all.contains_key(&name) {
-                return Err(de::Error::custom("a name stands in an object twice"));
+                return Err(de::Error::custom("an object has a duplicate name"));
             }
             let value = members.next_value_seed(inner)?;
             self.place.borrow_mut().truncate(length);
@@ -171,7 +171,7 @@ mod tests {
     fn a_name_twice_is_refused_with_its_place() {
         let (message, place) = problem(r#"{"a": [1, {"b": 1, "b": 2}]}"#);
         assert!(
-            message.starts_with("a name stands in an object twice"),
+            message.starts_with("an object has a duplicate name"),
             "{message}"
         );
         assert_eq!(place, "/a/1/b");

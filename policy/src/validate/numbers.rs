@@ -29,8 +29,8 @@ pub(super) fn check(body: &[u8]) -> Result<(), Violation> {
                         400,
                         "validate.body",
                         format!(
-                            "a number at byte {} has more digits than can be compared: \
-                             {DIGITS}, or 64 bits of a whole number",
+                            "the number at byte {} has too many digits to be compared exactly: \
+                             the limit is {DIGITS} significant digits, or 64 bits for an integer",
                             body.len() - rest.len() + 1
                         ),
                     ));

@@ -88,7 +88,7 @@ impl Router {
             if number >= MAX_DOCUMENTS {
                 problems.push(PolicyProblem::new(
                     &document.from,
-                    format!("more than {MAX_DOCUMENTS} RequestValidations reach one service"),
+                    format!("more than {MAX_DOCUMENTS} RequestValidations apply to one service"),
                 ));
             }
             router
@@ -261,7 +261,7 @@ impl Document {
         if routes.len() >= usize::from(NOWHERE) {
             problems.push(PolicyProblem::new(
                 &document.from,
-                "it has more than 65,534 routes",
+                "the document has more than 65,534 routes",
             ));
         }
         Self {

@@ -59,7 +59,7 @@ impl BodySchema {
             Violation::new(
                 400,
                 "validate.body",
-                format!("the body breaks its schema: {sentence}"),
+                format!("the body does not match its schema: {sentence}"),
             )
             .at(place)
         })

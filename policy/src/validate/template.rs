@@ -42,7 +42,7 @@ impl Template {
             Ok(normal) if normal == sample => {}
             _ => {
                 return Err(format!(
-                    "the path template `{text}` is not in normal form: no escapes, `//`, dot segments or `;`"
+                    "the path template `{text}` is not in normal form: escapes, `//`, dot segments and `;` are not allowed"
                 ));
             }
         }
@@ -53,11 +53,11 @@ impl Template {
                 .any(|segment| matches!(segment, Segment::Rest(_)))
             {
                 return Err(format!(
-                    "in `{text}` something follows `{{…*}}`, which takes all that is left"
+                    "in `{text}` a segment follows `{{…*}}`, which matches the rest of the path"
                 ));
             }
             segments.push(Segment::parse(part).ok_or_else(|| {
-                format!("in `{text}` the segment `{part}` is neither literal nor a parameter like `{{id}}` or `{{rest*}}`")
+                format!("in `{text}` the segment `{part}` is neither a literal nor a parameter like `{{id}}` or `{{rest*}}`")
             })?);
         }
         let template = Self {

@@ -488,7 +488,7 @@ fn a_key_set_keeps_what_can_verify_and_says_what_it_passed_over() {
         set.skipped()
     );
     assert!(set.has_key("ec"));
-    assert_eq!(set.skipped()[0], "key 1 holds a secret");
+    assert_eq!(set.skipped()[0], "key 1 contains a secret");
 }
 
 #[test]
