@@ -15,7 +15,7 @@ pub(crate) fn attribute_path(tree: &pst::Expr) -> Option<(&Var, Vec<&str>)> {
     Some((var, names))
 }
 
-/// The expressions directly within one, first to last.
+/// Pushes the direct subexpressions of `tree` in reverse, so that popping `into` yields them first to last.
 pub(crate) fn children<'a>(tree: &'a pst::Expr, into: &mut Vec<&'a pst::Expr>) {
     let before = into.len();
     match tree {
@@ -37,7 +37,7 @@ pub(crate) fn children<'a>(tree: &'a pst::Expr, into: &mut Vec<&'a pst::Expr>) {
         pst::Expr::Record(fields) => into.extend(fields.values().map(|field| &**field)),
         _ => {}
     }
-    // Taken from the end, so turned round.
+    // Callers pop from the end.
     if let Some(new) = into.get_mut(before..) {
         new.reverse();
     }

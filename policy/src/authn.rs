@@ -1,4 +1,4 @@
-//! Who a bearer token speaks for (RFC 6750, RFC 7519, RFC 8725, RFC 9068).
+//! Verifies bearer tokens and identifies their users (RFC 6750, RFC 7519, RFC 8725, RFC 9068).
 
 mod claims;
 pub mod jwks;

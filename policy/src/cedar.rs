@@ -1,6 +1,6 @@
-//! A reading of a request as Cedar's evaluator wants it: built whole, from the schema, in one place.
+//! Converts a reading of a request to inputs of Cedar's evaluator, validated against the schema.
 //!
-//! This is the slow way, for policies that do not compile, for explanations, and for tests as the oracle.
+//! This is the slow path: for policies that do not compile, for explanations, and as the oracle in tests.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -30,9 +30,9 @@ pub(crate) struct Inputs {
     pub(crate) entities: cedar_policy::Entities,
 }
 
-/// What [`Inputs`] are made with, besides the reading.
+/// Builds [`Inputs`] from a reading.
 #[derive(Debug, Clone)]
-pub(crate) struct World {
+pub(crate) struct InputBuilder {
     pub(crate) schema: Schema,
     pub(crate) declared: Declared,
     pub(crate) target: Target,
@@ -40,9 +40,10 @@ pub(crate) struct World {
 
 type Fields = Vec<(String, Value)>;
 
-impl World {
-    /// Builds and validates. An error means that the facts do not fit the schema: nothing can then be decided by them.
-    pub(crate) fn inputs(&self, of: &Reading<'_>) -> Result<Inputs, String> {
+impl InputBuilder {
+    /// Builds and validates the inputs. An error means that the facts do not match the schema, so nothing can be decided
+    /// on them.
+    pub(crate) fn build(&self, of: &Reading<'_>) -> Result<Inputs, String> {
         let action = uid(&Entity::new(EntityKind::Action, of.action.name()))?;
         let context = Context::from_pairs(self.context(of)?).map_err(text)?;
         let request = Request::new(
@@ -133,7 +134,7 @@ impl World {
                 Value::new_entity_uid(uid(&self.target.namespace)?),
             )],
         );
-        add(
+        add_ancestors(
             &mut parents,
             service,
             &self.target.ancestors,
@@ -144,7 +145,7 @@ impl World {
         let peer = &of.peer.entity;
         parents.entry(peer.clone()).or_default();
         if let Some(workload) = &of.peer.workload {
-            add(&mut parents, peer, &of.peer.ancestors, &workload.namespace);
+            add_ancestors(&mut parents, peer, &of.peer.ancestors, &workload.namespace);
             attributes.insert(
                 peer.clone(),
                 vec![
@@ -226,31 +227,31 @@ impl World {
 }
 
 impl Inputs {
-    /// What one policy says. `alone` holds nothing else.
-    pub(crate) fn ask(&self, alone: &PolicySet) -> (Verdict, Option<String>) {
-        let answer = Authorizer::new().is_authorized(&self.request, alone, &self.entities);
-        if let Some(error) = answer.diagnostics().errors().next() {
-            return (Verdict::Errs, Some(error.to_string()));
+    /// Evaluates one policy. `alone` contains only this policy.
+    pub(crate) fn evaluate(&self, alone: &PolicySet) -> (Verdict, Option<String>) {
+        let response = Authorizer::new().is_authorized(&self.request, alone, &self.entities);
+        if let Some(error) = response.diagnostics().errors().next() {
+            return (Verdict::Error, Some(error.to_string()));
         }
-        if answer.diagnostics().reason().next().is_some() {
+        if response.diagnostics().reason().next().is_some() {
             (Verdict::Holds, None)
         } else {
-            (Verdict::DoesNot, None)
+            (Verdict::DoesNotHold, None)
         }
     }
 
-    /// As [`Inputs::ask`], for a policy that is in no set yet.
-    pub(crate) fn ask_policy(&self, policy: &Policy) -> (Verdict, Option<String>) {
+    /// Like [`Inputs::evaluate`], for a policy that is not in a set.
+    pub(crate) fn evaluate_policy(&self, policy: &Policy) -> (Verdict, Option<String>) {
         let mut alone = PolicySet::new();
         match alone.add(policy.clone()) {
-            Ok(()) => self.ask(&alone),
-            Err(error) => (Verdict::Errs, Some(error.to_string())),
+            Ok(()) => self.evaluate(&alone),
+            Err(error) => (Verdict::Error, Some(error.to_string())),
         }
     }
 }
 
-/// `ancestors` of `entity`, as direct parents: the trust domain through the namespace, all else at once.
-fn add(
+/// Adds `ancestors` as parents of `entity`; the trust domain becomes a parent of the namespace.
+fn add_ancestors(
     parents: &mut BTreeMap<Entity, BTreeSet<Entity>>,
     entity: &Entity,
     ancestors: &[Entity],
@@ -327,16 +328,16 @@ fn record(fields: Fields) -> Result<Value, String> {
 }
 
 fn datetime(at: Timestamp) -> Result<Value, String> {
-    let whole = Timestamp::from_millisecond(at.as_millisecond()).map_err(text)?;
+    let milliseconds = Timestamp::from_millisecond(at.as_millisecond()).map_err(text)?;
     Ok(Value::new_datetime(
-        whole.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string(),
+        milliseconds.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string(),
     ))
 }
 
 fn address(ip: IpAddr) -> Value {
     let written = match ip.to_canonical() {
         IpAddr::V4(ip) => ip.to_string(),
-        // Cedar refuses IPv6 written with dots, as Rust writes some addresses.
+        // Cedar rejects IPv6 addresses in dotted notation, which Rust uses for some.
         IpAddr::V6(ip) => ip
             .segments()
             .map(|segment| format!("{segment:x}"))

@@ -1,4 +1,4 @@
-//! The answer, with its reasons.
+//! The decision and its reasons.
 
 use std::{fmt, sync::Arc};
 
@@ -15,7 +15,7 @@ pub enum Effect {
     Permit,
 }
 
-/// What a policy says about itself.
+/// A policy's name, effect and annotations.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyInfo {
@@ -26,21 +26,21 @@ pub struct PolicyInfo {
     /// `@reason`: one sentence that may be shown to the caller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// `@owner`: whom to ask.
+    /// `@owner`: the contact for questions about the policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
-    /// `@docs`: where to read more.
+    /// `@docs`: a link to documentation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub docs: Option<String>,
 }
 
-/// The answer of the decision point.
+/// The result of a policy decision.
 #[derive(Debug, Clone, PartialEq)]
 #[must_use = "an unused decision enforces nothing"]
 pub enum Decision {
-    /// Yes.
+    /// The request is allowed.
     Permit(Permit),
-    /// No.
+    /// The request is denied.
     Deny(Deny),
 }
 
@@ -56,7 +56,7 @@ impl Decision {
         }
     }
 
-    /// The name of the policy that decided; none when nothing permitted or the facts were unfit.
+    /// The name of the policy that decided; `None` when no policy permitted the request or its facts were invalid.
     pub fn policy(&self) -> Option<&PolicyName> {
         match self {
             Self::Permit(permit) => Some(permit.policy()),
@@ -65,46 +65,46 @@ impl Decision {
     }
 }
 
-/// Proof that a policy allowed a request. Only [`crate::service::ServicePolicy`] mints one.
+/// Proof that a policy allowed a request. Only [`crate::service::ServicePolicy`] creates one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Permit {
     by: Arc<PolicyInfo>,
 }
 
 impl Permit {
-    pub(crate) fn mint(by: &Arc<PolicyInfo>) -> Self {
+    pub(crate) fn new(by: &Arc<PolicyInfo>) -> Self {
         Self { by: Arc::clone(by) }
     }
 
-    /// The policy that allowed it.
+    /// The policy that allowed the request.
     pub fn policy(&self) -> &PolicyName {
         &self.by.name
     }
 
-    /// All that the policy says about itself.
+    /// Its name, effect and annotations.
     pub fn info(&self) -> &PolicyInfo {
         &self.by
     }
 }
 
-/// A refusal by policy.
+/// A denial by policy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Deny {
     kind: DenyKind,
 }
 
-/// Why policy refused.
+/// Why policy denied the request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum DenyKind {
     /// This `forbid` holds.
     Forbidden(Arc<PolicyInfo>),
-    /// This `forbid` could not be evaluated; what cannot be ruled out is refused.
+    /// This `forbid` could not be evaluated. It might have held, so the request is denied.
     ForbidFailed(Arc<PolicyInfo>),
-    /// Nothing permits it.
+    /// No policy permits the request.
     NothingPermits,
     /// A policy reads this header and its value is not printable ASCII.
     BadHeader(Arc<str>),
-    /// A policy reads this query parameter and it cannot be read in one way only.
+    /// A policy reads this query parameter, and it is repeated or cannot be decoded.
     BadQuery(Arc<str>),
 }
 
@@ -113,7 +113,7 @@ impl Deny {
         Self { kind }
     }
 
-    /// Why.
+    /// Why the request was denied.
     pub fn kind(&self) -> &DenyKind {
         &self.kind
     }
@@ -145,7 +145,7 @@ impl Deny {
         }
     }
 
-    /// The HTTP status: 403, or 400 where the request itself is unfit.
+    /// The HTTP status: 403, or 400 for an invalid header or query parameter.
     pub fn status(&self) -> u16 {
         match self.kind {
             DenyKind::BadHeader(_) | DenyKind::BadQuery(_) => 400,

@@ -1,4 +1,4 @@
-//! Policy text becomes policies: parsed, named, checked against the schema, linted.
+//! Parses policy text, names the policies, validates them against the schema and lints them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,21 +22,21 @@ use crate::{
     problem::PolicyProblem,
 };
 
-/// Documents longer than this are refused before they are parsed.
+/// Longer documents are rejected before they are parsed.
 const MAX_TEXT: usize = 1 << 20;
 
 /// A policy with its name.
 #[derive(Debug, Clone)]
 pub(crate) struct Policy {
     pub(crate) info: Arc<PolicyInfo>,
-    /// Its id is [`PolicyName`]'s text.
+    /// Its id is the text of its [`PolicyName`].
     pub(crate) cedar: cedar_policy::Policy,
     pub(crate) pst: pst::Policy,
-    /// Where it begins in its document's text.
+    /// Byte offset in its document's text.
     start: usize,
 }
 
-/// A document with its policies, in writing order.
+/// A document with its policies, in source order.
 #[derive(Debug)]
 pub(crate) struct Parsed<'a> {
     pub(crate) document: &'a PolicyDocument,
@@ -55,7 +55,7 @@ impl<'a> Parsed<'a> {
             )]);
         }
         let set = PolicySet::from_str(&document.text)
-            .map_err(|error| detailed(document, &DetailedError::from(&error)))?;
+            .map_err(|error| problems_of(document, &DetailedError::from(&error)))?;
         let starts = statements(&document.text);
         let at = |number: usize| starts.get(number).copied().unwrap_or(0);
         if let Some(template) = set.templates().next() {
@@ -77,7 +77,7 @@ impl<'a> Parsed<'a> {
         let mut policies = Vec::new();
         let mut problems = Vec::new();
         for (number, policy) in numbered {
-            match named(document, policy, at(number)) {
+            match name_policy(document, policy, at(number)) {
                 Ok(policy) => policies.push(policy),
                 Err(found) => problems.push(
                     found
@@ -118,10 +118,10 @@ impl<'a> Parsed<'a> {
         }
     }
 
-    /// What Merlon asks of policies beyond Cedar.
+    /// Checks what Merlon requires of policies beyond Cedar.
     fn lint(&self, problems: &mut Vec<PolicyProblem>) {
         for policy in &self.policies {
-            if allows_everyone(policy.pst.body()) && policy.info.reason.is_none() {
+            if permits_everything(policy.pst.body()) && policy.info.reason.is_none() {
                 problems.push(
                     PolicyProblem::new(
                         &self.document.name,
@@ -137,7 +137,7 @@ impl<'a> Parsed<'a> {
 }
 
 impl Mentions {
-    /// What `document` mentions.
+    /// The names that `document` mentions.
     ///
     /// # Errors
     /// When its text is not Cedar, or a policy has no name.
@@ -146,7 +146,8 @@ impl Mentions {
     }
 }
 
-/// Checks parsed documents together: strictly against the schema, by the lints, and each `@id` once in its namespace.
+/// Checks parsed documents together: strict validation against the schema, the lints, and that each `@id` is unique in
+/// its namespace.
 pub(crate) fn check(documents: &[Parsed<'_>], schema: &Schema) -> Vec<PolicyProblem> {
     let mut problems = Vec::new();
     let mut seen: BTreeMap<(&Namespace, &str), &PolicyName> = BTreeMap::new();
@@ -172,7 +173,7 @@ pub(crate) fn check(documents: &[Parsed<'_>], schema: &Schema) -> Vec<PolicyProb
                 continue;
             }
             by_id.insert(policy.cedar.id().clone(), (document.document, policy.start));
-            // Ids are unique by now.
+            // Duplicates were skipped above.
             let _ = set.add(policy.cedar.clone());
         }
     }
@@ -181,8 +182,8 @@ pub(crate) fn check(documents: &[Parsed<'_>], schema: &Schema) -> Vec<PolicyProb
         .validation_errors()
         .map(|error| (error.policy_id(), DetailedError::from(error)))
         .collect();
-    // An impossible policy is only a warning to Cedar; to whoever wrote the forbid it is a hole. Where there is an
-    // error, the impossibility is its consequence.
+    // To Cedar an impossible policy is only a warning, but an impossible forbid leaves a hole. A policy that also has an
+    // error is impossible because of that error.
     let wrong: BTreeSet<&PolicyId> = found.iter().map(|(id, _)| *id).collect();
     found.extend(
         result
@@ -192,12 +193,12 @@ pub(crate) fn check(documents: &[Parsed<'_>], schema: &Schema) -> Vec<PolicyProb
     );
     for (id, error) in found {
         if let Some((document, start)) = by_id.get(id) {
-            let mut placed = detailed(document, &error);
+            let mut placed = problems_of(document, &error);
             for problem in &mut placed {
                 if problem.line == 0 {
                     *problem = problem.clone().at(&document.text, *start);
                 }
-                problem.message = without_policy(&problem.message, id);
+                problem.message = strip_policy_prefix(&problem.message, id);
             }
             problems.append(&mut placed);
         }
@@ -205,8 +206,8 @@ pub(crate) fn check(documents: &[Parsed<'_>], schema: &Schema) -> Vec<PolicyProb
     problems
 }
 
-/// Cedar begins with "for policy `…`, ", which the place says already.
-fn without_policy(message: &str, id: &PolicyId) -> String {
+/// Removes Cedar's "for policy `…`, ": the problem's location already identifies the policy.
+fn strip_policy_prefix(message: &str, id: &PolicyId) -> String {
     let id: &str = id.as_ref();
     message
         .strip_prefix(&format!("for policy `{id}`, "))
@@ -214,7 +215,7 @@ fn without_policy(message: &str, id: &PolicyId) -> String {
         .to_owned()
 }
 
-fn named(
+fn name_policy(
     document: &PolicyDocument,
     policy: &cedar_policy::Policy,
     start: usize,
@@ -267,7 +268,7 @@ fn named(
     })
 }
 
-fn allows_everyone(policy: &pst::Template) -> bool {
+fn permits_everything(policy: &pst::Template) -> bool {
     policy.effect == pst::Effect::Permit
         && matches!(policy.principal, PrincipalConstraint::Any)
         && matches!(policy.action, ActionConstraint::Any)
@@ -275,7 +276,7 @@ fn allows_everyone(policy: &pst::Template) -> bool {
         && policy.clauses().is_empty()
 }
 
-/// Cedar numbers the policies of a text as `policy0`, `policy1`, in writing order.
+/// Cedar numbers the policies of a text `policy0`, `policy1`, in source order.
 fn number_of(id: &PolicyId) -> usize {
     let id: &str = id.as_ref();
     id.strip_prefix("policy")
@@ -283,14 +284,19 @@ fn number_of(id: &PolicyId) -> usize {
         .unwrap_or(0)
 }
 
-/// Cedar's error, and those it is made of, with their places in the text.
-fn detailed(document: &PolicyDocument, error: &DetailedError) -> Vec<PolicyProblem> {
-    let mut all = vec![one(document, error)];
-    all.extend(error.related.iter().map(|related| one(document, related)));
+/// Cedar's error and its related errors, with their locations in the text.
+fn problems_of(document: &PolicyDocument, error: &DetailedError) -> Vec<PolicyProblem> {
+    let mut all = vec![problem_of(document, error)];
+    all.extend(
+        error
+            .related
+            .iter()
+            .map(|related| problem_of(document, related)),
+    );
     all
 }
 
-fn one(document: &PolicyDocument, error: &DetailedError) -> PolicyProblem {
+fn problem_of(document: &PolicyDocument, error: &DetailedError) -> PolicyProblem {
     let mut problem =
         PolicyProblem::new(&document.name, error.message.clone()).origin(&document.origin);
     if let Some(label) = error.source_locations.first() {
@@ -303,13 +309,13 @@ fn one(document: &PolicyDocument, error: &DetailedError) -> PolicyProblem {
             problem.message = format!("{}: {text}", problem.message);
         }
     }
-    problem.hint = only_elsewhere(&problem.message).or_else(|| error.help.clone());
+    problem.hint = scope_hint(&problem.message).or_else(|| error.help.clone());
     problem
 }
 
-/// An attribute that requests of one kind have and those of another have not. Cedar proposes a name like it, though the
-/// policy means what it says and is only about too much.
-fn only_elsewhere(message: &str) -> Option<String> {
+/// The hint for an attribute that only some kinds of request have. Cedar suggests a similar name, but the name is right
+/// and the policy's scope is too wide.
+fn scope_hint(message: &str) -> Option<String> {
     let (_, rest) = message.split_once("attribute `")?;
     let (attribute, rest) = rest.split_once("` in context for Action::\"")?;
     let (action, _) = rest.split_once('"')?;
@@ -334,22 +340,22 @@ fn only_elsewhere(message: &str) -> Option<String> {
     ))
 }
 
-/// Where each statement of a text begins: the first character after the previous `;` that is neither blank nor comment.
+/// The offset of each statement: the first character after the previous `;` that is neither whitespace nor comment.
 fn statements(text: &str) -> Vec<usize> {
     let mut starts = Vec::new();
     let mut characters = text.char_indices().peekable();
-    let mut fresh = true;
+    let mut at_start = true;
     while let Some((at, character)) = characters.next() {
         match character {
             '/' if characters.peek().is_some_and(|(_, next)| *next == '/') => {
                 while characters.next_if(|(_, next)| *next != '\n').is_some() {}
             }
             character if character.is_whitespace() => {}
-            ';' => fresh = true,
+            ';' => at_start = true,
             _ => {
-                if fresh {
+                if at_start {
                     starts.push(at);
-                    fresh = false;
+                    at_start = false;
                 }
                 if character == '"' {
                     while let Some((_, inner)) = characters.next() {

@@ -1,4 +1,4 @@
-//! Why a decision was what it was, by Cedar's own evaluator.
+//! Explains decisions with Cedar's own evaluator.
 
 mod outcome;
 mod reasons;
@@ -21,35 +21,36 @@ use crate::{
     validate::RouteMatch,
 };
 
-/// A decision made again from recorded facts, with what every policy had to say.
+/// A decision repeated from recorded facts, with the outcome of every policy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
-    /// Whether the policies given allow it.
+    /// Whether the given policies allow the request.
     pub allowed: bool,
-    /// One sentence.
+    /// The decision in one sentence.
     pub summary: String,
-    /// The policies that decided; none when nothing permitted it.
+    /// The policies that decided; empty when no policy permitted the request.
     #[serde(default)]
     pub determining: Vec<PolicyName>,
-    /// Every policy that concerns the service, forbids first.
+    /// Every policy that applies to the service, forbids first.
     #[serde(default)]
     pub policies: Vec<PolicyExplanation>,
 }
 
-/// What one policy had to say.
+/// The outcome of one policy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyExplanation {
-    /// Which policy.
+    /// The policy.
     pub policy: PolicyInfo,
-    /// What it said.
+    /// Whether it holds.
     pub outcome: PolicyOutcome,
 }
 
-/// Decides on recorded facts with the policies of `service` as they are given: those of then, or those of today.
+/// Decides on recorded facts with the given policies of `service`, which may be those of the time of the decision or
+/// today's.
 ///
-/// Nothing of the compiled matcher is used: what comes out is Cedar's own opinion.
+/// Cedar's evaluator decides; the compiled matcher is not used.
 ///
 /// # Errors
 /// When the policies do not compile.
@@ -106,10 +107,10 @@ pub fn explain(
     let peer = PeerFacts::new(&facts.principal, mesh, &service.workload_groups, 0);
     let gathered = match Gathered::new(&prepared.names, &request) {
         Ok(gathered) => gathered,
-        Err(deny) => return Ok(Explanation::unfit(&deny)),
+        Err(deny) => return Ok(Explanation::invalid_facts(&deny)),
     };
     let mut explanation = None;
-    // Of the ways to read repeated headers, the first that leads to a no; else the first.
+    // Of the readings of repeated headers, the first that is denied; otherwise the first.
     for number in 0..gathered.readings() {
         let slots = gathered.reading(number);
         let reading = Reading {
@@ -121,9 +122,9 @@ pub fn explain(
             headers: &slots,
             query: &gathered.query,
         };
-        let found = match prepared.world.inputs(&reading) {
+        let found = match prepared.inputs.build(&reading) {
             Ok(inputs) => Explanation::new(&prepared.policies, &inputs),
-            Err(problem) => Explanation::unfit(&problem),
+            Err(problem) => Explanation::invalid_facts(&problem),
         };
         if !found.allowed || explanation.is_none() {
             let allowed = found.allowed;
@@ -133,12 +134,13 @@ pub fn explain(
             }
         }
     }
-    Ok(explanation.unwrap_or_else(|| Explanation::unfit(&"the request has no valid reading")))
+    Ok(explanation
+        .unwrap_or_else(|| Explanation::invalid_facts(&"the request has no valid reading")))
 }
 
 impl Explanation {
-    /// The facts themselves are what is wrong.
-    fn unfit(problem: &impl std::fmt::Display) -> Self {
+    /// A denial because the facts are invalid.
+    fn invalid_facts(problem: &impl std::fmt::Display) -> Self {
         Self {
             allowed: false,
             summary: format!("denied: {problem}"),
@@ -156,20 +158,20 @@ impl Explanation {
             })
             .collect();
         explained.sort_by_key(|one| one.policy.effect);
-        let decisive = |effect: Effect| {
+        let deciding = |effect: Effect| {
             explained
                 .iter()
                 .filter(move |one| one.policy.effect == effect)
                 .filter(move |one| match one.outcome {
                     PolicyOutcome::Holds => true,
-                    // What cannot be ruled out is refused.
+                    // A forbid that cannot be evaluated might hold.
                     PolicyOutcome::Errs { .. } => effect == Effect::Forbid,
                     _ => false,
                 })
                 .map(|one| one.policy.name.clone())
                 .collect::<Vec<_>>()
         };
-        let (forbids, permits) = (decisive(Effect::Forbid), decisive(Effect::Permit));
+        let (forbids, permits) = (deciding(Effect::Forbid), deciding(Effect::Permit));
         let (allowed, determining, summary) = match (forbids.first(), permits.first()) {
             (Some(first), _) => (
                 false,

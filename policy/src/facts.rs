@@ -1,4 +1,4 @@
-//! What policies may ask about one request, borrowed from it.
+//! The facts of one request that policies can read, borrowed from it.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use crate::{authn::User, validate::RouteMatch};
 
-/// The headers of a request, so that policy does not depend on one library's map.
+/// The headers of a request, independent of any library's header map.
 pub trait Headers {
     /// Calls `each` with every value of the header `name` (lower case), in the order received.
     fn each<'a>(&'a self, name: &str, each: &mut dyn FnMut(&'a [u8]));
@@ -30,33 +30,33 @@ impl<N: AsRef<str>, V: AsRef<[u8]>> Headers for Vec<(N, V)> {
     }
 }
 
-/// One request, connection or call, as policies see it.
+/// The facts of one request, connection or call.
 #[derive(Clone, Copy)]
 pub struct RequestFacts<'a> {
-    /// What is asked for.
+    /// The request by protocol.
     pub kind: RequestKind<'a>,
-    /// The address of the socket's other end.
+    /// The peer address of the socket.
     pub source_ip: IpAddr,
-    /// The client's address as far as listed proxies vouch for it; otherwise the same as `source_ip`.
+    /// The client's address as reported by trusted proxies; otherwise the same as `source_ip`.
     pub client_ip: IpAddr,
     /// The Service's port.
     pub port: u16,
-    /// The moment of the decision.
+    /// The time of the decision.
     pub now: Timestamp,
-    /// Of the verified token, if there was one.
+    /// The user of the verified token, if the request has one.
     pub user: Option<&'a User>,
     /// Absent on a connection without TLS.
     pub tls: Option<TlsFacts<'a>>,
 }
 
-/// What is asked for.
+/// A request by protocol.
 #[derive(Debug, Clone, Copy)]
 pub enum RequestKind<'a> {
     /// An HTTP request that is not gRPC.
     Http(HttpFacts<'a>),
     /// A gRPC call.
     Grpc(GrpcFacts<'a>),
-    /// A connection of opaque bytes.
+    /// An opaque TCP connection.
     Tcp(TcpFacts<'a>),
 }
 
@@ -67,11 +67,11 @@ pub struct HttpFacts<'a> {
     pub host: &'a str,
     /// The method's exact bytes.
     pub method: &'a str,
-    /// The path as [`crate::path::normalize`] gave it, which is also the one forwarded.
+    /// The path as normalised by [`crate::path::normalize`], which is also the one forwarded.
     pub path: &'a str,
     /// The query without `?`, undecoded.
     pub query: Option<&'a str>,
-    /// From [`crate::service::ServicePolicy::route`] of the service that decides.
+    /// The result of [`crate::service::ServicePolicy::route`] for the service that decides.
     pub route: &'a RouteMatch,
     /// Its headers.
     pub headers: &'a dyn Headers,
@@ -82,27 +82,27 @@ pub struct HttpFacts<'a> {
 pub struct GrpcFacts<'a> {
     /// `:authority`, as received.
     pub host: &'a str,
-    /// The service, as `ledger.v1.Ledger`.
+    /// The service, such as `ledger.v1.Ledger`.
     pub service: &'a str,
-    /// The method, as `Post`.
+    /// The method, such as `Post`.
     pub method: &'a str,
     /// Its headers.
     pub headers: &'a dyn Headers,
 }
 
-/// A connection of opaque bytes.
+/// An opaque TCP connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TcpFacts<'a> {
-    /// The server name asked for, where the connection shows one.
+    /// The server name (SNI), if the connection has one.
     pub sni: Option<&'a str>,
 }
 
-/// The connection's TLS. The peer's SPIFFE ID comes from [`crate::principal::PeerFacts`].
+/// The TLS facts of a connection. The peer's SPIFFE ID comes from [`crate::principal::PeerFacts`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TlsFacts<'a> {
-    /// As `TLSv1.3`.
+    /// Such as `TLSv1.3`.
     pub version: &'a str,
-    /// As `TLS13_AES_256_GCM_SHA384`.
+    /// Such as `TLS13_AES_256_GCM_SHA384`.
     pub cipher: &'a str,
     /// DNS names of the peer's certificate.
     pub dns_names: &'a [String],
@@ -121,7 +121,7 @@ impl RequestFacts<'_> {
 
 impl std::fmt::Debug for HttpFacts<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Header values and queries hold secrets: neither is printed.
+        // Header values and queries may contain secrets, so neither is printed.
         f.debug_struct("HttpFacts")
             .field("host", &self.host)
             .field("method", &self.method)
@@ -150,7 +150,7 @@ impl std::fmt::Debug for RequestFacts<'_> {
     }
 }
 
-/// The actions of the schema that a request can be. Each is a bit in a policy's mask.
+/// The schema's actions for requests. Each has a bit in a policy's action mask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
     Get,
@@ -216,7 +216,7 @@ impl Action {
         }
     }
 
-    /// The groups that the schema puts it in, transitively.
+    /// Its action groups in the schema, transitively.
     pub(crate) const fn groups(self) -> &'static [&'static str] {
         match self {
             Self::Get | Self::Head | Self::Options | Self::Trace => &["read", "http", "any"],

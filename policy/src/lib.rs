@@ -1,7 +1,7 @@
-//! Who is it, may they, how often, and does it look right: Merlon's policy decision point.
+//! Merlon's policy decision point: authentication, authorization, rate limits and request validation.
 //!
 //! Everything here is pure and synchronous: no sockets, no files, no clock. Time, keys and the bytes of a request
-//! are arguments; the proxy asks, enforces, counts and logs.
+//! are arguments; the proxy calls this crate, enforces its decisions, counts and logs.
 #![doc = include_str!("../README.md")]
 
 mod ast;

@@ -1,10 +1,10 @@
-//! How often: GCRA, on governor. Time is an argument.
+//! Rate limits: GCRA with the governor crate. Time is an argument.
 //!
-//! A limiter remembers at most about 100,000 subjects; those who have their whole share again are forgotten. Should
-//! more than that be busy at once (somebody making up identities or addresses), then subjects share 16,384 overflow
-//! buckets by hash, each with the same rate, until there is room again: memory stays bounded, a crowd of strangers
-//! slows itself down, and nobody is let through unlimited. Which subjects meet in a bucket cannot be foreseen from
-//! outside, for the hash is keyed anew in every process.
+//! A limiter tracks at most about 100,000 subjects and evicts those whose quota is full again. If more than that are
+//! active at once, for example because a client forges identities or addresses, subjects share 16,384 overflow buckets
+//! by hash, each with the same rate, until the number drops. So memory is bounded, a flood slows itself down, and no
+//! subject is unlimited. Clients cannot predict which subjects share a bucket, since the hash has a random key per
+//! process.
 
 mod registry;
 
@@ -32,25 +32,25 @@ use crate::{
     principal::{PeerFacts, Principal},
 };
 
-/// How many subjects a limiter remembers before it begins to share buckets.
+/// Number of subjects that a limiter tracks before it starts to share buckets.
 const MAX_SUBJECTS: usize = 100_000;
-/// How many buckets are shared then. A power of two.
+/// Number of shared buckets. A power of two.
 const OVERFLOW_BUCKETS: u64 = 1 << 14;
-/// After how many checks it is looked whether there are too many.
-const LOOK_EVERY: u64 = 256;
+/// Number of checks between two checks for too many subjects.
+const CHECKS_PER_EVICTION: u64 = 256;
 
-/// Whom a limit counts.
+/// The subject that a limit counts.
 #[derive(Debug, Clone, Copy)]
 pub struct LimitSubject<'a> {
-    /// The peer that TLS proved.
+    /// The peer that TLS authenticated.
     pub peer: &'a PeerFacts,
-    /// The address of the socket's other end.
+    /// The peer address of the socket.
     pub address: IpAddr,
-    /// Of the verified token.
+    /// The user of the verified token.
     pub user: Option<&'a User>,
 }
 
-/// The limit is spent; this long until the next request would pass.
+/// The limit is exceeded; the time until the next request is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RetryAfter(pub Duration);
 
@@ -63,17 +63,17 @@ impl RetryAfter {
     }
 }
 
-/// One rule and what it has counted, shared by all workers.
+/// One rule and its counters, shared by all workers.
 pub struct Limiter {
     rule: Attached<RateLimitRule>,
     origin: Instant,
     hasher: RandomState,
-    cells: RateLimiter<u64, DashMapStateStore<u64>, GivenTime, NoOpMiddleware<Duration>>,
-    most: usize,
+    buckets: RateLimiter<u64, DashMapStateStore<u64>, ThreadTime, NoOpMiddleware<Duration>>,
+    max_subjects: usize,
     checks: AtomicU64,
-    crowded: AtomicBool,
-    /// When the idle were last forgotten, in milliseconds since `origin`: looking through all of them has its price.
-    swept: AtomicU64,
+    overflowing: AtomicBool,
+    /// Time of the last eviction, in milliseconds since `origin`. Evictions are rare because they scan all buckets.
+    evicted_at: AtomicU64,
 }
 
 impl Limiter {
@@ -81,18 +81,18 @@ impl Limiter {
         rule: Attached<RateLimitRule>,
         origin: Instant,
         hasher: RandomState,
-        most: usize,
+        max_subjects: usize,
     ) -> Self {
-        GIVEN.set(Duration::ZERO);
+        NOW.set(Duration::ZERO);
         Self {
-            cells: RateLimiter::new(quota(&rule.spec), DashMapStateStore::default(), GivenTime),
+            buckets: RateLimiter::new(quota(&rule.spec), DashMapStateStore::default(), ThreadTime),
             rule,
             origin,
             hasher,
-            most,
+            max_subjects,
             checks: AtomicU64::new(0),
-            crowded: AtomicBool::new(false),
-            swept: AtomicU64::new(0),
+            overflowing: AtomicBool::new(false),
+            evicted_at: AtomicU64::new(0),
         }
     }
 
@@ -101,46 +101,48 @@ impl Limiter {
         &self.rule
     }
 
-    /// Takes one from the share of `subject`.
+    /// Counts one request of `subject`.
     ///
     /// # Errors
-    /// When it is spent: how long to wait.
+    /// The time to wait, when the limit is exceeded.
     pub fn check(&self, subject: &LimitSubject<'_>, now: Instant) -> Result<(), RetryAfter> {
         let now = now.saturating_duration_since(self.origin);
-        GIVEN.set(now);
-        if self.checks.fetch_add(1, Ordering::Relaxed) % LOOK_EVERY == LOOK_EVERY - 1 {
-            self.make_room(now);
+        NOW.set(now);
+        if self.checks.fetch_add(1, Ordering::Relaxed) % CHECKS_PER_EVICTION
+            == CHECKS_PER_EVICTION - 1
+        {
+            self.evict_idle(now);
         }
         let mut key = self.key(subject);
-        if self.crowded.load(Ordering::Relaxed) {
+        if self.overflowing.load(Ordering::Relaxed) {
             key &= OVERFLOW_BUCKETS - 1;
         }
-        self.cells
+        self.buckets
             .check_key(&key)
             .map_err(|until| RetryAfter(until.wait_time_from(now)))
     }
 
-    fn make_room(&self, now: Duration) {
-        const AT_MOST_EVERY_MS: u64 = 1_000;
-        let mut crowded = self.cells.len() >= self.most;
-        if crowded || self.crowded.load(Ordering::Relaxed) {
+    fn evict_idle(&self, now: Duration) {
+        const EVICTION_INTERVAL_MS: u64 = 1_000;
+        let mut overflowing = self.buckets.len() >= self.max_subjects;
+        if overflowing || self.overflowing.load(Ordering::Relaxed) {
             let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-            let swept = self.swept.load(Ordering::Relaxed);
-            let due = now.saturating_sub(swept) >= AT_MOST_EVERY_MS;
+            let evicted_at = self.evicted_at.load(Ordering::Relaxed);
+            let due = now.saturating_sub(evicted_at) >= EVICTION_INTERVAL_MS;
             let mine = due
                 && self
-                    .swept
-                    .compare_exchange(swept, now, Ordering::Relaxed, Ordering::Relaxed)
+                    .evicted_at
+                    .compare_exchange(evicted_at, now, Ordering::Relaxed, Ordering::Relaxed)
                     .is_ok();
             if mine {
-                self.cells.retain_recent();
+                self.buckets.retain_recent();
             }
-            crowded = self.cells.len() >= self.most;
+            overflowing = self.buckets.len() >= self.max_subjects;
         }
-        self.crowded.store(crowded, Ordering::Relaxed);
+        self.overflowing.store(overflowing, Ordering::Relaxed);
     }
 
-    /// What is counted apart, as a keyed hash (SipHash). Two subjects meeting by chance is one in 2⁶⁴.
+    /// The keyed hash (SipHash) of the subject. Two subjects collide with a probability of 1 in 2⁶⁴.
     fn key(&self, subject: &LimitSubject<'_>) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         match (self.rule.spec.per, subject.user) {
@@ -148,7 +150,7 @@ impl Limiter {
             (LimitKey::User, Some(user)) => user.id.hash(&mut hasher),
             (LimitKey::Principal | LimitKey::User, _) => match subject.peer.principal() {
                 Principal::Workload(id) => id.hash(&mut hasher),
-                // All strangers together are not one principal: the address tells them apart.
+                // Anonymous peers are not one principal: the address distinguishes them.
                 Principal::Anonymous => address(subject.address).hash(&mut hasher),
             },
         }
@@ -160,12 +162,12 @@ impl std::fmt::Debug for Limiter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Limiter")
             .field("rule", &self.rule)
-            .field("subjects", &self.cells.len())
+            .field("subjects", &self.buckets.len())
             .finish_non_exhaustive()
     }
 }
 
-/// An IPv4 address as it is; of an IPv6 address the first 64 bits, for the rest is its owner's to choose.
+/// An IPv4 address unchanged; the first 64 bits of an IPv6 address, since a client can choose the rest.
 fn address(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() >> 64 << 64).into()),
@@ -174,7 +176,7 @@ fn address(ip: IpAddr) -> IpAddr {
 }
 
 fn quota(rule: &RateLimitRule) -> Quota {
-    // Resources are checked when they are read; a rate of nothing would still be one at a time.
+    // Resources are validated when they are loaded; a rate of 0 would still allow one request at a time.
     let requests = NonZeroU32::new(rule.rate.requests).unwrap_or(NonZeroU32::MIN);
     let burst = rule.burst.and_then(NonZeroU32::new).unwrap_or(requests);
     let each = rule.rate.per.0 / requests.get();
@@ -184,19 +186,19 @@ fn quota(rule: &RateLimitRule) -> Quota {
 }
 
 thread_local! {
-    /// The moment that [`Limiter::check`] was given, since the registry's origin.
-    static GIVEN: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    /// The time passed to [`Limiter::check`], since the registry's origin.
+    static NOW: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
-/// Governor asks a clock; this one only knows what it was told on this thread.
+/// The clock for governor: returns the time that was set on this thread.
 #[derive(Debug, Clone, Copy)]
-struct GivenTime;
+struct ThreadTime;
 
-impl Clock for GivenTime {
+impl Clock for ThreadTime {
     type Instant = Duration;
 
     fn now(&self) -> Duration {
-        GIVEN.get()
+        NOW.get()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Policies specialised to one service and compiled. What does not compile stays with Cedar's evaluator.
+//! Policies specialised to one service and compiled. Policies that do not compile are left to Cedar's evaluator.
 
 mod compile;
 mod eval;
@@ -41,7 +41,7 @@ pub(crate) struct Matcher {
 #[derive(Debug)]
 pub(crate) struct Compiled {
     pub(crate) info: Arc<PolicyInfo>,
-    /// The actions it is about, as [`crate::facts::Action::bit`]s.
+    /// The actions in its scope, as [`crate::facts::Action::bit`]s.
     pub(crate) actions: u16,
     pub(crate) body: Body,
 }
@@ -49,24 +49,24 @@ pub(crate) struct Compiled {
 /// How a policy's conditions are evaluated.
 #[derive(Debug)]
 pub(crate) enum Body {
-    /// Here.
+    /// By this crate.
     Compiled(Expr),
-    /// By Cedar: the policy alone in a set.
+    /// By Cedar: a set that contains only this policy.
     Cedar(Box<cedar_policy::PolicySet>),
 }
 
-/// What a policy says about one reading of a request.
+/// The result of evaluating a policy on one reading of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Holds,
-    DoesNot,
-    Errs,
+    DoesNotHold,
+    Error,
 }
 
-/// What the scope of a policy leaves to be asked.
+/// The parts of a policy's scope that depend on the request.
 struct Scope {
     actions: u16,
-    /// The principals it is about; empty: any.
+    /// The principals in scope; empty means any.
     principals: Vec<Entity>,
     condition: Expr,
 }
@@ -77,12 +77,12 @@ impl Matcher {
             by_principal: HashMap::new(),
             ..Self::default()
         };
-        let mut kept: Vec<(Vec<Entity>, Compiled)> = policies
+        let mut compiled_policies: Vec<(Vec<Entity>, Compiled)> = policies
             .iter()
-            .filter_map(|policy| target.policy(policy))
+            .filter_map(|policy| target.compile(policy))
             .collect();
-        kept.sort_by_key(|(_, compiled)| compiled.info.effect);
-        for (principals, compiled) in kept {
+        compiled_policies.sort_by_key(|(_, compiled)| compiled.info.effect);
+        for (principals, compiled) in compiled_policies {
             let number = u32::try_from(matcher.policies.len()).unwrap_or(u32::MAX);
             if principals.is_empty() {
                 matcher.any_principal.push(number);
@@ -99,7 +99,7 @@ impl Matcher {
         matcher
     }
 
-    /// The numbers of the policies whose scope admits this peer, forbids first.
+    /// The indexes of the policies whose principal scope admits this peer, forbids first.
     pub(crate) fn candidates(&self, peer: &PeerFacts) -> Vec<u32> {
         let mut found = self.any_principal.clone();
         for entity in std::iter::once(&peer.entity).chain(&peer.ancestors) {
@@ -130,7 +130,7 @@ impl Compiled {
 
 impl Target {
     /// `None` when the policy can never apply to this service.
-    fn policy(&self, policy: &Policy) -> Option<(Vec<Entity>, Compiled)> {
+    fn compile(&self, policy: &Policy) -> Option<(Vec<Entity>, Compiled)> {
         let compiled = |actions, body| Compiled {
             info: Arc::clone(&policy.info),
             actions,
@@ -143,10 +143,10 @@ impl Target {
             compiled(actions, Body::Cedar(Box::new(alone)))
         };
         let pst = policy.pst.body();
-        match self.scope(pst) {
+        match self.compile_scope(pst) {
             Ok(None) => None,
             Err(Unsupported) => Some((Vec::new(), left_to_cedar(u16::MAX))),
-            Ok(Some(scope)) => match self.conditions(pst) {
+            Ok(Some(scope)) => match self.compile_conditions(pst) {
                 Err(Unsupported) => Some((scope.principals, left_to_cedar(scope.actions))),
                 Ok(conditions) => match Expr::and([scope.condition, conditions]) {
                     Expr::Bool(false) => None,
@@ -159,7 +159,7 @@ impl Target {
         }
     }
 
-    fn scope(&self, policy: &pst::Template) -> Result<Option<Scope>, Unsupported> {
+    fn compile_scope(&self, policy: &pst::Template) -> Result<Option<Scope>, Unsupported> {
         let applies = match &policy.resource {
             ResourceConstraint::Any => true,
             ResourceConstraint::Eq(of) => fixed(of)? == self.service,
@@ -188,7 +188,7 @@ impl Target {
                     Expr::Eq(Box::new([Expr::Principal, Expr::Entity(of)])),
                 )
             }
-            // The index finds exactly those who are in it.
+            // The index finds exactly the peers that are in it.
             PrincipalConstraint::In(of) => (vec![fixed(of)?], Expr::Bool(true)),
             PrincipalConstraint::Is(kind) => (Vec::new(), Expr::PrincipalIs(entity_kind(kind)?)),
             PrincipalConstraint::IsIn(kind, of) => {
@@ -202,7 +202,7 @@ impl Target {
         }))
     }
 
-    fn conditions(&self, policy: &pst::Template) -> Result<Expr, Unsupported> {
+    fn compile_conditions(&self, policy: &pst::Template) -> Result<Expr, Unsupported> {
         let mut all = Vec::new();
         for clause in policy.clauses() {
             all.push(match clause {

@@ -1,4 +1,4 @@
-//! What a document's policies mention by name, so that others can check that it exists and gather it.
+//! The names that a document's policies mention, so that callers can check that they exist and collect their values.
 
 use cedar_policy::pst::{self, Clause, EntityOrSlot, Literal, Var};
 
@@ -11,7 +11,7 @@ use crate::{
 /// The names that one document uses, each once, in order of appearance.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mentions {
-    /// Entities, as `Workload::"shop/orders"`.
+    /// Entities, such as `Workload::"shop/orders"`.
     pub entities: Vec<EntityMention>,
     /// `context.headers` that are read.
     pub headers: Vec<String>,
@@ -26,9 +26,9 @@ pub struct Mentions {
 /// An entity that a policy mentions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EntityMention {
-    /// The type, as `WorkloadGroup`.
+    /// The type, such as `WorkloadGroup`.
     pub kind: String,
-    /// The id, as `backoffice`.
+    /// The id, such as `backoffice`.
     pub id: String,
     /// Line within the document's text, from 1.
     pub line: u32,
@@ -37,7 +37,7 @@ pub struct EntityMention {
 }
 
 impl Mentions {
-    /// The ids of all mentioned entities of a type, as of `WorkloadGroup`.
+    /// The ids of all mentioned entities of a type, such as `WorkloadGroup`.
     pub fn ids<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a str> {
         self.entities
             .iter()
@@ -115,7 +115,7 @@ impl Mentions {
         }
     }
 
-    /// Every node, with a list of its own in place of recursion: conditions may be as deep as their authors like.
+    /// Visits every node with an explicit stack: the depth of conditions is not bounded.
     fn expression(&mut self, text: &str, root: &pst::Expr) {
         let mut rest = vec![root];
         while let Some(tree) = rest.pop() {

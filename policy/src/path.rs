@@ -1,24 +1,24 @@
-//! One reading of a path, for policy and upstream alike.
+//! Path normalisation, with one result for policy and upstream.
 //!
-//! A path that two programs read differently is how requests slip past policies. So there is one algorithm, its result
-//! is what policies match *and* what is forwarded, and what has no single reading is refused.
+//! A path that two programs interpret differently can bypass policies. So there is one algorithm, its result is what
+//! policies match *and* what is forwarded, and an ambiguous path is rejected.
 
 use std::borrow::Cow;
 
-/// The longest path, in bytes.
+/// Maximum length of a path, in bytes.
 pub const MAX_PATH: usize = 8 << 10;
 
-/// Why a path has no safe reading: reason code `http.path`.
+/// Why a path is rejected: reason code `http.path`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PathProblem {
-    /// Not origin-form (RFC 9112 §3.2.1). `*` is for `OPTIONS` and never comes here.
+    /// Not origin-form (RFC 9112 §3.2.1). `*`, which only `OPTIONS` uses, is handled before.
     #[error("the path does not begin with `/`")]
     NotAbsolute,
     /// Longer than [`MAX_PATH`]: 414.
     #[error("the path is longer than 8 KiB")]
     TooLong,
-    /// A byte that may not stand in a path (RFC 3986 §3.3), or that some programs take for `/`.
+    /// A byte that is not allowed in a path (RFC 3986 §3.3), or that some programs treat as `/`.
     #[error("the path contains a character that is not allowed")]
     ForbiddenByte,
     /// `%` without two hexadecimal digits.
@@ -27,13 +27,13 @@ pub enum PathProblem {
     /// `%00`–`%1F` or `%7F`.
     #[error("the path contains a percent-encoded control character")]
     EscapedControl,
-    /// `%2F` or `%5C`: some programs decode them before they split the path, some do not.
+    /// `%2F` or `%5C`: some programs decode them before they split the path, others do not.
     #[error("the path contains a percent-encoded `/` or `\\`")]
     EscapedSlash,
-    /// `..` beyond the root.
+    /// `..` above the root.
     #[error("the path goes above the root")]
     LeavesRoot,
-    /// A dot segment with parameters, as `..;x`: some programs see `..` in it, some do not.
+    /// A dot segment with parameters, such as `..;x`: some programs treat it as `..`, others do not.
     #[error("the path contains a dot segment with parameters")]
     DotSegmentWithParameters,
 }
@@ -49,12 +49,12 @@ impl PathProblem {
 }
 
 /// Normalises a path without its query (RFC 3986 §6.2.2, and stricter): unreserved characters decoded once, other
-/// escapes in upper case, no dot segments, no empty segments, no `;parameters`. No case folding.
+/// percent-encodings in upper case, no dot segments, no empty segments, no `;parameters`. No case folding.
 ///
-/// The result is stable: normalising it again changes nothing. Borrowed when the path was in order already.
+/// The result is stable: normalising it again changes nothing. It is borrowed when the path is already normal.
 ///
 /// # Errors
-/// When it cannot be read in one way only.
+/// When the path is ambiguous or invalid.
 pub fn normalize(path: &str) -> Result<Cow<'_, str>, PathProblem> {
     if !path.starts_with('/') {
         return Err(PathProblem::NotAbsolute);
@@ -66,7 +66,7 @@ pub fn normalize(path: &str) -> Result<Cow<'_, str>, PathProblem> {
     let mut previous = 0;
     for byte in path.bytes() {
         match byte {
-            // A raw `?` would have begun the query.
+            // A raw `?` would have started the query.
             ..=0x20 | 0x7f.. | b'\\' | b'#' | b'?' => return Err(PathProblem::ForbiddenByte),
             b'%' | b';' => plain = false,
             b'/' | b'.' if previous == b'/' => plain = false,
@@ -79,7 +79,7 @@ pub fn normalize(path: &str) -> Result<Cow<'_, str>, PathProblem> {
     }
     let decoded = decode_unreserved(path)?;
     let mut segments: Vec<&str> = Vec::new();
-    // Whether the path ends in `/`, or in what stands for a directory.
+    // Whether the path ends in `/`, `.` or `..`.
     let mut open = true;
     for segment in decoded.split('/').skip(1) {
         let (bare, parameters) = match segment.split_once(';') {
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn policy_and_upstream_get_the_same_reading() {
+    fn paths_are_normalised_for_policy_and_upstream() {
         for (path, normal) in [
             ("/", "/"),
             ("/orders/1", "/orders/1"),
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_read_in_two_ways_is_refused() {
+    fn ambiguous_and_invalid_paths_are_rejected() {
         use PathProblem as P;
         for (path, problem) in [
             ("", P::NotAbsolute),

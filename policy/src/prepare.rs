@@ -1,4 +1,4 @@
-//! From documents to checked policies and everything they refer to.
+//! Turns documents into checked policies and everything they refer to.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -11,7 +11,7 @@ use merlon_config::{
 
 use crate::{
     authn::TokenRules,
-    cedar::World,
+    cedar::InputBuilder,
     document::{Parsed, Policy, check},
     matcher::{Names, Target},
     principal::{Entity, EntityKind},
@@ -20,18 +20,18 @@ use crate::{
     validate::{Router, params},
 };
 
-/// All of a service's documents, read and checked together.
+/// All documents of a service, parsed and checked together.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) policies: Vec<Policy>,
-    pub(crate) world: World,
+    pub(crate) inputs: InputBuilder,
     pub(crate) names: Names,
     pub(crate) router: Router,
     pub(crate) tokens: TokenRules,
 }
 
 impl Prepared {
-    /// Reads and checks.
+    /// Parses and checks the documents.
     pub(crate) fn new(
         service: &InboundService,
         mesh: &MeshState,
@@ -39,8 +39,8 @@ impl Prepared {
         Self::checked_by(check, service, mesh)
     }
 
-    /// Reads and has `check` look at the policies: tests also decide by policies that no check would let through,
-    /// since only these reach every error.
+    /// Parses the documents and runs `check` on the policies. Tests pass a check that accepts everything, since only
+    /// invalid policies reach every evaluation error.
     pub(crate) fn checked_by(
         check: fn(&[Parsed<'_>], &Schema) -> Vec<PolicyProblem>,
         service: &InboundService,
@@ -53,7 +53,7 @@ impl Prepared {
             problems.extend(found);
             Router::default()
         });
-        // Also those of templates in documents with which something else is wrong: policies are right to mention them.
+        // Includes parameters of documents with other problems, so that policies that use them are not reported.
         let documents = service.validation.iter();
         declared.params = documents
             .flat_map(|document| params(&document.spec))
@@ -65,8 +65,8 @@ impl Prepared {
 
         let mut documents = Vec::new();
         for document in &service.policies {
-            let own = document.name.namespace == service.name.namespace;
-            if !own && document.name.namespace != mesh.root_namespace {
+            let same_namespace = document.name.namespace == service.name.namespace;
+            if !same_namespace && document.name.namespace != mesh.root_namespace {
                 problems.push(
                     PolicyProblem::new(
                         &document.name,
@@ -121,7 +121,7 @@ impl Prepared {
                 .into_iter()
                 .flat_map(|document| document.policies)
                 .collect(),
-            world: World {
+            inputs: InputBuilder {
                 schema,
                 declared,
                 target,
@@ -133,7 +133,7 @@ impl Prepared {
     }
 }
 
-/// The claims that all issuers of a service declare, which must agree on their types.
+/// The claims that a service's issuers declare. All issuers must agree on the type of a claim.
 fn claims(service: &InboundService, problems: &mut Vec<PolicyProblem>) -> Declared {
     let mut all: BTreeMap<String, (ClaimType, ServiceName)> = BTreeMap::new();
     for document in &service.authentication {

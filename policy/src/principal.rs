@@ -1,4 +1,4 @@
-//! Who is at the other end of the connection, as policies see it.
+//! The peer of a connection and its entities in policies.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -8,13 +8,13 @@ use merlon_config::{
 };
 use serde::{Deserialize, Serialize};
 
-/// The peer that TLS proved. Never taken from a header.
+/// The peer that TLS authenticated. Never taken from a header.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Principal {
     /// A workload with a mesh certificate.
     Workload(SpiffeId),
-    /// A peer without one: a browser at the gateway, a permissive port.
+    /// A peer without a mesh certificate, such as a browser at the gateway or a client of a permissive port.
     Anonymous,
 }
 
@@ -27,7 +27,7 @@ impl fmt::Display for Principal {
     }
 }
 
-/// The types of the schema's entities, so that comparing one is comparing a byte.
+/// The entity types of the schema, as an enum that is cheap to compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum EntityKind {
     Workload,
@@ -83,7 +83,7 @@ impl EntityKind {
     }
 }
 
-/// An entity by type and id, as `Workload::"shop/orders"`.
+/// An entity by type and id, such as `Workload::"shop/orders"`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Entity {
     pub(crate) kind: EntityKind,
@@ -105,17 +105,17 @@ impl fmt::Display for Entity {
     }
 }
 
-/// A [`Principal`] resolved to entities and memberships: made once per connection and service.
+/// A [`Principal`] resolved to entities and memberships, once per connection and service.
 #[derive(Debug, Clone)]
 pub struct PeerFacts {
-    /// Whose memberships these are: see [`crate::validate::RouteMatch`].
+    /// Identifies the service policy that resolved it: see [`crate::validate::RouteMatch`].
     pub(crate) stamp: u64,
     pub(crate) principal: Principal,
     /// The whole SPIFFE ID, for `context.tls.spiffeId`.
     pub(crate) spiffe_id: Option<Box<str>>,
     pub(crate) entity: Entity,
     pub(crate) workload: Option<WorkloadFacts>,
-    /// Everything the entity is in, transitively.
+    /// Every entity that contains this one, transitively.
     pub(crate) ancestors: Vec<Entity>,
 }
 
@@ -128,7 +128,7 @@ pub(crate) struct WorkloadFacts {
 }
 
 impl PeerFacts {
-    /// Resolves a principal: its entity, namespace, trust domain, and which of `groups` it is in.
+    /// Resolves a principal to its entity, namespace, trust domain and the `groups` it is in.
     pub(crate) fn new(
         principal: &Principal,
         mesh: &MeshState,
@@ -145,13 +145,13 @@ impl PeerFacts {
                 ancestors: Vec::new(),
             };
         };
-        let own = *id.trust_domain() == mesh.trust_domain;
+        let is_local = *id.trust_domain() == mesh.trust_domain;
         let WorkloadId {
             namespace,
             service_account,
         } = id.workload();
-        // A foreign domain's `shop` is not our `shop`: nothing foreign ever has a short name.
-        let (workload_id, namespace_id) = if own {
+        // Only workloads of the local trust domain have short names: `shop` of a foreign domain is not the local `shop`.
+        let (workload_id, namespace_id) = if is_local {
             (id.workload().to_string(), namespace.to_string())
         } else {
             (
@@ -162,7 +162,7 @@ impl PeerFacts {
         let namespace = Entity::new(EntityKind::Namespace, namespace_id);
         let trust_domain = Entity::new(EntityKind::TrustDomain, id.trust_domain().as_str());
         let mut ancestors = vec![namespace.clone(), trust_domain.clone()];
-        if own {
+        if is_local {
             ancestors.extend(
                 groups
                     .iter()
@@ -184,12 +184,12 @@ impl PeerFacts {
         }
     }
 
-    /// Who it is.
+    /// The principal.
     pub fn principal(&self) -> &Principal {
         &self.principal
     }
 
-    /// The id that policies use: `shop/orders`, the whole SPIFFE ID of a foreign workload, or `peer`.
+    /// The id in policies: `shop/orders`, the whole SPIFFE ID of a foreign workload, or `peer`.
     pub fn id(&self) -> &str {
         &self.entity.id
     }

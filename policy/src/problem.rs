@@ -1,28 +1,28 @@
-//! What is wrong with a document, and where.
+//! Problems of documents, with their locations.
 
 use std::fmt;
 
 use merlon_config::name::ServiceName;
 
-/// One thing that is wrong with a document that policies are compiled from.
+/// A problem of a document that policies are compiled from.
 ///
-/// `line` and `column` count from 1 within the document's own text; the reader of files knows at which line of which
-/// file that text begins.
+/// `line` and `column` count from 1 within the document's own text; the loader of files knows the file and line at
+/// which that text starts.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub struct PolicyProblem {
     /// The resource, as `namespace/name`.
     pub document: ServiceName,
-    /// Where the document was written, as `policies/orders.yaml:12:1`; empty when it is not known.
+    /// The source of the document, such as `policies/orders.yaml:12:1`; empty when unknown.
     pub origin: String,
-    /// Line within the document's text, from 1; 0 when the problem has no place in a text.
+    /// Line within the document's text, from 1; 0 when the problem has no location in the text.
     pub line: u32,
-    /// Column in characters, from 1; 0 when the problem has no place in a text.
+    /// Column in characters, from 1; 0 when the problem has no location in the text.
     pub column: u32,
-    /// The field, as `spec.routes[2].body`, for problems outside policy text.
+    /// The field, such as `spec.routes[2].body`, for problems outside policy text.
     pub field: Option<String>,
-    /// What is wrong: lower case, no full stop, user input in backticks.
+    /// The problem: lower case, no full stop, user input in backticks.
     pub message: String,
-    /// What would be right.
+    /// How to fix it.
     pub hint: Option<String>,
 }
 
@@ -39,7 +39,7 @@ impl PolicyProblem {
         }
     }
 
-    /// Places the problem at a byte offset of `text`.
+    /// Sets the location to a byte offset of `text`.
     pub(crate) fn at(mut self, text: &str, offset: usize) -> Self {
         (self.line, self.column) = place(text, offset);
         self

@@ -1,4 +1,4 @@
-//! The facts of a decision, kept so that it can be made again later.
+//! The facts of a decision, recorded so that it can be repeated later.
 
 use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
 
@@ -15,37 +15,37 @@ use crate::{
     validate::{RouteMatch, Router},
 };
 
-/// All that policies could have asked about one request. Only headers and query parameters that a policy of the
-/// service names are kept, and nothing of a token but its claims.
+/// All facts of one request that policies can read. Of headers and query parameters, only those that a policy of the
+/// service reads are recorded; of a token, only its claims.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecordedFacts {
-    /// The service that was asked.
+    /// The service that the request is for.
     pub service: ServiceName,
-    /// The peer that TLS proved.
+    /// The peer that TLS authenticated.
     pub principal: Principal,
-    /// What was asked for.
+    /// The request.
     pub request: RecordedRequest,
-    /// The socket's other end.
+    /// The peer address of the socket.
     pub source_ip: IpAddr,
     /// The client's address.
     pub client_ip: IpAddr,
     /// The Service's port.
     pub port: u16,
-    /// When it was decided.
+    /// The time of the decision.
     pub now: Timestamp,
-    /// Of the verified token.
+    /// The user of the verified token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<User>,
     /// Absent without TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<RecordedTls>,
-    /// What was decided then.
+    /// The decision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decided: Option<RecordedDecision>,
 }
 
-/// What was asked for.
+/// A request by protocol.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum RecordedRequest {
@@ -57,7 +57,7 @@ pub enum RecordedRequest {
         method: String,
         /// The normalised path.
         path: String,
-        /// The template it fitted then.
+        /// The template that the path matched.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         route: Option<String>,
         /// The template's parameters.
@@ -82,19 +82,19 @@ pub enum RecordedRequest {
         #[serde(default)]
         headers: BTreeMap<String, Vec<String>>,
     },
-    /// A connection of opaque bytes.
+    /// An opaque TCP connection.
     Tcp {
-        /// The server name asked for.
+        /// The server name (SNI).
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sni: Option<String>,
     },
 }
 
-/// The connection's TLS.
+/// The TLS facts of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecordedTls {
-    /// As `TLSv1.3`.
+    /// Such as `TLSv1.3`.
     pub version: String,
     /// The cipher suite.
     pub cipher: String,
@@ -103,13 +103,13 @@ pub struct RecordedTls {
     pub dns_names: Vec<String>,
 }
 
-/// A decision as it was made.
+/// The decision at the time of recording.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecordedDecision {
-    /// Whether it was allowed.
+    /// Whether the request was allowed.
     pub allowed: bool,
-    /// The policy that decided; none: nothing permitted it, or the facts were unfit.
+    /// The policy that decided; none when no policy permitted the request or its facts were invalid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicyName>,
     /// The stable reason code of a denial.
@@ -133,7 +133,7 @@ impl RecordedRequest {
     }
 }
 
-/// The longest value of a header or query parameter that is kept, in characters.
+/// Maximum length of a recorded header or query parameter value, in characters.
 const MAX_VALUE: usize = 1_024;
 
 impl RecordedFacts {
@@ -200,7 +200,7 @@ impl From<&Decision> for RecordedDecision {
     }
 }
 
-/// Recorded headers can be asked like living ones.
+/// Recorded headers as [`Headers`].
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RecordedHeaders<'a>(pub(crate) Option<&'a BTreeMap<String, Vec<String>>>);
 
@@ -217,7 +217,7 @@ fn headers(names: &Names, headers: &dyn Headers) -> BTreeMap<String, Vec<String>
     for name in &names.headers {
         let mut values = Vec::new();
         headers.each(name, &mut |value| {
-            values.push(cut(&String::from_utf8_lossy(value)))
+            values.push(truncate(&String::from_utf8_lossy(value)))
         });
         if !values.is_empty() {
             all.insert(name.to_string(), values);
@@ -233,13 +233,15 @@ fn parameters(names: &Names, query: &str) -> BTreeMap<String, Vec<String>> {
         if let Some(name) = decode(name)
             && names.query.iter().any(|own| **own == *name)
         {
-            all.entry(name.into_owned()).or_default().push(cut(value));
+            all.entry(name.into_owned())
+                .or_default()
+                .push(truncate(value));
         }
     }
     all
 }
 
-/// The recorded parameters as a query again.
+/// The recorded parameters as a query string.
 pub(crate) fn query_text(parameters: &BTreeMap<String, Vec<String>>) -> String {
     let mut text = String::new();
     for (name, value) in parameters
@@ -259,6 +261,6 @@ pub(crate) fn query_text(parameters: &BTreeMap<String, Vec<String>>) -> String {
     text
 }
 
-fn cut(text: &str) -> String {
+fn truncate(text: &str) -> String {
     text.chars().take(MAX_VALUE).collect()
 }

@@ -1,4 +1,4 @@
-//! The Cedar schema: a fixed base, and four records made of what the documents declare.
+//! The Cedar schema: a fixed base and four records generated from the documents' declarations.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,19 +8,19 @@ use std::{
 use cedar_policy::Schema;
 use merlon_config::resource::ClaimType;
 
-/// The base schema, which does not know `Claims`, `Params`, `Query` and `Headers` yet.
+/// The base schema, without `Claims`, `Params`, `Query` and `Headers`.
 pub const BASE: &str = include_str!("../schema/merlon.cedarschema");
 
-/// The names in the generated records. All of them are optional, so that one more never breaks a policy.
+/// The names in the generated records. All are optional, so that an additional name never breaks a policy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Declared {
-    /// `context.user.claims`: what the `RequestAuthentication`s declare.
+    /// `context.user.claims`: the claims that `RequestAuthentication`s declare.
     pub claims: BTreeMap<String, ClaimType>,
     /// `context.params`: the parameters of path templates.
     pub params: BTreeSet<String>,
-    /// `context.query`: what the policies read.
+    /// `context.query`: the parameters that policies read.
     pub query: BTreeSet<String>,
-    /// `context.headers`: what the policies read, lower case.
+    /// `context.headers`: the headers that policies read, lower case.
     pub headers: BTreeSet<String>,
 }
 
@@ -59,7 +59,7 @@ impl Declared {
     /// The whole schema, parsed.
     ///
     /// # Errors
-    /// A sentence, when a declared name cannot be one.
+    /// A sentence, when a declared name is not valid in a schema.
     pub fn schema(&self) -> Result<Schema, String> {
         let (schema, _) = Schema::from_cedarschema_str(&self.schema_text())
             .map_err(|problem| problem.to_string())?;

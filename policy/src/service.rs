@@ -1,4 +1,4 @@
-//! One service's policies, compiled: what the proxy asks.
+//! The compiled policies of one service, and the interface that the proxy calls.
 
 use std::{borrow::Cow, cell::OnceCell, sync::Arc};
 
@@ -9,7 +9,7 @@ use merlon_config::{
 
 use crate::{
     authn::TokenRules,
-    cedar::{Inputs, World},
+    cedar::{InputBuilder, Inputs},
     decision::{Decision, Deny, DenyKind, Permit, PolicyInfo},
     facts::{RequestFacts, RequestKind},
     matcher::{Body, Compiled, Gathered, Matcher, Names, Reading, Slots, Verdict},
@@ -20,7 +20,7 @@ use crate::{
     validate::{BodyRule, HeadFacts, RouteMatch, Router, Violation, check_head, max_body},
 };
 
-/// All that decides about requests to one service, compiled once per snapshot.
+/// Everything that decides on requests to one service, compiled once per snapshot.
 #[derive(Debug)]
 pub struct ServicePolicy {
     name: ServiceName,
@@ -30,11 +30,11 @@ pub struct ServicePolicy {
     router: Router,
     names: Names,
     matcher: Matcher,
-    /// Only kept where policies are left to Cedar, for its schema is large.
-    world: Option<Box<World>>,
+    /// Present only when policies are left to Cedar, since its schema is large.
+    inputs: Option<Box<InputBuilder>>,
 }
 
-/// The policies that can concern one peer: found once per connection and service.
+/// The policies that can apply to one peer, found once per connection and service.
 #[derive(Debug, Clone)]
 pub struct Candidates {
     stamp: u64,
@@ -43,16 +43,17 @@ pub struct Candidates {
 }
 
 impl ServicePolicy {
-    /// Parses, validates and compiles everything that reaches `service`.
+    /// Parses, validates and compiles every document that applies to `service`.
     ///
     /// # Errors
-    /// Every problem of every document at once.
+    /// All problems of all documents.
     pub fn compile(service: &InboundService, mesh: &MeshState) -> Result<Self, Vec<PolicyProblem>> {
         Ok(Self::new(service, mesh, Prepared::new(service, mesh)?))
     }
 
-    /// What is wrong with the documents that reach `service`, but for what depends on names that others declare.
-    pub fn problems_of_form(service: &InboundService, mesh: &MeshState) -> Vec<PolicyProblem> {
+    /// The problems of the documents that apply to `service`, without those that depend on names declared in other
+    /// documents.
+    pub fn structural_problems(service: &InboundService, mesh: &MeshState) -> Vec<PolicyProblem> {
         let prepared = Prepared::checked_by(|_, _| Vec::new(), service, mesh);
         prepared.err().unwrap_or_default()
     }
@@ -60,13 +61,13 @@ impl ServicePolicy {
     fn new(service: &InboundService, mesh: &MeshState, prepared: Prepared) -> Self {
         let Prepared {
             policies,
-            world,
+            inputs,
             names,
             router,
             tokens,
         } = prepared;
-        let matcher = Matcher::new(&policies, &world.target);
-        let world = (matcher.fallback_policies() > 0).then(|| Box::new(world));
+        let matcher = Matcher::new(&policies, &inputs.target);
+        let inputs = (matcher.fallback_policies() > 0).then(|| Box::new(inputs));
         Self {
             name: service.name.clone(),
             mesh: mesh.clone(),
@@ -75,11 +76,11 @@ impl ServicePolicy {
             router,
             names,
             matcher,
-            world,
+            inputs,
         }
     }
 
-    /// Which service.
+    /// The service's name.
     pub fn name(&self) -> &ServiceName {
         &self.name
     }
@@ -89,13 +90,13 @@ impl ServicePolicy {
         self.names.headers.iter().map(|name| &**name)
     }
 
-    /// Which bearer tokens it accepts.
+    /// The bearer tokens it accepts.
     pub fn tokens(&self) -> &TokenRules {
         &self.tokens
     }
 
-    /// How many of its policies are left to Cedar's evaluator, which takes tens of microseconds where the compiled
-    /// ones take a tenth of one.
+    /// How many of its policies are left to Cedar's evaluator, which takes tens of microseconds; a compiled policy takes
+    /// a tenth of a microsecond.
     pub fn fallback_policies(&self) -> usize {
         self.matcher.fallback_policies()
     }
@@ -105,19 +106,20 @@ impl ServicePolicy {
         PeerFacts::new(principal, &self.mesh, &self.groups, self.router.stamp())
     }
 
-    /// The policies that can concern this peer.
+    /// The policies that can apply to this peer.
     pub fn candidates(&self, peer: &PeerFacts) -> Candidates {
-        let peer = self.own(peer);
+        let peer = self.current_peer(peer);
         Candidates {
             stamp: self.router.stamp(),
             numbers: self.matcher.candidates(&peer),
         }
     }
 
-    /// Decides: a `forbid` that holds or errs denies, else a `permit` that holds allows, else it is denied.
+    /// Decides on a request. A `forbid` that holds or cannot be evaluated denies it; otherwise a `permit` that holds
+    /// allows it; otherwise it is denied.
     ///
-    /// `candidates` and `peer` are this service's of this snapshot; others are recognised and made anew.
-    /// Allocates nothing, unless a header is repeated, a query parameter is escaped, or a policy is left to Cedar.
+    /// `candidates` and `peer` come from this `ServicePolicy`; those of another one are detected and resolved again.
+    /// Does not allocate, unless a header is repeated, a query parameter is escaped, or a policy is left to Cedar.
     pub fn decide(
         &self,
         candidates: &Candidates,
@@ -127,13 +129,13 @@ impl ServicePolicy {
         match self.each_reading(candidates, peer, facts, |numbers, reading| {
             self.decide_reading(numbers, reading)
         }) {
-            Ok(info) => Decision::Permit(Permit::mint(info)),
+            Ok(info) => Decision::Permit(Permit::new(info)),
             Err(deny) => Decision::Deny(deny),
         }
     }
 
-    /// Only its forbids, for a request that is another service's on the same port: every Service that selects the
-    /// workload on that port has its say.
+    /// Evaluates only the forbids, for a request to another service on the same port: the forbids of every Service that
+    /// selects the workload on that port apply.
     pub fn forbids(
         &self,
         candidates: &Candidates,
@@ -146,14 +148,14 @@ impl ServicePolicy {
         .err()
     }
 
-    /// Keeps what is needed to decide again.
+    /// Records the facts that are needed to repeat the decision.
     pub fn record(
         &self,
         peer: &PeerFacts,
         facts: &RequestFacts<'_>,
         decision: &Decision,
     ) -> RecordedFacts {
-        let route = self.own_route(facts);
+        let route = self.current_route(facts);
         RecordedFacts::new(
             &self.name,
             &self.names,
@@ -164,12 +166,13 @@ impl ServicePolicy {
         )
     }
 
-    /// Which templates a normalised path fits, and which of their rules is for the method. The same answer serves policies and checks.
+    /// The templates that a normalised path matches, and their rules for the method. Policies and validation share the
+    /// result.
     pub fn route(&self, method: &str, path: &str) -> RouteMatch {
         self.router.find(method, path)
     }
 
-    /// The template that a route is, as `/orders/{id}`.
+    /// The template of a route, such as `/orders/{id}`.
     pub fn template(&self, route: &RouteMatch) -> Option<&str> {
         self.router.template(route)
     }
@@ -182,34 +185,34 @@ impl ServicePolicy {
         check_head(&self.router, head, route)
     }
 
-    /// The most bytes a body may have, streamed or not; none: no limit. Over it: 413.
+    /// Maximum size of a body in bytes, streamed or not; `None` means no limit. A larger body gets 413.
     pub fn max_body(&self, route: &RouteMatch) -> Option<u64> {
         max_body(&self.router, route)
     }
 
-    /// What the body must be; none: it is passed on as it comes.
+    /// The rule that the body must satisfy; `None` if it is forwarded unchecked.
     pub fn body_rule<'a>(&'a self, route: &'a RouteMatch) -> Option<BodyRule<'a>> {
         BodyRule::new(&self.router, route)
     }
 
-    /// Asks once for every way to read the request's repeated headers. All must agree to a yes: a value that stands
-    /// second may be the one that the program takes.
+    /// Decides once for each reading of the request's repeated headers. All must be allowed, since the application may
+    /// use any of the values.
     fn each_reading<T>(
         &self,
         candidates: &Candidates,
         peer: &PeerFacts,
         facts: &RequestFacts<'_>,
-        ask: impl Fn(&[u32], &Reading<'_>) -> Result<T, DenyKind>,
+        decide: impl Fn(&[u32], &Reading<'_>) -> Result<T, DenyKind>,
     ) -> Result<T, Deny> {
-        let peer = self.own(peer);
-        let fresh;
+        let peer = self.current_peer(peer);
+        let resolved;
         let numbers = if candidates.stamp == self.router.stamp() {
             &candidates.numbers
         } else {
-            fresh = self.matcher.candidates(&peer);
-            &fresh
+            resolved = self.matcher.candidates(&peer);
+            &resolved
         };
-        let route = self.own_route(facts);
+        let route = self.current_route(facts);
         let gathered = Gathered::new(&self.names, facts)?;
         let joined = Reading {
             action: facts.action(),
@@ -220,16 +223,16 @@ impl ServicePolicy {
             headers: &gathered.headers,
             query: &gathered.query,
         };
-        let answer = ask(numbers, &joined).map_err(Deny::new)?;
+        let allowed = decide(numbers, &joined).map_err(Deny::new)?;
         for number in 1..gathered.readings() {
             let headers: Slots<'_> = gathered.reading(number);
             let alone = Reading {
                 headers: &headers,
                 ..joined
             };
-            ask(numbers, &alone).map_err(Deny::new)?;
+            decide(numbers, &alone).map_err(Deny::new)?;
         }
-        Ok(answer)
+        Ok(allowed)
     }
 
     fn decide_reading<'s>(
@@ -237,13 +240,13 @@ impl ServicePolicy {
         numbers: &[u32],
         of: &Reading<'_>,
     ) -> Result<&'s Arc<PolicyInfo>, DenyKind> {
-        let cedar = Lazy::new(self, of);
+        let cedar = LazyInputs::new(self, of);
         for policy in self.applying(numbers, of) {
             match (policy.is_forbid(), cedar.verdict(policy)) {
                 (true, Verdict::Holds) => {
                     return Err(DenyKind::Forbidden(Arc::clone(&policy.info)));
                 }
-                (true, Verdict::Errs) => {
+                (true, Verdict::Error) => {
                     return Err(DenyKind::ForbidFailed(Arc::clone(&policy.info)));
                 }
                 (false, Verdict::Holds) => return Ok(&policy.info),
@@ -254,17 +257,17 @@ impl ServicePolicy {
     }
 
     fn forbid_in(&self, numbers: &[u32], of: &Reading<'_>) -> Option<DenyKind> {
-        let cedar = Lazy::new(self, of);
+        let cedar = LazyInputs::new(self, of);
         self.applying(numbers, of)
             .take_while(|policy| policy.is_forbid())
             .find_map(|policy| match cedar.verdict(policy) {
                 Verdict::Holds => Some(DenyKind::Forbidden(Arc::clone(&policy.info))),
-                Verdict::Errs => Some(DenyKind::ForbidFailed(Arc::clone(&policy.info))),
-                Verdict::DoesNot => None,
+                Verdict::Error => Some(DenyKind::ForbidFailed(Arc::clone(&policy.info))),
+                Verdict::DoesNotHold => None,
             })
     }
 
-    /// The candidates whose scope has the request's action, forbids first.
+    /// The candidates whose scope includes the request's action, forbids first.
     fn applying<'s>(
         &'s self,
         numbers: &[u32],
@@ -277,8 +280,8 @@ impl ServicePolicy {
             .filter(move |policy| policy.actions & action != 0)
     }
 
-    /// A peer resolved by another snapshot may have lost or won memberships since.
-    fn own<'a>(&self, peer: &'a PeerFacts) -> Cow<'a, PeerFacts> {
+    /// Resolves a peer of another snapshot again, since its memberships may have changed.
+    fn current_peer<'a>(&self, peer: &'a PeerFacts) -> Cow<'a, PeerFacts> {
         if peer.stamp == self.router.stamp() {
             Cow::Borrowed(peer)
         } else {
@@ -286,9 +289,9 @@ impl ServicePolicy {
         }
     }
 
-    fn own_route(&self, facts: &RequestFacts<'_>) -> RouteMatch {
+    fn current_route(&self, facts: &RequestFacts<'_>) -> RouteMatch {
         match facts.kind {
-            RequestKind::Http(http) if !self.router.is_mine(http.route) => {
+            RequestKind::Http(http) if !self.router.owns(http.route) => {
                 self.router.find(http.method, http.path)
             }
             RequestKind::Http(http) => *http.route,
@@ -297,14 +300,14 @@ impl ServicePolicy {
     }
 }
 
-/// Cedar's inputs, made when the first policy needs them.
-struct Lazy<'a> {
+/// Cedar's inputs, built when the first policy needs them.
+struct LazyInputs<'a> {
     service: &'a ServicePolicy,
     reading: &'a Reading<'a>,
     inputs: OnceCell<Option<Inputs>>,
 }
 
-impl<'a> Lazy<'a> {
+impl<'a> LazyInputs<'a> {
     fn new(service: &'a ServicePolicy, reading: &'a Reading<'a>) -> Self {
         Self {
             service,
@@ -317,14 +320,14 @@ impl<'a> Lazy<'a> {
         match &policy.body {
             Body::Compiled(condition) => match condition.holds(self.reading) {
                 Ok(true) => Verdict::Holds,
-                Ok(false) => Verdict::DoesNot,
-                Err(_) => Verdict::Errs,
+                Ok(false) => Verdict::DoesNotHold,
+                Err(_) => Verdict::Error,
             },
             Body::Cedar(alone) => self
                 .inputs
-                .get_or_init(|| self.service.world.as_ref()?.inputs(self.reading).ok())
+                .get_or_init(|| self.service.inputs.as_ref()?.build(self.reading).ok())
                 .as_ref()
-                .map_or(Verdict::Errs, |inputs| inputs.ask(alone).0),
+                .map_or(Verdict::Error, |inputs| inputs.evaluate(alone).0),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Does the request look right: sizes, methods, media types, routes, bodies.
+//! Request validation: sizes, methods, media types, routes, bodies.
 
 mod body;
 mod head;
@@ -19,16 +19,16 @@ pub use route::RouteMatch;
 pub(crate) use route::Router;
 pub use violation::Violation;
 
-/// Whether a text is a path template, for fuzzing and for editors.
+/// Checks whether a text is a path template, for fuzzing and for editors.
 ///
 /// # Errors
-/// A sentence that says why not.
+/// The reason, when it is not.
 pub fn check_template(text: &str) -> Result<(), String> {
     template::Template::parse(text).map(drop)
 }
 
-/// The parameters that a document's path templates declare: `id` of `/orders/{id}`, `rest` of `/{rest*}`; also where
-/// something else is wrong with the template.
+/// The parameters that a document's path templates declare: `id` of `/orders/{id}`, `rest` of `/{rest*}`. Includes those
+/// of invalid templates.
 pub fn params(spec: &RequestValidationSpec) -> impl Iterator<Item = &str> {
     spec.routes.iter().flat_map(|route| {
         route.path.split('/').filter_map(|segment| {

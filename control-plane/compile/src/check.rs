@@ -57,7 +57,7 @@ pub(crate) fn other_problems(loaded: &Loaded, assembled: &Assembled) -> Vec<Prob
             true => ServicePolicy::compile(service, mesh)
                 .err()
                 .unwrap_or_default(),
-            false => ServicePolicy::problems_of_form(service, mesh),
+            false => ServicePolicy::structural_problems(service, mesh),
         };
         problems.iter().for_each(|problem| found.add(problem));
     }

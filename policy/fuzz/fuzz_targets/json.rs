@@ -1,4 +1,4 @@
-//! What the strict reader accepts, the usual one reads alike.
+//! JSON that the strict parser accepts has the same value in serde_json.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

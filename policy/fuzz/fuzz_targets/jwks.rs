@@ -1,4 +1,4 @@
-//! Any bytes are a key set with at least one usable key, or are refused with a reason.
+//! Any bytes parse to a key set with at least one usable key, or are rejected with a reason.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Any path has one reading, which normalising again does not change, or none.
+//! Any path is normalised to a stable result, or is rejected.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

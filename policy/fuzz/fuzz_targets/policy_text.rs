@@ -1,4 +1,4 @@
-//! Any text is policies that decide, or is refused with places within the text; and nobody decides without a permit.
+//! Any text compiles to policies or is rejected with problems; a request is allowed only by a permit.
 #![no_main]
 
 use std::sync::LazyLock;

@@ -1,4 +1,4 @@
-//! Any text is a path template or is told why not.
+//! Any text is a path template or is rejected with a reason.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! What a verified token says about its user.
+//! Reads the user from the claims of a verified token.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +13,8 @@ pub(super) struct Claims<'a>(pub(super) &'a Map<String, Value>);
 
 const WRONG_TYPE: TokenProblem = TokenProblem::Malformed("a claim has the wrong type");
 
-/// Claims that have a place of their own, and so are no tags.
-const PLACED: [&str; 13] = [
+/// Claims with a field of their own, which are not added to the tags.
+const STANDARD_CLAIMS: [&str; 13] = [
     "iss",
     "sub",
     "aud",
@@ -63,7 +63,7 @@ impl Claims<'_> {
             amr: self.list("amr")?,
             auth_time: self.time("auth_time")?,
             groups: self.groups(issuer)?,
-            claims: self.declared(issuer)?,
+            claims: self.declared_claims(issuer)?,
             tags: self.tags(issuer),
             ..User::new(&issuer.name, subject, expires_at)
         })
@@ -77,7 +77,7 @@ impl Claims<'_> {
         }
     }
 
-    /// One text or a list of them, as `aud` (RFC 7519 §4.1.3).
+    /// A string or a list of strings, like `aud` (RFC 7519 §4.1.3).
     pub(super) fn list(&self, name: &str) -> Result<Vec<String>, TokenProblem> {
         self.0
             .get(name)
@@ -93,7 +93,7 @@ impl Claims<'_> {
             .as_f64()
             .filter(|at| at.is_finite())
             .ok_or(WRONG_TYPE)?;
-        // What is beyond the calendar is as good as its end.
+        // Times beyond the range of timestamps are clamped.
         if at >= seconds(Timestamp::MAX) {
             return Ok(Some(Timestamp::MAX));
         }
@@ -107,7 +107,7 @@ impl Claims<'_> {
     }
 
     fn groups(&self, issuer: &IssuerRules) -> Result<Vec<String>, TokenProblem> {
-        let Some(value) = self.at(&issuer.groups_claim) else {
+        let Some(value) = self.lookup(&issuer.groups_claim) else {
             return Ok(Vec::new());
         };
         let groups = texts(value).ok_or(WRONG_TYPE)?;
@@ -117,8 +117,8 @@ impl Claims<'_> {
             .collect())
     }
 
-    /// A claim by name, or by a path of names as `realm_access.roles`.
-    fn at(&self, name: &str) -> Option<&Value> {
+    /// A claim by name, or by a path of names such as `realm_access.roles`.
+    fn lookup(&self, name: &str) -> Option<&Value> {
         self.0.get(name).or_else(|| {
             let (first, rest) = name.split_once('.')?;
             rest.split('.')
@@ -126,7 +126,10 @@ impl Claims<'_> {
         })
     }
 
-    fn declared(&self, issuer: &IssuerRules) -> Result<BTreeMap<String, ClaimValue>, TokenProblem> {
+    fn declared_claims(
+        &self,
+        issuer: &IssuerRules,
+    ) -> Result<BTreeMap<String, ClaimValue>, TokenProblem> {
         let mut claims = BTreeMap::new();
         for (name, kind) in &issuer.claims {
             let Some(value) = self.0.get(name).filter(|value| !value.is_null()) else {
@@ -140,7 +143,7 @@ impl Claims<'_> {
                 ClaimType::Boolean => value.as_bool().map(ClaimValue::Boolean),
                 ClaimType::StringSet => texts(value).map(ClaimValue::StringSet),
             };
-            // Passing it over would look to policies as if it were absent, which some may take for the better.
+            // Not ignored: to policies the claim would look absent, and some allow more when it is.
             claims.insert(name.clone(), value.ok_or(WRONG_TYPE)?);
         }
         Ok(claims)
@@ -149,9 +152,9 @@ impl Claims<'_> {
     fn tags(&self, issuer: &IssuerRules) -> BTreeMap<String, Vec<String>> {
         let mut tags = BTreeMap::new();
         for (name, value) in self.0 {
-            let placed =
-                PLACED.contains(&name.as_str()) || issuer.claims.iter().any(|(own, _)| own == name);
-            if !placed {
+            let standard = STANDARD_CLAIMS.contains(&name.as_str())
+                || issuer.claims.iter().any(|(own, _)| own == name);
+            if !standard {
                 tag(&mut tags, name.clone(), value);
             }
         }

@@ -1,4 +1,4 @@
-//! An issuer's public keys as data (RFC 7517, RFC 7518 §6, RFC 8037 §2).
+//! Parses an issuer's public keys (RFC 7517, RFC 7518 §6, RFC 8037 §2).
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::DecodingKey;
@@ -7,9 +7,9 @@ use serde_json::{Map, Value};
 
 use crate::validate::json;
 
-/// The largest set, in bytes.
+/// Maximum size of a key set, in bytes.
 pub const MAX_BYTES: usize = 1 << 20;
-/// The most keys of a set.
+/// Maximum number of keys in a set.
 pub const MAX_KEYS: usize = 100;
 
 /// The usable keys of a JWKS.
@@ -24,8 +24,8 @@ pub struct KeySet {
 pub(crate) struct Key {
     kid: Option<String>,
     kind: KeyKind,
-    /// The only algorithm it is for, if it says so.
-    only: Option<String>,
+    /// `alg`: the only algorithm that the key may be used with.
+    algorithm: Option<String>,
     pub(crate) decoding: DecodingKey,
 }
 
@@ -43,23 +43,23 @@ pub enum JwksProblem {
     /// Longer than [`MAX_BYTES`].
     #[error("the key set has {0} bytes, more than 1 MiB")]
     TooLarge(usize),
-    /// Not the JSON it should be.
+    /// Not a JSON object with an array `keys`.
     #[error("the key set is not valid: {0}")]
     Malformed(String),
     /// More than [`MAX_KEYS`].
     #[error("the key set has {0} keys, more than 100")]
     TooManyKeys(usize),
-    /// Nothing in it can verify a token.
+    /// None of its keys can verify a token.
     #[error("the key set has no usable key: {0}")]
     NoUsableKey(String),
 }
 
 impl KeySet {
-    /// Reads a JWKS of at most 1 MiB and 100 keys (RFC 7517 §5). Keys that cannot be used are passed over with a note:
-    /// symmetric and private ones, those for other uses, RSA below 2048 or above 8192 bits, other curves.
+    /// Parses a JWKS of at most 1 MiB and 100 keys (RFC 7517 §5). Unusable keys are skipped with a reason: symmetric and
+    /// private keys, keys for other uses, RSA keys below 2048 or above 8192 bits, unsupported curves.
     ///
     /// # Errors
-    /// When it is too large, malformed, or holds no usable key.
+    /// When it is too large, malformed, or contains no usable key.
     pub fn parse(bytes: &[u8]) -> Result<Self, JwksProblem> {
         if bytes.len() > MAX_BYTES {
             return Err(JwksProblem::TooLarge(bytes.len()));
@@ -88,12 +88,12 @@ impl KeySet {
         Ok(keys)
     }
 
-    /// How many keys can be used.
+    /// The number of usable keys.
     pub fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// Never: a set without usable keys is refused.
+    /// Always false, since a set without usable keys is rejected.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
@@ -103,20 +103,20 @@ impl KeySet {
         self.named(kid).next().is_some()
     }
 
-    /// Why keys were passed over, one sentence each.
+    /// The reasons why keys were skipped.
     pub fn skipped(&self) -> &[String] {
         &self.skipped
     }
 
-    /// The keys of this `kid`; there may be one per algorithm (RFC 7517 §4.5).
+    /// The keys with this `kid`; there may be one per algorithm (RFC 7517 §4.5).
     pub(crate) fn named<'a>(&'a self, kid: &'a str) -> impl Iterator<Item = &'a Key> {
         self.keys
             .iter()
             .filter(move |key| key.kid.as_deref() == Some(kid))
     }
 
-    /// The only key.
-    pub(crate) fn only(&self) -> Option<&Key> {
+    /// The key, if the set has exactly one.
+    pub(crate) fn single(&self) -> Option<&Key> {
         match self.keys.as_slice() {
             [key] => Some(key),
             _ => None,
@@ -152,10 +152,10 @@ impl Key {
         let key = Self {
             kid: optional(entry, "kid")?.map(str::to_owned),
             kind,
-            only: optional(entry, "alg")?.map(str::to_owned),
+            algorithm: optional(entry, "alg")?.map(str::to_owned),
             decoding,
         };
-        // A key for an algorithm that it cannot do is a mistake that nothing good comes of.
+        // A key whose `alg` contradicts its type is misconfigured, so it is not used.
         let some_fits = ALGORITHMS.iter().any(|algorithm| key.fits(*algorithm));
         if some_fits {
             Ok(key)
@@ -209,7 +209,7 @@ impl Key {
         Ok((KeyKind::Ed25519, key))
     }
 
-    /// Whether the key is for this algorithm: by its type, its curve, and what it says itself (RFC 8725 §3.1).
+    /// Whether the key may be used with this algorithm, by its type, its curve and its `alg` (RFC 8725 §3.1).
     pub(crate) fn fits(&self, algorithm: SignatureAlgorithm) -> bool {
         use SignatureAlgorithm as A;
         let by_kind = match algorithm {
@@ -221,8 +221,8 @@ impl Key {
             A::EdDSA => self.kind == KeyKind::Ed25519,
         };
         by_kind
-            && self.only.as_deref().is_none_or(|only| {
-                // RFC 9864 gives EdDSA on this curve a name of its own.
+            && self.algorithm.as_deref().is_none_or(|only| {
+                // RFC 9864 adds the name `Ed25519` for EdDSA on this curve.
                 only == name(algorithm) || (only == "Ed25519" && algorithm == A::EdDSA)
             })
     }
@@ -237,7 +237,7 @@ impl std::fmt::Debug for Key {
         f.debug_struct("Key")
             .field("kid", &self.kid)
             .field("kind", &self.kind)
-            .field("only", &self.only)
+            .field("algorithm", &self.algorithm)
             .finish_non_exhaustive()
     }
 }
@@ -270,7 +270,7 @@ fn name(algorithm: SignatureAlgorithm) -> &'static str {
     }
 }
 
-/// The algorithm of this name, compared octet for octet. `none` and HMAC have no entry, so there is no way to them.
+/// The algorithm with this name, compared byte for byte. `none` and HMAC have no entry, so they are never used.
 pub(crate) fn algorithm_named(text: &str) -> Option<SignatureAlgorithm> {
     ALGORITHMS
         .into_iter()

@@ -1,25 +1,25 @@
 use jiff::Timestamp;
 
-/// Why a token was not accepted. The text is for the operator's log; the caller learns only `invalid_token`.
+/// Why a token was rejected. The text is for the operator's log; the client only gets `invalid_token`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenProblem {
-    /// Not a token by its form: size, parts, encoding, JSON, repeated members, wrong types.
+    /// The form is invalid: size, parts, encoding, JSON, repeated members, wrong types.
     #[error("the token is malformed: {0}")]
     Malformed(&'static str),
-    /// Its `iss` is nobody's whose tokens are accepted here.
+    /// Its `iss` is not an accepted issuer.
     #[error("the issuer `{0}` is not accepted")]
     UnknownIssuer(String),
     /// Its `typ` is not accepted.
     #[error("the token type `{0}` is not accepted")]
     WrongType(String),
-    /// It marks extensions as critical (RFC 7515 §4.1.11); none is known.
+    /// It has critical extensions (RFC 7515 §4.1.11); none is supported.
     #[error("the token has critical extensions")]
     CriticalExtension,
-    /// Its `alg` is not accepted of this issuer.
+    /// Its `alg` is not accepted from this issuer.
     #[error("the algorithm `{0}` is not accepted")]
     WrongAlgorithm(String),
-    /// The key is not for this algorithm.
+    /// The key may not be used with this algorithm.
     #[error("the algorithm `{algorithm}` does not match the key `{kid}`")]
     KeyMismatch {
         /// `alg`.
@@ -30,33 +30,33 @@ pub enum TokenProblem {
     /// No `kid`, and the issuer has several keys.
     #[error("the token has no `kid`, and the issuer has several keys")]
     NoKeyId,
-    /// The issuer has no key of this name now: worth one bounded refetch.
+    /// The issuer has no key with this `kid`: one bounded refetch may find it.
     #[error("the issuer `{issuer}` has no key `{kid}`")]
     UnknownKey {
         /// The issuer's URL.
         issuer: String,
-        /// The key asked for.
+        /// The `kid` of the token.
         kid: String,
     },
-    /// The issuer's keys could not be had: 503, not 401.
+    /// The issuer's keys have not been fetched: 503, not 401.
     #[error("the keys of `{issuer}` are not available")]
     KeysUnavailable {
         /// The issuer's URL.
         issuer: String,
     },
-    /// The signature is not the key's.
+    /// The signature was not made by the key.
     #[error("the signature does not match")]
     BadSignature,
-    /// None of the accepted audiences is in `aud`.
+    /// `aud` contains none of the accepted audiences.
     #[error("the token is for another audience")]
     WrongAudience,
-    /// `exp` is past.
+    /// `exp` is in the past.
     #[error("the token expired at {0}")]
     Expired(Timestamp),
-    /// `nbf` is ahead.
+    /// `nbf` is in the future.
     #[error("the token is not valid before {0}")]
     NotYetValid(Timestamp),
-    /// `iat` is ahead.
+    /// `iat` is in the future.
     #[error("the token was issued in the future, at {0}")]
     IssuedInFuture(Timestamp),
 }
@@ -70,7 +70,7 @@ impl TokenProblem {
         }
     }
 
-    /// A word for a metric's label and the access log.
+    /// The value for the metric label and the access log.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Malformed(_) => "malformed",
@@ -90,7 +90,7 @@ impl TokenProblem {
         }
     }
 
-    /// The HTTP status: 401, or 503 where it is not the caller's fault.
+    /// The HTTP status: 401, or 503 when the client is not the cause.
     pub fn status(&self) -> u16 {
         match self {
             Self::KeysUnavailable { .. } => 503,

@@ -10,7 +10,7 @@ use url::Url;
 use super::User;
 use crate::problem::PolicyProblem;
 
-/// Which tokens a service accepts: its `RequestAuthentication` documents together.
+/// The tokens that a service accepts: its `RequestAuthentication` documents combined.
 #[derive(Debug, Clone, Default)]
 pub struct TokenRules {
     issuers: Vec<IssuerRules>,
@@ -18,14 +18,14 @@ pub struct TokenRules {
     forward_token: bool,
 }
 
-/// How tokens of one issuer are judged.
+/// The rules for tokens of one issuer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct IssuerRules {
     /// The short name in policies.
     pub name: String,
     /// The exact value of `iss`.
     pub issuer: String,
-    /// Where its keys are, for issuers without discovery.
+    /// The URL of its keys, for issuers without discovery.
     pub jwks_uri: Option<Url>,
     /// PEM roots for the issuer's own certificate.
     pub ca_certificates: Option<String>,
@@ -35,7 +35,7 @@ pub struct IssuerRules {
     pub algorithms: Vec<SignatureAlgorithm>,
     /// Accepted values of `typ`, without `application/`.
     pub token_types: Vec<String>,
-    /// How far clocks may differ; five minutes at most.
+    /// Accepted clock skew; at most five minutes.
     pub clock_skew: Duration,
     /// Claims that become `context.user.claims`.
     pub claims: Vec<(String, ClaimType)>,
@@ -44,8 +44,8 @@ pub struct IssuerRules {
 }
 
 impl TokenRules {
-    /// The rules of these documents together: a token of any of their issuers is accepted, a token is required when
-    /// one of them requires it, and passed on only when all of them say so.
+    /// Combines documents: tokens of any of their issuers are accepted, a token is required if one document requires it,
+    /// and it is forwarded only if all documents allow that.
     pub fn new(documents: &[Attached<RequestAuthenticationSpec>]) -> Self {
         let mut issuers: Vec<IssuerRules> = Vec::new();
         for issuer in documents.iter().flat_map(|document| &document.spec.issuers) {
@@ -73,7 +73,7 @@ impl TokenRules {
         }
     }
 
-    /// Issuers that several documents describe, and not alike: which of them would count could only be guessed.
+    /// Issuers that several documents declare with different settings. Such a declaration is ambiguous.
     pub(crate) fn conflicts(
         documents: &[Attached<RequestAuthenticationSpec>],
     ) -> Vec<PolicyProblem> {
@@ -109,27 +109,27 @@ impl TokenRules {
         problems
     }
 
-    /// Whether no issuer is accepted: tokens are then left alone.
+    /// Whether no issuer is accepted; tokens are then not verified.
     pub fn is_empty(&self) -> bool {
         self.issuers.is_empty()
     }
 
-    /// Whether a request without a token is refused with 401.
+    /// Whether a request without a token is rejected with 401.
     pub fn required(&self) -> bool {
         self.required && !self.is_empty()
     }
 
-    /// Whether `Authorization` is passed on to the program. Always so when no issuer is accepted.
+    /// Whether `Authorization` is forwarded to the application. Always true when no issuer is accepted.
     pub fn forward_token(&self) -> bool {
         self.forward_token || self.is_empty()
     }
 
-    /// The accepted issuers, whose keys somebody has to fetch.
+    /// The accepted issuers. The caller fetches their keys.
     pub fn issuers(&self) -> &[IssuerRules] {
         &self.issuers
     }
 
-    /// Until when a verified user counts: `exp`, and what the clocks may differ by.
+    /// The time until which a verified user is accepted: `exp` plus the clock skew.
     pub fn accepted_until(&self, user: &User) -> Timestamp {
         let rules = self.issuers.iter().find(|one| one.name == user.issuer_name);
         let skew = rules.map_or(Duration::ZERO, |rules| rules.clock_skew);

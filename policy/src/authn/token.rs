@@ -1,4 +1,4 @@
-//! A bearer token becomes a user, or a reason why not.
+//! Verifies bearer tokens.
 
 use std::sync::Arc;
 
@@ -17,24 +17,23 @@ use crate::validate::json;
 
 pub use super::problem::TokenProblem;
 
-/// The longest token, in bytes.
+/// Maximum length of a token, in bytes.
 pub const MAX_BYTES: usize = 32 << 10;
 
-/// Verifies a token (without `Bearer `) at the moment `now`. `keys` gives what is known of an issuer, by its URL.
+/// Verifies a token (without `Bearer `) at the time `now`. `keys` returns the keys of an issuer by its URL.
 ///
-/// Nothing that the token says is believed before its signature was checked, but for the three things that say how:
-/// issuer, algorithm, key; and each of these only picks from what is configured.
+/// Nothing in the token is trusted before its signature is verified. Issuer, algorithm and key are read before, but they
+/// only select from the configured ones.
 ///
 /// # Errors
-/// Says exactly what is wrong, in the order of the checks: form, issuer, type, algorithm, key, signature, audience,
-/// time, claims.
+/// The first problem, in the order of the checks: form, issuer, type, algorithm, key, signature, audience, time, claims.
 pub fn verify(
     token: &str,
     rules: &TokenRules,
     keys: &dyn Fn(&str) -> Option<Arc<KeySet>>,
     now: Timestamp,
 ) -> Result<User, TokenProblem> {
-    let parts = Parts::of(token)?;
+    let parts = Parts::parse(token)?;
     if parts.header.contains_key("crit") {
         return Err(TokenProblem::CriticalExtension);
     }
@@ -45,20 +44,20 @@ pub fn verify(
     };
     let issuer = rules
         .issuer(iss)
-        .ok_or_else(|| TokenProblem::UnknownIssuer(cut(iss)))?;
+        .ok_or_else(|| TokenProblem::UnknownIssuer(truncate(iss)))?;
     check_type(&parts.header, issuer)?;
     let algorithm = algorithm(&parts.header, issuer)?;
     let set = keys(&issuer.issuer).ok_or_else(|| TokenProblem::KeysUnavailable {
         issuer: issuer.issuer.clone(),
     })?;
     let key = key(&parts.header, issuer, &set, algorithm)?;
-    let genuine = jsonwebtoken::crypto::verify(
+    let verified = jsonwebtoken::crypto::verify(
         parts.signature,
         parts.signed.as_bytes(),
         &key.decoding,
-        wire(algorithm),
+        jsonwebtoken_algorithm(algorithm),
     );
-    if !genuine.is_ok_and(|genuine| genuine) {
+    if !verified.is_ok_and(|valid| valid) {
         return Err(TokenProblem::BadSignature);
     }
     let claims = Claims(&parts.payload);
@@ -70,9 +69,9 @@ pub fn verify(
     claims.user(issuer, audience, expires_at)
 }
 
-/// A token taken apart.
+/// The parts of a token.
 struct Parts<'a> {
-    /// What the signature is over.
+    /// The signed bytes.
     signed: &'a str,
     signature: &'a str,
     header: Map<String, Value>,
@@ -80,7 +79,7 @@ struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    fn of(token: &'a str) -> Result<Self, TokenProblem> {
+    fn parse(token: &'a str) -> Result<Self, TokenProblem> {
         if token.len() > MAX_BYTES {
             return Err(TokenProblem::Malformed("it is longer than 32 KiB"));
         }
@@ -95,7 +94,7 @@ impl<'a> Parts<'a> {
             object(header).ok_or(TokenProblem::Malformed("its header is not a JSON object"))?;
         let payload =
             object(payload).ok_or(TokenProblem::Malformed("its payload is not a JSON object"))?;
-        // One spelling of a signature: neither padding nor spare bits.
+        // A signature has only one accepted encoding: no padding, no spare bits.
         if signature.is_empty() || URL_SAFE_NO_PAD.decode(signature).is_err() {
             return Err(TokenProblem::Malformed("its signature is not base64url"));
         }
@@ -108,7 +107,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Strict base64url, strict JSON: a member that stands there twice is not a token (RFC 7515 §4).
+/// Strict base64url and strict JSON: duplicate members are rejected (RFC 7515 §4).
 fn object(part: &str) -> Option<Map<String, Value>> {
     let bytes = URL_SAFE_NO_PAD.decode(part).ok()?;
     match json::parse(&bytes) {
@@ -127,7 +126,7 @@ fn text<'a>(header: &'a Map<String, Value>, member: &str) -> Result<Option<&'a s
     }
 }
 
-/// `typ` in any case, with or without `application/` (RFC 7515 §4.1.9). A token without one is a `JWT`.
+/// `typ` in any case, with or without `application/` (RFC 7515 §4.1.9). A token without `typ` is a `JWT`.
 fn check_type(header: &Map<String, Value>, issuer: &IssuerRules) -> Result<(), TokenProblem> {
     let kind = text(header, "typ")?.unwrap_or("JWT");
     let bare = match kind.split_once('/') {
@@ -141,7 +140,7 @@ fn check_type(header: &Map<String, Value>, issuer: &IssuerRules) -> Result<(), T
     if accepted {
         Ok(())
     } else {
-        Err(TokenProblem::WrongType(cut(kind)))
+        Err(TokenProblem::WrongType(truncate(kind)))
     }
 }
 
@@ -152,10 +151,10 @@ fn algorithm(
     let named = text(header, "alg")?.ok_or(TokenProblem::Malformed("it has no `alg`"))?;
     algorithm_named(named)
         .filter(|algorithm| issuer.algorithms.contains(algorithm))
-        .ok_or_else(|| TokenProblem::WrongAlgorithm(cut(named)))
+        .ok_or_else(|| TokenProblem::WrongAlgorithm(truncate(named)))
 }
 
-/// The key comes from the issuer's set alone: `jwk`, `jku`, `x5c` and `x5u` in a header are never looked at.
+/// Selects the key from the issuer's set only: `jwk`, `jku`, `x5c` and `x5u` in the header are ignored.
 fn key<'a>(
     header: &'a Map<String, Value>,
     issuer: &IssuerRules,
@@ -164,10 +163,10 @@ fn key<'a>(
 ) -> Result<&'a Key, TokenProblem> {
     let mismatch = |kid: &str| TokenProblem::KeyMismatch {
         algorithm: format!("{algorithm:?}"),
-        kid: cut(kid),
+        kid: truncate(kid),
     };
     let Some(kid) = text(header, "kid")? else {
-        let key = set.only().ok_or(TokenProblem::NoKeyId)?;
+        let key = set.single().ok_or(TokenProblem::NoKeyId)?;
         return key
             .fits(algorithm)
             .then_some(key)
@@ -176,7 +175,7 @@ fn key<'a>(
     if !set.has_key(kid) {
         return Err(TokenProblem::UnknownKey {
             issuer: issuer.issuer.clone(),
-            kid: cut(kid),
+            kid: truncate(kid),
         });
     }
     set.named(kid)
@@ -184,7 +183,7 @@ fn key<'a>(
         .ok_or_else(|| mismatch(kid))
 }
 
-/// `exp` must be there; `nbf` and `iat` are honoured when they are (RFC 7519 §4.1). All within the clocks' difference.
+/// `exp` is required; `nbf` and `iat` are checked if present (RFC 7519 §4.1). All allow for the clock skew.
 fn check_times(
     claims: &Claims<'_>,
     issuer: &IssuerRules,
@@ -206,7 +205,7 @@ fn check_times(
     Ok(expires)
 }
 
-fn wire(algorithm: SignatureAlgorithm) -> Algorithm {
+fn jsonwebtoken_algorithm(algorithm: SignatureAlgorithm) -> Algorithm {
     match algorithm {
         SignatureAlgorithm::RS256 => Algorithm::RS256,
         SignatureAlgorithm::RS384 => Algorithm::RS384,
@@ -220,8 +219,8 @@ fn wire(algorithm: SignatureAlgorithm) -> Algorithm {
     }
 }
 
-/// A stranger's bytes end in logs: cut what is too long to be read.
-fn cut(text: &str) -> String {
+/// Truncates untrusted text for logs.
+fn truncate(text: &str) -> String {
     text.chars().take(128).collect()
 }
 

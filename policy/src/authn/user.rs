@@ -3,13 +3,13 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// The person or client that a verified token speaks for: `context.user`.
+/// The user or client that a verified token identifies: `context.user`.
 ///
-/// Holds what the token said, never the token itself, so that it may be recorded.
+/// Contains the token's claims but never the token, so that it can be recorded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct User {
-    /// `issuer-name#subject`: two issuers' `alice` never meet.
+    /// `issuer-name#subject`, so that `alice` of two issuers are different users.
     pub id: String,
     /// The issuer's short name: `Issuer::"customers"`.
     pub issuer_name: String,
@@ -27,10 +27,10 @@ pub struct User {
     /// How strongly the user was authenticated (OpenID Connect Core §2).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acr: Option<String>,
-    /// By which methods (RFC 8176).
+    /// The authentication methods (RFC 8176).
     #[serde(default)]
     pub amr: Vec<String>,
-    /// When.
+    /// When the user was authenticated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth_time: Option<Timestamp>,
     /// `issuer-name/group` for each group.
@@ -42,7 +42,7 @@ pub struct User {
     /// Every other claim that is a scalar or a list of scalars, as strings; nested ones as `realm_access.roles`.
     #[serde(default)]
     pub tags: BTreeMap<String, Vec<String>>,
-    /// `exp`: what was verified must not be used from then on.
+    /// `exp`: the user must not be accepted after this time.
     pub expires_at: Timestamp,
 }
 

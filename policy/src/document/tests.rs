@@ -38,7 +38,7 @@ fn compile_documents(documents: &[(&str, &str)]) -> Result<ServicePolicy, Vec<Po
 }
 
 #[track_caller]
-fn refused(text: &str, line: u32, column: u32, message: &str, hint: &str) {
+fn rejected(text: &str, line: u32, column: u32, message: &str, hint: &str) {
     let problems = compile(text).unwrap_err();
     let problem = &problems[0];
     assert_eq!((problem.line, problem.column), (line, column), "{problem}");
@@ -50,15 +50,15 @@ fn refused(text: &str, line: u32, column: u32, message: &str, hint: &str) {
 }
 
 #[test]
-fn broken_text_is_refused_at_line_and_column() {
-    refused(
+fn invalid_text_is_rejected_with_line_and_column() {
+    rejected(
         "@id(\"a\")\npermit (principal, action, resource) whn { true };",
         2,
         38,
         "whn",
         "",
     );
-    refused(
+    rejected(
         "@id(\"a\")\npermit (principal, action == Action::\"GET\", resource)\nwhen { context.path = \"/\" };",
         3,
         8,
@@ -68,15 +68,15 @@ fn broken_text_is_refused_at_line_and_column() {
 }
 
 #[test]
-fn what_only_some_requests_have_is_refused_with_the_scope_that_helps() {
-    refused(
+fn an_attribute_of_some_requests_only_is_rejected_with_the_scope_to_use() {
+    rejected(
         "@id(\"a\") forbid (principal, action, resource)\nwhen { context.path like \"/admin/*\" };",
         2,
         8,
         "path",
         "action in Action::\"http\"",
     );
-    refused(
+    rejected(
         "@id(\"a\") forbid (principal, action in [Action::\"GET\", Action::\"tcp\"], resource)\nwhen { context.host == \"x\" };",
         2,
         8,
@@ -86,30 +86,30 @@ fn what_only_some_requests_have_is_refused_with_the_scope_that_helps() {
 }
 
 #[test]
-fn unknown_names_are_refused_with_the_nearest_known() {
-    refused(
+fn unknown_names_are_rejected_with_the_nearest_known_name() {
+    rejected(
         "@id(\"a\") permit (principal, action == Action::\"PSOT\", resource);",
         1,
         39,
         "PSOT",
         "did you mean",
     );
-    refused(
+    rejected(
         "@id(\"a\") permit (principal, action == Action::\"GET\", resource)\nwhen { context.usr.subject == \"x\" };",
         2,
         8,
         "usr",
         "user",
     );
-    // A misspelt claim under `has` can never be there, so nothing can come of the policy.
-    refused(
+    // A misspelt claim under `has` is never present, so the policy never applies.
+    rejected(
         "@id(\"a\") permit (principal, action == Action::\"GET\", resource)\nwhen { context has user && context.user.claims has departmnt };",
         1,
         1,
         "impossible",
         "",
     );
-    refused(
+    rejected(
         "@id(\"a\") permit (principal == Wrkload::\"shop/web\", action, resource);",
         1,
         31,
@@ -119,8 +119,8 @@ fn unknown_names_are_refused_with_the_nearest_known() {
 }
 
 #[test]
-fn an_optional_attribute_must_be_asked_for_first() {
-    refused(
+fn an_optional_attribute_requires_a_has_check() {
+    rejected(
         "@id(\"a\") permit (principal, action == Action::\"GET\", resource)\nwhen { context.user.subject == \"x\" };",
         2,
         8,
@@ -130,8 +130,8 @@ fn an_optional_attribute_must_be_asked_for_first() {
 }
 
 #[test]
-fn an_impossible_policy_is_refused_though_cedar_only_warns() {
-    refused(
+fn an_impossible_policy_is_rejected_although_cedar_only_warns() {
+    rejected(
         "@id(\"a\") forbid (principal, action == Action::\"GET\", resource)\nwhen { principal is Workload && principal is Anonymous };",
         1,
         1,
@@ -142,7 +142,7 @@ fn an_impossible_policy_is_refused_though_cedar_only_warns() {
 
 #[test]
 fn every_policy_has_an_id_unique_in_its_namespace() {
-    refused(
+    rejected(
         "// first\npermit (principal == Workload::\"a/b\", action, resource);",
         2,
         1,
@@ -158,13 +158,13 @@ fn every_policy_has_an_id_unique_in_its_namespace() {
         "{}",
         problems[0]
     );
-    // Another namespace's `a` is another policy.
+    // The same id in another namespace is another policy.
     compile_documents(&[("shop/orders", text), ("merlon-system/others", text)]).unwrap();
 }
 
 #[test]
 fn a_permit_for_everyone_needs_a_reason() {
-    refused(
+    rejected(
         "\n @id(\"open\") permit (principal, action, resource);",
         2,
         2,
@@ -177,7 +177,7 @@ fn a_permit_for_everyone_needs_a_reason() {
 }
 
 #[test]
-fn a_namespace_writes_only_for_itself_and_the_root_for_all() {
+fn policies_apply_to_their_own_namespace_and_those_of_the_root_to_all() {
     let text = "@id(\"a\") permit (principal == Workload::\"a/b\", action, resource);";
     let problems = compile_documents(&[("payments/orders", text)]).unwrap_err();
     assert!(
@@ -189,7 +189,7 @@ fn a_namespace_writes_only_for_itself_and_the_root_for_all() {
 }
 
 #[test]
-fn all_problems_are_told_at_once() {
+fn all_problems_are_reported_at_once() {
     let problems = compile_documents(&[
         ("shop/one", "permit (principal == Workload::\"a/b\", action, resource);\npermit (principal == Workload::\"a/b\", action, resource);"),
         ("shop/two", "nonsense"),
@@ -207,15 +207,15 @@ fn all_problems_are_told_at_once() {
 }
 
 #[test]
-fn header_names_are_lower_case_and_templates_are_refused() {
-    refused(
+fn upper_case_header_names_and_templates_are_rejected() {
+    rejected(
         "@id(\"a\") permit (principal, action == Action::\"GET\", resource)\nwhen { context.headers has \"X-Tenant\" };",
         2,
         29,
         "lower case",
         "x-tenant",
     );
-    refused(
+    rejected(
         "@id(\"a\") permit (principal == ?principal, action, resource);",
         1,
         1,

@@ -10,24 +10,24 @@ use crate::matcher::Verdict;
 pub enum PolicyOutcome {
     /// It holds.
     Holds,
-    /// Its scope is about others.
+    /// Its scope does not match the request.
     OutOfScope {
         /// `principal`, `action` or `resource`.
         part: String,
-        /// What it wants, as it stands in the policy.
+        /// The constraint, as written in the policy.
         wants: String,
-        /// What was seen.
+        /// The value in the request.
         saw: String,
     },
     /// A condition is false.
     ConditionFalse {
         /// The first part of the condition that is false, as Cedar prints it.
         condition: String,
-        /// The values that it saw, where they are simple.
+        /// The values it was evaluated on, where they are simple.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         saw: Option<String>,
     },
-    /// It could not be evaluated: a permit is then passed over, a forbid denies.
+    /// It could not be evaluated: such a permit is ignored, such a forbid denies.
     Errs {
         /// What went wrong.
         error: String,
@@ -35,14 +35,14 @@ pub enum PolicyOutcome {
 }
 
 impl From<(Verdict, Option<String>)> for PolicyOutcome {
-    /// What is known of a verdict alone; why it does not hold is for others to find.
+    /// The outcome without the reason why a policy does not hold.
     fn from((verdict, error): (Verdict, Option<String>)) -> Self {
         match verdict {
             Verdict::Holds => Self::Holds,
-            Verdict::Errs => Self::Errs {
+            Verdict::Error => Self::Errs {
                 error: error.unwrap_or_else(|| "the policy cannot be evaluated".to_owned()),
             },
-            Verdict::DoesNot => Self::ConditionFalse {
+            Verdict::DoesNotHold => Self::ConditionFalse {
                 condition: "the condition of the policy".to_owned(),
                 saw: None,
             },

@@ -1,4 +1,5 @@
-//! Why one policy does not hold: which part of its scope or condition, and what was there instead.
+//! Finds why a policy does not hold: the part of its scope or condition that is false, and the values it was
+//! evaluated on.
 
 use std::str::FromStr;
 
@@ -17,14 +18,14 @@ use crate::{
     matcher::Verdict,
 };
 
-/// The longest text of a value or condition, in characters.
+/// Maximum length of a displayed value or condition, in characters.
 const MAX_TEXT: usize = 200;
-/// How many values are shown at most.
+/// Maximum number of values that are shown.
 const MAX_VALUES: usize = 4;
 
 pub(super) fn outcome(policy: &Policy, inputs: &Inputs) -> PolicyOutcome {
-    let (verdict, error) = inputs.ask_policy(&policy.cedar);
-    if verdict != Verdict::DoesNot {
+    let (verdict, error) = inputs.evaluate_policy(&policy.cedar);
+    if verdict != Verdict::DoesNotHold {
         return (verdict, error).into();
     }
     let tree = policy.pst.body();
@@ -53,11 +54,13 @@ fn out_of_scope(policy: &pst::Template, inputs: &Inputs) -> Option<PolicyOutcome
     ]
     .into_iter()
     .filter_map(|(part, wants)| Some((part, wants?)))
-    .find(|(part, wants)| ask(inputs, &format!("{part} {wants}")) == Some(EvalResult::Bool(false)))
+    .find(|(part, wants)| {
+        evaluate(inputs, &format!("{part} {wants}")) == Some(EvalResult::Bool(false))
+    })
     .map(|(part, wants)| PolicyOutcome::OutOfScope {
         part: part.to_owned(),
-        wants: cut(&format!("{part} {wants}")),
-        saw: ask(inputs, part).map_or_else(|| "unknown".to_owned(), |value| shown(&value)),
+        wants: truncate(&format!("{part} {wants}")),
+        saw: evaluate(inputs, part).map_or_else(|| "unknown".to_owned(), |value| render(&value)),
     })
 }
 
@@ -76,17 +79,17 @@ fn false_condition(policy: &pst::Template, inputs: &Inputs) -> Option<PolicyOutc
         } else {
             tree.to_string()
         };
-        match ask(inputs, &text)? {
+        match evaluate(inputs, &text)? {
             EvalResult::Bool(false) => Some(PolicyOutcome::ConditionFalse {
-                condition: cut(&text),
-                saw: seen(tree, inputs),
+                condition: truncate(&text),
+                saw: observed(tree, inputs),
             }),
             _ => None,
         }
     })
 }
 
-/// What must all hold: `a && b` is two, and so is `!(a || b)`.
+/// Splits a condition into the parts that must all hold: `a && b` has two, and so has `!(a || b)`.
 fn conjuncts<'a>(root: &'a pst::Expr, negated: bool, into: &mut Vec<(&'a pst::Expr, bool)>) {
     let mut rest = vec![(root, negated)];
     while let Some((tree, negated)) = rest.pop() {
@@ -98,7 +101,7 @@ fn conjuncts<'a>(root: &'a pst::Expr, negated: bool, into: &mut Vec<(&'a pst::Ex
             pst::Expr::BinaryOp { op, left, right }
                 if (*op == BinaryOp::And && !negated) || (*op == BinaryOp::Or && negated) =>
             {
-                // Taken from the end: the left one first.
+                // Popped from the end: the left one first.
                 rest.push((right, negated));
                 rest.push((left, negated));
             }
@@ -107,14 +110,14 @@ fn conjuncts<'a>(root: &'a pst::Expr, negated: bool, into: &mut Vec<(&'a pst::Ex
     }
 }
 
-/// `context.path is "/x"`, for the facts that a part of a condition asks for.
-fn seen(root: &pst::Expr, inputs: &Inputs) -> Option<String> {
+/// `context.path is "/x"`, for each fact that a part of a condition reads.
+fn observed(root: &pst::Expr, inputs: &Inputs) -> Option<String> {
     let mut facts: Vec<String> = Vec::new();
     let mut rest = vec![root];
     while let Some(tree) = rest.pop() {
         let is_fact = attribute_path(tree).is_some() && *tree != pst::Expr::Var(pst::Var::Context);
         let text = match tree {
-            // `context has user` is seen by whether there is one.
+            // `context has user` depends on whether `context.user` is present.
             pst::Expr::HasAttr { expr, attrs } => {
                 let path: Vec<&str> = attrs.iter().map(|attr| attr.as_str()).collect();
                 Some(format!("{expr}.{}", path.join(".")))
@@ -134,27 +137,27 @@ fn seen(root: &pst::Expr, inputs: &Inputs) -> Option<String> {
     let shown: Vec<String> = facts
         .iter()
         .take(MAX_VALUES)
-        .map(|fact| match ask(inputs, fact) {
-            Some(value) => format!("{fact} is {}", shown(&value)),
+        .map(|fact| match evaluate(inputs, fact) {
+            Some(value) => format!("{fact} is {}", render(&value)),
             None => format!("{fact} is absent"),
         })
         .collect();
     (!shown.is_empty()).then(|| shown.join(", "))
 }
 
-fn ask(inputs: &Inputs, text: &str) -> Option<EvalResult> {
+fn evaluate(inputs: &Inputs, text: &str) -> Option<EvalResult> {
     let expression = Expression::from_str(text).ok()?;
     eval_expression(&inputs.request, &inputs.entities, &expression).ok()
 }
 
-fn shown(value: &EvalResult) -> String {
-    cut(&match value {
+fn render(value: &EvalResult) -> String {
+    truncate(&match value {
         EvalResult::Record(_) => "a record".to_owned(),
         other => other.to_string(),
     })
 }
 
-fn cut(text: &str) -> String {
+fn truncate(text: &str) -> String {
     if text.chars().count() <= MAX_TEXT {
         return text.to_owned();
     }

@@ -20,8 +20,8 @@ unless { context.circumstances.now.toTime() < duration("18h") };
 @id("sum") permit (principal, action == Action::"PUT", resource) when { context.port * 9223372036854775807 > 5 };
 "#;
 
-/// Decides, records, explains; and checks that both opinions agree.
-fn ask(from: &str, method: &str, path: &str, headers: &[(&str, &str)], at: &str) -> Explanation {
+/// Decides, records and explains, and checks that decision and explanation agree.
+fn explained(from: &str, method: &str, path: &str, headers: &[(&str, &str)], at: &str) -> Explanation {
     let service = service(POLICIES);
     let policy = ServicePolicy::compile(&service, &mesh()).unwrap();
     let principal = Principal::Workload(
@@ -55,7 +55,7 @@ fn ask(from: &str, method: &str, path: &str, headers: &[(&str, &str)], at: &str)
     };
     let decision = policy.decide(&policy.candidates(&peer), &peer, &facts);
     let recorded = policy.record(&peer, &facts, &decision);
-    // Through text, as it comes from the proxy.
+    // Serialised, as the proxy sends it.
     let text = serde_json::to_string(&recorded).unwrap();
     assert!(!text.contains("secret"), "{text}");
     let recorded: RecordedFacts = serde_json::from_str(&text).unwrap();
@@ -80,16 +80,16 @@ const NOON: &str = "2026-11-23T12:00:00Z";
 
 #[test]
 fn an_allowed_request_names_the_policy_that_holds() {
-    let explanation = ask("edge/gateway", "GET", "/users/alice/orders/7", &[], NOON);
+    let explanation = explained("edge/gateway", "GET", "/users/alice/orders/7", &[], NOON);
     assert_eq!(explanation.summary, "allowed: `shop/orders#own` permits it");
     assert_eq!(outcome(&explanation, "own"), &PolicyOutcome::Holds);
-    // Forbids stand first.
+    // Forbids come first.
     assert_eq!(explanation.policies[0].policy.name.id, "office");
 }
 
 #[test]
-fn a_denied_one_names_the_first_false_condition_and_what_it_saw() {
-    let explanation = ask("edge/gateway", "GET", "/users/bob/orders/7", &[], NOON);
+fn a_denied_request_names_the_first_false_condition_and_its_values() {
+    let explanation = explained("edge/gateway", "GET", "/users/bob/orders/7", &[], NOON);
     assert_eq!(explanation.summary, "denied: no policy permits it");
     assert_eq!(
         outcome(&explanation, "own"),
@@ -100,7 +100,7 @@ fn a_denied_one_names_the_first_false_condition_and_what_it_saw() {
             ),
         }
     );
-    let explanation = ask("edge/gateway", "GET", "/elsewhere", &[], NOON);
+    let explanation = explained("edge/gateway", "GET", "/elsewhere", &[], NOON);
     assert_eq!(
         outcome(&explanation, "own"),
         &PolicyOutcome::ConditionFalse {
@@ -111,8 +111,8 @@ fn a_denied_one_names_the_first_false_condition_and_what_it_saw() {
 }
 
 #[test]
-fn an_unless_is_explained_by_the_part_that_holds() {
-    let explanation = ask("shop/web", "GET", "/private/x", &[("x-tenant", "a")], NOON);
+fn an_unless_clause_is_explained_by_the_part_that_holds() {
+    let explanation = explained("shop/web", "GET", "/private/x", &[("x-tenant", "a")], NOON);
     assert_eq!(
         outcome(&explanation, "tenant"),
         &PolicyOutcome::ConditionFalse {
@@ -120,8 +120,8 @@ fn an_unless_is_explained_by_the_part_that_holds() {
             saw: Some("context.path is \"/private/x\"".to_owned()),
         }
     );
-    // One of the values of a repeated header is enough for a no.
-    let explanation = ask(
+    // One value of a repeated header is enough to deny.
+    let explanation = explained(
         "shop/web",
         "GET",
         "/",
@@ -136,8 +136,8 @@ fn an_unless_is_explained_by_the_part_that_holds() {
 }
 
 #[test]
-fn a_policy_about_others_says_whom_it_is_about() {
-    let explanation = ask("ops/console", "GET", "/", &[], NOON);
+fn an_out_of_scope_policy_names_the_part_of_its_scope() {
+    let explanation = explained("ops/console", "GET", "/", &[], NOON);
     assert_eq!(
         outcome(&explanation, "own"),
         &PolicyOutcome::OutOfScope {
@@ -153,8 +153,8 @@ fn a_policy_about_others_says_whom_it_is_about() {
 }
 
 #[test]
-fn a_forbid_and_an_error_are_told() {
-    let explanation = ask("shop/web", "PUT", "/", &[], "2026-11-23T20:00:00Z");
+fn a_forbid_and_an_error_are_explained() {
+    let explanation = explained("shop/web", "PUT", "/", &[], "2026-11-23T20:00:00Z");
     assert_eq!(
         explanation.summary,
         "denied: `shop/orders#office` forbids it"
@@ -165,8 +165,8 @@ fn a_forbid_and_an_error_are_told() {
 }
 
 #[test]
-fn unfit_facts_are_the_explanation() {
-    let explanation = ask("shop/web", "GET", "/", &[("x-tenant", "caf\u{e9}")], NOON);
+fn invalid_facts_are_the_explanation() {
+    let explanation = explained("shop/web", "GET", "/", &[("x-tenant", "caf\u{e9}")], NOON);
     assert_eq!(
         explanation.summary,
         "denied: the header `x-tenant` is not printable ASCII"

@@ -12,14 +12,14 @@ use merlon_config::{
 
 use super::{Limiter, MAX_SUBJECTS};
 
-/// Keeps limiters across snapshots: a rule that did not change goes on counting.
+/// Keeps limiters across snapshots: an unchanged rule keeps its counters.
 ///
-/// Asked once per service and snapshot, never on the request path.
+/// Used once per service and snapshot, never on the request path.
 #[derive(Debug)]
 pub struct LimitRegistry {
     origin: Instant,
     hasher: RandomState,
-    /// By service, resource and the rule's name; gone with the last snapshot that uses it.
+    /// By service, resource and rule name. A limiter is dropped with the last snapshot that uses it.
     pub(super) known: Mutex<HashMap<(ServiceName, ServiceName, ResourceName), Weak<Limiter>>>,
 }
 
@@ -33,7 +33,7 @@ impl LimitRegistry {
         }
     }
 
-    /// The limiters of a service, in the order of its rules: those of before where the rule is the same.
+    /// The limiters of a service, in the order of its rules. The limiter of an unchanged rule is reused.
     pub fn limiters(&self, service: &InboundService) -> Vec<Arc<Limiter>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, limiter| limiter.strong_count() > 0);
@@ -51,11 +51,11 @@ impl LimitRegistry {
                     .and_then(Weak::upgrade)
                     .filter(|limiter| limiter.rule == *rule);
                 same.unwrap_or_else(|| {
-                    let fresh =
+                    let limiter =
                         Limiter::new(rule.clone(), self.origin, self.hasher.clone(), MAX_SUBJECTS);
-                    let fresh = Arc::new(fresh);
-                    known.insert(key, Arc::downgrade(&fresh));
-                    fresh
+                    let limiter = Arc::new(limiter);
+                    known.insert(key, Arc::downgrade(&limiter));
+                    limiter
                 })
             })
             .collect()

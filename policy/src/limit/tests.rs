@@ -30,7 +30,7 @@ fn peer(id: &str) -> PeerFacts {
     PeerFacts::new(&principal, &mesh(), &BTreeMap::new(), 0)
 }
 
-/// A limiter and a clock of its own.
+/// A limiter with its own clock.
 struct Case {
     limiter: Arc<Limiter>,
     now: Instant,
@@ -55,7 +55,7 @@ impl Case {
         self.limiter.check(&subject, self.now)
     }
 
-    fn spent(&self, id: &str, address: &str, user: Option<&str>) -> bool {
+    fn exceeded(&self, id: &str, address: &str, user: Option<&str>) -> bool {
         self.check(id, address, user).is_err()
     }
 
@@ -65,7 +65,7 @@ impl Case {
 }
 
 #[test]
-fn so_many_at_once_then_one_for_each_share_of_time() {
+fn a_burst_passes_and_then_one_request_per_interval() {
     let mut case = Case::new("principal", 10, Some(3));
     for _ in 0..3 {
         case.check("web", "10.0.0.1", None).unwrap();
@@ -74,14 +74,14 @@ fn so_many_at_once_then_one_for_each_share_of_time() {
     assert_eq!(wait, RetryAfter(Duration::from_millis(100)));
     assert_eq!(wait.seconds(), 1);
     case.later(99);
-    assert!(case.spent("web", "10.0.0.1", None));
+    assert!(case.exceeded("web", "10.0.0.1", None));
     case.later(1);
     case.check("web", "10.0.0.1", None).unwrap();
-    assert!(case.spent("web", "10.0.0.1", None));
+    assert!(case.exceeded("web", "10.0.0.1", None));
 }
 
 #[test]
-fn the_header_says_whole_seconds_rounded_up() {
+fn retry_after_is_in_whole_seconds_rounded_up() {
     for (milliseconds, seconds) in [(0, 1), (1, 1), (1_000, 1), (1_001, 2), (59_500, 60)] {
         assert_eq!(
             RetryAfter(Duration::from_millis(milliseconds)).seconds(),
@@ -91,37 +91,37 @@ fn the_header_says_whole_seconds_rounded_up() {
 }
 
 #[test]
-fn workloads_behind_one_address_do_not_spend_each_other_s_share() {
+fn workloads_with_the_same_address_have_separate_limits() {
     let case = Case::new("principal", 1, None);
     case.check("web", "10.0.0.1", None).unwrap();
     case.check("cart", "10.0.0.1", None).unwrap();
-    assert!(case.spent("web", "10.0.0.2", Some("alice")));
+    assert!(case.exceeded("web", "10.0.0.2", Some("alice")));
 }
 
 #[test]
-fn strangers_are_told_apart_by_address_and_ipv6_by_its_network() {
+fn anonymous_peers_are_distinguished_by_address_and_ipv6_by_its_network() {
     let case = Case::new("principal", 1, None);
     case.check("anonymous", "10.0.0.1", None).unwrap();
     case.check("anonymous", "10.0.0.2", None).unwrap();
-    assert!(case.spent("anonymous", "::ffff:10.0.0.1", None));
+    assert!(case.exceeded("anonymous", "::ffff:10.0.0.1", None));
     case.check("anonymous", "2001:db8::1", None).unwrap();
-    assert!(case.spent("anonymous", "2001:db8::2", None));
+    assert!(case.exceeded("anonymous", "2001:db8::2", None));
     case.check("anonymous", "2001:db8:0:1::1", None).unwrap();
 }
 
 #[test]
-fn a_user_is_one_wherever_the_request_comes_from() {
+fn a_user_has_one_limit_from_any_workload_and_address() {
     let case = Case::new("user", 1, None);
     case.check("web", "10.0.0.1", Some("alice")).unwrap();
-    assert!(case.spent("cart", "10.0.0.2", Some("alice")));
+    assert!(case.exceeded("cart", "10.0.0.2", Some("alice")));
     case.check("web", "10.0.0.1", Some("bob")).unwrap();
-    // Without a user the principal counts.
+    // Without a user the principal is the subject.
     case.check("web", "10.0.0.1", None).unwrap();
-    assert!(case.spent("web", "10.0.0.1", None));
+    assert!(case.exceeded("web", "10.0.0.1", None));
 }
 
 #[test]
-fn an_unchanged_rule_goes_on_counting_in_the_next_snapshot() {
+fn an_unchanged_rule_keeps_its_counters_in_the_next_snapshot() {
     let now = Instant::now();
     let registry = LimitRegistry::new(now);
     let before = registry.limiters(&service("principal", 1, None));
@@ -138,7 +138,7 @@ fn an_unchanged_rule_goes_on_counting_in_the_next_snapshot() {
 }
 
 #[test]
-fn a_crowd_of_made_up_subjects_is_bounded_and_not_let_through() {
+fn a_flood_of_forged_subjects_is_bounded_and_limited() {
     let rule = service("address", 1, None).limits.remove(0);
     let mut now = Instant::now();
     let limiter = Limiter::new(rule, now, RandomState::new(), 1_000);
@@ -154,18 +154,18 @@ fn a_crowd_of_made_up_subjects_is_bounded_and_not_let_through() {
             now,
         )
     };
-    // All at the very same moment: each new address would have a share of its own.
+    // All at the same time: each new address would otherwise have its own quota.
     let passed = (0..100_000)
         .filter(|number| ask(*number, now).is_ok())
         .count();
     let bound = 1_000 + 256 + 16_384;
     assert!(passed <= bound, "{passed} passed");
-    assert!(limiter.cells.len() <= bound);
-    // Once they are idle they are forgotten, and everyone has a share of their own again.
+    assert!(limiter.buckets.len() <= bound);
+    // Idle subjects are evicted, and each subject has its own quota again.
     now += Duration::from_secs(5);
     for number in 0..512 {
         let _ = ask(number, now);
     }
-    assert!(limiter.cells.len() <= 1_000, "{}", limiter.cells.len());
-    assert!(!limiter.crowded.load(Ordering::Relaxed));
+    assert!(limiter.buckets.len() <= 1_000, "{}", limiter.buckets.len());
+    assert!(!limiter.overflowing.load(Ordering::Relaxed));
 }

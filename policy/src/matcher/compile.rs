@@ -1,4 +1,4 @@
-//! From Cedar's public syntax tree to [`Expr`], with all that is known of the service put in its place.
+//! Compiles Cedar's public syntax tree to [`Expr`] and replaces what is known of the service with constants.
 
 use std::{net::IpAddr, str::FromStr};
 
@@ -14,11 +14,11 @@ use crate::{
     principal::{Entity, EntityKind},
 };
 
-/// What a matcher is compiled for.
+/// The service that a matcher is compiled for.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     pub(crate) service: Entity,
-    /// Everything the service is in: namespace, trust domain, service groups.
+    /// Every entity that contains the service: namespace, trust domain, service groups.
     pub(crate) ancestors: Vec<Entity>,
     pub(crate) namespace: Entity,
     /// The slots of header names, lower case.
@@ -27,13 +27,13 @@ pub(crate) struct Target {
     pub(crate) query: Vec<Box<str>>,
 }
 
-/// The expression is Cedar's to evaluate.
+/// The expression does not compile and is left to Cedar.
 #[derive(Debug)]
 pub(crate) struct Unsupported;
 
-type Out<T> = Result<T, Unsupported>;
+type CompileResult<T> = Result<T, Unsupported>;
 
-/// Deeper conditions are left to Cedar, which guards its own recursion.
+/// Deeper conditions are left to Cedar, which bounds its own recursion.
 const MAX_DEPTH: usize = 64;
 
 impl Target {
@@ -41,7 +41,7 @@ impl Target {
         self.service == *entity || self.ancestors.contains(entity)
     }
 
-    pub(crate) fn expr(&self, tree: &pst::Expr, depth: usize) -> Out<Expr> {
+    pub(crate) fn expr(&self, tree: &pst::Expr, depth: usize) -> CompileResult<Expr> {
         if depth > MAX_DEPTH {
             return Err(Unsupported);
         }
@@ -132,8 +132,8 @@ impl Target {
         }
     }
 
-    /// A chain of `&&` or `||` leans to the left, as long as the author liked: taken apart without recursion.
-    fn chain(&self, tree: &pst::Expr, wanted: BinaryOp, depth: usize) -> Out<Vec<Expr>> {
+    /// Splits a chain of `&&` or `||`, which is left-associative and of any length, without recursion.
+    fn chain(&self, tree: &pst::Expr, wanted: BinaryOp, depth: usize) -> CompileResult<Vec<Expr>> {
         let mut parts = Vec::new();
         let mut rest = tree;
         while let pst::Expr::BinaryOp { op, left, right } = rest
@@ -147,7 +147,7 @@ impl Target {
         Ok(parts)
     }
 
-    fn set(&self, items: &[std::sync::Arc<pst::Expr>], depth: usize) -> Out<Expr> {
+    fn set(&self, items: &[std::sync::Arc<pst::Expr>], depth: usize) -> CompileResult<Expr> {
         let mut texts = Vec::new();
         let mut entities = Vec::new();
         for item in items {
@@ -164,7 +164,7 @@ impl Target {
         }
     }
 
-    fn unary(&self, op: UnaryOp, of: &pst::Expr, depth: usize) -> Out<Expr> {
+    fn unary(&self, op: UnaryOp, of: &pst::Expr, depth: usize) -> CompileResult<Expr> {
         const SECOND: i64 = 1_000;
         let inner = || Ok(Box::new(self.expr(of, depth)?));
         Ok(match op {
@@ -184,7 +184,7 @@ impl Target {
                 let (address, bits) = network(text(of)?)?;
                 Expr::Net(address, bits)
             }
-            // Cedar's own parser reads the literal, so that there is one reading of it.
+            // Cedar's own parser reads the literal, so that both evaluators agree on it.
             UnaryOp::Datetime => Expr::Datetime(constant(&format!(
                 "datetime({:?}).durationSince(datetime(\"1970-01-01\")).toMilliseconds()",
                 text(of)?
@@ -197,7 +197,13 @@ impl Target {
         })
     }
 
-    fn binary(&self, op: BinaryOp, left: &pst::Expr, right: &pst::Expr, depth: usize) -> Out<Expr> {
+    fn binary(
+        &self,
+        op: BinaryOp,
+        left: &pst::Expr,
+        right: &pst::Expr,
+        depth: usize,
+    ) -> CompileResult<Expr> {
         if *left == pst::Expr::Var(Var::Action) {
             return match op {
                 BinaryOp::Eq => Ok(Expr::ActionIn(action_mask(right, false)?)),
@@ -217,8 +223,8 @@ impl Target {
             BinaryOp::NotEq => self.equal(left, right, depth)?.negate(),
             BinaryOp::Less => Expr::Less(two()?),
             BinaryOp::LessEq => Expr::LessEq(two()?),
-            // The left side is evaluated first in Cedar; as both sides must be had anyway, turning them round only
-            // changes which error is found, never whether there is one.
+            // Cedar evaluates the left side first. Both sides are always evaluated, so swapping them only changes which
+            // error is found, not whether there is one.
             BinaryOp::Greater => Expr::Less(Box::new([
                 self.expr(right, depth)?,
                 self.expr(left, depth)?,
@@ -243,7 +249,7 @@ impl Target {
         })
     }
 
-    fn equal(&self, left: &pst::Expr, right: &pst::Expr, depth: usize) -> Out<Expr> {
+    fn equal(&self, left: &pst::Expr, right: &pst::Expr, depth: usize) -> CompileResult<Expr> {
         match (self.expr(left, depth)?, self.expr(right, depth)?) {
             (Expr::Entity(left), Expr::Entity(right)) => Ok(Expr::Bool(left == right)),
             (left, right) if comparable(&left, &right) => Ok(Expr::Eq(Box::new([left, right]))),
@@ -251,7 +257,7 @@ impl Target {
         }
     }
 
-    fn membership(&self, left: &pst::Expr, right: &pst::Expr, depth: usize) -> Out<Expr> {
+    fn membership(&self, left: &pst::Expr, right: &pst::Expr, depth: usize) -> CompileResult<Expr> {
         let of = match self.expr(right, depth)? {
             Expr::Entity(entity) => vec![entity],
             Expr::Entities(entities) => entities,
@@ -267,14 +273,14 @@ impl Target {
         }
     }
 
-    fn tag(&self, of: &pst::Expr, name: &pst::Expr) -> Out<Fact> {
+    fn tag(&self, of: &pst::Expr, name: &pst::Expr) -> CompileResult<Fact> {
         match self.fact(of) {
             Some(Fact::User) => Ok(Fact::Tag(text(name)?.into())),
             _ => Err(Unsupported),
         }
     }
 
-    /// `context.user.claims.department` is a fact; `None` for what is not.
+    /// The fact that an expression such as `context.user.claims.department` names.
     fn fact(&self, tree: &pst::Expr) -> Option<Fact> {
         matches!(tree, pst::Expr::GetAttr { .. })
             .then(|| self.fact_named(&attribute_path(tree)?))
@@ -331,7 +337,7 @@ impl Target {
     }
 }
 
-/// A claim may hold a set: it is compared here only with something that cannot be one.
+/// Whether `==` is compiled. A claim may be a set, so it is compared here only with a value that cannot be one.
 fn comparable(left: &Expr, right: &Expr) -> bool {
     let literal = |e: &Expr| {
         matches!(
@@ -346,18 +352,18 @@ fn comparable(left: &Expr, right: &Expr) -> bool {
         || (claim(right) && (literal(left) || scalar(left)))
 }
 
-pub(crate) fn entity_kind(of: &pst::EntityType) -> Out<EntityKind> {
+pub(crate) fn entity_kind(of: &pst::EntityType) -> CompileResult<EntityKind> {
     if !of.0.namespace.is_empty() {
         return Err(Unsupported);
     }
     EntityKind::from_name(of.0.id.as_str()).ok_or(Unsupported)
 }
 
-pub(crate) fn entity(uid: &pst::EntityUID) -> Out<Entity> {
+pub(crate) fn entity(uid: &pst::EntityUID) -> CompileResult<Entity> {
     Ok(Entity::new(entity_kind(&uid.ty)?, uid.eid.as_str()))
 }
 
-/// The bits of all actions that are, or with `groups` are in, the one named.
+/// The bits of the named action and, with `groups`, of all actions in it.
 pub(crate) fn action_bits(uid: &pst::EntityUID, groups: bool) -> u16 {
     let named = uid.eid.as_str();
     Action::ALL
@@ -366,7 +372,7 @@ pub(crate) fn action_bits(uid: &pst::EntityUID, groups: bool) -> u16 {
         .fold(0, |mask, action| mask | action.bit())
 }
 
-fn action_mask(tree: &pst::Expr, groups: bool) -> Out<u16> {
+fn action_mask(tree: &pst::Expr, groups: bool) -> CompileResult<u16> {
     match tree {
         pst::Expr::Literal(Literal::EntityUID(uid)) => Ok(action_bits(uid, groups)),
         pst::Expr::Set(items) if groups => items
@@ -376,15 +382,15 @@ fn action_mask(tree: &pst::Expr, groups: bool) -> Out<u16> {
     }
 }
 
-fn text(tree: &pst::Expr) -> Out<&str> {
+fn text(tree: &pst::Expr) -> CompileResult<&str> {
     match tree {
         pst::Expr::Literal(Literal::String(text)) => Ok(text),
         _ => Err(Unsupported),
     }
 }
 
-/// As Cedar reads `ip("…")`; what is unusual is left to it.
-fn network(text: &str) -> Out<(IpAddr, u8)> {
+/// Parses the argument of `ip("…")`; unusual notations are left to Cedar.
+fn network(text: &str) -> CompileResult<(IpAddr, u8)> {
     let (address, bits) = text.split_once('/').unwrap_or((text, ""));
     let address: IpAddr = address.parse().map_err(|_| Unsupported)?;
     let most = if address.is_ipv4() { 32 } else { 128 };
@@ -403,17 +409,11 @@ fn network(text: &str) -> Out<(IpAddr, u8)> {
     }
 }
 
-/// Has Cedar evaluate an expression that asks for nothing.
-fn constant(text: &str) -> Out<i64> {
-    let nobody = EntityUid::from_str("Anonymous::\"peer\"").map_err(|_| Unsupported)?;
-    let request = Request::new(
-        nobody.clone(),
-        nobody.clone(),
-        nobody,
-        Context::empty(),
-        None,
-    )
-    .map_err(|_| Unsupported)?;
+/// Evaluates an expression without variables with Cedar.
+fn constant(text: &str) -> CompileResult<i64> {
+    let peer = EntityUid::from_str("Anonymous::\"peer\"").map_err(|_| Unsupported)?;
+    let request = Request::new(peer.clone(), peer.clone(), peer, Context::empty(), None)
+        .map_err(|_| Unsupported)?;
     let expression = Expression::from_str(text).map_err(|_| Unsupported)?;
     match eval_expression(&request, &Entities::empty(), &expression) {
         Ok(EvalResult::Long(value)) => Ok(value),

@@ -1,11 +1,11 @@
-//! Evaluating compiled conditions: borrows everything, allocates nothing.
+//! Evaluates compiled conditions without allocating.
 
 use std::net::IpAddr;
 
 use super::{
     expr::{Expr, Fact},
     reading::Reading,
-    value::{Errs, Value},
+    value::{EvalError, Value},
 };
 use crate::principal::EntityKind;
 
@@ -13,9 +13,9 @@ const DAY: i64 = 86_400_000;
 
 impl Expr {
     /// Whether the condition holds.
-    pub(crate) fn holds(&self, of: &Reading<'_>) -> Result<bool, Errs> {
+    pub(crate) fn holds(&self, of: &Reading<'_>) -> Result<bool, EvalError> {
         match self {
-            // The shapes that nearly all conditions have, without the detour through a value.
+            // Fast paths for the most common conditions.
             Self::And(all) => {
                 for part in all {
                     if !part.holds(of)? {
@@ -39,7 +39,7 @@ impl Expr {
             Self::PrincipalIn(entities) => Ok(entities.iter().any(|entity| of.peer.is_in(entity))),
             Self::UserIn(groups) => {
                 let Some(Value::Entity(_, id)) = of.get(&Fact::User)? else {
-                    return Err(Errs);
+                    return Err(EvalError);
                 };
                 Ok(groups.iter().any(|entity| match entity.kind {
                     EntityKind::Group => of.in_group(&entity.id),
@@ -65,7 +65,7 @@ impl Expr {
                 [Value::Entities(set), Value::Entities(all)] => {
                     Ok(all.iter().all(|item| set.contains(item)))
                 }
-                _ => Err(Errs),
+                _ => Err(EvalError),
             },
             Self::ContainsAny(sides) => match both(sides, of)? {
                 [Value::Strs(set), Value::Strs(any)] => {
@@ -74,30 +74,30 @@ impl Expr {
                 [Value::Entities(set), Value::Entities(any)] => {
                     Ok(any.iter().any(|item| set.contains(item)))
                 }
-                _ => Err(Errs),
+                _ => Err(EvalError),
             },
             Self::IsEmpty(set) => match set.value(of)? {
                 Value::Strs(set) => Ok(set.is_empty()),
                 Value::Entities(set) => Ok(set.is_empty()),
-                _ => Err(Errs),
+                _ => Err(EvalError),
             },
             Self::Like(text, pattern) => match text.value(of)? {
                 Value::Str(text) => Ok(pattern.matches(text)),
-                _ => Err(Errs),
+                _ => Err(EvalError),
             },
             Self::InRange(sides) => match both(sides, of)? {
                 [Value::Ip(inner, bits), Value::Ip(outer, outer_bits)] => {
                     Ok(in_range(inner, bits, outer, outer_bits))
                 }
-                _ => Err(Errs),
+                _ => Err(EvalError),
             },
             Self::IsIpv4(ip) => match ip.value(of)? {
                 Value::Ip(ip, _) => Ok(ip.is_ipv4()),
-                _ => Err(Errs),
+                _ => Err(EvalError),
             },
             Self::IsIpv6(ip) => match ip.value(of)? {
                 Value::Ip(ip, _) => Ok(ip.is_ipv6()),
-                _ => Err(Errs),
+                _ => Err(EvalError),
             },
             Self::If(parts) => {
                 let [cond, then, other] = &**parts;
@@ -109,12 +109,12 @@ impl Expr {
             }
             _ => match self.value(of)? {
                 Value::Bool(value) => Ok(value),
-                _ => Err(Errs),
+                _ => Err(EvalError),
             },
         }
     }
 
-    fn value<'a>(&'a self, of: &Reading<'a>) -> Result<Value<'a>, Errs> {
+    fn value<'a>(&'a self, of: &Reading<'a>) -> Result<Value<'a>, EvalError> {
         Ok(match self {
             Self::Long(value) => Value::Long(*value),
             Self::Str(text) => Value::Str(text),
@@ -125,7 +125,7 @@ impl Expr {
             Self::Datetime(at) => Value::Datetime(*at),
             Self::Duration(span) => Value::Duration(*span),
             Self::Principal => Value::Entity(of.peer.entity.kind, &of.peer.entity.id),
-            Self::Fact(fact) => return of.get(fact)?.ok_or(Errs),
+            Self::Fact(fact) => return of.get(fact)?.ok_or(EvalError),
             Self::If(parts) => {
                 let [cond, then, other] = &**parts;
                 return if cond.holds(of)? {
@@ -138,41 +138,41 @@ impl Expr {
             Self::Sub(sides) => arithmetic(sides, of, i64::checked_sub)?,
             Self::Mul(sides) => arithmetic(sides, of, i64::checked_mul)?,
             Self::Neg(inner) => match inner.value(of)? {
-                Value::Long(value) => Value::Long(value.checked_neg().ok_or(Errs)?),
-                _ => return Err(Errs),
+                Value::Long(value) => Value::Long(value.checked_neg().ok_or(EvalError)?),
+                _ => return Err(EvalError),
             },
             Self::Offset(sides) => match both(sides, of)? {
                 [Value::Datetime(at), Value::Duration(by)] => {
-                    Value::Datetime(at.checked_add(by).ok_or(Errs)?)
+                    Value::Datetime(at.checked_add(by).ok_or(EvalError)?)
                 }
-                _ => return Err(Errs),
+                _ => return Err(EvalError),
             },
             Self::DurationSince(sides) => match both(sides, of)? {
                 [Value::Datetime(end), Value::Datetime(start)] => {
-                    Value::Duration(end.checked_sub(start).ok_or(Errs)?)
+                    Value::Duration(end.checked_sub(start).ok_or(EvalError)?)
                 }
-                _ => return Err(Errs),
+                _ => return Err(EvalError),
             },
             Self::ToTime(at) => match at.value(of)? {
                 Value::Datetime(at) => Value::Duration(at.rem_euclid(DAY)),
-                _ => return Err(Errs),
+                _ => return Err(EvalError),
             },
             Self::ToDate(at) => match at.value(of)? {
                 Value::Datetime(at) => {
-                    Value::Datetime(at.checked_sub(at.rem_euclid(DAY)).ok_or(Errs)?)
+                    Value::Datetime(at.checked_sub(at.rem_euclid(DAY)).ok_or(EvalError)?)
                 }
-                _ => return Err(Errs),
+                _ => return Err(EvalError),
             },
             Self::DurationIn(span, unit) => match span.value(of)? {
-                Value::Duration(span) => Value::Long(span.checked_div(*unit).ok_or(Errs)?),
-                _ => return Err(Errs),
+                Value::Duration(span) => Value::Long(span.checked_div(*unit).ok_or(EvalError)?),
+                _ => return Err(EvalError),
             },
             other => Value::Bool(other.holds(of)?),
         })
     }
 }
 
-fn both<'a>(sides: &'a [Expr; 2], of: &Reading<'a>) -> Result<[Value<'a>; 2], Errs> {
+fn both<'a>(sides: &'a [Expr; 2], of: &Reading<'a>) -> Result<[Value<'a>; 2], EvalError> {
     let [left, right] = sides;
     Ok([left.value(of)?, right.value(of)?])
 }
@@ -181,25 +181,25 @@ fn arithmetic<'a>(
     sides: &'a [Expr; 2],
     of: &Reading<'a>,
     operation: fn(i64, i64) -> Option<i64>,
-) -> Result<Value<'a>, Errs> {
+) -> Result<Value<'a>, EvalError> {
     match both(sides, of)? {
         [Value::Long(left), Value::Long(right)] => {
-            Ok(Value::Long(operation(left, right).ok_or(Errs)?))
+            Ok(Value::Long(operation(left, right).ok_or(EvalError)?))
         }
-        _ => Err(Errs),
+        _ => Err(EvalError),
     }
 }
 
-fn compare(sides: [Value<'_>; 2], order: fn(i64, i64) -> bool) -> Result<bool, Errs> {
+fn compare(sides: [Value<'_>; 2], order: fn(i64, i64) -> bool) -> Result<bool, EvalError> {
     match sides {
         [Value::Long(a), Value::Long(b)]
         | [Value::Datetime(a), Value::Datetime(b)]
         | [Value::Duration(a), Value::Duration(b)] => Ok(order(a, b)),
-        _ => Err(Errs),
+        _ => Err(EvalError),
     }
 }
 
-/// As `==`: values of different types differ, which is no error.
+/// Cedar's `==`: values of different types are unequal, which is not an error.
 fn same(left: Value<'_>, right: Value<'_>) -> bool {
     match (left, right) {
         (Value::Entity(kind, id), Value::Entity(other, other_id)) => {
@@ -210,18 +210,18 @@ fn same(left: Value<'_>, right: Value<'_>) -> bool {
     }
 }
 
-fn contains(set: Value<'_>, item: Value<'_>) -> Result<bool, Errs> {
+fn contains(set: Value<'_>, item: Value<'_>) -> Result<bool, EvalError> {
     match (set, item) {
         (Value::Strs(set), Value::Str(item)) => Ok(set.iter().any(|own| own == item)),
         (Value::Entities(set), Value::Entity(kind, id)) => {
             Ok(set.iter().any(|own| own.kind == kind && *own.id == *id))
         }
         (Value::Strs(_) | Value::Entities(_), _) => Ok(false),
-        _ => Err(Errs),
+        _ => Err(EvalError),
     }
 }
 
-/// Whether every address of the first range is in the second. IPv4 and IPv6 never meet.
+/// Whether every address of the first range is in the second. IPv4 and IPv6 ranges never overlap.
 fn in_range(inner: IpAddr, inner_bits: u8, outer: IpAddr, outer_bits: u8) -> bool {
     let (inner, outer, width) = match (inner, outer) {
         (IpAddr::V4(inner), IpAddr::V4(outer)) => (

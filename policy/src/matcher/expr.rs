@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::principal::{Entity, EntityKind};
 
-/// What a condition may ask. Names known beforehand are variants, open ones carry the name or its slot.
+/// A fact that a condition reads. Names of the fixed schema are variants; declared names carry the name or its slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fact {
     // --- about the request
@@ -54,12 +54,12 @@ pub(crate) enum Fact {
     PeerTrustDomain,
 }
 
-/// What is known of a value before there is one.
+/// What is known about a value at compile time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
-    /// Compared by `==` here as Cedar does.
+    /// `==` is evaluated here, with Cedar's result.
     Scalar,
-    /// A set or a record: comparing them is left to Cedar.
+    /// A set or a record: `==` is left to Cedar.
     Other,
 }
 
@@ -85,7 +85,7 @@ impl Fact {
         }
     }
 
-    /// Whether it is a record, which is only ever asked for with `has`.
+    /// Whether it is a record, which is only used with `has`.
     pub(crate) fn is_record(&self) -> bool {
         matches!(
             self,
@@ -99,7 +99,7 @@ impl Fact {
     }
 }
 
-/// A condition. `Err` is part of the meaning: a policy that errs does not hold.
+/// A condition. Evaluation errors are part of its meaning: a policy with an error does not hold.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Expr {
     Bool(bool),
@@ -116,9 +116,9 @@ pub(crate) enum Expr {
     Principal,
     Fact(Fact),
     Has(Fact),
-    /// All, in order, up to the first that is false.
+    /// Evaluated in order up to the first that is false.
     And(Vec<Self>),
-    /// Any, in order, up to the first that is true.
+    /// Evaluated in order up to the first that is true.
     Or(Vec<Self>),
     Not(Box<Self>),
     If(Box<[Self; 3]>),
@@ -146,7 +146,7 @@ pub(crate) enum Expr {
     DurationSince(Box<[Self; 2]>),
     ToTime(Box<Self>),
     ToDate(Box<Self>),
-    /// A duration in units of so many milliseconds, towards zero.
+    /// A duration in units of this many milliseconds, rounded towards zero.
     DurationIn(Box<Self>, i64),
 }
 
@@ -157,7 +157,7 @@ impl Expr {
             match part {
                 Self::Bool(true) => {}
                 Self::And(more) => all.extend(more),
-                // What stands behind a constant false is never looked at.
+                // Parts after a constant false are never evaluated.
                 Self::Bool(false) => {
                     all.push(Self::Bool(false));
                     break;
@@ -201,7 +201,7 @@ impl Expr {
         }
     }
 
-    /// Whether `==` on it means here what it means in Cedar.
+    /// Whether `==` on it is evaluated here or by Cedar.
     pub(crate) fn shape(&self) -> Shape {
         match self {
             Self::Strs(_) | Self::Entities(_) => Shape::Other,
@@ -219,14 +219,14 @@ impl Expr {
     }
 }
 
-/// A `like` pattern, by what it costs.
+/// A `like` pattern, by cost of matching.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Pattern {
     /// No wildcard.
     Exact(Box<str>),
-    /// One, at the end.
+    /// One wildcard, at the end.
     Prefix(Box<str>),
-    /// The texts before, between and after wildcards.
+    /// The texts before, between and after the wildcards.
     General {
         first: Box<str>,
         middle: Vec<Box<str>>,
@@ -235,7 +235,7 @@ pub(crate) enum Pattern {
 }
 
 impl Pattern {
-    /// Of the texts around the wildcards: one more than there are wildcards.
+    /// Builds a pattern from the texts around its wildcards, one more than there are wildcards.
     pub(crate) fn new(mut parts: Vec<String>) -> Self {
         let last = parts.pop().unwrap_or_default();
         if parts.is_empty() {
@@ -265,7 +265,7 @@ impl Pattern {
                     return false;
                 };
                 for part in middle {
-                    // The leftmost fit leaves the most for what follows, so no other needs trying.
+                    // The leftmost match leaves the most text for the rest, so no backtracking is needed.
                     let Some((_, after)) = rest.split_once(&**part) else {
                         return false;
                     };
@@ -306,11 +306,11 @@ mod tests {
     }
 
     #[test]
-    fn constants_fold_but_what_may_err_stays() {
+    fn constants_fold_but_expressions_that_may_fail_stay() {
         let fact = || Expr::Fact(Fact::Path);
         assert_eq!(Expr::and([Expr::Bool(true), fact()]), fact());
         assert_eq!(Expr::and([Expr::Bool(false), fact()]), Expr::Bool(false));
-        // `context.path && false` errs where there is no path, so it is not the same as `false`.
+        // `context.path && false` is an error where there is no path, so it is not the same as `false`.
         assert!(matches!(
             Expr::and([fact(), Expr::Bool(false)]),
             Expr::And(_)

@@ -1,4 +1,4 @@
-//! The values of the headers and query parameters that policies read, made fit to be compared.
+//! Collects and decodes the headers and query parameters that policies read.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -8,16 +8,16 @@ use crate::{
     facts::{Headers, RequestFacts, RequestKind},
 };
 
-/// What was gathered from one request.
+/// The values collected from one request.
 #[derive(Debug, Default)]
 pub(crate) struct Gathered<'a> {
     pub(crate) headers: Slots<'a>,
     pub(crate) query: Slots<'a>,
-    /// Headers that came more than once, with each value. In [`Gathered::headers`] they are joined by `, `.
+    /// Repeated headers, with each value. In [`Gathered::headers`] the values are joined by `, `.
     pub(crate) repeated: Vec<(usize, Vec<&'a str>)>,
 }
 
-/// A request is decided once for every way to read its repeated headers; more ways than this are refused.
+/// A request is decided once for each reading of its repeated headers; a request with more readings is denied.
 const MAX_READINGS: usize = 64;
 
 /// The names that policies read, in order of slot.
@@ -79,14 +79,14 @@ impl<'a> Gathered<'a> {
         Ok(())
     }
 
-    /// In how many ways the repeated headers can be read: each value alone, or all joined.
+    /// The number of readings of the repeated headers: each value alone, or all joined.
     pub(crate) fn readings(&self) -> usize {
         self.repeated.iter().fold(1, |ways, (_, values)| {
             ways.saturating_mul(values.len().saturating_add(1))
         })
     }
 
-    /// The headers in one of [`Gathered::readings`]; number 0 is all joined.
+    /// The headers in one of the [`Gathered::readings`]; in number 0 all values are joined.
     pub(crate) fn reading(&self, number: usize) -> Slots<'a> {
         let mut slots = self.headers.clone();
         let mut rest = number;
@@ -105,7 +105,7 @@ impl<'a> Gathered<'a> {
         let bad = |name: &Arc<str>| Deny::new(DenyKind::BadQuery(Arc::clone(name)));
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            // A name that cannot be decoded could be any of those that policies read.
+            // A name that cannot be decoded may be any name that policies read.
             let Some(name) = decode(name) else {
                 return names.first().map_or(Ok(()), |first| Err(bad(first)));
             };
@@ -113,7 +113,7 @@ impl<'a> Gathered<'a> {
             else {
                 continue;
             };
-            // Which of several values the program will take is anybody's guess.
+            // It is not known which of several values the application uses.
             if self.query.get(slot).is_some() {
                 return Err(bad(known));
             }
@@ -124,7 +124,7 @@ impl<'a> Gathered<'a> {
     }
 }
 
-/// The value as text, if it is visible ASCII, spaces and tabs (RFC 9110 §5.5 without `obs-text`).
+/// The value as text, if it contains only visible ASCII, spaces and tabs (RFC 9110 §5.5 without `obs-text`).
 fn printable(value: &[u8]) -> Option<&str> {
     value
         .iter()
@@ -133,7 +133,7 @@ fn printable(value: &[u8]) -> Option<&str> {
         .flatten()
 }
 
-/// Undoes `application/x-www-form-urlencoded`.
+/// Decodes `application/x-www-form-urlencoded`.
 pub(crate) fn decode(text: &str) -> Option<Cow<'_, str>> {
     if !text.bytes().any(|byte| matches!(byte, b'%' | b'+')) {
         return Some(Cow::Borrowed(text));

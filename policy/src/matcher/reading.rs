@@ -1,10 +1,10 @@
-//! One reading of a request: every fact has exactly one value in it.
+//! One reading of a request, in which every fact has at most one value.
 
 use std::{borrow::Cow, net::IpAddr};
 
 use super::{
     expr::Fact,
-    value::{Errs, Value},
+    value::{EvalError, Value},
 };
 use crate::{
     authn::{ClaimValue, User},
@@ -13,27 +13,27 @@ use crate::{
     validate::{RouteMatch, Router},
 };
 
-/// What conditions are evaluated on.
+/// The facts that conditions are evaluated on.
 #[derive(Clone, Copy)]
 pub(crate) struct Reading<'a> {
     pub(crate) action: Action,
     pub(crate) peer: &'a PeerFacts,
     pub(crate) facts: &'a RequestFacts<'a>,
-    /// Whose templates [`Reading::route`] is about.
+    /// The router that [`Reading::route`] comes from.
     pub(crate) router: &'a Router,
     pub(crate) route: &'a RouteMatch,
     pub(crate) headers: &'a Slots<'a>,
     pub(crate) query: &'a Slots<'a>,
 }
 
-type Found<'a> = Result<Option<Value<'a>>, Errs>;
+type FactResult<'a> = Result<Option<Value<'a>>, EvalError>;
 
 impl<'a> Reading<'a> {
-    /// The value of a fact: `None` where it is absent, an error where what it belongs to is absent.
-    pub(crate) fn get(&self, fact: &'a Fact) -> Found<'a> {
+    /// The value of a fact: `None` if it is absent, an error if the record that contains it is absent.
+    pub(crate) fn get(&self, fact: &'a Fact) -> FactResult<'a> {
         match fact {
             Fact::User => Ok(self
-                .who()
+                .context_user()
                 .map(|user| Value::Entity(EntityKind::User, &user.id))),
             Fact::Path
             | Fact::Route
@@ -44,8 +44,8 @@ impl<'a> Reading<'a> {
             Fact::Host | Fact::Method | Fact::GrpcService | Fact::Headers | Fact::Header(_) => {
                 self.head(fact)
             }
-            Fact::Port => some(Value::Long(i64::from(self.facts.port))),
-            Fact::SourceIp => some(address(self.facts.source_ip)),
+            Fact::Port => present(Value::Long(i64::from(self.facts.port))),
+            Fact::SourceIp => present(address(self.facts.source_ip)),
             Fact::ClientIp => Ok(match self.facts.kind {
                 RequestKind::Tcp(_) => None,
                 _ => Some(address(self.facts.client_ip)),
@@ -54,24 +54,24 @@ impl<'a> Reading<'a> {
                 RequestKind::Tcp(tcp) => tcp.sni.map(Value::Str),
                 _ => None,
             }),
-            // Nothing says yet from which country an address is.
+            // The country of an address is not known yet.
             Fact::Country => Ok(None),
-            Fact::Circumstances => some(Value::Record),
-            Fact::Now => some(Value::Datetime(self.facts.now.as_millisecond())),
-            Fact::Schedules | Fact::BreakGlass => some(Value::Strs(&[])),
+            Fact::Circumstances => present(Value::Record),
+            Fact::Now => present(Value::Datetime(self.facts.now.as_millisecond())),
+            Fact::Schedules | Fact::BreakGlass => present(Value::Strs(&[])),
             Fact::Tls => Ok(self.facts.tls.map(|_| Value::Record)),
             Fact::TlsVersion | Fact::TlsCipher | Fact::TlsSpiffeId | Fact::TlsDnsNames => {
-                self.tls(fact, self.facts.tls.ok_or(Errs)?)
+                self.tls(fact, self.facts.tls.ok_or(EvalError)?)
             }
             Fact::PeerNamespace | Fact::PeerServiceAccount | Fact::PeerTrustDomain => {
                 Ok(self.peer(fact))
             }
-            _ => Self::user(fact, self.who().ok_or(Errs)?),
+            _ => Self::user(fact, self.context_user().ok_or(EvalError)?),
         }
     }
 
-    /// The user, who is part of HTTP and gRPC contexts only.
-    fn who(&self) -> Option<&'a User> {
+    /// The user, which only HTTP and gRPC contexts contain.
+    fn context_user(&self) -> Option<&'a User> {
         match self.facts.kind {
             RequestKind::Tcp(_) => None,
             _ => self.facts.user,
@@ -80,14 +80,14 @@ impl<'a> Reading<'a> {
 
     /// Whether the user is in a group, as `issuer/group`.
     pub(crate) fn in_group(&self, group: &str) -> bool {
-        self.who()
+        self.context_user()
             .is_some_and(|user| user.groups.iter().any(|own| own == group))
     }
 
-    fn http(&self, fact: &'a Fact) -> Found<'a> {
+    fn http(&self, fact: &'a Fact) -> FactResult<'a> {
         let RequestKind::Http(http) = &self.facts.kind else {
             return match fact {
-                Fact::Param(_) | Fact::QueryParam(_) => Err(Errs),
+                Fact::Param(_) | Fact::QueryParam(_) => Err(EvalError),
                 _ => Ok(None),
             };
         };
@@ -103,13 +103,13 @@ impl<'a> Reading<'a> {
         })
     }
 
-    fn head(&self, fact: &'a Fact) -> Found<'a> {
+    fn head(&self, fact: &'a Fact) -> FactResult<'a> {
         let (host, method, service) = match &self.facts.kind {
             RequestKind::Http(http) => (http.host, http.method, None),
             RequestKind::Grpc(grpc) => (grpc.host, grpc.method, Some(grpc.service)),
             RequestKind::Tcp(_) => {
                 return if matches!(fact, Fact::Header(_)) {
-                    Err(Errs)
+                    Err(EvalError)
                 } else {
                     Ok(None)
                 };
@@ -124,7 +124,7 @@ impl<'a> Reading<'a> {
         })
     }
 
-    fn tls(&self, fact: &'a Fact, tls: TlsFacts<'a>) -> Found<'a> {
+    fn tls(&self, fact: &'a Fact, tls: TlsFacts<'a>) -> FactResult<'a> {
         Ok(match fact {
             Fact::TlsVersion => Some(Value::Str(tls.version)),
             Fact::TlsCipher => Some(Value::Str(tls.cipher)),
@@ -144,7 +144,7 @@ impl<'a> Reading<'a> {
         })
     }
 
-    fn user(fact: &'a Fact, user: &'a User) -> Found<'a> {
+    fn user(fact: &'a Fact, user: &'a User) -> FactResult<'a> {
         Ok(match fact {
             Fact::UserIssuer => Some(Value::Entity(EntityKind::Issuer, &user.issuer_name)),
             Fact::UserSubject => Some(Value::Str(&user.subject)),
@@ -164,22 +164,22 @@ impl<'a> Reading<'a> {
                 ClaimValue::StringSet(texts) => Value::Strs(texts),
             }),
             Fact::Tag(name) => user.tags.get(&**name).map(|texts| Value::Strs(texts)),
-            _ => return Err(Errs),
+            _ => return Err(EvalError),
         })
     }
 }
 
-fn some(value: Value<'_>) -> Found<'_> {
+fn present(value: Value<'_>) -> FactResult<'_> {
     Ok(Some(value))
 }
 
-/// An IPv4 address that came in through an IPv6 socket is an IPv4 address.
+/// An IPv4 address received on an IPv6 socket is an IPv4 address.
 fn address(ip: IpAddr) -> Value<'static> {
     let ip = ip.to_canonical();
     Value::Ip(ip, if ip.is_ipv4() { 32 } else { 128 })
 }
 
-/// The values of the headers or query parameters that policies read, by slot: eight without allocating.
+/// The values of the headers or query parameters that policies read, by slot. The first eight do not allocate.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Slots<'a> {
     first: [Option<Cow<'a, str>>; 8],

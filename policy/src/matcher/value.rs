@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use crate::principal::{Entity, EntityKind};
 
-/// A condition could not be evaluated: something it takes for granted is missing, or a number overflowed.
+/// A condition could not be evaluated: a value that it requires is missing, or a number overflowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Errs;
+pub(crate) struct EvalError;
 
-/// What a condition's part evaluates to.
+/// The value of an expression.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Value<'a> {
     Bool(bool),
@@ -20,6 +20,6 @@ pub(crate) enum Value<'a> {
     Ip(IpAddr, u8),
     Datetime(i64),
     Duration(i64),
-    /// A record, of which only the presence matters.
+    /// A record, which is only tested for presence.
     Record,
 }

@@ -1,7 +1,7 @@
-//! The compiled matcher decides as Cedar's evaluator does, to the letter: over a grammar of policies, not checked
-//! against the schema, so that the paths on which they err are reached too.
+//! The compiled matcher decides exactly as Cedar's evaluator does. The tests generate policies from a grammar without
+//! validating them against the schema, so that evaluation errors are covered too.
 //!
-//! `MERLON_POLICY_CASES=100000 cargo test -p merlon-policy equality` asks for more than the usual run.
+//! `MERLON_POLICY_CASES=100000 cargo test -p merlon-policy equality` runs more cases than the default.
 
 use std::collections::BTreeSet;
 
@@ -21,10 +21,10 @@ use crate::{
     facts::{GrpcFacts, HttpFacts, TcpFacts, TlsFacts},
 };
 
-/// How many sets of policies, each asked [`REQUESTS`] times.
+/// Number of policy sets, each evaluated on [`REQUESTS`] requests.
 fn cases() -> u32 {
-    let asked = std::env::var("MERLON_POLICY_CASES").ok();
-    asked.and_then(|text| text.parse().ok()).unwrap_or(400)
+    let cases = std::env::var("MERLON_POLICY_CASES").ok();
+    cases.and_then(|text| text.parse().ok()).unwrap_or(400)
 }
 
 const REQUESTS: usize = 8;
@@ -256,7 +256,7 @@ fn policy() -> impl Strategy<Value = String> {
         })
 }
 
-/// A request of a small world, where policies often hit.
+/// A request from few possible values, so that policies often match.
 #[derive(Debug, Clone)]
 struct Call {
     from: &'static str,
@@ -272,7 +272,7 @@ struct Call {
 }
 
 fn call() -> impl Strategy<Value = Call> {
-    let whence = (
+    let origin = (
         select(vec![
             "anonymous",
             "shop/web",
@@ -295,7 +295,7 @@ fn call() -> impl Strategy<Value = Call> {
         any::<bool>(),
         prop::option::of(0u8..3),
     );
-    let what = (
+    let request = (
         select(vec!["http", "http", "http", "grpc", "tcp"]),
         select(vec!["GET", "POST", "HEAD", "PURGE", "Post"]),
         select(vec![
@@ -316,7 +316,7 @@ fn call() -> impl Strategy<Value = Call> {
             0..3,
         ),
     );
-    (whence, what).prop_map(
+    (origin, request).prop_map(
         |((from, source, now, tls, user), (kind, method, path, query, headers))| Call {
             from,
             kind,
@@ -367,8 +367,8 @@ impl Call {
         }
     }
 
-    /// Asks a service, and hands everything to `check`.
-    fn ask<T>(
+    /// Calls `check` with the peer and the facts of this request.
+    fn with_facts<T>(
         &self,
         policy: &ServicePolicy,
         check: impl FnOnce(&PeerFacts, &RequestFacts<'_>) -> T,
@@ -410,7 +410,7 @@ impl Call {
     }
 
     fn decide(&self, policy: &ServicePolicy) -> Decision {
-        self.ask(policy, |peer, facts| {
+        self.with_facts(policy, |peer, facts| {
             policy.decide(&policy.candidates(peer), peer, facts)
         })
     }
@@ -420,7 +420,7 @@ fn unchecked(_: &[Parsed<'_>], _: &Schema) -> Vec<PolicyProblem> {
     Vec::new()
 }
 
-fn of(policies: &[String]) -> InboundService {
+fn service_with(policies: &[String]) -> InboundService {
     let texts: Vec<String> = policies
         .iter()
         .enumerate()
@@ -435,18 +435,18 @@ fn prepare(service: &InboundService) -> Prepared {
 }
 
 fn compile(policies: &[String]) -> ServicePolicy {
-    let service = of(policies);
+    let service = service_with(policies);
     ServicePolicy::new(&service, &mesh(), prepare(&service))
 }
 
-/// What Cedar says in one reading: the policies that decide, by Merlon's rule that a forbid that errs denies.
+/// Cedar's decision on one reading and the policies that decide. As in Merlon, a forbid with an error denies.
 fn oracle(prepared: &Prepared, inputs: &Inputs) -> (bool, BTreeSet<String>) {
     let mut forbids = BTreeSet::new();
     let mut permits = BTreeSet::new();
     for policy in &prepared.policies {
         let name = policy.info.name.id.clone();
-        match (policy.info.effect, inputs.ask_policy(&policy.cedar).0) {
-            (Effect::Forbid, Verdict::Holds | Verdict::Errs) => drop(forbids.insert(name)),
+        match (policy.info.effect, inputs.evaluate_policy(&policy.cedar).0) {
+            (Effect::Forbid, Verdict::Holds | Verdict::Error) => drop(forbids.insert(name)),
             (Effect::Permit, Verdict::Holds) => drop(permits.insert(name)),
             _ => {}
         }
@@ -462,21 +462,21 @@ proptest! {
     #![proptest_config(Config { cases: cases(), failure_persistence: None, ..Config::default() })]
 
     #[test]
-    fn the_matcher_decides_as_the_evaluator(
+    fn the_matcher_decides_like_the_evaluator(
         policies in prop::collection::vec(policy(), 1..6),
         calls in prop::collection::vec(call(), REQUESTS),
     ) {
-        let service = of(&policies);
+        let service = service_with(&policies);
         let prepared = prepare(&service);
         let matcher = ServicePolicy::new(&service, &mesh(), prepare(&service));
         for call in &calls {
-            let (decision, expected) = call.ask(&matcher, |peer, facts| {
+            let (decision, expected) = call.with_facts(&matcher, |peer, facts| {
                 let decision = matcher.decide(&matcher.candidates(peer), peer, facts);
                 let route = match facts.kind {
                     RequestKind::Http(http) => prepared.router.find(http.method, http.path),
                     _ => RouteMatch::NONE,
                 };
-                let gathered = Gathered::new(&prepared.names, facts).expect("the small world has no bad headers");
+                let gathered = Gathered::new(&prepared.names, facts).expect("generated headers are valid");
                 let mut all = Vec::new();
                 for number in 0..gathered.readings() {
                     let headers = gathered.reading(number);
@@ -484,12 +484,12 @@ proptest! {
                         action: facts.action(), peer, facts, router: &prepared.router, route: &route,
                         headers: &headers, query: &gathered.query,
                     };
-                    let inputs = prepared.world.inputs(&reading).expect("the small world fits the schema");
+                    let inputs = prepared.inputs.build(&reading).expect("generated facts match the schema");
                     all.push(oracle(&prepared, &inputs));
                 }
-                // The first no decides, else the first yes.
-                let no = all.iter().position(|(allowed, _)| !allowed).unwrap_or(0);
-                (decision, all.swap_remove(no))
+                // The first denial decides, otherwise the first reading.
+                let deciding = all.iter().position(|(allowed, _)| !allowed).unwrap_or(0);
+                (decision, all.swap_remove(deciding))
             });
             let (allowed, determining) = expected;
             prop_assert_eq!(matches!(decision, Decision::Permit(_)), allowed, "{:?}\n{:#?}", call, policies);
@@ -508,12 +508,12 @@ proptest! {
     fn order_never_changes_a_decision(
         policies in prop::collection::vec(policy(), 2..5),
         calls in prop::collection::vec(call(), REQUESTS),
-        turn in 1usize..4,
+        rotation in 1usize..4,
     ) {
-        let mut turned = policies.clone();
-        turned.rotate_left(turn % policies.len());
-        turned.reverse();
-        let (one, other) = (compile(&policies), compile(&turned));
+        let mut reordered = policies.clone();
+        reordered.rotate_left(rotation % policies.len());
+        reordered.reverse();
+        let (one, other) = (compile(&policies), compile(&reordered));
         for call in &calls {
             prop_assert_eq!(
                 matches!(call.decide(&one), Decision::Permit(_)),
@@ -523,7 +523,7 @@ proptest! {
     }
 
     #[test]
-    fn one_more_forbid_never_admits_more(
+    fn an_additional_forbid_never_allows_more(
         policies in prop::collection::vec(policy(), 1..4),
         forbid in policy().prop_map(|text| text.replacen("permit", "forbid", 1)),
         calls in prop::collection::vec(call(), REQUESTS),

@@ -10,8 +10,8 @@ use crate::{
     facts::{GrpcFacts, HttpFacts, NoHeaders, TcpFacts},
 };
 
-/// A service `shop/orders` with policies, asked in sentences.
-struct Ask {
+/// A service `shop/orders` with policies, and the facts of requests to it.
+struct Fixture {
     policy: ServicePolicy,
     user: Option<User>,
     headers: Vec<(&'static str, &'static [u8])>,
@@ -65,12 +65,12 @@ pub(crate) fn alice() -> User {
     }
 }
 
-impl Ask {
-    fn of(text: &str) -> Self {
-        Self::service(&service(text))
+impl Fixture {
+    fn new(text: &str) -> Self {
+        Self::for_service(&service(text))
     }
 
-    fn service(service: &InboundService) -> Self {
+    fn for_service(service: &InboundService) -> Self {
         let policy = ServicePolicy::compile(service, &mesh())
             .unwrap_or_else(|problems| panic!("{}", problems[0]));
         Self {
@@ -82,7 +82,7 @@ impl Ask {
         }
     }
 
-    fn by_alice(mut self) -> Self {
+    fn with_alice(mut self) -> Self {
         self.user = Some(alice());
         self
     }
@@ -164,50 +164,50 @@ fn denied(decision: &Decision, by: Option<&str>) {
 const WEB_READS: &str = "@id(\"web-reads\") permit (principal == Workload::\"shop/web\", action in Action::\"read\", resource == Service::\"shop/orders\");";
 
 #[test]
-fn nothing_is_allowed_that_no_policy_permits() {
-    denied(&Ask::of("").http("shop/web", "GET", "/"), None);
-    let ask = Ask::of(WEB_READS);
-    allowed(&ask.http("shop/web", "GET", "/"), "web-reads");
-    allowed(&ask.http("shop/web", "HEAD", "/"), "web-reads");
-    denied(&ask.http("shop/web", "POST", "/"), None);
-    denied(&ask.http("shop/cart", "GET", "/"), None);
-    denied(&ask.http("anonymous", "GET", "/"), None);
-    denied(&ask.tcp("shop/web"), None);
+fn a_request_that_no_policy_permits_is_denied() {
+    denied(&Fixture::new("").http("shop/web", "GET", "/"), None);
+    let fixture = Fixture::new(WEB_READS);
+    allowed(&fixture.http("shop/web", "GET", "/"), "web-reads");
+    allowed(&fixture.http("shop/web", "HEAD", "/"), "web-reads");
+    denied(&fixture.http("shop/web", "POST", "/"), None);
+    denied(&fixture.http("shop/cart", "GET", "/"), None);
+    denied(&fixture.http("anonymous", "GET", "/"), None);
+    denied(&fixture.tcp("shop/web"), None);
     // Methods are compared octet for octet.
-    denied(&ask.http("shop/web", "get", "/"), None);
+    denied(&fixture.http("shop/web", "get", "/"), None);
 }
 
 #[test]
-fn a_foreign_domain_s_workload_is_not_ours_of_the_same_name() {
-    let ask = Ask::of(WEB_READS);
+fn a_foreign_workload_is_not_the_local_one_of_the_same_name() {
+    let fixture = Fixture::new(WEB_READS);
     denied(
-        &ask.http("spiffe://other.test/ns/shop/sa/web", "GET", "/"),
+        &fixture.http("spiffe://other.test/ns/shop/sa/web", "GET", "/"),
         None,
     );
-    let ask = Ask::of("@id(\"ns\") permit (principal in Namespace::\"shop\", action, resource);
+    let fixture = Fixture::new("@id(\"ns\") permit (principal in Namespace::\"shop\", action, resource);
         @id(\"foreign\") permit (principal == Workload::\"spiffe://other.test/ns/shop/sa/web\", action, resource);
         @id(\"domain\") permit (principal in TrustDomain::\"third.test\", action, resource);");
-    allowed(&ask.http("shop/web", "GET", "/"), "ns");
+    allowed(&fixture.http("shop/web", "GET", "/"), "ns");
     allowed(
-        &ask.http("spiffe://other.test/ns/shop/sa/web", "GET", "/"),
+        &fixture.http("spiffe://other.test/ns/shop/sa/web", "GET", "/"),
         "foreign",
     );
     denied(
-        &ask.http("spiffe://other.test/ns/shop/sa/cart", "GET", "/"),
+        &fixture.http("spiffe://other.test/ns/shop/sa/cart", "GET", "/"),
         None,
     );
     allowed(
-        &ask.http("spiffe://third.test/ns/x/sa/y", "GET", "/"),
+        &fixture.http("spiffe://third.test/ns/x/sa/y", "GET", "/"),
         "domain",
     );
 }
 
 #[test]
-fn a_forbid_beats_any_permit_and_says_why() {
-    let ask = Ask::of(&format!(
+fn a_forbid_overrides_any_permit_and_gives_its_reason() {
+    let fixture = Fixture::new(&format!(
         "{WEB_READS} @id(\"closed\") @reason(\"Closed for repairs.\") forbid (principal, action, resource) when {{ context.port == 8080 }};"
     ));
-    let Decision::Deny(deny) = ask.http("shop/web", "GET", "/") else {
+    let Decision::Deny(deny) = fixture.http("shop/web", "GET", "/") else {
         panic!()
     };
     assert_eq!(deny.reason(), Some("Closed for repairs."));
@@ -215,46 +215,46 @@ fn a_forbid_beats_any_permit_and_says_why() {
 }
 
 #[test]
-fn a_forbid_that_cannot_be_evaluated_forbids() {
-    // Overflows, which no type check finds.
-    let ask = Ask::of(&format!(
+fn a_forbid_that_cannot_be_evaluated_denies() {
+    // An overflow, which type checking does not find.
+    let fixture = Fixture::new(&format!(
         "{WEB_READS} @id(\"sum\") forbid (principal, action, resource) when {{ context.port * 9223372036854775807 > 5 }};"
     ));
-    let Decision::Deny(deny) = ask.http("shop/web", "GET", "/") else {
+    let Decision::Deny(deny) = fixture.http("shop/web", "GET", "/") else {
         panic!()
     };
     assert!(matches!(deny.kind(), DenyKind::ForbidFailed(_)));
-    // A permit that cannot be evaluated permits nothing.
-    let ask = Ask::of(
+    // A permit that cannot be evaluated does not allow.
+    let fixture = Fixture::new(
         "@id(\"sum\") permit (principal, action, resource) when { context.port * 9223372036854775807 > 5 };",
     );
-    denied(&ask.http("shop/web", "GET", "/"), None);
+    denied(&fixture.http("shop/web", "GET", "/"), None);
 }
 
 #[test]
-fn a_user_sees_only_what_is_hers() {
+fn a_user_can_read_only_their_own_orders() {
     let own = "@id(\"own\") permit (principal == Workload::\"edge/gateway\", action in Action::\"read\", resource)
         when { context has user && context.user.issuer == Issuer::\"customers\" &&
                context has route && context.route == \"/users/{user}/orders/{id}\" &&
                context.params has user && context.params.user == context.user.subject };";
-    let ask = Ask::of(own).by_alice();
+    let fixture = Fixture::new(own).with_alice();
     allowed(
-        &ask.http("edge/gateway", "GET", "/users/alice/orders/7"),
+        &fixture.http("edge/gateway", "GET", "/users/alice/orders/7"),
         "own",
     );
     denied(
-        &ask.http("edge/gateway", "GET", "/users/bob/orders/7"),
+        &fixture.http("edge/gateway", "GET", "/users/bob/orders/7"),
         None,
     );
     denied(
-        &ask.http("edge/gateway", "GET", "/users/alice/orders"),
+        &fixture.http("edge/gateway", "GET", "/users/alice/orders"),
         None,
     );
     denied(
-        &Ask::of(own).http("edge/gateway", "GET", "/users/alice/orders/7"),
+        &Fixture::new(own).http("edge/gateway", "GET", "/users/alice/orders/7"),
         None,
     );
-    let mut other = Ask::of(own);
+    let mut other = Fixture::new(own);
     other.user = Some(User::new("partners", "alice", Timestamp::MAX));
     denied(
         &other.http("edge/gateway", "GET", "/users/alice/orders/7"),
@@ -263,7 +263,7 @@ fn a_user_sees_only_what_is_hers() {
 }
 
 #[test]
-fn claims_groups_tags_and_time_can_be_asked_for() {
+fn conditions_can_read_claims_groups_tags_and_time() {
     for condition in [
         "context.user in Group::\"customers/gold\"",
         "context.user == User::\"customers#alice\"",
@@ -278,79 +278,85 @@ fn claims_groups_tags_and_time_can_be_asked_for() {
         "context.host == \"orders.shop\" && context.path like \"/users/*\"",
         "principal is Workload && principal.namespace == Namespace::\"edge\" && principal.serviceAccount == \"gateway\"",
     ] {
-        let ask = Ask::of(&format!("@id(\"p\") permit (principal, action == Action::\"GET\", resource) when {{ context has user && {condition} }};")).by_alice();
-        allowed(&ask.http("edge/gateway", "GET", "/users/alice"), "p");
-        assert_eq!(ask.policy.fallback_policies(), 0, "{condition}");
-        let ask = Ask::of(&format!("@id(\"p\") permit (principal, action == Action::\"GET\", resource) when {{ context has user && !({condition}) }};")).by_alice();
-        denied(&ask.http("edge/gateway", "GET", "/users/alice"), None);
+        let fixture = Fixture::new(&format!("@id(\"p\") permit (principal, action == Action::\"GET\", resource) when {{ context has user && {condition} }};")).with_alice();
+        allowed(&fixture.http("edge/gateway", "GET", "/users/alice"), "p");
+        assert_eq!(fixture.policy.fallback_policies(), 0, "{condition}");
+        let fixture = Fixture::new(&format!("@id(\"p\") permit (principal, action == Action::\"GET\", resource) when {{ context has user && !({condition}) }};")).with_alice();
+        denied(&fixture.http("edge/gateway", "GET", "/users/alice"), None);
     }
 }
 
 #[test]
-fn what_does_not_compile_is_left_to_cedar_and_decides_alike() {
-    let ask = Ask::of("@id(\"p\") permit (principal, action == Action::\"GET\", resource) when { context.sourceIp.isLoopback() };
+fn a_policy_that_does_not_compile_is_evaluated_by_cedar() {
+    let fixture = Fixture::new("@id(\"p\") permit (principal, action == Action::\"GET\", resource) when { context.sourceIp.isLoopback() };
         @id(\"f\") forbid (principal, action == Action::\"GET\", resource) when { context has user && context.user.amr == [\"pwd\", \"mfa\"] };");
-    assert_eq!(ask.policy.fallback_policies(), 2);
-    denied(&ask.http("shop/web", "GET", "/"), None);
-    let mut local = ask;
+    assert_eq!(fixture.policy.fallback_policies(), 2);
+    denied(&fixture.http("shop/web", "GET", "/"), None);
+    let mut local = fixture;
     local.source = "127.0.0.1";
     allowed(&local.http("shop/web", "GET", "/"), "p");
     local.source = "::ffff:127.0.0.1";
     allowed(&local.http("shop/web", "GET", "/"), "p");
-    denied(&local.by_alice().http("shop/web", "GET", "/"), Some("f"));
+    denied(&local.with_alice().http("shop/web", "GET", "/"), Some("f"));
 }
 
 #[test]
-fn grpc_and_tcp_have_facts_of_their_own() {
-    let ask = Ask::of("@id(\"post\") permit (principal in WorkloadGroup::\"backoffice\", action == Action::\"grpc\", resource)
+fn grpc_and_tcp_have_their_own_facts() {
+    let fixture = Fixture::new("@id(\"post\") permit (principal in WorkloadGroup::\"backoffice\", action == Action::\"grpc\", resource)
             when { context.service == \"ledger.v1.Ledger\" && [\"Post\", \"Get\"].contains(context.method) };
         @id(\"db\") permit (principal, action == Action::\"tcp\", resource in ServiceGroup::\"internal\") when { context.port == 8080 };");
-    allowed(&ask.grpc("ops/console", "ledger.v1.Ledger", "Post"), "post");
-    denied(&ask.grpc("ops/console", "ledger.v1.Ledger", "Drop"), None);
-    denied(&ask.grpc("shop/web", "ledger.v1.Ledger", "Post"), None);
-    allowed(&ask.tcp("anonymous"), "db");
+    allowed(
+        &fixture.grpc("ops/console", "ledger.v1.Ledger", "Post"),
+        "post",
+    );
+    denied(
+        &fixture.grpc("ops/console", "ledger.v1.Ledger", "Drop"),
+        None,
+    );
+    denied(&fixture.grpc("shop/web", "ledger.v1.Ledger", "Post"), None);
+    allowed(&fixture.tcp("anonymous"), "db");
 }
 
 const TENANT: &str = "@id(\"tenant\") permit (principal, action == Action::\"GET\", resource)
         when { context.headers has \"x-tenant\" && context.headers[\"x-tenant\"] == \"a\" };";
 
 #[test]
-fn every_value_of_a_repeated_header_is_judged_alone() {
-    let mut ask = Ask::of(TENANT);
-    ask.headers = vec![("X-Tenant", b"a")];
-    allowed(&ask.http("shop/web", "GET", "/"), "tenant");
-    ask.headers = vec![("x-tenant", b"a"), ("x-tenant", b"b")];
-    denied(&ask.http("shop/web", "GET", "/"), None);
-    // Nor can a forbid be passed by a second value beside the one it names.
-    let mut ask = Ask::of(
+fn every_value_of_a_repeated_header_is_evaluated_on_its_own() {
+    let mut fixture = Fixture::new(TENANT);
+    fixture.headers = vec![("X-Tenant", b"a")];
+    allowed(&fixture.http("shop/web", "GET", "/"), "tenant");
+    fixture.headers = vec![("x-tenant", b"a"), ("x-tenant", b"b")];
+    denied(&fixture.http("shop/web", "GET", "/"), None);
+    // A second value does not bypass a forbid of the first.
+    let mut fixture = Fixture::new(
         "@id(\"all\") permit (principal, action == Action::\"GET\", resource);
         @id(\"evil\") forbid (principal, action == Action::\"GET\", resource)
         when { context.headers has \"x-tenant\" && context.headers[\"x-tenant\"] == \"evil\" };",
     );
-    ask.headers = vec![("x-tenant", b"good"), ("x-tenant", b"evil")];
-    denied(&ask.http("shop/web", "GET", "/"), Some("evil"));
-    ask.headers = vec![("x-tenant", b"good"), ("x-tenant", b"fine")];
-    allowed(&ask.http("shop/web", "GET", "/"), "all");
+    fixture.headers = vec![("x-tenant", b"good"), ("x-tenant", b"evil")];
+    denied(&fixture.http("shop/web", "GET", "/"), Some("evil"));
+    fixture.headers = vec![("x-tenant", b"good"), ("x-tenant", b"fine")];
+    allowed(&fixture.http("shop/web", "GET", "/"), "all");
 }
 
 #[test]
-fn a_header_that_a_policy_reads_is_plain_text_or_the_request_is_refused() {
-    let mut ask = Ask::of(TENANT);
+fn a_header_that_a_policy_reads_must_be_printable_ascii() {
+    let mut fixture = Fixture::new(TENANT);
     for value in [&b"\xff"[..], b"caf\xc3\xa9", b"a\x00"] {
-        ask.headers = vec![("x-tenant", value)];
-        let Decision::Deny(deny) = ask.http("shop/web", "GET", "/") else {
+        fixture.headers = vec![("x-tenant", value)];
+        let Decision::Deny(deny) = fixture.http("shop/web", "GET", "/") else {
             panic!()
         };
         assert_eq!((deny.status(), deny.code()), (400, "http.header"));
     }
-    // Headers that no policy reads are nobody's business here.
-    ask.headers = vec![("x-tenant", b"a"), ("x-other", b"\xff")];
-    allowed(&ask.http("shop/web", "GET", "/"), "tenant");
+    // Headers that no policy reads are not checked.
+    fixture.headers = vec![("x-tenant", b"a"), ("x-other", b"\xff")];
+    allowed(&fixture.http("shop/web", "GET", "/"), "tenant");
 }
 
 #[test]
-fn query_parameters_are_decoded_and_must_be_single() {
-    let mut ask = Ask::of(
+fn query_parameters_are_decoded_and_must_not_be_repeated() {
+    let mut fixture = Fixture::new(
         "@id(\"dry\") permit (principal, action == Action::\"GET\", resource)
         when { context.query has dryRun && context.query.dryRun == \"yes please\" };",
     );
@@ -359,19 +365,19 @@ fn query_parameters_are_decoded_and_must_be_single() {
         "x=1&dryRun=yes%20please",
         "%64ryRun=yes%20please",
     ] {
-        ask.query = Some(query);
-        allowed(&ask.http("shop/web", "GET", "/"), "dry");
+        fixture.query = Some(query);
+        allowed(&fixture.http("shop/web", "GET", "/"), "dry");
     }
-    ask.query = Some("dryRun=no");
-    denied(&ask.http("shop/web", "GET", "/"), None);
+    fixture.query = Some("dryRun=no");
+    denied(&fixture.http("shop/web", "GET", "/"), None);
     for query in [
         "dryRun=no&dryRun=yes%20please",
         "dryRun=%zz",
         "dryRun=%ff",
         "%zz=1&dryRun=yes%20please",
     ] {
-        ask.query = Some(query);
-        let Decision::Deny(deny) = ask.http("shop/web", "GET", "/") else {
+        fixture.query = Some(query);
+        let Decision::Deny(deny) = fixture.http("shop/web", "GET", "/") else {
             panic!("{query}")
         };
         assert_eq!((deny.status(), deny.code()), (400, "http.query"));
@@ -379,8 +385,8 @@ fn query_parameters_are_decoded_and_must_be_single() {
 }
 
 #[test]
-fn another_service_on_the_port_has_its_forbids_heard() {
-    let ask = Ask::of(
+fn forbids_of_another_service_on_the_port_apply() {
+    let fixture = Fixture::new(
         "@id(\"p\") permit (principal, action == Action::\"tcp\", resource);
         @id(\"f\") forbid (principal == Workload::\"shop/cart\", action, resource);",
     );
@@ -394,22 +400,25 @@ fn another_service_on_the_port_has_its_forbids_heard() {
         tls: None,
     };
     let forbids = |id: &str| {
-        let peer = ask.policy.peer(&Principal::Workload(id.parse().unwrap()));
-        ask.policy
-            .forbids(&ask.policy.candidates(&peer), &peer, &facts)
+        let peer = fixture
+            .policy
+            .peer(&Principal::Workload(id.parse().unwrap()));
+        fixture
+            .policy
+            .forbids(&fixture.policy.candidates(&peer), &peer, &facts)
     };
     assert!(forbids("spiffe://demo.test/ns/shop/sa/cart").is_some());
     assert!(forbids("spiffe://demo.test/ns/shop/sa/web").is_none());
 }
 
 #[test]
-fn what_another_snapshot_resolved_is_resolved_anew() {
+fn a_peer_of_another_snapshot_is_resolved_again() {
     let grants =
         "@id(\"g\") permit (principal in WorkloadGroup::\"backoffice\", action, resource);";
-    let old = Ask::of(grants);
+    let old = Fixture::new(grants);
     let mut changed = service(grants);
     changed.workload_groups.clear();
-    let new = Ask::service(&changed);
+    let new = Fixture::for_service(&changed);
     let peer = old.policy.peer(&Principal::Workload(
         "spiffe://demo.test/ns/ops/sa/console".parse().unwrap(),
     ));

@@ -8,7 +8,7 @@ use super::{
     schema::BodySchema,
 };
 
-/// What a body must be, when it is looked at before it is sent on.
+/// The rule for a body that is validated before it is forwarded.
 #[derive(Debug, Clone)]
 pub struct BodyRule<'a> {
     max_bytes: u64,
@@ -27,15 +27,15 @@ impl<'a> BodyRule<'a> {
         })
     }
 
-    /// The most that may be buffered, in bytes. Over it: 413.
+    /// Maximum size in bytes, which is buffered. A larger body gets 413.
     pub fn max_bytes(&self) -> u64 {
         self.max_bytes
     }
 
-    /// Checks the whole body: JSON that every reader reads alike (RFC 8259 §4), and right by every schema.
+    /// Checks the whole body: unambiguous JSON (RFC 8259 §4) that matches every schema.
     ///
     /// # Errors
-    /// The first violation, with the JSON pointer of its place.
+    /// The first violation, with its JSON pointer.
     pub fn check(&self, bytes: &[u8], content_type: Option<&str>) -> Result<(), Violation> {
         if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > self.max_bytes {
             return Err(too_large(self.max_bytes));

@@ -6,7 +6,7 @@ use super::{
     route::{RouteMatch, Router},
 };
 
-/// The head of a request as the checks see it.
+/// The head of a request, as validated.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadFacts<'a> {
     /// The method's exact bytes.
@@ -19,13 +19,13 @@ pub struct HeadFacts<'a> {
     pub content_type: Option<&'a str>,
     /// Whether it has a `Content-Encoding` other than `identity`.
     pub encoded: bool,
-    /// `Content-Length`; none for a body of unknown length.
+    /// `Content-Length`; `None` for a body of unknown length.
     pub content_length: Option<u64>,
     /// Whether a body follows or may follow.
     pub has_body: bool,
 }
 
-/// Every document must be content, cheapest questions first.
+/// Checks the head against every document, cheapest checks first.
 pub(crate) fn check_head(
     router: &Router,
     head: &HeadFacts<'_>,
@@ -68,7 +68,7 @@ pub(crate) fn check_head(
                 "http.method",
                 format!(
                     "the method `{}` is not allowed for this path",
-                    cut(head.method)
+                    truncate(head.method)
                 ),
             );
             violation.allow = chosen.methods();
@@ -85,7 +85,7 @@ pub(crate) fn check_head(
                 .at("content-type"));
             }
         }
-        // What is encoded would be judged by other bytes than the program reads.
+        // Validation would see the encoded bytes, but the application reads the decoded ones.
         if head.encoded && rule.body.is_some() {
             return Err(Violation::new(
                 415,
@@ -94,7 +94,7 @@ pub(crate) fn check_head(
             )
             .at("content-encoding"));
         }
-        // The media type decides which parser reads the body: one that none reads would pass unread.
+        // The media type selects the parser: a body of another type would not be validated.
         if head.has_body && rule.body.is_some() && !head.content_type.is_some_and(is_json) {
             return Err(Violation::new(
                 415,
@@ -133,6 +133,6 @@ pub(crate) fn too_large(most: u64) -> Violation {
     )
 }
 
-fn cut(text: &str) -> String {
+fn truncate(text: &str) -> String {
     text.chars().take(32).collect()
 }

@@ -1,14 +1,14 @@
-//! JSON that every reader reads alike: each name once, no more than 64 deep, nothing behind it (RFC 8259 §4, §9).
+//! Unambiguous JSON: unique names, nested at most 64 deep, no trailing data (RFC 8259 §4, §9).
 
 use std::{cell::RefCell, fmt};
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// How deep arrays and objects may be nested.
+/// Maximum depth of nested arrays and objects.
 pub const MAX_DEPTH: usize = 64;
 
-/// Why bytes are not acceptable JSON, and where.
+/// Why JSON is rejected, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct JsonProblem {
@@ -17,16 +17,16 @@ pub struct JsonProblem {
 }
 
 impl JsonProblem {
-    /// Where: a JSON pointer (RFC 6901), as far as it had been read.
+    /// The location: a JSON pointer (RFC 6901), as far as the text was read.
     pub fn pointer(&self) -> &str {
         &self.pointer
     }
 }
 
-/// Reads one JSON text.
+/// Parses one JSON text.
 ///
 /// # Errors
-/// When it is not JSON, repeats a name, is too deep, or something stands behind it.
+/// When it is not JSON, repeats a name, is nested too deep, or has trailing data.
 pub fn parse(bytes: &[u8]) -> Result<Value, JsonProblem> {
     let place = RefCell::new(String::new());
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
@@ -42,23 +42,23 @@ pub fn parse(bytes: &[u8]) -> Result<Value, JsonProblem> {
     })
 }
 
-/// Serde's sentence without the stranger's bytes in it, with the place in the text.
+/// The parser's message with line and column, which does not quote the input.
 fn sentence(error: &serde_json::Error) -> String {
     error.to_string().chars().take(160).collect()
 }
 
 struct Strict<'a> {
-    /// Grows on the way in and shrinks on the way out, so that an error leaves it where it happened.
+    /// Extended when entering a value and truncated when leaving it, so that it points to the location of an error.
     place: &'a RefCell<String>,
     depth: usize,
 }
 
 impl Strict<'_> {
-    fn inside<E: de::Error>(&self, step: &str) -> Result<(Strict<'_>, usize), E> {
+    fn enter<E: de::Error>(&self, step: &str) -> Result<(Strict<'_>, usize), E> {
         let mut place = self.place.borrow_mut();
         let length = place.len();
         place.push('/');
-        // A name as long as the body would make its own error message.
+        // Truncated: a name can be as long as the body.
         place.extend(step.chars().take(64).flat_map(|character| match character {
             '~' => ['~', '0'].into_iter().take(2),
             '/' => ['~', '1'].into_iter().take(2),
@@ -73,7 +73,7 @@ impl Strict<'_> {
         ))
     }
 
-    fn deeper<E: de::Error>(&self) -> Result<(), E> {
+    fn check_depth<E: de::Error>(&self) -> Result<(), E> {
         if self.depth >= MAX_DEPTH {
             return Err(E::custom(format_args!(
                 "it is nested deeper than {MAX_DEPTH}"
@@ -129,10 +129,10 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        self.deeper()?;
+        self.check_depth()?;
         let mut all = Vec::new();
         loop {
-            let (inner, length) = self.inside(&all.len().to_string())?;
+            let (inner, length) = self.enter(&all.len().to_string())?;
             let item = items.next_element_seed(inner)?;
             self.place.borrow_mut().truncate(length);
             match item {
@@ -143,10 +143,10 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
-        self.deeper()?;
+        self.check_depth()?;
         let mut all = Map::new();
         while let Some(name) = members.next_key::<String>()? {
-            let (inner, length) = self.inside(&name)?;
+            let (inner, length) = self.enter(&name)?;
             if all.contains_key(&name) {
                 return Err(de::Error::custom("an object has a duplicate name"));
             }
@@ -168,14 +168,14 @@ mod tests {
     }
 
     #[test]
-    fn a_name_twice_is_refused_with_its_place() {
+    fn a_duplicate_name_is_rejected_with_its_location() {
         let (message, place) = problem(r#"{"a": [1, {"b": 1, "b": 2}]}"#);
         assert!(
             message.starts_with("an object has a duplicate name"),
             "{message}"
         );
         assert_eq!(place, "/a/1/b");
-        // Escapes do not hide it.
+        // An escaped name is the same name.
         assert!(parse(br#"{"a": 1, "\u0061": 2}"#).is_err());
     }
 
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_may_stand_behind_it() {
+    fn trailing_data_is_rejected() {
         for text in [
             "{} {}",
             "1 2",
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn pointers_escape_as_rfc_6901_says() {
+    fn pointers_are_escaped_per_rfc_6901() {
         assert_eq!(problem(r#"{"a/b~c": {"x": 1, "x": 1}}"#).1, "/a~1b~0c/x");
     }
 }

@@ -1,6 +1,6 @@
 //! Media types (RFC 9110 §8.3.1).
 
-/// `application/json` and `application/*+json` (RFC 6839 §3.1), in UTF-8 if it says so.
+/// `application/json` and `application/*+json` (RFC 6839 §3.1), in UTF-8 if a charset is given.
 pub(crate) fn is_json(content_type: &str) -> bool {
     let essence = essence(content_type);
     let json = essence == "application/json"

@@ -1,13 +1,13 @@
-//! Numbers that every reader compares alike.
+//! Numbers that all parsers compare with the same result.
 
 use super::Violation;
 
-/// So many digits of a fraction stay apart in a double, which is what most readers make of it (RFC 8259 §6).
+/// Number of significant digits that a double keeps, which is what most parsers use (RFC 8259 §6).
 const DIGITS: usize = 15;
 
-/// Refuses numbers that our comparison would round: another reader may find them on the other side of a bound.
+/// Rejects numbers that the comparison would round, since another parser may find them on the other side of a bound.
 ///
-/// Whole numbers are compared exactly as far as 64 bits reach, all others as doubles. `body` is known to be JSON.
+/// Integers of up to 64 bits are compared exactly, all other numbers as doubles. `body` is known to be JSON.
 pub(super) fn check(body: &[u8]) -> Result<(), Violation> {
     let mut rest = body;
     let mut in_string = false;
@@ -15,7 +15,7 @@ pub(super) fn check(body: &[u8]) -> Result<(), Violation> {
         match byte {
             b'"' => in_string = !in_string,
             b'\\' if in_string => {
-                // Whatever is escaped is no end of the string.
+                // An escaped character does not end the string.
                 rest = after.get(1..).unwrap_or_default();
                 continue;
             }
@@ -54,7 +54,7 @@ fn is_exact(number: &[u8]) -> bool {
     }
     let mantissa = text.split(['e', 'E']).next().unwrap_or_default();
     let digits = mantissa.bytes().filter(u8::is_ascii_digit);
-    // Zeros in front, as in `0.001`, take nothing away.
+    // Leading zeros, as in `0.001`, are not significant.
     digits.skip_while(|digit| *digit == b'0').count() <= DIGITS
 }
 
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_that_would_be_rounded_are_found_and_only_those() {
+    fn only_numbers_that_would_be_rounded_are_rejected() {
         for exact in [
             "0",
             "-1",

@@ -1,4 +1,4 @@
-//! Which templates a path fits.
+//! Matches paths to templates.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,32 +13,32 @@ use super::{
 };
 use crate::problem::PolicyProblem;
 
-/// More `RequestValidation` documents on one service are refused when they are read.
+/// Maximum number of `RequestValidation` documents on one service. More are rejected when they are loaded.
 const MAX_DOCUMENTS: usize = 8;
-const NOWHERE: u16 = u16::MAX;
+const NO_ROUTE: u16 = u16::MAX;
 
-/// Which path templates a path fits. Made by [`crate::service::ServicePolicy::route`], for that service only:
-/// another service sees that it is not its own and matches the path anew.
+/// The path templates that a path matches. Created by [`crate::service::ServicePolicy::route`] for that service policy
+/// only: another one detects that by the stamp and matches the path again.
 #[derive(Debug, Clone, Copy)]
 pub struct RouteMatch {
     stamp: u64,
-    /// Per document, the route it chose.
+    /// Per document, the matching route.
     chosen: [u16; MAX_DOCUMENTS],
     /// Per document, the rule of that route for the method.
     rules: [u16; MAX_DOCUMENTS],
     /// The document whose template is `context.route`.
     best: u16,
-    /// Where its parameters stand in the path.
+    /// The locations of its parameters in the path.
     spans: [Span; MAX_PARAMS],
 }
 
 impl RouteMatch {
-    /// For what has no path.
+    /// For requests without a path.
     pub const NONE: Self = Self {
         stamp: 0,
-        chosen: [NOWHERE; MAX_DOCUMENTS],
-        rules: [NOWHERE; MAX_DOCUMENTS],
-        best: NOWHERE,
+        chosen: [NO_ROUTE; MAX_DOCUMENTS],
+        rules: [NO_ROUTE; MAX_DOCUMENTS],
+        best: NO_ROUTE,
         spans: [Span { start: 0, end: 0 }; MAX_PARAMS],
     };
 }
@@ -57,7 +57,7 @@ pub(crate) struct Document {
     routes: Vec<Route>,
 }
 
-/// A template and the rules that have it, for different methods.
+/// A template and its rules for different methods.
 #[derive(Debug)]
 pub(crate) struct Route {
     pub(crate) template: Template,
@@ -77,7 +77,7 @@ impl Router {
     pub(crate) fn new(
         documents: &[Attached<RequestValidationSpec>],
     ) -> Result<Self, Vec<PolicyProblem>> {
-        // Routers are told apart by number, so that one's match is never read by another.
+        // Each router has a number, so that a match of one is never used by another.
         static STAMP: AtomicU64 = AtomicU64::new(1);
         let mut router = Self {
             stamp: STAMP.fetch_add(1, Ordering::Relaxed),
@@ -102,7 +102,7 @@ impl Router {
         }
     }
 
-    /// Tells this router, and the policy it belongs to, from all others of the process.
+    /// Identifies this router, and the policy it belongs to, within the process.
     pub(crate) fn stamp(&self) -> u64 {
         self.stamp
     }
@@ -127,7 +127,7 @@ impl Router {
             *rule = (0u16..)
                 .zip(&route.rules)
                 .find_map(|(number, rule)| rule.accepts(method).then_some(number))
-                .unwrap_or(NOWHERE);
+                .unwrap_or(NO_ROUTE);
             if best.is_none_or(|best| route.template.precedence(best).is_lt()) {
                 best = Some(&route.template);
                 found.best = document_number;
@@ -137,7 +137,7 @@ impl Router {
         found
     }
 
-    pub(crate) fn is_mine(&self, route: &RouteMatch) -> bool {
+    pub(crate) fn owns(&self, route: &RouteMatch) -> bool {
         route.stamp == self.stamp
     }
 
@@ -181,7 +181,7 @@ impl Router {
     }
 
     fn best(&self, route: &RouteMatch) -> Option<&Route> {
-        if !self.is_mine(route) {
+        if !self.owns(route) {
             return None;
         }
         let document = usize::from(route.best);
@@ -192,17 +192,17 @@ impl Router {
             .get(usize::from(number))
     }
 
-    /// Each document with the route that it chose, and that route's rule for the method.
+    /// Each document with its matching route, and that route's rule for the method.
     pub(crate) fn documents<'a>(
         &'a self,
         route: &'a RouteMatch,
     ) -> impl Iterator<Item = (&'a Document, Option<(&'a Route, Option<&'a Rule>)>)> {
-        let mine = self.is_mine(route);
+        let owned = self.owns(route);
         self.documents
             .iter()
             .zip(route.chosen.iter().zip(&route.rules))
             .map(move |(document, (number, rule))| {
-                let chosen = mine
+                let chosen = owned
                     .then(|| document.routes.get(usize::from(*number)))
                     .flatten();
                 let chosen = chosen.map(|route| (route, route.rules.get(usize::from(*rule))));
@@ -258,7 +258,7 @@ impl Document {
             }
         }
         routes.sort_by(|a, b| a.template.precedence(&b.template));
-        if routes.len() >= usize::from(NOWHERE) {
+        if routes.len() >= usize::from(NO_ROUTE) {
             problems.push(PolicyProblem::new(
                 &document.from,
                 "the document has more than 65,534 routes",
@@ -288,7 +288,7 @@ impl Route {
 
 impl Rule {
     fn new(rule: &RouteRule, body: Option<BodySchema>) -> Self {
-        /// The most that is read whole when nothing else is said.
+        /// Default limit for a body that is buffered.
         const DEFAULT_BODY: u64 = 1 << 20;
         Self {
             methods: rule.methods.clone(),

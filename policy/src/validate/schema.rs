@@ -1,4 +1,4 @@
-//! JSON Schemas of bodies, compiled.
+//! Compiled JSON Schemas for bodies.
 
 use jsonschema::{Validator, error::ValidationErrorKind};
 use serde_json::Value;
@@ -9,12 +9,12 @@ use super::Violation;
 #[derive(Debug)]
 pub(crate) struct BodySchema {
     validator: Validator,
-    /// Whether it says anything about how large or which a number is.
+    /// Whether it constrains the value of a number.
     pub(super) bounds_numbers: bool,
 }
 
 impl BodySchema {
-    /// `$ref` reaches only within the schema itself: nothing is fetched, ever.
+    /// Compiles a schema. `$ref` is resolved only within the schema itself: nothing is fetched.
     pub(crate) fn new(schema: &Value) -> Result<Self, String> {
         jsonschema::options()
             .with_draft(jsonschema::Draft::Draft202012)
@@ -33,12 +33,12 @@ impl BodySchema {
                 } else {
                     format!(" at `{place}`")
                 };
-                let mut sentence = cut(&error.to_string());
+                let mut sentence = truncate(&error.to_string());
                 if place.ends_with("/type`") {
-                    // What the meta-schema says of it is about itself.
+                    // The meta-schema's own message describes the meta-schema.
                     sentence = format!(
                         "{} is none of the types `array`, `boolean`, `integer`, `null`, `number`, `object`, `string`",
-                        cut(&error.instance().to_string())
+                        truncate(&error.instance().to_string())
                     );
                 }
                 format!("the JSON Schema is not valid{place}: {sentence}")
@@ -48,13 +48,13 @@ impl BodySchema {
     pub(super) fn check(&self, body: &Value) -> Result<(), Violation> {
         self.validator.validate(body).map_err(|error| {
             let place = error.instance_path().to_string();
-            // Masked: a refused body may hold a secret, and this sentence goes to logs.
+            // Masked: a rejected body may contain a secret, and this message is logged.
             let sentence = match error.kind() {
                 ValidationErrorKind::AdditionalProperties { unexpected }
                 | ValidationErrorKind::UnevaluatedProperties { unexpected } => {
                     unexpected_names(unexpected)
                 }
-                _ => cut(&error.masked_with("the value").to_string()),
+                _ => truncate(&error.masked_with("the value").to_string()),
             };
             Violation::new(
                 400,
@@ -66,7 +66,8 @@ impl BodySchema {
     }
 }
 
-/// Names are a stranger's bytes: the first of them, short and without what a terminal or a page would obey.
+/// Names the first unexpected property. Names are untrusted, so the first one is truncated and escaped for terminals
+/// and web pages.
 fn unexpected_names(names: &[String]) -> String {
     let first = names.first().map(String::as_str).unwrap_or_default();
     let mut name: String = first
@@ -83,7 +84,7 @@ fn unexpected_names(names: &[String]) -> String {
     }
 }
 
-/// Whether numbers are compared somewhere in a schema.
+/// Whether any keyword of a schema compares numbers.
 fn bounds_numbers(schema: &Value) -> bool {
     const WORDS: [&str; 5] = [
         "minimum",
@@ -104,11 +105,11 @@ fn bounds_numbers(schema: &Value) -> bool {
     }
 }
 
-/// Whether a value, or one of its items, fits.
+/// Whether a value, or one of its items, satisfies `fits`.
 fn holds(value: &Value, fits: impl Fn(&Value) -> bool) -> bool {
     fits(value) || value.as_array().is_some_and(|items| items.iter().any(fits))
 }
 
-fn cut(text: &str) -> String {
+fn truncate(text: &str) -> String {
     text.chars().take(300).collect()
 }

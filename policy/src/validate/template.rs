@@ -12,31 +12,31 @@ pub(crate) struct Template {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Segment {
     Literal(String),
-    /// One segment, not empty.
+    /// One segment that is not empty.
     Param(String),
-    /// All that is left, which may be nothing.
+    /// The rest of the path, which may be empty.
     Rest(String),
 }
 
-/// Where a parameter stands in the path, in bytes.
+/// The location of a parameter in the path, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Span {
     pub(crate) start: u16,
     pub(crate) end: u16,
 }
 
-/// More parameters than this are refused when the template is read.
+/// Maximum number of parameters of a template.
 pub(crate) const MAX_PARAMS: usize = 8;
 
 impl Template {
-    /// Reads a template.
+    /// Parses a template.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let Some(rest) = text.strip_prefix('/') else {
             return Err(format!(
                 "the path template `{text}` does not begin with `/`"
             ));
         };
-        // A literal that normalisation would change could never match.
+        // A literal that normalisation changes never matches.
         let sample = text.replace(['{', '}', '*'], "");
         match crate::path::normalize(&sample) {
             Ok(normal) if normal == sample => {}
@@ -88,7 +88,7 @@ impl Template {
         })
     }
 
-    /// Where the parameters stand, if the path fits.
+    /// The locations of the parameters, if the path matches.
     pub(crate) fn matches(&self, path: &str) -> Option<[Span; MAX_PARAMS]> {
         let mut spans = [Span::default(); MAX_PARAMS];
         let mut places = spans.iter_mut();
@@ -117,8 +117,9 @@ impl Template {
         rest.is_none().then_some(spans)
     }
 
-    /// Which of two templates that a path fits is meant: at the first segment where they differ in kind, a literal
-    /// beats a parameter and a parameter beats the rest. Then the text decides, so that order of writing never does.
+    /// The order of precedence of two templates that a path matches: at the first segment where they differ in kind, a
+    /// literal precedes a parameter and a parameter precedes the rest. Then the text decides, so that source order never
+    /// does.
     pub(crate) fn precedence(&self, other: &Self) -> Ordering {
         let rank = |segment: &Segment| match segment {
             Segment::Literal(_) => 0,
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parameter_is_one_whole_segment_that_is_not_empty() {
+    fn a_parameter_matches_one_whole_segment_that_is_not_empty() {
         assert_eq!(
             params("/users/{user}/orders/{id}", "/users/alice/orders/7"),
             Some(vec!["alice", "7"])
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_takes_what_is_left_even_nothing() {
+    fn the_rest_matches_the_rest_of_the_path_even_if_empty() {
         assert_eq!(params("/files/{rest*}", "/files/a/b"), Some(vec!["a/b"]));
         assert_eq!(params("/files/{rest*}", "/files/"), Some(vec![""]));
         assert_eq!(params("/files/{rest*}", "/files"), Some(vec![""]));
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_template_is_refused_with_the_place() {
+    fn an_invalid_template_is_rejected_with_its_text() {
         for text in [
             "orders",
             "/a/{}",
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn literals_beat_parameters_beat_the_rest() {
+    fn literals_precede_parameters_and_parameters_precede_the_rest() {
         let template = |text| Template::parse(text).unwrap();
         let mut all = [
             template("/{rest*}"),

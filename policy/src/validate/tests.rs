@@ -52,7 +52,7 @@ fn head(router: &Router, path: &str, head: &HeadFacts<'_>) -> Result<(), Violati
 }
 
 #[test]
-fn sizes_have_their_own_statuses() {
+fn each_size_limit_has_its_own_status() {
     let router = router(&[orders()]);
     let status = |facts: &HeadFacts<'_>| {
         head(&router, "/orders/1", facts).map_err(|violation| (violation.status, violation.reason))
@@ -89,7 +89,7 @@ fn sizes_have_their_own_statuses() {
 }
 
 #[test]
-fn a_wrong_method_is_told_the_right_ones() {
+fn a_wrong_method_gets_the_allowed_methods() {
     let router = router(&[orders()]);
     let violation = head(
         &router,
@@ -105,7 +105,7 @@ fn a_wrong_method_is_told_the_right_ones() {
         (405, "http.method")
     );
     assert_eq!(violation.allow, ["DELETE", "GET", "PUT"]);
-    // The more specific template has the say, even if a wider one would accept the method.
+    // The more specific template decides, even if a wider one accepts the method.
     let violation = head(
         &router,
         "/orders/new",
@@ -119,7 +119,7 @@ fn a_wrong_method_is_told_the_right_ones() {
 }
 
 #[test]
-fn an_unknown_route_is_refused_only_where_the_document_says_so() {
+fn an_unknown_route_is_rejected_only_if_the_document_requires_it() {
     assert_eq!(
         head(&router(&[orders()]), "/nowhere", &HEAD)
             .unwrap_err()
@@ -152,7 +152,7 @@ fn the_media_type_is_compared_without_its_parameters() {
 }
 
 #[test]
-fn a_body_with_a_schema_is_json_or_nothing() {
+fn a_body_with_a_schema_must_be_json() {
     let router = router(&[orders()]);
     let route = router.find("POST", "/orders");
     for content_type in [
@@ -199,7 +199,7 @@ fn a_body_with_a_schema_is_json_or_nothing() {
 }
 
 #[test]
-fn a_refused_body_is_not_quoted() {
+fn a_rejected_body_is_not_quoted() {
     let router = router(&[orders()]);
     let route = router.find("POST", "/orders");
     let rule = BodyRule::new(&router, &route).unwrap();
@@ -214,7 +214,7 @@ fn a_refused_body_is_not_quoted() {
 }
 
 #[test]
-fn the_smallest_limit_of_a_body_counts() {
+fn the_smallest_body_limit_applies() {
     let router = router(&[orders()]);
     let most = |method, path| max_body(&router, &router.find(method, path));
     assert_eq!(most("POST", "/orders"), Some(1_024));
@@ -223,7 +223,7 @@ fn the_smallest_limit_of_a_body_counts() {
 }
 
 #[test]
-fn every_document_must_be_content_and_the_most_specific_template_is_the_route() {
+fn every_document_applies_and_the_most_specific_template_is_the_route() {
     let wide = json!({ "routes": [{ "path": "/{rest*}", "methods": ["GET", "POST"], "body": { "required": ["tenant"] } }] });
     for specs in [[orders(), wide.clone()], [wide, orders()]] {
         let router = router(&specs);
@@ -248,7 +248,7 @@ fn every_document_must_be_content_and_the_most_specific_template_is_the_route() 
 }
 
 #[test]
-fn another_service_s_route_is_not_taken_for_one_s_own() {
+fn a_route_of_another_service_is_ignored() {
     let (one, other) = (router(&[orders()]), router(&[orders()]));
     let route = one.find("GET", "/orders/7");
     assert_eq!(one.template(&route), Some("/orders/{id}"));
@@ -257,18 +257,18 @@ fn another_service_s_route_is_not_taken_for_one_s_own() {
 }
 
 #[test]
-fn a_document_that_cannot_work_is_refused_with_the_field() {
-    let refused = |routes: Value| {
+fn an_invalid_document_is_rejected_with_the_field() {
+    let rejected = |routes: Value| {
         let problems = Router::new(&documents(&[json!({ "routes": routes })])).unwrap_err();
         (
             problems[0].field.clone().unwrap_or_default(),
             problems[0].message.clone(),
         )
     };
-    let (field, message) = refused(json!([{ "path": "/a" }, { "path": "orders" }]));
+    let (field, message) = rejected(json!([{ "path": "/a" }, { "path": "orders" }]));
     assert_eq!(field, "spec.routes[1].path");
     assert!(message.contains("does not begin with `/`"));
-    let (field, message) = refused(json!([{ "path": "/a", "body": { "type": "strin" } }]));
+    let (field, message) = rejected(json!([{ "path": "/a", "body": { "type": "strin" } }]));
     assert_eq!(field, "spec.routes[0].body");
     assert!(
         message.contains("JSON Schema is not valid at `/type`"),
@@ -279,11 +279,12 @@ fn a_document_that_cannot_work_is_refused_with_the_field() {
         json!({ "$ref": "file:///etc/passwd" }),
     ] {
         assert_eq!(
-            refused(json!([{ "path": "/a", "body": schema }])).0,
+            rejected(json!([{ "path": "/a", "body": schema }])).0,
             "spec.routes[0].body"
         );
     }
-    let (field, message) = refused(json!([{ "path": "/a", "methods": ["GET"] }, { "path": "/a" }]));
+    let (field, message) =
+        rejected(json!([{ "path": "/a", "methods": ["GET"] }, { "path": "/a" }]));
     assert_eq!(
         (field.as_str(), message.as_str()),
         (
@@ -291,7 +292,7 @@ fn a_document_that_cannot_work_is_refused_with_the_field() {
             "two rules for `/a` have a method in common"
         )
     );
-    // Within itself a schema may refer as it likes.
+    // References within the schema are allowed.
     router(&[
         json!({ "routes": [{ "path": "/a", "body": { "$ref": "#/$defs/x", "$defs": { "x": { "type": "object" } } } }] }),
     ]);

@@ -2,7 +2,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What is wrong with a request's form.
+/// Why request validation rejects a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Violation {
@@ -10,12 +10,12 @@ pub struct Violation {
     pub status: u16,
     /// The stable reason code: `validate.body`, `validate.route`, `http.limit`, `http.method`, `http.media_type`.
     pub reason: String,
-    /// One sentence for the caller.
+    /// A message for the client, in one sentence.
     pub detail: String,
-    /// Where: a JSON pointer into the body (RFC 6901; empty is the whole), or a header's name.
+    /// The location: a JSON pointer into the body (RFC 6901; empty for the whole body), or a header's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<String>,
-    /// The methods for `Allow`, with 405 (RFC 9110 §15.5.6).
+    /// With 405, the methods for `Allow` (RFC 9110 §15.5.6).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<String>,
 }

@@ -128,7 +128,7 @@ fn check(token: &str) -> Result<User, TokenProblem> {
 }
 
 #[test]
-fn a_good_token_speaks_for_its_user() {
+fn a_valid_token_identifies_its_user() {
     let payload = json!({
         "iss": "https://id.test", "sub": "alice", "aud": ["x", "orders.test"], "exp": NOW as f64 + 59.5, "iat": NOW + 29,
         "scope": "read  write", "azp": "web", "acr": "gold", "amr": ["pwd", "mfa"], "auth_time": NOW - 5,
@@ -179,12 +179,12 @@ fn every_kind_of_key_verifies_with_its_own_algorithm() {
         Algorithm::ES384,
         Algorithm::EdDSA,
     ] {
-        let fresh;
+        let generated;
         let signer = match algorithm {
             Algorithm::ES256 => &*EC,
             Algorithm::ES384 | Algorithm::EdDSA => {
-                fresh = Signer::new(algorithm, "k");
-                &fresh
+                generated = Signer::new(algorithm, "k");
+                &generated
             }
             _ => &*RSA,
         };
@@ -206,7 +206,7 @@ fn every_kind_of_key_verifies_with_its_own_algorithm() {
 }
 
 #[test]
-fn a_token_of_the_wrong_form_is_refused() {
+fn a_malformed_token_is_rejected() {
     let good = EC.token(header(), payload());
     let parts: Vec<&str> = good.split('.').collect();
     let [head, body, signature] = [parts[0], parts[1], parts[2]];
@@ -270,14 +270,14 @@ fn a_token_of_the_wrong_form_is_refused() {
             (401, "authn.invalid_token")
         );
     }
-    // Spare bits in the last character of a signature make a second spelling of the same octets.
+    // Spare bits in the last character of a signature are a second encoding of the same bytes.
     let last = signature.chars().last().unwrap();
     let spare = URL_SAFE_NO_PAD.encode([URL_SAFE_NO_PAD.decode(signature).unwrap()].concat());
     assert_eq!(spare.chars().last(), Some(last));
 }
 
 #[test]
-fn who_issued_it_is_compared_letter_for_letter() {
+fn the_issuer_is_compared_byte_for_byte() {
     for iss in [
         "https://id.test/",
         "https://ID.test",
@@ -290,7 +290,7 @@ fn who_issued_it_is_compared_letter_for_letter() {
 }
 
 #[test]
-fn a_token_of_another_type_is_refused() {
+fn a_token_of_another_type_is_rejected() {
     for good in [
         "at+jwt",
         "AT+JWT",
@@ -316,13 +316,13 @@ fn a_token_of_another_type_is_refused() {
 }
 
 #[test]
-fn critical_extensions_are_refused() {
+fn critical_extensions_are_rejected() {
     let token = EC.token(with(header(), "crit", json!(["b64"])), payload());
     assert_eq!(check(&token), Err(TokenProblem::CriticalExtension));
 }
 
 #[test]
-fn the_algorithm_is_one_of_the_issuer_s_and_the_key_s() {
+fn the_algorithm_must_match_the_issuer_and_the_key() {
     for name in ["none", "None", "HS256", "es256", "ES512", "ES384"] {
         let token = EC.token(with(header(), "alg", json!(name)), payload());
         assert_eq!(
@@ -330,7 +330,7 @@ fn the_algorithm_is_one_of_the_issuer_s_and_the_key_s() {
             Err(TokenProblem::WrongAlgorithm(name.into()))
         );
     }
-    // HMAC with the public key as its secret, the oldest confusion (RFC 8725 §2.1).
+    // Algorithm confusion: HMAC with the public key as the secret (RFC 8725 §2.1).
     let secret = EncodingKey::from_secret(EC.jwk.to_string().as_bytes());
     let signed = format!(
         "{}.{}",
@@ -345,13 +345,13 @@ fn the_algorithm_is_one_of_the_issuer_s_and_the_key_s() {
         check(&forged),
         Err(TokenProblem::WrongAlgorithm("HS256".into()))
     );
-    // An algorithm that the issuer uses, but not with this key.
+    // The issuer accepts this algorithm, but not with this key.
     let token = EC.token(with(header(), "alg", json!("RS256")), payload());
     assert!(matches!(
         check(&token),
         Err(TokenProblem::KeyMismatch { .. })
     ));
-    // A key that is for one algorithm is for no other.
+    // A key with an `alg` is not used with another algorithm.
     let only = with(RSA.jwk.clone(), "alg", json!("PS256"));
     let token = RSA.token(
         json!({ "typ": "at+jwt", "alg": "RS256", "kid": "rsa" }),
@@ -365,7 +365,7 @@ fn the_algorithm_is_one_of_the_issuer_s_and_the_key_s() {
 }
 
 #[test]
-fn the_key_is_found_by_its_name() {
+fn the_key_is_selected_by_kid() {
     let unnamed = EC.token(without(header(), "kid"), payload());
     check(&unnamed).unwrap();
     let two = set(&[&EC.jwk, &RSA.jwk]);
@@ -385,7 +385,7 @@ fn the_key_is_found_by_its_name() {
 }
 
 #[test]
-fn without_the_issuer_s_keys_it_is_not_the_caller_s_fault() {
+fn missing_issuer_keys_are_a_503() {
     let token = EC.token(header(), payload());
     let problem = verify(&token, &rules(|_| {}), &|_| None, Timestamp::UNIX_EPOCH).unwrap_err();
     assert_eq!(
@@ -395,7 +395,7 @@ fn without_the_issuer_s_keys_it_is_not_the_caller_s_fault() {
 }
 
 #[test]
-fn a_forged_signature_or_a_changed_word_is_refused() {
+fn a_forged_signature_or_a_changed_payload_is_rejected() {
     let good = EC.token(header(), payload());
     let (_, signature) = good.rsplit_once('.').unwrap();
     let changed = EC.token(header(), with(payload(), "sub", json!("bob")));
@@ -404,21 +404,21 @@ fn a_forged_signature_or_a_changed_word_is_refused() {
         check(&format!("{signed}.{signature}")),
         Err(TokenProblem::BadSignature)
     );
-    let stranger = Signer::new(Algorithm::ES256, "ec");
+    let forger = Signer::new(Algorithm::ES256, "ec");
     assert_eq!(
-        check(&stranger.token(header(), payload())),
+        check(&forger.token(header(), payload())),
         Err(TokenProblem::BadSignature)
     );
-    // A key that the token brings along is not looked at.
-    let brought = stranger.token(with(header(), "jwk", stranger.jwk.clone()), payload());
-    assert_eq!(check(&brought), Err(TokenProblem::BadSignature));
+    // A key in the token's header is ignored.
+    let with_key = forger.token(with(header(), "jwk", forger.jwk.clone()), payload());
+    assert_eq!(check(&with_key), Err(TokenProblem::BadSignature));
     // All zero, of the right length (CVE-2022-21449).
     let zero = format!("{signed}.{}", URL_SAFE_NO_PAD.encode([0u8; 64]));
     assert_eq!(check(&zero), Err(TokenProblem::BadSignature));
 }
 
 #[test]
-fn it_must_be_for_us() {
+fn the_audience_must_be_accepted() {
     for aud in [
         json!("payments"),
         json!([]),
@@ -435,7 +435,7 @@ fn it_must_be_for_us() {
 }
 
 #[test]
-fn times_are_kept_within_the_clocks_difference() {
+fn times_are_checked_with_the_clock_skew() {
     let at = |name: &str, time: f64| check(&EC.token(header(), with(payload(), name, json!(time))));
     let now = NOW as f64;
     at("exp", now - 29.9).unwrap();
@@ -464,7 +464,7 @@ fn times_are_kept_within_the_clocks_difference() {
 }
 
 #[test]
-fn a_key_set_keeps_what_can_verify_and_says_what_it_passed_over() {
+fn a_key_set_keeps_usable_keys_and_reports_skipped_ones() {
     let set = json!({ "keys": [
         EC.jwk,
         { "kty": "oct", "k": "c2VjcmV0" },
@@ -492,7 +492,7 @@ fn a_key_set_keeps_what_can_verify_and_says_what_it_passed_over() {
 }
 
 #[test]
-fn a_key_set_that_is_none_is_refused() {
+fn an_invalid_key_set_is_rejected() {
     use crate::authn::jwks::JwksProblem as P;
     let parse = |text: &str| KeySet::parse(text.as_bytes()).unwrap_err();
     assert!(matches!(parse("{}"), P::Malformed(_)));
