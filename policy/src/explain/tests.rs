@@ -21,7 +21,13 @@ unless { context.circumstances.now.toTime() < duration("18h") };
 "#;
 
 /// Decides, records and explains, and checks that decision and explanation agree.
-fn explained(from: &str, method: &str, path: &str, headers: &[(&str, &str)], at: &str) -> Explanation {
+fn explained(
+    from: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    at: &str,
+) -> Explanation {
     let service = service(POLICIES);
     let policy = ServicePolicy::compile(&service, &mesh()).unwrap();
     let principal = Principal::Workload(

@@ -1,3 +1,5 @@
+//! Keeps limiters across snapshots.
+
 use std::{
     collections::HashMap,
     hash::RandomState,
@@ -10,7 +12,7 @@ use merlon_config::{
     snapshot::InboundService,
 };
 
-use super::{Limiter, MAX_SUBJECTS};
+use super::limiter::{Limiter, MAX_SUBJECTS};
 
 /// Keeps limiters across snapshots: an unchanged rule keeps its counters.
 ///
@@ -49,7 +51,7 @@ impl LimitRegistry {
                 let same = known
                     .get(&key)
                     .and_then(Weak::upgrade)
-                    .filter(|limiter| limiter.rule == *rule);
+                    .filter(|limiter| limiter.rule() == rule);
                 same.unwrap_or_else(|| {
                     let limiter =
                         Limiter::new(rule.clone(), self.origin, self.hasher.clone(), MAX_SUBJECTS);

@@ -1,11 +1,21 @@
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    hash::RandomState,
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use merlon_config::snapshot::InboundService;
 use serde_json::json;
 
 use super::*;
-use crate::service::tests::mesh;
+use crate::{
+    authn::User,
+    principal::{PeerFacts, Principal},
+    service::tests::mesh,
+};
 
 fn service(per: &str, requests: u32, burst: Option<u32>) -> InboundService {
     serde_json::from_value(json!({
