@@ -27,10 +27,11 @@ use crate::{
     metrics::Metrics,
     probes,
     secrets::SecretFolder,
+    spans,
     standalone::Standalone,
     state::{Addresses, Shared, Shutdown, Worker},
     state_dir::{StateDir, StateDirError},
-    telemetry, worker,
+    worker,
 };
 
 /// Why a proxy could not be started. Nothing is left running.
@@ -162,7 +163,7 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
 
     let (destinations, asked) = Destinations::new();
     let (keys, refetches) = JwksCache::new();
-    let (spans, exporter) = telemetry::from_environment(&metrics);
+    let (spans, exporter) = spans::from_environment(&metrics);
     let shared = Arc::new(Shared {
         snapshot: Live::new(None),
         identity: Live::new(None),

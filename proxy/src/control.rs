@@ -15,10 +15,10 @@ use crate::{
     jwks::{Fetcher, Refetch},
     metrics::Metrics,
     secrets::SecretFolder,
+    spans::Exporter,
     standalone::Standalone,
     state::Shared,
     state_dir::StateDir,
-    telemetry::Exporter,
 };
 
 /// What the control thread begins with.

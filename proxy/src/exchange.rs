@@ -18,7 +18,7 @@ use crate::{
     decisions::{Asked, DecisionId},
     denial::Denial,
     metrics::{Direction, Label as _, StatusClass, Way},
-    telemetry::{FinishedSpan, SpanValue},
+    spans::{FinishedSpan, SpanValue},
     trace_context::{self, TraceContext},
     worker::{Current, Local},
 };

@@ -28,7 +28,7 @@ use crate::{
     outbound::resolve::Fixed,
     peer_header::{self, Proto},
     problem::is_grpc,
-    request::{Refused, contained},
+    respond::{Refused, contained},
     session::Session,
     standing::Standing,
     tcp, upgrade,

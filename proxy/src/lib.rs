@@ -21,7 +21,6 @@ pub mod problem;
 pub mod state;
 pub mod state_dir;
 pub mod strict;
-pub mod telemetry;
 pub mod trace_context;
 pub mod worker;
 
@@ -42,7 +41,6 @@ mod inbound;
 mod inspect;
 mod intercept;
 mod outbound;
-mod request;
 mod secrets;
 mod session;
 mod standalone;
@@ -60,5 +58,7 @@ mod standin;
 #[cfg(test)]
 mod testing;
 
+mod respond;
+pub mod spans;
 #[cfg(test)]
 mod tests;

@@ -26,7 +26,7 @@ use crate::{
     metrics::Direction,
     peer_header::{self, Proto},
     problem::is_grpc,
-    request::{Refused, contained},
+    respond::{Refused, contained},
     secrets,
     standing::Standing,
     upgrade,

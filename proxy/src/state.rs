@@ -34,7 +34,7 @@ use crate::{
     metrics::WorkerMetrics,
     outside::Outside,
     secrets::{Credentials, Secrets},
-    telemetry::Spans,
+    spans::Spans,
 };
 
 /// Everything a worker needs beside its own listeners. One per process, `Send` and `Sync`.

@@ -21,9 +21,9 @@ use crate::{
     health::{Health, Unready},
     jwks::JwksCache,
     listener::Claims,
+    spans::Spans,
     state::Shared,
     state_dir::StateDir,
-    telemetry::Spans,
 };
 
 pub(crate) const ORDERS: &str = "spiffe://one.test/ns/shop/sa/orders";

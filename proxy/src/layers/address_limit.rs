@@ -3,10 +3,8 @@
 use merlon_config::resource::LimitKey;
 use merlon_policy::limit::{LimitSubject, Limiter};
 
-use crate::{
-    denial::Denial,
-    layers::stage::{Routed, Screened},
-};
+use super::stage::{Routed, Screened};
+use crate::denial::Denial;
 
 /// # Errors
 /// [`Denial::RateLimited`].

@@ -3,11 +3,11 @@
 use merlon_config::resource::LimitKey;
 use merlon_policy::limit::LimitSubject;
 
-use super::address_limit::take;
-use crate::{
-    denial::Denial,
-    layers::stage::{Authenticated, Counted},
+use super::{
+    address_limit::take,
+    stage::{Authenticated, Counted},
 };
+use crate::denial::Denial;
 
 /// # Errors
 /// [`Denial::RateLimited`].

@@ -9,11 +9,11 @@ use std::{
 use hickory_resolver::TokioResolver;
 use merlon_config::resource::OutboundMode;
 
+use super::{as_h2, outgoing, stream, with_host};
 use crate::{
     denial::{Denial, Upstream},
     inbound::{self, Answer},
     layers::stage::Call,
-    outbound::{as_h2, outgoing, stream, with_host},
     peer_header::Proto,
     upgrade,
 };

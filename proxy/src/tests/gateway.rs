@@ -10,8 +10,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::harness::*;
-use crate::body::RequestBody;
+use crate::{body::RequestBody, tests::harness::*};
 
 async fn free_port() -> u16 {
     tokio::net::TcpListener::bind("127.0.0.1:0")

@@ -51,8 +51,8 @@ use crate::{
     jwks::JwksCache,
     listener::{self, Claims},
     metrics::WorkerMetrics,
+    spans::Spans,
     state::{CompiledService, Shared, Shutdown, Snapshot, Worker},
-    telemetry::Spans,
     upstream::{dial, h2},
     worker::{self, Local},
 };

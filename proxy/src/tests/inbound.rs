@@ -3,8 +3,7 @@
 use http::{HeaderValue, Request};
 use serde_json::json;
 
-use super::harness::*;
-use crate::body::RequestBody;
+use crate::{body::RequestBody, tests::harness::*};
 
 const READ_ONLY: &str = r#"
     @id("read") permit (principal, action in Action::"read", resource);

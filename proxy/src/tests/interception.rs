@@ -6,8 +6,7 @@ use http::Request;
 use merlon_certs::MERLON_TCP;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::harness::*;
-use crate::body::RequestBody;
+use crate::{body::RequestBody, tests::harness::*};
 
 /// `shop/orders` with a port 80 of HTTP and a port 5432 of bytes, each a program of its own.
 fn both(http: &Program, bytes: &Program) -> serde_json::Value {

@@ -4,10 +4,10 @@ use http::{HeaderValue, Request};
 use merlon_config::snapshot::Endpoint;
 use tokio::io::AsyncReadExt as _;
 
-use super::harness::*;
 use crate::{
     body::RequestBody,
     metrics::{Direction, Handshake},
+    tests::harness::*,
 };
 
 #[test]

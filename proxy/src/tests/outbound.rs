@@ -3,8 +3,7 @@
 use http::{Method, Request};
 use merlon_config::resource::OutboundMode;
 
-use super::harness::*;
-use crate::body::RequestBody;
+use crate::{body::RequestBody, tests::harness::*};
 
 #[test]
 fn a_name_of_the_mesh_that_nobody_has_is_404() {

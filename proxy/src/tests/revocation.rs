@@ -10,7 +10,8 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{harness::*, streams};
+use super::streams;
+use crate::tests::harness::*;
 
 #[test]
 fn a_stream_ends_when_policy_no_longer_permits_it_and_goes_on_while_it_does() {

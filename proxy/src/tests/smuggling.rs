@@ -1,6 +1,6 @@
 //! Bytes that servers read in different ways, at a listener: 400, the connection closes, and nothing arrives.
 
-use super::harness::*;
+use crate::tests::harness::*;
 
 #[test]
 fn no_smuggled_request_arrives() {

@@ -12,7 +12,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::harness::*;
+use crate::tests::harness::*;
 
 /// Sends back each piece as it comes, then what trailers came, then `grpc-status: 0`.
 pub(super) async fn grpc_echo() -> Program {
