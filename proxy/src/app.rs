@@ -14,23 +14,24 @@ use tokio::{sync::watch, task::LocalSet, time};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admin,
     config::{ProxyConfig, Source},
-    control::Control,
-    decisions::DecisionLog,
-    destinations::Destinations,
+    control::{
+        Control, admin,
+        jwks::JwksCache,
+        probes,
+        standalone::Standalone,
+        state_dir::{StateDir, StateDirError},
+    },
+    downstream::listener::{self, Claims},
     gateway,
-    health::{Health, Unready},
-    intercept,
-    jwks::JwksCache,
-    listener::{self, Claims},
-    metrics::Metrics,
-    probes,
-    secrets::SecretFolder,
-    spans,
-    standalone::Standalone,
-    state::{Addresses, Shared, Shutdown, Worker},
-    state_dir::{StateDir, StateDirError},
+    outbound::intercepted,
+    state::{
+        Addresses, Shared, Shutdown, Worker,
+        destinations::Destinations,
+        readiness::{Health, Unready},
+        secrets::SecretFolder,
+    },
+    telemetry::{decision_log::DecisionLog, metrics::Metrics, spans},
     worker,
 };
 
@@ -171,7 +172,7 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
         keys,
         destinations,
         decisions: DecisionLog::new(&node_id),
-        outside: crate::outside::Outside::default(),
+        outside: crate::telemetry::egress_log::Outside::default(),
         spans,
         listeners: Claims::default(),
         health: Health::default(),
@@ -272,7 +273,7 @@ impl Bound {
             let port = each.first().and_then(|first| first.first());
             let port = port.and_then(|first| first.local_addr().ok());
             let other = port.map(|bound| SocketAddr::new(address.ip(), bound.port()));
-            let other = other.and_then(intercept::counterpart);
+            let other = other.and_then(intercepted::counterpart);
             if let Some(other) = other.filter(|_| config.interception) {
                 match listener::bind_all(other, workers) {
                     Ok(bound) => {

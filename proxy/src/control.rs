@@ -1,24 +1,34 @@
 //! The control thread: everything that no request waits for.
 
+pub(crate) mod admin;
+pub(crate) mod assemble;
+pub(crate) mod channel;
+pub(crate) mod discovery;
+pub(crate) mod dump;
+pub(crate) mod identity;
+pub(crate) mod inspect;
+pub mod jwks;
+pub(crate) mod probes;
+pub(crate) mod snapshot_age;
+pub(crate) mod standalone;
+pub mod state_dir;
 use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc, time};
 
-use crate::{
+use self::{
     admin,
-    config::{ProxyConfig, Source},
-    destinations::Ask,
-    follow::Follow,
-    freshness::Freshness,
-    identity::Keeper,
-    identity_files,
+    discovery::Follow,
+    identity::{Keeper, files},
     jwks::{Fetcher, Refetch},
-    metrics::Metrics,
-    secrets::SecretFolder,
-    spans::Exporter,
+    snapshot_age::Freshness,
     standalone::Standalone,
-    state::Shared,
     state_dir::StateDir,
+};
+use crate::{
+    config::{ProxyConfig, Source},
+    state::{Shared, destinations::Ask, secrets::SecretFolder},
+    telemetry::{metrics::Metrics, spans::Exporter},
 };
 
 /// What the control thread begins with.
@@ -76,7 +86,7 @@ impl Control {
             ) => {
                 let freshness = Freshness::default();
                 let (keeper, renew) = Keeper::new(
-                    crate::identity::Start {
+                    crate::control::identity::Start {
                         node_id: node_id.clone(),
                         address: address.clone(),
                         root_namespace: root_namespace.clone(),
@@ -90,7 +100,7 @@ impl Control {
                     Arc::clone(&metrics),
                 );
                 tokio::spawn(keeper.run());
-                let follow = Follow::new(crate::follow::Start {
+                let follow = Follow::new(crate::control::discovery::Start {
                     node_id,
                     address,
                     root_namespace,
@@ -119,7 +129,7 @@ async fn tick(shared: Arc<Shared>, metrics: Arc<Metrics>, freshness: Freshness) 
     second.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     loop {
         second.tick().await;
-        identity_files::expire(&shared);
+        files::expire(&shared);
         metrics
             .snapshot_age
             .set(i64::try_from(freshness.age()).unwrap_or(i64::MAX));

@@ -10,12 +10,14 @@ use http::{HeaderName, HeaderValue, Request, Response, header, request::Parts};
 use hyper::body::Incoming;
 
 use crate::{
-    body::AnswerBody,
-    denial::Denial,
     inbound::{self, Answer, Peer},
-    layers::{headers, stage::Admitted},
     outbound::{self, resolve},
-    peer_header::{self, Proto},
+    protocol::{
+        denial::Denial,
+        headers,
+        peer_header::{self, Proto},
+    },
+    request::{checks::stage::Admitted, response_body::AnswerBody},
 };
 
 /// Answers one request from outside.

@@ -9,29 +9,35 @@ use merlon_policy::{principal::Principal, validate::RouteMatch};
 use tokio::net::TcpStream;
 
 use crate::{
-    body::{AnswerBody, RequestBody},
-    connection::{self, Stream},
-    denial::{Denial, Upstream},
-    exchange::Exchange,
-    layers::{
-        address_limit::address_limit,
-        authenticate::authenticate,
-        authorize::{authorize, record_refusal},
-        head,
-        headers::{self, CALLER, USER},
-        quota::quota,
-        stage::{Admitted, Call},
-        target::{Target, Targets, route},
-        validate::validate,
+    downstream::{
+        connection::{self, Stream},
+        respond::{Refused, contained},
     },
-    metrics::{Direction, Transport},
-    outbound::resolve::Fixed,
-    peer_header::{self, Proto},
-    problem::is_grpc,
-    respond::{Refused, contained},
-    session::Session,
-    standing::Standing,
-    tcp, upgrade,
+    outbound::{resolve::Fixed, tcp},
+    protocol::{
+        denial::{Denial, Upstream},
+        headers::{self, CALLER, USER},
+        peer_header::{self, Proto},
+        problem::is_grpc,
+        request_head,
+        tls_session::Session,
+        websocket,
+    },
+    request::{
+        checks::{
+            address_limit::address_limit,
+            authenticate::authenticate,
+            authorize::{authorize, record_refusal},
+            quota::quota,
+            route::{Target, Targets, route},
+            stage::{Admitted, Call},
+            validate::validate,
+        },
+        exchange::Exchange,
+        open_permit::Standing,
+        response_body::{AnswerBody, RequestBody},
+    },
+    telemetry::metrics::{Direction, Transport},
     worker::{Counted, Local},
 };
 
@@ -224,7 +230,7 @@ async fn decide(
         Some((claim, length)) => (Some(claim), Some(length)),
         None => (claim, None),
     };
-    let reading = match head::read(&mut head) {
+    let reading = match request_head::read(&mut head) {
         Ok(reading) => reading,
         Err(denial) => return Err((denial, exchange)),
     };
@@ -358,7 +364,7 @@ impl Answer {
 /// Both ends of a tunnel that is about to begin.
 #[derive(Debug)]
 pub(crate) struct Switched {
-    pub(crate) asked: upgrade::Asked,
+    pub(crate) asked: websocket::Asked,
     pub(crate) upstream: hyper::upgrade::OnUpgrade,
     pub(crate) held: Option<crate::upstream::Returned>,
     pub(crate) standing: Option<Rc<Standing>>,
@@ -377,7 +383,7 @@ async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answer, Denial> 
         ..
     } = admitted;
     let asked = if call.reading.websocket {
-        upgrade::take(&mut call.head)
+        websocket::take(&mut call.head)
     } else {
         None
     };
@@ -410,7 +416,7 @@ async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answer, Denial> 
 
 pub(crate) fn ask(request: Request<RequestBody>, call: &Call) -> Request<RequestBody> {
     let (mut head, body) = request.into_parts();
-    upgrade::ask(&mut head, call.proto, &call.local.random);
+    websocket::ask(&mut head, call.proto, &call.local.random);
     Request::from_parts(head, body)
 }
 
@@ -446,7 +452,7 @@ pub(crate) fn printable(text: &str) -> HeaderValue {
 }
 
 /// An upstream that broke off because our caller's body did is not at fault.
-pub(crate) fn blame(denial: Denial, flow: Option<&crate::body::Flow>) -> Denial {
+pub(crate) fn blame(denial: Denial, flow: Option<&crate::request::response_body::Flow>) -> Denial {
     match (denial, flow) {
         (Denial::Upstream(_), Some(flow)) if flow.over().is_some() => {
             Denial::BodyTooLarge(flow.over().unwrap_or_default())
@@ -461,20 +467,20 @@ pub(crate) fn answer(
     call: &mut Call,
     response: Response<Incoming>,
     held: Option<crate::upstream::Returned>,
-    asked: Option<upgrade::Asked>,
+    asked: Option<websocket::Asked>,
     standing: Option<Rc<Standing>>,
 ) -> Result<Answer, Denial> {
     let (mut head, incoming) = response.into_parts();
     headers::strip_answer(&mut head.headers);
     let version = call.head.version;
     if let Some(asked) = asked
-        && upgrade::agreed(head.status, call.proto)
+        && websocket::agreed(head.status, call.proto)
     {
         let upstream = head
             .extensions
             .remove::<hyper::upgrade::OnUpgrade>()
             .ok_or(Upstream::Protocol)?;
-        upgrade::answer(&mut head, version, &asked);
+        websocket::answer(&mut head, version, &asked);
         call.exchange.answered(101);
         let response = Response::from_parts(head, AnswerBody::ours(bytes::Bytes::new()));
         return Ok(Answer {
@@ -511,10 +517,10 @@ pub(crate) fn conclude(answer: Answer, call: Call) -> Response<AnswerBody> {
             held,
             standing,
         }) => {
-            upgrade::tunnel(
+            websocket::tunnel(
                 asked,
                 upstream,
-                upgrade::Kept {
+                websocket::Kept {
                     exchange,
                     held,
                     standing,

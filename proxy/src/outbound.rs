@@ -1,7 +1,9 @@
 //! The request path's mirror: from the own program to whoever it names, over mutual TLS or not at all.
 
 pub(crate) mod egress;
+pub(crate) mod intercepted;
 pub(crate) mod resolve;
+pub(crate) mod tcp;
 
 use std::{convert::Infallible, net::SocketAddr, rc::Rc, time::Instant};
 
@@ -13,23 +15,26 @@ use tokio::net::TcpStream;
 
 use self::resolve::{Route, Whither};
 use crate::{
-    body::{AnswerBody, Flow, RequestBody},
-    connection,
-    denial::Denial,
-    exchange::Exchange,
-    inbound::{self, Answer, IN_FLIGHT, Peer},
-    layers::{
-        head,
-        headers::{is_between_proxies, join_cookies},
-        stage::Call,
+    downstream::{
+        connection,
+        respond::{Refused, contained},
     },
-    metrics::Direction,
-    peer_header::{self, Proto},
-    problem::is_grpc,
-    respond::{Refused, contained},
-    secrets,
-    standing::Standing,
-    upgrade,
+    inbound::{self, Answer, IN_FLIGHT, Peer},
+    protocol::{
+        denial::Denial,
+        headers::{is_between_proxies, join_cookies},
+        peer_header::{self, Proto},
+        problem::is_grpc,
+        request_head, websocket,
+    },
+    request::{
+        checks::stage::Call,
+        exchange::Exchange,
+        open_permit::Standing,
+        response_body::{AnswerBody, Flow, RequestBody},
+    },
+    state::secrets,
+    telemetry::metrics::Direction,
     worker::{Counted, Local},
 };
 
@@ -72,7 +77,7 @@ async fn decide(
             exchange,
         ));
     }
-    let reading = match head::read(&mut head) {
+    let reading = match request_head::read(&mut head) {
         Ok(reading) => reading,
         Err(denial) => return Err((denial, exchange)),
     };
@@ -218,7 +223,7 @@ async fn ask_first(
 
 fn ask_mesh(request: Request<RequestBody>, call: &Call) -> Request<RequestBody> {
     let (mut head, body) = request.into_parts();
-    upgrade::ask(&mut head, Proto::H2, &call.local.random);
+    websocket::ask(&mut head, Proto::H2, &call.local.random);
     Request::from_parts(head, body)
 }
 
@@ -238,9 +243,9 @@ pub(crate) fn stream(call: &mut Call) -> RequestBody {
 pub(crate) fn outgoing(
     call: &mut Call,
     body: RequestBody,
-) -> (Request<RequestBody>, Option<upgrade::Asked>) {
+) -> (Request<RequestBody>, Option<websocket::Asked>) {
     let asked = if call.reading.websocket {
-        upgrade::take(&mut call.head)
+        websocket::take(&mut call.head)
     } else {
         None
     };

@@ -1,5 +1,8 @@
 //! What all workers share: one value of each kind, swapped whole by the control thread, read without locks.
 
+pub mod destinations;
+pub mod readiness;
+pub(crate) mod secrets;
 use std::{
     collections::{BTreeMap, HashMap},
     net::{SocketAddr, TcpListener},
@@ -23,18 +26,19 @@ use merlon_policy::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::{
+    destinations::Destinations,
+    readiness::Health,
+    secrets::{Credentials, Secrets},
+};
 use crate::{
     config::AccessLogMode,
-    decisions::DecisionLog,
-    destinations::Destinations,
+    control::jwks::JwksCache,
+    downstream::listener::Claims,
     gateway::{certificate::Certificates, listen::Port},
-    health::Health,
-    jwks::JwksCache,
-    listener::Claims,
-    metrics::WorkerMetrics,
-    outside::Outside,
-    secrets::{Credentials, Secrets},
-    spans::Spans,
+    telemetry::{
+        decision_log::DecisionLog, egress_log::Outside, metrics::WorkerMetrics, spans::Spans,
+    },
 };
 
 /// Everything a worker needs beside its own listeners. One per process, `Send` and `Sync`.

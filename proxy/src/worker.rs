@@ -15,15 +15,16 @@ use rustls::ServerConfig;
 use tokio::task::JoinHandle;
 
 use crate::{
-    access_log::{AccessLog, WorkerLog},
-    gateway, inbound, intercept,
-    layers::token_cache::TokenCache,
-    listener,
-    metrics::WorkerMetrics,
-    outbound,
-    standing::Standing,
+    downstream::listener,
+    gateway, inbound,
+    outbound::{self, intercepted},
+    protocol::trace_context::Random,
+    request::{open_permit::Standing, token_cache::TokenCache},
     state::{Shared, Shutdown, Snapshot, Worker},
-    trace_context::Random,
+    telemetry::{
+        access_log::{AccessLog, WorkerLog},
+        metrics::WorkerMetrics,
+    },
     upstream::{mesh::Peers, program::Programs},
 };
 
@@ -54,7 +55,7 @@ pub async fn run_with_log(worker: Worker, log: AccessLog) {
         let local = Rc::clone(&local);
         tasks.push(spawn(async move {
             match interception {
-                true => listener::serve(&local, &listener, intercept::inbound).await,
+                true => listener::serve(&local, &listener, intercepted::inbound).await,
                 false => listener::serve(&local, &listener, inbound::connection).await,
             }
         }));
@@ -63,7 +64,7 @@ pub async fn run_with_log(worker: Worker, log: AccessLog) {
         let local = Rc::clone(&local);
         tasks.push(spawn(async move {
             match interception {
-                true => listener::serve(&local, &listener, intercept::outbound).await,
+                true => listener::serve(&local, &listener, intercepted::outbound).await,
                 false => listener::serve(&local, &listener, outbound::connection).await,
             }
         }));
@@ -103,7 +104,7 @@ pub(crate) struct Local {
     pub(crate) programs: Programs,
     pub(crate) tokens: TokenCache,
     pub(crate) names: outbound::resolve::Names,
-    pub(crate) recorder: crate::layers::authorize::Recorder,
+    pub(crate) recorder: crate::request::checks::authorize::Recorder,
     pub(crate) resolver: outbound::egress::Resolver,
     pub(crate) in_flight: Cell<usize>,
     pub(crate) handshakes: Cell<usize>,
@@ -154,7 +155,7 @@ impl Local {
             programs: Programs::default(),
             tokens: TokenCache::default(),
             names: outbound::resolve::Names::default(),
-            recorder: crate::layers::authorize::Recorder::default(),
+            recorder: crate::request::checks::authorize::Recorder::default(),
             resolver: outbound::egress::Resolver::default(),
             in_flight: Cell::new(0),
             handshakes: Cell::new(0),

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use merlon_proxy::frames::Counter;
+use merlon_proxy::protocol::http2::Counter;
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (size, bytes) = input;

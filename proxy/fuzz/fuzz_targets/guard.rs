@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use merlon_proxy::strict::{Strict, Violation};
+use merlon_proxy::protocol::http1::{Strict, Violation};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
 fuzz_target!(|input: (u8, &[u8])| {

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use merlon_proxy::strict::{Framing, find_end, parse};
+use merlon_proxy::protocol::http1::{Framing, find_end, parse};
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(Some(end)) = find_end(bytes, 0) else { return };

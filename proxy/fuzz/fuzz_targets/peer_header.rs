@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use merlon_proxy::peer_header::Claim;
+use merlon_proxy::protocol::peer_header::Claim;
 
 fuzz_target!(|bytes: &[u8]| {
     if let Some(claim) = Claim::parse(bytes) {

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use merlon_proxy::trace_context::TraceContext;
+use merlon_proxy::protocol::trace_context::TraceContext;
 
 fuzz_target!(|bytes: &[u8]| {
     if let Some(context) = TraceContext::parse(bytes) {

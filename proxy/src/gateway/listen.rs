@@ -13,16 +13,16 @@ use tokio::{net::TcpStream, task::JoinHandle};
 
 use super::certificate::{Chooser, Files};
 use crate::{
-    connection::{self, Stream},
+    downstream::{
+        connection::{self, Stream},
+        listener,
+        listeners::{self, Wanted},
+    },
     gateway,
     inbound::Peer,
-    listener::{
-        self,
-        keep::{self, Wanted},
-    },
-    metrics::{Direction, Transport},
-    session::Session,
+    protocol::tls_session::Session,
     state::Snapshot,
+    telemetry::metrics::{Direction, Transport},
     worker::Local,
 };
 
@@ -101,7 +101,7 @@ impl Wanted for Port {
             false => None,
         };
         let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, self.port));
-        let (socket, part) = keep::socket(local, address, &self.name())?;
+        let (socket, part) = listeners::socket(local, address, &self.name())?;
         let local = Rc::clone(local);
         Ok(tokio::task::spawn_local(async move {
             // Dropped in the order of their making turned round: the address is let go of after its socket.

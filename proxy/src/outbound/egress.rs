@@ -11,11 +11,13 @@ use merlon_config::resource::OutboundMode;
 
 use super::{as_h2, outgoing, stream, with_host};
 use crate::{
-    denial::{Denial, Upstream},
     inbound::{self, Answer},
-    layers::stage::Call,
-    peer_header::Proto,
-    upgrade,
+    protocol::{
+        denial::{Denial, Upstream},
+        peer_header::Proto,
+        websocket,
+    },
+    request::checks::stage::Call,
 };
 
 /// Looks names up as the host's own configuration says, without the C library's modules.
@@ -93,7 +95,7 @@ pub(crate) async fn pass(call: &mut Call, host: &str, port: u16) -> Result<Answe
     };
     let request = if asked.is_some() {
         let (mut head, body) = request.into_parts();
-        upgrade::ask(&mut head, call.proto, &call.local.random);
+        websocket::ask(&mut head, call.proto, &call.local.random);
         http::Request::from_parts(head, body)
     } else {
         request

@@ -15,14 +15,15 @@ use merlon_config::{
     snapshot::{AddressState, Destination},
 };
 
+use super::intercepted;
 use crate::{
-    denial::Denial,
-    destinations::AskError,
     inbound::Peer,
-    intercept,
-    layers::stage::Call,
-    peer_header::{Claim, Proto, parse_port},
-    state::Snapshot,
+    protocol::{
+        denial::Denial,
+        peer_header::{Claim, Proto, parse_port},
+    },
+    request::checks::stage::Call,
+    state::{Snapshot, destinations::AskError},
     worker::Local,
 };
 
@@ -190,7 +191,7 @@ pub(crate) async fn whither(peer: &Peer, call: &Call) -> Result<Whither, Denial>
         return Ok(Whither::Mesh(route));
     }
     if let Some(fixed) = &peer.fixed {
-        let destination = intercept::destination(local, fixed).await?;
+        let destination = intercepted::destination(local, fixed).await?;
         let route = Rc::new(Route {
             also: also(snapshot, fixed),
             ..Route::to(destination, Some(fixed.port))?

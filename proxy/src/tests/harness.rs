@@ -40,19 +40,19 @@ use tokio::{
 };
 
 use crate::{
-    access_log::AccessLog,
-    body::RequestBody,
     config::AccessLogMode,
-    decisions::DecisionLog,
-    destinations::Destinations,
+    control::jwks::JwksCache,
+    downstream::listener::{self, Claims},
     gateway::listen::Port,
-    health::Health,
     inbound,
-    jwks::JwksCache,
-    listener::{self, Claims},
-    metrics::WorkerMetrics,
-    spans::Spans,
-    state::{CompiledService, Shared, Shutdown, Snapshot, Worker},
+    request::response_body::RequestBody,
+    state::{
+        CompiledService, Shared, Shutdown, Snapshot, Worker, destinations::Destinations,
+        readiness::Health,
+    },
+    telemetry::{
+        access_log::AccessLog, decision_log::DecisionLog, metrics::WorkerMetrics, spans::Spans,
+    },
     upstream::{dial, h2},
     worker::{self, Local},
 };
@@ -295,7 +295,7 @@ impl Node {
             keys,
             destinations,
             decisions: DecisionLog::new(state.identity),
-            outside: crate::outside::Outside::default(),
+            outside: crate::telemetry::egress_log::Outside::default(),
             spans: Spans::default(),
             listeners: Claims::default(),
             health: Health::default(),
@@ -305,7 +305,9 @@ impl Node {
         let mut asked = asked;
         tokio::task::spawn_local(async move {
             while let Some(ask) = asked.recv().await {
-                let _ = ask.answer.send(Err(crate::destinations::AskError::Unknown));
+                let _ = ask
+                    .answer
+                    .send(Err(crate::state::destinations::AskError::Unknown));
             }
         });
         let localhost = "127.0.0.1:0".parse().unwrap();

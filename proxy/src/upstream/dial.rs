@@ -12,8 +12,8 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
-    denial::Upstream,
-    metrics::{Direction, FetchResult, Handshake, WorkerMetrics},
+    protocol::denial::Upstream,
+    telemetry::metrics::{Direction, FetchResult, Handshake, WorkerMetrics},
 };
 
 /// A peer that does not answer is told from a slow one quickly: callers wait this long at most before another is tried.

@@ -23,7 +23,9 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{body::RequestBody, denial::Upstream, worker::LocalExecutor};
+use crate::{
+    protocol::denial::Upstream, request::response_body::RequestBody, worker::LocalExecutor,
+};
 
 /// Streams that we open on one connection before we open another; what our own proxies allow.
 const STREAMS: usize = 100;

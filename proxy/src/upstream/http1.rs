@@ -14,7 +14,10 @@ use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
 use super::{dial, h2::IDLE};
-use crate::{body::RequestBody, denial::Upstream, metrics::WorkerMetrics};
+use crate::{
+    protocol::denial::Upstream, request::response_body::RequestBody,
+    telemetry::metrics::WorkerMetrics,
+};
 
 /// Idle connections by address, the last used last.
 #[derive(Debug, Default)]

@@ -22,11 +22,13 @@ use super::{
     program::{copy_head, upstream_error},
 };
 use crate::{
-    body::RequestBody,
-    denial::{Denial, Upstream},
-    intercept,
-    peer_header::{self, Proto},
-    trace_context::Random,
+    outbound::intercepted,
+    protocol::{
+        denial::{Denial, Upstream},
+        peer_header::{self, Proto},
+        trace_context::Random,
+    },
+    request::response_body::RequestBody,
     worker::Local,
 };
 
@@ -184,7 +186,7 @@ impl Peers {
             for _ in 0..2 {
                 let dial = async || {
                     let stream = dial::mesh(
-                        intercept::dial_at(endpoint, port),
+                        intercepted::dial_at(endpoint, port),
                         expected,
                         &identity,
                         MERLON_H2,
@@ -262,7 +264,7 @@ fn plain(mut request: Request<RequestBody>, proto: Proto, random: &Random) -> Re
     let mut request = crate::outbound::as_http1(request);
     if switches {
         let (mut head, body) = request.into_parts();
-        crate::upgrade::ask(&mut head, Proto::Http1, random);
+        crate::protocol::websocket::ask(&mut head, Proto::Http1, random);
         request = Request::from_parts(head, body);
     }
     request

@@ -7,10 +7,12 @@ use hyper::body::{Body as _, Incoming};
 
 use super::{Returned, dial, h2, http1};
 use crate::{
-    body::RequestBody,
-    denial::{Denial, Upstream},
-    metrics::WorkerMetrics,
-    peer_header::Proto,
+    protocol::{
+        denial::{Denial, Upstream},
+        peer_header::Proto,
+    },
+    request::response_body::RequestBody,
+    telemetry::metrics::WorkerMetrics,
 };
 
 /// Connections to programs.

@@ -1,0 +1,258 @@
+//! The last good state on disk: one file, whole or refused.
+
+use std::{collections::BTreeSet, io, sync::Arc};
+
+use jiff::Timestamp;
+use merlon_config::{
+    name::{SpiffeId, WorkloadId},
+    snapshot::{Manifest, ResourceKey, Version},
+};
+use serde::{Deserialize, Serialize};
+use tokio::{sync::watch, task};
+
+use super::subscriber::Complete;
+use crate::{
+    control::{
+        assemble::{Held, Resources},
+        state_dir::StateDir,
+    },
+    state::destinations::Wish,
+    telemetry::metrics::{FetchResult, Metrics},
+};
+
+/// The file's name in the state directory.
+pub(super) const FILE: &str = "snapshot.json";
+
+/// What stands in the file, after a line with the SHA-256 of all the rest.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Kept {
+    pub(super) identity: SpiffeId,
+    /// When the state was confirmed, in seconds since 1970.
+    pub(super) confirmed: i64,
+    /// The manifest's bytes, of which the version is the hash.
+    manifest: Manifest,
+    version: Version,
+    resources: Vec<KeptResource>,
+    /// What was asked for.
+    pub(super) asked_for: BTreeSet<Wish>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct KeptResource {
+    key: ResourceKey,
+    json: String,
+}
+
+/// Why a kept state is not used. The proxy begins cold.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KeptError {
+    #[error(transparent)]
+    Read(#[from] io::Error),
+    #[error(
+        "it does not have the digest that stands in its first line: it was cut short or changed"
+    )]
+    Digest,
+    #[error("it is not JSON as it should be")]
+    Json(#[from] serde_json::Error),
+    #[error("{0} is missing in it, or not in the manifest's version")]
+    Resource(ResourceKey),
+    #[error("it is of `{found}`, and this proxy runs as `{own}`")]
+    Other {
+        own: Box<WorkloadId>,
+        found: Box<SpiffeId>,
+    },
+}
+
+impl Kept {
+    pub(super) fn new(identity: &SpiffeId, state: &Complete, asked_for: BTreeSet<Wish>) -> Self {
+        let resources = state.resources.iter().map(|(key, held)| KeptResource {
+            key: key.clone(),
+            json: String::from_utf8_lossy(&held.json).into_owned(),
+        });
+        Self {
+            identity: identity.clone(),
+            confirmed: Timestamp::now().as_second(),
+            manifest: state.manifest.clone(),
+            version: state.version.clone(),
+            resources: resources.collect(),
+            asked_for,
+        }
+    }
+
+    pub(super) fn write(&self, state_dir: &StateDir) -> io::Result<()> {
+        let json = serde_json::to_vec(self)?;
+        let mut bytes = Version::of(&json).to_string().into_bytes();
+        bytes.push(b'\n');
+        bytes.extend_from_slice(&json);
+        state_dir.write(FILE, &bytes)
+    }
+
+    /// The state, if the file is whole and this proxy's.
+    pub(super) fn read(
+        state_dir: &StateDir,
+        own: &WorkloadId,
+    ) -> Result<Option<(Self, Complete)>, KeptError> {
+        let Some(bytes) = state_dir.read(FILE)? else {
+            return Ok(None);
+        };
+        let end = bytes
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .ok_or(KeptError::Digest)?;
+        let (digest, rest) = bytes.split_at(end);
+        let json = rest.get(1..).unwrap_or_default();
+        if Version::of(json).as_str().as_bytes() != digest {
+            return Err(KeptError::Digest);
+        }
+        let mut kept: Self = serde_json::from_slice(json)?;
+        if kept.identity.workload() != own {
+            return Err(KeptError::Other {
+                own: Box::new(own.clone()),
+                found: Box::new(kept.identity.clone()),
+            });
+        }
+        let mut resources = Resources::new();
+        for resource in std::mem::take(&mut kept.resources) {
+            let version = Version::of(resource.json.as_bytes());
+            resources.insert(
+                resource.key,
+                Held {
+                    version,
+                    json: resource.json.into(),
+                },
+            );
+        }
+        for entry in &kept.manifest.entries {
+            if resources
+                .get(&entry.key)
+                .is_none_or(|held| held.version != entry.version)
+            {
+                return Err(KeptError::Resource(entry.key.clone()));
+            }
+        }
+        resources.retain(|key, _| kept.manifest.entries.iter().any(|entry| entry.key == *key));
+        let state = Complete::restored(kept.manifest.clone(), kept.version.clone(), resources);
+        Ok(Some((kept, state)))
+    }
+}
+
+/// Keeps states, one after the other, of several that wait only the newest. A slow disk delays nothing: neither the
+/// acknowledgement of a state nor the next one.
+#[derive(Debug)]
+pub(super) struct Writer(watch::Sender<Option<Arc<ToKeep>>>);
+
+#[derive(Debug)]
+struct ToKeep {
+    identity: SpiffeId,
+    state: Complete,
+    asked_for: BTreeSet<Wish>,
+}
+
+impl Writer {
+    pub(super) fn start(state_dir: Arc<StateDir>, metrics: &Arc<Metrics>) -> Self {
+        let (newest, mut next) = watch::channel(None::<Arc<ToKeep>>);
+        let metrics = Arc::clone(metrics);
+        tokio::spawn(async move {
+            while next.changed().await.is_ok() {
+                let Some(one) = next.borrow_and_update().clone() else {
+                    continue;
+                };
+                let state_dir = Arc::clone(&state_dir);
+                let written = task::spawn_blocking(move || one.write(&state_dir)).await;
+                let written = written.map_err(io::Error::other).flatten();
+                metrics.persists.inc(match &written {
+                    Ok(()) => FetchResult::Ok,
+                    Err(_) => FetchResult::Failed,
+                });
+                if let Err(error) = written {
+                    tracing::error!(%error, "the snapshot is not kept for a restart");
+                }
+            }
+        });
+        Self(newest)
+    }
+
+    pub(super) fn keep(&self, identity: &SpiffeId, state: &Complete, asked_for: BTreeSet<Wish>) {
+        self.0.send_replace(Some(Arc::new(ToKeep {
+            identity: identity.clone(),
+            state: state.clone(),
+            asked_for,
+        })));
+    }
+}
+
+impl ToKeep {
+    fn write(&self, state_dir: &StateDir) -> io::Result<()> {
+        Kept::new(&self.identity, &self.state, self.asked_for.clone()).write(state_dir)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::fixtures;
+
+    fn written() -> (tempfile::TempDir, Arc<StateDir>) {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = fixtures::state_dir(folder.path());
+        let resources = fixtures::resources(&["shop/payments"]);
+        let (version, manifest, _) = fixtures::manifest(&resources);
+        let state = Complete::restored(manifest, version, resources);
+        let asked = ["shop/payments".parse().unwrap()].into();
+        Kept::new(&fixtures::orders(), &state, asked)
+            .write(&dir)
+            .unwrap();
+        (folder, dir)
+    }
+
+    fn read(dir: &StateDir) -> Result<Option<(Kept, Complete)>, KeptError> {
+        Kept::read(dir, &"shop/orders".parse().unwrap())
+    }
+
+    #[test]
+    fn a_state_is_read_back_as_it_was_written() {
+        let (_folder, dir) = written();
+        let (kept, state) = read(&dir).unwrap().unwrap();
+        assert_eq!(state.resources, fixtures::resources(&["shop/payments"]));
+        assert_eq!(kept.asked_for, ["shop/payments".parse().unwrap()].into());
+    }
+
+    #[test]
+    fn no_file_is_no_state() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(read(&fixtures::state_dir(folder.path())).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_file_that_was_cut_short_anywhere_is_refused() {
+        let (_folder, dir) = written();
+        let whole = dir.read(FILE).unwrap().unwrap();
+        for length in [0, 1, 63, 64, 65, whole.len() / 2, whole.len() - 1] {
+            dir.write(FILE, &whole[..length]).unwrap();
+            assert!(
+                matches!(read(&dir), Err(KeptError::Digest)),
+                "{length} bytes"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_with_one_bit_changed_anywhere_is_refused() {
+        let (_folder, dir) = written();
+        let whole = dir.read(FILE).unwrap().unwrap();
+        for at in (0..whole.len()).step_by(7) {
+            let mut changed = whole.clone();
+            changed[at] ^= 1;
+            dir.write(FILE, &changed).unwrap();
+            assert!(read(&dir).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn another_ones_state_is_refused() {
+        let (_folder, dir) = written();
+        let read = Kept::read(&dir, &"shop/web".parse().unwrap());
+        assert!(matches!(read, Err(KeptError::Other { .. })));
+    }
+}

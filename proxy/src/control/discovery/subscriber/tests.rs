@@ -1,0 +1,357 @@
+use merlon_api::seal_resource;
+
+use super::*;
+use crate::tests::fixtures::{key, manifest, orders, resources};
+
+fn response(kind: ResourceKind, nonce: &str, resources: Vec<Resource>) -> DeltaDiscoveryResponse {
+    DeltaDiscoveryResponse {
+        type_url: kind.type_url().to_owned(),
+        nonce: nonce.to_owned(),
+        resources,
+        ..DeltaDiscoveryResponse::default()
+    }
+}
+
+fn manifest_response(nonce: &str, of: &Resources) -> DeltaDiscoveryResponse {
+    let (version, _, json) = manifest(of);
+    let key = key(ResourceKind::Manifest, &orders().to_string());
+    response(
+        ResourceKind::Manifest,
+        nonce,
+        vec![seal_resource(&key, &version, &json)],
+    )
+}
+
+fn sealed(of: &Resources, kind: ResourceKind) -> Vec<Resource> {
+    let of_kind = of.iter().filter(|(key, _)| key.kind == kind);
+    of_kind
+        .map(|(key, held)| seal_resource(key, &held.version, &held.json))
+        .collect()
+}
+
+/// Begins a stream and gives what is said first.
+fn begun() -> Subscriber {
+    let mut subscriber = Subscriber::new(orders());
+    subscriber.begin(merlon_api::node("n", None, "0"));
+    subscriber.take_requests();
+    subscriber
+}
+
+/// Sends everything of `state`; the requests that came of it.
+fn tell(subscriber: &mut Subscriber, nonce: &str, state: &Resources) -> Vec<DeltaDiscoveryRequest> {
+    subscriber.receive(manifest_response(nonce, state)).unwrap();
+    for kind in NAMED {
+        subscriber
+            .receive(response(kind, "r", sealed(state, kind)))
+            .unwrap();
+    }
+    subscriber.take_requests()
+}
+
+fn in_force(subscriber: &mut Subscriber, nonce: &str, state: &Resources) {
+    tell(subscriber, nonce, state);
+    let complete = subscriber.complete().unwrap();
+    subscriber.accept(&complete);
+    subscriber.take_requests();
+}
+
+fn answer_to<'a>(
+    requests: &'a [DeltaDiscoveryRequest],
+    nonce: &str,
+) -> Option<&'a DeltaDiscoveryRequest> {
+    requests
+        .iter()
+        .find(|request| request.response_nonce == nonce)
+}
+
+#[test]
+fn the_first_message_says_who_asks_and_wants_the_manifest() {
+    let mut subscriber = Subscriber::new(orders());
+    subscriber.begin(merlon_api::node("n", None, "0"));
+    let requests = subscriber.take_requests();
+    assert_eq!(requests.len(), 1);
+    assert_eq!(requests[0].node.as_ref().unwrap().id, "n");
+    assert_eq!(requests[0].resource_names_subscribe, [orders().to_string()]);
+}
+
+#[test]
+fn a_manifest_makes_it_subscribe_to_what_it_lacks_and_nothing_else() {
+    let mut subscriber = begun();
+    subscriber
+        .receive(manifest_response("1", &resources(&[])))
+        .unwrap();
+    let wanted: Vec<String> = subscriber
+        .take_requests()
+        .into_iter()
+        .flat_map(|request| request.resource_names_subscribe)
+        .collect();
+    assert_eq!(wanted, ["mesh", "shop/orders", "shop/orders"]);
+    assert!(subscriber.complete().is_none());
+}
+
+#[test]
+fn half_a_manifest_is_never_complete_and_is_refused_in_the_end() {
+    let state = resources(&[]);
+    let mut subscriber = begun();
+    subscriber.receive(manifest_response("1", &state)).unwrap();
+    subscriber
+        .receive(response(
+            ResourceKind::Mesh,
+            "2",
+            sealed(&state, ResourceKind::Mesh),
+        ))
+        .unwrap();
+    assert!(subscriber.complete().is_none());
+    subscriber.take_requests();
+
+    subscriber.give_up();
+
+    let requests = subscriber.take_requests();
+    let refusal = answer_to(&requests, "1")
+        .unwrap()
+        .error_detail
+        .as_ref()
+        .unwrap();
+    assert!(
+        refusal.message.contains("2 resources that did not come"),
+        "{}",
+        refusal.message
+    );
+    assert!(!subscriber.is_current());
+    let again = requests
+        .iter()
+        .filter(|request| !request.resource_names_subscribe.is_empty());
+    assert_eq!(again.count(), 2);
+}
+
+#[test]
+fn a_complete_state_is_acknowledged_only_once_it_is_in_force() {
+    let mut subscriber = begun();
+    let requests = tell(&mut subscriber, "1", &resources(&[]));
+    assert!(answer_to(&requests, "1").is_none());
+    let complete = subscriber.complete().unwrap();
+    assert!(subscriber.complete().is_none(), "it is given once");
+    subscriber.accept(&complete);
+    let requests = subscriber.take_requests();
+    assert!(answer_to(&requests, "1").unwrap().error_detail.is_none());
+    assert!(subscriber.is_current());
+}
+
+#[test]
+fn a_refused_state_is_refused_with_the_reason_and_not_tried_again() {
+    let mut subscriber = begun();
+    tell(&mut subscriber, "1", &resources(&[]));
+    let complete = subscriber.complete().unwrap();
+    subscriber.refuse(&complete, "orders.cedar:3:1: oops");
+    let requests = subscriber.take_requests();
+    assert_eq!(
+        answer_to(&requests, "1")
+            .unwrap()
+            .error_detail
+            .as_ref()
+            .unwrap()
+            .message,
+        "orders.cedar:3:1: oops"
+    );
+
+    subscriber
+        .receive(manifest_response("2", &resources(&[])))
+        .unwrap();
+
+    assert!(subscriber.complete().is_none());
+    assert!(
+        answer_to(&subscriber.take_requests(), "2")
+            .unwrap()
+            .error_detail
+            .is_some()
+    );
+    assert!(!subscriber.is_current());
+}
+
+#[test]
+fn bytes_of_another_hash_are_refused_and_not_kept() {
+    let state = resources(&[]);
+    let mut subscriber = begun();
+    subscriber.receive(manifest_response("1", &state)).unwrap();
+    let mut wrong = sealed(&state, ResourceKind::Mesh);
+    wrong[0].resource.as_mut().unwrap().value = b"{}".to_vec();
+    subscriber
+        .receive(response(ResourceKind::Mesh, "2", wrong))
+        .unwrap();
+    let requests = subscriber.take_requests();
+    assert!(
+        answer_to(&requests, "2")
+            .unwrap()
+            .error_detail
+            .as_ref()
+            .unwrap()
+            .message
+            .contains("hash")
+    );
+    for kind in [ResourceKind::Workload, ResourceKind::Service] {
+        subscriber
+            .receive(response(kind, "3", sealed(&state, kind)))
+            .unwrap();
+    }
+    assert!(subscriber.complete().is_none());
+}
+
+#[test]
+fn resources_that_nobody_asked_for_are_refused_and_in_the_end_the_stream_is() {
+    let state = resources(&["shop/payments"]);
+    let mut subscriber = begun();
+    let endless = || {
+        response(
+            ResourceKind::Destination,
+            "9",
+            sealed(&state, ResourceKind::Destination),
+        )
+    };
+    let taken = (0..1_000)
+        .take_while(|_| subscriber.receive(endless()).is_ok())
+        .count();
+    assert_eq!(taken, WRONG);
+    assert!(subscriber.held.is_empty());
+}
+
+#[test]
+fn a_manifest_of_absurd_size_is_refused() {
+    let names: Vec<String> = (0..=MAX_SUBSCRIPTIONS)
+        .map(|n| format!("shop/s{n}"))
+        .collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut subscriber = begun();
+    subscriber
+        .receive(manifest_response("1", &resources(&names)))
+        .unwrap();
+    let requests = subscriber.take_requests();
+    assert_eq!(requests.len(), 1);
+    assert!(requests[0].error_detail.is_some());
+}
+
+#[test]
+fn another_ones_manifest_is_refused() {
+    let (version, _, json) = manifest(&resources(&[]));
+    let key = key(
+        ResourceKind::Manifest,
+        "spiffe://one.test/ns/shop/sa/payments",
+    );
+    let mut subscriber = begun();
+    let other = response(
+        ResourceKind::Manifest,
+        "1",
+        vec![seal_resource(&key, &version, &json)],
+    );
+    subscriber.receive(other).unwrap();
+    assert!(
+        answer_to(&subscriber.take_requests(), "1")
+            .unwrap()
+            .error_detail
+            .is_some()
+    );
+}
+
+#[test]
+fn a_new_stream_tells_what_is_there_destinations_before_the_manifest() {
+    let state = resources(&["shop/payments"]);
+    let mut subscriber = begun();
+    subscriber.ask(&"shop/payments".parse().unwrap());
+    in_force(&mut subscriber, "1", &state);
+
+    subscriber.begin(merlon_api::node("n", None, "0"));
+
+    let requests = subscriber.take_requests();
+    let kinds: Vec<_> = requests
+        .iter()
+        .map(|request| ResourceKind::from_type_url(&request.type_url).unwrap())
+        .collect();
+    use ResourceKind::{Destination, Manifest, Mesh, Service, Workload};
+    assert_eq!(kinds, [Mesh, Workload, Service, Destination, Manifest]);
+    for request in &requests {
+        assert_eq!(
+            request.initial_resource_versions.len(),
+            1,
+            "{}",
+            request.type_url
+        );
+    }
+    assert!(requests[0].node.is_some() && requests[1].node.is_none());
+}
+
+#[test]
+fn a_destination_is_asked_for_once_and_forgotten_when_there_is_none() {
+    let name: Wish = "shop/nosuch".parse().unwrap();
+    let mut subscriber = begun();
+    assert!(subscriber.ask(&name) && subscriber.ask(&name));
+    assert_eq!(subscriber.take_requests().len(), 1);
+    let gone = DeltaDiscoveryResponse {
+        removed_resources: vec!["shop/nosuch".to_owned()],
+        ..response(ResourceKind::Destination, "1", Vec::new())
+    };
+    assert_eq!(subscriber.receive(gone).unwrap(), [name]);
+    let requests = subscriber.take_requests();
+    assert!(
+        requests
+            .iter()
+            .any(|request| request.resource_names_unsubscribe == ["shop/nosuch"])
+    );
+    assert!(subscriber.asked_for().is_empty());
+}
+
+#[test]
+fn what_is_forgotten_makes_room_and_is_unsubscribed() {
+    let mut subscriber = begun();
+    let wishes = (0..ASKED).map(|n| format!("192.0.2.1:{}", n + 1).parse::<Wish>().unwrap());
+    let wishes: Vec<_> = wishes.collect();
+    assert!(wishes.iter().all(|wish| subscriber.ask(wish)));
+    let another: Wish = "shop/payments".parse().unwrap();
+    assert!(!subscriber.ask(&another));
+    subscriber.take_requests();
+    subscriber.forget(&wishes[0]);
+    assert!(subscriber.ask(&another));
+    let requests = subscriber.take_requests();
+    let mut gone = requests
+        .iter()
+        .map(|request| &request.resource_names_unsubscribe);
+    assert!(gone.any(|names| *names == ["192.0.2.1:1"]));
+}
+
+#[test]
+fn only_so_many_destinations_can_be_asked_for() {
+    let mut subscriber = begun();
+    let asked = (0..10_000)
+        .take_while(|n| subscriber.ask(&format!("shop/s{n}").parse().unwrap()))
+        .count();
+    assert_eq!(asked, ASKED);
+}
+
+#[test]
+fn what_a_newer_state_no_longer_names_is_dropped_and_unsubscribed() {
+    let mut subscriber = begun();
+    in_force(&mut subscriber, "1", &resources(&["shop/payments"]));
+    tell(&mut subscriber, "2", &resources(&[]));
+    let complete = subscriber.complete().unwrap();
+    subscriber.accept(&complete);
+    let requests = subscriber.take_requests();
+    assert!(
+        requests
+            .iter()
+            .any(|request| request.resource_names_unsubscribe == ["shop/payments"])
+    );
+    assert_eq!(subscriber.held.len(), 3);
+}
+
+#[test]
+fn a_state_that_came_while_an_older_one_was_compiled_is_next_and_answers_both() {
+    let mut subscriber = begun();
+    tell(&mut subscriber, "1", &resources(&[]));
+    let older = subscriber.complete().unwrap();
+    let newer = resources(&["shop/payments"]);
+    tell(&mut subscriber, "2", &newer);
+    subscriber.accept(&older);
+    assert!(answer_to(&subscriber.take_requests(), "1").is_none());
+    let complete = subscriber.complete().unwrap();
+    assert_eq!(complete.resources, newer);
+    subscriber.accept(&complete);
+    assert!(answer_to(&subscriber.take_requests(), "2").is_some());
+}

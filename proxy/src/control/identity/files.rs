@@ -1,0 +1,173 @@
+//! An identity out of files, and what every identity needs: to be put in force, and to end when its time is over.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use merlon_certs::{MeshTls, PrivateKey, RootsError, SvidError, TrustRoots, X509Svid, pem};
+use merlon_config::{
+    name::{NameError, SpiffeId, TrustDomain},
+    snapshot::TrustBundle,
+};
+use rustls_pki_types::{CertificateDer, UnixTime};
+
+use crate::{
+    config::IdentityFiles,
+    state::{Shared, readiness::Unready},
+    telemetry::metrics::Metrics,
+};
+
+/// Why files are not an identity.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IdentityError {
+    #[error("`{}`: {source}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("`{}` holds no trust domain: {source}", path.display())]
+    TrustDomain {
+        path: PathBuf,
+        #[source]
+        source: NameError,
+    },
+    #[error("`{}` is empty, or no text", .0.display())]
+    NoText(PathBuf),
+    #[error("`{}` is not PEM with at least one certificate", .0.display())]
+    Pem(PathBuf),
+    #[error("the trust bundle: {0}")]
+    Roots(#[from] RootsError),
+    #[error(transparent)]
+    Svid(#[from] SvidError),
+    #[error("the certificate is of `{found}`, and this proxy runs as `{own}`")]
+    Other {
+        own: Box<SpiffeId>,
+        found: Box<SpiffeId>,
+    },
+    #[error(transparent)]
+    Tls(#[from] rustls::Error),
+}
+
+/// The identity in the files, checked.
+pub(crate) fn load(
+    files: &IdentityFiles,
+    own: &SpiffeId,
+    trust_domain: &TrustDomain,
+) -> Result<MeshTls, IdentityError> {
+    let roots = Arc::new(TrustRoots::from_bundle(&bundle(files, trust_domain)?)?);
+    let chain = certificates(&files.certificate)?;
+    let key = PrivateKey::from_pkcs8_pem(&read(&files.key)?).map_err(SvidError::from)?;
+    let svid = X509Svid::parse(chain, key, &roots, UnixTime::now())?;
+    if svid.id != *own {
+        return Err(IdentityError::Other {
+            own: Box::new(own.clone()),
+            found: Box::new(svid.id),
+        });
+    }
+    Ok(MeshTls::new(Arc::new(svid), roots)?)
+}
+
+/// The roots in the file.
+pub(crate) fn bundle(
+    files: &IdentityFiles,
+    trust_domain: &TrustDomain,
+) -> Result<TrustBundle, IdentityError> {
+    bundle_of(&files.trust_bundle, trust_domain)
+}
+
+/// The roots in a PEM file.
+pub(crate) fn bundle_of(
+    path: &Path,
+    trust_domain: &TrustDomain,
+) -> Result<TrustBundle, IdentityError> {
+    let roots = certificates(path)?;
+    Ok(TrustBundle {
+        trust_domain: trust_domain.clone(),
+        roots: roots.iter().map(pem::certificate).collect(),
+    })
+}
+
+/// The trust domain in a file.
+pub(crate) fn trust_domain(path: &Path) -> Result<TrustDomain, IdentityError> {
+    text(path)?
+        .parse()
+        .map_err(|source| IdentityError::TrustDomain {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// The text of a small file, without the white space around it.
+pub(crate) fn text(path: &Path) -> Result<String, IdentityError> {
+    let bytes = read(path)?;
+    let text = std::str::from_utf8(&bytes)
+        .map(str::trim)
+        .unwrap_or_default();
+    if text.is_empty() {
+        return Err(IdentityError::NoText(path.to_owned()));
+    }
+    Ok(text.to_owned())
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    let bytes = read(path)?;
+    pem::certificates(&bytes).map_err(|_| IdentityError::Pem(path.to_owned()))
+}
+
+fn read(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, IdentityError> {
+    let bytes = fs::read(path).map_err(|source| IdentityError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(bytes.into())
+}
+
+/// Puts an identity in force, unless it is the one that is: new handshakes use it, open connections go on.
+pub(crate) fn publish(shared: &Shared, metrics: &Metrics, tls: MeshTls) {
+    let before = shared.identity.load_full();
+    let same = |old: &Arc<MeshTls>| {
+        old.svid().serial == tls.svid().serial
+            && old.roots().certificates() == tls.roots().certificates()
+    };
+    if before.as_ref().as_ref().is_some_and(same) {
+        return;
+    }
+    let svid = tls.svid();
+    tracing::info!(
+        id = %svid.id,
+        serial = svid.serial,
+        not_after = svid.not_after.as_secs(),
+        "certificate in use"
+    );
+    let rotated = before
+        .as_ref()
+        .as_ref()
+        .is_some_and(|old| old.svid().serial != svid.serial);
+    if rotated {
+        metrics.rotations.inc();
+    }
+    let ends = i64::try_from(svid.not_after.as_secs()).unwrap_or(i64::MAX);
+    metrics.certificate_expiration.set(ends);
+    shared.identity.publish(Some(Arc::new(tls)));
+    shared.health.have(Unready::NoIdentity);
+    shared.health.have(Unready::TlsExpired);
+}
+
+/// Takes the identity out of force when its time is over: nothing is served or dialled with an expired certificate.
+pub(crate) fn expire(shared: &Shared) {
+    let now = UnixTime::now().as_secs();
+    let current = shared.identity.load_full();
+    if let Some(tls) = current.as_ref()
+        && tls.svid().not_after.as_secs() <= now
+    {
+        tracing::error!(id = %tls.svid().id, serial = tls.svid().serial, "the certificate has expired");
+        shared.identity.publish(None);
+        shared.health.lack(
+            Unready::TlsExpired,
+            "the certificate has expired, and there is no new one",
+        );
+    }
+}

@@ -1,0 +1,122 @@
+//! The identity on disk: one file, written whole.
+
+use std::{fmt, io, sync::Arc};
+
+use merlon_api::JoinToken;
+use merlon_certs::{KeyError, RootsError, SvidError, TrustRoots, X509Svid};
+use merlon_config::{
+    name::{SpiffeId, WorkloadId},
+    snapshot::TrustBundle,
+};
+use rustls_pki_types::UnixTime;
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::control::state_dir::StateDir;
+
+/// The file's name in the state directory.
+const FILE: &str = "identity.json";
+
+/// Key, certificate and roots, which belong together: in one file, so that none is of another time.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Kept {
+    key: String,
+    chain: String,
+    bundle: TrustBundle,
+    /// Hash of the join token's secret that led to it: a second use would raise an alarm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    used_token: Option<[u8; 32]>,
+}
+
+/// Why a kept identity is not used. A new one is asked for instead.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum KeptError {
+    #[error(transparent)]
+    Read(#[from] io::Error),
+    #[error("it is not JSON as it should be")]
+    Json(#[from] serde_json::Error),
+    #[error(transparent)]
+    Roots(#[from] RootsError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error(transparent)]
+    Svid(#[from] SvidError),
+    #[error("it is `{found}`, and this proxy runs as `{own}`")]
+    Other {
+        own: Box<WorkloadId>,
+        found: Box<SpiffeId>,
+    },
+    #[error("it is `{0}`, and the join token is for another mesh")]
+    OtherMesh(Box<SpiffeId>),
+}
+
+impl Kept {
+    pub(super) fn new(
+        svid: &X509Svid,
+        bundle: &TrustBundle,
+        used_token: Option<[u8; 32]>,
+    ) -> Result<Self, KeptError> {
+        Ok(Self {
+            key: svid.key.to_pkcs8_pem()?.to_string(),
+            chain: svid.chain_pem(),
+            bundle: bundle.clone(),
+            used_token,
+        })
+    }
+
+    pub(super) fn read(state_dir: &StateDir) -> Result<Option<Self>, KeptError> {
+        let Some(bytes) = state_dir.read(FILE)? else {
+            return Ok(None);
+        };
+        Ok(Some(serde_json::from_slice(&Zeroizing::new(bytes))?))
+    }
+
+    pub(super) fn write(&self, state_dir: &StateDir) -> io::Result<()> {
+        let bytes = Zeroizing::new(serde_json::to_vec(self)?);
+        state_dir.write(FILE, &bytes)
+    }
+
+    pub(super) fn used_token(&self) -> Option<[u8; 32]> {
+        self.used_token
+    }
+
+    /// The identity, checked as a new one would be.
+    pub(super) fn restore(
+        &self,
+        own: &WorkloadId,
+        token: Option<&JoinToken>,
+    ) -> Result<(Arc<X509Svid>, TrustBundle), KeptError> {
+        let roots = TrustRoots::from_bundle(&self.bundle)?;
+        let svid = X509Svid::parse_pem(
+            self.chain.as_bytes(),
+            self.key.as_bytes(),
+            &roots,
+            UnixTime::now(),
+        )?;
+        if svid.id.workload() != own {
+            return Err(KeptError::Other {
+                own: Box::new(own.clone()),
+                found: Box::new(svid.id),
+            });
+        }
+        if token.is_some_and(|token| token.trust_domain() != svid.id.trust_domain()) {
+            return Err(KeptError::OtherMesh(Box::new(svid.id)));
+        }
+        Ok((Arc::new(svid), self.bundle.clone()))
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.key.zeroize();
+    }
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kept")
+            .field("key", &"[redacted]")
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,98 @@
+//! One issuer's task: fetch, publish, wait, again.
+
+use std::{sync::Arc, time::Duration};
+
+use merlon_config::{causes::chain, snapshot::Version};
+use merlon_net::backoff::Backoff;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{self, Instant},
+};
+
+use super::{IssuerSource, JwksCache, Question, budget::Budget, document};
+use crate::telemetry::metrics::{FetchResult, Metrics};
+
+/// How often keys are looked at again, whatever the issuer says about caching.
+const REFRESH: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(5 * 60)..=Duration::from_secs(24 * 3_600);
+
+/// For how long keys are used that nobody confirmed.
+const LAST_GOOD: Duration = Duration::from_secs(24 * 3_600);
+
+/// How soon keys are fetched again after a failure, with others at hand.
+const AGAIN: Duration = Duration::from_secs(30);
+
+pub(super) async fn follow(
+    source: IssuerSource,
+    cache: JwksCache,
+    mut asked: mpsc::Receiver<Question>,
+    metrics: Arc<Metrics>,
+) {
+    let mut known: Option<(Version, Instant)> = None;
+    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+    let mut budget = Budget::default();
+    let mut waiting: Vec<oneshot::Sender<()>> = Vec::new();
+    loop {
+        let next = match document::fetch(&source).await {
+            Ok(keys) => {
+                metrics.jwks.inc(FetchResult::Ok);
+                backoff.reset();
+                let changed = known
+                    .as_ref()
+                    .is_none_or(|(digest, _)| *digest != keys.digest);
+                if changed {
+                    tracing::info!(
+                        issuer = source.issuer,
+                        keys = keys.set.len(),
+                        "keys of a token issuer"
+                    );
+                    cache.publish(&source.issuer, Some(keys.set));
+                }
+                known = Some((keys.digest, Instant::now()));
+                keys.max_age
+                    .unwrap_or_default()
+                    .clamp(*REFRESH.start(), *REFRESH.end())
+            }
+            Err(error) => {
+                metrics.jwks.inc(FetchResult::Failed);
+                tracing::warn!(
+                    issuer = source.issuer,
+                    "keys of a token issuer: {}",
+                    chain(&error)
+                );
+                if known
+                    .as_ref()
+                    .is_some_and(|(_, at)| at.elapsed() >= LAST_GOOD)
+                {
+                    known = None;
+                    cache.publish(&source.issuer, None);
+                }
+                // With keys at hand there is no hurry; without, every request of this issuer is refused.
+                if known.is_some() {
+                    AGAIN
+                } else {
+                    backoff.next_wait()
+                }
+            }
+        };
+        // Who waited looks at the keys again, whatever came.
+        waiting.clear();
+        let due = Instant::now() + next;
+        loop {
+            tokio::select! {
+                () = time::sleep_until(due) => break,
+                Some(question) = asked.recv() => {
+                    // Who asks in vain goes on with the keys at hand.
+                    if budget.take(&question.kid, Instant::now()) {
+                        waiting.push(question.done);
+                        break;
+                    }
+                }
+            }
+        }
+        // All that ask meanwhile share the one fetch.
+        while let Ok(question) = asked.try_recv() {
+            waiting.push(question.done);
+        }
+    }
+}

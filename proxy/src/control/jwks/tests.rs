@@ -1,0 +1,299 @@
+//! Against servers that misbehave in ways that a real one cannot be made to.
+
+use std::sync::{Mutex, atomic::AtomicUsize};
+
+use merlon_config::{causes::chain, live::Live};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
+
+use super::*;
+
+/// A key set with one key of this name.
+fn keys(kid: &str) -> String {
+    // RFC 7515 appendix A.3.
+    format!(
+        r#"{{"keys":[{{"kty":"EC","crv":"P-256","alg":"ES256","use":"sig","kid":"{kid}",
+        "x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}}]}}"#
+    )
+}
+
+fn answer(status: &str, body: &str) -> String {
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// A server on loopback that says what it is told to; `{origin}` in it stands for its own.
+struct Server {
+    origin: String,
+    says: Arc<Mutex<HashMap<&'static str, String>>>,
+    fetched: Arc<AtomicUsize>,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let origin = format!("http://{}", listener.local_addr().unwrap());
+        let this = Self {
+            origin: origin.clone(),
+            says: Arc::default(),
+            fetched: Arc::default(),
+        };
+        let (says, fetched) = (Arc::clone(&this.says), Arc::clone(&this.fetched));
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (says, fetched, origin) =
+                    (Arc::clone(&says), Arc::clone(&fetched), origin.clone());
+                tokio::spawn(async move {
+                    let mut head = vec![0; 4_096];
+                    let read = stream.read(&mut head).await.unwrap_or(0);
+                    let head = String::from_utf8_lossy(&head[..read]).into_owned();
+                    let path = head.split(' ').nth(1).unwrap_or("/");
+                    if path == "/jwks" {
+                        fetched.fetch_add(1, Ordering::SeqCst);
+                    }
+                    let says = says
+                        .lock()
+                        .unwrap()
+                        .get(path)
+                        .map(|text| text.replace("{origin}", &origin));
+                    match says.as_deref() {
+                        // Never answers.
+                        Some("hang") => time::sleep(Duration::from_secs(60)).await,
+                        Some("flood") => {
+                            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+                            while stream.write_all(&[b' '; 65_536]).await.is_ok() {}
+                        }
+                        Some(text) => drop(stream.write_all(text.as_bytes()).await),
+                        None => drop(
+                            stream
+                                .write_all(answer("404 Not Found", "").as_bytes())
+                                .await,
+                        ),
+                    }
+                });
+            }
+        });
+        this.discovers("{origin}", "{origin}/jwks");
+        this
+    }
+
+    fn says(&self, path: &'static str, text: &str) {
+        self.says.lock().unwrap().insert(path, text.to_owned());
+    }
+
+    fn discovers(&self, issuer: &str, jwks_uri: &str) {
+        let body = format!(r#"{{"issuer":"{issuer}","jwks_uri":"{jwks_uri}"}}"#)
+            .replace("{origin}", &self.origin);
+        self.says(
+            "/.well-known/openid-configuration",
+            &answer("200 OK", &body),
+        );
+    }
+
+    fn source(&self) -> IssuerSource {
+        IssuerSource {
+            issuer: self.origin.clone(),
+            jwks_uri: None,
+            ca_certificates: None,
+        }
+    }
+
+    async fn fetch(&self) -> Result<document::Keys, String> {
+        document::fetch(&self.source())
+            .await
+            .map_err(|error| chain(&error))
+    }
+}
+
+#[tokio::test]
+async fn keys_are_found_by_discovery() {
+    let server = Server::start().await;
+    server.says("/jwks", &answer("200 OK", &keys("a")));
+    assert!(server.fetch().await.unwrap().set.has_key("a"));
+}
+
+#[tokio::test]
+async fn a_document_of_another_issuer_is_refused() {
+    let server = Server::start().await;
+    server.discovers("https://issuer.test", "{origin}/jwks");
+    assert!(
+        server
+            .fetch()
+            .await
+            .unwrap_err()
+            .contains("of the issuer `https://issuer.test`")
+    );
+}
+
+#[tokio::test]
+async fn an_issuer_on_this_machine_leads_only_to_this_machine() {
+    let server = Server::start().await;
+    server.discovers("{origin}", "http://169.254.169.254/jwks");
+    assert!(
+        server
+            .fetch()
+            .await
+            .unwrap_err()
+            .contains("is not fetched from")
+    );
+}
+
+#[tokio::test]
+async fn a_redirect_off_the_host_is_not_followed_and_one_within_it_is() {
+    let (server, other) = (Server::start().await, Server::start().await);
+    other.says("/jwks", &answer("200 OK", &keys("theirs")));
+    server.says(
+        "/jwks",
+        &format!(
+            "HTTP/1.1 302 Found\r\nlocation: {}/jwks\r\ncontent-length: 0\r\n\r\n",
+            other.origin
+        ),
+    );
+    assert!(
+        server
+            .fetch()
+            .await
+            .unwrap_err()
+            .contains("redirected to another host")
+    );
+    assert_eq!(other.fetched.load(Ordering::SeqCst), 0);
+
+    server.says(
+        "/jwks",
+        "HTTP/1.1 302 Found\r\nlocation: /moved\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+    );
+    server.says("/moved", &answer("200 OK", &keys("a")));
+    assert!(server.fetch().await.unwrap().set.has_key("a"));
+}
+
+#[tokio::test]
+async fn an_answer_without_end_is_cut_off() {
+    let server = Server::start().await;
+    server.says("/jwks", "flood");
+    assert!(
+        server
+            .fetch()
+            .await
+            .unwrap_err()
+            .contains("more than 1 MiB")
+    );
+}
+
+#[tokio::test]
+async fn html_and_errors_are_no_keys() {
+    let server = Server::start().await;
+    server.says("/jwks", &answer("200 OK", "<html>maintenance</html>"));
+    assert!(server.fetch().await.is_err());
+    server.says("/jwks", &answer("500 Internal Server Error", &keys("a")));
+    assert!(server.fetch().await.unwrap_err().contains("answered 500"));
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_is_given_up() {
+    let server = Server::start().await;
+    server.says("/jwks", "hang");
+    let begun = std::time::Instant::now();
+    assert!(server.fetch().await.unwrap_err().contains("did not answer"));
+    assert!(begun.elapsed() < Duration::from_secs(8));
+}
+
+/// A cache that follows this server.
+fn following(server: &Server) -> (JwksCache, Arc<Metrics>, tokio::task::JoinHandle<()>) {
+    let (cache, asked) = JwksCache::new();
+    let metrics = Arc::new(Metrics::default());
+    let mut fetcher = Fetcher::new(cache.clone(), asked, Arc::clone(&metrics));
+    fetcher.follow([(server.origin.clone(), server.source())].into());
+    let task = tokio::spawn(async move {
+        // Without a snapshot there would be no issuer: so only the questions are passed on here.
+        while let Some(refetch) = fetcher.asked.recv().await {
+            fetcher.pass_on(refetch);
+        }
+    });
+    (cache, metrics, task)
+}
+
+async fn until(what: &str, done: impl Fn() -> bool) {
+    let waited = time::timeout(Duration::from_secs(20), async {
+        while !done() {
+            time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    waited
+        .await
+        .unwrap_or_else(|_| panic!("{what} did not happen"));
+}
+
+#[tokio::test]
+async fn an_unknown_key_is_fetched_once_however_many_ask() {
+    let server = Server::start().await;
+    server.says("/jwks", &answer("200 OK", &keys("old")));
+    let (cache, _, _task) = following(&server);
+    until("the first fetch", || cache.get(&server.origin).is_some()).await;
+    let generation = cache.generation();
+
+    server.says("/jwks", &answer("200 OK", &keys("new")));
+    let asking = (0..50).map(|_| cache.refetch(&server.origin, "new"));
+    futures_util::future::join_all(asking).await;
+
+    let found = cache.get(&server.origin).unwrap();
+    assert!(
+        found.has_key("new") && !found.has_key("old"),
+        "a removed key is dropped"
+    );
+    assert!(cache.generation() > generation);
+    assert_eq!(server.fetched.load(Ordering::SeqCst), 2);
+    cache.refetch(&server.origin, "other").await;
+    assert_eq!(
+        server.fetched.load(Ordering::SeqCst),
+        2,
+        "within 5 seconds there is no other fetch"
+    );
+}
+
+#[tokio::test]
+async fn the_last_good_keys_stay_while_the_issuer_fails() {
+    let server = Server::start().await;
+    server.says("/jwks", &answer("200 OK", &keys("a")));
+    let (cache, metrics, _task) = following(&server);
+    until("the first fetch", || cache.get(&server.origin).is_some()).await;
+    let generation = cache.generation();
+    server.says("/jwks", &answer("500 Internal Server Error", ""));
+    cache.refetch(&server.origin, "b").await;
+    assert_eq!(
+        metrics
+            .jwks
+            .value(crate::telemetry::metrics::FetchResult::Failed),
+        1
+    );
+    assert!(cache.get(&server.origin).unwrap().has_key("a"));
+    assert_eq!(cache.generation(), generation);
+}
+
+#[tokio::test]
+async fn keys_that_were_never_loaded_are_tried_again_within_seconds() {
+    let server = Server::start().await;
+    let (cache, _, _task) = following(&server);
+    until("the first failure", || {
+        server.fetched.load(Ordering::SeqCst) > 0
+    })
+    .await;
+    server.says("/jwks", &answer("200 OK", &keys("a")));
+    until("the second fetch", || cache.get(&server.origin).is_some()).await;
+}
+
+#[tokio::test]
+async fn an_issuer_that_no_service_names_any_more_is_forgotten() {
+    let server = Server::start().await;
+    server.says("/jwks", &answer("200 OK", &keys("a")));
+    let (cache, asked) = JwksCache::new();
+    let mut fetcher = Fetcher::new(cache.clone(), asked, Arc::default());
+    fetcher.follow([(server.origin.clone(), server.source())].into());
+    until("the first fetch", || cache.get(&server.origin).is_some()).await;
+    let nothing = tokio::spawn(fetcher.run(Live::new(None)));
+    until("forgetting", || cache.get(&server.origin).is_none()).await;
+    nothing.abort();
+}

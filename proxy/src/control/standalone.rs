@@ -1,0 +1,276 @@
+//! State from files, without a control plane: for a trial, or for an edge box.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use merlon_compile::{Compiler, Mesh, Proxy, StateResource, Wanted};
+use merlon_config::{
+    load::read_dir,
+    report::{Problem, Report},
+    snapshot::{Destination, ResourceKind, Version},
+    watch::watch_dir,
+};
+use tokio::{sync::mpsc, task, time};
+
+use super::{
+    assemble::{AssembleError, Assembler, Held, Resources},
+    identity::files,
+    snapshot_age::Freshness,
+};
+use crate::{
+    config::{IdentityFiles, Subject},
+    state::{
+        Shared, Snapshot,
+        destinations::{Ask, AskError},
+        readiness::Unready,
+    },
+    telemetry::metrics::{Metrics, Update},
+};
+
+/// How often the identity's files are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Follows a directory.
+#[derive(Debug)]
+pub(crate) struct Standalone {
+    loader: Option<Loader>,
+    directory: PathBuf,
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+    freshness: Freshness,
+}
+
+/// Reads and compiles; costly, so it moves to a thread for that, and back.
+#[derive(Debug)]
+struct Loader {
+    directory: PathBuf,
+    files: Option<IdentityFiles>,
+    subject: Subject,
+    compiler: Compiler,
+    assembler: Option<Assembler>,
+}
+
+impl Standalone {
+    /// Loads the directory for the first time and puts it in force.
+    ///
+    /// # Errors
+    /// Everything that is wrong in it.
+    pub(crate) fn new(
+        directory: &Path,
+        files: Option<IdentityFiles>,
+        subject: &Subject,
+        shared: &Arc<Shared>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, Report> {
+        let mut loader = Loader {
+            directory: directory.to_owned(),
+            files,
+            subject: subject.clone(),
+            compiler: Compiler::new(),
+            assembler: None,
+        };
+        let snapshot = loader.load(None)?;
+        let mut this = Self {
+            directory: directory.to_owned(),
+            loader: None,
+            shared: Arc::clone(shared),
+            metrics: Arc::clone(metrics),
+            freshness: Freshness::default(),
+        };
+        if let Some(files) = &loader.files {
+            let tls = files::load(files, snapshot.identity(), &snapshot.mesh.trust_domain);
+            let tls =
+                tls.map_err(|error| Report::from_iter([Problem::error("", error.to_string())]))?;
+            files::publish(&this.shared, &this.metrics, tls);
+        }
+        this.loader = Some(loader);
+        this.publish(snapshot);
+        Ok(this)
+    }
+
+    /// How fresh the state is.
+    pub(crate) fn freshness(&self) -> Freshness {
+        self.freshness.clone()
+    }
+
+    /// Follows the directory and the identity's files, and answers who asks for destinations, until the process ends.
+    pub(crate) async fn run(mut self, mut asked: mpsc::Receiver<Ask>) {
+        let mut changes = watch_dir(&self.directory);
+        let mut look = time::interval(LOOK);
+        loop {
+            tokio::select! {
+                () = changes.next() => self.reload().await,
+                Some(ask) = asked.recv() => self.answer(ask),
+                _ = look.tick() => self.look_at_identity().await,
+            }
+        }
+    }
+
+    async fn reload(&mut self) {
+        let Some(mut loader) = self.loader.take() else {
+            return;
+        };
+        let before = self.shared.snapshot.load_full();
+        let loaded = task::spawn_blocking(move || {
+            let before = before.as_ref().as_ref();
+            let loaded = loader.load(before.map(Arc::as_ref));
+            (loader, loaded)
+        });
+        let Ok((loader, loaded)) = loaded.await else {
+            // It panicked: the state in force stays, and there is nobody left to load another.
+            tracing::error!(
+                "the loader of resource files failed; changes are no longer taken over"
+            );
+            return;
+        };
+        self.loader = Some(loader);
+        match loaded {
+            Ok(snapshot) => self.publish(snapshot),
+            Err(report) => {
+                self.metrics.snapshots.inc(Update::Refused);
+                self.freshness.stale();
+                tracing::error!(
+                    directory = %self.directory.display(),
+                    problems = %report,
+                    "the changed files are refused, and the old state is kept"
+                );
+            }
+        }
+    }
+
+    fn publish(&self, snapshot: Snapshot) {
+        self.freshness.confirmed();
+        let before = self.shared.snapshot.load_full();
+        if before
+            .as_ref()
+            .as_ref()
+            .is_some_and(|before| before.version == snapshot.version)
+        {
+            return;
+        }
+        tracing::info!(
+            version = snapshot.version.short(),
+            resources = snapshot.resources.len(),
+            "snapshot"
+        );
+        self.metrics
+            .resources
+            .set(i64::try_from(snapshot.resources.len()).unwrap_or(i64::MAX));
+        self.metrics.snapshots.inc(Update::Accepted);
+        self.shared.snapshot.publish(Some(Arc::new(snapshot)));
+        self.shared.health.have(Unready::NoSnapshot);
+    }
+
+    /// The snapshot holds every destination that there is.
+    fn answer(&self, ask: Ask) {
+        let snapshot = self.shared.snapshot.load_full();
+        let snapshot = snapshot.as_ref().as_ref();
+        let found = snapshot.and_then(|snapshot| ask.wish.find(snapshot));
+        // Nobody waits any more when this fails.
+        let _ = ask.answer.send(found.ok_or(AskError::Unknown));
+    }
+
+    async fn look_at_identity(&self) {
+        let files = self.loader.as_ref().and_then(|loader| loader.files.clone());
+        let snapshot = self.shared.snapshot.load_full();
+        let (Some(files), Some(snapshot)) = (files, snapshot.as_ref().clone()) else {
+            return;
+        };
+        let loaded = task::spawn_blocking(move || {
+            files::load(&files, snapshot.identity(), &snapshot.mesh.trust_domain)
+        });
+        let Ok(loaded) = loaded.await else { return };
+        match loaded {
+            Ok(tls) => files::publish(&self.shared, &self.metrics, tls),
+            Err(error) => {
+                tracing::error!(%error, "the identity's files are refused, and the old identity is kept");
+                files::expire(&self.shared);
+            }
+        }
+    }
+}
+
+impl Loader {
+    fn load(&mut self, before: Option<&Snapshot>) -> Result<Snapshot, Report> {
+        let loaded = read_dir(&self.directory);
+        let (resources, mesh) = self.compiler.compile_loaded(loaded)?;
+        for warning in resources.warnings.problems() {
+            tracing::warn!("{warning}");
+        }
+        let proxy = self.proxy(&mesh)?;
+        let everything = Wanted {
+            services: mesh.destination_names().cloned().collect(),
+            ..Wanted::default()
+        };
+        let mut state = mesh.proxy_state(&proxy, &everything);
+        if let Some(files) = &self.files {
+            let bundle = files::bundle(files, &mesh.state().trust_domain);
+            let bundle = bundle
+                .map_err(|error| Report::from_iter([Problem::error("", error.to_string())]))?;
+            state.insert(Arc::new(StateResource::trust_bundle(&bundle)));
+        }
+        let version = state.manifest(proxy.identity()).version().clone();
+        let plain = self.files.is_none();
+        let resources: Resources = state
+            .iter()
+            .map(|resource| (resource.key().clone(), held(resource, plain)))
+            .collect();
+        let assembler = self
+            .assembler
+            .get_or_insert_with(|| Assembler::new(proxy.identity().clone()));
+        assembler
+            .assemble(version, &resources, before)
+            .map_err(|error| report(&error))
+    }
+
+    fn proxy(&self, mesh: &Mesh) -> Result<Arc<Proxy>, Report> {
+        let identity = mesh.state().trust_domain.spiffe_id(self.subject.identity());
+        let workload = match &self.subject {
+            Subject::Sidecar { workload, .. } => workload.clone(),
+            Subject::Gateway { name, .. } => Some(name.name.to_string()),
+        };
+        let found = mesh.proxy(&identity, workload.as_deref());
+        found.cloned().map_err(|error| {
+            let directory = self.directory.display().to_string();
+            let known: Vec<String> = mesh
+                .proxies()
+                .take(16)
+                .map(|proxy| format!("`{}`", proxy.identity().workload()))
+                .collect();
+            let problem = Problem::error(directory, error.to_string());
+            Report::from_iter([problem.hint(format!("the files know {}", known.join(", ")))])
+        })
+    }
+}
+
+/// As it is held. Without identities nobody can be found at an endpoint but whoever listens there: plain.
+fn held(resource: &StateResource, plain: bool) -> Held {
+    let as_is = || Held {
+        version: resource.version().clone(),
+        json: Bytes::copy_from_slice(resource.json()),
+    };
+    if !plain || resource.key().kind != ResourceKind::Destination {
+        return as_is();
+    }
+    let Ok(mut destination) = serde_json::from_slice::<Destination>(resource.json()) else {
+        return as_is();
+    };
+    for endpoint in &mut destination.endpoints {
+        endpoint.identity = None;
+    }
+    serde_json::to_vec(&destination).map_or_else(
+        |_| as_is(),
+        |json| Held {
+            version: Version::of(&json),
+            json: json.into(),
+        },
+    )
+}
+
+fn report(error: &AssembleError) -> Report {
+    Report::from_iter([Problem::error("", error.to_string())])
+}

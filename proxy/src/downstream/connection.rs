@@ -1,0 +1,266 @@
+//! Serving HTTP on a connection, the same way in every direction: strict in front, limits inside, a drain at the end.
+
+use std::{cell::Cell, convert::Infallible, pin::Pin, rc::Rc, sync::Arc, time::Duration};
+
+use http::{Request, Response, Version};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use super::listener::Open;
+use crate::{
+    inbound::Peer,
+    protocol::{
+        denial::Denial,
+        http1::{Guard, Strict},
+        http2::Frames,
+    },
+    request::response_body::AnswerBody,
+    telemetry::metrics::{Direction, Handshake, Transport},
+    worker::{Counted, Local, LocalExecutor},
+};
+
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Handshakes that one worker has in hand at once.
+const HANDSHAKES: usize = 512;
+/// How long a connection may be silent between requests, and before the first.
+const IDLE: Duration = Duration::from_secs(60);
+/// The first bytes of HTTP/2 (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Accepts TLS as a server, within its time.
+pub(crate) async fn handshake(
+    local: &Rc<Local>,
+    direction: Direction,
+    config: Arc<ServerConfig>,
+    stream: TcpStream,
+) -> Option<TlsStream<TcpStream>> {
+    let _one = Counted::within(Rc::clone(local), |local| &local.handshakes, HANDSHAKES)?;
+    let (stream, result) = match timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream)).await
+    {
+        Ok(Ok(stream)) => (Some(stream), Handshake::Done),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a handshake failed");
+            (None, Handshake::Refused)
+        }
+        Err(_) => (None, Handshake::Timeout),
+    };
+    local.metrics.handshakes.inc(direction, result);
+    stream
+}
+
+/// A stream with the bytes that were read from it to see what it speaks.
+#[derive(Debug)]
+pub(crate) struct Stream<T> {
+    inner: T,
+    begun: Vec<u8>,
+}
+
+impl<T> Stream<T> {
+    /// One that was not looked into.
+    pub(crate) fn mesh(inner: T) -> Self {
+        Self {
+            inner,
+            begun: Vec::new(),
+        }
+    }
+}
+
+impl<T: AsyncRead + Unpin> Stream<T> {
+    /// Reads as far as is needed to tell HTTP/2 from HTTP/1. None: nothing came in time.
+    async fn sniff(inner: T) -> Option<(Self, bool)> {
+        let mut this = Self {
+            inner,
+            begun: Vec::new(),
+        };
+        let h2 = timeout(IDLE, this.speaks_h2()).await.ok()??;
+        Some((this, h2))
+    }
+
+    async fn speaks_h2(&mut self) -> Option<bool> {
+        self.begun.reserve(PREFACE.len());
+        loop {
+            if !PREFACE.starts_with(&self.begun) {
+                return Some(false);
+            }
+            // `PRI ` is no method that we would serve in HTTP/1.
+            if self.begun.len() >= PREFACE.len() {
+                return Some(true);
+            }
+            let mut some = [0_u8; PREFACE.len()];
+            let room = PREFACE.len() - self.begun.len();
+            let read = self.inner.read(some.get_mut(..room)?).await.ok()?;
+            if read == 0 {
+                return None;
+            }
+            self.begun.extend_from_slice(some.get(..read)?);
+        }
+    }
+}
+
+/// What answers a request; the denial is what the bytes of the request already came to.
+pub(crate) trait Serve<P>:
+    Fn(Rc<P>, Request<Incoming>, Option<Denial>) -> Self::Answer + Clone + 'static
+{
+    type Answer: Future<Output = Result<Response<AnswerBody>, Infallible>> + 'static;
+}
+
+impl<P, F, A> Serve<P> for F
+where
+    F: Fn(Rc<P>, Request<Incoming>, Option<Denial>) -> A + Clone + 'static,
+    A: Future<Output = Result<Response<AnswerBody>, Infallible>> + 'static,
+{
+    type Answer = A;
+}
+
+/// HTTP on a connection without TLS: either version, told by its first bytes.
+pub(crate) async fn serve_plain<S: Serve<Peer>>(
+    local: &Rc<Local>,
+    stream: TcpStream,
+    peer: Rc<Peer>,
+    serve: S,
+) {
+    let Some((stream, h2)) = Stream::sniff(stream).await else {
+        return;
+    };
+    if h2 {
+        serve_h2(local, stream, Transport::Plain, peer, serve).await;
+    } else {
+        serve_http1(local, stream, Transport::Plain, peer, serve).await;
+    }
+}
+
+/// HTTP/2.
+pub(crate) async fn serve_h2<T, S>(
+    local: &Rc<Local>,
+    stream: Stream<T>,
+    transport: Transport,
+    peer: Rc<Peer>,
+    serve: S,
+) where
+    T: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: Serve<Peer>,
+{
+    let _open = Open::new(local, peer.direction, transport);
+    let service = service_fn(move |request| serve(Rc::clone(&peer), request, None));
+    let connection = http2::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(100)
+        .max_header_list_size(64 << 10)
+        .initial_stream_window_size(256 << 10)
+        .initial_connection_window_size(4 << 20)
+        .max_pending_accept_reset_streams(20)
+        .max_local_error_reset_streams(200)
+        .enable_connect_protocol()
+        .serve_connection(
+            TokioIo::new(Frames::new(stream.inner, stream.begun)),
+            service,
+        );
+    drive(local, connection).await;
+}
+
+/// HTTP/1.1, with the guard in front.
+pub(crate) async fn serve_http1<T, S>(
+    local: &Rc<Local>,
+    stream: Stream<T>,
+    transport: Transport,
+    peer: Rc<Peer>,
+    serve: S,
+) where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Serve<Peer>,
+{
+    let _open = Open::new(local, peer.direction, transport);
+    let (io, guard) = Strict::new(stream.inner, stream.begun);
+    let requests = Cell::new(0_u32);
+    let service = service_fn(move |request| {
+        let request_number = requests.get() + 1;
+        requests.set(request_number);
+        let broken = guard.violation(request_number).map(Denial::Framing);
+        let (answer, guard) = (serve(Rc::clone(&peer), request, broken), Arc::clone(&guard));
+        async move { watch(answer, &guard, request_number).await }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        // The guard has a shorter one for a head that was begun; this is for silence.
+        .header_read_timeout(IDLE)
+        .max_headers(crate::protocol::http1::MAX_FIELDS + 8)
+        .serve_connection(TokioIo::new(io), service)
+        .with_upgrades();
+    drive(local, connection).await;
+}
+
+/// Tells the guard how a request was answered: what follows it is HTTP, or no longer.
+async fn watch(
+    answer: impl Future<Output = Result<Response<AnswerBody>, Infallible>>,
+    guard: &Guard,
+    request: u32,
+) -> Result<Response<AnswerBody>, Infallible> {
+    let mut response = answer.await?;
+    *response.version_mut() = Version::HTTP_11;
+    guard.answered(
+        request,
+        response.status() == http::StatusCode::SWITCHING_PROTOCOLS,
+    );
+    Ok(response)
+}
+
+/// A connection of hyper's that can be asked to finish.
+trait Drains: Future {
+    fn drain(self: Pin<&mut Self>);
+}
+
+impl<I, B, S, E> Drains for http2::Connection<I, S, E>
+where
+    S: hyper::service::HttpService<Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    B: hyper::body::Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    E: hyper::rt::bounds::Http2ServerConnExec<S::Future, B>,
+{
+    fn drain(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<I, B, S> Drains for http1::UpgradeableConnection<I, S>
+where
+    S: hyper::service::HttpService<Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    B: hyper::body::Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn drain(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+/// Runs a connection to its end; once the drain begins, to the end of what is open on it.
+async fn drive<E: std::fmt::Display>(
+    local: &Rc<Local>,
+    connection: impl Drains<Output = Result<(), E>>,
+) {
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = local.shutdown.drain.cancelled() => {
+            connection.as_mut().drain();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended");
+    }
+}

@@ -1,0 +1,128 @@
+//! The listeners that the snapshot asks for: opened, closed and tried again in each worker, and told of by `/ready`.
+
+use std::{io, rc::Rc, time::Duration};
+
+use merlon_net::backoff::Backoff;
+use tokio::{net::TcpListener, task::JoinHandle, time};
+
+use super::listener::{Part, adopt};
+use crate::{
+    state::{Snapshot, readiness::Unready},
+    worker::Local,
+};
+
+/// How long until an address that could not be had is tried again.
+const FIRST: Duration = Duration::from_millis(100);
+const MOST: Duration = Duration::from_secs(5);
+
+/// A listener as the snapshot describes it.
+pub(crate) trait Wanted: Clone + PartialEq {
+    /// What holds for all of its kind, in `/ready` until the first are open.
+    const KIND: &'static str;
+
+    /// All that the snapshot asks for.
+    fn all(snapshot: &Snapshot) -> &[Self];
+
+    /// Its name and address, for people.
+    fn name(&self) -> String;
+
+    /// Opens it. The error says what is wrong, and what to do about it.
+    fn open(&self, local: &Rc<Local>) -> Result<JoinHandle<()>, String>;
+}
+
+/// Opens and closes listeners as the snapshot changes, and tries again what could not be opened.
+pub(crate) async fn keep<W: Wanted>(local: Rc<Local>) {
+    let mut changes = local.shared.snapshot.watch();
+    let mut open: Vec<(W, JoinHandle<()>)> = Vec::new();
+    let mut failed: Vec<String> = Vec::new();
+    let mut backoff = Backoff::new(FIRST, MOST);
+    let health = &local.shared.health;
+    let part = |name: &str| format!("worker {}: {name}", local.index);
+    loop {
+        let current = local.current();
+        let wanted = current.snapshot().map(|snapshot| W::all(snapshot));
+        let wanted = wanted.unwrap_or_default();
+        open.retain(|(listener, task)| {
+            let keep = wanted.contains(listener) && !task.is_finished();
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        // An aborted listener's socket closes when its task is next polled: before that its address is not free.
+        tokio::task::yield_now().await;
+        let before = std::mem::take(&mut failed);
+        for listener in wanted {
+            if open.iter().any(|(known, _)| known == listener) {
+                continue;
+            }
+            let name = listener.name();
+            match listener.open(&local) {
+                Ok(task) => open.push((listener.clone(), task)),
+                Err(problem) => {
+                    if health.lack_part(
+                        Unready::Listener,
+                        &part(&name),
+                        format!("{name}: {problem}"),
+                    ) {
+                        tracing::warn!(
+                            listener = name,
+                            problem,
+                            "a listener cannot be opened; it is tried again"
+                        );
+                    }
+                    failed.push(name);
+                }
+            }
+        }
+        for name in before.iter().filter(|name| !failed.contains(name)) {
+            if health.have_part(Unready::Listener, &part(name)) {
+                tracing::info!(
+                    listener = name,
+                    "a listener that could not be opened is open or no longer wanted"
+                );
+            }
+        }
+        if current.snapshot().is_some() {
+            health.have_part(Unready::Listener, &unopened(local.index, W::KIND));
+        }
+        tokio::select! {
+            changed = changes.changed() => match changed {
+                Ok(()) => backoff.reset(),
+                Err(_) => return,
+            },
+            () = time::sleep(backoff.next_wait()), if !failed.is_empty() => {}
+        }
+    }
+}
+
+/// Under which name `/ready` knows that a worker has not come to open its listeners yet.
+pub(crate) fn unopened(worker: usize, kind: &str) -> String {
+    format!("worker {worker}: {kind}")
+}
+
+/// This worker's socket of an address, with what keeps the address.
+pub(crate) fn socket(
+    local: &Local,
+    address: std::net::SocketAddr,
+    name: &str,
+) -> Result<(TcpListener, Part), String> {
+    let (socket, part) = local
+        .shared
+        .listeners
+        .listen(address, name)
+        .map_err(|error| format!("{error}; {}", mending(&error)))?;
+    let socket = adopt(socket).ok_or("the system cannot serve it")?;
+    Ok((socket, part))
+}
+
+fn mending(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "end what listens there, or give one of the two another port",
+        io::ErrorKind::PermissionDenied => {
+            "take a port from 1024 on, or give the process CAP_NET_BIND_SERVICE"
+        }
+        io::ErrorKind::AddrNotAvailable => "take an address of this machine",
+        _ => "see the cause",
+    }
+}

@@ -1,0 +1,92 @@
+//! Whatever happens to a request, there is an answer and a line in the log.
+
+use std::convert::Infallible;
+
+use futures_util::FutureExt as _;
+use http::{HeaderValue, Request, Response, Version};
+use hyper::body::Incoming;
+
+use crate::{
+    inbound::Peer,
+    protocol::{
+        denial::{Denial, Upstream},
+        peer_header,
+        problem::{self, Asker, is_grpc},
+    },
+    request::{exchange::Exchange, response_body::AnswerBody},
+};
+
+/// A request that goes no further, and what is known of it.
+pub(crate) type Refused = (Denial, Box<Exchange>);
+
+/// Runs `path` for a request, and turns what it refuses, or a panic in it, into an answer. `broken` is what the bytes
+/// of the request already came to.
+pub(crate) async fn contained(
+    peer: &Peer,
+    request: Request<Incoming>,
+    broken: Option<Denial>,
+    path: impl AsyncFnOnce(Request<Incoming>, Box<Exchange>) -> Result<Response<AnswerBody>, Refused>,
+) -> Result<Response<AnswerBody>, Infallible> {
+    // What an answer needs of a request that may be gone by then.
+    let version = request.version();
+    let grpc = is_grpc(request.headers());
+    let begin = || {
+        Exchange::begin(
+            &peer.local,
+            peer.direction,
+            peer.id.clone(),
+            peer.address,
+            version,
+        )
+    };
+    let outcome = match broken {
+        Some(denial) => Err((denial, begin())),
+        // The panic hook has told where; this request ends, the proxy goes on.
+        None => {
+            let mut exchange = begin();
+            exchange.heard(request.method(), request.uri());
+            std::panic::AssertUnwindSafe(path(request, exchange))
+                .catch_unwind()
+                .await
+                .unwrap_or_else(|_| Err((Denial::Internal, begin())))
+        }
+    };
+    Ok(match outcome {
+        Ok(response) => response,
+        Err((denial, exchange)) => refuse(denial, exchange, grpc, peer.is_meshed(), version),
+    })
+}
+
+/// The only place where a denial becomes an answer.
+fn refuse(
+    denial: Denial,
+    mut exchange: Box<Exchange>,
+    grpc: bool,
+    meshed: bool,
+    version: Version,
+) -> Response<AnswerBody> {
+    let decision_id = exchange.decision_id.to_string();
+    let answer = problem::answer(
+        &denial,
+        &Asker {
+            grpc,
+            meshed,
+            version,
+            decision_id: &decision_id,
+        },
+    );
+    let unserved = meshed
+        && matches!(
+            denial,
+            Denial::Upstream(Upstream::Connect | Upstream::ConnectTimeout)
+        );
+    exchange.refused(denial);
+    let mut response = Response::new(AnswerBody::ours(answer.body).concludes(exchange));
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers;
+    if unserved {
+        let yes = HeaderValue::from_static("yes");
+        response.headers_mut().insert(peer_header::UNSERVED, yes);
+    }
+    response
+}

@@ -1,0 +1,14 @@
+//! What is on the wire and on a socket, without state: HTTP guards, heads, headers, refusals and their bytes, trace
+//! context, sockets.
+
+pub(crate) mod address_claims;
+pub mod denial;
+pub mod headers;
+pub mod http1;
+pub mod http2;
+pub mod peer_header;
+pub mod problem;
+pub(crate) mod request_head;
+pub(crate) mod tls_session;
+pub mod trace_context;
+pub(crate) mod websocket;

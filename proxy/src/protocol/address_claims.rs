@@ -1,0 +1,103 @@
+//! One process has an address, and of it one listener, in every worker once.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use crate::downstream::listener::{claim, join};
+
+/// The addresses that listeners of the snapshot have. Taken when one opens or closes, by no request.
+#[derive(Debug, Clone, Default)]
+pub struct Claims(Arc<Mutex<HashMap<SocketAddr, Held>>>);
+
+#[derive(Debug)]
+struct Held {
+    by: String,
+    workers: usize,
+}
+
+/// A worker's part of an address. Let go of when it is dropped: after its socket.
+#[derive(Debug)]
+pub(crate) struct Part {
+    claims: Claims,
+    address: SocketAddr,
+}
+
+impl Claims {
+    /// A socket of this worker's for the listener `by`: the process's first is had only where nobody listens.
+    ///
+    /// # Errors
+    /// The address cannot be had, because of another process or of another listener of this one.
+    pub(crate) fn listen(
+        &self,
+        address: SocketAddr,
+        by: &str,
+    ) -> io::Result<(std::net::TcpListener, Part)> {
+        let mut all = self.lock();
+        let socket = match all.get_mut(&address) {
+            Some(held) if held.by == by => {
+                let socket = join(address)?;
+                held.workers += 1;
+                socket
+            }
+            Some(held) => {
+                let why = format!("{} of this process has it", held.by);
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
+            }
+            None => {
+                let socket = claim(address)?;
+                let by = by.to_owned();
+                all.insert(address, Held { by, workers: 1 });
+                socket
+            }
+        };
+        let claims = self.clone();
+        Ok((socket, Part { claims, address }))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, Held>> {
+        // Whoever panicked left a count that is whole.
+        self.0.lock().unwrap_or_else(|broken| broken.into_inner())
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let mut all = self.claims.lock();
+        if let Some(held) = all.get_mut(&self.address) {
+            held.workers = held.workers.saturating_sub(1);
+            if held.workers == 0 {
+                all.remove(&self.address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn workers_share_a_listener_that_no_other_process_and_no_other_listener_gets() {
+        let (claims, others) = (Claims::default(), Claims::default());
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let address = claim(any).unwrap().local_addr().unwrap();
+        let ours = [
+            claims.listen(address, "a").unwrap(),
+            claims.listen(address, "a").unwrap(),
+        ];
+        for error in [
+            others.listen(address, "a").unwrap_err(),
+            claims.listen(address, "b").unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        }
+        drop(ours);
+        assert!(others.listen(address, "b").is_ok());
+    }
+}

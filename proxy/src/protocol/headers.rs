@@ -1,0 +1,348 @@
+//! Which headers nobody may send us, and which only we may set.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use super::{denial::Denial, peer_header};
+
+/// `spiffe://…` of the peer that TLS proved.
+pub const CALLER: HeaderName = HeaderName::from_static("merlon-caller");
+/// `issuer#subject` of the verified token.
+pub const USER: HeaderName = HeaderName::from_static("merlon-user");
+
+/// Whether a name tells a program who calls, from where or for what, and so must come from a proxy of ours alone.
+///
+/// Every byte that is no letter or digit counts as the same: CGI and what follows it turns them all into `_`.
+pub fn is_ours(name: &[u8]) -> bool {
+    const WHOLE: [&[u8]; 24] = [
+        // From where.
+        b"forwarded",
+        b"x-real-ip",
+        b"x-client-ip",
+        b"client-ip",
+        b"true-client-ip",
+        b"x-cluster-client-ip",
+        b"cf-connecting-ip",
+        b"fastly-client-ip",
+        b"remote-addr",
+        b"x-remote-addr",
+        // Who.
+        b"remote-user",
+        b"x-remote-user",
+        b"x-authenticated-user",
+        b"client-cert",
+        b"client-cert-chain",
+        b"x-client-cert",
+        // For what: another path, host or method than was decided on.
+        b"x-original-url",
+        b"x-original-host",
+        b"x-rewrite-url",
+        b"x-http-method",
+        b"x-http-method-override",
+        b"x-method-override",
+        // Through whom: as `HTTP_PROXY` it would send a CGI program's own calls elsewhere.
+        b"proxy",
+        b"x-host",
+    ];
+    const BEGINNINGS: [&[u8]; 10] = [
+        b"x-forwarded-",
+        b"x-merlon-",
+        b"merlon-",
+        b"x-envoy-",
+        b"l5d-",
+        b"proxy-",
+        b"ssl-client-",
+        b"x-ssl-client-",
+        b"x-remote-user-",
+        b"x-auth-request-",
+    ];
+    // Nearly all names of nearly all requests begin otherwise.
+    let first = name.first().map(u8::to_ascii_lowercase);
+    if !matches!(
+        first,
+        Some(b'x' | b'f' | b'c' | b'm' | b'l' | b'p' | b't' | b'r' | b's')
+    ) {
+        return false;
+    }
+    WHOLE
+        .iter()
+        .any(|whole| name.len() == whole.len() && begins(name, whole))
+        || BEGINNINGS.iter().any(|start| begins(name, start))
+}
+
+/// Whether a name is one of ours between proxies, or speaks to a proxy: what not even the own program may say.
+pub(crate) fn is_between_proxies(name: &[u8]) -> bool {
+    [&b"merlon-"[..], b"x-merlon-", b"proxy-"]
+        .iter()
+        .any(|start| begins(name, start))
+}
+
+/// Whether `name` begins as `start` does, which is in lower case with `-` for what is no letter or digit.
+fn begins(name: &[u8], start: &[u8]) -> bool {
+    let fold = |byte: &u8| {
+        if byte.is_ascii_alphanumeric() {
+            byte.to_ascii_lowercase()
+        } else {
+            b'-'
+        }
+    };
+    name.len() >= start.len()
+        && name
+            .iter()
+            .zip(start)
+            .all(|(own, other)| fold(own) == *other)
+}
+
+/// Removes every header that only we may set.
+pub(crate) fn strip_ours(headers: &mut HeaderMap) {
+    let forged: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_ours(name.as_str().as_bytes()))
+        .cloned()
+        .collect();
+    for name in forged {
+        headers.remove(name);
+    }
+}
+
+/// What a gateway says of where a request came from.
+pub(crate) const FORWARDED: [HeaderName; 3] = [
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-proto"),
+];
+
+/// As [`strip_ours`], for the request of a gateway: its word of where that came from stays.
+pub(crate) fn strip_ours_but_forwarded(headers: &mut HeaderMap) {
+    let word = FORWARDED.map(|name| (headers.get(&name).cloned(), name));
+    strip_ours(headers);
+    for (value, name) in word {
+        if let Some(value) = value {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// Removes what concerns one connection only (RFC 9110 §7.6.1): the fixed names and those that `Connection` nominates.
+///
+/// # Errors
+/// `Connection` nominates a header that guards something: taking it away is an attack, not housekeeping.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Result<(), Denial> {
+    if headers.contains_key(header::CONNECTION) {
+        strip_nominated(headers)?;
+        headers.remove(header::CONNECTION);
+    }
+    for name in [
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        KEEP_ALIVE,
+        HTTP2_SETTINGS,
+    ] {
+        headers.remove(name);
+    }
+    if headers
+        .get(header::TE)
+        .is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"trailers"))
+    {
+        headers.remove(header::TE);
+    }
+    Ok(())
+}
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+fn strip_nominated(headers: &mut HeaderMap) -> Result<(), Denial> {
+    let mut nominated = Vec::new();
+    for value in headers.get_all(header::CONNECTION) {
+        for option in value
+            .as_bytes()
+            .split(|byte| *byte == b',')
+            .map(<[u8]>::trim_ascii)
+        {
+            match option {
+                b"" => {}
+                _ if option.eq_ignore_ascii_case(b"close")
+                    || option.eq_ignore_ascii_case(b"keep-alive")
+                    || option.eq_ignore_ascii_case(b"upgrade")
+                    || option.eq_ignore_ascii_case(b"te")
+                    || option.eq_ignore_ascii_case(b"http2-settings") => {}
+                _ if is_protected(option) => {
+                    return Err(Denial::Header(
+                        "`Connection` names a header that is not its to name",
+                    ));
+                }
+                _ => match HeaderName::from_bytes(option) {
+                    Ok(name) => nominated.push(name),
+                    Err(_) => {
+                        return Err(Denial::Header("`Connection` holds what is no header name"));
+                    }
+                },
+            }
+        }
+    }
+    for name in nominated {
+        headers.remove(name);
+    }
+    Ok(())
+}
+
+fn is_protected(name: &[u8]) -> bool {
+    const END_TO_END: [&[u8]; 14] = [
+        b"authorization",
+        b"cookie",
+        b"host",
+        b"content-length",
+        b"content-type",
+        b"content-encoding",
+        b"expect",
+        b"dpop",
+        b"traceparent",
+        b"tracestate",
+        b"origin",
+        b"transfer-encoding",
+        b"cache-control",
+        b"date",
+    ];
+    is_ours(name)
+        || END_TO_END
+            .iter()
+            .any(|protected| name.eq_ignore_ascii_case(protected))
+}
+
+/// The removals of an answer that goes on to another connection.
+pub(crate) fn strip_answer(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) && strip_nominated(headers).is_err() {
+        // An upstream that nominates a protected name loses only the nomination.
+        headers.remove(header::CONNECTION);
+    }
+    for name in [
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        // Said by a proxy to a proxy; a program that says it has served.
+        peer_header::UNSERVED,
+    ] {
+        headers.remove(name);
+    }
+}
+
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// HTTP/2 splits cookies for compression; HTTP/1.1 wants them in one (RFC 9113 §8.2.3).
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    let mut all = headers.get_all(header::COOKIE).iter();
+    if all.next().is_none() || all.next().is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if let Ok(value) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_only_we_may_set_are_known_in_every_spelling() {
+        for name in [
+            "x-forwarded-for",
+            "X-Forwarded-Client-Cert",
+            "x_forwarded_for",
+            "x-forwarded_host",
+            "merlon-caller",
+            "MERLON-USER",
+            "merlon-peer",
+            "x-merlon-anything",
+            "x-envoy-original-path",
+            "l5d-client-id",
+            "client-cert",
+            "Forwarded",
+            "proxy-authorization",
+            "x-real-ip",
+            "merlon.caller",
+            "merlon~caller",
+            "Merlon^User",
+            "x.forwarded.for",
+            "x!real!ip",
+            "x-client-ip",
+            "True-Client-IP",
+            "remote-user",
+            "x-remote-user",
+            "proxy",
+            "x-http-method",
+            "x-http-method-override",
+            "x-auth-request-email",
+            "ssl-client-s-dn",
+        ] {
+            assert!(is_ours(name.as_bytes()), "{name}");
+        }
+        for name in [
+            "x-request-id",
+            "content-type",
+            "merlon",
+            "x-forwarded",
+            "client",
+            "cookie",
+            "lang",
+            "te",
+            "range",
+            "referer",
+            "sec-fetch-mode",
+            "x-client-ip-hint",
+            "proxying",
+        ] {
+            assert!(!is_ours(name.as_bytes()), "{name}");
+        }
+    }
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)))
+            .collect()
+    }
+
+    #[test]
+    fn nominated_names_go_but_protected_ones_cannot_be_nominated() {
+        let mut headers = map(&[
+            ("connection", "keep-alive, x-private"),
+            ("x-private", "1"),
+            ("accept", "*/*"),
+        ]);
+        strip_hop_by_hop(&mut headers).unwrap();
+        assert_eq!(headers, map(&[("accept", "*/*")]));
+        for option in [
+            "authorization",
+            "X-Forwarded-For",
+            "merlon-caller",
+            "Cookie",
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONNECTION, HeaderValue::from_static(option));
+            assert!(
+                matches!(strip_hop_by_hop(&mut headers), Err(Denial::Header(_))),
+                "{option}"
+            );
+        }
+    }
+
+    #[test]
+    fn cookie_crumbs_become_one_cookie() {
+        let mut headers = HeaderMap::new();
+        headers.append(header::COOKIE, HeaderValue::from_static("a=1"));
+        headers.append(header::COOKIE, HeaderValue::from_static("b=2"));
+        join_cookies(&mut headers);
+        assert_eq!(
+            headers.get_all(header::COOKIE).iter().collect::<Vec<_>>(),
+            ["a=1; b=2"]
+        );
+    }
+}

@@ -1,0 +1,220 @@
+//! The only place where a refusal becomes bytes: `application/problem+json` (RFC 9457), or a gRPC status.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
+use serde_json::json;
+
+use super::denial::Denial;
+
+/// What the answer depends on beside the denial.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker<'a> {
+    /// Whether the call is gRPC, by its content type.
+    pub grpc: bool,
+    /// Whether the caller has a verified mesh identity: it is told the policy.
+    pub meshed: bool,
+    /// The connection's version.
+    pub version: Version,
+    /// What leads to the recorded facts.
+    pub decision_id: &'a str,
+}
+
+/// Status, headers and body of an answer that we make.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status; 200 for gRPC.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body; empty for gRPC.
+    pub body: Bytes,
+}
+
+/// Leads to the recorded facts: `merlon explain <id>`.
+pub const DECISION_ID: HeaderName = HeaderName::from_static("merlon-decision-id");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// Turns a denial into an answer.
+pub fn answer(denial: &Denial, asker: &Asker<'_>) -> Answer {
+    let mut headers = HeaderMap::with_capacity(8);
+    if let Ok(id) = HeaderValue::from_str(asker.decision_id) {
+        headers.insert(DECISION_ID, id);
+    }
+    if let Some(seconds) = denial.retry_after() {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if let Some(challenge) = denial.challenge() {
+        headers.insert(
+            header::WWW_AUTHENTICATE,
+            HeaderValue::from_static(challenge),
+        );
+    }
+    if let Some(Ok(allow)) = denial.allow().map(HeaderValue::try_from) {
+        headers.insert(header::ALLOW, allow);
+    }
+    if let Some(codings) = denial.accept_encoding() {
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(codings));
+    }
+    if asker.grpc {
+        grpc(denial, headers)
+    } else {
+        problem(denial, asker, headers)
+    }
+}
+
+fn problem(denial: &Denial, asker: &Asker<'_>, mut headers: HeaderMap) -> Answer {
+    let (kind, title) = denial.kind();
+    let status = denial.status();
+    let mut body = json!({
+        "type": format!("https://merlon.io/problems/{kind}"),
+        "title": title,
+        "status": status.as_u16(),
+        "detail": denial.sentence(),
+        "instance": format!("urn:merlon:decision:{}", asker.decision_id),
+        "decision_id": asker.decision_id,
+        "reason": denial.reason(),
+    });
+    if let Some(object) = body.as_object_mut() {
+        if let Some(policy) = denial.policy().filter(|_| asker.meshed) {
+            object.insert("policy".to_owned(), policy.to_string().into());
+        }
+        if let Some(place) = denial.place() {
+            object.insert("place".to_owned(), place.into());
+        }
+    }
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/problem+json"),
+    );
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if denial.closes() && asker.version < Version::HTTP_2 {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    Answer {
+        status,
+        headers,
+        body: Bytes::from(body.to_string()),
+    }
+}
+
+/// Trailers-only: the status stands in the one header block (gRPC over HTTP/2, "Responses").
+fn grpc(denial: &Denial, mut headers: HeaderMap) -> Answer {
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/grpc"),
+    );
+    headers.insert(GRPC_STATUS, HeaderValue::from(grpc_code(denial.status())));
+    let message = format!("{}: {}", denial.reason(), denial.sentence());
+    if let Ok(value) = HeaderValue::try_from(percent_encode(&message)) {
+        headers.insert(GRPC_MESSAGE, value);
+    }
+    Answer {
+        status: StatusCode::OK,
+        headers,
+        body: Bytes::new(),
+    }
+}
+
+/// The gRPC code for a status of ours.
+pub(crate) fn grpc_code(status: StatusCode) -> u16 {
+    match status.as_u16() {
+        400 | 405 | 411 | 414 | 415 | 417 | 421 | 431 => 3,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        408 | 504 => 4,
+        413 | 429 => 8,
+        502 | 503 => 14,
+        _ => 13,
+    }
+}
+
+/// `Percent-Encoded` of gRPC over HTTP/2: printable ASCII but `%` stays.
+fn percent_encode(text: &str) -> String {
+    use std::fmt::Write as _;
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if matches!(byte, 0x20..=0x7e) && byte != b'%' {
+            encoded.push(char::from(byte));
+        } else {
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    encoded
+}
+
+/// Whether a request is gRPC by its content type.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| {
+        value
+            .as_bytes()
+            .strip_prefix(b"application/grpc")
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asker(grpc: bool) -> Asker<'static> {
+        Asker {
+            grpc,
+            meshed: false,
+            version: Version::HTTP_11,
+            decision_id: "w1-7",
+        }
+    }
+
+    #[test]
+    fn a_missing_token_is_answered_with_a_bare_challenge() {
+        let answer = answer(&Denial::TokenMissing, &asker(false));
+        assert_eq!(answer.status, 401);
+        assert_eq!(answer.headers[header::WWW_AUTHENTICATE], "Bearer");
+        let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+        assert_eq!(body["reason"], "authn.missing");
+        assert_eq!(body["decision_id"], "w1-7");
+        assert_eq!(body["status"], 401);
+    }
+
+    #[test]
+    fn grpc_gets_a_status_of_its_own_and_no_body() {
+        let limited = Denial::RateLimited {
+            limit: "per-user 100%".into(),
+            retry_after: 3,
+        };
+        let answer = answer(&limited, &asker(true));
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.headers[GRPC_STATUS], "8");
+        assert_eq!(
+            answer.headers[GRPC_MESSAGE],
+            "rate.limited: the limit `per-user 100%25` is spent; try again in 3 s"
+        );
+        assert_eq!(answer.headers[header::RETRY_AFTER], "3");
+        assert!(answer.body.is_empty());
+    }
+
+    #[test]
+    fn broken_framing_closes_the_connection() {
+        let answer = answer(
+            &Denial::Framing(crate::protocol::http1::Violation::LengthAndEncoding),
+            &asker(false),
+        );
+        assert_eq!(answer.headers[header::CONNECTION], "close");
+    }
+
+    #[test]
+    fn grpc_is_told_by_its_content_type_alone() {
+        let with = |text: &'static str| {
+            is_grpc(&HeaderMap::from_iter([(
+                header::CONTENT_TYPE,
+                HeaderValue::from_static(text),
+            )]))
+        };
+        assert!(with("application/grpc"));
+        assert!(with("application/grpc+proto"));
+        assert!(!with("application/grpc-web"));
+        assert!(!with("application/json"));
+    }
+}

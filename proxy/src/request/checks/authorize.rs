@@ -1,0 +1,220 @@
+//! May they: the policies of the service, with all that is known, and the `forbid`s of whoever shares its port.
+
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::{HeaderMap, Method};
+use merlon_config::resource::AppProtocol;
+use merlon_policy::{
+    decision::Decision,
+    facts::{GrpcFacts, Headers, HttpFacts, RequestFacts, RequestKind},
+    record::RecordedFacts,
+};
+
+use super::{
+    route::Target,
+    stage::{Call, Counted, Permitted},
+};
+use crate::{
+    protocol::{denial::Denial, tls_session::Session},
+    request::open_permit::{Asked, Standing, What, grpc_name, kept},
+    telemetry::decision_log::{Evidence, Outcome, RecordedDecision},
+};
+
+/// # Errors
+/// [`Denial::Policy`].
+pub(crate) fn authorize(counted: Counted<'_>) -> Result<Permitted<'_>, Denial> {
+    let target = &*counted.target;
+    let call = &*counted.call;
+    // It is registered before it is decided, so that no change slips between.
+    let standing = call.local.register(standing(call, &counted.target));
+    let headers = Fields(&call.head.headers);
+    let facts = facts(call, target, &headers);
+    let decision = decide(target, &facts);
+    record(call, target, &facts, &decision);
+    let permit = decision.into_result()?;
+    // The snapshot may have changed before, while the token's keys were fetched.
+    let now = call.local.current();
+    if now.generation != call.current.generation {
+        standing.recheck(now.snapshot().map(|snapshot| &**snapshot));
+    }
+    Ok(counted.permitted(permit, standing))
+}
+
+/// All that is needed to decide again.
+fn standing(call: &Call, target: &Rc<Target>) -> Standing {
+    let host = call.reading.authority.clone();
+    let uri = call.head.uri.clone();
+    let headers = kept(target, &call.head.headers);
+    let what = if grpc(call, target).is_some() {
+        What::Grpc { host, uri, headers }
+    } else {
+        What::Http {
+            method: if call.reading.websocket {
+                Method::GET
+            } else {
+                call.head.method.clone()
+            },
+            host,
+            uri,
+            headers,
+        }
+    };
+    Standing::new(Asked {
+        target: Rc::clone(target),
+        what,
+        address: call.address.ip(),
+        user: call.user.clone(),
+        session: call.session.clone(),
+    })
+}
+
+/// Asks the service's policies, and of the others on the same port their `forbid`s.
+pub(crate) fn decide(target: &Target, facts: &RequestFacts<'_>) -> Decision {
+    let decision = target
+        .service
+        .policy
+        .decide(&target.candidates, &target.peer, facts);
+    if matches!(decision, Decision::Deny(_)) {
+        return decision;
+    }
+    for other in &target.others {
+        if let Some(deny) = other
+            .service
+            .policy
+            .forbids(&other.candidates, &other.peer, facts)
+        {
+            return Decision::Deny(deny);
+        }
+    }
+    decision
+}
+
+fn facts<'a>(call: &'a Call, target: &Target, headers: &'a dyn Headers) -> RequestFacts<'a> {
+    RequestFacts {
+        kind: kind(call, target, headers),
+        source_ip: call.address.ip(),
+        client_ip: call.address.ip(),
+        port: target.port,
+        now: call.now,
+        user: call.user.as_deref(),
+        tls: call.session.as_deref().map(Session::facts),
+    }
+}
+
+fn kind<'a>(call: &'a Call, target: &Target, headers: &'a dyn Headers) -> RequestKind<'a> {
+    let host = call.reading.authority.as_str();
+    let path = call.head.uri.path();
+    if let Some((service, method)) = grpc(call, target) {
+        return RequestKind::Grpc(GrpcFacts {
+            host,
+            service,
+            method,
+            headers,
+        });
+    }
+    RequestKind::Http(HttpFacts {
+        host,
+        method: call.method(),
+        path,
+        query: call.head.uri.query(),
+        route: &call.route,
+        headers,
+    })
+}
+
+/// The service and method of a gRPC call. On a port that is not gRPC's a content type must not choose the action:
+/// policies for HTTP would not apply.
+fn grpc<'a>(call: &'a Call, target: &Target) -> Option<(&'a str, &'a str)> {
+    (target.protocol == AppProtocol::Grpc && call.grpc)
+        .then(|| grpc_name(call.head.uri.path()))
+        .flatten()
+}
+
+/// A header map as policies read it.
+pub(crate) struct Fields<'m>(pub(crate) &'m HeaderMap);
+
+impl Headers for Fields<'_> {
+    fn each<'a>(&'a self, name: &str, each: &mut dyn FnMut(&'a [u8])) {
+        self.0
+            .get_all(name)
+            .iter()
+            .for_each(|value| each(value.as_bytes()));
+    }
+}
+
+/// Keeps the facts of a decision, so that people can ask why: of every refusal, and of what was permitted as many as
+/// people read. Copying facts costs as much as deciding.
+fn record(call: &Call, target: &Target, facts: &RequestFacts<'_>, decision: &Decision) {
+    let outcome = match decision {
+        Decision::Permit(permit) if call.local.recorder.may_keep(call.clock) => {
+            Outcome::permitted(permit.policy())
+        }
+        Decision::Permit(_) => return,
+        // The refusal that follows tells it.
+        Decision::Deny(_) => Outcome::default(),
+    };
+    let facts = target.service.policy.record(&target.peer, facts, decision);
+    keep(call, target, facts, outcome);
+}
+
+/// As [`record`], for a request that a check refuses: before any policy was asked, or after one permitted it.
+pub(crate) fn record_refusal(call: &Call, target: &Target) {
+    let headers = Fields(&call.head.headers);
+    let facts = facts(call, target, &headers);
+    let decision = decide(target, &facts);
+    let mut recorded = target
+        .service
+        .policy
+        .record(&target.peer, &facts, &decision);
+    // The facts say what the policies would have been asked, and this, whether they were.
+    let permit = call.exchange.permit.as_ref();
+    recorded.decided = permit.map(|permit| (&Decision::Permit(permit.clone())).into());
+    keep(call, target, recorded, Outcome::default());
+}
+
+fn keep(call: &Call, target: &Target, facts: RecordedFacts, outcome: Outcome) {
+    let Some(snapshot) = call.current.snapshot() else {
+        return;
+    };
+    call.local.shared.decisions.record(RecordedDecision {
+        id: call.exchange.decision_id,
+        evidence: Some(Evidence {
+            facts,
+            service: Arc::clone(&target.service.state),
+            mesh: Arc::clone(&target.service.mesh),
+            snapshot: snapshot.version.clone(),
+        }),
+        asked: None,
+        outcome,
+    });
+}
+
+/// How many permits one worker records in a second.
+const KEPT_PER_SECOND: u32 = 50;
+
+/// Counts the permits that were recorded in this second.
+#[derive(Debug, Default)]
+pub(crate) struct Recorder {
+    second: Cell<Option<Instant>>,
+    kept: Cell<u32>,
+}
+
+impl Recorder {
+    fn may_keep(&self, now: Instant) -> bool {
+        let fresh = self
+            .second
+            .get()
+            .is_some_and(|begun| now.saturating_duration_since(begun) < Duration::from_secs(1));
+        if !fresh {
+            self.second.set(Some(now));
+            self.kept.set(0);
+        }
+        self.kept.set(self.kept.get() + 1);
+        self.kept.get() <= KEPT_PER_SECOND
+    }
+}

@@ -1,0 +1,27 @@
+//! How often one caller or user may ask: after both are proved, so that nobody spends another's share.
+
+use merlon_config::resource::LimitKey;
+use merlon_policy::limit::LimitSubject;
+
+use super::{
+    address_limit::take,
+    stage::{Authenticated, Counted},
+};
+use crate::protocol::denial::Denial;
+
+/// # Errors
+/// [`Denial::RateLimited`].
+pub(crate) fn quota(authenticated: Authenticated<'_>) -> Result<Counted<'_>, Denial> {
+    let call = &*authenticated.call;
+    for limiter in &authenticated.target.service.limiters {
+        if limiter.rule().spec.per != LimitKey::Address {
+            let subject = LimitSubject {
+                peer: &authenticated.target.peer,
+                address: call.address.ip(),
+                user: call.user.as_deref(),
+            };
+            take(limiter, &subject, call.clock)?;
+        }
+    }
+    Ok(authenticated.counted())
+}

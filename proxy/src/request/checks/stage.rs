@@ -1,0 +1,163 @@
+//! How far a request has come. Each check takes the stage before it and gives the next; only a check can make one
+//! (the makers are visible in `layers` alone), and `forward` takes only the last. So a check that is left out, or out
+//! of order, does not compile.
+
+use std::{net::SocketAddr, rc::Rc};
+
+use http::request::Parts;
+use hyper::body::Incoming;
+use jiff::Timestamp;
+use merlon_policy::{authn::User, decision::Permit, validate::RouteMatch};
+
+use super::route::Target;
+use crate::{
+    protocol::{peer_header::Proto, request_head::Reading, tls_session::Session},
+    request::{exchange::Exchange, open_permit::Standing, response_body::RequestBody},
+    worker::{Current, Local},
+};
+
+/// A request on its way: what is known of it, whatever its stage.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) local: Rc<Local>,
+    /// The one snapshot that everything about this request is decided by.
+    pub(crate) current: Rc<Current>,
+    pub(crate) address: SocketAddr,
+    /// The connection's TLS.
+    pub(crate) session: Option<Rc<Session>>,
+    /// The port of our own listener.
+    pub(crate) own_port: Option<u16>,
+    pub(crate) now: Timestamp,
+    pub(crate) clock: std::time::Instant,
+    pub(crate) head: Parts,
+    pub(crate) reading: Reading,
+    pub(crate) body: Option<Incoming>,
+    /// It is only asked whether it would pass with a body of this length, if that is known.
+    pub(crate) question: Option<Option<u64>>,
+    /// By its content type: refusals are then gRPC statuses.
+    pub(crate) grpc: bool,
+    /// What the caller's program speaks.
+    pub(crate) proto: Proto,
+    pub(crate) user: Option<Rc<User>>,
+    pub(crate) route: RouteMatch,
+    pub(crate) exchange: Box<Exchange>,
+}
+
+macro_rules! stage {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub(crate) struct $name<'c> {
+            pub(crate) call: &'c mut Call,
+            pub(crate) target: Rc<Target>,
+            _made_by_a_check: (),
+        }
+    };
+}
+
+stage!(
+    /// It is known which service it is for.
+    Routed
+);
+stage!(
+    /// Its address has not spent its share.
+    Screened
+);
+stage!(
+    /// The user, if there is one, is proved.
+    Authenticated
+);
+stage!(
+    /// Nobody's share is spent by it.
+    Counted
+);
+
+/// A policy permits it.
+#[derive(Debug)]
+pub(crate) struct Permitted<'c> {
+    pub(crate) call: &'c mut Call,
+    pub(crate) target: Rc<Target>,
+    pub(super) permit: Permit,
+    /// Asked again when the snapshot changes.
+    pub(super) standing: Rc<Standing>,
+}
+
+/// It may go on: every check has passed.
+#[derive(Debug)]
+pub(crate) struct Admitted<'c> {
+    pub(crate) call: &'c mut Call,
+    pub(crate) target: Rc<Target>,
+    pub(crate) body: RequestBody,
+    pub(crate) standing: Rc<Standing>,
+    _permit: Permit,
+}
+
+impl<'c> Routed<'c> {
+    pub(super) fn to(call: &'c mut Call, target: Rc<Target>) -> Self {
+        Self {
+            call,
+            target,
+            _made_by_a_check: (),
+        }
+    }
+
+    pub(super) fn screened(self) -> Screened<'c> {
+        Screened {
+            call: self.call,
+            target: self.target,
+            _made_by_a_check: (),
+        }
+    }
+}
+
+impl<'c> Screened<'c> {
+    pub(super) fn authenticated(self, user: Option<Rc<User>>) -> Authenticated<'c> {
+        self.call.exchange.user.clone_from(&user);
+        self.call.user = user;
+        Authenticated {
+            call: self.call,
+            target: self.target,
+            _made_by_a_check: (),
+        }
+    }
+}
+
+impl<'c> Authenticated<'c> {
+    pub(super) fn counted(self) -> Counted<'c> {
+        Counted {
+            call: self.call,
+            target: self.target,
+            _made_by_a_check: (),
+        }
+    }
+}
+
+impl<'c> Counted<'c> {
+    pub(super) fn permitted(self, permit: Permit, standing: Rc<Standing>) -> Permitted<'c> {
+        self.call.exchange.permit = Some(permit.clone());
+        Permitted {
+            call: self.call,
+            target: self.target,
+            permit,
+            standing,
+        }
+    }
+}
+
+impl<'c> Permitted<'c> {
+    pub(super) fn admitted(self, body: RequestBody) -> Admitted<'c> {
+        let Self {
+            call,
+            target,
+            permit,
+            standing,
+        } = self;
+        Admitted {
+            call,
+            target,
+            body,
+            standing,
+            _permit: permit,
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Does it look right: the head first, then the body, and of that nothing is read before all else has passed.
+
+use std::{rc::Rc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use http::header;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
+use merlon_policy::validate::{BodyRule, HeadFacts};
+
+use super::stage::{Admitted, Call, Permitted};
+use crate::{
+    protocol::denial::Denial,
+    request::response_body::{Flow, RequestBody},
+};
+
+/// How long a body that is read whole may take to come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// # Errors
+/// [`Denial::Invalid`], [`Denial::BodyTooLarge`], [`Denial::BodyTimeout`] or [`Denial::BodyBroken`].
+pub(crate) async fn validate(permitted: Permitted<'_>) -> Result<Admitted<'_>, Denial> {
+    let policy = &permitted.target.service.policy;
+    let incoming = permitted.call.body.take();
+    let call = &*permitted.call;
+    policy.check_head(&head(call, incoming.as_ref())?, &call.route)?;
+    if call.question.is_some() {
+        // The body is not there to be judged; the request that brings it is.
+        return Ok(permitted.admitted(RequestBody::Empty));
+    }
+    let body = match incoming {
+        None => match policy.body_rule(&call.route) {
+            // A rule for a body also judges that there is none.
+            Some(rule) => checked(&rule, Bytes::new(), call)?,
+            None => RequestBody::Empty,
+        },
+        Some(incoming) => match policy.body_rule(&call.route) {
+            Some(rule) => checked(&rule, gather(incoming, rule.max_bytes()).await?, call)?,
+            None => {
+                let flow = Flow::new(
+                    policy.max_body(&call.route),
+                    Some(Rc::clone(&permitted.standing)),
+                );
+                permitted.call.exchange.flow = Some(flow.clone());
+                RequestBody::Stream(incoming, flow)
+            }
+        },
+    };
+    Ok(permitted.admitted(body))
+}
+
+fn head<'a>(call: &'a Call, body: Option<&Incoming>) -> Result<HeadFacts<'a>, Denial> {
+    let content_type = match call.head.headers.get(header::CONTENT_TYPE) {
+        Some(value) => Some(
+            value
+                .to_str()
+                .map_err(|_| Denial::Header("`Content-Type` is not printable ASCII"))?,
+        ),
+        None => None,
+    };
+    Ok(HeadFacts {
+        method: call.method(),
+        uri_bytes: call.reading.uri_bytes,
+        header_bytes: call.reading.header_bytes,
+        content_type,
+        encoded: encoded(&call.head.headers),
+        content_length: match call.question {
+            Some(length) => length,
+            None => body.map_or(Some(0), |body| body.size_hint().exact()),
+        },
+        has_body: body.is_some() || call.question.is_some(),
+    })
+}
+
+/// Whether any encoding but `identity` was applied (RFC 9110 §8.4).
+fn encoded(headers: &http::HeaderMap) -> bool {
+    headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"))
+}
+
+fn checked(rule: &BodyRule<'_>, body: Bytes, call: &Call) -> Result<RequestBody, Denial> {
+    let content_type = call
+        .head
+        .headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    rule.check(&body, content_type)?;
+    Ok(if body.is_empty() {
+        RequestBody::Empty
+    } else {
+        RequestBody::Whole(Some(body))
+    })
+}
+
+/// Reads a body whole, within its limit and its time.
+async fn gather(mut incoming: Incoming, limit: u64) -> Result<Bytes, Denial> {
+    let most = usize::try_from(limit).unwrap_or(usize::MAX);
+    let mut whole = BytesMut::new();
+    let read = async {
+        while let Some(frame) = incoming.frame().await {
+            let Ok(data) = frame.map_err(|_| Denial::BodyBroken)?.into_data() else {
+                continue;
+            };
+            if data.len() > most.saturating_sub(whole.len()) {
+                return Err(Denial::BodyTooLarge(limit));
+            }
+            whole.extend_from_slice(&data);
+        }
+        Ok(())
+    };
+    tokio::time::timeout(PATIENCE, read)
+        .await
+        .map_err(|_| Denial::BodyTimeout)??;
+    Ok(whole.freeze())
+}

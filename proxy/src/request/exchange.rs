@@ -1,0 +1,310 @@
+//! One request from its first byte to its last: what the access log, the metrics and the trace say of it.
+
+use std::{
+    borrow::Cow,
+    net::SocketAddr,
+    rc::Rc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use http::{HeaderMap, Method, Uri, Version, uri::Authority};
+use jiff::Timestamp;
+use merlon_policy::{authn::User, decision::Permit};
+
+use super::response_body::Flow;
+use crate::{
+    config::AccessLogMode,
+    protocol::{
+        denial::Denial,
+        trace_context::{self, TraceContext},
+    },
+    telemetry::{
+        access_log::Line,
+        decision_log::{Asked, DecisionId},
+        metrics::{Direction, Label as _, StatusClass, Way},
+        spans::{FinishedSpan, SpanValue},
+    },
+    worker::{Current, Local},
+};
+
+/// What is known of a request so far. [`Exchange::conclude`] tells it, once.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    pub(crate) local: Rc<Local>,
+    pub(crate) direction: Direction,
+    pub(crate) at: Timestamp,
+    started: Instant,
+    trace: Option<Trace>,
+    pub(crate) decision_id: DecisionId,
+    /// The peer's SPIFFE ID.
+    pub(crate) src: Option<Rc<str>>,
+    pub(crate) src_address: SocketAddr,
+    /// Service and port.
+    pub(crate) dst: Option<Rc<str>>,
+    pub(crate) protocol: &'static str,
+    /// None where the head could not be read, or there is none.
+    method: Option<Method>,
+    pub(crate) host: Option<Authority>,
+    pub(crate) uri: Uri,
+    pub(crate) route: Option<String>,
+    pub(crate) user: Option<Rc<User>>,
+    pub(crate) permit: Option<Permit>,
+    denial: Option<Denial>,
+    status: u16,
+    pub(crate) current: Option<Rc<Current>>,
+    pub(crate) upstream: Option<SocketAddr>,
+    pub(crate) flow: Option<Rc<Flow>>,
+    bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    counted: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Trace {
+    trace_id: u128,
+    /// Ours and our caller's, when the trace is recorded here.
+    span: Option<(u64, u64)>,
+}
+
+impl Exchange {
+    /// A request begins.
+    pub(crate) fn begin(
+        local: &Rc<Local>,
+        direction: Direction,
+        src: Option<Rc<str>>,
+        address: SocketAddr,
+        version: Version,
+    ) -> Box<Self> {
+        local.metrics.active_requests.add(direction, 1);
+        Box::new(Self {
+            local: Rc::clone(local),
+            direction,
+            at: Timestamp::now(),
+            started: Instant::now(),
+            trace: None,
+            decision_id: local.shared.decisions.next_id(),
+            src,
+            src_address: address,
+            dst: None,
+            protocol: match version {
+                Version::HTTP_10 => "http/1.0",
+                Version::HTTP_11 => "http/1.1",
+                _ => "h2",
+            },
+            method: None,
+            host: None,
+            uri: Uri::default(),
+            route: None,
+            user: None,
+            permit: None,
+            denial: None,
+            status: 0,
+            current: None,
+            upstream: None,
+            flow: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            counted: true,
+        })
+    }
+
+    /// Keeps what the line will say of the head. Cheap: nothing of it is copied.
+    pub(crate) fn heard(&mut self, method: &Method, uri: &Uri) {
+        self.method = Some(method.clone());
+        self.uri = uri.clone();
+    }
+
+    /// Takes part in the caller's trace, or begins one; the next hop sees our span as its parent when it is recorded.
+    pub(crate) fn trace(&mut self, headers: &mut HeaderMap) {
+        let given = headers.contains_key(trace_context::TRACEPARENT);
+        let context = TraceContext::take(headers, &self.local.random);
+        let caller = given.then(|| context.sampled());
+        let span = self
+            .local
+            .shared
+            .spans
+            .samples(context.trace_id, caller)
+            .then(|| {
+                let own = self.local.random.next();
+                let mut next = context.child(own);
+                next.flags |= 1;
+                if let Some(value) = next.header() {
+                    headers.insert(trace_context::TRACEPARENT, value);
+                }
+                (own, if given { context.parent_id } else { 0 })
+            });
+        self.trace = Some(Trace {
+            trace_id: context.trace_id,
+            span,
+        });
+    }
+
+    /// So many bytes came from downstream.
+    pub(crate) fn received(&mut self, bytes: u64) {
+        self.bytes_in = bytes;
+    }
+
+    /// It was answered by an upstream.
+    pub(crate) fn answered(&mut self, status: u16) {
+        self.status = status;
+    }
+
+    /// It was refused by us.
+    pub(crate) fn refused(&mut self, denial: Denial) {
+        self.status = denial.status().as_u16();
+        let decisions = &self.local.shared.decisions;
+        decisions.refuse(self.decision_id, self.asked(), &denial);
+        self.denial = Some(denial);
+    }
+
+    /// What was let through was ended by us: the status stands, for it was sent.
+    pub(crate) fn ended(&mut self, denial: Denial) {
+        self.denial = Some(denial);
+    }
+
+    fn asked(&self) -> Asked {
+        let path = self.method.as_ref().map(|_| self.uri.path());
+        Asked {
+            ts: self.at,
+            direction: self.direction.text(),
+            src: self.src.as_deref().map(str::to_owned),
+            src_address: self.src_address,
+            dst: self.dst.as_deref().map(str::to_owned),
+            protocol: self.protocol,
+            method: self.method.as_ref().map(ToString::to_string),
+            host: self.host.as_ref().map(ToString::to_string),
+            path: path.map(|path| path.chars().take(KEPT_OF_PATH).collect()),
+        }
+    }
+
+    /// It is no request after all, but a connection that carries some.
+    pub(crate) fn forget(mut self: Box<Self>) {
+        self.counted = false;
+        self.local.metrics.active_requests.add(self.direction, -1);
+    }
+
+    /// It is over: its last byte has passed, or somebody broke off.
+    pub(crate) fn conclude(mut self: Box<Self>, aborted: bool) {
+        self.tell(aborted);
+    }
+
+    fn tell(&mut self, aborted: bool) {
+        if !std::mem::take(&mut self.counted) {
+            return;
+        }
+        let took = self.started.elapsed();
+        let local = Rc::clone(&self.local);
+        let metrics = &local.metrics;
+        let bytes_in = self
+            .flow
+            .as_ref()
+            .map_or(self.bytes_in, |flow| flow.bytes.get());
+        metrics.active_requests.add(self.direction, -1);
+        metrics
+            .requests
+            .inc(self.direction, StatusClass::of(self.status));
+        metrics.durations.observe(self.direction, took);
+        metrics.traffic.add(self.direction, Way::Received, bytes_in);
+        metrics
+            .traffic
+            .add(self.direction, Way::Sent, self.bytes_out);
+        if let Some(denial) = &self.denial {
+            metrics.refusals.inc(self.direction, denial.reason());
+        }
+        self.log(&local, took, bytes_in, aborted);
+        self.span(&local, took);
+    }
+
+    fn log(&self, local: &Local, took: Duration, bytes_in: u64, aborted: bool) {
+        match local.shared.access_log {
+            AccessLogMode::Off => return,
+            AccessLogMode::Refusals if self.denial.is_none() => return,
+            _ => {}
+        }
+        let denial = self.denial.as_ref();
+        let cause = denial.and_then(Denial::cause);
+        let policy = denial
+            .and_then(Denial::policy)
+            .or(self.permit.as_ref().map(Permit::policy));
+        let snapshot = self.current.as_ref().and_then(|current| current.snapshot());
+        local.log.write(&Line {
+            at: self.at,
+            trace_id: self.trace.map(|trace| trace.trace_id),
+            decision_id: Some(self.decision_id),
+            direction: self.direction.text(),
+            src: self.src.as_deref(),
+            src_address: Some(self.src_address),
+            dst: self.dst.as_deref(),
+            protocol: self.protocol,
+            method: self.method.as_ref().map(Method::as_str),
+            host: self.host.as_ref().map(Authority::as_str),
+            path: self.method.as_ref().map(|_| self.uri.path()),
+            route: self.route.as_deref(),
+            user: self.user.as_deref().map(|user| user.id.as_str()),
+            status: self.status,
+            reason: denial.map(Denial::reason),
+            cause: cause.as_deref(),
+            policy,
+            snapshot: snapshot.map(|snapshot| snapshot.version.short()),
+            upstream: self.upstream,
+            bytes_in,
+            bytes_out: self.bytes_out,
+            duration: took,
+            aborted,
+        });
+    }
+
+    fn span(&mut self, local: &Local, took: Duration) {
+        let Some(Trace {
+            trace_id,
+            span: Some((span_id, parent_id)),
+        }) = self.trace
+        else {
+            return;
+        };
+        let end = SystemTime::now();
+        let method = self.method.as_ref().map_or("-", Method::as_str).to_owned();
+        let name = match &self.route {
+            Some(route) => Cow::Owned(format!("{method} {route}")),
+            None => Cow::Owned(method.clone()),
+        };
+        let mut attributes = vec![
+            ("http.request.method", SpanValue::Text(method.into())),
+            (
+                "http.response.status_code",
+                SpanValue::Number(self.status.into()),
+            ),
+        ];
+        if let Some(route) = self.route.take() {
+            attributes.push(("http.route", SpanValue::Text(route.into())));
+        }
+        if let Some(dst) = &self.dst {
+            attributes.push(("server.address", SpanValue::Text(dst.to_string().into())));
+        }
+        if let Some(denial) = &self.denial {
+            attributes.push(("error.type", SpanValue::Text(denial.reason().into())));
+        }
+        let server = self.direction != Direction::Outbound;
+        local.shared.spans.finish(FinishedSpan {
+            trace_id,
+            span_id,
+            parent_id,
+            name,
+            server,
+            start: end.checked_sub(took).unwrap_or(end),
+            end,
+            attributes,
+            error: self.status >= 500 || (!server && self.status >= 400),
+        });
+    }
+}
+
+/// What is remembered of a refused path, in characters.
+const KEPT_OF_PATH: usize = 1_024;
+
+impl Drop for Exchange {
+    /// A request whose caller went away before it was answered still has its line.
+    fn drop(&mut self) {
+        self.tell(true);
+    }
+}

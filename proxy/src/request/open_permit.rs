@@ -1,0 +1,286 @@
+//! What is open when the snapshot changes is decided again: every request until its answer has passed, every stream,
+//! upgraded connection and tunnel. It ends when the answer is no, and when the token that it was permitted with ends.
+
+use std::{
+    cell::{Cell, RefCell},
+    net::IpAddr,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use http::{HeaderMap, HeaderName, Method, Uri, uri::Authority};
+use jiff::Timestamp;
+use merlon_policy::{
+    authn::User,
+    decision::Decision,
+    facts::{GrpcFacts, HttpFacts, RequestFacts, RequestKind, TcpFacts},
+};
+
+use super::checks::{
+    authorize::{Fields, decide},
+    route::Target,
+};
+use crate::{
+    protocol::{denial::Denial, tls_session::Session},
+    state::Snapshot,
+};
+
+/// A permission, and whatever is open under it. Made before the decision, so that no change slips between.
+#[derive(Debug)]
+pub(crate) struct Standing {
+    pub(crate) leash: Leash,
+    asked: Asked,
+    /// When the token that it was asked with is no longer accepted.
+    until: Option<Timestamp>,
+    ended: Cell<Option<End>>,
+}
+
+/// All that can be asked again.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) target: Rc<Target>,
+    pub(crate) what: What,
+    pub(crate) address: IpAddr,
+    pub(crate) user: Option<Rc<User>>,
+    pub(crate) session: Option<Rc<Session>>,
+}
+
+/// What was asked for. Cheap to keep: all but the few headers are references.
+#[derive(Debug)]
+pub(crate) enum What {
+    Http {
+        method: Method,
+        host: Authority,
+        uri: Uri,
+        headers: HeaderMap,
+    },
+    Grpc {
+        host: Authority,
+        uri: Uri,
+        headers: HeaderMap,
+    },
+    Tcp,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum End {
+    /// Policy says no.
+    Revoked,
+    /// The token has ended.
+    Expired,
+}
+
+impl Standing {
+    pub(crate) fn new(asked: Asked) -> Self {
+        let rules = asked.target.service.policy.tokens();
+        let until = asked.user.as_deref().map(|user| rules.accepted_until(user));
+        Self {
+            leash: Leash::default(),
+            asked,
+            until,
+            ended: Cell::new(None),
+        }
+    }
+
+    /// Asks `snapshot`, and ends what is open when the answer is no.
+    pub(crate) fn recheck(&self, snapshot: Option<&Snapshot>) {
+        if !snapshot.is_some_and(|snapshot| self.asked.is_permitted(snapshot)) {
+            self.end(End::Revoked);
+        }
+    }
+
+    /// Ends what is open when its token has.
+    pub(crate) fn expire(&self, now: Timestamp) {
+        if self.until.is_some_and(|until| now >= until) {
+            self.end(End::Expired);
+        }
+    }
+
+    fn end(&self, end: End) {
+        if self.ended.get().is_none() {
+            self.ended.set(Some(end));
+            self.leash.pull();
+        }
+    }
+
+    /// Why it has ended, if it has.
+    pub(crate) fn over(&self) -> Option<Denial> {
+        Some(match self.ended.get()? {
+            End::Revoked => Denial::Revoked,
+            End::Expired => {
+                let user = self.asked.user.as_deref();
+                let at = user.map_or(Timestamp::UNIX_EPOCH, |user| user.expires_at);
+                Denial::Lapsed(at)
+            }
+        })
+    }
+
+    /// What `answer` comes to, unless this ends before. It is pinned where it is made, because moved it would be kept
+    /// twice in the future of every request.
+    pub(crate) async fn hold<T>(
+        &self,
+        answer: Pin<&mut impl Future<Output = Result<T, Denial>>>,
+    ) -> Result<T, Denial> {
+        if let Some(denial) = self.over() {
+            return Err(denial);
+        }
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            () = self.leash.pulled() => Err(self.over().unwrap_or(Denial::Revoked)),
+        }
+    }
+}
+
+impl Asked {
+    fn is_permitted(&self, snapshot: &Snapshot) -> bool {
+        let then = &*self.target;
+        let principal = then.peer.principal();
+        let now = if then.port == 0 {
+            Target::gateway(snapshot, principal)
+        } else {
+            Target::claimed(snapshot, then.service.policy.name(), then.port, principal)
+        };
+        let Some(now) = now else { return false };
+        if same(then, &now) {
+            return true;
+        }
+        // A policy that reads a header which was not kept cannot be asked, and what cannot be asked is not permitted.
+        if !now.header_names().all(|name| then.reads(name)) {
+            return false;
+        }
+        matches!(self.decide(&now), Decision::Permit(_))
+    }
+
+    fn decide(&self, target: &Target) -> Decision {
+        let (route, fields);
+        let kind = match &self.what {
+            What::Http {
+                method,
+                host,
+                uri,
+                headers,
+            } => {
+                route = target.service.policy.route(method.as_str(), uri.path());
+                fields = Fields(headers);
+                RequestKind::Http(HttpFacts {
+                    host: host.as_str(),
+                    method: method.as_str(),
+                    path: uri.path(),
+                    query: uri.query(),
+                    route: &route,
+                    headers: &fields,
+                })
+            }
+            What::Grpc { host, uri, headers } => {
+                fields = Fields(headers);
+                // INVARIANT: it was gRPC because its path has these two parts.
+                let (service, method) = grpc_name(uri.path()).unwrap_or_default();
+                RequestKind::Grpc(GrpcFacts {
+                    host: host.as_str(),
+                    service,
+                    method,
+                    headers: &fields,
+                })
+            }
+            What::Tcp => RequestKind::Tcp(TcpFacts::default()),
+        };
+        decide(
+            target,
+            &RequestFacts {
+                kind,
+                source_ip: self.address,
+                client_ip: self.address,
+                port: target.port,
+                now: Timestamp::now(),
+                user: self.user.as_deref(),
+                tls: self.session.as_deref().map(Session::facts),
+            },
+        )
+    }
+}
+
+/// `/service/method`, and nothing else.
+pub(crate) fn grpc_name(path: &str) -> Option<(&str, &str)> {
+    let (service, method) = path.strip_prefix('/')?.split_once('/')?;
+    (!method.contains('/')).then_some((service, method))
+}
+
+/// Whether nothing that decides has changed: what did not change is compiled once and shared.
+fn same(then: &Target, now: &Target) -> bool {
+    Arc::ptr_eq(&then.service, &now.service)
+        && then.others.len() == now.others.len()
+        && then
+            .others
+            .iter()
+            .zip(&now.others)
+            .all(|(then, now)| Arc::ptr_eq(&then.service, &now.service))
+}
+
+/// The headers that the policies of `target` read.
+pub(crate) fn kept(target: &Target, headers: &HeaderMap) -> HeaderMap {
+    let mut kept = HeaderMap::new();
+    for name in target.header_names() {
+        if kept.contains_key(name) {
+            continue;
+        }
+        for value in headers.get_all(name) {
+            // A name that no header can have was not found either.
+            if let Ok(name) = HeaderName::from_bytes(name.as_bytes()) {
+                kept.append(name, value.clone());
+            }
+        }
+    }
+    kept
+}
+
+/// Holds what outlives its decision: pulled, it ends.
+#[derive(Debug, Default)]
+pub(crate) struct Leash {
+    pulled: Cell<bool>,
+    /// Whoever waits: the task of an answer, that of a body on its way up, and no more at a time.
+    waiting: RefCell<[Option<Waker>; 3]>,
+    next: Cell<usize>,
+}
+
+impl Leash {
+    fn pull(&self) {
+        self.pulled.set(true);
+        for waker in self.waiting.take().into_iter().flatten() {
+            waker.wake();
+        }
+    }
+
+    /// Whether it was pulled.
+    pub(crate) fn is_pulled(&self) -> bool {
+        self.pulled.get()
+    }
+
+    /// Wakes the task of `cx` when it is pulled.
+    pub(crate) fn wake(&self, cx: &Context<'_>) {
+        let mut waiting = self.waiting.borrow_mut();
+        let known = |waker: &Waker| waker.will_wake(cx.waker());
+        if waiting.iter().flatten().any(known) {
+            return;
+        }
+        let next = self.next.get();
+        if let Some(slot) = waiting.get_mut(next) {
+            *slot = Some(cx.waker().clone());
+        }
+        self.next.set((next + 1) % waiting.len());
+    }
+
+    /// Resolves when it is pulled.
+    pub(crate) async fn pulled(&self) {
+        std::future::poll_fn(|cx| {
+            if self.is_pulled() {
+                return Poll::Ready(());
+            }
+            self.wake(cx);
+            Poll::Pending
+        })
+        .await;
+    }
+}

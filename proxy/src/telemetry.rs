@@ -1,0 +1,7 @@
+//! What the proxy records: metrics, access log, decision log, spans, destinations outside the mesh.
+
+pub mod access_log;
+pub mod decision_log;
+pub mod egress_log;
+pub mod metrics;
+pub mod spans;

@@ -1,0 +1,293 @@
+//! One JSON line per request, written by a thread of its own: a slow disk or pipe never delays a request.
+
+use std::{
+    cell::RefCell,
+    fmt::Write as _,
+    io::{self, Write},
+    net::SocketAddr,
+    rc::Rc,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    },
+    time::Duration,
+};
+
+/// Where lines go. Cheap to clone; one per process.
+#[derive(Debug, Clone)]
+pub struct AccessLog {
+    blocks: SyncSender<Vec<u8>>,
+    dropped: Arc<AtomicU64>,
+}
+
+/// Blocks that may wait for the writer; more are dropped and counted, since nothing here may wait.
+const WAITING: usize = 256;
+/// A worker hands a block over when it is this large, or when the oldest line in it is [`LINES_WAIT`] old.
+const BLOCK: usize = 32 << 10;
+const LINES_WAIT: Duration = Duration::from_millis(20);
+
+impl AccessLog {
+    /// The log of this process: its standard output.
+    pub fn stdout() -> Self {
+        static LOG: OnceLock<AccessLog> = OnceLock::new();
+        LOG.get_or_init(|| Self::to(io::stdout())).clone()
+    }
+
+    /// A log that goes to `out`. Ends when every clone is gone.
+    pub fn to(out: impl Write + Send + 'static) -> Self {
+        let (blocks, incoming) = sync_channel(WAITING);
+        // Without the thread every block is dropped and counted: requests go on.
+        let _ = std::thread::Builder::new()
+            .name("access-log".to_owned())
+            .spawn(move || write_blocks(out, &incoming));
+        Self {
+            blocks,
+            dropped: Arc::default(),
+        }
+    }
+
+    /// Lines' blocks that were lost because the writer could not keep up.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    fn send(&self, block: Vec<u8>) {
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+            self.blocks.try_send(block)
+        {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn write_blocks(mut out: impl Write, incoming: &Receiver<Vec<u8>>) {
+    while let Ok(block) = incoming.recv() {
+        // A closed pipe must not end the proxy, and there is nobody left to tell.
+        let _ = out.write_all(&block).and_then(|()| out.flush());
+    }
+}
+
+/// One worker's lines on their way. Not `Send`: no lock.
+#[derive(Debug)]
+pub(crate) struct WorkerLog {
+    log: AccessLog,
+    block: Rc<RefCell<Vec<u8>>>,
+}
+
+impl WorkerLog {
+    pub(crate) fn new(log: AccessLog) -> Self {
+        Self {
+            log,
+            block: Rc::default(),
+        }
+    }
+
+    pub(crate) fn write(&self, line: &Line<'_>) {
+        let mut block = self.block.borrow_mut();
+        let first = block.is_empty();
+        line.append_to(&mut block);
+        if block.len() >= BLOCK {
+            self.log.send(std::mem::take(&mut *block));
+        } else if first {
+            drop(block);
+            let (log, block) = (self.log.clone(), Rc::clone(&self.block));
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(LINES_WAIT).await;
+                let lines = std::mem::take(&mut *block.borrow_mut());
+                if !lines.is_empty() {
+                    log.send(lines);
+                }
+            });
+        }
+    }
+
+    /// Hands over what is left; at the end of a worker.
+    pub(crate) fn flush(&self) {
+        let lines = std::mem::take(&mut *self.block.borrow_mut());
+        if !lines.is_empty() {
+            self.log.send(lines);
+        }
+    }
+}
+
+/// What one line says. Never a token, a cookie or a query.
+#[derive(Debug)]
+pub(crate) struct Line<'a> {
+    pub(crate) at: jiff::Timestamp,
+    pub(crate) trace_id: Option<u128>,
+    pub(crate) decision_id: Option<crate::telemetry::decision_log::DecisionId>,
+    pub(crate) direction: &'static str,
+    pub(crate) src: Option<&'a str>,
+    pub(crate) src_address: Option<SocketAddr>,
+    pub(crate) dst: Option<&'a str>,
+    pub(crate) protocol: &'static str,
+    pub(crate) method: Option<&'a str>,
+    pub(crate) host: Option<&'a str>,
+    pub(crate) path: Option<&'a str>,
+    pub(crate) route: Option<&'a str>,
+    pub(crate) user: Option<&'a str>,
+    pub(crate) status: u16,
+    pub(crate) reason: Option<&'a str>,
+    pub(crate) cause: Option<&'a str>,
+    pub(crate) policy: Option<&'a merlon_config::snapshot::PolicyName>,
+    pub(crate) snapshot: Option<&'a str>,
+    pub(crate) upstream: Option<SocketAddr>,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    pub(crate) duration: Duration,
+    pub(crate) aborted: bool,
+}
+
+impl Line<'_> {
+    fn append_to(&self, block: &mut Vec<u8>) {
+        let mut out = Json { out: block };
+        // Writing to memory does not fail.
+        let _ = out.line(self);
+    }
+}
+
+struct Json<'a> {
+    out: &'a mut Vec<u8>,
+}
+
+impl Json<'_> {
+    fn line(&mut self, line: &Line<'_>) -> std::fmt::Result {
+        write!(self.raw(), "{{\"ts\":\"{:.3}\"", line.at)?;
+        if let Some(trace) = line.trace_id {
+            write!(self.raw(), ",\"trace_id\":\"{trace:032x}\"")?;
+        }
+        if let Some(id) = line.decision_id {
+            write!(self.raw(), ",\"decision_id\":\"{id}\"")?;
+        }
+        self.text("direction", Some(line.direction))?;
+        self.text("src", line.src)?;
+        if let Some(address) = line.src_address {
+            write!(self.raw(), ",\"src_address\":\"{address}\"")?;
+        }
+        self.text("dst", line.dst)?;
+        self.text("protocol", Some(line.protocol))?;
+        self.text("method", line.method)?;
+        self.text("host", line.host)?;
+        self.text("path", line.path)?;
+        self.text("route", line.route)?;
+        self.text("user", line.user)?;
+        write!(self.raw(), ",\"status\":{}", line.status)?;
+        self.text("reason", line.reason)?;
+        self.text("cause", line.cause)?;
+        if let Some(policy) = line.policy {
+            // Policy names hold no byte that needs an escape but what their author put into an `@id`.
+            self.text("policy", Some(&policy.to_string()))?;
+        }
+        self.text("snapshot", line.snapshot)?;
+        if let Some(upstream) = line.upstream {
+            write!(self.raw(), ",\"upstream\":\"{upstream}\"")?;
+        }
+        let millis = line.duration.as_secs_f64() * 1e3;
+        write!(
+            self.raw(),
+            ",\"bytes_in\":{},\"bytes_out\":{},\"duration_ms\":{millis:.3}",
+            line.bytes_in,
+            line.bytes_out
+        )?;
+        if line.aborted {
+            self.raw().write_str(",\"aborted\":true")?;
+        }
+        self.raw().write_str("}\n")
+    }
+
+    fn raw(&mut self) -> Raw<'_> {
+        Raw(self.out)
+    }
+
+    /// A member, with whatever a stranger may have put into it escaped (CWE-117).
+    fn text(&mut self, name: &str, value: Option<&str>) -> std::fmt::Result {
+        let Some(value) = value else { return Ok(()) };
+        write!(self.raw(), ",\"{name}\":\"")?;
+        for character in value.chars() {
+            match character {
+                '"' => self.out.extend_from_slice(b"\\\""),
+                '\\' => self.out.extend_from_slice(b"\\\\"),
+                // Terminals act on C1 controls and on bidirectional overrides too.
+                control if control.is_control() || matches!(control, '\u{2028}'..='\u{202e}') => {
+                    write!(self.raw(), "\\u{:04x}", u32::from(control))?;
+                }
+                other => {
+                    let mut utf8 = [0; 4];
+                    self.out
+                        .extend_from_slice(other.encode_utf8(&mut utf8).as_bytes());
+                }
+            }
+        }
+        self.out.push(b'"');
+        Ok(())
+    }
+}
+
+struct Raw<'a>(&'a mut Vec<u8>);
+
+impl std::fmt::Write for Raw<'_> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.0.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line<'a>() -> Line<'a> {
+        Line {
+            at: "2026-11-23T10:00:00.5Z".parse().unwrap(),
+            trace_id: Some(7),
+            decision_id: None,
+            direction: "inbound",
+            src: None,
+            src_address: None,
+            dst: None,
+            protocol: "h2",
+            method: Some("GET"),
+            host: None,
+            path: Some("/a"),
+            route: None,
+            user: None,
+            status: 200,
+            reason: None,
+            cause: None,
+            policy: None,
+            snapshot: None,
+            upstream: None,
+            bytes_in: 1,
+            bytes_out: 2,
+            duration: Duration::from_micros(1500),
+            aborted: false,
+        }
+    }
+
+    #[test]
+    fn a_line_is_one_json_object() {
+        let mut block = Vec::new();
+        line().append_to(&mut block);
+        let value: serde_json::Value = serde_json::from_slice(&block).unwrap();
+        assert_eq!(value["ts"], "2026-11-23T10:00:00.500Z");
+        assert_eq!(value["trace_id"], "00000000000000000000000000000007");
+        assert_eq!(value["duration_ms"], 1.5);
+        assert_eq!(value["status"], 200);
+    }
+
+    #[test]
+    fn nothing_that_a_stranger_sends_breaks_the_line() {
+        let mut block = Vec::new();
+        let user = "a\"\\\n\r\u{1b}[31m\u{9b}\u{202e}é";
+        Line {
+            user: Some(user),
+            ..line()
+        }
+        .append_to(&mut block);
+        assert_eq!(block.iter().filter(|byte| **byte == b'\n').count(), 1);
+        assert!(block.iter().all(|byte| *byte >= 0x20 || *byte == b'\n'));
+        let value: serde_json::Value = serde_json::from_slice(&block).unwrap();
+        assert_eq!(value["user"], user);
+    }
+}

@@ -1,0 +1,468 @@
+//! Identity and push together, against a control plane that can be told to misbehave.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use merlon_api::JoinToken;
+use merlon_config::snapshot::{AddressState, ResourceKind, Version};
+
+use super::{
+    control_plane::{Issuing, StandIn},
+    fixtures::{self, key, manifest, resources},
+};
+use crate::{
+    config::Subject,
+    control::{
+        assemble::{Held, Resources},
+        discovery::{self, Follow},
+        identity::{self, Keeper},
+        snapshot_age::Freshness,
+        state_dir::StateDir,
+    },
+    state::{Shared, destinations::AskError, readiness::Unready},
+    telemetry::metrics::{FetchResult, Metrics, Update},
+};
+
+/// A proxy's control thread, without workers.
+struct Proxy {
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+    renew: identity::Renew,
+    freshness: Freshness,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Proxy {
+    fn start(address: &url::Url, token: Option<JoinToken>, dir: Option<Arc<StateDir>>) -> Self {
+        let (shared, asked) = fixtures::shared();
+        let metrics = Arc::new(Metrics::default());
+        let freshness = Freshness::default();
+        let root_namespace = "merlon-system".parse().unwrap();
+        let start = identity::Start {
+            node_id: "test".to_owned(),
+            address: address.clone(),
+            root_namespace,
+            workload: "shop/orders".parse().unwrap(),
+            join_token: token,
+            pod_token: None,
+            trust_bundle: None,
+        };
+        let root_namespace = start.root_namespace.clone();
+        let (keeper, renew) = Keeper::new(
+            start,
+            dir.clone(),
+            Arc::clone(&shared),
+            Arc::clone(&metrics),
+        );
+        let follow = Follow::new(discovery::Start {
+            node_id: "test".to_owned(),
+            address: address.clone(),
+            root_namespace,
+            subject: Subject::Sidecar {
+                identity: "shop/orders".parse().unwrap(),
+                workload: None,
+            },
+            secrets: None,
+            state_dir: dir,
+            renew: renew.clone(),
+            freshness: freshness.clone(),
+            shared: Arc::clone(&shared),
+            metrics: Arc::clone(&metrics),
+        });
+        let tasks = vec![tokio::spawn(keeper.run()), tokio::spawn(follow.run(asked))];
+        Self {
+            shared,
+            metrics,
+            renew,
+            freshness,
+            tasks,
+        }
+    }
+
+    fn of(control_plane: &StandIn) -> Self {
+        Self::start(
+            &control_plane.address,
+            Some(control_plane.join_token()),
+            None,
+        )
+    }
+
+    fn version(&self) -> Option<Version> {
+        let snapshot = self.shared.snapshot.load_full();
+        snapshot
+            .as_ref()
+            .as_ref()
+            .map(|snapshot| snapshot.version.clone())
+    }
+
+    fn serial(&self) -> Option<String> {
+        let identity = self.shared.identity.load_full();
+        identity
+            .as_ref()
+            .as_ref()
+            .map(|tls| tls.svid().serial.clone())
+    }
+
+    async fn enforces(&self, state: &Resources) {
+        let version = manifest(state).0;
+        until("the state in force", || {
+            self.version().as_ref() == Some(&version)
+        })
+        .await;
+    }
+
+    /// Ends it and everything that it holds, so that another may take its state directory.
+    async fn end(mut self) {
+        for task in self.tasks.drain(..) {
+            task.abort();
+            let _ = task.await;
+        }
+    }
+}
+
+async fn until(what: &str, done: impl Fn() -> bool) {
+    let waited = tokio::time::timeout(Duration::from_secs(20), async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    waited
+        .await
+        .unwrap_or_else(|_| panic!("{what} did not happen"));
+}
+
+/// An address where nobody listens.
+async fn nowhere() -> url::Url {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    format!("https://{}", listener.local_addr().unwrap())
+        .parse()
+        .unwrap()
+}
+
+fn open(path: &Path) -> Arc<StateDir> {
+    fixtures::state_dir(path)
+}
+
+#[tokio::test]
+async fn a_join_token_leads_to_a_certificate_and_that_to_a_state() {
+    let state = resources(&[]);
+    let control_plane = StandIn::start(state.clone());
+    let proxy = Proxy::of(&control_plane);
+    proxy.enforces(&state).await;
+    assert!(proxy.shared.health.is_ready());
+    let version = manifest(&state).0.to_string();
+    until("the report", || {
+        let reports = control_plane.script.reports.lock().unwrap();
+        reports
+            .iter()
+            .any(|report| format!("{report:?}").contains(&version))
+    })
+    .await;
+    assert_eq!(proxy.freshness.age(), 0);
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_what_was_asked_for_is_never_used() {
+    for wrong in [Issuing::OtherIdentity, Issuing::OtherRoot, Issuing::Refuse] {
+        let control_plane = StandIn::start(resources(&[]));
+        *control_plane.script.issuing.lock().unwrap() = wrong;
+        let proxy = Proxy::of(&control_plane);
+        until("the refusal", || {
+            proxy.metrics.issues.value(FetchResult::Failed) > 0
+        })
+        .await;
+        assert_eq!(proxy.serial(), None, "{wrong:?}");
+        assert_eq!(
+            proxy.shared.health.worst(),
+            Some(Unready::NoIdentity),
+            "{wrong:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_control_plane_with_another_root_than_the_tokens_learns_no_token() {
+    let control_plane = StandIn::start(resources(&[]));
+    let other = StandIn::start(resources(&[]));
+    let proxy = Proxy::start(&control_plane.address, Some(other.join_token()), None);
+    until("the failure", || {
+        proxy.metrics.issues.value(FetchResult::Failed) > 0
+    })
+    .await;
+    assert!(control_plane.script.evidence.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_restarted_proxy_comes_back_while_the_control_plane_is_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = resources(&["shop/payments"]);
+    let control_plane = StandIn::start(state.clone());
+    let dir = open(folder.path());
+    let proxy = Proxy::start(
+        &control_plane.address,
+        Some(control_plane.join_token()),
+        Some(Arc::clone(&dir)),
+    );
+    proxy.enforces(&state).await;
+    until("keeping", || {
+        proxy.metrics.persists.value(FetchResult::Ok) >= 2
+    })
+    .await;
+    let serial = proxy.serial();
+    proxy.end().await;
+    drop(control_plane);
+    drop(dir);
+
+    let proxy = Proxy::start(&nowhere().await, None, Some(open(folder.path())));
+
+    proxy.enforces(&state).await;
+    until("the identity", || proxy.serial() == serial).await;
+    until("readiness", || proxy.shared.health.is_ready()).await;
+}
+
+#[tokio::test]
+async fn a_proxy_that_comes_back_is_sent_only_what_it_lacks_and_its_token_is_not_used_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = resources(&[]);
+    let control_plane = StandIn::start(state.clone());
+    let start = |dir| {
+        Proxy::start(
+            &control_plane.address,
+            Some(control_plane.join_token()),
+            Some(dir),
+        )
+    };
+    let proxy = start(open(folder.path()));
+    proxy.enforces(&state).await;
+    until("keeping", || {
+        proxy.metrics.persists.value(FetchResult::Ok) >= 2
+    })
+    .await;
+    proxy.end().await;
+    control_plane.script.requests.lock().unwrap().clear();
+
+    let proxy = start(open(folder.path()));
+
+    proxy.enforces(&state).await;
+    until("the subscription", || {
+        control_plane.script.requests.lock().unwrap().len() >= 4
+    })
+    .await;
+    for request in control_plane.script.requests.lock().unwrap().iter() {
+        assert_eq!(
+            request.initial_resource_versions.len(),
+            request.resource_names_subscribe.len()
+        );
+        assert!(
+            request.response_nonce.is_empty(),
+            "nothing was sent, so nothing is acknowledged"
+        );
+    }
+    assert_eq!(control_plane.script.evidence.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_renewal_takes_a_new_key_and_changes_the_certificate_in_place() {
+    let control_plane = StandIn::start(resources(&[]));
+    // Half of the life is two seconds away.
+    *control_plane.script.issuing.lock().unwrap() = Issuing::For(Duration::from_secs(4));
+    let proxy = Proxy::of(&control_plane);
+    until("the first certificate", || proxy.serial().is_some()).await;
+    let first = proxy.serial();
+    *control_plane.script.issuing.lock().unwrap() = Issuing::For(Duration::from_secs(3_600));
+    until("the renewal", || proxy.serial() != first).await;
+    assert!(proxy.serial().is_some());
+    assert_eq!(proxy.metrics.rotations.value(), 1);
+    let evidence = control_plane.script.evidence.lock().unwrap();
+    assert!(
+        evidence.len() == 2 && evidence[0].is_some() && evidence[1].is_none(),
+        "renewed by certificate"
+    );
+}
+
+#[tokio::test]
+async fn people_can_ask_for_a_renewal_now() {
+    let control_plane = StandIn::start(resources(&[]));
+    let proxy = Proxy::of(&control_plane);
+    until("the first certificate", || proxy.serial().is_some()).await;
+    let first = proxy.serial().unwrap();
+    let (asker, answer) = tokio::sync::oneshot::channel();
+    proxy.renew.send(asker).await.unwrap();
+    let (old, new) = answer.await.unwrap().unwrap();
+    assert_eq!((old, new), (first, proxy.serial().unwrap()));
+}
+
+#[tokio::test]
+async fn resources_with_another_hash_are_refused_and_the_old_state_stays() {
+    let before = resources(&[]);
+    let control_plane = StandIn::start(before.clone());
+    let proxy = Proxy::of(&control_plane);
+    proxy.enforces(&before).await;
+
+    *control_plane.script.corrupt.lock().unwrap() = true;
+    control_plane.script.requests.lock().unwrap().clear();
+    control_plane
+        .script
+        .state
+        .send_replace(resources(&["shop/payments"]));
+    until("the refusal", || {
+        let requests = control_plane.script.requests.lock().unwrap();
+        requests
+            .iter()
+            .any(|request| request.error_detail.is_some())
+    })
+    .await;
+
+    assert_eq!(proxy.version(), Some(manifest(&before).0));
+}
+
+#[tokio::test]
+async fn a_state_that_does_not_compile_is_refused_with_the_reason_and_a_good_one_is_taken_after_it()
+{
+    let before = resources(&[]);
+    let control_plane = StandIn::start(before.clone());
+    let proxy = Proxy::of(&control_plane);
+    proxy.enforces(&before).await;
+
+    let mut broken = before.clone();
+    let json = r#"{"name":"shop/orders","policies":[{"name":"shop/orders","origin":"orders.cedar:1:1","text":"permit (oops"}]}"#;
+    let held = Held {
+        version: Version::of(json.as_bytes()),
+        json: json.into(),
+    };
+    broken.insert(key(ResourceKind::Service, "shop/orders"), held);
+    control_plane.script.state.send_replace(broken);
+    until("the refusal", || {
+        let requests = control_plane.script.requests.lock().unwrap();
+        let mut errors = requests
+            .iter()
+            .filter_map(|request| request.error_detail.as_ref());
+        errors.any(|error| error.message.contains("orders.cedar"))
+    })
+    .await;
+    assert_eq!(proxy.version(), Some(manifest(&before).0));
+    assert_eq!(proxy.metrics.snapshots.value(Update::Refused), 1);
+
+    let after = resources(&["shop/payments"]);
+    control_plane.script.state.send_replace(after.clone());
+    proxy.enforces(&after).await;
+}
+
+#[tokio::test]
+async fn a_destination_is_asked_for_on_first_use_once_for_all_who_ask() {
+    let control_plane = StandIn::start(resources(&[]));
+    *control_plane.script.known.lock().unwrap() = resources(&["shop/payments"]);
+    let proxy = Proxy::of(&control_plane);
+    let name = "shop/payments"
+        .parse::<merlon_config::name::ServiceName>()
+        .unwrap();
+    // Also before there is a certificate: they wait.
+    let asking = (0..20).map(|_| proxy.shared.destinations.ask(name.clone()));
+    for answer in futures_util::future::join_all(asking).await {
+        assert_eq!(answer.unwrap().name, name);
+    }
+    let asked = control_plane.script.requests.lock().unwrap();
+    let subscriptions = asked
+        .iter()
+        .flat_map(|request| &request.resource_names_subscribe);
+    assert_eq!(
+        subscriptions
+            .filter(|name| *name == "shop/payments")
+            .count(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn what_is_at_an_address_is_asked_for_and_found_with_the_service_behind_it() {
+    let control_plane = StandIn::start(resources(&[]));
+    let mut known = resources(&["shop/payments"]);
+    let address = r#"{"service":{"service":"shop/payments","port":80}}"#;
+    known.insert(
+        key(ResourceKind::Address, "10.9.0.1:80"),
+        Held {
+            version: Version::of(address.as_bytes()),
+            json: address.into(),
+        },
+    );
+    *control_plane.script.known.lock().unwrap() = known;
+    let proxy = Proxy::of(&control_plane);
+    let found = proxy
+        .shared
+        .destinations
+        .ask_address("10.9.0.1:80".parse().unwrap());
+    assert_eq!(
+        found.await.unwrap(),
+        AddressState::Service {
+            service: "shop/payments".parse().unwrap(),
+            port: 80,
+            workload: None,
+            also: Vec::new(),
+        }
+    );
+}
+
+#[tokio::test]
+async fn nobody_is_outside_while_nobody_can_be_asked() {
+    let away = Proxy::start(
+        &nowhere().await,
+        Some(StandIn::start(resources(&[])).join_token()),
+        None,
+    );
+    let asked = away
+        .shared
+        .destinations
+        .ask_address("192.0.2.1:443".parse().unwrap());
+    assert_eq!(asked.await.unwrap_err(), AskError::Unavailable);
+}
+
+#[tokio::test]
+async fn a_destination_that_does_not_exist_is_unknown_and_one_that_nobody_can_tell_of_is_unavailable()
+ {
+    let control_plane = StandIn::start(resources(&[]));
+    let proxy = Proxy::of(&control_plane);
+    proxy.enforces(&resources(&[])).await;
+    let ask = || {
+        proxy
+            .shared
+            .destinations
+            .ask("shop/nosuch".parse().unwrap())
+    };
+    assert_eq!(ask().await.unwrap_err(), AskError::Unknown);
+    assert_eq!(
+        ask().await.unwrap_err(),
+        AskError::Unknown,
+        "remembered for a moment"
+    );
+
+    let away = Proxy::start(&nowhere().await, Some(control_plane.join_token()), None);
+    let answer = away
+        .shared
+        .destinations
+        .ask("shop/payments".parse().unwrap())
+        .await;
+    assert_eq!(answer.unwrap_err(), AskError::Unavailable);
+}
+
+#[tokio::test]
+async fn a_state_ages_only_once_the_control_plane_is_away() {
+    let state = resources(&[]);
+    let control_plane = StandIn::start(state.clone());
+    let proxy = Proxy::of(&control_plane);
+    proxy.enforces(&state).await;
+    until("being current", || proxy.metrics.connected.value() == 1).await;
+    drop(control_plane);
+    until("the end of the stream", || {
+        proxy.metrics.connected.value() == 0
+    })
+    .await;
+    until("ageing", || proxy.freshness.age() >= 1).await;
+    assert_eq!(proxy.version(), Some(manifest(&state).0));
+}

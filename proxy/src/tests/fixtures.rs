@@ -1,0 +1,182 @@
+//! What several of this crate's tests need.
+
+use std::{os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration};
+
+use merlon_certs::{CertificateDer, LEAF_BACKDATE, MeshTls, PrivateKey, TrustRoots, X509Svid, pem};
+use merlon_config::{
+    bootstrap::AccessLogMode,
+    live::Live,
+    name::SpiffeId,
+    snapshot::{Manifest, ManifestEntry, ResourceKey, ResourceKind, TrustBundle, Version},
+};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, IsCa, Issuer, KeyUsagePurpose, SanType,
+};
+use rustls_pki_types::UnixTime;
+
+use crate::{
+    control::{
+        assemble::{Held, Resources},
+        jwks::JwksCache,
+        state_dir::StateDir,
+    },
+    downstream::listener::Claims,
+    state::{
+        Shared,
+        destinations::{Ask, Destinations},
+        readiness::{Health, Unready},
+    },
+    telemetry::{decision_log::DecisionLog, spans::Spans},
+};
+
+pub(crate) const ORDERS: &str = "spiffe://one.test/ns/shop/sa/orders";
+pub(crate) const CONTROL_PLANE: &str = "spiffe://one.test/ns/merlon-system/sa/merlon-control-plane";
+
+pub(crate) fn orders() -> SpiffeId {
+    ORDERS.parse().unwrap()
+}
+
+/// A root of `one.test` that signs what it is told.
+pub(crate) struct Authority {
+    issuer: Issuer<'static, PrivateKey>,
+    pub(crate) root: CertificateDer<'static>,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let key = PrivateKey::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, "test root");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let root = params.self_signed(&key).unwrap().der().clone();
+        Self {
+            issuer: Issuer::new(params, key),
+            root,
+        }
+    }
+
+    pub(crate) fn bundle(&self) -> TrustBundle {
+        TrustBundle {
+            trust_domain: "one.test".parse().unwrap(),
+            roots: vec![pem::certificate(&self.root)],
+        }
+    }
+
+    /// A leaf for `key` that is valid for `life` from now.
+    pub(crate) fn sign(
+        &self,
+        key: &impl rcgen::PublicKeyData,
+        id: &str,
+        life: Duration,
+    ) -> CertificateDer<'static> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = vec![SanType::URI(id.to_owned().try_into().unwrap())];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![
+            rcgen::ExtendedKeyUsagePurpose::ServerAuth,
+            rcgen::ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let now = Duration::from_secs(UnixTime::now().as_secs());
+        let epoch = rcgen::date_time_ymd(1970, 1, 1);
+        params.not_before = epoch + (now - LEAF_BACKDATE);
+        params.not_after = epoch + (now + life);
+        params.signed_by(key, &self.issuer).unwrap().der().clone()
+    }
+
+    pub(crate) fn svid(&self, id: &str, life: Duration) -> X509Svid {
+        let key = PrivateKey::generate().unwrap();
+        let leaf = self.sign(&key, id, life);
+        let roots = TrustRoots::from_bundle(&self.bundle()).unwrap();
+        X509Svid::parse(vec![leaf], key, &roots, UnixTime::now()).unwrap()
+    }
+
+    pub(crate) fn tls(&self, id: &str, life: Duration) -> MeshTls {
+        let roots = TrustRoots::from_bundle(&self.bundle()).unwrap();
+        let svid = self.svid(id, life).with_root(self.root.clone());
+        MeshTls::new(Arc::new(svid), Arc::new(roots)).unwrap()
+    }
+}
+
+/// What workers would share, with nothing in force.
+pub(crate) fn shared() -> (Arc<Shared>, tokio::sync::mpsc::Receiver<Ask>) {
+    let (destinations, asked) = Destinations::new();
+    let shared = Shared {
+        snapshot: Live::new(None),
+        identity: Live::new(None),
+        has_identity: true,
+        keys: JwksCache::new().0,
+        destinations,
+        decisions: DecisionLog::new("test"),
+        outside: crate::telemetry::egress_log::Outside::default(),
+        spans: Spans::default(),
+        listeners: Claims::default(),
+        health: Health::default(),
+        access_log: AccessLogMode::Off,
+    };
+    shared.health.lack(Unready::NoSnapshot, "none yet");
+    (Arc::new(shared), asked)
+}
+
+pub(crate) fn state_dir(path: &Path) -> Arc<StateDir> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).unwrap();
+    Arc::new(StateDir::open(path).unwrap())
+}
+
+pub(crate) fn key(kind: ResourceKind, name: &str) -> ResourceKey {
+    ResourceKey {
+        kind,
+        name: name.to_owned(),
+    }
+}
+
+/// The least state of `shop/orders`, and with it destinations of these names.
+pub(crate) fn resources(destinations: &[&str]) -> Resources {
+    let mut resources = Resources::new();
+    let mut add = |kind, name: &str, json: String| {
+        let held = Held {
+            version: Version::of(json.as_bytes()),
+            json: json.into(),
+        };
+        resources.insert(key(kind, name), held);
+    };
+    add(
+        ResourceKind::Mesh,
+        "mesh",
+        r#"{"trustDomain":"one.test","rootNamespace":"merlon-system"}"#.to_owned(),
+    );
+    add(
+        ResourceKind::Workload,
+        "shop/orders",
+        format!(r#"{{"identity":"{ORDERS}","services":["shop/orders"]}}"#),
+    );
+    add(
+        ResourceKind::Service,
+        "shop/orders",
+        r#"{"name":"shop/orders","ports":[{"port":80,"targetPort":8080}]}"#.to_owned(),
+    );
+    for name in destinations {
+        add(
+            ResourceKind::Destination,
+            name,
+            format!(r#"{{"name":"{name}","ports":[{{"port":80}}],"endpoints":[]}}"#),
+        );
+    }
+    resources
+}
+
+pub(crate) fn manifest(resources: &Resources) -> (Version, Manifest, Vec<u8>) {
+    let entries = resources.iter().map(|(key, held)| ManifestEntry {
+        key: key.clone(),
+        version: held.version.clone(),
+    });
+    let manifest = Manifest {
+        entries: entries.collect(),
+    };
+    let json = serde_json::to_vec(&manifest).unwrap();
+    (Version::of(&json), manifest, json)
+}
