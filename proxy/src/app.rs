@@ -16,23 +16,22 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{ProxyConfig, Source},
     control::{
-        Control, admin,
-        jwks::JwksCache,
-        probes,
+        Control, admin, probes,
+        secret_folder::SecretFolder,
         standalone::Standalone,
         state_dir::{StateDir, StateDirError},
     },
-    downstream::listener::{self, Claims},
-    gateway,
-    outbound::intercepted,
+    downstream::listeners,
+    protocol::{address_claims::Claims, original_dst, sockets},
     state::{
-        Addresses, Shared, Shutdown, Worker,
         destinations::Destinations,
+        gateway_ports::Port,
+        jwks_cache::JwksCache,
         readiness::{Health, Unready},
-        secrets::SecretFolder,
+        shared::{Shared, Shutdown},
     },
     telemetry::{decision_log::DecisionLog, metrics::Metrics, spans},
-    worker,
+    worker::{self, Worker},
 };
 
 /// Why a proxy could not be started. Nothing is left running.
@@ -192,12 +191,12 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
     }
     for worker in 0..config.workers.get() {
         for kind in [
-            <OutboundListener as listener::keep::Wanted>::KIND,
-            <gateway::listen::Port as listener::keep::Wanted>::KIND,
+            <OutboundListener as listeners::Wanted>::KIND,
+            <Port as listeners::Wanted>::KIND,
         ] {
             shared.health.lack_part(
                 Unready::Listener,
-                &listener::keep::unopened(worker, kind),
+                &listeners::unopened(worker, kind),
                 format!("{kind} are not open yet"),
             );
         }
@@ -267,15 +266,15 @@ impl Bound {
             if config.subject.is_gateway() {
                 return Ok((0..workers).map(|_| Vec::new()).collect());
             }
-            let bound = listener::bind_all(address, workers);
+            let bound = sockets::bind_all(address, workers);
             let bound = bound.map_err(|source| StartError::Bind { address, source })?;
             let mut each: Vec<_> = bound.into_iter().map(|listener| vec![listener]).collect();
             let port = each.first().and_then(|first| first.first());
             let port = port.and_then(|first| first.local_addr().ok());
             let other = port.map(|bound| SocketAddr::new(address.ip(), bound.port()));
-            let other = other.and_then(intercepted::counterpart);
+            let other = other.and_then(original_dst::counterpart);
             if let Some(other) = other.filter(|_| config.interception) {
-                match listener::bind_all(other, workers) {
+                match sockets::bind_all(other, workers) {
                     Ok(bound) => {
                         for (mine, listener) in each.iter_mut().zip(bound) {
                             mine.push(listener);
@@ -469,4 +468,17 @@ fn node_id() -> String {
         let _ = write!(id, "{byte:02x}");
     }
     id
+}
+
+/// Where a process really listens, once port 0 was resolved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// Mesh TLS from other proxies. `None` in a gateway.
+    pub inbound: Option<SocketAddr>,
+    /// The program's calls. `None` in a gateway.
+    pub outbound: Option<SocketAddr>,
+    /// `/live`, `/ready`, `/metrics`.
+    pub admin: SocketAddr,
+    /// A node's probes of the program, if they are answered.
+    pub probes: Option<SocketAddr>,
 }

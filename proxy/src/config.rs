@@ -3,13 +3,14 @@
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use merlon_api::JoinToken;
-pub use merlon_config::bootstrap::AccessLogMode;
 use merlon_config::{
     name::{Namespace, ServiceName, WorkloadId},
     probe::Probes,
 };
 
-/// All that [`crate::app::start`] needs. `main.rs` makes it of flags, environment and file.
+pub use merlon_config::bootstrap::AccessLogMode;
+
+/// All that `app::start` needs. `main.rs` makes it of flags, environment and file.
 #[derive(Debug, Clone)]
 pub struct ProxyConfig {
     /// Whose proxy this is.
@@ -117,3 +118,6 @@ impl Subject {
         matches!(self, Self::Gateway { .. })
     }
 }
+
+/// How long the drain may take when nothing else is said.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);

@@ -7,27 +7,29 @@ pub(crate) mod discovery;
 pub(crate) mod dump;
 pub(crate) mod identity;
 pub(crate) mod inspect;
-pub mod jwks;
+pub(crate) mod jwks;
 pub(crate) mod probes;
+pub(crate) mod secret_folder;
 pub(crate) mod snapshot_age;
 pub(crate) mod standalone;
-pub mod state_dir;
+pub(crate) mod state_dir;
+
 use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc, time};
 
 use self::{
-    admin,
     discovery::Follow,
-    identity::{Keeper, files},
-    jwks::{Fetcher, Refetch},
+    identity::{Keeper, publish},
+    jwks::Fetcher,
+    secret_folder::SecretFolder,
     snapshot_age::Freshness,
     standalone::Standalone,
     state_dir::StateDir,
 };
 use crate::{
     config::{ProxyConfig, Source},
-    state::{Shared, destinations::Ask, secrets::SecretFolder},
+    state::{destinations::Ask, jwks_cache::Refetch, shared::Shared},
     telemetry::{metrics::Metrics, spans::Exporter},
 };
 
@@ -86,7 +88,7 @@ impl Control {
             ) => {
                 let freshness = Freshness::default();
                 let (keeper, renew) = Keeper::new(
-                    crate::control::identity::Start {
+                    identity::issue::Start {
                         node_id: node_id.clone(),
                         address: address.clone(),
                         root_namespace: root_namespace.clone(),
@@ -100,7 +102,7 @@ impl Control {
                     Arc::clone(&metrics),
                 );
                 tokio::spawn(keeper.run());
-                let follow = Follow::new(crate::control::discovery::Start {
+                let follow = Follow::new(discovery::Start {
                     node_id,
                     address,
                     root_namespace,
@@ -129,7 +131,7 @@ async fn tick(shared: Arc<Shared>, metrics: Arc<Metrics>, freshness: Freshness) 
     second.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     loop {
         second.tick().await;
-        files::expire(&shared);
+        publish::expire(&shared);
         metrics
             .snapshot_age
             .set(i64::try_from(freshness.age()).unwrap_or(i64::MAX));

@@ -2,6 +2,7 @@
 //! to a refused request.
 
 pub(crate) mod connection;
-pub mod listener;
+pub(crate) mod listener;
 pub(crate) mod listeners;
+pub(crate) mod peer;
 pub(crate) mod respond;

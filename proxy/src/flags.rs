@@ -20,10 +20,7 @@ use merlon_config::{
 };
 use url::Url;
 
-use crate::{
-    config::{IdentityFiles, PodToken, ProxyConfig, Source, Subject},
-    state::DRAIN_TIMEOUT,
-};
+use crate::config::{DRAIN_TIMEOUT, IdentityFiles, PodToken, ProxyConfig, Source, Subject};
 
 /// Merlon's proxy: a sidecar beside a workload, or a gateway at the edge.
 ///

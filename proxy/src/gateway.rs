@@ -10,14 +10,16 @@ use http::{HeaderName, HeaderValue, Request, Response, header, request::Parts};
 use hyper::body::Incoming;
 
 use crate::{
-    inbound::{self, Answer, Peer},
+    downstream::peer::Peer,
+    inbound,
     outbound::{self, resolve},
     protocol::{
         denial::Denial,
-        headers,
+        headers, host,
         peer_header::{self, Proto},
     },
-    request::{checks::stage::Admitted, response_body::AnswerBody},
+    request::{answer::Answer, checks::stage::Admitted, response_body::AnswerBody},
+    upstream::route,
 };
 
 /// Answers one request from outside.
@@ -26,7 +28,7 @@ pub(crate) async fn serve(
     request: Request<Incoming>,
     broken: Option<Denial>,
 ) -> Result<Response<AnswerBody>, Infallible> {
-    let mut response = inbound::serve(peer, request, broken).await?;
+    let mut response = inbound::serve_with(peer, request, broken, forward).await?;
     // What serves behind the edge is nobody's business outside.
     response.headers_mut().remove(header::SERVER);
     response.headers_mut().remove(POWERED_BY);
@@ -49,7 +51,7 @@ pub(crate) async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answe
         .gateway
         .as_ref()
         .ok_or(Denial::Unconfigured)?;
-    let (host, _) = resolve::split_port(call.reading.authority.as_str())
+    let (host, _) = host::split_port(call.reading.authority.as_str())
         .ok_or(Denial::Authority("the host is malformed"))?;
     let asked = routes::Asked {
         host,
@@ -74,13 +76,12 @@ pub(crate) async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answe
         Err(Denial::NoRoute(_)) => return Err(Denial::NoBackend),
         Err(denial) => return Err(denial),
     };
-    let route =
-        resolve::Route::to(destination, Some(backend.port)).map_err(|_| Denial::NoBackend)?;
+    let route = route::Route::to(destination, Some(backend.port)).map_err(|_| Denial::NoBackend)?;
     tell_backend(&mut call.head, peer, call.reading.authority.as_str());
     if let Some(user) = &call.user {
         call.head
             .headers
-            .insert(headers::USER, inbound::printable(&user.id));
+            .insert(headers::USER, headers::printable(&user.id));
     }
     call.head.headers.remove(peer_header::NAME);
     // A browser chooses HTTP/2 for its way here; what the program behind speaks, it does not know. The port says so, and

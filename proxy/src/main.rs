@@ -6,9 +6,8 @@ use std::{path::Path, process::ExitCode};
 
 use clap::Parser;
 use merlon_proxy::{
-    app::{self, StartError},
+    app::{self, Addresses, StartError},
     flags::Flags,
-    state::Addresses,
 };
 use tokio::signal::unix::{SignalKind, signal};
 

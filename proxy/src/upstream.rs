@@ -1,10 +1,13 @@
 //! Whom we connect to: the program beside us, and other proxies. Pools are a worker's own: no request crosses threads.
 
+pub(crate) mod body;
 pub(crate) mod dial;
+pub(crate) mod dns;
 pub(crate) mod h2;
 pub(crate) mod http1;
 pub(crate) mod mesh;
 pub(crate) mod program;
+pub(crate) mod route;
 
 /// What goes back to its pool when an answer has passed.
 #[derive(Debug)]

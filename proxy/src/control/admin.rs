@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::dump;
 use crate::{
-    state::Shared,
+    state::shared::Shared,
     telemetry::{decision_log::DecisionId, metrics::Metrics},
 };
 

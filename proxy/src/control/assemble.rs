@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use merlon_api::MESH_NAME;
-use merlon_certs::{RootsError, TrustRoots};
+use merlon_certs::{RootsError, TrustRoots, provider};
 use merlon_config::{
     name::{ServiceName, SpiffeId},
     snapshot::{
@@ -18,17 +18,14 @@ use merlon_config::{
     },
 };
 use merlon_policy::{limit::LimitRegistry, problem::PolicyProblem};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde::de::DeserializeOwned;
 
-use crate::{
-    gateway::{
-        certificate::{self, Certificates},
-        listen::Port,
-    },
-    state::{
-        CompiledService, Snapshot,
-        secrets::{self, Secrets},
-    },
+use crate::state::{
+    gateway_ports::Port,
+    secrets::{self, Secrets},
+    snapshot::{Certificates, CompiledService, Snapshot},
 };
 
 /// A resource as it is held: its bytes, and their hash.
@@ -237,8 +234,8 @@ fn certificates(resources: &Resources) -> Result<Certificates, AssembleError> {
     let certificates = all(resources, ResourceKind::Certificate).map(|(key, held)| {
         let state: CertificateState = read(key, held)?;
         named(key, state.name.to_string() == key.name)?;
-        let pair = certificate::pushed(&state)
-            .map_err(|why| AssembleError::Certificate(key.name.clone(), why))?;
+        let pair =
+            pushed(&state).map_err(|why| AssembleError::Certificate(key.name.clone(), why))?;
         Ok((state.name, pair))
     });
     certificates.collect()
@@ -274,4 +271,17 @@ fn named(key: &ResourceKey, is: bool) -> Result<(), AssembleError> {
     } else {
         Err(AssembleError::Name(key.clone()))
     }
+}
+
+/// The certificate that was pushed.
+///
+/// # Errors
+/// It is none, or the key is not the certificate's.
+pub(crate) fn pushed(state: &CertificateState) -> Result<Arc<CertifiedKey>, String> {
+    let chain = CertificateDer::pem_slice_iter(state.chain.as_bytes()).collect::<Result<_, _>>();
+    let chain = chain.map_err(|error| format!("its chain: {error}"))?;
+    let key = PrivateKeyDer::from_pem_slice(state.key.as_bytes());
+    let key = key.map_err(|error| format!("its key: {error}"))?;
+    let pair = CertifiedKey::from_der(chain, key, provider());
+    pair.map(Arc::new).map_err(|error| error.to_string())
 }

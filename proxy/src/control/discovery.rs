@@ -37,16 +37,18 @@ use super::{
     channel,
     identity::Renew,
     inspect,
+    secret_folder::SecretFolder,
     snapshot_age::Freshness,
     state_dir::StateDir,
 };
 use crate::{
     config::Subject,
     state::{
-        Shared, Snapshot,
         destinations::{Answer, Ask, AskError, Wish},
         readiness::Unready,
-        secrets::{self, SecretFolder},
+        secrets,
+        shared::Shared,
+        snapshot::Snapshot,
     },
     telemetry::metrics::{FetchResult, Metrics, Update},
 };

@@ -3,7 +3,7 @@
 use merlon_config::snapshot::ResourceKind;
 use serde_json::{Value, json};
 
-use crate::state::{Shared, Snapshot};
+use crate::state::{shared::Shared, snapshot::Snapshot};
 
 /// The snapshot in force, resource by resource with its version; identity; readiness. No keys, no tokens.
 pub(crate) fn dump(shared: &Shared) -> Value {

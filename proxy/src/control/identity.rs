@@ -1,49 +1,30 @@
 //! The identity's life: made here, certified by the control plane, renewed at half of its life, kept over a restart.
 
 pub(crate) mod files;
-mod issue;
+pub(crate) mod issue;
 mod kept;
+pub(crate) mod publish;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use merlon_api::JoinToken;
 use merlon_certs::{LEAF_BACKDATE, MeshTls, TrustRoots, X509Svid};
-use merlon_config::{
-    causes::chain,
-    name::{Namespace, WorkloadId},
-    snapshot::TrustBundle,
-};
+use merlon_config::{causes::chain, snapshot::TrustBundle};
 use merlon_net::backoff::{Backoff, unit};
 use rustls_pki_types::UnixTime;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{self, Instant},
 };
-use url::Url;
 
 use self::{
-    files,
-    issue::{Evidence, IssueError, Issued},
+    issue::{Evidence, IssueError, Issued, Start},
     kept::Kept,
 };
 use super::state_dir::StateDir;
 use crate::{
-    config::PodToken,
-    state::{Shared, readiness::Unready},
+    state::{readiness::Unready, shared::Shared},
     telemetry::metrics::{FetchResult, Metrics},
 };
-
-/// What the keeper begins with.
-#[derive(Debug)]
-pub(crate) struct Start {
-    pub(crate) node_id: String,
-    pub(crate) address: Url,
-    pub(crate) root_namespace: Namespace,
-    pub(crate) workload: WorkloadId,
-    pub(crate) join_token: Option<JoinToken>,
-    pub(crate) pod_token: Option<PodToken>,
-    pub(crate) trust_bundle: Option<PathBuf>,
-}
 
 /// Asks for a renewal now; answered with the old and the new serial number.
 pub(crate) type Renew = mpsc::Sender<oneshot::Sender<Result<(String, String), String>>>;
@@ -280,7 +261,7 @@ impl Keeper {
                 .map_err(|error| error.to_string())
         });
         match tls {
-            Ok(tls) => files::publish(&self.shared, &self.metrics, tls),
+            Ok(tls) => publish::publish(&self.shared, &self.metrics, tls),
             Err(error) => tracing::error!(
                 error,
                 "the new identity cannot be used, and the old one is kept"

@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 
 use super::{dump, identity::Renew, snapshot_age::Freshness};
 use crate::{
-    state::Shared,
+    state::shared::Shared,
     telemetry::decision_log::{DecisionId, RecordedDecision},
 };
 

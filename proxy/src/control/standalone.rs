@@ -18,15 +18,16 @@ use tokio::{sync::mpsc, task, time};
 
 use super::{
     assemble::{AssembleError, Assembler, Held, Resources},
-    identity::files,
+    identity::{files, publish},
     snapshot_age::Freshness,
 };
 use crate::{
     config::{IdentityFiles, Subject},
     state::{
-        Shared, Snapshot,
         destinations::{Ask, AskError},
         readiness::Unready,
+        shared::Shared,
+        snapshot::Snapshot,
     },
     telemetry::metrics::{Metrics, Update},
 };
@@ -85,7 +86,7 @@ impl Standalone {
             let tls = files::load(files, snapshot.identity(), &snapshot.mesh.trust_domain);
             let tls =
                 tls.map_err(|error| Report::from_iter([Problem::error("", error.to_string())]))?;
-            files::publish(&this.shared, &this.metrics, tls);
+            publish::publish(&this.shared, &this.metrics, tls);
         }
         this.loader = Some(loader);
         this.publish(snapshot);
@@ -185,10 +186,10 @@ impl Standalone {
         });
         let Ok(loaded) = loaded.await else { return };
         match loaded {
-            Ok(tls) => files::publish(&self.shared, &self.metrics, tls),
+            Ok(tls) => publish::publish(&self.shared, &self.metrics, tls),
             Err(error) => {
                 tracing::error!(%error, "the identity's files are refused, and the old identity is kept");
-                files::expire(&self.shared);
+                publish::expire(&self.shared);
             }
         }
     }

@@ -11,7 +11,7 @@ use std::{
 
 /// A directory that only the owner of the process may enter, held by one process at a time.
 #[derive(Debug)]
-pub struct StateDir {
+pub(crate) struct StateDir {
     path: PathBuf,
     /// Locked while the process lives.
     _lock: File,
@@ -44,7 +44,7 @@ impl StateDir {
     ///
     /// # Errors
     /// [`StateDirError`].
-    pub fn open(path: &Path) -> Result<Self, StateDirError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, StateDirError> {
         if !path.exists() {
             fs::DirBuilder::new()
                 .recursive(true)
@@ -75,7 +75,7 @@ impl StateDir {
     }
 
     /// A file in it.
-    pub fn join(&self, name: &str) -> PathBuf {
+    pub(crate) fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 

@@ -17,17 +17,18 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::listener::Open;
+use super::peer::Peer;
 use crate::{
-    inbound::Peer,
     protocol::{
         denial::Denial,
         http1::{Guard, Strict},
-        http2::Frames,
+        http2::{Frames, LocalExecutor},
     },
-    request::response_body::AnswerBody,
+    request::{
+        local::{Counted, Local},
+        response_body::AnswerBody,
+    },
     telemetry::metrics::{Direction, Handshake, Transport},
-    worker::{Counted, Local, LocalExecutor},
 };
 
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -262,5 +263,29 @@ async fn drive<E: std::fmt::Display>(
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended");
+    }
+}
+
+/// Counts a connection for as long as it is open.
+#[derive(Debug)]
+pub(crate) struct Open {
+    local: Rc<Local>,
+    direction: Direction,
+}
+
+impl Open {
+    pub(crate) fn new(local: &Rc<Local>, direction: Direction, transport: Transport) -> Self {
+        local.metrics.connections.inc(direction, transport);
+        local.metrics.open_connections.add(direction, 1);
+        Self {
+            local: Rc::clone(local),
+            direction,
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.local.metrics.open_connections.add(self.direction, -1);
     }
 }

@@ -5,10 +5,10 @@ use std::{io, rc::Rc, time::Duration};
 use merlon_net::backoff::Backoff;
 use tokio::{net::TcpListener, task::JoinHandle, time};
 
-use super::listener::{Part, adopt};
 use crate::{
-    state::{Snapshot, readiness::Unready},
-    worker::Local,
+    protocol::{address_claims::Part, sockets::adopt},
+    request::local::Local,
+    state::{readiness::Unready, snapshot::Snapshot},
 };
 
 /// How long until an address that could not be had is tried again.

@@ -6,8 +6,8 @@ use futures_util::FutureExt as _;
 use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 
+use super::peer::Peer;
 use crate::{
-    inbound::Peer,
     protocol::{
         denial::{Denial, Upstream},
         peer_header,

@@ -2,14 +2,13 @@
 //! they change. Which of a port's certificates a client gets, the name decides that it asks for.
 
 use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use merlon_certs::provider;
-use merlon_config::{live::Live, name::ServiceName, snapshot::CertificateState};
+use merlon_config::{live::Live, name::ServiceName};
 use rustls::{
     ServerConfig,
     server::{ClientHello, ResolvesServerCert},
@@ -18,35 +17,10 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 
 use super::routes;
-use crate::state::Shared;
+use crate::state::{gateway_ports::Files, shared::Shared};
 
 /// How often certificate files are looked at.
 const LOOK: Duration = Duration::from_secs(5);
-
-/// Certificates that were pushed, by Secret.
-pub(crate) type Certificates = HashMap<ServiceName, Arc<CertifiedKey>>;
-
-/// The certificate that was pushed.
-///
-/// # Errors
-/// It is none, or the key is not the certificate's.
-pub(crate) fn pushed(state: &CertificateState) -> Result<Arc<CertifiedKey>, String> {
-    let chain = CertificateDer::pem_slice_iter(state.chain.as_bytes()).collect::<Result<_, _>>();
-    let chain = chain.map_err(|error| format!("its chain: {error}"))?;
-    let key = PrivateKeyDer::from_pem_slice(state.key.as_bytes());
-    let key = key.map_err(|error| format!("its key: {error}"))?;
-    let pair = CertifiedKey::from_der(chain, key, provider());
-    pair.map(Arc::new).map_err(|error| error.to_string())
-}
-
-/// The two files of one listener.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Files {
-    /// The listener's host.
-    pub(crate) host: Option<String>,
-    pub(crate) certificate: PathBuf,
-    pub(crate) key: PathBuf,
-}
 
 impl Files {
     fn load(&self) -> Result<Arc<CertifiedKey>, String> {

@@ -6,79 +6,24 @@ use std::{
     sync::Arc,
 };
 
-use merlon_config::snapshot::GatewayState;
 use merlon_policy::principal::Principal;
 use rustls::ServerConfig;
 use tokio::{net::TcpStream, task::JoinHandle};
 
-use super::certificate::{Chooser, Files};
+use super::certificate::Chooser;
 use crate::{
     downstream::{
         connection::{self, Stream},
         listener,
         listeners::{self, Wanted},
+        peer::Peer,
     },
     gateway,
-    inbound::Peer,
     protocol::tls_session::Session,
-    state::Snapshot,
+    request::local::Local,
+    state::{gateway_ports::Port, snapshot::Snapshot},
     telemetry::metrics::{Direction, Transport},
-    worker::Local,
 };
-
-/// One port, with all that its socket needs: while that stays the same, the socket stays, whatever becomes of routes,
-/// hosts and pushed certificates.
-#[derive(Debug, Clone)]
-pub(crate) struct Port {
-    port: u16,
-    secure: bool,
-    files: Vec<Files>,
-    /// Of its listeners, for people.
-    names: String,
-}
-
-impl PartialEq for Port {
-    fn eq(&self, other: &Self) -> bool {
-        (self.port, self.secure, &self.files) == (other.port, other.secure, &other.files)
-    }
-}
-
-impl Port {
-    /// All ports of a gateway.
-    pub(crate) fn all(gateway: &GatewayState) -> Vec<Self> {
-        let mut ports: Vec<Self> = Vec::new();
-        for listener in &gateway.listeners {
-            let name = format!("`{}`", listener.name);
-            let known = ports.iter().position(|port| port.port == listener.port);
-            if known.is_none() {
-                ports.push(Self {
-                    port: listener.port,
-                    secure: listener.protocol.eq_ignore_ascii_case("HTTPS"),
-                    files: Vec::new(),
-                    names: String::new(),
-                });
-            }
-            let index = known.unwrap_or(ports.len() - 1);
-            let Some(port) = ports.get_mut(index) else {
-                continue;
-            };
-            if !port.names.is_empty() {
-                port.names.push_str(", ");
-            }
-            port.names.push_str(&name);
-            if let Some(tls) = &listener.tls
-                && let (Some(certificate), Some(key)) = (&tls.certificate_file, &tls.key_file)
-            {
-                port.files.push(Files {
-                    host: listener.hostname.clone(),
-                    certificate: certificate.clone(),
-                    key: key.clone(),
-                });
-            }
-        }
-        ports
-    }
-}
 
 /// Where the Gateway says.
 impl Wanted for Port {

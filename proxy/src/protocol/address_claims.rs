@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use crate::downstream::listener::{claim, join};
+use super::sockets::{claim, join};
 
 /// The addresses that listeners of the snapshot have. Taken when one opens or closes, by no request.
 #[derive(Debug, Clone, Default)]

@@ -9,10 +9,9 @@
 
 mod chunked;
 mod head;
-mod violation;
-
 #[cfg(test)]
 mod tests;
+mod violation;
 
 use std::{
     io,

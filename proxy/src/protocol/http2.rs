@@ -173,6 +173,19 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Frames<T> {
     }
 }
 
+/// Runs hyper's tasks on this thread.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LocalExecutor;
+
+impl<F> hyper::rt::Executor<F> for LocalExecutor
+where
+    F: Future<Output = ()> + 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

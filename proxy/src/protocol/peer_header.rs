@@ -3,12 +3,19 @@
 //! The caller's proxy sets it; it is taken from nobody else. It is a claim: the destination's proxy believes it only
 //! as far as the Service named is one of its own workload's.
 
+use http::HeaderMap;
 use merlon_config::name::ServiceName;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 /// The header's name.
 pub const NAME: http::HeaderName = http::HeaderName::from_static("merlon-peer");
 /// The longest text that is read.
 pub const MAX_LENGTH: usize = 1_024;
+
+/// Whether the header came more than once.
+pub(crate) fn is_repeated(headers: &HeaderMap) -> bool {
+    headers.get_all(NAME).iter().nth(1).is_some()
+}
 
 /// What the program that calls speaks, and so what the program that is called gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -117,6 +124,25 @@ const UNKNOWN: &str = "unknown";
 pub(crate) fn parse_port(text: &str) -> Option<u16> {
     let plain = !text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit());
     if plain { text.parse().ok() } else { None }
+}
+
+pub(crate) async fn read_claim(stream: &mut (impl AsyncRead + Unpin)) -> Option<Claim> {
+    let length = usize::from(stream.read_u16().await.ok()?);
+    if length > MAX_LENGTH {
+        return None;
+    }
+    let mut text = vec![0; length];
+    stream.read_exact(&mut text).await.ok()?;
+    Claim::parse(&text).filter(|claim| claim.proto == Proto::Tcp)
+}
+
+/// The preamble of a tunnel, as it goes over the wire.
+pub(crate) fn preamble(claim: &Claim) -> Vec<u8> {
+    let text = claim.to_string();
+    let length = u16::try_from(text.len()).unwrap_or(u16::MAX);
+    let mut bytes = length.to_be_bytes().to_vec();
+    bytes.extend_from_slice(text.as_bytes());
+    bytes
 }
 
 #[cfg(test)]

@@ -1,23 +1,14 @@
 //! WebSockets: asked for by `Upgrade` in HTTP/1.1 and by extended CONNECT in HTTP/2 (RFC 8441), turned into one
 //! another where the next connection speaks the other.
 
-use std::rc::Rc;
-
 use aws_lc_rs::digest;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header, request, response};
-use hyper::{ext::Protocol, upgrade::OnUpgrade};
-use hyper_util::rt::TokioIo;
-
-use super::peer_header::Proto;
-use crate::{
-    outbound::tcp::copy_both,
-    request::{
-        exchange::Exchange,
-        open_permit::{Leash, Standing},
-    },
-    upstream::Returned,
+use http::{
+    HeaderName, HeaderValue, Method, Request, StatusCode, Version, header, request, response,
 };
+use hyper::{ext::Protocol, upgrade::OnUpgrade};
+
+use super::{peer_header::Proto, trace_context::Random};
 
 const KEY: HeaderName = header::SEC_WEBSOCKET_KEY;
 const ACCEPT: HeaderName = header::SEC_WEBSOCKET_ACCEPT;
@@ -25,7 +16,7 @@ const ACCEPT: HeaderName = header::SEC_WEBSOCKET_ACCEPT;
 /// One side of an upgrade that was asked for.
 #[derive(Debug)]
 pub(crate) struct Asked {
-    downstream: OnUpgrade,
+    pub(crate) downstream: OnUpgrade,
     /// Kept for an answer that comes over HTTP/2, which has none.
     key: Option<HeaderValue>,
 }
@@ -39,12 +30,9 @@ pub(crate) fn take(head: &mut request::Parts) -> Option<Asked> {
     })
 }
 
-/// Gives a WebSocket request the form that the next connection speaks.
-pub(crate) fn ask(
-    head: &mut request::Parts,
-    proto: Proto,
-    random: &crate::protocol::trace_context::Random,
-) {
+/// Turns a WebSocket request into the form of the next connection.
+pub(crate) fn ask<B>(request: Request<B>, proto: Proto, random: &Random) -> Request<B> {
+    let (mut head, body) = request.into_parts();
     head.extensions.remove::<Protocol>();
     if proto == Proto::Http1 {
         head.method = Method::GET;
@@ -62,6 +50,7 @@ pub(crate) fn ask(
         head.method = Method::CONNECT;
         head.extensions.insert(Protocol::from_static("websocket"));
     }
+    Request::from_parts(head, body)
 }
 
 /// Whether the upstream agreed.
@@ -105,39 +94,6 @@ fn accept(key: &HeaderValue) -> String {
         &[key.as_bytes(), GUID].concat(),
     );
     STANDARD.encode(digest)
-}
-
-/// What an upgraded connection keeps until its end.
-#[derive(Debug)]
-pub(crate) struct Kept {
-    pub(crate) exchange: Box<Exchange>,
-    pub(crate) held: Option<Returned>,
-    pub(crate) standing: Option<Rc<Standing>>,
-}
-
-/// Carries bytes both ways once both sides have switched, until both have ended or policy no longer permits it.
-pub(crate) fn tunnel(asked: Asked, upstream: OnUpgrade, kept: Kept) {
-    tokio::task::spawn_local(async move {
-        let Kept {
-            mut exchange,
-            held,
-            standing,
-        } = kept;
-        let (downstream, upstream) = match tokio::join!(asked.downstream, upstream) {
-            (Ok(downstream), Ok(upstream)) => (TokioIo::new(downstream), TokioIo::new(upstream)),
-            _ => return exchange.conclude(true),
-        };
-        let unheld = Leash::default();
-        let leash = standing.as_ref().map_or(&unheld, |held| &held.leash);
-        let (copied, whole) = copy_both(downstream, upstream, leash).await;
-        exchange.received(copied.received);
-        exchange.bytes_out = copied.sent;
-        if let Some(denial) = standing.and_then(|standing| standing.over()) {
-            exchange.ended(denial);
-        }
-        exchange.conclude(!whole);
-        drop(held);
-    });
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use http::{HeaderMap, Method, Uri, Version, uri::Authority};
 use jiff::Timestamp;
 use merlon_policy::{authn::User, decision::Permit};
 
-use super::response_body::Flow;
+use super::local::{Current, Local};
 use crate::{
     config::AccessLogMode,
     protocol::{
@@ -24,7 +24,7 @@ use crate::{
         metrics::{Direction, Label as _, StatusClass, Way},
         spans::{FinishedSpan, SpanValue},
     },
-    worker::{Current, Local},
+    upstream::body::Flow,
 };
 
 /// What is known of a request so far. [`Exchange::conclude`] tells it, once.

@@ -1,14 +1,7 @@
 //! What is open when the snapshot changes is decided again: every request until its answer has passed, every stream,
 //! upgraded connection and tunnel. It ends when the answer is no, and when the token that it was permitted with ends.
 
-use std::{
-    cell::{Cell, RefCell},
-    net::IpAddr,
-    pin::Pin,
-    rc::Rc,
-    sync::Arc,
-    task::{Context, Poll, Waker},
-};
+use std::{cell::Cell, net::IpAddr, pin::Pin, rc::Rc, sync::Arc};
 
 use http::{HeaderMap, HeaderName, Method, Uri, uri::Authority};
 use jiff::Timestamp;
@@ -18,13 +11,11 @@ use merlon_policy::{
     facts::{GrpcFacts, HttpFacts, RequestFacts, RequestKind, TcpFacts},
 };
 
-use super::checks::{
-    authorize::{Fields, decide},
-    route::Target,
-};
+use super::target::{Fields, Target};
 use crate::{
-    protocol::{denial::Denial, tls_session::Session},
-    state::Snapshot,
+    protocol::{denial::Denial, leash::Leash, tls_session::Session},
+    state::snapshot::Snapshot,
+    upstream::body::Permission,
 };
 
 /// A permission, and whatever is open under it. Made before the decision, so that no change slips between.
@@ -70,6 +61,12 @@ enum End {
     Revoked,
     /// The token has ended.
     Expired,
+}
+
+impl Permission for Standing {
+    fn leash(&self) -> &Leash {
+        &self.leash
+    }
 }
 
 impl Standing {
@@ -187,18 +184,15 @@ impl Asked {
             }
             What::Tcp => RequestKind::Tcp(TcpFacts::default()),
         };
-        decide(
-            target,
-            &RequestFacts {
-                kind,
-                source_ip: self.address,
-                client_ip: self.address,
-                port: target.port,
-                now: Timestamp::now(),
-                user: self.user.as_deref(),
-                tls: self.session.as_deref().map(Session::facts),
-            },
-        )
+        target.decide(&RequestFacts {
+            kind,
+            source_ip: self.address,
+            client_ip: self.address,
+            port: target.port,
+            now: Timestamp::now(),
+            user: self.user.as_deref(),
+            tls: self.session.as_deref().map(Session::facts),
+        })
     }
 }
 
@@ -234,53 +228,4 @@ pub(crate) fn kept(target: &Target, headers: &HeaderMap) -> HeaderMap {
         }
     }
     kept
-}
-
-/// Holds what outlives its decision: pulled, it ends.
-#[derive(Debug, Default)]
-pub(crate) struct Leash {
-    pulled: Cell<bool>,
-    /// Whoever waits: the task of an answer, that of a body on its way up, and no more at a time.
-    waiting: RefCell<[Option<Waker>; 3]>,
-    next: Cell<usize>,
-}
-
-impl Leash {
-    fn pull(&self) {
-        self.pulled.set(true);
-        for waker in self.waiting.take().into_iter().flatten() {
-            waker.wake();
-        }
-    }
-
-    /// Whether it was pulled.
-    pub(crate) fn is_pulled(&self) -> bool {
-        self.pulled.get()
-    }
-
-    /// Wakes the task of `cx` when it is pulled.
-    pub(crate) fn wake(&self, cx: &Context<'_>) {
-        let mut waiting = self.waiting.borrow_mut();
-        let known = |waker: &Waker| waker.will_wake(cx.waker());
-        if waiting.iter().flatten().any(known) {
-            return;
-        }
-        let next = self.next.get();
-        if let Some(slot) = waiting.get_mut(next) {
-            *slot = Some(cx.waker().clone());
-        }
-        self.next.set((next + 1) % waiting.len());
-    }
-
-    /// Resolves when it is pulled.
-    pub(crate) async fn pulled(&self) {
-        std::future::poll_fn(|cx| {
-            if self.is_pulled() {
-                return Poll::Ready(());
-            }
-            self.wake(cx);
-            Poll::Pending
-        })
-        .await;
-    }
 }

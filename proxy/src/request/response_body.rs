@@ -1,168 +1,20 @@
 //! Bodies on their way through: streamed, counted, never gathered.
 
 use std::{
-    cell::Cell,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::{exchange::Exchange, open_permit::Standing};
-use crate::{protocol::http1::may_be_trailer, upstream::Returned};
-
-/// Why a body ended before its end.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum BodyError {
-    /// The sender broke off or broke the framing.
-    #[error("the body broke off")]
-    Broken(#[from] hyper::Error),
-    /// It grew past its limit.
-    #[error("the body is larger than {0} bytes")]
-    TooLarge(u64),
-    /// The snapshot changed and with it the answer.
-    #[error("no longer permitted")]
-    Revoked,
-}
-
-/// What is known of a request's body while it passes.
-#[derive(Debug)]
-pub(crate) struct Flow {
-    pub(crate) bytes: Cell<u64>,
-    limit: u64,
-    over: Cell<bool>,
-    broken: Cell<bool>,
-    /// What it may pass by, where that is decided here.
-    standing: Option<Rc<Standing>>,
-}
-
-impl Flow {
-    pub(crate) fn new(limit: Option<u64>, standing: Option<Rc<Standing>>) -> Rc<Self> {
-        Rc::new(Self {
-            bytes: Cell::new(0),
-            limit: limit.unwrap_or(u64::MAX),
-            over: Cell::new(false),
-            broken: Cell::new(false),
-            standing,
-        })
-    }
-
-    /// The limit that it grew past.
-    pub(crate) fn over(&self) -> Option<u64> {
-        self.over.get().then_some(self.limit)
-    }
-
-    /// Whether the caller broke off or broke the framing.
-    pub(crate) fn broken(&self) -> bool {
-        self.broken.get()
-    }
-}
-
-/// A request's body on its way to an upstream.
-#[derive(Debug)]
-pub(crate) enum RequestBody {
-    /// None.
-    Empty,
-    /// Read whole, because a rule asked.
-    Whole(Option<Bytes>),
-    /// As it comes.
-    Stream(Incoming, Rc<Flow>),
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.get_mut() {
-            Self::Empty => Poll::Ready(None),
-            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Stream(incoming, flow) => {
-                let polled = held(flow.standing.as_ref(), cx, |cx| {
-                    Pin::new(incoming).poll_frame(cx)
-                });
-                let Some(polled) = polled else {
-                    return Poll::Ready(Some(Err(BodyError::Revoked)));
-                };
-                let frame = match ready!(polled) {
-                    None => return Poll::Ready(None),
-                    Some(Err(error)) => {
-                        flow.broken.set(true);
-                        return Poll::Ready(Some(Err(error.into())));
-                    }
-                    Some(Ok(frame)) => frame,
-                };
-                if let Some(data) = frame.data_ref() {
-                    let bytes = flow.bytes.get() + data.len() as u64;
-                    flow.bytes.set(bytes);
-                    if bytes > flow.limit {
-                        flow.over.set(true);
-                        return Poll::Ready(Some(Err(BodyError::TooLarge(flow.limit))));
-                    }
-                }
-                Poll::Ready(Some(Ok(keep_trailers_clean(frame))))
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Empty => true,
-            Self::Whole(bytes) => bytes.is_none(),
-            Self::Stream(incoming, _) => incoming.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Empty => SizeHint::with_exact(0),
-            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
-            Self::Stream(incoming, _) => incoming.size_hint(),
-        }
-    }
-}
-
-/// Polls what passes by a permission, which wakes the task when it ends; `None`: it has ended.
-fn held<T>(
-    standing: Option<&Rc<Standing>>,
-    cx: &mut Context<'_>,
-    poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
-) -> Option<Poll<T>> {
-    let Some(standing) = standing else {
-        return Some(poll(cx));
-    };
-    if standing.leash.is_pulled() {
-        return None;
-    }
-    let polled = poll(cx);
-    if polled.is_pending() {
-        standing.leash.wake(cx);
-    }
-    Some(polled)
-}
-
-/// Trailers come behind the decision, so nothing that was decided on may come in them.
-fn keep_trailers_clean(frame: Frame<Bytes>) -> Frame<Bytes> {
-    match frame.into_trailers() {
-        Ok(trailers) => {
-            let kept = trailers
-                .iter()
-                .filter(|(name, _)| {
-                    may_be_trailer(name.as_str().as_bytes()) && !name.as_str().contains('_')
-                })
-                .map(|(name, value)| (name.clone(), value.clone()));
-            Frame::trailers(kept.collect::<HeaderMap>())
-        }
-        Err(frame) => frame,
-    }
-}
+use crate::upstream::{
+    Returned,
+    body::{BodyError, held},
+};
 
 /// An answer's body on its way to whoever asked. When it ends, or is dropped, the request is over.
 #[derive(Debug)]
@@ -247,9 +99,8 @@ impl Body for AnswerBody {
         let frame = match &mut this.source {
             Source::Ours(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Source::Upstream(incoming) => {
-                let polled = held(this.standing.as_ref(), cx, |cx| {
-                    Pin::new(incoming).poll_frame(cx)
-                });
+                let leash = this.standing.as_deref().map(|standing| &standing.leash);
+                let polled = held(leash, cx, |cx| Pin::new(incoming).poll_frame(cx));
                 let Some(polled) = polled else {
                     if let Some(held) = &mut this.held {
                         held.spoil();

@@ -5,7 +5,7 @@ use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
 use jiff::Timestamp;
 use merlon_policy::authn::User;
 
-use crate::state::CompiledService;
+use crate::state::snapshot::CompiledService;
 
 /// Most tokens that one worker remembers.
 const CAPACITY: usize = 4_096;

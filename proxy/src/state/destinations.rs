@@ -12,7 +12,7 @@ use tokio::{
     time,
 };
 
-use super::Snapshot;
+use super::snapshot::Snapshot;
 
 /// The workers' end: ask, and wait a bounded time.
 #[derive(Debug, Clone)]

@@ -1,6 +1,7 @@
 //! The last decisions with their facts, so that people can ask why.
 
 use std::{
+    cell::Cell,
     fmt,
     net::SocketAddr,
     str::FromStr,
@@ -8,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
@@ -237,6 +239,31 @@ impl FromStr for DecisionId {
 impl Serialize for DecisionId {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+/// How many permits one worker records in a second.
+pub(crate) const KEPT_PER_SECOND: u32 = 50;
+
+/// Counts the permits that were recorded in this second.
+#[derive(Debug, Default)]
+pub(crate) struct Recorder {
+    second: Cell<Option<Instant>>,
+    kept: Cell<u32>,
+}
+
+impl Recorder {
+    pub(crate) fn may_keep(&self, now: Instant) -> bool {
+        let fresh = self
+            .second
+            .get()
+            .is_some_and(|begun| now.saturating_duration_since(begun) < Duration::from_secs(1));
+        if !fresh {
+            self.second.set(Some(now));
+            self.kept.set(0);
+        }
+        self.kept.set(self.kept.get() + 1);
+        self.kept.get() <= KEPT_PER_SECOND
     }
 }
 

@@ -20,7 +20,7 @@ use opentelemetry_sdk::{
 use tokio::{sync::mpsc, task::JoinHandle, time};
 use tokio_util::sync::CancellationToken;
 
-use super::metrics::{Counter, Metrics};
+use super::metrics::{Metrics, counter::Counter};
 
 /// The workers' end. Without a collector it is empty: [`Spans::samples`] is false and nothing is built.
 #[derive(Debug, Clone, Default)]

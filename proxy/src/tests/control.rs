@@ -14,11 +14,11 @@ use crate::{
     control::{
         assemble::{Held, Resources},
         discovery::{self, Follow},
-        identity::{self, Keeper},
+        identity::{self, Keeper, issue},
         snapshot_age::Freshness,
         state_dir::StateDir,
     },
-    state::{Shared, destinations::AskError, readiness::Unready},
+    state::{destinations::AskError, readiness::Unready, shared::Shared},
     telemetry::metrics::{FetchResult, Metrics, Update},
 };
 
@@ -45,7 +45,7 @@ impl Proxy {
         let metrics = Arc::new(Metrics::default());
         let freshness = Freshness::default();
         let root_namespace = "merlon-system".parse().unwrap();
-        let start = identity::Start {
+        let start = issue::Start {
             node_id: "test".to_owned(),
             address: address.clone(),
             root_namespace,

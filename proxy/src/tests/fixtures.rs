@@ -17,14 +17,14 @@ use rustls_pki_types::UnixTime;
 use crate::{
     control::{
         assemble::{Held, Resources},
-        jwks::JwksCache,
         state_dir::StateDir,
     },
-    downstream::listener::Claims,
+    protocol::address_claims::Claims,
     state::{
-        Shared,
         destinations::{Ask, Destinations},
+        jwks_cache::JwksCache,
         readiness::{Health, Unready},
+        shared::Shared,
     },
     telemetry::{decision_log::DecisionLog, spans::Spans},
 };

@@ -10,7 +10,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{request::response_body::RequestBody, tests::harness::*};
+use crate::{tests::harness::*, upstream::body::RequestBody};
 
 async fn free_port() -> u16 {
     tokio::net::TcpListener::bind("127.0.0.1:0")
@@ -259,7 +259,7 @@ fn a_tunnel_that_names_a_port_of_http_gets_nothing() {
         let pair = Pair::new(&program, "http", ALL);
         let web = pair.ca.identity("shop/web");
         let expected = spiffe("shop/orders").parse().unwrap();
-        let metrics = crate::telemetry::metrics::WorkerMetrics::default();
+        let metrics = crate::telemetry::metrics::worker::WorkerMetrics::default();
         let dial = || {
             crate::upstream::dial::mesh(pair.orders.inbound, &expected, &web, MERLON_TCP, &metrics)
         };

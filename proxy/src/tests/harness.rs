@@ -41,20 +41,23 @@ use tokio::{
 
 use crate::{
     config::AccessLogMode,
-    control::jwks::JwksCache,
-    downstream::listener::{self, Claims},
-    gateway::listen::Port,
     inbound,
-    request::response_body::RequestBody,
+    protocol::{address_claims::Claims, http2, sockets},
+    request::local::Local,
     state::{
-        CompiledService, Shared, Shutdown, Snapshot, Worker, destinations::Destinations,
+        destinations::Destinations,
+        gateway_ports::Port,
+        jwks_cache::JwksCache,
         readiness::Health,
+        shared::{Shared, Shutdown},
+        snapshot::{CompiledService, Snapshot},
     },
     telemetry::{
-        access_log::AccessLog, decision_log::DecisionLog, metrics::WorkerMetrics, spans::Spans,
+        access_log::AccessLog, decision_log::DecisionLog, metrics::worker::WorkerMetrics,
+        spans::Spans,
     },
-    upstream::{dial, h2},
-    worker::{self, Local},
+    upstream::{body::RequestBody, dial, h2},
+    worker::{self, Worker},
 };
 
 /// Runs a test as a worker runs: on one thread.
@@ -312,8 +315,8 @@ impl Node {
         });
         let localhost = "127.0.0.1:0".parse().unwrap();
         let (inbound, outbound) = (
-            listener::bind_all(localhost, 1).unwrap().remove(0),
-            listener::bind_all(localhost, 1).unwrap().remove(0),
+            sockets::bind_all(localhost, 1).unwrap().remove(0),
+            sockets::bind_all(localhost, 1).unwrap().remove(0),
         );
         let log = Log::default();
         let node = Self {
@@ -511,7 +514,7 @@ impl Program {
                     let io = TokioIo::new(stream);
                     if h2 {
                         let mut server =
-                            hyper::server::conn::http2::Builder::new(worker::LocalExecutor);
+                            hyper::server::conn::http2::Builder::new(http2::LocalExecutor);
                         let _ = server
                             .timer(TokioTimer::new())
                             .serve_connection(io, service)
@@ -742,7 +745,7 @@ pub(super) async fn h2_client(
     address: SocketAddr,
 ) -> hyper::client::conn::http2::SendRequest<UnsyncBoxBody<Bytes, Infallible>> {
     let stream = TcpStream::connect(address).await.unwrap();
-    let builder = hyper::client::conn::http2::Builder::new(worker::LocalExecutor);
+    let builder = hyper::client::conn::http2::Builder::new(http2::LocalExecutor);
     let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.unwrap();
     tokio::task::spawn_local(connection);
     sender

@@ -3,7 +3,7 @@
 use http::{HeaderValue, Request};
 use serde_json::json;
 
-use crate::{request::response_body::RequestBody, tests::harness::*};
+use crate::{tests::harness::*, upstream::body::RequestBody};
 
 const READ_ONLY: &str = r#"
     @id("read") permit (principal, action in Action::"read", resource);

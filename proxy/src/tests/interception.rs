@@ -6,7 +6,7 @@ use http::Request;
 use merlon_certs::MERLON_TCP;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::{request::response_body::RequestBody, tests::harness::*};
+use crate::{tests::harness::*, upstream::body::RequestBody};
 
 /// `shop/orders` with a port 80 of HTTP and a port 5432 of bytes, each a program of its own.
 fn both(http: &Program, bytes: &Program) -> serde_json::Value {
@@ -49,7 +49,7 @@ fn a_tunnel_reaches_the_port_that_was_dialled_and_no_other() {
         let pair = Pair::with(both(&http, &bytes), "http");
         let web = pair.ca.identity("shop/web");
         let expected = spiffe("shop/orders").parse().unwrap();
-        let metrics = crate::telemetry::metrics::WorkerMetrics::default();
+        let metrics = crate::telemetry::metrics::worker::WorkerMetrics::default();
         let ask = async |address: SocketAddr| {
             let dialled =
                 crate::upstream::dial::mesh(address, &expected, &web, MERLON_TCP, &metrics);

@@ -5,9 +5,9 @@ use merlon_config::snapshot::Endpoint;
 use tokio::io::AsyncReadExt as _;
 
 use crate::{
-    request::response_body::RequestBody,
     telemetry::metrics::{Direction, Handshake},
     tests::harness::*,
+    upstream::body::RequestBody,
 };
 
 #[test]
@@ -394,7 +394,7 @@ fn nothing_but_mesh_tls_is_answered_at_the_inbound_listener() {
         // A stranger's certificate is no better.
         let stranger = Ca::new().identity("shop/web");
         let expected = spiffe("shop/orders").parse().unwrap();
-        let metrics = crate::telemetry::metrics::WorkerMetrics::default();
+        let metrics = crate::telemetry::metrics::worker::WorkerMetrics::default();
         let alpn = merlon_certs::MERLON_H2;
         let dialled =
             crate::upstream::dial::mesh(pair.orders.inbound, &expected, &stranger, alpn, &metrics)

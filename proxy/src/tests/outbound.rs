@@ -3,7 +3,7 @@
 use http::{Method, Request};
 use merlon_config::resource::OutboundMode;
 
-use crate::{request::response_body::RequestBody, tests::harness::*};
+use crate::{tests::harness::*, upstream::body::RequestBody};
 
 #[test]
 fn a_name_of_the_mesh_that_nobody_has_is_404() {

@@ -1,9 +1,13 @@
 //! Opening connections, each within its time.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
 
 use merlon_certs::MeshTls;
-use merlon_config::name::SpiffeId;
+use merlon_config::{live::Live, name::SpiffeId, snapshot::Endpoint};
 use rustls_pki_types::ServerName;
 use tokio::{
     net::TcpStream,
@@ -13,7 +17,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
     protocol::denial::Upstream,
-    telemetry::metrics::{Direction, FetchResult, Handshake, WorkerMetrics},
+    telemetry::metrics::{Direction, FetchResult, Handshake, worker::WorkerMetrics},
 };
 
 /// A peer that does not answer is told from a slow one quickly: callers wait this long at most before another is tried.
@@ -89,4 +93,39 @@ pub(crate) async fn mesh(
 /// Whether a failure at `at` is still fresh enough to pass the endpoint over.
 pub(crate) fn is_avoided(failed: Option<Instant>) -> bool {
     failed.is_some_and(|at| at.elapsed() < AVOIDED)
+}
+
+/// Where to dial an endpoint for a port. Our own pod is not reached by its program's port: nothing intercepts what a
+/// pod says to itself, so the program would be spoken to in the mesh's TLS.
+pub(crate) fn dial_at(endpoint: &Endpoint, port: u16) -> SocketAddr {
+    let address = endpoint.dial(port);
+    if address != endpoint.address && is_own(address.ip()) {
+        return endpoint.address;
+    }
+    address
+}
+
+/// Whether an address is this host's: the kernel would answer from the very same.
+pub(crate) fn is_own(address: IpAddr) -> bool {
+    let any: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    // Sends nothing: it only has the kernel choose a route.
+    let from = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((address, 9))?;
+        socket.local_addr()
+    });
+    from.is_ok_and(|from| from.ip() == address)
+}
+
+/// Resolves when there is no identity any more, because it has expired: connections that it opened must close.
+pub(crate) fn identity_gone(
+    identity: &Live<Option<Arc<MeshTls>>>,
+) -> impl Future<Output = ()> + use<> {
+    let identity = identity.clone();
+    async move {
+        let mut changes = identity.watch();
+        while identity.load().is_some() && changes.changed().await.is_ok() {}
+    }
 }

@@ -23,9 +23,8 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{
-    protocol::denial::Upstream, request::response_body::RequestBody, worker::LocalExecutor,
-};
+use super::body::RequestBody;
+use crate::protocol::{denial::Upstream, http2::LocalExecutor};
 
 /// Streams that we open on one connection before we open another; what our own proxies allow.
 const STREAMS: usize = 100;

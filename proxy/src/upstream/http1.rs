@@ -13,11 +13,8 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
-use super::{dial, h2::IDLE};
-use crate::{
-    protocol::denial::Upstream, request::response_body::RequestBody,
-    telemetry::metrics::WorkerMetrics,
-};
+use super::{body::RequestBody, dial, h2::IDLE};
+use crate::{protocol::denial::Upstream, telemetry::metrics::worker::WorkerMetrics};
 
 /// Idle connections by address, the last used last.
 #[derive(Debug, Default)]

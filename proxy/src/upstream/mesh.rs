@@ -14,27 +14,36 @@ use hyper::{
     ext::Protocol,
 };
 use merlon_certs::{MERLON_H2, MeshTls};
-use merlon_config::snapshot::{Destination, Endpoint};
+use merlon_config::{
+    live::Live,
+    snapshot::{Destination, Endpoint},
+};
 use tokio::time::Instant;
 
 use super::{
-    Returned, dial, h2,
-    program::{copy_head, upstream_error},
+    Returned,
+    body::RequestBody,
+    dial, h2,
+    program::{Programs, copy_head, upstream_error},
 };
 use crate::{
-    outbound::intercepted,
     protocol::{
+        convert,
         denial::{Denial, Upstream},
         peer_header::{self, Proto},
         trace_context::Random,
+        websocket,
     },
-    request::response_body::RequestBody,
-    worker::Local,
+    telemetry::metrics::worker::WorkerMetrics,
 };
 
 /// Connections to other proxies, by address and identity.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Peers {
+    identity: Live<Option<Arc<MeshTls>>>,
+    programs: Rc<Programs>,
+    metrics: Arc<WorkerMetrics>,
+    random: Rc<Random>,
     peers: RefCell<HashMap<Endpoint, Rc<Peer>, foldhash::fast::RandomState>>,
 }
 
@@ -83,6 +92,22 @@ impl Peer {
 const TRIES: usize = 3;
 
 impl Peers {
+    /// No connections yet. Endpoints without an identity are reached by `programs`.
+    pub(crate) fn new(
+        identity: Live<Option<Arc<MeshTls>>>,
+        programs: Rc<Programs>,
+        metrics: Arc<WorkerMetrics>,
+        random: Rc<Random>,
+    ) -> Self {
+        Self {
+            identity,
+            programs,
+            metrics,
+            random,
+            peers: RefCell::default(),
+        }
+    }
+
     fn peer(&self, endpoint: &Endpoint) -> Rc<Peer> {
         if let Some(peer) = self.peers.borrow().get(endpoint) {
             return Rc::clone(peer);
@@ -93,7 +118,6 @@ impl Peers {
     /// The one to try first: of two taken by chance the less busy, passing over those that just failed.
     pub(crate) fn choose<'d>(
         &self,
-        local: &Local,
         (destination, port): (&'d Destination, u16),
         tried: &[&Endpoint],
     ) -> Option<&'d Endpoint> {
@@ -118,7 +142,7 @@ impl Peers {
         };
         let by_chance = || {
             let place =
-                usize::try_from(local.random.next() % (from.len().max(1) as u64)).unwrap_or(0);
+                usize::try_from(self.random.next() % (from.len().max(1) as u64)).unwrap_or(0);
             from.get(place)
         };
         let (one, other) = (by_chance()?, by_chance()?);
@@ -144,7 +168,6 @@ impl Peers {
     /// When there is no answer.
     pub(crate) async fn send(
         &self,
-        local: &Local,
         (destination, port): (&Destination, u16),
         proto: Proto,
         request: Request<RequestBody>,
@@ -157,18 +180,18 @@ impl Peers {
             && request.extensions().get::<Protocol>().is_none();
         let mut unserved = None;
         while tried.len() < TRIES
-            && let Some(endpoint) = self.choose(local, (destination, port), &tried)
+            && let Some(endpoint) = self.choose((destination, port), &tried)
         {
             tried.push(endpoint);
             let address = endpoint.dial(port);
             let Some(expected) = &endpoint.identity else {
-                let (response, held) = local
+                let (response, held) = self
                     .programs
                     .send(
                         address,
                         proto,
-                        plain(request, proto, &local.random),
-                        &local.metrics,
+                        plain(request, proto, &self.random),
+                        &self.metrics,
                     )
                     .await?;
                 return Ok(Sent {
@@ -178,7 +201,7 @@ impl Peers {
                     plain: true,
                 });
             };
-            let Some(identity) = local.identity() else {
+            let Some(identity) = self.identity.load().as_ref().clone() else {
                 return Err(Denial::Unconfigured);
             };
             let way = self.peer(endpoint).way(address);
@@ -186,14 +209,14 @@ impl Peers {
             for _ in 0..2 {
                 let dial = async || {
                     let stream = dial::mesh(
-                        intercepted::dial_at(endpoint, port),
+                        dial::dial_at(endpoint, port),
                         expected,
                         &identity,
                         MERLON_H2,
-                        &local.metrics,
+                        &self.metrics,
                     )
                     .await?;
-                    h2::begin(stream, local.identity_gone()).await
+                    h2::begin(stream, dial::identity_gone(&self.identity)).await
                 };
                 let lease = match way.group.lease(Some(&identity), dial).await {
                     Ok(lease) => lease,
@@ -261,11 +284,9 @@ fn plain(mut request: Request<RequestBody>, proto: Proto, random: &Random) -> Re
         return request;
     }
     let switches = request.extensions().get::<Protocol>().is_some();
-    let mut request = crate::outbound::as_http1(request);
-    if switches {
-        let (mut head, body) = request.into_parts();
-        crate::protocol::websocket::ask(&mut head, Proto::Http1, random);
-        request = Request::from_parts(head, body);
+    let request = convert::as_http1(request);
+    match switches {
+        true => websocket::ask(request, Proto::Http1, random),
+        false => request,
     }
-    request
 }

@@ -5,14 +5,13 @@ use std::{cell::RefCell, collections::HashMap, net::SocketAddr, rc::Rc};
 use http::{Method, Request, Response};
 use hyper::body::{Body as _, Incoming};
 
-use super::{Returned, dial, h2, http1};
+use super::{Returned, body::RequestBody, dial, h2, http1};
 use crate::{
     protocol::{
         denial::{Denial, Upstream},
         peer_header::Proto,
     },
-    request::response_body::RequestBody,
-    telemetry::metrics::WorkerMetrics,
+    telemetry::metrics::worker::WorkerMetrics,
 };
 
 /// Connections to programs.

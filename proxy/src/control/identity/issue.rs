@@ -1,6 +1,6 @@
 //! One call of `Issue`.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use merlon_api::{
     JoinToken, control_plane_id,
@@ -10,16 +10,14 @@ use merlon_certs::{
     Bootstrap, H2, KeyError, MeshTls, PrivateKey, RootsError, SvidError, TrustRoots, X509Svid,
 };
 use merlon_config::{
-    name::{SpiffeId, TrustDomain, WorkloadId},
+    name::{Namespace, SpiffeId, TrustDomain, WorkloadId},
     snapshot::TrustBundle,
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tonic::Code;
+use url::Url;
 
-use super::{
-    Start,
-    files::{self, IdentityError},
-};
+use super::files::{self, IdentityError};
 use crate::{config::PodToken, control::channel};
 
 /// By what right a certificate is asked for.
@@ -185,4 +183,16 @@ fn check(answer: IssueResponse, key: PrivateKey, id: &SpiffeId) -> Result<Issued
         svid: Arc::new(svid),
         bundle,
     })
+}
+
+/// What the keeper begins with.
+#[derive(Debug)]
+pub(crate) struct Start {
+    pub(crate) node_id: String,
+    pub(crate) address: Url,
+    pub(crate) root_namespace: Namespace,
+    pub(crate) workload: WorkloadId,
+    pub(crate) join_token: Option<JoinToken>,
+    pub(crate) pod_token: Option<PodToken>,
+    pub(crate) trust_bundle: Option<PathBuf>,
 }

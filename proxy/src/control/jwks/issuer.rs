@@ -9,8 +9,11 @@ use tokio::{
     time::{self, Instant},
 };
 
-use super::{IssuerSource, JwksCache, Question, budget::Budget, document};
-use crate::telemetry::metrics::{FetchResult, Metrics};
+use super::{IssuerSource, budget::Budget, document};
+use crate::{
+    state::jwks_cache::{JwksCache, Question},
+    telemetry::metrics::{FetchResult, Metrics},
+};
 
 /// How often keys are looked at again, whatever the issuer says about caching.
 const REFRESH: std::ops::RangeInclusive<Duration> =

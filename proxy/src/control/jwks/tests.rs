@@ -1,11 +1,19 @@
 //! Against servers that misbehave in ways that a real one cannot be made to.
 
-use std::sync::{Mutex, atomic::AtomicUsize};
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use merlon_config::{causes::chain, live::Live};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
+    time,
 };
 
 use super::*;

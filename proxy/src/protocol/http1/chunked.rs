@@ -169,5 +169,5 @@ pub fn may_be_trailer(name: &[u8]) -> bool {
         b"forwarded",
     ];
     !NEVER.iter().any(|never| name.eq_ignore_ascii_case(never))
-        && !crate::protocol::headers::is_ours(name)
+        && !crate::protocol::reserved::is_ours(name)
 }

@@ -1,13 +1,8 @@
 //! May they: the policies of the service, with all that is known, and the `forbid`s of whoever shares its port.
 
-use std::{
-    cell::Cell,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{rc::Rc, sync::Arc};
 
-use http::{HeaderMap, Method};
+use http::Method;
 use merlon_config::resource::AppProtocol;
 use merlon_policy::{
     decision::Decision,
@@ -15,13 +10,14 @@ use merlon_policy::{
     record::RecordedFacts,
 };
 
-use super::{
-    route::Target,
-    stage::{Call, Counted, Permitted},
-};
+use super::stage::{Counted, Permitted};
 use crate::{
     protocol::{denial::Denial, tls_session::Session},
-    request::open_permit::{Asked, Standing, What, grpc_name, kept},
+    request::{
+        call::Call,
+        open_permit::{Asked, Standing, What, grpc_name, kept},
+        target::{Fields, Target},
+    },
     telemetry::decision_log::{Evidence, Outcome, RecordedDecision},
 };
 
@@ -34,7 +30,7 @@ pub(crate) fn authorize(counted: Counted<'_>) -> Result<Permitted<'_>, Denial> {
     let standing = call.local.register(standing(call, &counted.target));
     let headers = Fields(&call.head.headers);
     let facts = facts(call, target, &headers);
-    let decision = decide(target, &facts);
+    let decision = target.decide(&facts);
     record(call, target, &facts, &decision);
     let permit = decision.into_result()?;
     // The snapshot may have changed before, while the token's keys were fetched.
@@ -71,27 +67,6 @@ fn standing(call: &Call, target: &Rc<Target>) -> Standing {
         user: call.user.clone(),
         session: call.session.clone(),
     })
-}
-
-/// Asks the service's policies, and of the others on the same port their `forbid`s.
-pub(crate) fn decide(target: &Target, facts: &RequestFacts<'_>) -> Decision {
-    let decision = target
-        .service
-        .policy
-        .decide(&target.candidates, &target.peer, facts);
-    if matches!(decision, Decision::Deny(_)) {
-        return decision;
-    }
-    for other in &target.others {
-        if let Some(deny) = other
-            .service
-            .policy
-            .forbids(&other.candidates, &other.peer, facts)
-        {
-            return Decision::Deny(deny);
-        }
-    }
-    decision
 }
 
 fn facts<'a>(call: &'a Call, target: &Target, headers: &'a dyn Headers) -> RequestFacts<'a> {
@@ -135,18 +110,6 @@ fn grpc<'a>(call: &'a Call, target: &Target) -> Option<(&'a str, &'a str)> {
         .flatten()
 }
 
-/// A header map as policies read it.
-pub(crate) struct Fields<'m>(pub(crate) &'m HeaderMap);
-
-impl Headers for Fields<'_> {
-    fn each<'a>(&'a self, name: &str, each: &mut dyn FnMut(&'a [u8])) {
-        self.0
-            .get_all(name)
-            .iter()
-            .for_each(|value| each(value.as_bytes()));
-    }
-}
-
 /// Keeps the facts of a decision, so that people can ask why: of every refusal, and of what was permitted as many as
 /// people read. Copying facts costs as much as deciding.
 fn record(call: &Call, target: &Target, facts: &RequestFacts<'_>, decision: &Decision) {
@@ -166,7 +129,7 @@ fn record(call: &Call, target: &Target, facts: &RequestFacts<'_>, decision: &Dec
 pub(crate) fn record_refusal(call: &Call, target: &Target) {
     let headers = Fields(&call.head.headers);
     let facts = facts(call, target, &headers);
-    let decision = decide(target, &facts);
+    let decision = target.decide(&facts);
     let mut recorded = target
         .service
         .policy
@@ -192,29 +155,4 @@ fn keep(call: &Call, target: &Target, facts: RecordedFacts, outcome: Outcome) {
         asked: None,
         outcome,
     });
-}
-
-/// How many permits one worker records in a second.
-const KEPT_PER_SECOND: u32 = 50;
-
-/// Counts the permits that were recorded in this second.
-#[derive(Debug, Default)]
-pub(crate) struct Recorder {
-    second: Cell<Option<Instant>>,
-    kept: Cell<u32>,
-}
-
-impl Recorder {
-    fn may_keep(&self, now: Instant) -> bool {
-        let fresh = self
-            .second
-            .get()
-            .is_some_and(|begun| now.saturating_duration_since(begun) < Duration::from_secs(1));
-        if !fresh {
-            self.second.set(Some(now));
-            self.kept.set(0);
-        }
-        self.kept.set(self.kept.get() + 1);
-        self.kept.get() <= KEPT_PER_SECOND
-    }
 }

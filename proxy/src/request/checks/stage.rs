@@ -2,46 +2,14 @@
 //! (the makers are visible in `layers` alone), and `forward` takes only the last. So a check that is left out, or out
 //! of order, does not compile.
 
-use std::{net::SocketAddr, rc::Rc};
+use std::rc::Rc;
 
-use http::request::Parts;
-use hyper::body::Incoming;
-use jiff::Timestamp;
-use merlon_policy::{authn::User, decision::Permit, validate::RouteMatch};
+use merlon_policy::{authn::User, decision::Permit};
 
-use super::route::Target;
 use crate::{
-    protocol::{peer_header::Proto, request_head::Reading, tls_session::Session},
-    request::{exchange::Exchange, open_permit::Standing, response_body::RequestBody},
-    worker::{Current, Local},
+    request::{call::Call, open_permit::Standing, target::Target},
+    upstream::body::RequestBody,
 };
-
-/// A request on its way: what is known of it, whatever its stage.
-#[derive(Debug)]
-pub(crate) struct Call {
-    pub(crate) local: Rc<Local>,
-    /// The one snapshot that everything about this request is decided by.
-    pub(crate) current: Rc<Current>,
-    pub(crate) address: SocketAddr,
-    /// The connection's TLS.
-    pub(crate) session: Option<Rc<Session>>,
-    /// The port of our own listener.
-    pub(crate) own_port: Option<u16>,
-    pub(crate) now: Timestamp,
-    pub(crate) clock: std::time::Instant,
-    pub(crate) head: Parts,
-    pub(crate) reading: Reading,
-    pub(crate) body: Option<Incoming>,
-    /// It is only asked whether it would pass with a body of this length, if that is known.
-    pub(crate) question: Option<Option<u64>>,
-    /// By its content type: refusals are then gRPC statuses.
-    pub(crate) grpc: bool,
-    /// What the caller's program speaks.
-    pub(crate) proto: Proto,
-    pub(crate) user: Option<Rc<User>>,
-    pub(crate) route: RouteMatch,
-    pub(crate) exchange: Box<Exchange>,
-}
 
 macro_rules! stage {
     ($(#[$doc:meta])* $name:ident) => {

@@ -8,10 +8,14 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use merlon_policy::validate::{BodyRule, HeadFacts};
 
-use super::stage::{Admitted, Call, Permitted};
+use super::{
+    super::open_permit::Standing,
+    stage::{Admitted, Permitted},
+};
 use crate::{
     protocol::denial::Denial,
-    request::response_body::{Flow, RequestBody},
+    request::call::Call,
+    upstream::body::{Flow, Permission, RequestBody},
 };
 
 /// How long a body that is read whole may take to come.
@@ -37,10 +41,8 @@ pub(crate) async fn validate(permitted: Permitted<'_>) -> Result<Admitted<'_>, D
         Some(incoming) => match policy.body_rule(&call.route) {
             Some(rule) => checked(&rule, gather(incoming, rule.max_bytes()).await?, call)?,
             None => {
-                let flow = Flow::new(
-                    policy.max_body(&call.route),
-                    Some(Rc::clone(&permitted.standing)),
-                );
+                let permission: Rc<dyn Permission> = Rc::<Standing>::clone(&permitted.standing);
+                let flow = Flow::new(policy.max_body(&call.route), Some(permission));
                 permitted.call.exchange.flow = Some(flow.clone());
                 RequestBody::Stream(incoming, flow)
             }

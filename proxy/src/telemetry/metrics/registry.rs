@@ -16,8 +16,10 @@ use prometheus_client::{
 };
 
 use super::{
-    BUCKETS_MICROS, Counter, Counters, Counters2, FetchResult, Gauges, Histogram, Label, Update,
-    WorkerMetrics, label::Direction,
+    FetchResult, Label, Update,
+    counter::{BUCKETS_MICROS, Counter, Counters, Counters2, Gauges, Histogram},
+    label::Direction,
+    worker::WorkerMetrics,
 };
 
 /// All counters of the process.

@@ -1,0 +1,58 @@
+//! Puts an identity in force, and ends it when it expires.
+
+use std::sync::Arc;
+
+use merlon_certs::MeshTls;
+use rustls_pki_types::UnixTime;
+
+use crate::{
+    state::{readiness::Unready, shared::Shared},
+    telemetry::metrics::Metrics,
+};
+
+/// Puts an identity in force, unless it is the one that is: new handshakes use it, open connections go on.
+pub(crate) fn publish(shared: &Shared, metrics: &Metrics, tls: MeshTls) {
+    let before = shared.identity.load_full();
+    let same = |old: &Arc<MeshTls>| {
+        old.svid().serial == tls.svid().serial
+            && old.roots().certificates() == tls.roots().certificates()
+    };
+    if before.as_ref().as_ref().is_some_and(same) {
+        return;
+    }
+    let svid = tls.svid();
+    tracing::info!(
+        id = %svid.id,
+        serial = svid.serial,
+        not_after = svid.not_after.as_secs(),
+        "certificate in use"
+    );
+    let rotated = before
+        .as_ref()
+        .as_ref()
+        .is_some_and(|old| old.svid().serial != svid.serial);
+    if rotated {
+        metrics.rotations.inc();
+    }
+    let ends = i64::try_from(svid.not_after.as_secs()).unwrap_or(i64::MAX);
+    metrics.certificate_expiration.set(ends);
+    shared.identity.publish(Some(Arc::new(tls)));
+    shared.health.have(Unready::NoIdentity);
+    shared.health.have(Unready::TlsExpired);
+}
+
+/// Takes the identity out of force when its time is over: nothing is served or dialled with an expired certificate.
+pub(crate) fn expire(shared: &Shared) {
+    let now = UnixTime::now().as_secs();
+    let current = shared.identity.load_full();
+    if let Some(tls) = current.as_ref()
+        && tls.svid().not_after.as_secs() <= now
+    {
+        tracing::error!(id = %tls.svid().id, serial = tls.svid().serial, "the certificate has expired");
+        shared.identity.publish(None);
+        shared.health.lack(
+            Unready::TlsExpired,
+            "the certificate has expired, and there is no new one",
+        );
+    }
+}

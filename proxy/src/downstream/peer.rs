@@ -1,0 +1,141 @@
+//! The peer of a connection.
+
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, time::Instant};
+
+use http::{HeaderValue, Version, request::Parts};
+use hyper::body::{Body as _, Incoming};
+use merlon_policy::{principal::Principal, validate::RouteMatch};
+
+use crate::{
+    protocol::{
+        denial::Denial, peer_header::Proto, problem::is_grpc, request_head::Reading,
+        tls_session::Session,
+    },
+    request::{
+        call::Call,
+        exchange::Exchange,
+        local::{Current, Local},
+        target::{Target, Targets},
+    },
+    telemetry::metrics::Direction,
+    upstream::route::Fixed,
+};
+
+/// Who is at the other end of a connection, and what it was found to mean.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) local: Rc<Local>,
+    pub(crate) direction: Direction,
+    pub(crate) address: SocketAddr,
+    /// The port of our own listener.
+    pub(crate) own_port: Option<u16>,
+    pub(crate) principal: Principal,
+    /// The SPIFFE ID, for the log.
+    pub(crate) id: Option<Rc<str>>,
+    /// The SPIFFE ID, for the program.
+    pub(crate) caller: Option<HeaderValue>,
+    /// The name that a TLS client asked for.
+    pub(crate) server_name: Option<Box<str>>,
+    /// Its TLS, if it has any.
+    pub(crate) session: Option<Rc<Session>>,
+    /// For a connection that leads to one port of a Service.
+    pub(crate) fixed: Option<Fixed>,
+    /// The program's port that was called, by somebody who says nothing of Services.
+    pub(crate) program_port: Option<u16>,
+    /// The program's port that was dialled, where the network's rules led the connection here. Whatever a caller claims
+    /// to mean has to be there: what lets somebody dial one port, such as a NetworkPolicy, lets nobody reach another.
+    pub(crate) dialled: Option<u16>,
+    pub(crate) targets: RefCell<Targets>,
+}
+
+impl Peer {
+    pub(crate) fn new(
+        local: &Rc<Local>,
+        direction: Direction,
+        address: SocketAddr,
+        principal: Principal,
+    ) -> Self {
+        let id = match &principal {
+            Principal::Workload(id) => Some(id.to_string()),
+            Principal::Anonymous => None,
+        };
+        Self {
+            local: Rc::clone(local),
+            direction,
+            address,
+            own_port: None,
+            principal,
+            caller: id.as_deref().and_then(|id| HeaderValue::from_str(id).ok()),
+            id: id.map(Rc::from),
+            server_name: None,
+            session: None,
+            fixed: None,
+            program_port: None,
+            dialled: None,
+            targets: RefCell::default(),
+        }
+    }
+
+    /// Whether a verified mesh identity is at the other end: it is told the policy that refused it.
+    pub(crate) fn is_meshed(&self) -> bool {
+        matches!(self.principal, Principal::Workload(_))
+    }
+}
+
+impl Peer {
+    /// Whether a target is where the caller connected to.
+    ///
+    /// # Errors
+    /// [`Denial::NoRoute`]: it is at another port.
+    pub(crate) fn dials(&self, target: &Target) -> Result<(), Denial> {
+        match self.dialled {
+            Some(port) if port != target.program.port() => Err(Denial::NoRoute(
+                "the service that is meant is not at the port that was called".into(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The call that a request of this peer begins. `exchange` keeps the snapshot that decides on it.
+    pub(crate) fn call(
+        &self,
+        mut exchange: Box<Exchange>,
+        current: Rc<Current>,
+        (head, reading): (Parts, Reading),
+        body: Incoming,
+    ) -> Call {
+        exchange.current = Some(Rc::clone(&current));
+        Call {
+            local: Rc::clone(&self.local),
+            current,
+            address: self.address,
+            session: self.session.clone(),
+            own_port: self.own_port,
+            now: exchange.at,
+            clock: Instant::now(),
+            body: (!body.is_end_stream()).then_some(body),
+            question: None,
+            grpc: is_grpc(&head.headers),
+            proto: if head.version >= Version::HTTP_2 {
+                Proto::H2
+            } else {
+                Proto::Http1
+            },
+            user: None,
+            route: RouteMatch::NONE,
+            head,
+            reading,
+            exchange,
+        }
+    }
+
+    /// Whether an edge of the mesh is at the other end.
+    pub(crate) fn is_gateway(&self) -> bool {
+        let Principal::Workload(id) = &self.principal else {
+            return false;
+        };
+        let current = self.local.current();
+        let snapshot = current.snapshot();
+        snapshot.is_some_and(|snapshot| snapshot.mesh.gateways.contains(id))
+    }
+}

@@ -1,0 +1,76 @@
+//! Redirected connections to the own program.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use merlon_config::resource::AppProtocol;
+use merlon_policy::principal::Principal;
+use tokio::{net::TcpStream, time::timeout};
+
+use super::tcp;
+use crate::{
+    downstream::{connection, peer::Peer},
+    inbound,
+    protocol::original_dst::meant,
+    request::local::Local,
+    telemetry::metrics::Direction,
+};
+
+/// Until the first byte of a caller that may be in plain. Who waits for the server to speak is not.
+pub(crate) const FIRST_BYTE: Duration = Duration::from_secs(5);
+
+/// The first byte of a TLS record that carries a handshake (RFC 8446 §5.1).
+pub(crate) const HANDSHAKE: u8 = 22;
+
+/// A connection to this workload, from another proxy or, where that is permitted, from somebody in plain.
+pub(crate) async fn accept(local: Rc<Local>, stream: TcpStream, address: SocketAddr) {
+    let permissive = {
+        let current = local.current();
+        let snapshot = current.snapshot();
+        snapshot.is_some_and(|snapshot| snapshot.workload.permissive)
+    };
+    let port = meant(&stream).map(|meant| meant.port());
+    let (true, Some(port)) = (permissive, port) else {
+        return inbound::led(local, stream, address, port).await;
+    };
+    let speaks_first = local.current().snapshot().is_some_and(|snapshot| {
+        let mut services = snapshot.services_on(port);
+        services.any(|service| {
+            let mut ports = service.state.ports.iter();
+            ports.any(|own| own.target_port == port && own.protocol == AppProtocol::Tcp)
+        })
+    });
+    let mut first = [0];
+    match timeout(FIRST_BYTE, stream.peek(&mut first)).await {
+        Ok(Ok(1)) if first == [HANDSHAKE] => {
+            inbound::led(local, stream, address, Some(port)).await;
+        }
+        Ok(Ok(1)) => plain(&local, stream, address, port).await,
+        // A server's turn to speak, as with PostgreSQL before TLS or MySQL.
+        Err(_) if speaks_first => plain(&local, stream, address, port).await,
+        _ => {}
+    }
+}
+
+/// Somebody without mutual TLS, under the same policies as anyone, as `Anonymous`.
+pub(crate) async fn plain(local: &Rc<Local>, stream: TcpStream, address: SocketAddr, port: u16) {
+    let mut peer = Peer::new(local, Direction::Inbound, address, Principal::Anonymous);
+    peer.program_port = Some(port);
+    let peer = Rc::new(peer);
+    let current = local.current();
+    let service = current.snapshot().and_then(|snapshot| {
+        let mut services = snapshot.services_on(port);
+        services.next().map(Arc::clone)
+    });
+    let protocol = service.and_then(|service| {
+        let mut ports = service.state.ports.iter();
+        let own = ports.find(|own| own.target_port == port)?;
+        Some((service.state.name.clone(), own.port, own.protocol))
+    });
+    match protocol {
+        Some((name, port, AppProtocol::Tcp)) => tcp::plain(&peer, stream, name, port).await,
+        Some(_) => connection::serve_plain(local, stream, peer, inbound::serve).await,
+        None => {
+            tracing::debug!(%address, port, "closed: nothing of the mesh is served on this port")
+        }
+    }
+}

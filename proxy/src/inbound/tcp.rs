@@ -1,0 +1,171 @@
+//! Opaque bytes to the own program.
+
+use std::{
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::Version;
+use merlon_config::{name::ServiceName, resource::AppProtocol};
+use merlon_policy::{
+    decision::Decision,
+    facts::{RequestFacts, RequestKind, TcpFacts},
+    limit::LimitSubject,
+};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::server::TlsStream;
+
+use crate::{
+    downstream::{connection::Open, peer::Peer},
+    protocol::{
+        denial::Denial,
+        peer_header::{Claim, Proto, read_claim},
+        tls_session::Session,
+    },
+    request::{
+        exchange::Exchange,
+        open_permit::{Asked, Standing, What},
+        target::Target,
+        tunnel::carry,
+    },
+    telemetry::{
+        decision_log::{Evidence, Outcome, RecordedDecision},
+        metrics::{Direction, Transport},
+    },
+    upstream::dial,
+};
+
+/// How long the preamble may take to come.
+pub(crate) const PREAMBLE: Duration = Duration::from_secs(5);
+
+/// A tunnel from another proxy.
+pub(crate) async fn accept(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
+    let local = &peer.local;
+    let _open = Open::new(local, Direction::Inbound, Transport::MeshTcp);
+    let mut exchange = Exchange::begin(
+        local,
+        Direction::Inbound,
+        peer.id.clone(),
+        peer.address,
+        Version::HTTP_2,
+    );
+    exchange.protocol = "tcp";
+    let admitted = match timeout(PREAMBLE, read_claim(&mut stream)).await {
+        Ok(Some(claim)) => admit(peer, &claim, &mut exchange),
+        _ => Err(Denial::NoRoute("the tunnel does not say where to".into())),
+    };
+    let (target, standing) = match admitted {
+        Ok(admitted) => admitted,
+        Err(denial) => return exchange.refused(denial),
+    };
+    exchange.upstream = Some(target.program);
+    let program = match dial::connect(target.program, &local.metrics).await {
+        Ok(program) => program,
+        Err(error) => return exchange.refused(Denial::Upstream(error)),
+    };
+    tokio::select! {
+        () = carry(stream, program, Some(&standing), exchange) => {}
+        () = local.identity_gone() => {}
+    }
+}
+
+/// A connection in plain to a port of opaque bytes, from somebody who may be `Anonymous`.
+pub(crate) async fn plain(peer: &Rc<Peer>, stream: TcpStream, service: ServiceName, port: u16) {
+    let local = &peer.local;
+    let _open = Open::new(local, Direction::Inbound, Transport::Plain);
+    let mut exchange = Exchange::begin(
+        local,
+        Direction::Inbound,
+        peer.id.clone(),
+        peer.address,
+        Version::HTTP_11,
+    );
+    exchange.protocol = "tcp";
+    let claim = Claim {
+        service,
+        port,
+        proto: Proto::Tcp,
+    };
+    let (target, standing) = match admit(peer, &claim, &mut exchange) {
+        Ok(admitted) => admitted,
+        Err(denial) => return exchange.refused(denial),
+    };
+    exchange.upstream = Some(target.program);
+    match dial::connect(target.program, &local.metrics).await {
+        Ok(program) => carry(stream, program, Some(&standing), exchange).await,
+        Err(error) => exchange.refused(Denial::Upstream(error)),
+    }
+}
+
+/// The same checks as a request's, as far as opaque bytes have what they ask for.
+pub(crate) fn admit(
+    peer: &Peer,
+    claim: &Claim,
+    exchange: &mut Exchange,
+) -> Result<(Rc<Target>, Rc<Standing>), Denial> {
+    let local = &peer.local;
+    let current = local.current();
+    exchange.current = Some(Rc::clone(&current));
+    let snapshot = current.snapshot().ok_or(Denial::Unconfigured)?;
+    let target = Target::claimed(snapshot, &claim.service, claim.port, &peer.principal)
+        .filter(|target| target.protocol == AppProtocol::Tcp)
+        .ok_or(Denial::NoRoute(
+            "no service of this workload is meant".into(),
+        ))?;
+    let target = Rc::new(target);
+    exchange.dst = Some(Rc::clone(&target.name));
+    peer.dials(&target)?;
+    let standing = local.register(Standing::new(Asked {
+        target: Rc::clone(&target),
+        what: What::Tcp,
+        address: peer.address.ip(),
+        user: None,
+        session: peer.session.clone(),
+    }));
+    let subject = LimitSubject {
+        peer: &target.peer,
+        address: peer.address.ip(),
+        user: None,
+    };
+    let now = Instant::now();
+    for limiter in &target.service.limiters {
+        limiter
+            .check(&subject, now)
+            .map_err(|wait| Denial::RateLimited {
+                limit: limiter.rule().spec.name.as_str().into(),
+                retry_after: wait.seconds(),
+            })?;
+    }
+    let facts = RequestFacts {
+        kind: RequestKind::Tcp(TcpFacts::default()),
+        source_ip: peer.address.ip(),
+        client_ip: peer.address.ip(),
+        port: target.port,
+        now: exchange.at,
+        user: None,
+        tls: peer.session.as_deref().map(Session::facts),
+    };
+    let decision = target.decide(&facts);
+    let recorded = target
+        .service
+        .policy
+        .record(&target.peer, &facts, &decision);
+    local.shared.decisions.record(RecordedDecision {
+        id: exchange.decision_id,
+        evidence: Some(Evidence {
+            facts: recorded,
+            service: Arc::clone(&target.service.state),
+            mesh: Arc::clone(&target.service.mesh),
+            snapshot: snapshot.version.clone(),
+        }),
+        asked: None,
+        outcome: match &decision {
+            Decision::Permit(permit) => Outcome::permitted(permit.policy()),
+            // The refusal that follows tells it.
+            Decision::Deny(_) => Outcome::default(),
+        },
+    });
+    exchange.permit = Some(decision.into_result()?);
+    Ok((target, standing))
+}

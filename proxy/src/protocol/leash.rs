@@ -1,0 +1,55 @@
+//! The signal that ends what is open.
+
+use std::{
+    cell::{Cell, RefCell},
+    task::{Context, Poll, Waker},
+};
+
+/// Holds what outlives its decision: pulled, it ends.
+#[derive(Debug, Default)]
+pub(crate) struct Leash {
+    pulled: Cell<bool>,
+    /// Whoever waits: the task of an answer, that of a body on its way up, and no more at a time.
+    waiting: RefCell<[Option<Waker>; 3]>,
+    next: Cell<usize>,
+}
+
+impl Leash {
+    pub(crate) fn pull(&self) {
+        self.pulled.set(true);
+        for waker in self.waiting.take().into_iter().flatten() {
+            waker.wake();
+        }
+    }
+
+    /// Whether it was pulled.
+    pub(crate) fn is_pulled(&self) -> bool {
+        self.pulled.get()
+    }
+
+    /// Wakes the task of `cx` when it is pulled.
+    pub(crate) fn wake(&self, cx: &Context<'_>) {
+        let mut waiting = self.waiting.borrow_mut();
+        let known = |waker: &Waker| waker.will_wake(cx.waker());
+        if waiting.iter().flatten().any(known) {
+            return;
+        }
+        let next = self.next.get();
+        if let Some(slot) = waiting.get_mut(next) {
+            *slot = Some(cx.waker().clone());
+        }
+        self.next.set((next + 1) % waiting.len());
+    }
+
+    /// Resolves when it is pulled.
+    pub(crate) async fn pulled(&self) {
+        std::future::poll_fn(|cx| {
+            if self.is_pulled() {
+                return Poll::Ready(());
+            }
+            self.wake(cx);
+            Poll::Pending
+        })
+        .await;
+    }
+}

@@ -1,0 +1,29 @@
+//! The original destination of a redirected connection (`SO_ORIGINAL_DST`).
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+/// Where a connection was meant to go; none for one that no rule led here.
+pub(crate) fn meant(stream: &TcpStream) -> Option<SocketAddr> {
+    let socket = SockRef::from(stream);
+    let found = match stream.local_addr().ok()?.ip().to_canonical() {
+        IpAddr::V4(_) => socket.original_dst_v4(),
+        IpAddr::V6(_) => socket.original_dst_v6(),
+    };
+    let address = found.ok()?.as_socket()?;
+    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+    // Where nothing was rewritten, some kernels name the socket's own address.
+    (Some(address) != stream.local_addr().ok()).then_some(address)
+}
+
+/// The same address of the other family, for rules that lead both families here.
+pub(crate) fn counterpart(address: SocketAddr) -> Option<SocketAddr> {
+    let ip: IpAddr = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv6Addr::UNSPECIFIED.into(),
+        IpAddr::V4(ip) if ip.is_loopback() => Ipv6Addr::LOCALHOST.into(),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, address.port()))
+}

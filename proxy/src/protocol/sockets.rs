@@ -1,0 +1,97 @@
+//! Listening sockets: claimed once per process, joined by each worker (`SO_REUSEPORT`).
+
+use std::{io, net::SocketAddr};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+
+pub(crate) const BACKLOG: i32 = 1_024;
+
+/// Listens on `address` as the first of this process. Non-blocking.
+///
+/// Without `SO_REUSEPORT` the kernel refuses an address on which anyone listens, in whatever way: of two processes that
+/// begin at once it gives the address to one. Set afterwards, it lets in those that [`join`].
+///
+/// # Errors
+/// The address cannot be had, also where another process listens on it with `SO_REUSEPORT`: the kernel would give each
+/// of the two some of the connections, and nobody would notice.
+pub(crate) fn claim(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = socket(address)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_reuse_port(true)?;
+    Ok(socket.into())
+}
+
+/// Listens on an address that was claimed, beside the workers that do already. Non-blocking.
+///
+/// # Errors
+/// The address cannot be had.
+pub(crate) fn join(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = socket(address)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Listens on `address` once for each of `workers`; port 0 becomes one port for all.
+///
+/// # Errors
+/// The address cannot be had, also where another process listens on it, in whatever way.
+pub(crate) fn bind_all(
+    address: SocketAddr,
+    workers: usize,
+) -> io::Result<Vec<std::net::TcpListener>> {
+    let first = claim(address)?;
+    let address = first.local_addr()?;
+    let mut all = vec![first];
+    for _ in 1..workers {
+        all.push(join(address)?);
+    }
+    Ok(all)
+}
+
+pub(crate) fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
+}
+
+/// Hands a listener to this worker's runtime.
+pub(crate) fn adopt(listener: std::net::TcpListener) -> Option<TcpListener> {
+    match TcpListener::from_std(listener) {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            tracing::error!(%error, "a listener cannot be served");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn workers_share_an_address_that_nobody_else_gets() {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let ours = bind_all(any, 3).unwrap();
+        let address = ours[0].local_addr().unwrap();
+        assert!(ours.iter().all(|one| one.local_addr().unwrap() == address));
+        let error = bind_all(address, 1).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        drop(ours);
+        assert_eq!(bind_all(address, 2).unwrap().len(), 2);
+    }
+}

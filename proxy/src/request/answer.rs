@@ -1,0 +1,114 @@
+//! The response to a request: from an upstream, or a switch of protocols.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode};
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+
+use super::{call::Call, open_permit::Standing, response_body::AnswerBody, tunnel};
+use crate::{
+    protocol::{
+        denial::{Denial, Upstream},
+        headers, peer_header, websocket,
+    },
+    upstream::{Returned, body::Flow},
+};
+
+/// An upstream's answer and what goes with it.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) response: Response<AnswerBody>,
+    /// A switch of protocols that the upstream agreed to: the tunnel takes the exchange with it.
+    pub(crate) switched: Option<Switched>,
+}
+
+impl Answer {
+    /// To another proxy that asked: the body may come.
+    pub(crate) fn go_on() -> Self {
+        let mut response = Response::new(AnswerBody::ours(Bytes::new()));
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        let yes = HeaderValue::from_static("yes");
+        response.headers_mut().insert(peer_header::CONTINUE, yes);
+        Self {
+            response,
+            switched: None,
+        }
+    }
+
+    /// From here the request ends with its body or its tunnel.
+    pub(crate) fn conclude(self, call: Call) -> Response<AnswerBody> {
+        match self.switched {
+            Some(switched) => {
+                tunnel::upgraded(switched, call.exchange);
+                self.response
+            }
+            None => self.response.map(|body| body.concludes(call.exchange)),
+        }
+    }
+}
+
+/// Both ends of a tunnel that is about to begin.
+#[derive(Debug)]
+pub(crate) struct Switched {
+    pub(crate) asked: websocket::Asked,
+    pub(crate) upstream: OnUpgrade,
+    pub(crate) held: Option<Returned>,
+    pub(crate) standing: Option<Rc<Standing>>,
+}
+
+/// An upstream that broke off because our caller's body did is not at fault.
+pub(crate) fn blame(denial: Denial, flow: Option<&Flow>) -> Denial {
+    match (denial, flow) {
+        (Denial::Upstream(_), Some(flow)) if flow.over().is_some() => {
+            Denial::BodyTooLarge(flow.over().unwrap_or_default())
+        }
+        (Denial::Upstream(_), Some(flow)) if flow.broken() => Denial::BodyBroken,
+        (denial, _) => denial,
+    }
+}
+
+/// Gives an upstream's answer the form that goes to our caller.
+pub(crate) fn answer(
+    call: &mut Call,
+    response: Response<Incoming>,
+    held: Option<Returned>,
+    asked: Option<websocket::Asked>,
+    standing: Option<Rc<Standing>>,
+) -> Result<Answer, Denial> {
+    let (mut head, incoming) = response.into_parts();
+    headers::strip_answer(&mut head.headers);
+    let version = call.head.version;
+    if let Some(asked) = asked
+        && websocket::agreed(head.status, call.proto)
+    {
+        let upstream = head
+            .extensions
+            .remove::<OnUpgrade>()
+            .ok_or(Upstream::Protocol)?;
+        websocket::answer(&mut head, version, &asked);
+        call.exchange.answered(101);
+        let response = Response::from_parts(head, AnswerBody::ours(Bytes::new()));
+        return Ok(Answer {
+            response,
+            switched: Some(Switched {
+                asked,
+                upstream,
+                held,
+                standing,
+            }),
+        });
+    }
+    // A switch that nobody asked for would turn the rest of the connection into something undecided.
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Upstream::Protocol.into());
+    }
+    head.version = version;
+    head.extensions.clear();
+    call.exchange.answered(head.status.as_u16());
+    let body = AnswerBody::upstream(incoming, held, standing);
+    Ok(Answer {
+        response: Response::from_parts(head, body),
+        switched: None,
+    })
+}

@@ -1,0 +1,84 @@
+//! A request on its way through the checks.
+
+use std::{net::SocketAddr, rc::Rc};
+
+use http::{Request, request::Parts};
+use hyper::body::Incoming;
+use jiff::Timestamp;
+use merlon_policy::{authn::User, validate::RouteMatch};
+
+use super::{
+    exchange::Exchange,
+    local::{Current, Local},
+};
+use crate::{
+    protocol::{peer_header::Proto, request_head::Reading, tls_session::Session, websocket},
+    upstream::body::{Flow, RequestBody},
+};
+
+/// A request on its way: what is known of it, whatever its stage.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) local: Rc<Local>,
+    /// The one snapshot that everything about this request is decided by.
+    pub(crate) current: Rc<Current>,
+    pub(crate) address: SocketAddr,
+    /// The connection's TLS.
+    pub(crate) session: Option<Rc<Session>>,
+    /// The port of our own listener.
+    pub(crate) own_port: Option<u16>,
+    pub(crate) now: Timestamp,
+    pub(crate) clock: std::time::Instant,
+    pub(crate) head: Parts,
+    pub(crate) reading: Reading,
+    pub(crate) body: Option<Incoming>,
+    /// It is only asked whether it would pass with a body of this length, if that is known.
+    pub(crate) question: Option<Option<u64>>,
+    /// By its content type: refusals are then gRPC statuses.
+    pub(crate) grpc: bool,
+    /// What the caller's program speaks.
+    pub(crate) proto: Proto,
+    pub(crate) user: Option<Rc<User>>,
+    pub(crate) route: RouteMatch,
+    pub(crate) exchange: Box<Exchange>,
+}
+
+impl Call {
+    /// The method as policies see it: a WebSocket is requested with GET, also over HTTP/2 (RFC 8441 §5).
+    pub(crate) fn method(&self) -> &str {
+        if self.reading.websocket {
+            "GET"
+        } else {
+            self.head.method.as_str()
+        }
+    }
+
+    /// The body as it arrives.
+    pub(crate) fn stream(&mut self) -> RequestBody {
+        match self.body.take() {
+            None => RequestBody::Empty,
+            Some(incoming) => {
+                let flow = Flow::new(None, None);
+                self.exchange.flow = Some(Rc::clone(&flow));
+                RequestBody::Stream(incoming, flow)
+            }
+        }
+    }
+
+    /// The request for the next connection, with the whole head, and the upgrade that it asks for.
+    pub(crate) fn outgoing(
+        &mut self,
+        body: RequestBody,
+    ) -> (Request<RequestBody>, Option<websocket::Asked>) {
+        let asked = if self.reading.websocket {
+            websocket::take(&mut self.head)
+        } else {
+            None
+        };
+        let mut request = Request::new(body);
+        std::mem::swap(request.headers_mut(), &mut self.head.headers);
+        *request.method_mut() = self.head.method.clone();
+        *request.uri_mut() = self.head.uri.clone();
+        (request, asked)
+    }
+}

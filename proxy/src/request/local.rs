@@ -1,0 +1,261 @@
+//! What the requests of one worker share.
+
+use std::{
+    cell::{Cell, RefCell},
+    ops::Deref,
+    rc::{Rc, Weak},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use merlon_certs::{MERLON_H2, MERLON_TCP, MeshTls};
+use rustls::ServerConfig;
+
+use super::{open_permit::Standing, token_cache::TokenCache};
+use crate::{
+    protocol::trace_context::Random,
+    state::{
+        shared::{Shared, Shutdown},
+        snapshot::Snapshot,
+    },
+    telemetry::{
+        access_log::{AccessLog, WorkerLog},
+        decision_log::Recorder,
+        metrics::worker::WorkerMetrics,
+    },
+    upstream::{dial, dns::Resolver, mesh::Peers, program::Programs, route::Names},
+};
+
+/// What a worker's requests have in common.
+#[derive(Debug)]
+pub(crate) struct Local {
+    pub(crate) index: usize,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) metrics: Arc<WorkerMetrics>,
+    pub(crate) log: WorkerLog,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) random: Rc<Random>,
+    pub(crate) peers: Peers,
+    pub(crate) programs: Rc<Programs>,
+    pub(crate) tokens: TokenCache,
+    pub(crate) names: Names,
+    pub(crate) recorder: Recorder,
+    pub(crate) resolver: Resolver,
+    pub(crate) in_flight: Cell<usize>,
+    pub(crate) handshakes: Cell<usize>,
+    connections: Cell<usize>,
+    quiet: tokio::sync::Notify,
+    current: RefCell<Option<Rc<Current>>>,
+    server_tls: RefCell<Option<(Arc<MeshTls>, Arc<ServerConfig>)>>,
+    open: RefCell<Vec<Weak<Standing>>>,
+}
+
+/// The state that a request begins with and keeps to its end.
+#[derive(Debug)]
+pub(crate) struct Current {
+    source: Arc<Option<Arc<Snapshot>>>,
+    own: Option<Rc<str>>,
+    /// Grows with each snapshot that this worker sees.
+    pub(crate) generation: u64,
+}
+
+impl Current {
+    /// The own SPIFFE ID.
+    pub(crate) fn own(&self) -> Option<Rc<str>> {
+        self.own.clone()
+    }
+
+    /// None: cold.
+    pub(crate) fn snapshot(&self) -> Option<&Arc<Snapshot>> {
+        self.source.as_ref().as_ref()
+    }
+}
+
+impl Local {
+    pub(crate) fn new(
+        index: usize,
+        shared: Arc<Shared>,
+        metrics: Arc<WorkerMetrics>,
+        log: AccessLog,
+        shutdown: Shutdown,
+    ) -> Self {
+        let random = Rc::new(Random::seeded());
+        let programs = Rc::<Programs>::default();
+        Self {
+            index,
+            peers: Peers::new(
+                shared.identity.clone(),
+                Rc::clone(&programs),
+                Arc::clone(&metrics),
+                Rc::clone(&random),
+            ),
+            shared,
+            metrics,
+            log: WorkerLog::new(log),
+            shutdown,
+            random,
+            programs,
+            tokens: TokenCache::default(),
+            names: Names::default(),
+            recorder: Recorder::default(),
+            resolver: Resolver::default(),
+            in_flight: Cell::new(0),
+            handshakes: Cell::new(0),
+            connections: Cell::new(0),
+            quiet: tokio::sync::Notify::new(),
+            current: RefCell::new(None),
+            server_tls: RefCell::new(None),
+            open: RefCell::default(),
+        }
+    }
+
+    /// The snapshot in force. A request asks once.
+    pub(crate) fn current(&self) -> Rc<Current> {
+        let live = self.shared.snapshot.load();
+        let mut mine = self.current.borrow_mut();
+        match &*mine {
+            // Counting references among threads costs; this worker's own count does not.
+            Some(current) if Arc::ptr_eq(&current.source, &live) => Rc::clone(current),
+            old => {
+                let generation = old.as_ref().map_or(1, |old| old.generation + 1);
+                let own = live
+                    .as_ref()
+                    .as_ref()
+                    .map(|snapshot| Rc::from(snapshot.identity().to_string()));
+                let new = Rc::new(Current {
+                    source: Arc::clone(&live),
+                    own,
+                    generation,
+                });
+                *mine = Some(Rc::clone(&new));
+                new
+            }
+        }
+    }
+
+    /// The identity in force.
+    pub(crate) fn identity(&self) -> Option<Arc<MeshTls>> {
+        self.shared.identity.load().as_ref().clone()
+    }
+
+    /// What we answer mesh TLS with at this moment.
+    pub(crate) fn server_tls(&self) -> Option<Arc<ServerConfig>> {
+        let identity = self.identity()?;
+        let mut mine = self.server_tls.borrow_mut();
+        if let Some((made_of, config)) = &*mine
+            && Arc::ptr_eq(made_of, &identity)
+        {
+            return Some(Arc::clone(config));
+        }
+        let config = match identity.server_config(&[MERLON_H2, MERLON_TCP]) {
+            Ok(config) => config,
+            Err(error) => {
+                tracing::error!(%error, "the identity makes no TLS configuration");
+                return None;
+            }
+        };
+        *mine = Some((identity, Arc::clone(&config)));
+        Some(config)
+    }
+
+    /// Resolves when there is no identity any more, because it has expired: what it opened must close.
+    pub(crate) fn identity_gone(&self) -> impl Future<Output = ()> + use<> {
+        dial::identity_gone(&self.shared.identity)
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.get()
+    }
+
+    pub(crate) fn connection_opened(&self) {
+        self.connections.set(self.connections.get() + 1);
+    }
+
+    pub(crate) fn connection_closed(&self) {
+        self.connections
+            .set(self.connections.get().saturating_sub(1));
+        if self.connections.get() == 0 {
+            self.quiet.notify_waiters();
+        }
+    }
+
+    pub(crate) async fn quiet(&self) {
+        while self.connections.get() > 0 {
+            self.quiet.notified().await;
+        }
+    }
+
+    /// Registers what is about to be decided: a change of the snapshot from now on asks again.
+    pub(crate) fn register(&self, standing: Standing) -> Rc<Standing> {
+        let held = Rc::new(standing);
+        let mut all = self.open.borrow_mut();
+        if all.len() == all.capacity() {
+            all.retain(|one| one.strong_count() > 0);
+        }
+        all.push(Rc::downgrade(&held));
+        held
+    }
+
+    /// What is open now. On its own, because what ends may take itself off the list.
+    fn open(&self) -> Vec<Rc<Standing>> {
+        self.open
+            .borrow()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+
+    pub(crate) fn decide_again(&self) {
+        let current = self.current();
+        for one in self.open() {
+            one.recheck(current.snapshot().map(|snapshot| &**snapshot));
+        }
+    }
+
+    pub(crate) fn expire(&self) {
+        let now = Timestamp::now();
+        for one in self.open() {
+            one.expire(now);
+        }
+    }
+
+    /// Gives back the memory of what has ended.
+    pub(crate) fn tidy_open(&self) {
+        let mut all = self.open.borrow_mut();
+        all.retain(|one| one.strong_count() > 0);
+        let enough = 2 * all.len();
+        all.shrink_to(enough);
+    }
+}
+
+/// A number that goes down again when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Counted<L: Deref<Target = Local>> {
+    local: L,
+    which: fn(&Local) -> &Cell<usize>,
+}
+
+impl<L: Deref<Target = Local>> Counted<L> {
+    /// One more, unless there are `limit` already.
+    pub(crate) fn within(
+        local: L,
+        which: fn(&Local) -> &Cell<usize>,
+        limit: usize,
+    ) -> Option<Self> {
+        let now = which(&local).get();
+        (now < limit).then(|| {
+            which(&local).set(now + 1);
+            Self { local, which }
+        })
+    }
+}
+
+impl<L: Deref<Target = Local>> Drop for Counted<L> {
+    fn drop(&mut self) {
+        let count = (self.which)(&self.local);
+        count.set(count.get().saturating_sub(1));
+    }
+}
+
+/// Requests that one worker carries at once; more are told to come again.
+pub(crate) const IN_FLIGHT: usize = 4_096;

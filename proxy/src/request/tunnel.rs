@@ -1,0 +1,45 @@
+//! Carries the bytes of a tunnel or an upgraded connection to its end.
+
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{answer::Switched, exchange::Exchange, open_permit::Standing};
+use crate::protocol::{leash::Leash, splice::copy_both};
+
+/// Copies bytes in both directions until both have ended or `standing` has, and then ends the exchange.
+pub(crate) async fn carry(
+    downstream: impl AsyncRead + AsyncWrite + Unpin,
+    upstream: impl AsyncRead + AsyncWrite + Unpin,
+    standing: Option<&Standing>,
+    mut exchange: Box<Exchange>,
+) {
+    let unheld = Leash::default();
+    let leash = standing.map_or(&unheld, |standing| &standing.leash);
+    let (copied, whole) = copy_both(downstream, upstream, leash).await;
+    exchange.received(copied.received);
+    exchange.bytes_out = copied.sent;
+    if let Some(denial) = standing.and_then(Standing::over) {
+        exchange.ended(denial);
+    }
+    exchange.conclude(!whole);
+}
+
+/// Carries an upgraded connection once both sides have switched, until both have ended or policy no longer permits it.
+pub(crate) fn upgraded(switched: Switched, exchange: Box<Exchange>) {
+    let Switched {
+        asked,
+        upstream,
+        held,
+        standing,
+    } = switched;
+    tokio::task::spawn_local(async move {
+        match tokio::join!(asked.downstream, upstream) {
+            (Ok(downstream), Ok(upstream)) => {
+                let (downstream, upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
+                carry(downstream, upstream, standing.as_deref(), exchange).await;
+            }
+            _ => exchange.conclude(true),
+        }
+        drop(held);
+    });
+}

@@ -1,0 +1,216 @@
+//! Counters, gauges and histograms of one worker.
+
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use super::{
+    Refusal,
+    label::{Direction, Label},
+};
+
+/// A count that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// One more.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// So many more.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    /// How many so far.
+    pub fn value(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A count for each value of a label.
+#[derive(Debug)]
+pub struct Counters<L>(Box<[Counter]>, std::marker::PhantomData<L>);
+
+impl<L: Label> Default for Counters<L> {
+    fn default() -> Self {
+        Self(
+            L::ALL.iter().map(|_| Counter::default()).collect(),
+            std::marker::PhantomData,
+        )
+    }
+}
+
+impl<L: Label> Counters<L> {
+    /// One more of `label`.
+    pub fn inc(&self, label: L) {
+        self.add(label, 1);
+    }
+
+    /// So many more of `label`.
+    pub fn add(&self, label: L, n: u64) {
+        if let Some(counter) = self.0.get(label.index()) {
+            counter.add(n);
+        }
+    }
+
+    /// How many of `label` so far.
+    pub fn value(&self, label: L) -> u64 {
+        self.0.get(label.index()).map_or(0, Counter::value)
+    }
+}
+
+/// A count for each pair of values of two labels.
+#[derive(Debug)]
+pub struct Counters2<A, B>(Box<[Counter]>, std::marker::PhantomData<(A, B)>);
+
+impl<A: Label, B: Label> Default for Counters2<A, B> {
+    fn default() -> Self {
+        let all = (0..A::ALL.len() * B::ALL.len()).map(|_| Counter::default());
+        Self(all.collect(), std::marker::PhantomData)
+    }
+}
+
+impl<A: Label, B: Label> Counters2<A, B> {
+    /// One more of this pair.
+    pub fn inc(&self, a: A, b: B) {
+        self.add(a, b, 1);
+    }
+
+    /// So many more of this pair.
+    pub fn add(&self, a: A, b: B, n: u64) {
+        if let Some(counter) = self.0.get(a.index() * B::ALL.len() + b.index()) {
+            counter.add(n);
+        }
+    }
+
+    /// How many of this pair so far.
+    pub fn value(&self, a: A, b: B) -> u64 {
+        let place = a.index() * B::ALL.len() + b.index();
+        self.0.get(place).map_or(0, Counter::value)
+    }
+}
+
+/// A number that goes up and down, for each value of a label.
+#[derive(Debug)]
+pub struct Gauges<L>(Box<[AtomicI64]>, std::marker::PhantomData<L>);
+
+impl<L: Label> Default for Gauges<L> {
+    fn default() -> Self {
+        Self(
+            L::ALL.iter().map(|_| AtomicI64::new(0)).collect(),
+            std::marker::PhantomData,
+        )
+    }
+}
+
+impl<L: Label> Gauges<L> {
+    /// Up (1) or down (-1).
+    pub fn add(&self, label: L, n: i64) {
+        if let Some(gauge) = self.0.get(label.index()) {
+            gauge.fetch_add(n, Relaxed);
+        }
+    }
+
+    /// How many now.
+    pub fn value(&self, label: L) -> i64 {
+        self.0
+            .get(label.index())
+            .map_or(0, |gauge| gauge.load(Relaxed))
+    }
+}
+
+/// Upper bounds of the histograms' buckets, in microseconds: OpenTelemetry's for HTTP, and finer ones below.
+pub(crate) const BUCKETS_MICROS: [u64; 17] = [
+    250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 75_000, 100_000, 250_000, 500_000,
+    750_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000,
+];
+
+/// How long things take, for each value of a label.
+#[derive(Debug)]
+pub struct Histograms<L>(Box<[Histogram]>, std::marker::PhantomData<L>);
+
+/// How long things take.
+#[derive(Debug, Default)]
+pub(crate) struct Histogram {
+    pub(crate) buckets: [Counter; BUCKETS_MICROS.len() + 1],
+    pub(crate) micros: Counter,
+}
+
+impl<L: Label> Default for Histograms<L> {
+    fn default() -> Self {
+        Self(
+            L::ALL.iter().map(|_| Histogram::default()).collect(),
+            std::marker::PhantomData,
+        )
+    }
+}
+
+impl<L: Label> Histograms<L> {
+    /// One that took `time`.
+    pub fn observe(&self, label: L, time: Duration) {
+        if let Some(histogram) = self.0.get(label.index()) {
+            histogram.observe(time);
+        }
+    }
+
+    pub(crate) fn get(&self, label: L) -> Option<&Histogram> {
+        self.0.get(label.index())
+    }
+}
+
+impl Histogram {
+    fn observe(&self, time: Duration) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let place = BUCKETS_MICROS.partition_point(|bound| *bound < micros);
+        if let Some(bucket) = self.buckets.get(place) {
+            bucket.inc();
+        }
+        self.micros.add(micros);
+    }
+}
+
+/// Refusals by direction and reason. Reasons are the closed set of `denial.rs`; the table is larger than that.
+#[derive(Debug)]
+pub struct ReasonCounters(Box<[(OnceLock<Refusal>, Counter)]>);
+
+pub(crate) const REASONS: usize = 256;
+
+impl Default for ReasonCounters {
+    fn default() -> Self {
+        Self((0..REASONS).map(|_| Default::default()).collect())
+    }
+}
+
+impl ReasonCounters {
+    /// One more refusal for this reason.
+    pub fn inc(&self, direction: Direction, reason: &'static str) {
+        // Only this worker writes, so the first empty place is the end of the list.
+        for (key, count) in &self.0 {
+            let (d, r) = key.get_or_init(|| (direction, reason));
+            if *d == direction && *r == reason {
+                count.inc();
+                return;
+            }
+        }
+    }
+
+    /// How many for this reason so far.
+    pub fn value(&self, direction: Direction, reason: &str) -> u64 {
+        self.iter()
+            .find(|(key, _)| *key == (direction, reason))
+            .map_or(0, |(_, count)| count)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = ((Direction, &'static str), u64)> + '_ {
+        self.0
+            .iter()
+            .map_while(|(key, count)| key.get().map(|key| (*key, count.value())))
+    }
+}

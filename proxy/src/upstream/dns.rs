@@ -1,0 +1,45 @@
+//! Names of hosts outside the mesh.
+
+use std::{cell::RefCell, net::IpAddr, rc::Rc};
+
+use hickory_resolver::TokioResolver;
+
+use crate::protocol::denial::Upstream;
+
+/// Looks names up as the host's own configuration says, without the C library's modules.
+#[derive(Default)]
+pub(crate) struct Resolver {
+    resolver: RefCell<Option<Rc<TokioResolver>>>,
+}
+
+impl std::fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Resolver")
+    }
+}
+
+impl Resolver {
+    pub(crate) async fn look_up(&self, host: &str) -> Result<Vec<IpAddr>, Upstream> {
+        if let Ok(address) = host.trim_start_matches('[').trim_end_matches(']').parse() {
+            return Ok(vec![address]);
+        }
+        let known = self.resolver.borrow().clone();
+        let resolver = match known {
+            Some(resolver) => resolver,
+            None => {
+                let built = TokioResolver::builder_tokio().and_then(|builder| builder.build());
+                let built = Rc::new(built.map_err(|error| {
+                    tracing::warn!(%error, "names cannot be resolved");
+                    Upstream::Dns
+                })?);
+                *self.resolver.borrow_mut() = Some(Rc::clone(&built));
+                built
+            }
+        };
+        let found = resolver.lookup_ip(host).await.map_err(|error| {
+            tracing::debug!(%error, host, "a name does not resolve");
+            Upstream::Dns
+        })?;
+        Ok(found.iter().collect())
+    }
+}
