@@ -236,7 +236,7 @@ fn conclude(
         }
         Ok(answer) => Ok(answer.conclude(call)),
         Err(denial) => {
-            if let Some(target) = target.filter(|_| !denial.is_recorded_elsewhere()) {
+            if let Some(target) = target.filter(|_| !denial.refusal().recorded_elsewhere) {
                 record_refusal(&call, &target);
             }
             Err((denial, call.exchange))

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use serde_json::json;
 
-use super::denial::Denial;
+use super::denial::{Denial, Refusal};
 
 /// What the answer depends on beside the denial.
 #[derive(Debug, Clone, Copy)]
@@ -37,49 +37,49 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// Turns a denial into an answer.
 pub fn answer(denial: &Denial, asker: &Asker<'_>) -> Answer {
+    let refusal = denial.refusal();
     let mut headers = HeaderMap::with_capacity(8);
     if let Ok(id) = HeaderValue::from_str(asker.decision_id) {
         headers.insert(DECISION_ID, id);
     }
-    if let Some(seconds) = denial.retry_after() {
+    if let Some(seconds) = refusal.retry_after {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
-    if let Some(challenge) = denial.challenge() {
+    if let Some(challenge) = refusal.challenge {
         headers.insert(
             header::WWW_AUTHENTICATE,
             HeaderValue::from_static(challenge),
         );
     }
-    if let Some(Ok(allow)) = denial.allow().map(HeaderValue::try_from) {
+    if let Some(Ok(allow)) = refusal.allow.as_deref().map(HeaderValue::from_str) {
         headers.insert(header::ALLOW, allow);
     }
-    if let Some(codings) = denial.accept_encoding() {
+    if let Some(codings) = refusal.accept_encoding {
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(codings));
     }
     if asker.grpc {
-        grpc(denial, headers)
+        grpc(&refusal, headers)
     } else {
-        problem(denial, asker, headers)
+        problem(&refusal, asker, headers)
     }
 }
 
-fn problem(denial: &Denial, asker: &Asker<'_>, mut headers: HeaderMap) -> Answer {
-    let (kind, title) = denial.kind();
-    let status = denial.status();
+fn problem(refusal: &Refusal<'_>, asker: &Asker<'_>, mut headers: HeaderMap) -> Answer {
+    let (kind, title) = refusal.problem;
     let mut body = json!({
         "type": format!("https://merlon.io/problems/{kind}"),
         "title": title,
-        "status": status.as_u16(),
-        "detail": denial.sentence(),
+        "status": refusal.status.as_u16(),
+        "detail": refusal.detail.to_string(),
         "instance": format!("urn:merlon:decision:{}", asker.decision_id),
         "decision_id": asker.decision_id,
-        "reason": denial.reason(),
+        "reason": refusal.reason,
     });
     if let Some(object) = body.as_object_mut() {
-        if let Some(policy) = denial.policy().filter(|_| asker.meshed) {
+        if let Some(policy) = refusal.policy.filter(|_| asker.meshed) {
             object.insert("policy".to_owned(), policy.to_string().into());
         }
-        if let Some(place) = denial.place() {
+        if let Some(place) = refusal.place {
             object.insert("place".to_owned(), place.into());
         }
     }
@@ -88,24 +88,24 @@ fn problem(denial: &Denial, asker: &Asker<'_>, mut headers: HeaderMap) -> Answer
         HeaderValue::from_static("application/problem+json"),
     );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if denial.closes() && asker.version < Version::HTTP_2 {
+    if refusal.closes && asker.version < Version::HTTP_2 {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     Answer {
-        status,
+        status: refusal.status,
         headers,
         body: Bytes::from(body.to_string()),
     }
 }
 
-/// Trailers-only: the status stands in the one header block (gRPC over HTTP/2, "Responses").
-fn grpc(denial: &Denial, mut headers: HeaderMap) -> Answer {
+/// Trailers-only: the status is in the one header block (gRPC over HTTP/2, "Responses").
+fn grpc(refusal: &Refusal<'_>, mut headers: HeaderMap) -> Answer {
     headers.insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/grpc"),
     );
-    headers.insert(GRPC_STATUS, HeaderValue::from(grpc_code(denial.status())));
-    let message = format!("{}: {}", denial.reason(), denial.sentence());
+    headers.insert(GRPC_STATUS, HeaderValue::from(grpc_code(refusal.status)));
+    let message = format!("{}: {}", refusal.reason, refusal.detail);
     if let Ok(value) = HeaderValue::try_from(percent_encode(&message)) {
         headers.insert(GRPC_MESSAGE, value);
     }

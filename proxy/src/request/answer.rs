@@ -6,7 +6,12 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 
-use super::{call::Call, open_permit::Standing, response_body::AnswerBody, tunnel};
+use super::{
+    call::Call,
+    open_permit::Standing,
+    response_body::AnswerBody,
+    tunnel::{self, Switched},
+};
 use crate::{
     protocol::{
         denial::{Denial, Upstream},
@@ -46,15 +51,6 @@ impl Answer {
             None => self.response.map(|body| body.concludes(call.exchange)),
         }
     }
-}
-
-/// Both ends of a tunnel that is about to begin.
-#[derive(Debug)]
-pub(crate) struct Switched {
-    pub(crate) asked: websocket::Asked,
-    pub(crate) upstream: OnUpgrade,
-    pub(crate) held: Option<Returned>,
-    pub(crate) standing: Option<Rc<Standing>>,
 }
 
 /// An upstream that broke off because our caller's body did is not at fault.

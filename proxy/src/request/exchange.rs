@@ -221,10 +221,11 @@ impl Exchange {
             AccessLogMode::Refusals if self.denial.is_none() => return,
             _ => {}
         }
-        let denial = self.denial.as_ref();
-        let cause = denial.and_then(Denial::cause);
-        let policy = denial
-            .and_then(Denial::policy)
+        let refusal = self.denial.as_ref().map(Denial::refusal);
+        let refusal = refusal.as_ref();
+        let cause = refusal.and_then(|refusal| Some(refusal.cause?.to_string()));
+        let policy = refusal
+            .and_then(|refusal| refusal.policy)
             .or(self.permit.as_ref().map(Permit::policy));
         let snapshot = self.current.as_ref().and_then(|current| current.snapshot());
         local.log.write(&Line {
@@ -242,7 +243,7 @@ impl Exchange {
             route: self.route.as_deref(),
             user: self.user.as_deref().map(|user| user.id.as_str()),
             status: self.status,
-            reason: denial.map(Denial::reason),
+            reason: refusal.map(|refusal| refusal.reason),
             cause: cause.as_deref(),
             policy,
             snapshot: snapshot.map(|snapshot| snapshot.version.short()),

@@ -1,10 +1,16 @@
 //! Carries the bytes of a tunnel or an upgraded connection to its end.
 
+use std::rc::Rc;
+
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{answer::Switched, exchange::Exchange, open_permit::Standing};
-use crate::protocol::{leash::Leash, splice::copy_both};
+use super::{exchange::Exchange, open_permit::Standing};
+use crate::{
+    protocol::{leash::Leash, splice::copy_both, websocket},
+    upstream::Returned,
+};
 
 /// Copies bytes in both directions until both have ended or `standing` has, and then ends the exchange.
 pub(crate) async fn carry(
@@ -22,6 +28,15 @@ pub(crate) async fn carry(
         exchange.ended(denial);
     }
     exchange.conclude(!whole);
+}
+
+/// Both ends of a tunnel that is about to begin.
+#[derive(Debug)]
+pub(crate) struct Switched {
+    pub(crate) asked: websocket::Asked,
+    pub(crate) upstream: OnUpgrade,
+    pub(crate) held: Option<Returned>,
+    pub(crate) standing: Option<Rc<Standing>>,
 }
 
 /// Carries an upgraded connection once both sides have switched, until both have ended or policy no longer permits it.

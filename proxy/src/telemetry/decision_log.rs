@@ -135,13 +135,14 @@ impl Outcome {
 
 impl From<&Denial> for Outcome {
     fn from(denial: &Denial) -> Self {
+        let refusal = denial.refusal();
         Self {
-            status: denial.status().as_u16(),
-            reason: Some(denial.reason()),
-            policy: denial.policy().map(ToString::to_string),
-            detail: Some(denial.sentence().into_owned()),
-            cause: denial.cause(),
-            place: denial.place().map(str::to_owned),
+            status: refusal.status.as_u16(),
+            reason: Some(refusal.reason),
+            policy: refusal.policy.map(ToString::to_string),
+            detail: Some(refusal.detail.to_string()),
+            cause: refusal.cause.map(|cause| cause.to_string()),
+            place: refusal.place.map(str::to_owned),
         }
     }
 }

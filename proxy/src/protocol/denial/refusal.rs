@@ -1,0 +1,439 @@
+//! THE TABLE of refusals: status, reason, problem type, sentence and headers of every [`Denial`].
+
+use std::fmt;
+
+use http::StatusCode;
+use jiff::Timestamp;
+use merlon_config::snapshot::PolicyName;
+use merlon_policy::{authn::token::TokenProblem, validate};
+
+use super::{Denial, Upstream};
+use crate::protocol::http1;
+
+/// What a denial is answered with, and what is recorded of it.
+#[derive(Debug, Clone)]
+pub struct Refusal<'d> {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// The stable reason code: in the body, the access log, the metrics.
+    pub reason: &'static str,
+    /// The last segment of the problem's `type`, and its title (RFC 9457 §3.1).
+    pub problem: ProblemType,
+    /// One sentence for the caller: nothing of policies, nothing of what a token holds.
+    pub detail: Text<'d>,
+    /// What the operator reads beyond the reason; never sent to callers.
+    pub cause: Option<Text<'d>>,
+    /// Where in the request a check of its form failed, as `/quantity` in a body.
+    pub place: Option<&'d str>,
+    /// The policy that decided; sent only to callers with a mesh identity.
+    pub policy: Option<&'d PolicyName>,
+    /// `Retry-After` in seconds (RFC 9110 §10.2.3).
+    pub retry_after: Option<u64>,
+    /// `WWW-Authenticate` (RFC 6750 §3): that a token is missing or not accepted, and no more.
+    pub challenge: Option<&'static str>,
+    /// `Allow` (RFC 9110 §10.2.1).
+    pub allow: Option<String>,
+    /// `Accept-Encoding` (RFC 9110 §15.5.16): the encoding that a body may have.
+    pub accept_encoding: Option<&'static str>,
+    /// Whether the connection must not be used again.
+    pub closes: bool,
+    /// Whether the facts of the decision are recorded already, or were passed on with the request.
+    pub recorded_elsewhere: bool,
+}
+
+/// The last segment of a problem's `type`, and its title.
+pub(super) type ProblemType = (&'static str, &'static str);
+
+const DEADLINE: ProblemType = ("deadline", "Too late");
+const INTERNAL: ProblemType = ("internal", "Internal error");
+const INVALID: ProblemType = ("invalid", "Invalid request");
+const KEYS_UNAVAILABLE: ProblemType = ("keys-unavailable", "Keys not available");
+const MALFORMED: ProblemType = ("malformed", "Malformed request");
+const MEDIA_TYPE: ProblemType = ("media-type", "Media type not accepted");
+const METHOD: ProblemType = ("method-not-allowed", "Method not allowed");
+const NOT_PERMITTED: ProblemType = ("not-permitted", "Not permitted");
+const NO_ROUTE: ProblemType = ("no-route", "Nothing answers here");
+const OVERLOADED: ProblemType = ("overloaded", "Not available");
+const QUOTA_SPENT: ProblemType = ("quota-spent", "Too many requests");
+const TIMEOUT: ProblemType = ("timeout", "Too slow");
+const TOO_LARGE: ProblemType = ("too-large", "Too large");
+const UNAUTHENTICATED: ProblemType = ("unauthenticated", "Not authenticated");
+const UPSTREAM: ProblemType = ("upstream-failed", "Upstream failed");
+const VERSION: ProblemType = ("version", "Version not supported");
+
+/// Seconds after which keys that could not be fetched may be there.
+const KEYS_RETRY: u64 = 30;
+/// Seconds after which an overloaded or unconfigured proxy may serve.
+const SOON: u64 = 1;
+const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+const INVALID_TOKEN: &str = "Bearer error=\"invalid_token\"";
+
+impl<'d> Refusal<'d> {
+    /// One row for each denial.
+    pub(super) fn of(denial: &'d Denial) -> Self {
+        match denial {
+            Denial::Framing(violation) => Self::framing(*violation).closing(),
+            Denial::Header(sentence) => Self::new(400, "http.header", MALFORMED, *sentence),
+            Denial::Authority(sentence) => Self::new(400, "http.authority", MALFORMED, *sentence),
+            Denial::Misdirected => Self::new(
+                421,
+                "http.authority",
+                MALFORMED,
+                "this host is not served on this connection",
+            ),
+            Denial::Path(problem) => {
+                Self::new(400, "http.path", MALFORMED, Text::Display(problem))
+            }
+            Denial::TokenInQuery => Self::new(
+                400,
+                "authn.malformed",
+                UNAUTHENTICATED,
+                "a token must not stand in a query",
+            ),
+            Denial::Method => {
+                let allow = Some(METHODS.to_owned());
+                Self {
+                    allow,
+                    ..Self::new(405, "http.method", METHOD, "this method is not served")
+                }
+            }
+            Denial::Expectation => Self::new(
+                417,
+                "http.header",
+                MALFORMED,
+                "only `100-continue` can be expected",
+            ),
+            Denial::HeadTooLarge => Self::new(
+                431,
+                "http.limit",
+                TOO_LARGE,
+                "the headers are larger than 65536 bytes or more than 100",
+            ),
+            Denial::TargetTooLong => Self::new(
+                414,
+                "http.limit",
+                TOO_LARGE,
+                "path and query are longer than 8192 bytes",
+            ),
+            Denial::BodyTooLarge(limit) => {
+                Self::new(413, "http.limit", TOO_LARGE, Text::BodyTooLarge(*limit))
+            }
+            Denial::BodyTimeout => Self::new(
+                408,
+                "http.timeout",
+                TIMEOUT,
+                "the body did not come in time",
+            )
+            .closing(),
+            Denial::BodyBroken => {
+                Self::new(400, "http.framing", MALFORMED, "the body broke off").closing()
+            }
+            Denial::NoRoute(sentence) => Self::new(404, "http.no_route", NO_ROUTE, &**sentence),
+            Denial::NoBackend => Self::new(
+                500,
+                "upstream.no_backend",
+                UPSTREAM,
+                "the route leads nowhere",
+            ),
+            Denial::TokenMissing => Self::new(
+                401,
+                "authn.missing",
+                UNAUTHENTICATED,
+                "a bearer token is required",
+            )
+            .challenging("Bearer"),
+            Denial::TokenMalformed => Self::new(
+                401,
+                "authn.malformed",
+                UNAUTHENTICATED,
+                "`Authorization` is not one bearer token",
+            )
+            .challenging("Bearer error=\"invalid_request\""),
+            Denial::Token(problem @ TokenProblem::KeysUnavailable { .. }) => Self::new(
+                problem.status(),
+                problem.reason(),
+                KEYS_UNAVAILABLE,
+                "the token issuer's keys are not available",
+            )
+            .retrying(KEYS_RETRY)
+            .caused_by(Text::Display(problem)),
+            Denial::Token(problem) => Self::new(
+                problem.status(),
+                problem.reason(),
+                UNAUTHENTICATED,
+                "the token is not accepted",
+            )
+            .challenging(INVALID_TOKEN)
+            .caused_by(Text::Display(problem)),
+            Denial::Lapsed(at) => Self::new(
+                401,
+                "authn.invalid_token",
+                UNAUTHENTICATED,
+                "the token expired before there was an answer",
+            )
+            .challenging(INVALID_TOKEN)
+            .caused_by(Text::Expired(*at))
+            .recorded(),
+            Denial::Policy(deny) => {
+                let (problem, detail) = match (deny.status(), deny.reason()) {
+                    (403, None) => (NOT_PERMITTED, "policy does not permit this".into()),
+                    (403, Some(reason)) => (NOT_PERMITTED, reason.into()),
+                    (_, Some(reason)) => (MALFORMED, reason.into()),
+                    (_, None) => (MALFORMED, Text::Display(&**deny)),
+                };
+                Self {
+                    policy: deny.policy(),
+                    ..Self::new(deny.status(), deny.code(), problem, detail)
+                }
+                .caused_by(Text::Display(&**deny))
+                .recorded()
+            }
+            Denial::Revoked => Self::new(
+                403,
+                "authz.denied",
+                NOT_PERMITTED,
+                "policy no longer permits this",
+            )
+            .recorded(),
+            Denial::RateLimited { limit, retry_after } => {
+                let detail = Text::RateLimited(limit, *retry_after);
+                Self::new(429, "rate.limited", QUOTA_SPENT, detail).retrying(*retry_after)
+            }
+            Denial::Invalid(violation) => Self::invalid(violation),
+            Denial::Overload => {
+                Self::new(503, "overload", OVERLOADED, "too much at once; try again").retrying(SOON)
+            }
+            Denial::Unconfigured => Self::new(
+                503,
+                "config.unavailable",
+                OVERLOADED,
+                "the proxy has no configuration yet",
+            )
+            .retrying(SOON),
+            Denial::Unasked => Self::new(
+                503,
+                "config.unavailable",
+                OVERLOADED,
+                "the proxy does not know this service yet, and the control plane cannot be asked about it now",
+            )
+            .retrying(SOON),
+            Denial::Egress => Self::new(
+                403,
+                "egress.denied",
+                NOT_PERMITTED,
+                "calls to destinations outside the mesh are not allowed",
+            ),
+            Denial::Upstream(upstream) => Self::upstream(*upstream).recorded(),
+            Denial::Internal => Self::new(
+                500,
+                "internal.panic",
+                INTERNAL,
+                "the proxy failed at this request",
+            ),
+        }
+    }
+
+    /// One row for each violation of HTTP/1 framing.
+    fn framing(violation: http1::Violation) -> Self {
+        use http1::Violation as V;
+        let (status, reason, problem) = match violation {
+            V::Version => (505, "http.framing", VERSION),
+            V::TargetTooLong => (414, "http.limit", TOO_LARGE),
+            V::HeadTooLarge | V::TooManyFields => (431, "http.limit", TOO_LARGE),
+            V::Timeout => (408, "http.timeout", TIMEOUT),
+            V::Host => (400, "http.authority", MALFORMED),
+            V::Target => (400, "http.path", MALFORMED),
+            V::FieldName | V::FieldValue | V::Repeated => (400, "http.header", MALFORMED),
+            V::LineEnd
+            | V::RequestLine
+            | V::Folded
+            | V::ContentLength
+            | V::TransferEncoding
+            | V::LengthAndEncoding
+            | V::Chunk
+            | V::ChunkExtensions
+            | V::Trailer => (400, "http.framing", MALFORMED),
+        };
+        Self::new(status, reason, problem, violation.sentence())
+    }
+
+    /// One row for each failure of an upstream.
+    fn upstream(upstream: Upstream) -> Self {
+        let (status, reason, problem, sentence) = match upstream {
+            Upstream::NoEndpoint => (
+                503,
+                "upstream.no_endpoint",
+                UPSTREAM,
+                "nothing serves this at the moment",
+            ),
+            Upstream::Connect => (
+                503,
+                "upstream.connect",
+                UPSTREAM,
+                "the upstream cannot be reached",
+            ),
+            Upstream::ConnectTimeout => (
+                503,
+                "upstream.connect_timeout",
+                UPSTREAM,
+                "connecting to the upstream took too long",
+            ),
+            Upstream::Handshake => (
+                503,
+                "upstream.identity",
+                UPSTREAM,
+                "what answered is not the workload that was meant",
+            ),
+            Upstream::Dns => (
+                503,
+                "upstream.dns",
+                UPSTREAM,
+                "the host name does not resolve",
+            ),
+            Upstream::Reset => (
+                502,
+                "upstream.reset",
+                UPSTREAM,
+                "the upstream broke off before it answered",
+            ),
+            Upstream::Protocol => (
+                502,
+                "upstream.protocol",
+                UPSTREAM,
+                "what the upstream answered is not HTTP",
+            ),
+            Upstream::Timeout => (
+                504,
+                "upstream.timeout",
+                DEADLINE,
+                "the upstream took too long to answer",
+            ),
+        };
+        Self::new(status, reason, problem, sentence)
+    }
+
+    /// A request whose form the service's rules do not accept.
+    fn invalid(violation: &'d validate::Violation) -> Self {
+        let reason = match violation.reason.as_str() {
+            "http.limit" => "http.limit",
+            "http.method" => "http.method",
+            "http.media_type" => "http.media_type",
+            "validate.route" => "validate.route",
+            _ => "validate.body",
+        };
+        let problem = match violation.status {
+            404 => NO_ROUTE,
+            405 => METHOD,
+            413 | 414 | 431 => TOO_LARGE,
+            415 => MEDIA_TYPE,
+            _ => INVALID,
+        };
+        let place = violation.place.as_deref();
+        let encoded = violation.status == 415 && place == Some("content-encoding");
+        Self {
+            place,
+            allow: (!violation.allow.is_empty()).then(|| violation.allow.join(", ")),
+            accept_encoding: encoded.then_some("identity"),
+            ..Self::new(violation.status, reason, problem, Text::Display(violation))
+        }
+    }
+
+    fn new(
+        status: u16,
+        reason: &'static str,
+        problem: ProblemType,
+        detail: impl Into<Text<'d>>,
+    ) -> Self {
+        Self {
+            status: StatusCode::from_u16(status).unwrap_or(StatusCode::FORBIDDEN),
+            reason,
+            problem,
+            detail: detail.into(),
+            cause: None,
+            place: None,
+            policy: None,
+            retry_after: None,
+            challenge: None,
+            allow: None,
+            accept_encoding: None,
+            closes: false,
+            recorded_elsewhere: false,
+        }
+    }
+
+    fn closing(self) -> Self {
+        Self {
+            closes: true,
+            ..self
+        }
+    }
+
+    fn challenging(self, challenge: &'static str) -> Self {
+        Self {
+            challenge: Some(challenge),
+            ..self
+        }
+    }
+
+    fn retrying(self, seconds: u64) -> Self {
+        Self {
+            retry_after: Some(seconds),
+            ..self
+        }
+    }
+
+    fn caused_by(self, cause: Text<'d>) -> Self {
+        Self {
+            cause: Some(cause),
+            ..self
+        }
+    }
+
+    fn recorded(self) -> Self {
+        Self {
+            recorded_elsewhere: true,
+            ..self
+        }
+    }
+}
+
+/// A text that is formatted when it is read: most denials are counted and logged by their reason alone.
+#[derive(Clone, Copy)]
+pub enum Text<'d> {
+    /// As it is.
+    Plain(&'d str),
+    /// What the value prints.
+    Display(&'d dyn fmt::Display),
+    /// A body above this limit in bytes.
+    BodyTooLarge(u64),
+    /// The limit of this name, and the seconds until the next request passes.
+    RateLimited(&'d str, u64),
+    /// When the token expired.
+    Expired(Timestamp),
+}
+
+impl<'d> From<&'d str> for Text<'d> {
+    fn from(text: &'d str) -> Self {
+        Self::Plain(text)
+    }
+}
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain(text) => f.write_str(text),
+            Self::Display(value) => value.fmt(f),
+            Self::BodyTooLarge(limit) => write!(f, "the body is larger than {limit} bytes"),
+            Self::RateLimited(limit, seconds) => {
+                write!(f, "the limit `{limit}` is spent; try again in {seconds} s")
+            }
+            Self::Expired(at) => write!(f, "the token expired at {at}"),
+        }
+    }
+}
+
+impl fmt::Debug for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.to_string(), f)
+    }
+}
