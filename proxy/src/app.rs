@@ -27,7 +27,7 @@ use crate::{
         destinations::Destinations,
         gateway_ports::Port,
         jwks_cache::JwksCache,
-        readiness::{Health, Unready},
+        readiness::{Readiness, Unready},
         shared::{Shared, Shutdown},
     },
     telemetry::{decision_log::DecisionLog, metrics::Metrics, spans},
@@ -123,8 +123,8 @@ impl Handle {
 
     /// Resolves when it is ready.
     pub async fn ready(&self) {
-        let mut changes = self.shared.health.watch();
-        while !self.shared.health.is_ready() {
+        let mut changes = self.shared.readiness.watch();
+        while !self.shared.readiness.is_ready() {
             if changes.changed().await.is_err() {
                 return;
             }
@@ -171,22 +171,22 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
         keys,
         destinations,
         decisions: DecisionLog::new(&node_id),
-        outside: crate::telemetry::egress_log::Outside::default(),
+        egress: crate::telemetry::egress_log::EgressLog::default(),
         spans,
         listeners: Claims::default(),
-        health: Health::default(),
+        readiness: Readiness::default(),
         access_log: config.access_log,
     });
     shared
-        .health
+        .readiness
         .lack(Unready::NoSnapshot, "there is no snapshot yet");
     if secrets.is_some() && matches!(config.source, Source::ControlPlane { .. }) {
         let message = "it is not known yet which secrets were granted";
-        shared.health.lack(Unready::NoSecret, message);
+        shared.readiness.lack(Unready::NoSecret, message);
     }
     if shared.has_identity {
         shared
-            .health
+            .readiness
             .lack(Unready::NoIdentity, "there is no certificate yet");
     }
     for worker in 0..config.workers.get() {
@@ -194,7 +194,7 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
             <OutboundListener as listeners::Wanted>::KIND,
             <Port as listeners::Wanted>::KIND,
         ] {
-            shared.health.lack_part(
+            shared.readiness.lack_part(
                 Unready::Listener,
                 &listeners::unopened(worker, kind),
                 format!("{kind} are not open yet"),
@@ -439,7 +439,9 @@ async fn serve(
         // Nobody holds the channel any more: all workers ended.
         _ = all_ended.recv() => false,
     };
-    shared.health.lack(Unready::Draining, "the end has begun");
+    shared
+        .readiness
+        .lack(Unready::Draining, "the end has begun");
     tracing::info!(timeout = ?timeout, "draining");
     shutdown.drain.cancel();
     let drained = async {

@@ -23,13 +23,13 @@ use self::{
     identity::{Keeper, publish},
     jwks::Fetcher,
     secret_folder::SecretFolder,
-    snapshot_age::Freshness,
+    snapshot_age::SnapshotAge,
     standalone::Standalone,
     state_dir::StateDir,
 };
 use crate::{
     config::{ProxyConfig, Source},
-    state::{destinations::Ask, jwks_cache::Refetch, shared::Shared},
+    state::{destinations::LookupRequest, jwks_cache::Refetch, shared::Shared},
     telemetry::{metrics::Metrics, spans::Exporter},
 };
 
@@ -42,7 +42,7 @@ pub(crate) struct Control {
     pub(crate) state_dir: Option<Arc<StateDir>>,
     pub(crate) secrets: Option<Arc<SecretFolder>>,
     pub(crate) standalone: Option<Standalone>,
-    pub(crate) asked: mpsc::Receiver<Ask>,
+    pub(crate) asked: mpsc::Receiver<LookupRequest>,
     pub(crate) refetches: mpsc::Receiver<Refetch>,
     pub(crate) exporter: Exporter,
 }
@@ -86,9 +86,9 @@ impl Control {
                     trust_bundle,
                 },
             ) => {
-                let freshness = Freshness::default();
+                let freshness = SnapshotAge::default();
                 let (keeper, renew) = Keeper::new(
-                    identity::issue::Start {
+                    identity::issue::IdentityDeps {
                         node_id: node_id.clone(),
                         address: address.clone(),
                         root_namespace: root_namespace.clone(),
@@ -102,7 +102,7 @@ impl Control {
                     Arc::clone(&metrics),
                 );
                 tokio::spawn(keeper.run());
-                let follow = Follow::new(discovery::Start {
+                let follow = Follow::new(discovery::DiscoveryDeps {
                     node_id,
                     address,
                     root_namespace,
@@ -118,7 +118,7 @@ impl Control {
                 freshness
             }
             // INVARIANT: `app::start` makes one whenever the source is a directory.
-            (None, Source::Standalone { .. }) => Freshness::default(),
+            (None, Source::Standalone { .. }) => SnapshotAge::default(),
         };
         tokio::spawn(tick(shared, metrics, freshness));
         exporter
@@ -126,7 +126,7 @@ impl Control {
 }
 
 /// What nobody tells but the clock: age of the snapshot, end of the certificate.
-async fn tick(shared: Arc<Shared>, metrics: Arc<Metrics>, freshness: Freshness) {
+async fn tick(shared: Arc<Shared>, metrics: Arc<Metrics>, freshness: SnapshotAge) {
     let mut second = time::interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     loop {
@@ -135,6 +135,6 @@ async fn tick(shared: Arc<Shared>, metrics: Arc<Metrics>, freshness: Freshness) 
         metrics
             .snapshot_age
             .set(i64::try_from(freshness.age()).unwrap_or(i64::MAX));
-        metrics.ready.set(i64::from(shared.health.is_ready()));
+        metrics.ready.set(i64::from(shared.readiness.is_ready()));
     }
 }

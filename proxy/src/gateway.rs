@@ -18,7 +18,9 @@ use crate::{
         headers, host,
         peer_header::{self, Proto},
     },
-    request::{answer::Answer, checks::stage::Admitted, response_body::AnswerBody},
+    request::{
+        checks::stage::Admitted, forwarded_response::ForwardedResponse, response_body::ResponseBody,
+    },
     upstream::route,
 };
 
@@ -27,7 +29,7 @@ pub(crate) async fn serve(
     peer: Rc<Peer>,
     request: Request<Incoming>,
     broken: Option<Denial>,
-) -> Result<Response<AnswerBody>, Infallible> {
+) -> Result<Response<ResponseBody>, Infallible> {
     let mut response = inbound::serve_with(peer, request, broken, forward).await?;
     // What serves behind the edge is nobody's business outside.
     response.headers_mut().remove(header::SERVER);
@@ -38,11 +40,14 @@ pub(crate) async fn serve(
 const POWERED_BY: HeaderName = HeaderName::from_static("x-powered-by");
 
 /// Finds the backend by the Gateway's routes and sends the request to it.
-pub(crate) async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answer, Denial> {
+pub(crate) async fn forward(
+    admitted: Admitted<'_>,
+    peer: &Peer,
+) -> Result<ForwardedResponse, Denial> {
     let Admitted {
         call,
         body,
-        standing,
+        open_permit,
         ..
     } = admitted;
     let snapshot = call.current.snapshot().ok_or(Denial::Unconfigured)?;
@@ -53,7 +58,7 @@ pub(crate) async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answe
         .ok_or(Denial::Unconfigured)?;
     let (host, _) = host::split_port(call.reading.authority.as_str())
         .ok_or(Denial::Authority("the host is malformed"))?;
-    let asked = routes::Asked {
+    let asked = routes::RouteQuery {
         host,
         method: call.method(),
         path: call.head.uri.path(),
@@ -90,9 +95,9 @@ pub(crate) async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answe
         true => Proto::H2,
         false => Proto::Http1,
     };
-    let held = Some(Rc::clone(&standing));
+    let held = Some(Rc::clone(&open_permit));
     let answer = std::pin::pin!(outbound::forward(call, &route, body, held));
-    standing.hold(answer).await
+    open_permit.hold(answer).await
 }
 
 /// What the gateway says of the caller, in the headers that it just took from it.

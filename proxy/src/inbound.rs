@@ -27,7 +27,6 @@ use crate::{
         websocket,
     },
     request::{
-        answer::{Answer, answer, blame},
         call::Call,
         checks::{
             address_limit::address_limit,
@@ -39,21 +38,22 @@ use crate::{
             validate::validate,
         },
         exchange::Exchange,
-        local::{Counted, IN_FLIGHT, Local},
-        response_body::AnswerBody,
+        forwarded_response::{ForwardedResponse, answer, attribute_upstream_error},
+        local::{InFlightGuard, MAX_IN_FLIGHT, WorkerContext},
+        response_body::ResponseBody,
         target::Target,
     },
     telemetry::metrics::{Direction, Transport},
 };
 
 /// A connection to the inbound listener: mesh TLS, and nothing else while this proxy has or should have an identity.
-pub(crate) async fn connection(local: Rc<Local>, stream: TcpStream, address: SocketAddr) {
-    led(local, stream, address, None).await;
+pub(crate) async fn connection(local: Rc<WorkerContext>, stream: TcpStream, address: SocketAddr) {
+    handle_redirected(local, stream, address, None).await;
 }
 
 /// The same, of a connection that rules led here from a port of the program.
-pub(crate) async fn led(
-    local: Rc<Local>,
+pub(crate) async fn handle_redirected(
+    local: Rc<WorkerContext>,
     stream: TcpStream,
     address: SocketAddr,
     dialled: Option<u16>,
@@ -106,7 +106,7 @@ pub(crate) async fn serve(
     peer: Rc<Peer>,
     request: Request<Incoming>,
     broken: Option<Denial>,
-) -> Result<Response<AnswerBody>, Infallible> {
+) -> Result<Response<ResponseBody>, Infallible> {
     serve_with(peer, request, broken, forward).await
 }
 
@@ -115,18 +115,20 @@ pub(crate) async fn serve_with(
     peer: Rc<Peer>,
     request: Request<Incoming>,
     broken: Option<Denial>,
-    forward: impl AsyncFnOnce(Admitted<'_>, &Peer) -> Result<Answer, Denial>,
-) -> Result<Response<AnswerBody>, Infallible> {
+    forward: impl AsyncFnOnce(Admitted<'_>, &Peer) -> Result<ForwardedResponse, Denial>,
+) -> Result<Response<ResponseBody>, Infallible> {
     contained(&peer, request, broken, async |request, exchange| {
-        let Some(_in_flight) =
-            Counted::within(Rc::clone(&peer.local), |local| &local.in_flight, IN_FLIGHT)
-        else {
+        let Some(_in_flight) = InFlightGuard::within(
+            Rc::clone(&peer.local),
+            |local| &local.in_flight,
+            MAX_IN_FLIGHT,
+        ) else {
             return Err((Denial::Overload, exchange));
         };
         let (mut call, claim) = receive(&peer, request, exchange)?;
         let target = target(&peer, &mut call, claim.as_ref());
         let outcome = match checks(&mut call, target.clone(), &peer).await {
-            Ok(admitted) if admitted.call.question.is_some() => Ok(Answer::go_on()),
+            Ok(admitted) if admitted.call.question.is_some() => Ok(ForwardedResponse::go_on()),
             Ok(admitted) => forward(admitted, &peer).await,
             Err(denial) => Err(denial),
         };
@@ -224,10 +226,10 @@ async fn checks<'c>(
 
 /// Ends the call's way here: its response goes back to the caller.
 fn conclude(
-    outcome: Result<Answer, Denial>,
+    outcome: Result<ForwardedResponse, Denial>,
     call: Call,
     target: Option<Rc<Target>>,
-) -> Result<Response<AnswerBody>, Refused> {
+) -> Result<Response<ResponseBody>, Refused> {
     match outcome {
         // It was only the question of another proxy; the request itself follows.
         Ok(answer) if call.question.is_some() => {
@@ -245,12 +247,12 @@ fn conclude(
 }
 
 /// Sends a request to the program, and only an admitted one.
-async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answer, Denial> {
+async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<ForwardedResponse, Denial> {
     let Admitted {
         call,
         target,
         body,
-        standing,
+        open_permit,
         ..
     } = admitted;
     let (mut request, asked) = call.outgoing(body);
@@ -271,9 +273,10 @@ async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<Answer, Denial> 
         .programs
         .send(target.program, call.proto, request, &call.local.metrics);
     // It may be revoked before its answer begins.
-    let sent = standing.hold(std::pin::pin!(sent)).await;
-    let (response, held) = sent.map_err(|denial| blame(denial, flow.as_deref()))?;
-    answer(call, response, Some(held), asked, Some(standing))
+    let sent = open_permit.hold(std::pin::pin!(sent)).await;
+    let (response, held) =
+        sent.map_err(|denial| attribute_upstream_error(denial, flow.as_deref()))?;
+    answer(call, response, Some(held), asked, Some(open_permit))
 }
 
 /// What the program learns of its caller, in headers that nobody else can set.

@@ -13,7 +13,7 @@ use merlon_config::snapshot::Endpoint;
 use merlon_policy::principal::Principal;
 use tokio::net::TcpStream;
 
-use self::resolve::Whither;
+use self::resolve::Resolution;
 use crate::{
     downstream::{
         connection,
@@ -29,12 +29,12 @@ use crate::{
         websocket,
     },
     request::{
-        answer::{Answer, answer, blame},
         call::Call,
         exchange::Exchange,
-        local::{Counted, IN_FLIGHT, Local},
-        open_permit::Standing,
-        response_body::AnswerBody,
+        forwarded_response::{ForwardedResponse, answer, attribute_upstream_error},
+        local::{InFlightGuard, MAX_IN_FLIGHT, WorkerContext},
+        open_permit::OpenPermit,
+        response_body::ResponseBody,
     },
     state::secrets,
     telemetry::metrics::Direction,
@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// A connection of the own program.
-pub(crate) async fn connection(local: Rc<Local>, stream: TcpStream, address: SocketAddr) {
+pub(crate) async fn connection(local: Rc<WorkerContext>, stream: TcpStream, address: SocketAddr) {
     let mut peer = Peer::new(&local, Direction::Outbound, address, Principal::Anonymous);
     peer.own_port = stream.local_addr().ok().map(|own| own.port());
     connection::serve_plain(&local, stream, Rc::new(peer), serve).await;
@@ -53,20 +53,22 @@ pub(crate) async fn serve(
     peer: Rc<Peer>,
     request: Request<Incoming>,
     broken: Option<Denial>,
-) -> Result<Response<AnswerBody>, Infallible> {
+) -> Result<Response<ResponseBody>, Infallible> {
     contained(&peer, request, broken, async |request, exchange| {
-        let Some(_in_flight) =
-            Counted::within(Rc::clone(&peer.local), |local| &local.in_flight, IN_FLIGHT)
-        else {
+        let Some(_in_flight) = InFlightGuard::within(
+            Rc::clone(&peer.local),
+            |local| &local.in_flight,
+            MAX_IN_FLIGHT,
+        ) else {
             return Err((Denial::Overload, exchange));
         };
         let mut call = receive(&peer, request, exchange)?;
-        let outcome = match resolve::whither(&peer, &call).await {
-            Ok(Whither::Mesh(route)) => {
+        let outcome = match resolve::resolve(&peer, &call).await {
+            Ok(Resolution::Mesh(route)) => {
                 let body = call.stream();
                 forward(&mut call, &route, body, None).await
             }
-            Ok(Whither::Outside { host, port }) => egress::pass(&mut call, &host, port).await,
+            Ok(Resolution::Outside { host, port }) => egress::pass(&mut call, &host, port).await,
             Err(denial) => Err(denial),
         };
         match outcome {
@@ -121,8 +123,8 @@ pub(crate) async fn forward(
     call: &mut Call,
     route: &Route,
     body: RequestBody,
-    standing: Option<Rc<Standing>>,
-) -> Result<Answer, Denial> {
+    open_permit: Option<Rc<OpenPermit>>,
+) -> Result<ForwardedResponse, Denial> {
     call.exchange.dst = Some(Rc::clone(&route.name));
     if let Some(snapshot) = call.current.snapshot() {
         // Of two that give the same header, the one that is called has the last word.
@@ -133,7 +135,7 @@ pub(crate) async fn forward(
     call.proto = route.proto(call.proto);
     if call.reading.expects
         && matches!(body, RequestBody::Stream(..))
-        && let Some(refusal) = Box::pin(ask_first(call, route, &body, standing.clone())).await?
+        && let Some(refusal) = Box::pin(ask_first(call, route, &body, open_permit.clone())).await?
     {
         return Ok(refusal);
     }
@@ -152,13 +154,13 @@ pub(crate) async fn forward(
         .peers
         .send((&route.destination, route.port), call.proto, request)
         .await;
-    let sent = sent.map_err(|denial| blame(denial, flow.as_deref()))?;
+    let sent = sent.map_err(|denial| attribute_upstream_error(denial, flow.as_deref()))?;
     call.exchange.upstream = Some(sent.address);
     // Between proxies a WebSocket is always extended CONNECT; a plain endpoint got it as the program spoke.
     if !sent.plain {
         call.proto = Proto::H2;
     }
-    answer(call, sent.response, Some(sent.held), asked, standing)
+    answer(call, sent.response, Some(sent.held), asked, open_permit)
 }
 
 /// Whether the other proxy would take a request, before its body is asked for: who is refused sends none (RFC 9110
@@ -167,8 +169,8 @@ async fn ask_first(
     call: &mut Call,
     route: &Route,
     body: &RequestBody,
-    standing: Option<Rc<Standing>>,
-) -> Result<Option<Answer>, Denial> {
+    open_permit: Option<Rc<OpenPermit>>,
+) -> Result<Option<ForwardedResponse>, Denial> {
     let destination = &route.destination;
     let in_mesh = |endpoint: &Endpoint| endpoint.identity.is_some();
     let claim = route.claim(call.proto);
@@ -193,5 +195,5 @@ async fn ask_first(
         return Ok(None);
     }
     call.exchange.upstream = Some(sent.address);
-    answer(call, sent.response, Some(sent.held), None, standing).map(Some)
+    answer(call, sent.response, Some(sent.held), None, open_permit).map(Some)
 }

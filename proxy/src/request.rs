@@ -1,9 +1,9 @@
 //! One request on its worker: the worker's context, the call and its stages, the checks, bodies and tunnels.
 
-pub(crate) mod answer;
 pub(crate) mod call;
 pub(crate) mod checks;
 pub(crate) mod exchange;
+pub(crate) mod forwarded_response;
 pub(crate) mod local;
 pub(crate) mod open_permit;
 pub(crate) mod response_body;

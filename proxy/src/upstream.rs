@@ -13,7 +13,7 @@ pub(crate) mod route;
 #[derive(Debug)]
 pub(crate) enum Returned {
     /// An HTTP/1 connection, idle again.
-    Http1(http1::Borrowed),
+    Http1(http1::PooledConnection),
     /// A place among an HTTP/2 connection's streams.
     H2(#[expect(dead_code, reason = "held for what its drop does")] h2::Lease),
 }

@@ -9,7 +9,7 @@ use crate::{
     downstream::{listener, listeners},
     inbound, outbound,
     protocol::sockets,
-    request::local::Local,
+    request::local::WorkerContext,
     state::{
         gateway_ports::Port,
         shared::{Shared, Shutdown},
@@ -33,7 +33,7 @@ pub(crate) async fn run_with_log(worker: Worker, log: AccessLog) {
         interception,
         shutdown,
     } = worker;
-    let local = Rc::new(Local::new(index, shared, metrics, log, shutdown));
+    let local = Rc::new(WorkerContext::new(index, shared, metrics, log, shutdown));
     tracing::debug!(index, "worker begins");
     let mut tasks = vec![
         spawn(tidy(Rc::clone(&local))),
@@ -79,7 +79,7 @@ fn spawn(task: impl Future<Output = ()> + 'static) -> JoinHandle<()> {
 }
 
 /// Decides again, on every new snapshot, about what is still open.
-async fn follow(local: Rc<Local>) {
+async fn follow(local: Rc<WorkerContext>) {
     let mut changes = local.shared.snapshot.watch();
     while changes.changed().await.is_ok() {
         local.decide_again();
@@ -87,14 +87,14 @@ async fn follow(local: Rc<Local>) {
 }
 
 /// Ends what outlives its token, within a second.
-async fn expire(local: Rc<Local>) {
+async fn expire(local: Rc<WorkerContext>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         local.expire();
     }
 }
 
-async fn tidy(local: Rc<Local>) {
+async fn tidy(local: Rc<WorkerContext>) {
     let mut identities = local.shared.identity.watch();
     loop {
         tokio::select! {

@@ -2,12 +2,12 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use merlon_proxy::protocol::http2::Counter;
+use merlon_proxy::protocol::http2::FrameCounter;
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (size, bytes) = input;
-    let whole = Counter::default().follow(bytes);
-    let mut counter = Counter::default();
+    let whole = FrameCounter::default().follow(bytes);
+    let mut counter = FrameCounter::default();
     let pieces = bytes.chunks(usize::from(size).max(1)).all(|piece| counter.follow(piece));
     assert_eq!(whole, pieces);
 });

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use merlon_proxy::protocol::http1::{Strict, Violation};
+use merlon_proxy::protocol::http1::{GuardedStream, Violation};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
 fuzz_target!(|input: (u8, &[u8])| {
@@ -20,7 +20,7 @@ fn guarded(bytes: &[u8], size: usize) -> (Vec<u8>, Option<Violation>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     runtime.block_on(async {
         let (mut client, server) = duplex(size);
-        let (mut strict, guard) = Strict::new(server, Vec::new());
+        let (mut strict, guard) = GuardedStream::new(server, Vec::new());
         let write = async {
             let _ = client.write_all(bytes).await;
             let _ = client.shutdown().await;

@@ -20,14 +20,14 @@ use crate::{
 };
 
 #[derive(Debug, Clone)]
-struct Seen {
+struct AdminState {
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
 }
 
 /// Serves who watches, until the process ends: also while it drains, so that the end can be seen.
 pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, metrics: Arc<Metrics>) {
-    let routes = public(Seen { shared, metrics });
+    let routes = public(AdminState { shared, metrics });
     http::serve(
         listener,
         Limits::default(),
@@ -46,7 +46,7 @@ pub(crate) async fn serve_socket(path: &Path, shared: Arc<Shared>, metrics: Arc<
             return;
         }
     };
-    let seen = Seen { shared, metrics };
+    let seen = AdminState { shared, metrics };
     let routes = public(seen.clone()).merge(private(seen));
     if let Err(error) = axum::serve(listener, routes).await {
         tracing::error!(%error, "administration ended");
@@ -64,7 +64,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn public(seen: Seen) -> Router {
+fn public(seen: AdminState) -> Router {
     Router::new()
         .route("/live", get(|| async { Json(json!({ "live": true })) }))
         .route("/ready", get(ready))
@@ -72,15 +72,15 @@ fn public(seen: Seen) -> Router {
         .with_state(seen)
 }
 
-fn private(seen: Seen) -> Router {
+fn private(seen: AdminState) -> Router {
     Router::new()
         .route("/config", get(config))
         .route("/decisions/{id}", get(decision))
         .with_state(seen)
 }
 
-async fn ready(State(seen): State<Seen>) -> Response {
-    let reasons = seen.shared.health.reasons();
+async fn ready(State(seen): State<AdminState>) -> Response {
+    let reasons = seen.shared.readiness.reasons();
     let status = if reasons.is_empty() {
         StatusCode::OK
     } else {
@@ -90,16 +90,16 @@ async fn ready(State(seen): State<Seen>) -> Response {
     (status, Json(body)).into_response()
 }
 
-async fn metrics(State(seen): State<Seen>) -> impl IntoResponse {
+async fn metrics(State(seen): State<AdminState>) -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], seen.metrics.page())
 }
 
-async fn config(State(seen): State<Seen>) -> impl IntoResponse {
+async fn config(State(seen): State<AdminState>) -> impl IntoResponse {
     Json(dump::dump(&seen.shared))
 }
 
-async fn decision(State(seen): State<Seen>, UrlPath(id): UrlPath<String>) -> Response {
+async fn decision(State(seen): State<AdminState>, UrlPath(id): UrlPath<String>) -> Response {
     let wrong = |status: StatusCode, message: String| {
         (status, Json(json!({ "error": message }))).into_response()
     };

@@ -30,13 +30,13 @@ use crate::state::{
 
 /// A resource as it is held: its bytes, and their hash.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Held {
+pub(crate) struct HeldResource {
     pub(crate) version: Version,
     pub(crate) json: Bytes,
 }
 
 /// Everything that a state is made of, the manifest left out.
-pub(crate) type Resources = BTreeMap<ResourceKey, Held>;
+pub(crate) type Resources = BTreeMap<ResourceKey, HeldResource>;
 
 /// Makes snapshots, each with the help of the one before: what did not change is not compiled again, and limits go on
 /// counting.
@@ -241,7 +241,10 @@ fn certificates(resources: &Resources) -> Result<Certificates, AssembleError> {
     certificates.collect()
 }
 
-fn all(resources: &Resources, kind: ResourceKind) -> impl Iterator<Item = (&ResourceKey, &Held)> {
+fn all(
+    resources: &Resources,
+    kind: ResourceKind,
+) -> impl Iterator<Item = (&ResourceKey, &HeldResource)> {
     resources.iter().filter(move |(key, _)| key.kind == kind)
 }
 
@@ -258,7 +261,7 @@ fn only<'a, T: DeserializeOwned>(
     Ok((key, read(key, held)?))
 }
 
-fn read<T: DeserializeOwned>(key: &ResourceKey, held: &Held) -> Result<T, AssembleError> {
+fn read<T: DeserializeOwned>(key: &ResourceKey, held: &HeldResource) -> Result<T, AssembleError> {
     serde_json::from_slice(&held.json).map_err(|source| AssembleError::Content {
         key: key.clone(),
         source,

@@ -4,7 +4,7 @@
 //! [`crate::control::assemble`]'s. Here is what holds them together: connecting, waiting, compiling off this thread, putting in
 //! force, keeping on disk.
 
-mod kept;
+pub(crate) mod saved;
 mod subscriber;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -29,7 +29,7 @@ use tonic::{Streaming, transport::Channel};
 use url::Url;
 
 use self::{
-    kept::{Kept, Writer},
+    saved::{SavedSnapshot, Writer},
     subscriber::{Complete, Subscriber},
 };
 use super::{
@@ -38,13 +38,13 @@ use super::{
     identity::Renew,
     inspect,
     secret_folder::SecretFolder,
-    snapshot_age::Freshness,
+    snapshot_age::SnapshotAge,
     state_dir::StateDir,
 };
 use crate::{
     config::Subject,
     state::{
-        destinations::{Answer, Ask, AskError, Wish},
+        destinations::{LookupError, LookupKey, LookupRequest, LookupResult},
         readiness::Unready,
         secrets,
         shared::Shared,
@@ -55,7 +55,7 @@ use crate::{
 
 /// What following begins with.
 #[derive(Debug)]
-pub(crate) struct Start {
+pub(crate) struct DiscoveryDeps {
     pub(crate) node_id: String,
     pub(crate) address: Url,
     pub(crate) root_namespace: Namespace,
@@ -63,7 +63,7 @@ pub(crate) struct Start {
     pub(crate) state_dir: Option<Arc<StateDir>>,
     pub(crate) secrets: Option<Arc<SecretFolder>>,
     pub(crate) renew: Renew,
-    pub(crate) freshness: Freshness,
+    pub(crate) freshness: SnapshotAge,
     pub(crate) shared: Arc<Shared>,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -95,13 +95,13 @@ const FORGOTTEN_AT_ONCE: usize = 64;
 /// Follows the control plane.
 #[derive(Debug)]
 pub(crate) struct Follow {
-    start: Start,
+    start: DiscoveryDeps,
     subscriber: Option<Subscriber>,
     assembler: Option<Arc<Assembler>>,
     compiling: Option<JoinHandle<Compiled>>,
     writer: Option<Writer>,
-    waiting: HashMap<Wish, Vec<oneshot::Sender<Answer>>>,
-    absent: HashMap<Wish, Instant>,
+    waiting: HashMap<LookupKey, Vec<oneshot::Sender<LookupResult>>>,
+    absent: HashMap<LookupKey, Instant>,
     /// Whether the program's secrets were all there once.
     has_secrets: bool,
 }
@@ -130,7 +130,7 @@ enum StreamEnd {
 }
 
 impl Follow {
-    pub(crate) fn new(start: Start) -> Self {
+    pub(crate) fn new(start: DiscoveryDeps) -> Self {
         Self {
             start,
             subscriber: None,
@@ -144,7 +144,7 @@ impl Follow {
     }
 
     /// Until the process ends.
-    pub(crate) async fn run(mut self, mut asked: mpsc::Receiver<Ask>) {
+    pub(crate) async fn run(mut self, mut asked: mpsc::Receiver<LookupRequest>) {
         self.restore().await;
         let state_dir = self.start.state_dir.clone();
         self.writer = state_dir.map(|folder| Writer::start(folder, &self.start.metrics));
@@ -191,7 +191,7 @@ impl Follow {
         &mut self,
         tls: &Arc<MeshTls>,
         identities: &mut tokio::sync::watch::Receiver<u64>,
-        asked: &mut mpsc::Receiver<Ask>,
+        asked: &mut mpsc::Receiver<LookupRequest>,
     ) -> StreamEnd {
         let opened = self.open(tls).await;
         let result = if opened.is_ok() {
@@ -326,7 +326,7 @@ impl Follow {
         };
         let removed = subscriber.receive(response).map_err(StreamEnd::Protocol)?;
         for name in removed {
-            self.answer(&name, &Err(AskError::Unknown));
+            self.answer(&name, &Err(LookupError::Unknown));
             if self.absent.len() >= ABSENT_NAMES {
                 self.absent.retain(|_, until| *until > Instant::now());
             }
@@ -400,7 +400,7 @@ impl Follow {
             .shared
             .snapshot
             .publish(Some(Arc::clone(&snapshot)));
-        self.start.shared.health.have(Unready::NoSnapshot);
+        self.start.shared.readiness.have(Unready::NoSnapshot);
         self.look_for_secrets(&snapshot);
         if self.subscriber.as_ref().is_some_and(Subscriber::is_current) {
             self.start.freshness.confirmed();
@@ -414,7 +414,7 @@ impl Follow {
 
     /// A program begins when its secrets are there. Once they were, nothing that is granted later stops it.
     fn look_for_secrets(&mut self, snapshot: &Snapshot) {
-        let health = &self.start.shared.health;
+        let health = &self.start.shared.readiness;
         let missing = secrets::missing(&snapshot.workload.secrets, &snapshot.secrets);
         if self.has_secrets {
             return;
@@ -448,13 +448,13 @@ impl Follow {
         let workload = self.start.subject.identity().clone();
         let secrets = self.start.secrets.clone();
         let restored = task::spawn_blocking(move || {
-            let Some((kept, state)) = Kept::read(&state_dir, &workload)? else {
+            let Some((kept, state)) = SavedSnapshot::read(&state_dir, &workload)? else {
                 return Ok(None);
             };
             let assembler = Assembler::new(kept.identity.clone());
             let result = assembler.assemble(state.version.clone(), &state.resources, None);
             hand_over(secrets.as_deref(), result.as_ref().ok());
-            Ok::<_, kept::KeptError>(Some((kept, assembler, Compiled { state, result })))
+            Ok::<_, saved::SavedSnapshotError>(Some((kept, assembler, Compiled { state, result })))
         });
         match restored.await {
             Ok(Ok(None)) => {}
@@ -487,8 +487,8 @@ impl Follow {
         }
     }
 
-    fn ask(&mut self, ask: Ask) {
-        let Ask { wish, answer } = ask;
+    fn ask(&mut self, ask: LookupRequest) {
+        let LookupRequest { wish, answer } = ask;
         let snapshot = self.start.shared.snapshot.load_full();
         let snapshot = snapshot.as_ref().as_ref();
         if let Some(found) = snapshot.and_then(|snapshot| wish.find(snapshot)) {
@@ -501,7 +501,7 @@ impl Follow {
             .get(&wish)
             .is_some_and(|until| *until > Instant::now())
         {
-            let _ = answer.send(Err(AskError::Unknown));
+            let _ = answer.send(Err(LookupError::Unknown));
             return;
         }
         if let Some(subscriber) = &mut self.subscriber
@@ -512,11 +512,11 @@ impl Follow {
             let outside = addresses.into_iter().flatten();
             let outside = outside.filter(|(_, state)| **state == AddressState::Outside);
             for (address, _) in outside.take(FORGOTTEN_AT_ONCE) {
-                subscriber.forget(&Wish::Address(*address));
+                subscriber.forget(&LookupKey::Address(*address));
             }
             if !subscriber.ask(&wish) {
                 tracing::warn!(%wish, "too many destinations are subscribed to");
-                let _ = answer.send(Err(AskError::Unavailable));
+                let _ = answer.send(Err(LookupError::Unavailable));
                 return;
             }
         }
@@ -529,7 +529,7 @@ impl Follow {
         }
     }
 
-    fn answer(&mut self, wish: &Wish, answer: &Answer) {
+    fn answer(&mut self, wish: &LookupKey, answer: &LookupResult) {
         for waiting in self.waiting.remove(wish).into_iter().flatten() {
             // Nobody waits any more when this fails.
             let _ = waiting.send(answer.clone());

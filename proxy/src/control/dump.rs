@@ -10,8 +10,8 @@ pub(crate) fn dump(shared: &Shared) -> Value {
     let snapshot = shared.snapshot.load_full();
     let identity = shared.identity.load_full();
     json!({
-        "ready": shared.health.is_ready(),
-        "reasons": shared.health.reasons(),
+        "ready": shared.readiness.is_ready(),
+        "reasons": shared.readiness.reasons(),
         "identity": identity.as_ref().as_ref().map(|tls| {
             let svid = tls.svid();
             json!({
@@ -21,7 +21,7 @@ pub(crate) fn dump(shared: &Shared) -> Value {
                 "notAfter": svid.not_after.as_secs(),
             })
         }),
-        "outside": shared.outside.list(),
+        "outside": shared.egress.list(),
         "snapshot": snapshot.as_ref().as_ref().map(|snapshot| described(snapshot)),
     })
 }

@@ -2,8 +2,8 @@
 
 pub(crate) mod files;
 pub(crate) mod issue;
-mod kept;
 pub(crate) mod publish;
+pub(crate) mod saved;
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,8 +17,8 @@ use tokio::{
 };
 
 use self::{
-    issue::{Evidence, IssueError, Issued, Start},
-    kept::Kept,
+    issue::{Evidence, IdentityDeps, IssueError, Issued},
+    saved::SavedIdentity,
 };
 use super::state_dir::StateDir;
 use crate::{
@@ -32,18 +32,18 @@ pub(crate) type Renew = mpsc::Sender<oneshot::Sender<Result<(String, String), St
 /// Keeps the identity.
 #[derive(Debug)]
 pub(crate) struct Keeper {
-    start: Start,
+    start: IdentityDeps,
     state_dir: Option<Arc<StateDir>>,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
     asked: mpsc::Receiver<oneshot::Sender<Result<(String, String), String>>>,
-    current: Option<Current>,
+    current: Option<CurrentIdentity>,
     used_token: Option<[u8; 32]>,
 }
 
 /// An identity in force.
 #[derive(Debug, Clone)]
-struct Current {
+struct CurrentIdentity {
     svid: Arc<X509Svid>,
     bundle: TrustBundle,
     renew_at: UnixTime,
@@ -54,7 +54,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 
 impl Keeper {
     pub(crate) fn new(
-        start: Start,
+        start: IdentityDeps,
         state_dir: Option<Arc<StateDir>>,
         shared: Arc<Shared>,
         metrics: Arc<Metrics>,
@@ -152,7 +152,7 @@ impl Keeper {
         let Some(state_dir) = &self.state_dir else {
             return;
         };
-        let kept = match Kept::read(state_dir) {
+        let kept = match SavedIdentity::read(state_dir) {
             Ok(Some(kept)) => kept,
             Ok(None) => return,
             Err(error) => {
@@ -213,7 +213,7 @@ impl Keeper {
     /// Puts an identity in force.
     fn take(&mut self, svid: Arc<X509Svid>, bundle: TrustBundle) {
         let renew_at = svid.renewal_at(unit());
-        self.current = Some(Current {
+        self.current = Some(CurrentIdentity {
             svid,
             bundle,
             renew_at,
@@ -273,7 +273,7 @@ impl Keeper {
         let (Some(state_dir), Some(current)) = (&self.state_dir, &self.current) else {
             return;
         };
-        let kept = Kept::new(&current.svid, &current.bundle, self.used_token);
+        let kept = SavedIdentity::new(&current.svid, &current.bundle, self.used_token);
         let written = kept
             .map_err(|error| chain(&error))
             .and_then(|kept| kept.write(state_dir).map_err(|error| error.to_string()));
@@ -311,9 +311,9 @@ impl Keeper {
     /// Not having a new certificate yet is no reason for not being ready; having none at all is.
     fn lack(&self, why: &str) {
         if self.shared.identity.load().is_none()
-            && self.shared.health.worst() != Some(Unready::TlsExpired)
+            && self.shared.readiness.worst() != Some(Unready::TlsExpired)
         {
-            self.shared.health.lack(
+            self.shared.readiness.lack(
                 Unready::NoIdentity,
                 format!("there is no certificate: {why}"),
             );

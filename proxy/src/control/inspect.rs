@@ -14,7 +14,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use super::{dump, identity::Renew, snapshot_age::Freshness};
+use super::{dump, identity::Renew, snapshot_age::SnapshotAge};
 use crate::{
     state::shared::Shared,
     telemetry::decision_log::{DecisionId, RecordedDecision},
@@ -25,7 +25,7 @@ use crate::{
 pub(crate) struct Inspected {
     pub(crate) node_id: String,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) freshness: Freshness,
+    pub(crate) freshness: SnapshotAge,
     pub(crate) renew: Renew,
 }
 
@@ -56,7 +56,7 @@ async fn stream(channel: Channel, inspected: &Inspected) -> Result<(), tonic::St
     let gone = |_| tonic::Status::cancelled("the stream ended");
     let mut snapshots = inspected.shared.snapshot.watch();
     let mut identities = inspected.shared.identity.watch();
-    let mut health = inspected.shared.health.watch();
+    let mut health = inspected.shared.readiness.watch();
     replies.send(report(inspected)).await.map_err(gone)?;
     let mut client = InspectionClient::new(channel).max_decoding_message_size(MESSAGE);
     let mut questions = client
@@ -84,7 +84,7 @@ fn report(inspected: &Inspected) -> InspectReply {
     let identity = shared.identity.load_full();
     let svid = identity.as_ref().as_ref().map(|tls| tls.svid());
     let snapshot = shared.snapshot.load_full();
-    let reason = shared.health.reasons().into_iter().next();
+    let reason = shared.readiness.reasons().into_iter().next();
     let report = Report {
         node_id: inspected.node_id.clone(),
         certificate_serial: svid.map(|svid| svid.serial.clone()).unwrap_or_default(),

@@ -5,8 +5,6 @@
 //! tells no more than whether the answer was right, and if not, in one line why. A hook of a container's life does something
 //! to the program, so the last part of its path is a key that only the pod's description tells.
 
-mod ask;
-
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use axum::{
@@ -22,7 +20,7 @@ use tokio::{
     sync::Semaphore,
 };
 
-use self::ask::Asker;
+use self::client::ProbeClient;
 use crate::telemetry::metrics::{FetchResult, Metrics};
 
 /// How often one probe is made at the same time. A node makes it once; who makes many is a stranger, and waits. Each probe
@@ -34,13 +32,13 @@ const REASON: usize = 256;
 #[derive(Clone)]
 struct Listener {
     probes: Arc<BTreeMap<String, (Probe, Semaphore)>>,
-    asker: Arc<Asker>,
+    asker: Arc<ProbeClient>,
     metrics: Arc<Metrics>,
 }
 
 /// Answers, until the process ends: also while it drains, since the program still runs.
 pub(crate) async fn serve(listener: TcpListener, probes: Probes, metrics: Arc<Metrics>) {
-    let asker = match Asker::new() {
+    let asker = match ProbeClient::new() {
         Ok(asker) => Arc::new(asker),
         Err(error) => {
             tracing::error!(error = %error, "probes are not answered");
@@ -143,5 +141,6 @@ fn one_line(why: &str) -> String {
     shown.take(REASON).collect()
 }
 
+pub(crate) mod client;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 /// Shared by who follows the state and who reports its age. Clones are one.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Freshness(Arc<Inner>);
+pub(crate) struct SnapshotAge(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -19,8 +19,8 @@ struct Inner {
     confirmed: AtomicI64,
 }
 
-impl Freshness {
-    /// The state in force is the newest, and stays so until [`Freshness::stale`].
+impl SnapshotAge {
+    /// The state in force is the newest, and stays so until [`SnapshotAge::stale`].
     pub(crate) fn confirmed(&self) {
         self.0.current.store(true, Relaxed);
         self.0

@@ -17,14 +17,14 @@ use merlon_config::{
 use tokio::{sync::mpsc, task, time};
 
 use super::{
-    assemble::{AssembleError, Assembler, Held, Resources},
+    assemble::{AssembleError, Assembler, HeldResource, Resources},
     identity::{files, publish},
-    snapshot_age::Freshness,
+    snapshot_age::SnapshotAge,
 };
 use crate::{
     config::{IdentityFiles, Subject},
     state::{
-        destinations::{Ask, AskError},
+        destinations::{LookupError, LookupRequest},
         readiness::Unready,
         shared::Shared,
         snapshot::Snapshot,
@@ -42,7 +42,7 @@ pub(crate) struct Standalone {
     directory: PathBuf,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
-    freshness: Freshness,
+    freshness: SnapshotAge,
 }
 
 /// Reads and compiles; costly, so it moves to a thread for that, and back.
@@ -80,7 +80,7 @@ impl Standalone {
             loader: None,
             shared: Arc::clone(shared),
             metrics: Arc::clone(metrics),
-            freshness: Freshness::default(),
+            freshness: SnapshotAge::default(),
         };
         if let Some(files) = &loader.files {
             let tls = files::load(files, snapshot.identity(), &snapshot.mesh.trust_domain);
@@ -94,12 +94,12 @@ impl Standalone {
     }
 
     /// How fresh the state is.
-    pub(crate) fn freshness(&self) -> Freshness {
+    pub(crate) fn freshness(&self) -> SnapshotAge {
         self.freshness.clone()
     }
 
     /// Follows the directory and the identity's files, and answers who asks for destinations, until the process ends.
-    pub(crate) async fn run(mut self, mut asked: mpsc::Receiver<Ask>) {
+    pub(crate) async fn run(mut self, mut asked: mpsc::Receiver<LookupRequest>) {
         let mut changes = watch_dir(&self.directory);
         let mut look = time::interval(LOOK);
         loop {
@@ -163,16 +163,16 @@ impl Standalone {
             .set(i64::try_from(snapshot.resources.len()).unwrap_or(i64::MAX));
         self.metrics.snapshots.inc(Update::Accepted);
         self.shared.snapshot.publish(Some(Arc::new(snapshot)));
-        self.shared.health.have(Unready::NoSnapshot);
+        self.shared.readiness.have(Unready::NoSnapshot);
     }
 
     /// The snapshot holds every destination that there is.
-    fn answer(&self, ask: Ask) {
+    fn answer(&self, ask: LookupRequest) {
         let snapshot = self.shared.snapshot.load_full();
         let snapshot = snapshot.as_ref().as_ref();
         let found = snapshot.and_then(|snapshot| ask.wish.find(snapshot));
         // Nobody waits any more when this fails.
-        let _ = ask.answer.send(found.ok_or(AskError::Unknown));
+        let _ = ask.answer.send(found.ok_or(LookupError::Unknown));
     }
 
     async fn look_at_identity(&self) {
@@ -249,8 +249,8 @@ impl Loader {
 }
 
 /// As it is held. Without identities nobody can be found at an endpoint but whoever listens there: plain.
-fn held(resource: &StateResource, plain: bool) -> Held {
-    let as_is = || Held {
+fn held(resource: &StateResource, plain: bool) -> HeldResource {
+    let as_is = || HeldResource {
         version: resource.version().clone(),
         json: Bytes::copy_from_slice(resource.json()),
     };
@@ -265,7 +265,7 @@ fn held(resource: &StateResource, plain: bool) -> Held {
     }
     serde_json::to_vec(&destination).map_or_else(
         |_| as_is(),
-        |json| Held {
+        |json| HeldResource {
             version: Version::of(&json),
             json: json.into(),
         },

@@ -21,12 +21,12 @@ use super::peer::Peer;
 use crate::{
     protocol::{
         denial::Denial,
-        http1::{Guard, Strict},
-        http2::{Frames, LocalExecutor},
+        http1::{Guard, GuardedStream},
+        http2::{GuardedFrames, LocalExecutor},
     },
     request::{
-        local::{Counted, Local},
-        response_body::AnswerBody,
+        local::{InFlightGuard, WorkerContext},
+        response_body::ResponseBody,
     },
     telemetry::metrics::{Direction, Handshake, Transport},
 };
@@ -41,12 +41,12 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Accepts TLS as a server, within its time.
 pub(crate) async fn handshake(
-    local: &Rc<Local>,
+    local: &Rc<WorkerContext>,
     direction: Direction,
     config: Arc<ServerConfig>,
     stream: TcpStream,
 ) -> Option<TlsStream<TcpStream>> {
-    let _one = Counted::within(Rc::clone(local), |local| &local.handshakes, HANDSHAKES)?;
+    let _one = InFlightGuard::within(Rc::clone(local), |local| &local.handshakes, HANDSHAKES)?;
     let (stream, result) = match timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream)).await
     {
         Ok(Ok(stream)) => (Some(stream), Handshake::Done),
@@ -113,20 +113,20 @@ impl<T: AsyncRead + Unpin> Stream<T> {
 pub(crate) trait Serve<P>:
     Fn(Rc<P>, Request<Incoming>, Option<Denial>) -> Self::Answer + Clone + 'static
 {
-    type Answer: Future<Output = Result<Response<AnswerBody>, Infallible>> + 'static;
+    type Answer: Future<Output = Result<Response<ResponseBody>, Infallible>> + 'static;
 }
 
 impl<P, F, A> Serve<P> for F
 where
     F: Fn(Rc<P>, Request<Incoming>, Option<Denial>) -> A + Clone + 'static,
-    A: Future<Output = Result<Response<AnswerBody>, Infallible>> + 'static,
+    A: Future<Output = Result<Response<ResponseBody>, Infallible>> + 'static,
 {
     type Answer = A;
 }
 
 /// HTTP on a connection without TLS: either version, told by its first bytes.
 pub(crate) async fn serve_plain<S: Serve<Peer>>(
-    local: &Rc<Local>,
+    local: &Rc<WorkerContext>,
     stream: TcpStream,
     peer: Rc<Peer>,
     serve: S,
@@ -143,7 +143,7 @@ pub(crate) async fn serve_plain<S: Serve<Peer>>(
 
 /// HTTP/2.
 pub(crate) async fn serve_h2<T, S>(
-    local: &Rc<Local>,
+    local: &Rc<WorkerContext>,
     stream: Stream<T>,
     transport: Transport,
     peer: Rc<Peer>,
@@ -164,7 +164,7 @@ pub(crate) async fn serve_h2<T, S>(
         .max_local_error_reset_streams(200)
         .enable_connect_protocol()
         .serve_connection(
-            TokioIo::new(Frames::new(stream.inner, stream.begun)),
+            TokioIo::new(GuardedFrames::new(stream.inner, stream.begun)),
             service,
         );
     drive(local, connection).await;
@@ -172,7 +172,7 @@ pub(crate) async fn serve_h2<T, S>(
 
 /// HTTP/1.1, with the guard in front.
 pub(crate) async fn serve_http1<T, S>(
-    local: &Rc<Local>,
+    local: &Rc<WorkerContext>,
     stream: Stream<T>,
     transport: Transport,
     peer: Rc<Peer>,
@@ -182,7 +182,7 @@ pub(crate) async fn serve_http1<T, S>(
     S: Serve<Peer>,
 {
     let _open = Open::new(local, peer.direction, transport);
-    let (io, guard) = Strict::new(stream.inner, stream.begun);
+    let (io, guard) = GuardedStream::new(stream.inner, stream.begun);
     let requests = Cell::new(0_u32);
     let service = service_fn(move |request| {
         let request_number = requests.get() + 1;
@@ -203,10 +203,10 @@ pub(crate) async fn serve_http1<T, S>(
 
 /// Tells the guard how a request was answered: what follows it is HTTP, or no longer.
 async fn watch(
-    answer: impl Future<Output = Result<Response<AnswerBody>, Infallible>>,
+    answer: impl Future<Output = Result<Response<ResponseBody>, Infallible>>,
     guard: &Guard,
     request: u32,
-) -> Result<Response<AnswerBody>, Infallible> {
+) -> Result<Response<ResponseBody>, Infallible> {
     let mut response = answer.await?;
     *response.version_mut() = Version::HTTP_11;
     guard.answered(
@@ -250,7 +250,7 @@ where
 
 /// Runs a connection to its end; once the drain begins, to the end of what is open on it.
 async fn drive<E: std::fmt::Display>(
-    local: &Rc<Local>,
+    local: &Rc<WorkerContext>,
     connection: impl Drains<Output = Result<(), E>>,
 ) {
     let mut connection = std::pin::pin!(connection);
@@ -269,12 +269,16 @@ async fn drive<E: std::fmt::Display>(
 /// Counts a connection for as long as it is open.
 #[derive(Debug)]
 pub(crate) struct Open {
-    local: Rc<Local>,
+    local: Rc<WorkerContext>,
     direction: Direction,
 }
 
 impl Open {
-    pub(crate) fn new(local: &Rc<Local>, direction: Direction, transport: Transport) -> Self {
+    pub(crate) fn new(
+        local: &Rc<WorkerContext>,
+        direction: Direction,
+        transport: Transport,
+    ) -> Self {
         local.metrics.connections.inc(direction, transport);
         local.metrics.open_connections.add(direction, 1);
         Self {

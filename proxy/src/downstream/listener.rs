@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 use socket2::TcpKeepalive;
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::request::local::Local;
+use crate::request::local::WorkerContext;
 
 /// Connections that one worker keeps open; more are closed at once.
 const CONNECTIONS: usize = 10_000;
@@ -14,9 +14,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts until the drain begins, and gives each connection to a task of its own.
 pub(crate) async fn serve<F>(
-    local: &Rc<Local>,
+    local: &Rc<WorkerContext>,
     listener: &TcpListener,
-    connection: impl Fn(Rc<Local>, TcpStream, SocketAddr) -> F,
+    connection: impl Fn(Rc<WorkerContext>, TcpStream, SocketAddr) -> F,
 ) where
     F: Future<Output = ()> + 'static,
 {
@@ -32,7 +32,7 @@ pub(crate) async fn serve<F>(
                     continue;
                 }
                 prepare(&stream);
-                let counted = Counted::new(local);
+                let counted = ConnectionGuard::new(local);
                 let task = connection(Rc::clone(local), stream, address);
                 tokio::task::spawn_local(async move {
                     task.await;
@@ -61,16 +61,16 @@ fn prepare(stream: &TcpStream) {
     let _ = socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive);
 }
 
-struct Counted(Rc<Local>);
+struct ConnectionGuard(Rc<WorkerContext>);
 
-impl Counted {
-    fn new(local: &Rc<Local>) -> Self {
+impl ConnectionGuard {
+    fn new(local: &Rc<WorkerContext>) -> Self {
         local.connection_opened();
         Self(Rc::clone(local))
     }
 }
 
-impl Drop for Counted {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.0.connection_closed();
     }

@@ -7,7 +7,7 @@ use tokio::{net::TcpListener, task::JoinHandle, time};
 
 use crate::{
     protocol::{address_claims::Part, sockets::adopt},
-    request::local::Local,
+    request::local::WorkerContext,
     state::{readiness::Unready, snapshot::Snapshot},
 };
 
@@ -27,16 +27,16 @@ pub(crate) trait Wanted: Clone + PartialEq {
     fn name(&self) -> String;
 
     /// Opens it. The error says what is wrong, and what to do about it.
-    fn open(&self, local: &Rc<Local>) -> Result<JoinHandle<()>, String>;
+    fn open(&self, local: &Rc<WorkerContext>) -> Result<JoinHandle<()>, String>;
 }
 
 /// Opens and closes listeners as the snapshot changes, and tries again what could not be opened.
-pub(crate) async fn keep<W: Wanted>(local: Rc<Local>) {
+pub(crate) async fn keep<W: Wanted>(local: Rc<WorkerContext>) {
     let mut changes = local.shared.snapshot.watch();
     let mut open: Vec<(W, JoinHandle<()>)> = Vec::new();
     let mut failed: Vec<String> = Vec::new();
     let mut backoff = Backoff::new(FIRST, MOST);
-    let health = &local.shared.health;
+    let health = &local.shared.readiness;
     let part = |name: &str| format!("worker {}: {name}", local.index);
     loop {
         let current = local.current();
@@ -103,7 +103,7 @@ pub(crate) fn unopened(worker: usize, kind: &str) -> String {
 
 /// This worker's socket of an address, with what keeps the address.
 pub(crate) fn socket(
-    local: &Local,
+    local: &WorkerContext,
     address: std::net::SocketAddr,
     name: &str,
 ) -> Result<(TcpListener, Part), String> {

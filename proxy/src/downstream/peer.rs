@@ -14,17 +14,17 @@ use crate::{
     request::{
         call::Call,
         exchange::Exchange,
-        local::{Current, Local},
+        local::{CurrentSnapshot, WorkerContext},
         target::{Target, Targets},
     },
     telemetry::metrics::Direction,
-    upstream::route::Fixed,
+    upstream::route::ServicePort,
 };
 
 /// Who is at the other end of a connection, and what it was found to mean.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    pub(crate) local: Rc<Local>,
+    pub(crate) local: Rc<WorkerContext>,
     pub(crate) direction: Direction,
     pub(crate) address: SocketAddr,
     /// The port of our own listener.
@@ -39,7 +39,7 @@ pub(crate) struct Peer {
     /// Its TLS, if it has any.
     pub(crate) session: Option<Rc<Session>>,
     /// For a connection that leads to one port of a Service.
-    pub(crate) fixed: Option<Fixed>,
+    pub(crate) service_port: Option<ServicePort>,
     /// The program's port that was called, by somebody who says nothing of Services.
     pub(crate) program_port: Option<u16>,
     /// The program's port that was dialled, where the network's rules led the connection here. Whatever a caller claims
@@ -50,7 +50,7 @@ pub(crate) struct Peer {
 
 impl Peer {
     pub(crate) fn new(
-        local: &Rc<Local>,
+        local: &Rc<WorkerContext>,
         direction: Direction,
         address: SocketAddr,
         principal: Principal,
@@ -69,7 +69,7 @@ impl Peer {
             id: id.map(Rc::from),
             server_name: None,
             session: None,
-            fixed: None,
+            service_port: None,
             program_port: None,
             dialled: None,
             targets: RefCell::default(),
@@ -100,7 +100,7 @@ impl Peer {
     pub(crate) fn call(
         &self,
         mut exchange: Box<Exchange>,
-        current: Rc<Current>,
+        current: Rc<CurrentSnapshot>,
         (head, reading): (Parts, Reading),
         body: Incoming,
     ) -> Call {

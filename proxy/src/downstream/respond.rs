@@ -11,9 +11,9 @@ use crate::{
     protocol::{
         denial::{Denial, Upstream},
         peer_header,
-        problem::{self, Asker, is_grpc},
+        problem::{self, ProblemContext, is_grpc},
     },
-    request::{exchange::Exchange, response_body::AnswerBody},
+    request::{exchange::Exchange, response_body::ResponseBody},
 };
 
 /// A request that goes no further, and what is known of it.
@@ -25,8 +25,8 @@ pub(crate) async fn contained(
     peer: &Peer,
     request: Request<Incoming>,
     broken: Option<Denial>,
-    path: impl AsyncFnOnce(Request<Incoming>, Box<Exchange>) -> Result<Response<AnswerBody>, Refused>,
-) -> Result<Response<AnswerBody>, Infallible> {
+    path: impl AsyncFnOnce(Request<Incoming>, Box<Exchange>) -> Result<Response<ResponseBody>, Refused>,
+) -> Result<Response<ResponseBody>, Infallible> {
     // What an answer needs of a request that may be gone by then.
     let version = request.version();
     let grpc = is_grpc(request.headers());
@@ -64,11 +64,11 @@ fn refuse(
     grpc: bool,
     meshed: bool,
     version: Version,
-) -> Response<AnswerBody> {
+) -> Response<ResponseBody> {
     let decision_id = exchange.decision_id.to_string();
-    let answer = problem::answer(
+    let answer = problem::response(
         &denial,
-        &Asker {
+        &ProblemContext {
             grpc,
             meshed,
             version,
@@ -81,7 +81,7 @@ fn refuse(
             Denial::Upstream(Upstream::Connect | Upstream::ConnectTimeout)
         );
     exchange.refused(denial);
-    let mut response = Response::new(AnswerBody::ours(answer.body).concludes(exchange));
+    let mut response = Response::new(ResponseBody::ours(answer.body).concludes(exchange));
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
     if unserved {

@@ -20,7 +20,7 @@ use crate::{
     },
     gateway,
     protocol::tls_session::Session,
-    request::local::Local,
+    request::local::WorkerContext,
     state::{gateway_ports::Port, snapshot::Snapshot},
     telemetry::metrics::{Direction, Transport},
 };
@@ -37,7 +37,7 @@ impl Wanted for Port {
         format!("listener {} (port {})", self.names, self.port)
     }
 
-    fn open(&self, local: &Rc<Local>) -> Result<JoinHandle<()>, String> {
+    fn open(&self, local: &Rc<WorkerContext>) -> Result<JoinHandle<()>, String> {
         let tls = match self.secure {
             true => {
                 let chooser = Chooser::open(self.port, &self.files, &local.shared)?;
@@ -65,7 +65,7 @@ impl Wanted for Port {
 }
 
 async fn accept(
-    local: Rc<Local>,
+    local: Rc<WorkerContext>,
     stream: TcpStream,
     address: SocketAddr,
     tls: Option<Arc<ServerConfig>>,

@@ -9,7 +9,7 @@ use merlon_config::{
 
 /// What routes look at.
 #[derive(Debug)]
-pub(crate) struct Asked<'a> {
+pub(crate) struct RouteQuery<'a> {
     /// Lower case, without port.
     pub(crate) host: &'a str,
     pub(crate) method: &'a str,
@@ -65,7 +65,7 @@ pub(crate) fn listener<'g>(
 pub(crate) fn find<'g>(
     gateway: &'g GatewayState,
     listener: &GatewayListener,
-    asked: &Asked<'_>,
+    asked: &RouteQuery<'_>,
 ) -> Option<Matched<'g>> {
     let host = listener.hostname.as_deref();
     if host.is_some_and(|pattern| host_fit(pattern, asked.host).is_none()) {
@@ -146,7 +146,7 @@ fn host_fit(pattern: &str, host: &str) -> Option<(bool, usize)> {
     }
 }
 
-fn match_fit(one: &HttpRouteMatch, asked: &Asked<'_>) -> Option<Fit> {
+fn match_fit(one: &HttpRouteMatch, asked: &RouteQuery<'_>) -> Option<Fit> {
     let (exact_path, path_length) = match &one.path {
         None => (false, 1),
         Some(path) => match path.kind {
@@ -253,7 +253,7 @@ mod tests {
     fn to(gateway: &GatewayState, host: &str, method: &str, path: &str) -> Option<String> {
         let headers =
             HeaderMap::from_iter([(http::header::ACCEPT, http::HeaderValue::from_static("v2"))]);
-        let asked = Asked {
+        let asked = RouteQuery {
             host,
             method,
             path,
@@ -389,7 +389,7 @@ mod tests {
                 { "name": "two", "port": 80, "weight": 1, "namespace": "other" } ] })]
         )]));
         let headers = HeaderMap::new();
-        let asked = Asked {
+        let asked = RouteQuery {
             host: "x",
             method: "GET",
             path: "/",

@@ -10,8 +10,8 @@ use super::tcp;
 use crate::{
     downstream::{connection, peer::Peer},
     inbound,
-    protocol::original_dst::meant,
-    request::local::Local,
+    protocol::original_dst::original_dst,
+    request::local::WorkerContext,
     telemetry::metrics::Direction,
 };
 
@@ -22,15 +22,15 @@ pub(crate) const FIRST_BYTE: Duration = Duration::from_secs(5);
 pub(crate) const HANDSHAKE: u8 = 22;
 
 /// A connection to this workload, from another proxy or, where that is permitted, from somebody in plain.
-pub(crate) async fn accept(local: Rc<Local>, stream: TcpStream, address: SocketAddr) {
+pub(crate) async fn accept(local: Rc<WorkerContext>, stream: TcpStream, address: SocketAddr) {
     let permissive = {
         let current = local.current();
         let snapshot = current.snapshot();
         snapshot.is_some_and(|snapshot| snapshot.workload.permissive)
     };
-    let port = meant(&stream).map(|meant| meant.port());
+    let port = original_dst(&stream).map(|original_dst| original_dst.port());
     let (true, Some(port)) = (permissive, port) else {
-        return inbound::led(local, stream, address, port).await;
+        return inbound::handle_redirected(local, stream, address, port).await;
     };
     let speaks_first = local.current().snapshot().is_some_and(|snapshot| {
         let mut services = snapshot.services_on(port);
@@ -42,7 +42,7 @@ pub(crate) async fn accept(local: Rc<Local>, stream: TcpStream, address: SocketA
     let mut first = [0];
     match timeout(FIRST_BYTE, stream.peek(&mut first)).await {
         Ok(Ok(1)) if first == [HANDSHAKE] => {
-            inbound::led(local, stream, address, Some(port)).await;
+            inbound::handle_redirected(local, stream, address, Some(port)).await;
         }
         Ok(Ok(1)) => plain(&local, stream, address, port).await,
         // A server's turn to speak, as with PostgreSQL before TLS or MySQL.
@@ -52,7 +52,12 @@ pub(crate) async fn accept(local: Rc<Local>, stream: TcpStream, address: SocketA
 }
 
 /// Somebody without mutual TLS, under the same policies as anyone, as `Anonymous`.
-pub(crate) async fn plain(local: &Rc<Local>, stream: TcpStream, address: SocketAddr, port: u16) {
+pub(crate) async fn plain(
+    local: &Rc<WorkerContext>,
+    stream: TcpStream,
+    address: SocketAddr,
+    port: u16,
+) {
     let mut peer = Peer::new(local, Direction::Inbound, address, Principal::Anonymous);
     peer.program_port = Some(port);
     let peer = Rc::new(peer);

@@ -25,12 +25,12 @@ use crate::{
     },
     request::{
         exchange::Exchange,
-        open_permit::{Asked, Standing, What},
+        open_permit::{AuthzQuery, OpenPermit, QueryKind},
         target::Target,
         tunnel::carry,
     },
     telemetry::{
-        decision_log::{Evidence, Outcome, RecordedDecision},
+        decision_log::{DecisionFacts, Outcome, RecordedDecision},
         metrics::{Direction, Transport},
     },
     upstream::dial,
@@ -55,7 +55,7 @@ pub(crate) async fn accept(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
         Ok(Some(claim)) => admit(peer, &claim, &mut exchange),
         _ => Err(Denial::NoRoute("the tunnel does not say where to".into())),
     };
-    let (target, standing) = match admitted {
+    let (target, open_permit) = match admitted {
         Ok(admitted) => admitted,
         Err(denial) => return exchange.refused(denial),
     };
@@ -65,7 +65,7 @@ pub(crate) async fn accept(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
         Err(error) => return exchange.refused(Denial::Upstream(error)),
     };
     tokio::select! {
-        () = carry(stream, program, Some(&standing), exchange) => {}
+        () = carry(stream, program, Some(&open_permit), exchange) => {}
         () = local.identity_gone() => {}
     }
 }
@@ -87,13 +87,13 @@ pub(crate) async fn plain(peer: &Rc<Peer>, stream: TcpStream, service: ServiceNa
         port,
         proto: Proto::Tcp,
     };
-    let (target, standing) = match admit(peer, &claim, &mut exchange) {
+    let (target, open_permit) = match admit(peer, &claim, &mut exchange) {
         Ok(admitted) => admitted,
         Err(denial) => return exchange.refused(denial),
     };
     exchange.upstream = Some(target.program);
     match dial::connect(target.program, &local.metrics).await {
-        Ok(program) => carry(stream, program, Some(&standing), exchange).await,
+        Ok(program) => carry(stream, program, Some(&open_permit), exchange).await,
         Err(error) => exchange.refused(Denial::Upstream(error)),
     }
 }
@@ -103,7 +103,7 @@ pub(crate) fn admit(
     peer: &Peer,
     claim: &Claim,
     exchange: &mut Exchange,
-) -> Result<(Rc<Target>, Rc<Standing>), Denial> {
+) -> Result<(Rc<Target>, Rc<OpenPermit>), Denial> {
     let local = &peer.local;
     let current = local.current();
     exchange.current = Some(Rc::clone(&current));
@@ -116,9 +116,9 @@ pub(crate) fn admit(
     let target = Rc::new(target);
     exchange.dst = Some(Rc::clone(&target.name));
     peer.dials(&target)?;
-    let standing = local.register(Standing::new(Asked {
+    let open_permit = local.register(OpenPermit::new(AuthzQuery {
         target: Rc::clone(&target),
-        what: What::Tcp,
+        what: QueryKind::Tcp,
         address: peer.address.ip(),
         user: None,
         session: peer.session.clone(),
@@ -153,7 +153,7 @@ pub(crate) fn admit(
         .record(&target.peer, &facts, &decision);
     local.shared.decisions.record(RecordedDecision {
         id: exchange.decision_id,
-        evidence: Some(Evidence {
+        evidence: Some(DecisionFacts {
             facts: recorded,
             service: Arc::clone(&target.service.state),
             mesh: Arc::clone(&target.service.mesh),
@@ -167,5 +167,5 @@ pub(crate) fn admit(
         },
     });
     exchange.permit = Some(decision.into_result()?);
-    Ok((target, standing))
+    Ok((target, open_permit))
 }

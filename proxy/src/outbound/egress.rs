@@ -12,8 +12,8 @@ use crate::{
         websocket,
     },
     request::{
-        answer::{Answer, answer, blame},
         call::Call,
+        forwarded_response::{ForwardedResponse, answer, attribute_upstream_error},
     },
 };
 
@@ -21,11 +21,15 @@ use crate::{
 ///
 /// # Errors
 /// [`Denial::Egress`], or what went wrong upstream.
-pub(crate) async fn pass(call: &mut Call, host: &str, port: u16) -> Result<Answer, Denial> {
+pub(crate) async fn pass(
+    call: &mut Call,
+    host: &str,
+    port: u16,
+) -> Result<ForwardedResponse, Denial> {
     let destination = format!("{host}:{port}");
     let snapshot = call.current.snapshot().ok_or(Denial::Unconfigured)?;
     let passes = snapshot.mesh.outbound != OutboundMode::Deny;
-    let seen = &call.local.shared.outside;
+    let seen = &call.local.shared.egress;
     seen.called(&destination, passes, call.exchange.at);
     call.exchange.dst = Some(destination.into());
     if !passes {
@@ -63,6 +67,7 @@ pub(crate) async fn pass(call: &mut Call, host: &str, port: u16) -> Result<Answe
         .programs
         .send(address, call.proto, request, &call.local.metrics)
         .await;
-    let (response, held) = sent.map_err(|denial| blame(denial, flow.as_deref()))?;
+    let (response, held) =
+        sent.map_err(|denial| attribute_upstream_error(denial, flow.as_deref()))?;
     answer(call, response, Some(held), asked, None)
 }

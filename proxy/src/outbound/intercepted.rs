@@ -1,4 +1,4 @@
-//! Connections that the network's rules led here instead of where their program meant them to go.
+//! Connections that the network's rules led here instead of where their program original_dst them to go.
 //!
 //! The kernel remembers where that was (`SO_ORIGINAL_DST`), and the control plane knows what is there. The address
 //! decides, and nothing that the program says: a `Host` of another service does not lead there.
@@ -12,16 +12,16 @@ use tokio::net::TcpStream;
 use super::tcp;
 use crate::{
     downstream::connection::Open,
-    protocol::{denial::Denial, original_dst::meant},
-    request::{exchange::Exchange, local::Local, tunnel},
-    state::destinations::AskError,
+    protocol::{denial::Denial, original_dst::original_dst},
+    request::{exchange::Exchange, local::WorkerContext, tunnel},
+    state::destinations::LookupError,
     telemetry::metrics::{Direction, Transport},
-    upstream::{dial, route::Fixed},
+    upstream::{dial, route::ServicePort},
 };
 
 /// A connection of the own program to anywhere.
-pub(crate) async fn accept(local: Rc<Local>, stream: TcpStream, address: SocketAddr) {
-    let Some(meant) = meant(&stream) else {
+pub(crate) async fn accept(local: Rc<WorkerContext>, stream: TcpStream, address: SocketAddr) {
+    let Some(original_dst) = original_dst(&stream) else {
         tracing::debug!(%address, "closed: no rule led this connection here");
         return;
     };
@@ -34,9 +34,9 @@ pub(crate) async fn accept(local: Rc<Local>, stream: TcpStream, address: SocketA
         Version::HTTP_11,
     );
     exchange.protocol = "tcp";
-    exchange.dst = Some(meant.to_string().into());
+    exchange.dst = Some(original_dst.to_string().into());
     exchange.current = Some(current);
-    let found = match at(&local, meant).await {
+    let found = match lookup_address(&local, original_dst).await {
         Ok(found) => found,
         Err(denial) => return exchange.refused(denial),
     };
@@ -47,24 +47,27 @@ pub(crate) async fn accept(local: Rc<Local>, stream: TcpStream, address: SocketA
             workload,
             also: _,
         } => {
-            let fixed = Fixed {
+            let service_port = ServicePort {
                 service,
                 port,
                 workload,
-                called: Some(meant),
+                called: Some(original_dst),
             };
-            tcp::lead(&local, stream, address, fixed, exchange).await;
+            tcp::forward_to(&local, stream, address, service_port, exchange).await;
         }
         AddressState::Closed => exchange.refused(Denial::NoRoute(
             "somebody of the mesh is there, who serves nothing on this port".into(),
         )),
-        AddressState::Outside => outside(&local, stream, meant, exchange).await,
+        AddressState::Outside => outside(&local, stream, original_dst, exchange).await,
     }
 }
 
 /// What is at an address, asked for when it is called for the first time. Nobody counts as outside of whom that is not
 /// known.
-async fn at(local: &Local, address: SocketAddr) -> Result<AddressState, Denial> {
+async fn lookup_address(
+    local: &WorkerContext,
+    address: SocketAddr,
+) -> Result<AddressState, Denial> {
     let current = local.current();
     let snapshot = current.snapshot().ok_or(Denial::Unconfigured)?;
     if let Some(found) = snapshot.addresses.get(&address) {
@@ -72,15 +75,15 @@ async fn at(local: &Local, address: SocketAddr) -> Result<AddressState, Denial> 
     }
     let asked = local.shared.destinations.ask_address(address).await;
     asked.map_err(|error| match error {
-        AskError::Unknown | AskError::Unavailable => Denial::Unasked,
+        LookupError::Unknown | LookupError::Unavailable => Denial::Unasked,
     })
 }
 
 /// Passes a connection on as it is, where the mesh lets it.
 async fn outside(
-    local: &Rc<Local>,
+    local: &Rc<WorkerContext>,
     stream: TcpStream,
-    meant: SocketAddr,
+    original_dst: SocketAddr,
     mut exchange: Box<Exchange>,
 ) {
     let current = local.current();
@@ -88,14 +91,14 @@ async fn outside(
         return exchange.refused(Denial::Unconfigured);
     };
     let passes = snapshot.mesh.outbound != OutboundMode::Deny;
-    let seen = &local.shared.outside;
-    seen.called(&meant.to_string(), passes, exchange.at);
+    let seen = &local.shared.egress;
+    seen.called(&original_dst.to_string(), passes, exchange.at);
     if !passes {
         return exchange.refused(Denial::Egress);
     }
     let _open = Open::new(local, Direction::Outbound, Transport::Plain);
-    exchange.upstream = Some(meant);
-    match dial::connect(meant, &local.metrics).await {
+    exchange.upstream = Some(original_dst);
+    match dial::connect(original_dst, &local.metrics).await {
         Ok(upstream) => tunnel::carry(stream, upstream, None, exchange).await,
         Err(error) => exchange.refused(Denial::Upstream(error)),
     }

@@ -13,14 +13,14 @@ use crate::{
         denial::Denial,
         host::{is_certain, mesh_name, split_port},
     },
-    request::{call::Call, local::Local},
-    state::{destinations::AskError, snapshot::Snapshot},
-    upstream::route::{Fixed, Route},
+    request::{call::Call, local::WorkerContext},
+    state::{destinations::LookupError, snapshot::Snapshot},
+    upstream::route::{Route, ServicePort},
 };
 
 /// Where a request goes.
 #[derive(Debug)]
-pub(crate) enum Whither {
+pub(crate) enum Resolution {
     /// To a service of the mesh.
     Mesh(Rc<Route>),
     /// To a host that no resource names.
@@ -28,16 +28,18 @@ pub(crate) enum Whither {
 }
 
 /// What else is called by a call to one workload's own address, as it is known now: a connection may be older.
-fn also(snapshot: &Snapshot, fixed: &Fixed) -> Vec<ServiceName> {
-    let called = fixed.called.filter(|_| fixed.workload.is_some());
+fn also(snapshot: &Snapshot, service_port: &ServicePort) -> Vec<ServiceName> {
+    let called = service_port
+        .called
+        .filter(|_| service_port.workload.is_some());
     let found = called.and_then(|address| snapshot.addresses.get(&address));
     let Some(AddressState::Service { service, also, .. }) = found else {
         return Vec::new();
     };
     let all = || std::iter::once(service).chain(also);
-    match all().any(|one| *one == fixed.service) {
+    match all().any(|one| *one == service_port.service) {
         true => all()
-            .filter(|one| **one != fixed.service)
+            .filter(|one| **one != service_port.service)
             .cloned()
             .collect(),
         false => Vec::new(),
@@ -49,38 +51,38 @@ fn also(snapshot: &Snapshot, fixed: &Fixed) -> Vec<ServiceName> {
 /// # Errors
 /// [`Denial::NoRoute`] for a name of the mesh that nothing has, [`Denial::Unconfigured`] or [`Denial::Unasked`] when
 /// nobody can tell.
-pub(crate) async fn whither(peer: &Peer, call: &Call) -> Result<Whither, Denial> {
+pub(crate) async fn resolve(peer: &Peer, call: &Call) -> Result<Resolution, Denial> {
     let local = &peer.local;
     let snapshot = call.current.snapshot().ok_or(Denial::Unconfigured)?;
     let host = call.reading.authority.as_str();
-    let fixed;
-    let key = match &peer.fixed {
-        Some(Fixed {
+    let service_port;
+    let key = match &peer.service_port {
+        Some(ServicePort {
             service,
             port,
             workload,
             ..
         }) => {
-            fixed = match workload {
+            service_port = match workload {
                 Some(workload) => format!("{service}:{port}@{workload}"),
                 None => format!("{service}:{port}"),
             };
-            &fixed
+            &service_port
         }
         None => host,
     };
     if let Some(route) = local.names.find(key, call.current.generation) {
-        return Ok(Whither::Mesh(route));
+        return Ok(Resolution::Mesh(route));
     }
-    if let Some(fixed) = &peer.fixed {
-        let destination = pinned_destination(local, fixed).await?;
-        let mut route = Route::to(destination, Some(fixed.port))?;
-        route.also = also(snapshot, fixed);
+    if let Some(service_port) = &peer.service_port {
+        let destination = pinned_destination(local, service_port).await?;
+        let mut route = Route::to(destination, Some(service_port.port))?;
+        route.also = also(snapshot, service_port);
         let route = Rc::new(route);
         if local.current().generation == call.current.generation {
             local.names.remember(key, &route);
         }
-        return Ok(Whither::Mesh(route));
+        return Ok(Resolution::Mesh(route));
     }
     let (name, port, certain) = {
         let (host, port) = split_port(host).ok_or(Denial::Authority("the host is malformed"))?;
@@ -98,7 +100,7 @@ pub(crate) async fn whither(peer: &Peer, call: &Call) -> Result<Whither, Denial>
     };
     let Some(destination) = destination else {
         let (host, port) = split_port(host).ok_or(Denial::Authority("the host is malformed"))?;
-        return Ok(Whither::Outside {
+        return Ok(Resolution::Outside {
             host: host.to_owned(),
             port: port.unwrap_or(80),
         });
@@ -108,7 +110,7 @@ pub(crate) async fn whither(peer: &Peer, call: &Call) -> Result<Whither, Denial>
     if local.current().generation == call.current.generation {
         local.names.remember(key, &route);
     }
-    Ok(Whither::Mesh(route))
+    Ok(Resolution::Mesh(route))
 }
 
 /// A destination of the mesh, asked for when it is used for the first time.
@@ -117,7 +119,7 @@ pub(crate) async fn whither(peer: &Peer, call: &Call) -> Result<Whither, Denial>
 /// [`Denial::NoRoute`] when there is none of this name, [`Denial::Unconfigured`] or [`Denial::Unasked`] when nobody can
 /// tell.
 pub(crate) async fn destination(
-    local: &Local,
+    local: &WorkerContext,
     name: &ServiceName,
 ) -> Result<Arc<Destination>, Denial> {
     let current = local.current();
@@ -131,8 +133,8 @@ pub(crate) async fn destination(
         .ask(name.clone())
         .await
         .map_err(|error| match error {
-            AskError::Unknown => Denial::NoRoute("the mesh has no service of this name".into()),
-            AskError::Unavailable => Denial::Unasked,
+            LookupError::Unknown => Denial::NoRoute("the mesh has no service of this name".into()),
+            LookupError::Unavailable => Denial::Unasked,
         })
 }
 
@@ -142,11 +144,11 @@ pub(crate) async fn destination(
 /// # Errors
 /// As [`destination`].
 pub(crate) async fn pinned_destination(
-    local: &Local,
-    fixed: &Fixed,
+    local: &WorkerContext,
+    service_port: &ServicePort,
 ) -> Result<Arc<Destination>, Denial> {
-    let found = destination(local, &fixed.service).await?;
-    let Some(workload) = fixed.workload else {
+    let found = destination(local, &service_port.service).await?;
+    let Some(workload) = service_port.workload else {
         return Ok(found);
     };
     let mut only = (*found).clone();

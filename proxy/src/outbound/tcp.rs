@@ -27,10 +27,10 @@ use crate::{
         denial::{Denial, Upstream},
         peer_header::{Claim, Proto, preamble},
     },
-    request::{exchange::Exchange, local::Local, tunnel::carry},
+    request::{exchange::Exchange, local::WorkerContext, tunnel::carry},
     state::snapshot::Snapshot,
     telemetry::metrics::{Direction, Transport},
-    upstream::{dial, route::Fixed},
+    upstream::{dial, route::ServicePort},
 };
 
 /// Where the workload's `outbound` says.
@@ -48,7 +48,7 @@ impl Wanted for OutboundListener {
         )
     }
 
-    fn open(&self, local: &Rc<Local>) -> Result<JoinHandle<()>, String> {
+    fn open(&self, local: &Rc<WorkerContext>) -> Result<JoinHandle<()>, String> {
         let (socket, part) = listeners::socket(local, self.listen, &self.name())?;
         let (local, to) = (Rc::clone(local), Rc::new(self.clone()));
         Ok(tokio::task::spawn_local(async move {
@@ -63,7 +63,7 @@ impl Wanted for OutboundListener {
 
 /// A connection of the own program to a local address that leads to one port of a Service.
 async fn outbound(
-    local: Rc<Local>,
+    local: Rc<WorkerContext>,
     stream: TcpStream,
     address: SocketAddr,
     to: Rc<OutboundListener>,
@@ -72,49 +72,49 @@ async fn outbound(
     let mut exchange = Exchange::begin(&local, Direction::Outbound, own, address, Version::HTTP_11);
     exchange.protocol = "tcp";
     exchange.current = Some(local.current());
-    let fixed = Fixed {
+    let service_port = ServicePort {
         service: to.service.clone(),
         port: to.port,
         workload: None,
         called: None,
     };
-    lead(&local, stream, address, fixed, exchange).await;
+    forward_to(&local, stream, address, service_port, exchange).await;
 }
 
 /// Leads a connection of the own program to one port of a Service, as requests or as bytes.
-pub(crate) async fn lead(
-    local: &Rc<Local>,
+pub(crate) async fn forward_to(
+    local: &Rc<WorkerContext>,
     stream: TcpStream,
     address: SocketAddr,
-    fixed: Fixed,
+    service_port: ServicePort,
     mut exchange: Box<Exchange>,
 ) {
-    exchange.dst = Some(format!("{}:{}", fixed.service, fixed.port).into());
-    let destination = match resolve::pinned_destination(local, &fixed).await {
+    exchange.dst = Some(format!("{}:{}", service_port.service, service_port.port).into());
+    let destination = match resolve::pinned_destination(local, &service_port).await {
         Ok(destination) => destination,
         Err(denial) => return exchange.refused(denial),
     };
     let mut ports = destination.ports.iter();
-    match ports.find(|port| port.port == fixed.port) {
+    match ports.find(|port| port.port == service_port.port) {
         None => exchange.refused(Denial::NoRoute("the service has no such port".into())),
         Some(port) if port.protocol == AppProtocol::Tcp => {
             let _open = Open::new(local, Direction::Outbound, Transport::Plain);
-            tunnel(local, stream, &destination, &fixed, exchange).await;
+            tunnel(local, stream, &destination, &service_port, exchange).await;
         }
         Some(_) => {
             exchange.forget();
             let mut peer = Peer::new(local, Direction::Outbound, address, Principal::Anonymous);
-            peer.fixed = Some(fixed);
+            peer.service_port = Some(service_port);
             connection::serve_plain(local, stream, Rc::new(peer), outbound::serve).await;
         }
     }
 }
 
 async fn tunnel(
-    local: &Rc<Local>,
+    local: &Rc<WorkerContext>,
     stream: TcpStream,
     destination: &Destination,
-    to: &Fixed,
+    to: &ServicePort,
     mut exchange: Box<Exchange>,
 ) {
     let claim = Claim {

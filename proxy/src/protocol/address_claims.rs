@@ -11,10 +11,10 @@ use super::sockets::{claim, join};
 
 /// The addresses that listeners of the snapshot have. Taken when one opens or closes, by no request.
 #[derive(Debug, Clone, Default)]
-pub struct Claims(Arc<Mutex<HashMap<SocketAddr, Held>>>);
+pub struct Claims(Arc<Mutex<HashMap<SocketAddr, ClaimedAddress>>>);
 
 #[derive(Debug)]
-struct Held {
+struct ClaimedAddress {
     by: String,
     workers: usize,
 }
@@ -50,7 +50,7 @@ impl Claims {
             None => {
                 let socket = claim(address)?;
                 let by = by.to_owned();
-                all.insert(address, Held { by, workers: 1 });
+                all.insert(address, ClaimedAddress { by, workers: 1 });
                 socket
             }
         };
@@ -58,7 +58,7 @@ impl Claims {
         Ok((socket, Part { claims, address }))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, Held>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, ClaimedAddress>> {
         // Whoever panicked left a count that is whole.
         self.0.lock().unwrap_or_else(|broken| broken.into_inner())
     }

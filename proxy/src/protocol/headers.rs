@@ -39,7 +39,7 @@ pub(crate) fn strip_ours_but_forwarded(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes what concerns one connection only (RFC 9110 §7.6.1): the fixed names and those that `Connection` nominates.
+/// Removes what concerns one connection only (RFC 9110 §7.6.1): the service_port names and those that `Connection` nominates.
 ///
 /// # Errors
 /// `Connection` nominates a header that guards something: taking it away is an attack, not housekeeping.

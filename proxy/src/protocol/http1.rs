@@ -98,7 +98,7 @@ impl Guard {
 
 /// A connection whose HTTP/1 bytes are judged before they are read.
 #[derive(Debug)]
-pub struct Strict<T> {
+pub struct GuardedStream<T> {
     inner: T,
     guard: Arc<Guard>,
     state: State,
@@ -133,7 +133,7 @@ enum State {
     Refused,
 }
 
-impl<T> Strict<T> {
+impl<T> GuardedStream<T> {
     /// Guards `inner`, of which `begun` was read already.
     pub fn new(inner: T, begun: Vec<u8>) -> (Self, Arc<Guard>) {
         let guard = Arc::new(Guard::default());
@@ -278,7 +278,7 @@ impl<T> Strict<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> Strict<T> {
+impl<T: AsyncRead + Unpin> GuardedStream<T> {
     /// Reads straight into the reader's buffer and leaves there what may be read: the usual case copies nothing.
     fn read_through(
         &mut self,
@@ -341,7 +341,7 @@ enum Step {
     Ended,
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Strict<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for GuardedStream<T> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -403,7 +403,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Strict<T> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Strict<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GuardedStream<T> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

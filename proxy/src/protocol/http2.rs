@@ -21,15 +21,15 @@ const PREFACE: usize = 24;
 
 /// An HTTP/2 connection whose frames are counted as they are read.
 #[derive(Debug)]
-pub struct Frames<T> {
+pub struct GuardedFrames<T> {
     inner: T,
     begun: Vec<u8>,
-    counter: Counter,
+    counter: FrameCounter,
 }
 
 /// Follows frame headers through the bytes (RFC 9113 §4.1).
 #[derive(Debug)]
-pub struct Counter {
+pub struct FrameCounter {
     skip: usize,
     header: [u8; 9],
     have: usize,
@@ -38,7 +38,7 @@ pub struct Counter {
     since: Instant,
 }
 
-impl Default for Counter {
+impl Default for FrameCounter {
     fn default() -> Self {
         Self {
             skip: PREFACE,
@@ -51,7 +51,7 @@ impl Default for Counter {
     }
 }
 
-impl Counter {
+impl FrameCounter {
     /// Follows `bytes`. False: too many.
     pub fn follow(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
@@ -102,18 +102,18 @@ impl Counter {
     }
 }
 
-impl<T> Frames<T> {
+impl<T> GuardedFrames<T> {
     /// Counts on `inner`, of which `begun` was read already.
     pub fn new(inner: T, begun: Vec<u8>) -> Self {
         Self {
             inner,
             begun,
-            counter: Counter::default(),
+            counter: FrameCounter::default(),
         }
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Frames<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for GuardedFrames<T> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -143,7 +143,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Frames<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Frames<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for GuardedFrames<T> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -197,8 +197,8 @@ mod tests {
         bytes
     }
 
-    fn counter() -> Counter {
-        let mut counter = Counter::default();
+    fn counter() -> FrameCounter {
+        let mut counter = FrameCounter::default();
         assert!(counter.follow(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"));
         counter
     }

@@ -6,7 +6,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 /// Where a connection was meant to go; none for one that no rule led here.
-pub(crate) fn meant(stream: &TcpStream) -> Option<SocketAddr> {
+pub(crate) fn original_dst(stream: &TcpStream) -> Option<SocketAddr> {
     let socket = SockRef::from(stream);
     let found = match stream.local_addr().ok()?.ip().to_canonical() {
         IpAddr::V4(_) => socket.original_dst_v4(),

@@ -8,7 +8,7 @@ use super::denial::{Denial, Refusal};
 
 /// What the answer depends on beside the denial.
 #[derive(Debug, Clone, Copy)]
-pub struct Asker<'a> {
+pub struct ProblemContext<'a> {
     /// Whether the call is gRPC, by its content type.
     pub grpc: bool,
     /// Whether the caller has a verified mesh identity: it is told the policy.
@@ -21,7 +21,7 @@ pub struct Asker<'a> {
 
 /// Status, headers and body of an answer that we make.
 #[derive(Debug)]
-pub struct Answer {
+pub struct ProblemResponse {
     /// The status; 200 for gRPC.
     pub status: StatusCode,
     /// Its headers.
@@ -36,7 +36,7 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// Turns a denial into an answer.
-pub fn answer(denial: &Denial, asker: &Asker<'_>) -> Answer {
+pub fn response(denial: &Denial, asker: &ProblemContext<'_>) -> ProblemResponse {
     let refusal = denial.refusal();
     let mut headers = HeaderMap::with_capacity(8);
     if let Ok(id) = HeaderValue::from_str(asker.decision_id) {
@@ -64,7 +64,11 @@ pub fn answer(denial: &Denial, asker: &Asker<'_>) -> Answer {
     }
 }
 
-fn problem(refusal: &Refusal<'_>, asker: &Asker<'_>, mut headers: HeaderMap) -> Answer {
+fn problem(
+    refusal: &Refusal<'_>,
+    asker: &ProblemContext<'_>,
+    mut headers: HeaderMap,
+) -> ProblemResponse {
     let (kind, title) = refusal.problem;
     let mut body = json!({
         "type": format!("https://merlon.io/problems/{kind}"),
@@ -91,7 +95,7 @@ fn problem(refusal: &Refusal<'_>, asker: &Asker<'_>, mut headers: HeaderMap) -> 
     if refusal.closes && asker.version < Version::HTTP_2 {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    Answer {
+    ProblemResponse {
         status: refusal.status,
         headers,
         body: Bytes::from(body.to_string()),
@@ -99,7 +103,7 @@ fn problem(refusal: &Refusal<'_>, asker: &Asker<'_>, mut headers: HeaderMap) -> 
 }
 
 /// Trailers-only: the status is in the one header block (gRPC over HTTP/2, "Responses").
-fn grpc(refusal: &Refusal<'_>, mut headers: HeaderMap) -> Answer {
+fn grpc(refusal: &Refusal<'_>, mut headers: HeaderMap) -> ProblemResponse {
     headers.insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/grpc"),
@@ -109,7 +113,7 @@ fn grpc(refusal: &Refusal<'_>, mut headers: HeaderMap) -> Answer {
     if let Ok(value) = HeaderValue::try_from(percent_encode(&message)) {
         headers.insert(GRPC_MESSAGE, value);
     }
-    Answer {
+    ProblemResponse {
         status: StatusCode::OK,
         headers,
         body: Bytes::new(),
@@ -158,8 +162,8 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
 mod tests {
     use super::*;
 
-    fn asker(grpc: bool) -> Asker<'static> {
-        Asker {
+    fn asker(grpc: bool) -> ProblemContext<'static> {
+        ProblemContext {
             grpc,
             meshed: false,
             version: Version::HTTP_11,
@@ -169,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_missing_token_is_answered_with_a_bare_challenge() {
-        let answer = answer(&Denial::TokenMissing, &asker(false));
+        let answer = response(&Denial::TokenMissing, &asker(false));
         assert_eq!(answer.status, 401);
         assert_eq!(answer.headers[header::WWW_AUTHENTICATE], "Bearer");
         let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
@@ -184,7 +188,7 @@ mod tests {
             limit: "per-user 100%".into(),
             retry_after: 3,
         };
-        let answer = answer(&limited, &asker(true));
+        let answer = response(&limited, &asker(true));
         assert_eq!(answer.status, 200);
         assert_eq!(answer.headers[GRPC_STATUS], "8");
         assert_eq!(
@@ -197,7 +201,7 @@ mod tests {
 
     #[test]
     fn broken_framing_closes_the_connection() {
-        let answer = answer(
+        let answer = response(
             &Denial::Framing(crate::protocol::http1::Violation::LengthAndEncoding),
             &asker(false),
         );

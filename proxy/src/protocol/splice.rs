@@ -10,7 +10,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::leash::Leash;
+use super::revocation::Revocation;
 
 /// How many bytes went which way.
 #[derive(Debug, Clone, Copy, Default)]
@@ -21,11 +21,11 @@ pub(crate) struct Copied {
     pub(crate) sent: u64,
 }
 
-/// Copies both ways until both have ended, each by itself; or until the leash is pulled. Whether both ended well.
+/// Copies both ways until both have ended, each by itself; or until the revocation is pulled. Whether both ended well.
 pub(crate) async fn copy_both(
     mut downstream: impl AsyncRead + AsyncWrite + Unpin,
     mut upstream: impl AsyncRead + AsyncWrite + Unpin,
-    leash: &Leash,
+    revocation: &Revocation,
 ) -> (Copied, bool) {
     let (mut up, mut down) = (Pipe::default(), Pipe::default());
     let copy = poll_fn(|cx| {
@@ -39,7 +39,7 @@ pub(crate) async fn copy_both(
     });
     let whole = tokio::select! {
         result = copy => result.is_ok(),
-        () = leash.pulled() => false,
+        () = revocation.pulled() => false,
     };
     (
         Copied {

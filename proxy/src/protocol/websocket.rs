@@ -15,16 +15,16 @@ const ACCEPT: HeaderName = header::SEC_WEBSOCKET_ACCEPT;
 
 /// One side of an upgrade that was asked for.
 #[derive(Debug)]
-pub(crate) struct Asked {
+pub(crate) struct UpgradeRequest {
     pub(crate) downstream: OnUpgrade,
     /// Kept for an answer that comes over HTTP/2, which has none.
     key: Option<HeaderValue>,
 }
 
 /// Takes what becomes the downstream connection out of a request.
-pub(crate) fn take(head: &mut request::Parts) -> Option<Asked> {
+pub(crate) fn take(head: &mut request::Parts) -> Option<UpgradeRequest> {
     let downstream = head.extensions.remove::<OnUpgrade>()?;
-    Some(Asked {
+    Some(UpgradeRequest {
         downstream,
         key: head.headers.get(KEY).cloned(),
     })
@@ -64,7 +64,7 @@ pub(crate) fn agreed(status: StatusCode, proto: Proto) -> bool {
 }
 
 /// Gives an agreement the form that the downstream connection speaks.
-pub(crate) fn answer(head: &mut response::Parts, version: Version, asked: &Asked) {
+pub(crate) fn answer(head: &mut response::Parts, version: Version, asked: &UpgradeRequest) {
     head.version = version;
     head.headers.remove(header::CONTENT_LENGTH);
     if version >= Version::HTTP_2 {

@@ -9,7 +9,7 @@ use merlon_policy::{authn::User, validate::RouteMatch};
 
 use super::{
     exchange::Exchange,
-    local::{Current, Local},
+    local::{CurrentSnapshot, WorkerContext},
 };
 use crate::{
     protocol::{peer_header::Proto, request_head::Reading, tls_session::Session, websocket},
@@ -19,9 +19,9 @@ use crate::{
 /// A request on its way: what is known of it, whatever its stage.
 #[derive(Debug)]
 pub(crate) struct Call {
-    pub(crate) local: Rc<Local>,
+    pub(crate) local: Rc<WorkerContext>,
     /// The one snapshot that everything about this request is decided by.
-    pub(crate) current: Rc<Current>,
+    pub(crate) current: Rc<CurrentSnapshot>,
     pub(crate) address: SocketAddr,
     /// The connection's TLS.
     pub(crate) session: Option<Rc<Session>>,
@@ -69,7 +69,7 @@ impl Call {
     pub(crate) fn outgoing(
         &mut self,
         body: RequestBody,
-    ) -> (Request<RequestBody>, Option<websocket::Asked>) {
+    ) -> (Request<RequestBody>, Option<websocket::UpgradeRequest>) {
         let asked = if self.reading.websocket {
             websocket::take(&mut self.head)
         } else {

@@ -11,7 +11,7 @@ use http::{HeaderMap, Method, Uri, Version, uri::Authority};
 use jiff::Timestamp;
 use merlon_policy::{authn::User, decision::Permit};
 
-use super::local::{Current, Local};
+use super::local::{CurrentSnapshot, WorkerContext};
 use crate::{
     config::AccessLogMode,
     protocol::{
@@ -20,7 +20,7 @@ use crate::{
     },
     telemetry::{
         access_log::Line,
-        decision_log::{Asked, DecisionId},
+        decision_log::{DecisionId, RequestSummary},
         metrics::{Direction, Label as _, StatusClass, Way},
         spans::{FinishedSpan, SpanValue},
     },
@@ -30,7 +30,7 @@ use crate::{
 /// What is known of a request so far. [`Exchange::conclude`] tells it, once.
 #[derive(Debug)]
 pub(crate) struct Exchange {
-    pub(crate) local: Rc<Local>,
+    pub(crate) local: Rc<WorkerContext>,
     pub(crate) direction: Direction,
     pub(crate) at: Timestamp,
     started: Instant,
@@ -51,7 +51,7 @@ pub(crate) struct Exchange {
     pub(crate) permit: Option<Permit>,
     denial: Option<Denial>,
     status: u16,
-    pub(crate) current: Option<Rc<Current>>,
+    pub(crate) current: Option<Rc<CurrentSnapshot>>,
     pub(crate) upstream: Option<SocketAddr>,
     pub(crate) flow: Option<Rc<Flow>>,
     bytes_in: u64,
@@ -69,7 +69,7 @@ struct Trace {
 impl Exchange {
     /// A request begins.
     pub(crate) fn begin(
-        local: &Rc<Local>,
+        local: &Rc<WorkerContext>,
         direction: Direction,
         src: Option<Rc<str>>,
         address: SocketAddr,
@@ -162,9 +162,9 @@ impl Exchange {
         self.denial = Some(denial);
     }
 
-    fn asked(&self) -> Asked {
+    fn asked(&self) -> RequestSummary {
         let path = self.method.as_ref().map(|_| self.uri.path());
-        Asked {
+        RequestSummary {
             ts: self.at,
             direction: self.direction.text(),
             src: self.src.as_deref().map(str::to_owned),
@@ -215,7 +215,7 @@ impl Exchange {
         self.span(&local, took);
     }
 
-    fn log(&self, local: &Local, took: Duration, bytes_in: u64, aborted: bool) {
+    fn log(&self, local: &WorkerContext, took: Duration, bytes_in: u64, aborted: bool) {
         match local.shared.access_log {
             AccessLogMode::Off => return,
             AccessLogMode::Refusals if self.denial.is_none() => return,
@@ -255,7 +255,7 @@ impl Exchange {
         });
     }
 
-    fn span(&mut self, local: &Local, took: Duration) {
+    fn span(&mut self, local: &WorkerContext, took: Duration) {
         let Some(Trace {
             trace_id,
             span: Some((span_id, parent_id)),

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use merlon_certs::{MERLON_H2, MERLON_TCP, MeshTls};
 use rustls::ServerConfig;
 
-use super::{open_permit::Standing, token_cache::TokenCache};
+use super::{open_permit::OpenPermit, token_cache::TokenCache};
 use crate::{
     protocol::trace_context::Random,
     state::{
@@ -28,7 +28,7 @@ use crate::{
 
 /// What a worker's requests have in common.
 #[derive(Debug)]
-pub(crate) struct Local {
+pub(crate) struct WorkerContext {
     pub(crate) index: usize,
     pub(crate) shared: Arc<Shared>,
     pub(crate) metrics: Arc<WorkerMetrics>,
@@ -45,21 +45,21 @@ pub(crate) struct Local {
     pub(crate) handshakes: Cell<usize>,
     connections: Cell<usize>,
     quiet: tokio::sync::Notify,
-    current: RefCell<Option<Rc<Current>>>,
+    current: RefCell<Option<Rc<CurrentSnapshot>>>,
     server_tls: RefCell<Option<(Arc<MeshTls>, Arc<ServerConfig>)>>,
-    open: RefCell<Vec<Weak<Standing>>>,
+    open: RefCell<Vec<Weak<OpenPermit>>>,
 }
 
 /// The state that a request begins with and keeps to its end.
 #[derive(Debug)]
-pub(crate) struct Current {
+pub(crate) struct CurrentSnapshot {
     source: Arc<Option<Arc<Snapshot>>>,
     own: Option<Rc<str>>,
     /// Grows with each snapshot that this worker sees.
     pub(crate) generation: u64,
 }
 
-impl Current {
+impl CurrentSnapshot {
     /// The own SPIFFE ID.
     pub(crate) fn own(&self) -> Option<Rc<str>> {
         self.own.clone()
@@ -71,7 +71,7 @@ impl Current {
     }
 }
 
-impl Local {
+impl WorkerContext {
     pub(crate) fn new(
         index: usize,
         shared: Arc<Shared>,
@@ -110,7 +110,7 @@ impl Local {
     }
 
     /// The snapshot in force. A request asks once.
-    pub(crate) fn current(&self) -> Rc<Current> {
+    pub(crate) fn current(&self) -> Rc<CurrentSnapshot> {
         let live = self.shared.snapshot.load();
         let mut mine = self.current.borrow_mut();
         match &*mine {
@@ -122,7 +122,7 @@ impl Local {
                     .as_ref()
                     .as_ref()
                     .map(|snapshot| Rc::from(snapshot.identity().to_string()));
-                let new = Rc::new(Current {
+                let new = Rc::new(CurrentSnapshot {
                     source: Arc::clone(&live),
                     own,
                     generation,
@@ -186,8 +186,8 @@ impl Local {
     }
 
     /// Registers what is about to be decided: a change of the snapshot from now on asks again.
-    pub(crate) fn register(&self, standing: Standing) -> Rc<Standing> {
-        let held = Rc::new(standing);
+    pub(crate) fn register(&self, open_permit: OpenPermit) -> Rc<OpenPermit> {
+        let held = Rc::new(open_permit);
         let mut all = self.open.borrow_mut();
         if all.len() == all.capacity() {
             all.retain(|one| one.strong_count() > 0);
@@ -197,7 +197,7 @@ impl Local {
     }
 
     /// What is open now. On its own, because what ends may take itself off the list.
-    fn open(&self) -> Vec<Rc<Standing>> {
+    fn open(&self) -> Vec<Rc<OpenPermit>> {
         self.open
             .borrow()
             .iter()
@@ -230,16 +230,16 @@ impl Local {
 
 /// A number that goes down again when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Counted<L: Deref<Target = Local>> {
+pub(crate) struct InFlightGuard<L: Deref<Target = WorkerContext>> {
     local: L,
-    which: fn(&Local) -> &Cell<usize>,
+    which: fn(&WorkerContext) -> &Cell<usize>,
 }
 
-impl<L: Deref<Target = Local>> Counted<L> {
+impl<L: Deref<Target = WorkerContext>> InFlightGuard<L> {
     /// One more, unless there are `limit` already.
     pub(crate) fn within(
         local: L,
-        which: fn(&Local) -> &Cell<usize>,
+        which: fn(&WorkerContext) -> &Cell<usize>,
         limit: usize,
     ) -> Option<Self> {
         let now = which(&local).get();
@@ -250,7 +250,7 @@ impl<L: Deref<Target = Local>> Counted<L> {
     }
 }
 
-impl<L: Deref<Target = Local>> Drop for Counted<L> {
+impl<L: Deref<Target = WorkerContext>> Drop for InFlightGuard<L> {
     fn drop(&mut self) {
         let count = (self.which)(&self.local);
         count.set(count.get().saturating_sub(1));
@@ -258,4 +258,4 @@ impl<L: Deref<Target = Local>> Drop for Counted<L> {
 }
 
 /// Requests that one worker carries at once; more are told to come again.
-pub(crate) const IN_FLIGHT: usize = 4_096;
+pub(crate) const MAX_IN_FLIGHT: usize = 4_096;

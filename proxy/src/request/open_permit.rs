@@ -1,4 +1,4 @@
-//! What is open when the snapshot changes is decided again: every request until its answer has passed, every stream,
+//! QueryKind is open when the snapshot changes is decided again: every request until its answer has passed, every stream,
 //! upgraded connection and tunnel. It ends when the answer is no, and when the token that it was permitted with ends.
 
 use std::{cell::Cell, net::IpAddr, pin::Pin, rc::Rc, sync::Arc};
@@ -11,18 +11,18 @@ use merlon_policy::{
     facts::{GrpcFacts, HttpFacts, RequestFacts, RequestKind, TcpFacts},
 };
 
-use super::target::{Fields, Target};
+use super::target::{PolicyHeaders, Target};
 use crate::{
-    protocol::{denial::Denial, leash::Leash, tls_session::Session},
+    protocol::{denial::Denial, revocation::Revocation, tls_session::Session},
     state::snapshot::Snapshot,
     upstream::body::Permission,
 };
 
 /// A permission, and whatever is open under it. Made before the decision, so that no change slips between.
 #[derive(Debug)]
-pub(crate) struct Standing {
-    pub(crate) leash: Leash,
-    asked: Asked,
+pub(crate) struct OpenPermit {
+    pub(crate) revocation: Revocation,
+    asked: AuthzQuery,
     /// When the token that it was asked with is no longer accepted.
     until: Option<Timestamp>,
     ended: Cell<Option<End>>,
@@ -30,17 +30,17 @@ pub(crate) struct Standing {
 
 /// All that can be asked again.
 #[derive(Debug)]
-pub(crate) struct Asked {
+pub(crate) struct AuthzQuery {
     pub(crate) target: Rc<Target>,
-    pub(crate) what: What,
+    pub(crate) what: QueryKind,
     pub(crate) address: IpAddr,
     pub(crate) user: Option<Rc<User>>,
     pub(crate) session: Option<Rc<Session>>,
 }
 
-/// What was asked for. Cheap to keep: all but the few headers are references.
+/// QueryKind was asked for. Cheap to keep: all but the few headers are references.
 #[derive(Debug)]
-pub(crate) enum What {
+pub(crate) enum QueryKind {
     Http {
         method: Method,
         host: Authority,
@@ -63,18 +63,18 @@ enum End {
     Expired,
 }
 
-impl Permission for Standing {
-    fn leash(&self) -> &Leash {
-        &self.leash
+impl Permission for OpenPermit {
+    fn revocation(&self) -> &Revocation {
+        &self.revocation
     }
 }
 
-impl Standing {
-    pub(crate) fn new(asked: Asked) -> Self {
+impl OpenPermit {
+    pub(crate) fn new(asked: AuthzQuery) -> Self {
         let rules = asked.target.service.policy.tokens();
         let until = asked.user.as_deref().map(|user| rules.accepted_until(user));
         Self {
-            leash: Leash::default(),
+            revocation: Revocation::default(),
             asked,
             until,
             ended: Cell::new(None),
@@ -98,7 +98,7 @@ impl Standing {
     fn end(&self, end: End) {
         if self.ended.get().is_none() {
             self.ended.set(Some(end));
-            self.leash.pull();
+            self.revocation.pull();
         }
     }
 
@@ -114,7 +114,7 @@ impl Standing {
         })
     }
 
-    /// What `answer` comes to, unless this ends before. It is pinned where it is made, because moved it would be kept
+    /// QueryKind `answer` comes to, unless this ends before. It is pinned where it is made, because moved it would be kept
     /// twice in the future of every request.
     pub(crate) async fn hold<T>(
         &self,
@@ -126,12 +126,12 @@ impl Standing {
         tokio::select! {
             biased;
             answer = answer => answer,
-            () = self.leash.pulled() => Err(self.over().unwrap_or(Denial::Revoked)),
+            () = self.revocation.pulled() => Err(self.over().unwrap_or(Denial::Revoked)),
         }
     }
 }
 
-impl Asked {
+impl AuthzQuery {
     fn is_permitted(&self, snapshot: &Snapshot) -> bool {
         let then = &*self.target;
         let principal = then.peer.principal();
@@ -154,14 +154,14 @@ impl Asked {
     fn decide(&self, target: &Target) -> Decision {
         let (route, fields);
         let kind = match &self.what {
-            What::Http {
+            QueryKind::Http {
                 method,
                 host,
                 uri,
                 headers,
             } => {
                 route = target.service.policy.route(method.as_str(), uri.path());
-                fields = Fields(headers);
+                fields = PolicyHeaders(headers);
                 RequestKind::Http(HttpFacts {
                     host: host.as_str(),
                     method: method.as_str(),
@@ -171,8 +171,8 @@ impl Asked {
                     headers: &fields,
                 })
             }
-            What::Grpc { host, uri, headers } => {
-                fields = Fields(headers);
+            QueryKind::Grpc { host, uri, headers } => {
+                fields = PolicyHeaders(headers);
                 // INVARIANT: it was gRPC because its path has these two parts.
                 let (service, method) = grpc_name(uri.path()).unwrap_or_default();
                 RequestKind::Grpc(GrpcFacts {
@@ -182,7 +182,7 @@ impl Asked {
                     headers: &fields,
                 })
             }
-            What::Tcp => RequestKind::Tcp(TcpFacts::default()),
+            QueryKind::Tcp => RequestKind::Tcp(TcpFacts::default()),
         };
         target.decide(&RequestFacts {
             kind,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::{exchange::Exchange, open_permit::Standing};
+use super::{exchange::Exchange, open_permit::OpenPermit};
 use crate::upstream::{
     Returned,
     body::{BodyError, held},
@@ -18,12 +18,12 @@ use crate::upstream::{
 
 /// An answer's body on its way to whoever asked. When it ends, or is dropped, the request is over.
 #[derive(Debug)]
-pub(crate) struct AnswerBody {
+pub(crate) struct ResponseBody {
     source: Source,
     exchange: Option<Box<Exchange>>,
     held: Held,
     /// What it may pass by, where that is decided here.
-    standing: Option<Rc<Standing>>,
+    open_permit: Option<Rc<OpenPermit>>,
 }
 
 /// What an answer keeps until its body has passed.
@@ -35,7 +35,7 @@ enum Source {
     Upstream(Incoming),
 }
 
-impl AnswerBody {
+impl ResponseBody {
     /// An answer that we made.
     pub(crate) fn ours(bytes: Bytes) -> Self {
         let source = Source::Ours(Some(bytes).filter(|bytes| !bytes.is_empty()));
@@ -43,17 +43,21 @@ impl AnswerBody {
             source,
             exchange: None,
             held: None,
-            standing: None,
+            open_permit: None,
         }
     }
 
     /// An upstream's answer, which gives `held` back when it has passed.
-    pub(crate) fn upstream(incoming: Incoming, held: Held, standing: Option<Rc<Standing>>) -> Self {
+    pub(crate) fn upstream(
+        incoming: Incoming,
+        held: Held,
+        open_permit: Option<Rc<OpenPermit>>,
+    ) -> Self {
         Self {
             source: Source::Upstream(incoming),
             exchange: None,
             held,
-            standing,
+            open_permit,
         }
     }
 
@@ -76,7 +80,7 @@ impl AnswerBody {
     }
 }
 
-impl Drop for AnswerBody {
+impl Drop for ResponseBody {
     fn drop(&mut self) {
         // hyper does not ask again once all of `Content-Length` has passed.
         let aborted = !self.is_end_stream();
@@ -87,7 +91,7 @@ impl Drop for AnswerBody {
     }
 }
 
-impl Body for AnswerBody {
+impl Body for ResponseBody {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -99,13 +103,16 @@ impl Body for AnswerBody {
         let frame = match &mut this.source {
             Source::Ours(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Source::Upstream(incoming) => {
-                let leash = this.standing.as_deref().map(|standing| &standing.leash);
-                let polled = held(leash, cx, |cx| Pin::new(incoming).poll_frame(cx));
+                let revocation = this
+                    .open_permit
+                    .as_deref()
+                    .map(|open_permit| &open_permit.revocation);
+                let polled = held(revocation, cx, |cx| Pin::new(incoming).poll_frame(cx));
                 let Some(polled) = polled else {
                     if let Some(held) = &mut this.held {
                         held.spoil();
                     }
-                    let why = this.standing.as_ref().and_then(|one| one.over());
+                    let why = this.open_permit.as_ref().and_then(|one| one.over());
                     if let (Some(exchange), Some(denial)) = (&mut this.exchange, why) {
                         exchange.ended(denial);
                     }

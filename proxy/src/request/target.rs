@@ -216,9 +216,9 @@ impl Targets {
 }
 
 /// A header map as policies read it.
-pub(crate) struct Fields<'m>(pub(crate) &'m HeaderMap);
+pub(crate) struct PolicyHeaders<'m>(pub(crate) &'m HeaderMap);
 
-impl Headers for Fields<'_> {
+impl Headers for PolicyHeaders<'_> {
     fn each<'a>(&'a self, name: &str, each: &mut dyn FnMut(&'a [u8])) {
         self.0
             .get_all(name)

@@ -6,25 +6,25 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{exchange::Exchange, open_permit::Standing};
+use super::{exchange::Exchange, open_permit::OpenPermit};
 use crate::{
-    protocol::{leash::Leash, splice::copy_both, websocket},
+    protocol::{revocation::Revocation, splice::copy_both, websocket},
     upstream::Returned,
 };
 
-/// Copies bytes in both directions until both have ended or `standing` has, and then ends the exchange.
+/// Copies bytes in both directions until both have ended or `open_permit` has, and then ends the exchange.
 pub(crate) async fn carry(
     downstream: impl AsyncRead + AsyncWrite + Unpin,
     upstream: impl AsyncRead + AsyncWrite + Unpin,
-    standing: Option<&Standing>,
+    open_permit: Option<&OpenPermit>,
     mut exchange: Box<Exchange>,
 ) {
-    let unheld = Leash::default();
-    let leash = standing.map_or(&unheld, |standing| &standing.leash);
-    let (copied, whole) = copy_both(downstream, upstream, leash).await;
+    let unheld = Revocation::default();
+    let revocation = open_permit.map_or(&unheld, |open_permit| &open_permit.revocation);
+    let (copied, whole) = copy_both(downstream, upstream, revocation).await;
     exchange.received(copied.received);
     exchange.bytes_out = copied.sent;
-    if let Some(denial) = standing.and_then(Standing::over) {
+    if let Some(denial) = open_permit.and_then(OpenPermit::over) {
         exchange.ended(denial);
     }
     exchange.conclude(!whole);
@@ -33,10 +33,10 @@ pub(crate) async fn carry(
 /// Both ends of a tunnel that is about to begin.
 #[derive(Debug)]
 pub(crate) struct Switched {
-    pub(crate) asked: websocket::Asked,
+    pub(crate) asked: websocket::UpgradeRequest,
     pub(crate) upstream: OnUpgrade,
     pub(crate) held: Option<Returned>,
-    pub(crate) standing: Option<Rc<Standing>>,
+    pub(crate) open_permit: Option<Rc<OpenPermit>>,
 }
 
 /// Carries an upgraded connection once both sides have switched, until both have ended or policy no longer permits it.
@@ -45,13 +45,13 @@ pub(crate) fn upgraded(switched: Switched, exchange: Box<Exchange>) {
         asked,
         upstream,
         held,
-        standing,
+        open_permit,
     } = switched;
     tokio::task::spawn_local(async move {
         match tokio::join!(asked.downstream, upstream) {
             (Ok(downstream), Ok(upstream)) => {
                 let (downstream, upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
-                carry(downstream, upstream, standing.as_deref(), exchange).await;
+                carry(downstream, upstream, open_permit.as_deref(), exchange).await;
             }
             _ => exchange.conclude(true),
         }

@@ -17,18 +17,18 @@ use super::snapshot::Snapshot;
 /// The workers' end: ask, and wait a bounded time.
 #[derive(Debug, Clone)]
 pub struct Destinations {
-    asks: mpsc::Sender<Ask>,
+    asks: mpsc::Sender<LookupRequest>,
 }
 
 /// What can be asked for. As text it is `shop/orders` or `10.0.0.7:80`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub(crate) enum Wish {
+pub(crate) enum LookupKey {
     Service(ServiceName),
     Address(SocketAddr),
 }
 
-impl Wish {
+impl LookupKey {
     /// The resource that answers it.
     pub(crate) fn key(&self) -> ResourceKey {
         let kind = match self {
@@ -56,7 +56,7 @@ impl Wish {
     }
 }
 
-impl fmt::Display for Wish {
+impl fmt::Display for LookupKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Service(name) => name.fmt(f),
@@ -65,7 +65,7 @@ impl fmt::Display for Wish {
     }
 }
 
-impl FromStr for Wish {
+impl FromStr for LookupKey {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
@@ -76,7 +76,7 @@ impl FromStr for Wish {
     }
 }
 
-impl TryFrom<String> for Wish {
+impl TryFrom<String> for LookupKey {
     type Error = NameError;
 
     fn try_from(text: String) -> Result<Self, NameError> {
@@ -84,8 +84,8 @@ impl TryFrom<String> for Wish {
     }
 }
 
-impl From<Wish> for String {
-    fn from(wish: Wish) -> Self {
+impl From<LookupKey> for String {
+    fn from(wish: LookupKey) -> Self {
         wish.to_string()
     }
 }
@@ -99,16 +99,16 @@ pub(crate) enum Found {
 
 /// One question on its way to the control thread.
 #[derive(Debug)]
-pub(crate) struct Ask {
-    pub(crate) wish: Wish,
-    pub(crate) answer: oneshot::Sender<Answer>,
+pub(crate) struct LookupRequest {
+    pub(crate) wish: LookupKey,
+    pub(crate) answer: oneshot::Sender<LookupResult>,
 }
 
-pub(crate) type Answer = Result<Found, AskError>;
+pub(crate) type LookupResult = Result<Found, LookupError>;
 
 /// Why there is no destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum AskError {
+pub enum LookupError {
     /// The mesh has no such service: 404 (`outbound.unknown`).
     #[error("the mesh has no such service")]
     Unknown,
@@ -118,47 +118,47 @@ pub enum AskError {
 }
 
 /// How long a caller waits for a destination that is asked for the first time.
-pub const PATIENCE: Duration = Duration::from_secs(3);
+pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Questions that may wait at once; more are answered [`AskError::Unavailable`] at once.
+/// Questions that may wait at once; more are answered [`LookupError::Unavailable`] at once.
 const WAITING: usize = 1_024;
 
 impl Destinations {
-    pub(crate) fn new() -> (Self, mpsc::Receiver<Ask>) {
+    pub(crate) fn new() -> (Self, mpsc::Receiver<LookupRequest>) {
         let (asks, questions) = mpsc::channel(WAITING);
         (Self { asks }, questions)
     }
 
     /// Subscribes to `name` and resolves once the state that contains it is in force, at the latest after
-    /// [`PATIENCE`]. Look into the snapshot first; concurrent questions for one name are one subscription.
+    /// [`LOOKUP_TIMEOUT`]. Look into the snapshot first; concurrent questions for one name are one subscription.
     ///
     /// # Errors
-    /// [`AskError::Unknown`] when there is no such service, [`AskError::Unavailable`] when nobody could tell.
-    pub async fn ask(&self, name: ServiceName) -> Result<Arc<Destination>, AskError> {
-        match self.wish(Wish::Service(name)).await? {
+    /// [`LookupError::Unknown`] when there is no such service, [`LookupError::Unavailable`] when nobody could tell.
+    pub async fn ask(&self, name: ServiceName) -> Result<Arc<Destination>, LookupError> {
+        match self.wish(LookupKey::Service(name)).await? {
             Found::Service(destination) => Ok(destination),
-            Found::Address(_) => Err(AskError::Unavailable),
+            Found::Address(_) => Err(LookupError::Unavailable),
         }
     }
 
     /// The same for an address. Whoever it belongs to, the state then in force holds that as well.
     ///
     /// # Errors
-    /// [`AskError::Unavailable`] when nobody could tell.
-    pub async fn ask_address(&self, address: SocketAddr) -> Result<AddressState, AskError> {
-        match self.wish(Wish::Address(address)).await? {
+    /// [`LookupError::Unavailable`] when nobody could tell.
+    pub async fn ask_address(&self, address: SocketAddr) -> Result<AddressState, LookupError> {
+        match self.wish(LookupKey::Address(address)).await? {
             Found::Address(state) => Ok(state),
-            Found::Service(_) => Err(AskError::Unavailable),
+            Found::Service(_) => Err(LookupError::Unavailable),
         }
     }
 
-    async fn wish(&self, wish: Wish) -> Answer {
+    async fn wish(&self, wish: LookupKey) -> LookupResult {
         let (answer, reply) = oneshot::channel();
-        let asked = self.asks.try_send(Ask { wish, answer });
-        asked.map_err(|_| AskError::Unavailable)?;
-        match time::timeout(PATIENCE, reply).await {
+        let asked = self.asks.try_send(LookupRequest { wish, answer });
+        asked.map_err(|_| LookupError::Unavailable)?;
+        match time::timeout(LOOKUP_TIMEOUT, reply).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) | Err(_) => Err(AskError::Unavailable),
+            Ok(Err(_)) | Err(_) => Err(LookupError::Unavailable),
         }
     }
 }

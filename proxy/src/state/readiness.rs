@@ -7,7 +7,7 @@ use serde::Serialize;
 
 /// Reasons for not being ready, as they come and go. Ready when there is none.
 #[derive(Debug)]
-pub struct Health {
+pub struct Readiness {
     reasons: Live<Vec<NotReady>>,
     // Several tasks write; readers take the live value and never this.
     writer: Mutex<()>,
@@ -62,7 +62,7 @@ impl Serialize for Unready {
     }
 }
 
-impl Default for Health {
+impl Default for Readiness {
     fn default() -> Self {
         Self {
             reasons: Live::new(Vec::new()),
@@ -71,7 +71,7 @@ impl Default for Health {
     }
 }
 
-impl Health {
+impl Readiness {
     /// Whether nothing is missing.
     pub fn is_ready(&self) -> bool {
         self.reasons.load().is_empty()
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn the_gravest_reason_comes_first_and_the_last_one_gone_is_ready() {
-        let health = Health::default();
+        let health = Readiness::default();
         health.lack(Unready::NoSnapshot, "none yet");
         health.lack(Unready::TlsExpired, "at noon");
         assert_eq!(health.worst(), Some(Unready::TlsExpired));
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_part_that_is_there_says_nothing_of_the_others() {
-        let health = Health::default();
+        let health = Readiness::default();
         let lack = |part| health.lack_part(Unready::Listener, part, "port 80".to_owned());
         assert!(lack("worker 0"));
         assert!(!lack("worker 1"), "it was said already");

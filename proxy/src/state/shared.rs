@@ -7,12 +7,12 @@ use merlon_config::live::Live;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    destinations::Destinations, jwks_cache::JwksCache, readiness::Health, snapshot::Snapshot,
+    destinations::Destinations, jwks_cache::JwksCache, readiness::Readiness, snapshot::Snapshot,
 };
 use crate::{
     config::AccessLogMode,
     protocol::address_claims::Claims,
-    telemetry::{decision_log::DecisionLog, egress_log::Outside, spans::Spans},
+    telemetry::{decision_log::DecisionLog, egress_log::EgressLog, spans::Spans},
 };
 
 /// Everything a worker needs beside its own listeners. One per process, `Send` and `Sync`.
@@ -34,13 +34,13 @@ pub struct Shared {
     /// Recorded facts of decisions.
     pub decisions: DecisionLog,
     /// What the own program called outside the mesh.
-    pub outside: Outside,
+    pub egress: EgressLog,
     /// Finished spans go here; costs nothing when no collector is configured.
     pub spans: Spans,
     /// Addresses of the snapshot's listeners, of which each worker has its socket.
     pub listeners: Claims,
     /// Whether the process is ready, and why not.
-    pub health: Health,
+    pub readiness: Readiness,
     /// Which requests are logged.
     pub access_log: AccessLogMode,
 }

@@ -49,10 +49,10 @@ pub struct RecordedDecision {
     pub id: DecisionId,
     /// With what policies decided, or would have; absent where nobody got as far as knowing which service is meant.
     #[serde(flatten)]
-    pub evidence: Option<Evidence>,
+    pub evidence: Option<DecisionFacts>,
     /// What the request was, as the access log has it; of a refusal.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub asked: Option<Asked>,
+    pub asked: Option<RequestSummary>,
     /// What became of it.
     pub outcome: Outcome,
 }
@@ -60,7 +60,7 @@ pub struct RecordedDecision {
 /// All that is needed to make a decision again.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Evidence {
+pub struct DecisionFacts {
     /// What policies could have asked.
     pub facts: RecordedFacts,
     /// The service as it was then.
@@ -74,7 +74,7 @@ pub struct Evidence {
 /// A refused request, in the names of the access log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub struct Asked {
+pub struct RequestSummary {
     /// When the head was read.
     pub ts: Timestamp,
     /// `inbound`, `outbound` or `gateway`.
@@ -174,7 +174,7 @@ impl DecisionLog {
     }
 
     /// Keeps a refusal: with the evidence that was kept under its id before, if any.
-    pub(crate) fn refuse(&self, id: DecisionId, asked: Asked, denial: &Denial) {
+    pub(crate) fn refuse(&self, id: DecisionId, asked: RequestSummary, denial: &Denial) {
         let evidence = self.find(id).and_then(|known| known.evidence.clone());
         self.record(RecordedDecision {
             id,

@@ -14,12 +14,12 @@ const REMEMBERED: usize = 512;
 
 /// Destinations outside the mesh since the start. Cheap where there are none.
 #[derive(Debug, Default)]
-pub struct Outside {
-    seen: Mutex<Seen>,
+pub struct EgressLog {
+    seen: Mutex<EgressEntry>,
 }
 
 #[derive(Debug, Default)]
-struct Seen {
+struct EgressEntry {
     destinations: BTreeMap<String, Calls>,
     others: u64,
 }
@@ -31,7 +31,7 @@ struct Calls {
     last: Timestamp,
 }
 
-impl Outside {
+impl EgressLog {
     /// Remembers a call to a destination, an address or a name with its port.
     pub(crate) fn called(&self, destination: &str, passed: bool, now: Timestamp) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn destinations_are_listed_with_what_became_of_the_calls_and_never_without_end() {
-        let outside = Outside::default();
+        let outside = EgressLog::default();
         let now = Timestamp::UNIX_EPOCH;
         outside.called("api.example.org:443", true, now);
         outside.called("api.example.org:443", false, now);

@@ -11,4 +11,4 @@ pub use label::{
 pub use registry::Metrics;
 
 /// Which way, and the stable reason code.
-type Refusal = (Direction, &'static str);
+type RefusalKey = (Direction, &'static str);

@@ -12,13 +12,13 @@ use super::{
 use crate::{
     config::Subject,
     control::{
-        assemble::{Held, Resources},
+        assemble::{HeldResource, Resources},
         discovery::{self, Follow},
         identity::{self, Keeper, issue},
-        snapshot_age::Freshness,
+        snapshot_age::SnapshotAge,
         state_dir::StateDir,
     },
-    state::{destinations::AskError, readiness::Unready, shared::Shared},
+    state::{destinations::LookupError, readiness::Unready, shared::Shared},
     telemetry::metrics::{FetchResult, Metrics, Update},
 };
 
@@ -27,7 +27,7 @@ struct Proxy {
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
     renew: identity::Renew,
-    freshness: Freshness,
+    freshness: SnapshotAge,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -43,9 +43,9 @@ impl Proxy {
     fn start(address: &url::Url, token: Option<JoinToken>, dir: Option<Arc<StateDir>>) -> Self {
         let (shared, asked) = fixtures::shared();
         let metrics = Arc::new(Metrics::default());
-        let freshness = Freshness::default();
+        let freshness = SnapshotAge::default();
         let root_namespace = "merlon-system".parse().unwrap();
-        let start = issue::Start {
+        let start = issue::IdentityDeps {
             node_id: "test".to_owned(),
             address: address.clone(),
             root_namespace,
@@ -61,7 +61,7 @@ impl Proxy {
             Arc::clone(&shared),
             Arc::clone(&metrics),
         );
-        let follow = Follow::new(discovery::Start {
+        let follow = Follow::new(discovery::DiscoveryDeps {
             node_id: "test".to_owned(),
             address: address.clone(),
             root_namespace,
@@ -156,7 +156,7 @@ async fn a_join_token_leads_to_a_certificate_and_that_to_a_state() {
     let control_plane = StandIn::start(state.clone());
     let proxy = Proxy::of(&control_plane);
     proxy.enforces(&state).await;
-    assert!(proxy.shared.health.is_ready());
+    assert!(proxy.shared.readiness.is_ready());
     let version = manifest(&state).0.to_string();
     until("the report", || {
         let reports = control_plane.script.reports.lock().unwrap();
@@ -180,7 +180,7 @@ async fn a_certificate_that_is_not_what_was_asked_for_is_never_used() {
         .await;
         assert_eq!(proxy.serial(), None, "{wrong:?}");
         assert_eq!(
-            proxy.shared.health.worst(),
+            proxy.shared.readiness.worst(),
             Some(Unready::NoIdentity),
             "{wrong:?}"
         );
@@ -224,7 +224,7 @@ async fn a_restarted_proxy_comes_back_while_the_control_plane_is_away() {
 
     proxy.enforces(&state).await;
     until("the identity", || proxy.serial() == serial).await;
-    until("readiness", || proxy.shared.health.is_ready()).await;
+    until("readiness", || proxy.shared.readiness.is_ready()).await;
 }
 
 #[tokio::test]
@@ -333,7 +333,7 @@ async fn a_state_that_does_not_compile_is_refused_with_the_reason_and_a_good_one
 
     let mut broken = before.clone();
     let json = r#"{"name":"shop/orders","policies":[{"name":"shop/orders","origin":"orders.cedar:1:1","text":"permit (oops"}]}"#;
-    let held = Held {
+    let held = HeldResource {
         version: Version::of(json.as_bytes()),
         json: json.into(),
     };
@@ -387,7 +387,7 @@ async fn what_is_at_an_address_is_asked_for_and_found_with_the_service_behind_it
     let address = r#"{"service":{"service":"shop/payments","port":80}}"#;
     known.insert(
         key(ResourceKind::Address, "10.9.0.1:80"),
-        Held {
+        HeldResource {
             version: Version::of(address.as_bytes()),
             json: address.into(),
         },
@@ -420,7 +420,7 @@ async fn nobody_is_outside_while_nobody_can_be_asked() {
         .shared
         .destinations
         .ask_address("192.0.2.1:443".parse().unwrap());
-    assert_eq!(asked.await.unwrap_err(), AskError::Unavailable);
+    assert_eq!(asked.await.unwrap_err(), LookupError::Unavailable);
 }
 
 #[tokio::test]
@@ -435,10 +435,10 @@ async fn a_destination_that_does_not_exist_is_unknown_and_one_that_nobody_can_te
             .destinations
             .ask("shop/nosuch".parse().unwrap())
     };
-    assert_eq!(ask().await.unwrap_err(), AskError::Unknown);
+    assert_eq!(ask().await.unwrap_err(), LookupError::Unknown);
     assert_eq!(
         ask().await.unwrap_err(),
-        AskError::Unknown,
+        LookupError::Unknown,
         "remembered for a moment"
     );
 
@@ -448,7 +448,7 @@ async fn a_destination_that_does_not_exist_is_unknown_and_one_that_nobody_can_te
         .destinations
         .ask("shop/payments".parse().unwrap())
         .await;
-    assert_eq!(answer.unwrap_err(), AskError::Unavailable);
+    assert_eq!(answer.unwrap_err(), LookupError::Unavailable);
 }
 
 #[tokio::test]

@@ -16,14 +16,14 @@ use rustls_pki_types::UnixTime;
 
 use crate::{
     control::{
-        assemble::{Held, Resources},
+        assemble::{HeldResource, Resources},
         state_dir::StateDir,
     },
     protocol::address_claims::Claims,
     state::{
-        destinations::{Ask, Destinations},
+        destinations::{Destinations, LookupRequest},
         jwks_cache::JwksCache,
-        readiness::{Health, Unready},
+        readiness::{Readiness, Unready},
         shared::Shared,
     },
     telemetry::{decision_log::DecisionLog, spans::Spans},
@@ -103,7 +103,7 @@ impl Authority {
 }
 
 /// What workers would share, with nothing in force.
-pub(crate) fn shared() -> (Arc<Shared>, tokio::sync::mpsc::Receiver<Ask>) {
+pub(crate) fn shared() -> (Arc<Shared>, tokio::sync::mpsc::Receiver<LookupRequest>) {
     let (destinations, asked) = Destinations::new();
     let shared = Shared {
         snapshot: Live::new(None),
@@ -112,13 +112,13 @@ pub(crate) fn shared() -> (Arc<Shared>, tokio::sync::mpsc::Receiver<Ask>) {
         keys: JwksCache::new().0,
         destinations,
         decisions: DecisionLog::new("test"),
-        outside: crate::telemetry::egress_log::Outside::default(),
+        egress: crate::telemetry::egress_log::EgressLog::default(),
         spans: Spans::default(),
         listeners: Claims::default(),
-        health: Health::default(),
+        readiness: Readiness::default(),
         access_log: AccessLogMode::Off,
     };
-    shared.health.lack(Unready::NoSnapshot, "none yet");
+    shared.readiness.lack(Unready::NoSnapshot, "none yet");
     (Arc::new(shared), asked)
 }
 
@@ -138,7 +138,7 @@ pub(crate) fn key(kind: ResourceKind, name: &str) -> ResourceKey {
 pub(crate) fn resources(destinations: &[&str]) -> Resources {
     let mut resources = Resources::new();
     let mut add = |kind, name: &str, json: String| {
-        let held = Held {
+        let held = HeldResource {
             version: Version::of(json.as_bytes()),
             json: json.into(),
         };

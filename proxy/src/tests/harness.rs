@@ -43,12 +43,12 @@ use crate::{
     config::AccessLogMode,
     inbound,
     protocol::{address_claims::Claims, http2, sockets},
-    request::local::Local,
+    request::local::WorkerContext,
     state::{
         destinations::Destinations,
         gateway_ports::Port,
         jwks_cache::JwksCache,
-        readiness::Health,
+        readiness::Readiness,
         shared::{Shared, Shutdown},
         snapshot::{CompiledService, Snapshot},
     },
@@ -298,10 +298,10 @@ impl Node {
             keys,
             destinations,
             decisions: DecisionLog::new(state.identity),
-            outside: crate::telemetry::egress_log::Outside::default(),
+            egress: crate::telemetry::egress_log::EgressLog::default(),
             spans: Spans::default(),
             listeners: Claims::default(),
-            health: Health::default(),
+            readiness: Readiness::default(),
             access_log: AccessLogMode::All,
         });
         // Nobody knows more destinations than the snapshot does.
@@ -310,7 +310,7 @@ impl Node {
             while let Some(ask) = asked.recv().await {
                 let _ = ask
                     .answer
-                    .send(Err(crate::state::destinations::AskError::Unknown));
+                    .send(Err(crate::state::destinations::LookupError::Unknown));
             }
         });
         let localhost = "127.0.0.1:0".parse().unwrap();
@@ -348,7 +348,7 @@ impl Node {
         // Another address than the caller's own, which it would dial at the proxy's port.
         let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let local = Rc::new(Local::new(
+        let local = Rc::new(WorkerContext::new(
             0,
             Arc::clone(&self.shared),
             Arc::clone(&self.metrics),
@@ -357,7 +357,7 @@ impl Node {
         ));
         tokio::task::spawn_local(async move {
             while let Ok((stream, from)) = listener.accept().await {
-                let led = inbound::led(Rc::clone(&local), stream, from, Some(port));
+                let led = inbound::handle_redirected(Rc::clone(&local), stream, from, Some(port));
                 tokio::task::spawn_local(led);
             }
         });

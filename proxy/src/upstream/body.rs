@@ -13,7 +13,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::protocol::{http1::may_be_trailer, leash::Leash};
+use crate::protocol::{http1::may_be_trailer, revocation::Revocation};
 
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +43,7 @@ pub(crate) struct Flow {
 /// A permission that can end while a body passes under it.
 pub(crate) trait Permission: Debug {
     /// The signal that ends it.
-    fn leash(&self) -> &Leash;
+    fn revocation(&self) -> &Revocation;
 }
 
 impl Flow {
@@ -91,8 +91,8 @@ impl Body for RequestBody {
             Self::Empty => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(incoming, flow) => {
-                let leash = flow.permission.as_deref().map(Permission::leash);
-                let polled = held(leash, cx, |cx| Pin::new(incoming).poll_frame(cx));
+                let revocation = flow.permission.as_deref().map(Permission::revocation);
+                let polled = held(revocation, cx, |cx| Pin::new(incoming).poll_frame(cx));
                 let Some(polled) = polled else {
                     return Poll::Ready(Some(Err(BodyError::Revoked)));
                 };
@@ -136,19 +136,19 @@ impl Body for RequestBody {
 
 /// Polls what passes by a permission, which wakes the task when it ends; `None`: it has ended.
 pub(crate) fn held<T>(
-    leash: Option<&Leash>,
+    revocation: Option<&Revocation>,
     cx: &mut Context<'_>,
     poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
 ) -> Option<Poll<T>> {
-    let Some(leash) = leash else {
+    let Some(revocation) = revocation else {
         return Some(poll(cx));
     };
-    if leash.is_pulled() {
+    if revocation.is_pulled() {
         return None;
     }
     let polled = poll(cx);
     if polled.is_pending() {
-        leash.wake(cx);
+        revocation.wake(cx);
     }
     Some(polled)
 }

@@ -33,7 +33,7 @@ const KEPT: usize = 256;
 
 /// A connection that serves one request.
 #[derive(Debug)]
-pub(crate) struct Borrowed {
+pub(crate) struct PooledConnection {
     pool: Rc<Pool>,
     address: SocketAddr,
     sender: Option<SendRequest<RequestBody>>,
@@ -48,7 +48,7 @@ impl Pool {
         self: &Rc<Self>,
         address: SocketAddr,
         metrics: &WorkerMetrics,
-    ) -> Result<Borrowed, Upstream> {
+    ) -> Result<PooledConnection, Upstream> {
         if let Some(sender) = self.take(address) {
             return Ok(self.lend(address, sender));
         }
@@ -63,7 +63,7 @@ impl Pool {
         self: &Rc<Self>,
         address: SocketAddr,
         metrics: &WorkerMetrics,
-    ) -> Result<Borrowed, Upstream> {
+    ) -> Result<PooledConnection, Upstream> {
         let stream = dial::connect(address, metrics).await?;
         let (sender, connection) = Builder::new()
             .max_headers(256)
@@ -78,8 +78,12 @@ impl Pool {
         Ok(self.lend(address, sender))
     }
 
-    fn lend(self: &Rc<Self>, address: SocketAddr, sender: SendRequest<RequestBody>) -> Borrowed {
-        Borrowed {
+    fn lend(
+        self: &Rc<Self>,
+        address: SocketAddr,
+        sender: SendRequest<RequestBody>,
+    ) -> PooledConnection {
+        PooledConnection {
             pool: Rc::clone(self),
             address,
             sender: Some(sender),
@@ -129,7 +133,7 @@ impl Pool {
     }
 }
 
-impl Borrowed {
+impl PooledConnection {
     /// Sends a request. The error holds it when nothing of it was sent.
     ///
     /// # Errors
@@ -151,7 +155,7 @@ impl Borrowed {
     }
 }
 
-impl Drop for Borrowed {
+impl Drop for PooledConnection {
     fn drop(&mut self) {
         if let Some(sender) = self.sender.take() {
             self.pool.give_back(self.address, sender);

@@ -44,29 +44,29 @@ pub(crate) struct Peers {
     programs: Rc<Programs>,
     metrics: Arc<WorkerMetrics>,
     random: Rc<Random>,
-    peers: RefCell<HashMap<Endpoint, Rc<Peer>, foldhash::fast::RandomState>>,
+    peers: RefCell<HashMap<Endpoint, Rc<PeerConnections>, foldhash::fast::RandomState>>,
 }
 
 #[derive(Debug, Default)]
-struct Peer {
+struct PeerConnections {
     /// By the address that is dialled, of which there are few: what is sent by a connection to one port must be for that
     /// port, as the proxy at its other end sees to.
-    ways: RefCell<Vec<(SocketAddr, Rc<Way>)>>,
+    ways: RefCell<Vec<(SocketAddr, Rc<PortConnections>)>>,
 }
 
 #[derive(Debug, Default)]
-struct Way {
+struct PortConnections {
     group: h2::Group,
     failed: Cell<Option<Instant>>,
 }
 
-impl Peer {
-    fn way(&self, address: SocketAddr) -> Rc<Way> {
+impl PeerConnections {
+    fn way(&self, address: SocketAddr) -> Rc<PortConnections> {
         let mut ways = self.ways.borrow_mut();
         if let Some((_, way)) = ways.iter().find(|(known, _)| *known == address) {
             return Rc::clone(way);
         }
-        let way = Rc::<Way>::default();
+        let way = Rc::<PortConnections>::default();
         ways.push((address, Rc::clone(&way)));
         way
     }
@@ -108,7 +108,7 @@ impl Peers {
         }
     }
 
-    fn peer(&self, endpoint: &Endpoint) -> Rc<Peer> {
+    fn peer(&self, endpoint: &Endpoint) -> Rc<PeerConnections> {
         if let Some(peer) = self.peers.borrow().get(endpoint) {
             return Rc::clone(peer);
         }
@@ -125,17 +125,17 @@ impl Peers {
         if let [only] = endpoints.as_slice() {
             return tried.is_empty().then_some(only);
         }
-        let left: Vec<(&Endpoint, Rc<Peer>)> = endpoints
+        let left: Vec<(&Endpoint, Rc<PeerConnections>)> = endpoints
             .iter()
             .filter(|one| !tried.contains(one))
             .map(|one| (one, self.peer(one)))
             .collect();
-        let well: Vec<&(&Endpoint, Rc<Peer>)> = left
+        let well: Vec<&(&Endpoint, Rc<PeerConnections>)> = left
             .iter()
             .filter(|(one, peer)| !dial::is_avoided(peer.way(one.dial(port)).failed.get()))
             .collect();
         // When all have failed of late, each gets its chance again.
-        let from: Vec<&(&Endpoint, Rc<Peer>)> = if well.is_empty() {
+        let from: Vec<&(&Endpoint, Rc<PeerConnections>)> = if well.is_empty() {
             left.iter().collect()
         } else {
             well

@@ -18,7 +18,7 @@ use crate::protocol::{
 
 /// One port of a Service, and nothing else, whatever a request says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Fixed {
+pub(crate) struct ServicePort {
     pub(crate) service: ServiceName,
     pub(crate) port: u16,
     /// The one workload that was called at its own address.

@@ -14,8 +14,8 @@ use merlon_config::{
 use tokio::time::Instant;
 
 use crate::{
-    control::assemble::{Held, Resources},
-    state::destinations::Wish,
+    control::assemble::{HeldResource, Resources},
+    state::destinations::LookupKey,
 };
 
 /// What is asked for of the program's own accord, at most; the rest of the subscriptions is for the manifest's.
@@ -43,7 +43,7 @@ pub(super) struct Subscriber {
     identity: SpiffeId,
     held: Resources,
     subscribed: BTreeSet<ResourceKey>,
-    asked: BTreeSet<Wish>,
+    asked: BTreeSet<LookupKey>,
     /// The newest that came, not yet in force.
     coming: Option<Coming>,
     /// The one in force.
@@ -113,7 +113,7 @@ impl Subscriber {
     }
 
     /// What was asked for.
-    pub(super) fn asked_for(&self) -> BTreeSet<Wish> {
+    pub(super) fn asked_for(&self) -> BTreeSet<LookupKey> {
         self.asked.clone()
     }
 
@@ -131,7 +131,7 @@ impl Subscriber {
     }
 
     /// Takes up the state of an earlier process.
-    pub(super) fn restore(&mut self, state: &Complete, asked: BTreeSet<Wish>) {
+    pub(super) fn restore(&mut self, state: &Complete, asked: BTreeSet<LookupKey>) {
         self.held = state.resources.clone();
         self.current = Some((state.version.clone(), state.manifest.clone()));
         self.asked = asked;
@@ -148,7 +148,7 @@ impl Subscriber {
         self.behind = false;
         self.wrong = 0;
         let mut wanted: BTreeSet<ResourceKey> = self.held.keys().cloned().collect();
-        wanted.extend(self.asked.iter().map(Wish::key));
+        wanted.extend(self.asked.iter().map(LookupKey::key));
         for kind in NAMED {
             let names: Vec<String> = wanted
                 .iter()
@@ -191,7 +191,7 @@ impl Subscriber {
     }
 
     /// Wants something. False: there is too much already.
-    pub(super) fn ask(&mut self, wish: &Wish) -> bool {
+    pub(super) fn ask(&mut self, wish: &LookupKey) -> bool {
         if self.asked.contains(wish) {
             return true;
         }
@@ -208,7 +208,7 @@ impl Subscriber {
     }
 
     /// Wants it no longer.
-    pub(super) fn forget(&mut self, wish: &Wish) {
+    pub(super) fn forget(&mut self, wish: &LookupKey) {
         let key = wish.key();
         if self.asked.remove(wish) && self.subscribed.remove(&key) && self.node.is_none() {
             self.unsubscribe(key.kind, vec![key.name]);
@@ -222,7 +222,7 @@ impl Subscriber {
     pub(super) fn receive(
         &mut self,
         response: DeltaDiscoveryResponse,
-    ) -> Result<Vec<Wish>, String> {
+    ) -> Result<Vec<LookupKey>, String> {
         let kind = ResourceKind::from_type_url(&response.type_url)
             .ok_or_else(|| format!("an unknown type `{}`", cut(&response.type_url)))?;
         if kind == ResourceKind::Manifest {
@@ -260,7 +260,7 @@ impl Subscriber {
                 "with the resource `{name}` the state would be larger than 64 MiB"
             ));
         }
-        let held = Held {
+        let held = HeldResource {
             version: received.version,
             json: received.json.into(),
         };
@@ -268,14 +268,14 @@ impl Subscriber {
         Ok(())
     }
 
-    fn removed(&mut self, kind: ResourceKind, names: Vec<String>) -> Vec<Wish> {
+    fn removed(&mut self, kind: ResourceKind, names: Vec<String>) -> Vec<LookupKey> {
         let mut gone = Vec::new();
         for name in names {
             let key = ResourceKey { kind, name };
             if kind != ResourceKind::Destination || !self.subscribed.contains(&key) {
                 continue;
             }
-            let Ok(wish) = key.name.parse::<Wish>() else {
+            let Ok(wish) = key.name.parse::<LookupKey>() else {
                 continue;
             };
             // Without a subscription: programs ask for all sorts of names, and the next question asks anew.
@@ -449,7 +449,7 @@ impl Subscriber {
             .iter()
             .map(|entry| entry.key.clone())
             .collect();
-        needed.extend(self.asked.iter().map(Wish::key));
+        needed.extend(self.asked.iter().map(LookupKey::key));
         self.held.retain(|key, _| needed.contains(key));
         for kind in NAMED {
             let unneeded = self

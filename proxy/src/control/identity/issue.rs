@@ -111,7 +111,10 @@ const LIMIT: usize = 256 << 10;
 /// The longest that the control plane may tell us to stay away.
 const LATER: Duration = Duration::from_secs(300);
 
-pub(super) async fn issue(start: &Start, evidence: Evidence<'_>) -> Result<Issued, IssueError> {
+pub(super) async fn issue(
+    start: &IdentityDeps,
+    evidence: Evidence<'_>,
+) -> Result<Issued, IssueError> {
     let trust_domain = match &evidence {
         Evidence::Certificate(tls) => tls.svid().id.trust_domain().clone(),
         Evidence::JoinToken(token) => token.trust_domain().clone(),
@@ -187,7 +190,7 @@ fn check(answer: IssueResponse, key: PrivateKey, id: &SpiffeId) -> Result<Issued
 
 /// What the keeper begins with.
 #[derive(Debug)]
-pub(crate) struct Start {
+pub(crate) struct IdentityDeps {
     pub(crate) node_id: String,
     pub(crate) address: Url,
     pub(crate) root_namespace: Namespace,

@@ -37,8 +37,8 @@ pub(crate) fn publish(shared: &Shared, metrics: &Metrics, tls: MeshTls) {
     let ends = i64::try_from(svid.not_after.as_secs()).unwrap_or(i64::MAX);
     metrics.certificate_expiration.set(ends);
     shared.identity.publish(Some(Arc::new(tls)));
-    shared.health.have(Unready::NoIdentity);
-    shared.health.have(Unready::TlsExpired);
+    shared.readiness.have(Unready::NoIdentity);
+    shared.readiness.have(Unready::TlsExpired);
 }
 
 /// Takes the identity out of force when its time is over: nothing is served or dialled with an expired certificate.
@@ -50,7 +50,7 @@ pub(crate) fn expire(shared: &Shared) {
     {
         tracing::error!(id = %tls.svid().id, serial = tls.svid().serial, "the certificate has expired");
         shared.identity.publish(None);
-        shared.health.lack(
+        shared.readiness.lack(
             Unready::TlsExpired,
             "the certificate has expired, and there is no new one",
         );

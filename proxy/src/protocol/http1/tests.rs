@@ -7,7 +7,7 @@ use super::*;
 /// What the guard gives on for these bytes, arriving in pieces of `size`, until their end or a refusal.
 async fn guarded(bytes: &[u8], size: usize) -> (Vec<u8>, Option<Violation>, Option<io::ErrorKind>) {
     let (mut client, server): (DuplexStream, DuplexStream) = duplex(1 << 20);
-    let (mut strict, guard) = Strict::new(server, Vec::new());
+    let (mut strict, guard) = GuardedStream::new(server, Vec::new());
     let mut out = Vec::new();
     let mut failed = None;
     let mut pieces = bytes.chunks(size);
@@ -340,7 +340,7 @@ async fn what_follows_an_upgrade_is_held_until_the_answer_is_known() {
         (false, "GET /next HTTP/1.1\r\nHost: a\r\n\r\n"),
     ] {
         let (mut client, server) = duplex(1 << 16);
-        let (mut strict, guard) = Strict::new(server, Vec::new());
+        let (mut strict, guard) = GuardedStream::new(server, Vec::new());
         client
             .write_all(format!("{ask}{follows}").as_bytes())
             .await
@@ -360,7 +360,7 @@ async fn what_follows_an_upgrade_is_held_until_the_answer_is_known() {
 #[tokio::test]
 async fn after_a_refused_upgrade_the_next_bytes_are_judged_as_a_request() {
     let (mut client, server) = duplex(1 << 16);
-    let (mut strict, guard) = Strict::new(server, Vec::new());
+    let (mut strict, guard) = GuardedStream::new(server, Vec::new());
     let ask = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nnot http\r\n\r\n";
     client.write_all(ask.as_bytes()).await.unwrap();
     let mut space = [0; 4096];
@@ -379,7 +379,7 @@ async fn after_a_refused_upgrade_the_next_bytes_are_judged_as_a_request() {
 #[tokio::test]
 async fn a_head_that_is_begun_and_not_ended_is_given_up() {
     let (mut client, server) = duplex(1 << 16);
-    let (mut strict, guard) = Strict::new(server, Vec::new());
+    let (mut strict, guard) = GuardedStream::new(server, Vec::new());
     strict.head_time = Duration::from_millis(10);
     client
         .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n")
@@ -394,7 +394,7 @@ async fn a_head_that_is_begun_and_not_ended_is_given_up() {
 #[tokio::test]
 async fn the_answer_to_an_earlier_request_decides_nothing_about_an_upgrade() {
     let (mut client, server) = duplex(1 << 16);
-    let (mut strict, guard) = Strict::new(server, Vec::new());
+    let (mut strict, guard) = GuardedStream::new(server, Vec::new());
     let first = "GET /first HTTP/1.1\r\nHost: a\r\n\r\n";
     let ask = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     client

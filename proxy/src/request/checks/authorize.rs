@@ -10,25 +10,25 @@ use merlon_policy::{
     record::RecordedFacts,
 };
 
-use super::stage::{Counted, Permitted};
+use super::stage::{Permitted, WithinQuota};
 use crate::{
     protocol::{denial::Denial, tls_session::Session},
     request::{
         call::Call,
-        open_permit::{Asked, Standing, What, grpc_name, kept},
-        target::{Fields, Target},
+        open_permit::{AuthzQuery, OpenPermit, QueryKind, grpc_name, kept},
+        target::{PolicyHeaders, Target},
     },
-    telemetry::decision_log::{Evidence, Outcome, RecordedDecision},
+    telemetry::decision_log::{DecisionFacts, Outcome, RecordedDecision},
 };
 
 /// # Errors
 /// [`Denial::Policy`].
-pub(crate) fn authorize(counted: Counted<'_>) -> Result<Permitted<'_>, Denial> {
+pub(crate) fn authorize(counted: WithinQuota<'_>) -> Result<Permitted<'_>, Denial> {
     let target = &*counted.target;
     let call = &*counted.call;
     // It is registered before it is decided, so that no change slips between.
-    let standing = call.local.register(standing(call, &counted.target));
-    let headers = Fields(&call.head.headers);
+    let open_permit = call.local.register(open_permit(call, &counted.target));
+    let headers = PolicyHeaders(&call.head.headers);
     let facts = facts(call, target, &headers);
     let decision = target.decide(&facts);
     record(call, target, &facts, &decision);
@@ -36,20 +36,20 @@ pub(crate) fn authorize(counted: Counted<'_>) -> Result<Permitted<'_>, Denial> {
     // The snapshot may have changed before, while the token's keys were fetched.
     let now = call.local.current();
     if now.generation != call.current.generation {
-        standing.recheck(now.snapshot().map(|snapshot| &**snapshot));
+        open_permit.recheck(now.snapshot().map(|snapshot| &**snapshot));
     }
-    Ok(counted.permitted(permit, standing))
+    Ok(counted.permitted(permit, open_permit))
 }
 
 /// All that is needed to decide again.
-fn standing(call: &Call, target: &Rc<Target>) -> Standing {
+fn open_permit(call: &Call, target: &Rc<Target>) -> OpenPermit {
     let host = call.reading.authority.clone();
     let uri = call.head.uri.clone();
     let headers = kept(target, &call.head.headers);
     let what = if grpc(call, target).is_some() {
-        What::Grpc { host, uri, headers }
+        QueryKind::Grpc { host, uri, headers }
     } else {
-        What::Http {
+        QueryKind::Http {
             method: if call.reading.websocket {
                 Method::GET
             } else {
@@ -60,7 +60,7 @@ fn standing(call: &Call, target: &Rc<Target>) -> Standing {
             headers,
         }
     };
-    Standing::new(Asked {
+    OpenPermit::new(AuthzQuery {
         target: Rc::clone(target),
         what,
         address: call.address.ip(),
@@ -127,7 +127,7 @@ fn record(call: &Call, target: &Target, facts: &RequestFacts<'_>, decision: &Dec
 
 /// As [`record`], for a request that a check refuses: before any policy was asked, or after one permitted it.
 pub(crate) fn record_refusal(call: &Call, target: &Target) {
-    let headers = Fields(&call.head.headers);
+    let headers = PolicyHeaders(&call.head.headers);
     let facts = facts(call, target, &headers);
     let decision = target.decide(&facts);
     let mut recorded = target
@@ -146,7 +146,7 @@ fn keep(call: &Call, target: &Target, facts: RecordedFacts, outcome: Outcome) {
     };
     call.local.shared.decisions.record(RecordedDecision {
         id: call.exchange.decision_id,
-        evidence: Some(Evidence {
+        evidence: Some(DecisionFacts {
             facts,
             service: Arc::clone(&target.service.state),
             mesh: Arc::clone(&target.service.mesh),

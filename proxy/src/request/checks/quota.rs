@@ -5,13 +5,13 @@ use merlon_policy::limit::LimitSubject;
 
 use super::{
     address_limit::take,
-    stage::{Authenticated, Counted},
+    stage::{Authenticated, WithinQuota},
 };
 use crate::protocol::denial::Denial;
 
 /// # Errors
 /// [`Denial::RateLimited`].
-pub(crate) fn quota(authenticated: Authenticated<'_>) -> Result<Counted<'_>, Denial> {
+pub(crate) fn quota(authenticated: Authenticated<'_>) -> Result<WithinQuota<'_>, Denial> {
     let call = &*authenticated.call;
     for limiter in &authenticated.target.service.limiters {
         if limiter.rule().spec.per != LimitKey::Address {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use merlon_policy::{authn::User, decision::Permit};
 
 use crate::{
-    request::{call::Call, open_permit::Standing, target::Target},
+    request::{call::Call, open_permit::OpenPermit, target::Target},
     upstream::body::RequestBody,
 };
 
@@ -37,7 +37,7 @@ stage!(
 );
 stage!(
     /// Nobody's share is spent by it.
-    Counted
+    WithinQuota
 );
 
 /// A policy permits it.
@@ -47,7 +47,7 @@ pub(crate) struct Permitted<'c> {
     pub(crate) target: Rc<Target>,
     pub(super) permit: Permit,
     /// Asked again when the snapshot changes.
-    pub(super) standing: Rc<Standing>,
+    pub(super) open_permit: Rc<OpenPermit>,
 }
 
 /// It may go on: every check has passed.
@@ -56,7 +56,7 @@ pub(crate) struct Admitted<'c> {
     pub(crate) call: &'c mut Call,
     pub(crate) target: Rc<Target>,
     pub(crate) body: RequestBody,
-    pub(crate) standing: Rc<Standing>,
+    pub(crate) open_permit: Rc<OpenPermit>,
     _permit: Permit,
 }
 
@@ -91,8 +91,8 @@ impl<'c> Screened<'c> {
 }
 
 impl<'c> Authenticated<'c> {
-    pub(super) fn counted(self) -> Counted<'c> {
-        Counted {
+    pub(super) fn counted(self) -> WithinQuota<'c> {
+        WithinQuota {
             call: self.call,
             target: self.target,
             _made_by_a_check: (),
@@ -100,14 +100,14 @@ impl<'c> Authenticated<'c> {
     }
 }
 
-impl<'c> Counted<'c> {
-    pub(super) fn permitted(self, permit: Permit, standing: Rc<Standing>) -> Permitted<'c> {
+impl<'c> WithinQuota<'c> {
+    pub(super) fn permitted(self, permit: Permit, open_permit: Rc<OpenPermit>) -> Permitted<'c> {
         self.call.exchange.permit = Some(permit.clone());
         Permitted {
             call: self.call,
             target: self.target,
             permit,
-            standing,
+            open_permit,
         }
     }
 }
@@ -118,13 +118,13 @@ impl<'c> Permitted<'c> {
             call,
             target,
             permit,
-            standing,
+            open_permit,
         } = self;
         Admitted {
             call,
             target,
             body,
-            standing,
+            open_permit,
             _permit: permit,
         }
     }

@@ -8,13 +8,10 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use merlon_policy::validate::{BodyRule, HeadFacts};
 
-use super::{
-    super::open_permit::Standing,
-    stage::{Admitted, Permitted},
-};
+use super::stage::{Admitted, Permitted};
 use crate::{
     protocol::denial::Denial,
-    request::call::Call,
+    request::{call::Call, open_permit::OpenPermit},
     upstream::body::{Flow, Permission, RequestBody},
 };
 
@@ -41,7 +38,8 @@ pub(crate) async fn validate(permitted: Permitted<'_>) -> Result<Admitted<'_>, D
         Some(incoming) => match policy.body_rule(&call.route) {
             Some(rule) => checked(&rule, gather(incoming, rule.max_bytes()).await?, call)?,
             None => {
-                let permission: Rc<dyn Permission> = Rc::<Standing>::clone(&permitted.standing);
+                let permission: Rc<dyn Permission> =
+                    Rc::<OpenPermit>::clone(&permitted.open_permit);
                 let flow = Flow::new(policy.max_body(&call.route), Some(permission));
                 permitted.call.exchange.flow = Some(flow.clone());
                 RequestBody::Stream(incoming, flow)

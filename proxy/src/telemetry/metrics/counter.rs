@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Refusal,
+    RefusalKey,
     label::{Direction, Label},
 };
 
@@ -178,7 +178,7 @@ impl Histogram {
 
 /// Refusals by direction and reason. Reasons are the closed set of `denial.rs`; the table is larger than that.
 #[derive(Debug)]
-pub struct ReasonCounters(Box<[(OnceLock<Refusal>, Counter)]>);
+pub struct ReasonCounters(Box<[(OnceLock<RefusalKey>, Counter)]>);
 
 pub(crate) const REASONS: usize = 256;
 

@@ -280,7 +280,7 @@ fn a_new_stream_tells_what_is_there_destinations_before_the_manifest() {
 
 #[test]
 fn a_destination_is_asked_for_once_and_forgotten_when_there_is_none() {
-    let name: Wish = "shop/nosuch".parse().unwrap();
+    let name: LookupKey = "shop/nosuch".parse().unwrap();
     let mut subscriber = begun();
     assert!(subscriber.ask(&name) && subscriber.ask(&name));
     assert_eq!(subscriber.take_requests().len(), 1);
@@ -301,10 +301,10 @@ fn a_destination_is_asked_for_once_and_forgotten_when_there_is_none() {
 #[test]
 fn what_is_forgotten_makes_room_and_is_unsubscribed() {
     let mut subscriber = begun();
-    let wishes = (0..ASKED).map(|n| format!("192.0.2.1:{}", n + 1).parse::<Wish>().unwrap());
+    let wishes = (0..ASKED).map(|n| format!("192.0.2.1:{}", n + 1).parse::<LookupKey>().unwrap());
     let wishes: Vec<_> = wishes.collect();
     assert!(wishes.iter().all(|wish| subscriber.ask(wish)));
-    let another: Wish = "shop/payments".parse().unwrap();
+    let another: LookupKey = "shop/payments".parse().unwrap();
     assert!(!subscriber.ask(&another));
     subscriber.take_requests();
     subscriber.forget(&wishes[0]);

@@ -13,10 +13,10 @@ use tokio::{sync::watch, task};
 use super::subscriber::Complete;
 use crate::{
     control::{
-        assemble::{Held, Resources},
+        assemble::{HeldResource, Resources},
         state_dir::StateDir,
     },
-    state::destinations::Wish,
+    state::destinations::LookupKey,
     telemetry::metrics::{FetchResult, Metrics},
 };
 
@@ -26,27 +26,27 @@ pub(super) const FILE: &str = "snapshot.json";
 /// What stands in the file, after a line with the SHA-256 of all the rest.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Kept {
+pub(super) struct SavedSnapshot {
     pub(super) identity: SpiffeId,
     /// When the state was confirmed, in seconds since 1970.
     pub(super) confirmed: i64,
     /// The manifest's bytes, of which the version is the hash.
     manifest: Manifest,
     version: Version,
-    resources: Vec<KeptResource>,
+    resources: Vec<SavedResource>,
     /// What was asked for.
-    pub(super) asked_for: BTreeSet<Wish>,
+    pub(super) asked_for: BTreeSet<LookupKey>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct KeptResource {
+struct SavedResource {
     key: ResourceKey,
     json: String,
 }
 
 /// Why a kept state is not used. The proxy begins cold.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum KeptError {
+pub(crate) enum SavedSnapshotError {
     #[error(transparent)]
     Read(#[from] io::Error),
     #[error(
@@ -64,9 +64,13 @@ pub(crate) enum KeptError {
     },
 }
 
-impl Kept {
-    pub(super) fn new(identity: &SpiffeId, state: &Complete, asked_for: BTreeSet<Wish>) -> Self {
-        let resources = state.resources.iter().map(|(key, held)| KeptResource {
+impl SavedSnapshot {
+    pub(super) fn new(
+        identity: &SpiffeId,
+        state: &Complete,
+        asked_for: BTreeSet<LookupKey>,
+    ) -> Self {
+        let resources = state.resources.iter().map(|(key, held)| SavedResource {
             key: key.clone(),
             json: String::from_utf8_lossy(&held.json).into_owned(),
         });
@@ -92,22 +96,22 @@ impl Kept {
     pub(super) fn read(
         state_dir: &StateDir,
         own: &WorkloadId,
-    ) -> Result<Option<(Self, Complete)>, KeptError> {
+    ) -> Result<Option<(Self, Complete)>, SavedSnapshotError> {
         let Some(bytes) = state_dir.read(FILE)? else {
             return Ok(None);
         };
         let end = bytes
             .iter()
             .position(|byte| *byte == b'\n')
-            .ok_or(KeptError::Digest)?;
+            .ok_or(SavedSnapshotError::Digest)?;
         let (digest, rest) = bytes.split_at(end);
         let json = rest.get(1..).unwrap_or_default();
         if Version::of(json).as_str().as_bytes() != digest {
-            return Err(KeptError::Digest);
+            return Err(SavedSnapshotError::Digest);
         }
         let mut kept: Self = serde_json::from_slice(json)?;
         if kept.identity.workload() != own {
-            return Err(KeptError::Other {
+            return Err(SavedSnapshotError::Other {
                 own: Box::new(own.clone()),
                 found: Box::new(kept.identity.clone()),
             });
@@ -117,7 +121,7 @@ impl Kept {
             let version = Version::of(resource.json.as_bytes());
             resources.insert(
                 resource.key,
-                Held {
+                HeldResource {
                     version,
                     json: resource.json.into(),
                 },
@@ -128,7 +132,7 @@ impl Kept {
                 .get(&entry.key)
                 .is_none_or(|held| held.version != entry.version)
             {
-                return Err(KeptError::Resource(entry.key.clone()));
+                return Err(SavedSnapshotError::Resource(entry.key.clone()));
             }
         }
         resources.retain(|key, _| kept.manifest.entries.iter().any(|entry| entry.key == *key));
@@ -140,18 +144,18 @@ impl Kept {
 /// Keeps states, one after the other, of several that wait only the newest. A slow disk delays nothing: neither the
 /// acknowledgement of a state nor the next one.
 #[derive(Debug)]
-pub(super) struct Writer(watch::Sender<Option<Arc<ToKeep>>>);
+pub(super) struct Writer(watch::Sender<Option<Arc<PendingSave>>>);
 
 #[derive(Debug)]
-struct ToKeep {
+struct PendingSave {
     identity: SpiffeId,
     state: Complete,
-    asked_for: BTreeSet<Wish>,
+    asked_for: BTreeSet<LookupKey>,
 }
 
 impl Writer {
     pub(super) fn start(state_dir: Arc<StateDir>, metrics: &Arc<Metrics>) -> Self {
-        let (newest, mut next) = watch::channel(None::<Arc<ToKeep>>);
+        let (newest, mut next) = watch::channel(None::<Arc<PendingSave>>);
         let metrics = Arc::clone(metrics);
         tokio::spawn(async move {
             while next.changed().await.is_ok() {
@@ -173,8 +177,13 @@ impl Writer {
         Self(newest)
     }
 
-    pub(super) fn keep(&self, identity: &SpiffeId, state: &Complete, asked_for: BTreeSet<Wish>) {
-        self.0.send_replace(Some(Arc::new(ToKeep {
+    pub(super) fn keep(
+        &self,
+        identity: &SpiffeId,
+        state: &Complete,
+        asked_for: BTreeSet<LookupKey>,
+    ) {
+        self.0.send_replace(Some(Arc::new(PendingSave {
             identity: identity.clone(),
             state: state.clone(),
             asked_for,
@@ -182,9 +191,9 @@ impl Writer {
     }
 }
 
-impl ToKeep {
+impl PendingSave {
     fn write(&self, state_dir: &StateDir) -> io::Result<()> {
-        Kept::new(&self.identity, &self.state, self.asked_for.clone()).write(state_dir)
+        SavedSnapshot::new(&self.identity, &self.state, self.asked_for.clone()).write(state_dir)
     }
 }
 
@@ -200,14 +209,14 @@ mod tests {
         let (version, manifest, _) = fixtures::manifest(&resources);
         let state = Complete::restored(manifest, version, resources);
         let asked = ["shop/payments".parse().unwrap()].into();
-        Kept::new(&fixtures::orders(), &state, asked)
+        SavedSnapshot::new(&fixtures::orders(), &state, asked)
             .write(&dir)
             .unwrap();
         (folder, dir)
     }
 
-    fn read(dir: &StateDir) -> Result<Option<(Kept, Complete)>, KeptError> {
-        Kept::read(dir, &"shop/orders".parse().unwrap())
+    fn read(dir: &StateDir) -> Result<Option<(SavedSnapshot, Complete)>, SavedSnapshotError> {
+        SavedSnapshot::read(dir, &"shop/orders".parse().unwrap())
     }
 
     #[test]
@@ -231,7 +240,7 @@ mod tests {
         for length in [0, 1, 63, 64, 65, whole.len() / 2, whole.len() - 1] {
             dir.write(FILE, &whole[..length]).unwrap();
             assert!(
-                matches!(read(&dir), Err(KeptError::Digest)),
+                matches!(read(&dir), Err(SavedSnapshotError::Digest)),
                 "{length} bytes"
             );
         }
@@ -252,7 +261,7 @@ mod tests {
     #[test]
     fn another_ones_state_is_refused() {
         let (_folder, dir) = written();
-        let read = Kept::read(&dir, &"shop/web".parse().unwrap());
-        assert!(matches!(read, Err(KeptError::Other { .. })));
+        let read = SavedSnapshot::read(&dir, &"shop/web".parse().unwrap());
+        assert!(matches!(read, Err(SavedSnapshotError::Other { .. })));
     }
 }

@@ -8,8 +8,8 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 
 use super::{
     call::Call,
-    open_permit::Standing,
-    response_body::AnswerBody,
+    open_permit::OpenPermit,
+    response_body::ResponseBody,
     tunnel::{self, Switched},
 };
 use crate::{
@@ -22,16 +22,16 @@ use crate::{
 
 /// An upstream's answer and what goes with it.
 #[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) response: Response<AnswerBody>,
+pub(crate) struct ForwardedResponse {
+    pub(crate) response: Response<ResponseBody>,
     /// A switch of protocols that the upstream agreed to: the tunnel takes the exchange with it.
     pub(crate) switched: Option<Switched>,
 }
 
-impl Answer {
+impl ForwardedResponse {
     /// To another proxy that asked: the body may come.
     pub(crate) fn go_on() -> Self {
-        let mut response = Response::new(AnswerBody::ours(Bytes::new()));
+        let mut response = Response::new(ResponseBody::ours(Bytes::new()));
         *response.status_mut() = StatusCode::NO_CONTENT;
         let yes = HeaderValue::from_static("yes");
         response.headers_mut().insert(peer_header::CONTINUE, yes);
@@ -42,7 +42,7 @@ impl Answer {
     }
 
     /// From here the request ends with its body or its tunnel.
-    pub(crate) fn conclude(self, call: Call) -> Response<AnswerBody> {
+    pub(crate) fn conclude(self, call: Call) -> Response<ResponseBody> {
         match self.switched {
             Some(switched) => {
                 tunnel::upgraded(switched, call.exchange);
@@ -54,7 +54,7 @@ impl Answer {
 }
 
 /// An upstream that broke off because our caller's body did is not at fault.
-pub(crate) fn blame(denial: Denial, flow: Option<&Flow>) -> Denial {
+pub(crate) fn attribute_upstream_error(denial: Denial, flow: Option<&Flow>) -> Denial {
     match (denial, flow) {
         (Denial::Upstream(_), Some(flow)) if flow.over().is_some() => {
             Denial::BodyTooLarge(flow.over().unwrap_or_default())
@@ -69,9 +69,9 @@ pub(crate) fn answer(
     call: &mut Call,
     response: Response<Incoming>,
     held: Option<Returned>,
-    asked: Option<websocket::Asked>,
-    standing: Option<Rc<Standing>>,
-) -> Result<Answer, Denial> {
+    asked: Option<websocket::UpgradeRequest>,
+    open_permit: Option<Rc<OpenPermit>>,
+) -> Result<ForwardedResponse, Denial> {
     let (mut head, incoming) = response.into_parts();
     headers::strip_answer(&mut head.headers);
     let version = call.head.version;
@@ -84,14 +84,14 @@ pub(crate) fn answer(
             .ok_or(Upstream::Protocol)?;
         websocket::answer(&mut head, version, &asked);
         call.exchange.answered(101);
-        let response = Response::from_parts(head, AnswerBody::ours(Bytes::new()));
-        return Ok(Answer {
+        let response = Response::from_parts(head, ResponseBody::ours(Bytes::new()));
+        return Ok(ForwardedResponse {
             response,
             switched: Some(Switched {
                 asked,
                 upstream,
                 held,
-                standing,
+                open_permit,
             }),
         });
     }
@@ -102,8 +102,8 @@ pub(crate) fn answer(
     head.version = version;
     head.extensions.clear();
     call.exchange.answered(head.status.as_u16());
-    let body = AnswerBody::upstream(incoming, held, standing);
-    Ok(Answer {
+    let body = ResponseBody::upstream(incoming, held, open_permit);
+    Ok(ForwardedResponse {
         response: Response::from_parts(head, body),
         switched: None,
     })

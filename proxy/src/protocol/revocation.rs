@@ -7,14 +7,14 @@ use std::{
 
 /// Holds what outlives its decision: pulled, it ends.
 #[derive(Debug, Default)]
-pub(crate) struct Leash {
+pub(crate) struct Revocation {
     pulled: Cell<bool>,
     /// Whoever waits: the task of an answer, that of a body on its way up, and no more at a time.
     waiting: RefCell<[Option<Waker>; 3]>,
     next: Cell<usize>,
 }
 
-impl Leash {
+impl Revocation {
     pub(crate) fn pull(&self) {
         self.pulled.set(true);
         for waker in self.waiting.take().into_iter().flatten() {

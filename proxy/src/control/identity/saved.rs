@@ -20,7 +20,7 @@ const FILE: &str = "identity.json";
 /// Key, certificate and roots, which belong together: in one file, so that none is of another time.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Kept {
+pub(super) struct SavedIdentity {
     key: String,
     chain: String,
     bundle: TrustBundle,
@@ -31,7 +31,7 @@ pub(super) struct Kept {
 
 /// Why a kept identity is not used. A new one is asked for instead.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum KeptError {
+pub(super) enum SavedIdentityError {
     #[error(transparent)]
     Read(#[from] io::Error),
     #[error("it is not JSON as it should be")]
@@ -51,12 +51,12 @@ pub(super) enum KeptError {
     OtherMesh(Box<SpiffeId>),
 }
 
-impl Kept {
+impl SavedIdentity {
     pub(super) fn new(
         svid: &X509Svid,
         bundle: &TrustBundle,
         used_token: Option<[u8; 32]>,
-    ) -> Result<Self, KeptError> {
+    ) -> Result<Self, SavedIdentityError> {
         Ok(Self {
             key: svid.key.to_pkcs8_pem()?.to_string(),
             chain: svid.chain_pem(),
@@ -65,7 +65,7 @@ impl Kept {
         })
     }
 
-    pub(super) fn read(state_dir: &StateDir) -> Result<Option<Self>, KeptError> {
+    pub(super) fn read(state_dir: &StateDir) -> Result<Option<Self>, SavedIdentityError> {
         let Some(bytes) = state_dir.read(FILE)? else {
             return Ok(None);
         };
@@ -86,7 +86,7 @@ impl Kept {
         &self,
         own: &WorkloadId,
         token: Option<&JoinToken>,
-    ) -> Result<(Arc<X509Svid>, TrustBundle), KeptError> {
+    ) -> Result<(Arc<X509Svid>, TrustBundle), SavedIdentityError> {
         let roots = TrustRoots::from_bundle(&self.bundle)?;
         let svid = X509Svid::parse_pem(
             self.chain.as_bytes(),
@@ -95,27 +95,27 @@ impl Kept {
             UnixTime::now(),
         )?;
         if svid.id.workload() != own {
-            return Err(KeptError::Other {
+            return Err(SavedIdentityError::Other {
                 own: Box::new(own.clone()),
                 found: Box::new(svid.id),
             });
         }
         if token.is_some_and(|token| token.trust_domain() != svid.id.trust_domain()) {
-            return Err(KeptError::OtherMesh(Box::new(svid.id)));
+            return Err(SavedIdentityError::OtherMesh(Box::new(svid.id)));
         }
         Ok((Arc::new(svid), self.bundle.clone()))
     }
 }
 
-impl Drop for Kept {
+impl Drop for SavedIdentity {
     fn drop(&mut self) {
         self.key.zeroize();
     }
 }
 
-impl fmt::Debug for Kept {
+impl fmt::Debug for SavedIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Kept")
+        f.debug_struct("SavedIdentity")
             .field("key", &"[redacted]")
             .finish_non_exhaustive()
     }

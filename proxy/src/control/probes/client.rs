@@ -22,11 +22,11 @@ const BODY: usize = 10 * 1024;
 
 /// Asks programs. Each question has a connection of its own.
 #[derive(Debug)]
-pub(super) struct Asker {
+pub(super) struct ProbeClient {
     http: reqwest::Client,
 }
 
-impl Asker {
+impl ProbeClient {
     pub(super) fn new() -> Result<Self, reqwest::Error> {
         // Within the pod; elsewhere nothing is asked, so a redirect that leads there is a right answer, as to a node.
         let redirects = redirect::Policy::custom(|attempt| {
