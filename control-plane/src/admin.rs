@@ -1,6 +1,7 @@
 //! Administration over a Unix socket, whose file permissions decide who may ask.
 
 mod decision;
+pub(crate) mod health;
 mod problem;
 mod socket;
 
@@ -26,15 +27,17 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    authority::Authority,
-    health::Health,
-    join_token::{DEFAULT_TTL, JoinTokens, MAX_TTL},
-    ledger::{Issued, Ledger},
+    admin::health::Health,
+    grpc::timestamp,
+    issuance::{
+        authority::Authority,
+        join_token::{DEFAULT_TTL, JoinTokens, MAX_TTL},
+        ledger::{Issued, Ledger},
+    },
     push::{ProxyStatus, Registry},
     random,
-    serve::timestamp,
     source::SharedStatus,
-    world::Worlds,
+    state::world::Worlds,
 };
 
 pub(crate) use problem::Problem;

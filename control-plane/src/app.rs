@@ -16,24 +16,32 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    admin::{self, Admin},
-    authority::{self, Authority, Keeper},
+    admin::{
+        self, Admin,
+        health::{self, Health},
+    },
+    cluster::{token_review::Reviewer, watch::Contact},
     config::{ControlPlaneConfig, Source},
-    grants::{self, Deliveries},
-    health::{self, Health},
-    inspect::Inspect,
-    issue::{self, Issue},
-    join_token::JoinTokens,
-    kubernetes::{Contact, Kubernetes, Lent, OpenError, Reviewer, SharedCa},
-    ledger::Ledger,
-    metrics::Metrics,
-    push::{Push, Registry},
-    serve,
-    source::{Files, SharedStatus},
-    state_dir::take_state_dir,
-    store::{Store, StoreError},
-    telemetry::Exporter,
-    world::Worlds,
+    grpc,
+    issuance::{
+        authority::{self, Authority, Keeper},
+        issue::{self, Issue},
+        join_token::JoinTokens,
+        ledger::Ledger,
+        shared_ca::SharedCa,
+    },
+    push::{Push, Registry, inspect::Inspect},
+    secrets::{self, Deliveries},
+    source::{
+        Files, SharedStatus,
+        kubernetes::{Kubernetes, Lent, OpenError},
+    },
+    state::{
+        state_dir::take_state_dir,
+        store::{Store, StoreError},
+        world::Worlds,
+    },
+    telemetry::{metrics::Metrics, spans::Exporter},
 };
 
 /// Why a control plane does not start.
@@ -409,7 +417,7 @@ impl Parts {
         self.tasks
             .spawn(followed.follow(self.worlds.clone(), shutdown()));
         self.tasks.spawn(keeper.run(shutdown()));
-        let reader = grants::Reader {
+        let reader = secrets::Reader {
             worlds: self.worlds.clone(),
             authority: self.authority.clone(),
             deliveries: self.deliveries.clone(),
@@ -474,7 +482,7 @@ impl Parts {
             shutdown: self.shutdown.clone(),
         };
         let authority = self.authority.clone();
-        serve::serve(
+        grpc::serve(
             listener,
             authority,
             push,

@@ -3,28 +3,19 @@
 
 mod admin;
 pub mod app;
-mod authority;
+mod cluster;
 mod config;
-mod csr;
 pub mod flags;
-mod grants;
-mod health;
-mod inspect;
-mod issue;
-mod join_token;
-mod kubernetes;
-mod ledger;
-mod metrics;
+mod grpc;
+mod issuance;
 mod push;
 mod random;
-mod rate;
-mod serve;
+mod secrets;
 mod source;
-mod state_dir;
-mod store;
+mod state;
 pub mod telemetry;
+mod transport;
 mod webhook;
-mod world;
 
 pub use config::{ControlPlaneConfig, KubernetesConfig, Source};
-pub use kubernetes::OpenError;
+pub use source::kubernetes::OpenError;

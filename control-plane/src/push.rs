@@ -1,11 +1,9 @@
 //! The push: one delta stream per proxy.
 
+pub(crate) mod inspect;
 mod registry;
 mod session;
 mod stream;
 
 pub(crate) use registry::{AskError, Enforcing, Inspector, ProxyStatus, Registry};
 pub(crate) use stream::Push;
-
-#[cfg(test)]
-mod session_tests;

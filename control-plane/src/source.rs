@@ -1,6 +1,7 @@
 //! Where resources come from.
 
 mod files;
+pub(crate) mod kubernetes;
 mod status;
 
 pub(crate) use files::{Files, same_mesh};

@@ -34,9 +34,10 @@ use self::{
     review::{Answer, Review},
 };
 use crate::{
+    cluster::watch::Contact,
     config::WebhookConfig,
-    kubernetes::{Contact, Judge},
-    metrics::{Metrics, WebhookLabel},
+    source::kubernetes::Judge,
+    telemetry::metrics::{Metrics, WebhookLabel},
 };
 
 /// Each judging compiles the mesh, an injection looks at a pod alone and does not wait for one; whoever reaches the port

@@ -6,7 +6,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use crate::{push::AskError, store::StoreError};
+use crate::{push::AskError, state::store::StoreError};
 
 /// An answer that says why there is no better one.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use merlon_config::{
 };
 use tonic::Status;
 
-use crate::world::World;
+use crate::state::world::World;
 
 /// A response carries about so many bytes of resources at most, unless a single one is larger.
 const RESPONSE_BYTES: usize = 512 << 10;
@@ -492,3 +492,6 @@ fn check_name(kind: ResourceKind, name: &str) -> Result<(), Status> {
 fn invalid(message: impl Into<String>) -> Status {
     Status::invalid_argument(message)
 }
+
+#[cfg(test)]
+mod tests;

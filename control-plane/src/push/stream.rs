@@ -17,10 +17,12 @@ use super::{
     session::{Answer, Session},
 };
 use crate::{
-    metrics::{Metrics, ServiceLabel},
-    serve::{Peer, PeerSvid},
-    telemetry,
-    world::{World, Worlds},
+    grpc::{Peer, PeerSvid},
+    state::world::{World, Worlds},
+    telemetry::{
+        metrics::{Metrics, ServiceLabel},
+        spans,
+    },
 };
 
 /// Responses that wait for one proxy. What changes while they wait becomes one change when they are gone,
@@ -211,7 +213,7 @@ impl Task {
         if due.is_empty() {
             return Ok(());
         }
-        let mut span = telemetry::span("merlon.push");
+        let mut span = spans::span("merlon.push");
         span.note("merlon.peer", self.svid.id.to_string());
         let resources: usize = due.iter().map(|response| response.resources.len()).sum();
         span.note(

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{SharedStatus, SourceStatus};
 use crate::{
-    metrics::{LoadLabel, Metrics},
-    world::Worlds,
+    state::world::Worlds,
+    telemetry::metrics::{LoadLabel, Metrics},
 };
 
 /// So many problems of one reading are logged; the status has all of them.

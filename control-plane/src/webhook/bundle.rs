@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::kubernetes::{Contact, FIELD_MANAGER};
+use crate::cluster::{names::FIELD_MANAGER, watch::Contact};
 
 /// The configuration of what injects.
 const INJECTOR: &str = "merlon-injector";

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
-use crate::kubernetes::{Contact, secret};
+use crate::cluster::{secret, watch::Contact};
 
 /// The Secret that holds the authority.
 pub(crate) const SECRET: &str = "merlon-webhook";

@@ -15,7 +15,7 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::Metrics;
+use crate::telemetry::metrics::Metrics;
 
 const HANDSHAKES: handshakes::Limits = handshakes::Limits {
     at_once: 64,

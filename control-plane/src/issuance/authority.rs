@@ -23,13 +23,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    issue::SIGNING,
-    kubernetes::{CaError, SharedCa},
-    ledger::{Issued, Ledger},
-    metrics::{EvidenceLabel, Metrics},
-    serve::timestamp,
-    store::StoreError,
-    world::Worlds,
+    grpc::timestamp,
+    issuance::{
+        issue::SIGNING,
+        ledger::{Issued, Ledger},
+        shared_ca::{CaError, SharedCa},
+    },
+    state::{store::StoreError, world::Worlds},
+    telemetry::metrics::{EvidenceLabel, Metrics},
 };
 
 /// The first and the longest pause between two tries.
@@ -305,7 +306,10 @@ async fn keep_alive(issuer: Option<&(CertificateIssuer, Arc<CertIssuer>)>) {
 }
 
 /// Returns when the resources name another issuer than `spec`.
-async fn other_issuer(worlds: &mut watch::Receiver<crate::world::World>, spec: &CertificateIssuer) {
+async fn other_issuer(
+    worlds: &mut watch::Receiver<crate::state::world::World>,
+    spec: &CertificateIssuer,
+) {
     let other = worlds.wait_for(|world| world.mesh.config().certificates.issuer != *spec);
     if other.await.is_err() {
         std::future::pending::<()>().await;

@@ -12,9 +12,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    metrics::{Metrics, ServiceLabel},
+    grpc::{Peer, PeerSvid},
     push::{Inspector, Registry},
-    serve::{Peer, PeerSvid},
+    telemetry::metrics::{Metrics, ServiceLabel},
 };
 
 /// Questions that wait for one proxy.

@@ -17,18 +17,21 @@ use merlon_issuer::{Fault, IssueError};
 use tonic::{Request, Response, Status};
 
 use crate::{
-    authority::{Authority, Certified},
-    csr::Csr,
-    join_token::{JoinTokens, TokenRefusal},
-    kubernetes::Reviewer,
-    ledger::{Issued, Ledger},
-    metrics::{EvidenceLabel, Metrics, RefusalLabel},
+    cluster::token_review::Reviewer,
+    grpc::{Peer, timestamp},
+    issuance::{
+        authority::{Authority, Certified},
+        csr::Csr,
+        join_token::{JoinTokens, TokenRefusal},
+        ledger::{Issued, Ledger},
+    },
     push::Registry,
-    rate::Rate,
-    serve::{Peer, timestamp},
-    store::StoreError,
-    telemetry,
-    world::Worlds,
+    state::{store::StoreError, world::Worlds},
+    telemetry::{
+        metrics::{EvidenceLabel, Metrics, RefusalLabel},
+        spans,
+    },
+    transport::rate::Rate,
 };
 
 /// The largest CSR that is looked at, in bytes; ours have about 300.
@@ -94,7 +97,7 @@ impl Identity for Issue {
         &self,
         request: Request<IssueRequest>,
     ) -> Result<Response<IssueResponse>, Status> {
-        let mut span = telemetry::span("merlon.identity.issue");
+        let mut span = spans::span("merlon.identity.issue");
         let peer = Peer::of(&request)?;
         if let Some(svid) = &peer.svid {
             span.note("merlon.peer", svid.id.to_string());

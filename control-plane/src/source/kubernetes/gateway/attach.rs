@@ -33,7 +33,7 @@ use super::{
     report::{CONTROLLER, ListenerSays, ParentSays, Report, Said, Says},
     route::{self, Around},
 };
-use crate::world::Certificates;
+use crate::state::world::Certificates;
 
 /// The label of what belongs to a Gateway: its pods, and in the selector of its Services (GEP-1762).
 pub(crate) const GATEWAY_LABEL: &str = "gateway.networking.k8s.io/gateway-name";

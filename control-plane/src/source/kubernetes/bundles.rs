@@ -9,8 +9,11 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{names, report::apply, watch::Cluster};
-use crate::authority::Authority;
+use super::report::apply;
+use crate::{
+    cluster::{names, watch::Cluster},
+    issuance::authority::Authority,
+};
 
 /// How often what failed is tried again.
 const AGAIN: Duration = Duration::from_secs(15);

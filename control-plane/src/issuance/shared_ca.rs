@@ -13,7 +13,7 @@ use kube::{Api, Client};
 use merlon_config::{name::TrustDomain, resource::CertificateIssuer};
 use merlon_issuer::{CertIssuer, OpenError};
 
-use super::{names, secret};
+use crate::cluster::{names, secret};
 
 /// Files of the embedded CA in the state directory, which are the Secret's entries too.
 const FILES: [&str; 2] = ["ca.key", "ca.pem"];

@@ -13,8 +13,8 @@ use merlon_config::{
 };
 use tonic::Code;
 
-use super::session::{Answer, Session};
-use crate::world::World;
+use super::{Answer, Session};
+use crate::state::world::World;
 
 const WEB: &str = "spiffe://demo.test/ns/shop/sa/web";
 

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use rusqlite::params;
 use serde::Serialize;
 
-use crate::store::{Store, StoreError};
+use crate::state::store::{Store, StoreError};
 
 /// One certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

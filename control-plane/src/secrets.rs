@@ -4,7 +4,7 @@
 //! deleted empties no secret that is in use. But who edits a grant's path grants another secret, and what was read for
 //! the one before is not given to whom it reaches now.
 
-mod turn;
+mod reader;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -24,10 +24,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::turn::{Common, Found};
+use self::reader::{Common, Found};
 use crate::{
-    authority::Authority,
-    world::{Secrets, Worlds},
+    issuance::authority::Authority,
+    state::world::{Secrets, Worlds},
 };
 
 /// Before a turn that broke begins again.

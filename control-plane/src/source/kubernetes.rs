@@ -5,18 +5,12 @@
 mod accept;
 mod board;
 mod bundles;
-mod ca;
 mod counts;
 mod document;
-mod gateway;
+pub(crate) mod gateway;
 mod judge;
-mod lease;
-mod names;
 mod report;
-pub(crate) mod secret;
 mod status;
-mod token;
-mod watch;
 mod workloads;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -37,32 +31,32 @@ use self::{
     bundles::Bundles,
     document::{Document, Key},
     gateway::{Attached, Report},
-    lease::Candidate,
     report::Reporter,
-    watch::Cluster,
 };
 use crate::{
-    authority::Authority,
+    cluster::{
+        lease::Candidate,
+        names,
+        token_review::Reviewer,
+        watch::{Cluster, Contact},
+    },
     config::KubernetesConfig,
-    grants::Deliveries,
-    metrics::{LoadLabel, Metrics},
+    issuance::{authority::Authority, shared_ca::SharedCa},
     push::Registry,
+    secrets::Deliveries,
     source::{SharedStatus, SourceStatus},
+    state::world::{Certificates, Worlds},
+    telemetry::metrics::{LoadLabel, Metrics},
     webhook,
-    world::{Certificates, Worlds},
 };
 
-pub(crate) use ca::{CaError, SharedCa};
 pub(crate) use judge::Judge;
-pub(crate) use names::FIELD_MANAGER;
-pub(crate) use token::Reviewer;
-pub(crate) use watch::Contact;
 
 /// Changes of one moment (a `kubectl apply` of a folder, a rolling update) are judged as one.
 const GATHER: Duration = Duration::from_millis(50);
 
 /// Whether a pod has a proxy in it, as an ordinary or as a native sidecar container.
-fn meshed(pod: &Pod) -> bool {
+pub(crate) fn meshed(pod: &Pod) -> bool {
     let Some(spec) = &pod.spec else { return false };
     let mut containers = spec
         .containers

@@ -7,7 +7,7 @@ use merlon_api::JoinToken;
 use merlon_config::name::SpiffeId;
 use rusqlite::{OptionalExtension, params};
 
-use crate::store::{Store, StoreError};
+use crate::state::store::{Store, StoreError};
 
 /// How long a token is good when nothing is said.
 pub(crate) const DEFAULT_TTL: Duration = Duration::from_secs(600);

@@ -10,7 +10,7 @@ use merlon_net::http::{self, Limits};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::{authority::Authority, kubernetes::Contact, metrics::Metrics};
+use crate::{cluster::watch::Contact, issuance::authority::Authority, telemetry::metrics::Metrics};
 
 /// Whether proxies can be served.
 #[derive(Debug, Clone)]

@@ -85,7 +85,7 @@ impl std::fmt::Debug for Reviewer {
 }
 
 impl Reviewer {
-    pub(super) fn new(client: Client, pods: Store<Pod>, contact: Contact) -> Self {
+    pub(crate) fn new(client: Client, pods: Store<Pod>, contact: Contact) -> Self {
         Self {
             client,
             pods,

@@ -20,11 +20,18 @@ use super::{
     counts::{self, BEAT, Counts},
     document::Key,
     gateway::{self, Says},
-    names,
     status::{More, status},
-    watch::{Cluster, Gateways, resource_of},
 };
-use crate::{authority::Authority, config::KubernetesConfig, grants::Deliveries, push::Registry};
+use crate::{
+    cluster::{
+        names,
+        watch::{Cluster, Gateways, resource_of},
+    },
+    config::KubernetesConfig,
+    issuance::authority::Authority,
+    push::Registry,
+    secrets::Deliveries,
+};
 
 /// What a moment brings (a change, and the acknowledgements of all proxies) is told at once.
 const GATHER: Duration = Duration::from_millis(150);

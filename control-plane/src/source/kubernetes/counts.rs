@@ -14,11 +14,8 @@ use merlon_config::{name::ServiceName, resource::TargetKind};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{
-    document::{Document, Key},
-    names,
-};
-use crate::push::Enforcing;
+use super::document::{Document, Key};
+use crate::{cluster::names, push::Enforcing};
 
 /// Of one resource.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

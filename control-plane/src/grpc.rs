@@ -30,7 +30,11 @@ use tonic::{
     transport::{Server, server::Connected},
 };
 
-use crate::{authority::Authority, inspect::Inspect, issue::Issue, metrics::Metrics, push::Push};
+use crate::{
+    issuance::{authority::Authority, issue::Issue},
+    push::{Push, inspect::Inspect},
+    telemetry::metrics::Metrics,
+};
 
 const LIMITS: Limits = Limits {
     at_once: 512,

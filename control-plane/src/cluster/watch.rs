@@ -30,8 +30,10 @@ use serde::de::DeserializeOwned;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{gateway, meshed, names};
 use merlon_net::backoff;
+
+use super::names;
+use crate::source::kubernetes::{gateway, meshed};
 
 /// Everything that is watched.
 #[derive(Debug, Clone)]

@@ -1,0 +1,3 @@
+//! Rates for each peer.
+
+pub(crate) mod rate;
