@@ -98,15 +98,17 @@ impl Table {
     }
 }
 
-/// The rows that row `index` may import. The table is free of circles, so this ends.
+/// The rows that row `index` may import: those that it names, and with `and below` also what these name, and so on.
 fn reach(index: usize, direct: &[BTreeSet<usize>], rows: &[Row]) -> BTreeSet<usize> {
-    let imported = direct.get(index).cloned().unwrap_or_default();
-    if !rows.get(index).is_some_and(|row| row.below) {
-        return imported;
+    let mut reached = direct.get(index).cloned().unwrap_or_default();
+    if rows.get(index).is_some_and(|row| row.below) {
+        let mut open: Vec<usize> = reached.iter().copied().collect();
+        while let Some(row) = open.pop() {
+            let next = direct.get(row).into_iter().flatten().copied();
+            open.extend(next.filter(|row| reached.insert(*row)));
+        }
     }
-    let below = imported.iter().flat_map(|row| reach(*row, direct, rows));
-    let below: Vec<usize> = below.collect();
-    imported.into_iter().chain(below).collect()
+    reached
 }
 
 fn rows(readme: &str) -> Result<Vec<Row>, String> {

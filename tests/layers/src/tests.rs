@@ -11,20 +11,22 @@ const README: &str = "
 |---|---|---|
 | `main.rs` `app.rs` | the process | everything |
 | `source.rs` `source/` | sources | `push` and below; not `app` |
-| `push/` | streams | `state`, `config` |
+| `push/` | streams | `transport`, `config` |
+| `transport.rs` | peers | `state` |
 | `state/` | data | nothing of this crate |
 | `config.rs` | ground | nothing of this crate |
 
 ## Other
 ";
 
-const ALL: [(&str, &str); 6] = [
+const ALL: [(&str, &str); 7] = [
     ("app.rs", ""),
     ("source.rs", ""),
     ("push/stream.rs", ""),
     ("state/store.rs", ""),
     ("config.rs", ""),
     ("main.rs", ""),
+    ("transport.rs", ""),
 ];
 
 /// Checks the modules of the table with `text` appended to `file`.
@@ -88,7 +90,7 @@ fn allowed_imports_and_paths_within_a_module_pass() {
         ),
         (
             "push/stream.rs",
-            "use crate::state::Store; use crate::config::Config;",
+            "use crate::transport::Peer; use crate::config::Config;",
         ),
         ("app.rs", "use crate::{source, push, state, config};"),
         ("main.rs", "use crate::app;"),
@@ -168,7 +170,7 @@ fn a_module_without_a_row_and_a_row_without_a_module_are_reported() {
 
 #[test]
 fn a_circle_in_the_table_is_reported() {
-    let readme = README.replace("| `state`, `config` |", "| `state`, `source` |");
+    let readme = README.replace("| `transport`, `config` |", "| `transport`, `source` |");
     let problem = Table::parse(&readme).unwrap_err();
     assert_eq!(problem, "the table has a circle: push → source → push");
 }
@@ -195,11 +197,15 @@ fn a_readme_without_the_table_is_reported() {
 }
 
 #[test]
-fn below_adds_what_the_named_rows_may_import() {
+fn below_adds_everything_under_the_named_rows() {
     let table = Table::parse(README).unwrap();
     assert!(table.allows("source", "state"));
     assert!(table.allows("source", "config"));
     assert!(!table.allows("source", "app"));
+    assert!(
+        !table.allows("push", "state"),
+        "only named rows without `and below`"
+    );
     assert!(!table.allows("push", "source"));
     assert!(!table.allows("config", "state"));
 }
