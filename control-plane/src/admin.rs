@@ -28,7 +28,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::health::Health,
-    grpc::timestamp,
     issuance::{
         authority::Authority,
         join_token::{DEFAULT_TTL, JoinTokens, MAX_TTL},
@@ -38,6 +37,7 @@ use crate::{
     random,
     source::SharedStatus,
     state::world::Worlds,
+    transport::peer::timestamp,
 };
 
 pub(crate) use problem::Problem;

@@ -37,11 +37,12 @@ use crate::{
         kubernetes::{Kubernetes, Lent, OpenError},
     },
     state::{
-        state_dir::take_state_dir,
+        state_dir::{StateDirError, take_state_dir},
         store::{Store, StoreError},
         world::Worlds,
     },
     telemetry::{metrics::Metrics, spans::Exporter},
+    webhook,
 };
 
 /// Why a control plane does not start.
@@ -75,9 +76,21 @@ pub enum StartError {
     /// Its database does not open.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The settings of the injector are wrong.
+    #[error("{0}")]
+    Injection(Report),
     /// The cluster cannot be followed.
     #[error(transparent)]
     Cluster(#[from] OpenError),
+}
+
+impl From<StateDirError> for StartError {
+    fn from(error: StateDirError) -> Self {
+        match error {
+            StateDirError::Unusable { path, source } => Self::StateDir { path, source },
+            StateDirError::Taken(path) => Self::StateDirTaken(path),
+        }
+    }
 }
 
 /// Why a control plane that ran does not any more.
@@ -188,14 +201,29 @@ pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError>
                 }
                 None => None,
             };
-            let (kubernetes, mesh) = Kubernetes::open(kubernetes, webhook, common.lent()).await?;
+            let cluster = Kubernetes::connect(kubernetes, common.lent()).await?;
+            if let (Some(settings), Some(listener)) = (&kubernetes.webhook, webhook) {
+                let lent = webhook::Lent {
+                    client: cluster.client().clone(),
+                    namespace: &kubernetes.namespace,
+                    judge: cluster.judge().clone(),
+                    leads: cluster.leads().clone(),
+                    contact: common.contact.clone(),
+                    metrics: common.metrics.clone(),
+                    tasks: common.tasks.clone(),
+                    shutdown: common.shutdown.clone(),
+                };
+                // Before there is a mesh: what keeps it from being one is fixed through admission.
+                webhook::start(settings, listener, lent).map_err(StartError::Injection)?;
+            }
+            let (cluster, mesh) = cluster.first_mesh(&common.shutdown).await?;
             let opened = Opened {
                 mesh,
                 lock,
                 health,
                 // Opened by the keeper, which tries again: an issuer that is away must not end a replica.
                 issuer: None,
-                followed: Followed::Cluster(Box::new(kubernetes)),
+                followed: Followed::Cluster(Box::new(cluster)),
             };
             start(config, common, opened).await
         }

@@ -17,5 +17,8 @@ pub mod telemetry;
 mod transport;
 mod webhook;
 
+#[cfg(test)]
+mod tests;
+
 pub use config::{ControlPlaneConfig, KubernetesConfig, Source};
 pub use source::kubernetes::OpenError;

@@ -32,8 +32,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use merlon_net::backoff;
 
-use super::names;
-use crate::source::kubernetes::{gateway, meshed};
+use super::{gateway_api, names, pods::meshed};
 
 /// Everything that is watched.
 #[derive(Debug, Clone)]
@@ -69,8 +68,8 @@ pub(crate) struct Gateways {
 
 impl Gateways {
     fn watch(watching: &Watching<'_>, client: &Client, namespace: &str) -> Self {
-        let [classes, gateways, routes, grants] = gateway::KINDS.map(|kind| {
-            let resource = gateway::resource_of(kind);
+        let [classes, gateways, routes, grants] = gateway_api::KINDS.map(|kind| {
+            let resource = gateway_api::resource_of(kind);
             let api = Api::all_with(client.clone(), &resource);
             let watching = Watching {
                 may_be_absent: true,

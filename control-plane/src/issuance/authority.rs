@@ -23,18 +23,20 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    grpc::timestamp,
     issuance::{
-        issue::SIGNING,
         ledger::{Issued, Ledger},
         shared_ca::{CaError, SharedCa},
     },
     state::{store::StoreError, world::Worlds},
     telemetry::metrics::{EvidenceLabel, Metrics},
+    transport::peer::timestamp,
 };
 
 /// The first and the longest pause between two tries.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
+/// How long a call of ours to the issuer may take at all.
+pub(crate) const SIGNING: Duration = Duration::from_secs(20);
 
 /// An issuer that answered, and what it gave us.
 pub(crate) struct Certified {

@@ -18,9 +18,8 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     cluster::token_review::Reviewer,
-    grpc::{Peer, timestamp},
     issuance::{
-        authority::{Authority, Certified},
+        authority::{Authority, Certified, SIGNING},
         csr::Csr,
         join_token::{JoinTokens, TokenRefusal},
         ledger::{Issued, Ledger},
@@ -31,7 +30,10 @@ use crate::{
         metrics::{EvidenceLabel, Metrics, RefusalLabel},
         spans,
     },
-    transport::rate::Rate,
+    transport::{
+        peer::{Peer, timestamp},
+        rate::Rate,
+    },
 };
 
 /// The largest CSR that is looked at, in bytes; ours have about 300.
@@ -386,6 +388,3 @@ pub(crate) fn rates() -> (Rate<IpAddr>, Rate<SpiffeId>) {
 
 /// How long a new pod may take to become a Workload.
 const COMPILED: Duration = Duration::from_secs(5);
-
-/// How long a call of ours to the issuer may take at all.
-pub(crate) const SIGNING: Duration = Duration::from_secs(20);

@@ -12,9 +12,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    grpc::{Peer, PeerSvid},
     push::{Inspector, Registry},
     telemetry::metrics::{Metrics, ServiceLabel},
+    transport::peer::{Peer, PeerSvid},
 };
 
 /// Questions that wait for one proxy.

@@ -19,7 +19,7 @@ use merlon_config::{
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::{grpc::PeerSvid, push::session::Answer, telemetry::metrics::Metrics};
+use crate::{push::session::Answer, telemetry::metrics::Metrics, transport::peer::PeerSvid};
 
 /// How long a proxy that went away stays in the list.
 const REMEMBERED: jiff::SignedDuration = jiff::SignedDuration::from_mins(60);

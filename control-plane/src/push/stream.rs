@@ -17,12 +17,12 @@ use super::{
     session::{Answer, Session},
 };
 use crate::{
-    grpc::{Peer, PeerSvid},
     state::world::{World, Worlds},
     telemetry::{
         metrics::{Metrics, ServiceLabel},
         spans,
     },
+    transport::peer::{Peer, PeerSvid},
 };
 
 /// Responses that wait for one proxy. What changes while they wait becomes one change when they are gone,

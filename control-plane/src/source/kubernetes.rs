@@ -7,7 +7,7 @@ mod board;
 mod bundles;
 mod counts;
 mod document;
-pub(crate) mod gateway;
+mod gateway;
 mod judge;
 mod report;
 mod status;
@@ -15,14 +15,13 @@ mod workloads;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use merlon_compile::Mesh;
 use merlon_config::{
     report::{Problem, Report as Problems},
     resource::Resource,
 };
-use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
@@ -36,7 +35,6 @@ use self::{
 use crate::{
     cluster::{
         lease::Candidate,
-        names,
         token_review::Reviewer,
         watch::{Cluster, Contact},
     },
@@ -47,23 +45,12 @@ use crate::{
     source::{SharedStatus, SourceStatus},
     state::world::{Certificates, Worlds},
     telemetry::metrics::{LoadLabel, Metrics},
-    webhook,
 };
 
 pub(crate) use judge::Judge;
 
 /// Changes of one moment (a `kubectl apply` of a folder, a rolling update) are judged as one.
 const GATHER: Duration = Duration::from_millis(50);
-
-/// Whether a pod has a proxy in it, as an ordinary or as a native sidecar container.
-pub(crate) fn meshed(pod: &Pod) -> bool {
-    let Some(spec) = &pod.spec else { return false };
-    let mut containers = spec
-        .containers
-        .iter()
-        .chain(spec.init_containers.iter().flatten());
-    containers.any(|container| container.name == names::PROXY_CONTAINER)
-}
 
 /// What the rest of a control plane lends.
 #[derive(Debug, Clone)]
@@ -88,6 +75,7 @@ pub(crate) struct Kubernetes {
     acceptor: Acceptor,
     judge: Judge,
     board: Board,
+    leads: watch::Receiver<bool>,
     status: SharedStatus,
     metrics: Metrics,
     /// What was judged last.
@@ -97,15 +85,11 @@ pub(crate) struct Kubernetes {
 }
 
 impl Kubernetes {
-    /// Watches the cluster and returns when there is a mesh. Until then `lent.contact` tells why there is none.
+    /// Begins to watch the cluster, to compete for leadership, and to report.
     ///
     /// # Errors
-    /// When it is not known where the cluster is, the injector's settings are wrong, or `shutdown` came first.
-    pub(crate) async fn open(
-        config: &KubernetesConfig,
-        webhook: Option<TcpListener>,
-        lent: Lent,
-    ) -> Result<(Self, Arc<Mesh>), OpenError> {
+    /// The cluster's address or credentials are missing or unusable.
+    pub(crate) async fn connect(config: &KubernetesConfig, lent: Lent) -> Result<Self, OpenError> {
         let mut place = kube::Config::infer().await.map_err(Box::new)?;
         place.connect_timeout = Some(Duration::from_secs(3));
         let server = place.cluster_url.to_string();
@@ -118,7 +102,7 @@ impl Kubernetes {
             &lent.shutdown,
         );
         let board = Board::default();
-        let (leading, leads) = tokio::sync::watch::channel(false);
+        let (leading, leads) = watch::channel(false);
         let candidate = Candidate::new(
             client.clone(),
             &config.namespace,
@@ -127,20 +111,6 @@ impl Kubernetes {
             leading,
         );
         lent.tasks.spawn(candidate.run(lent.shutdown.clone()));
-        let judge = Judge::new(&config.namespace);
-        if let (Some(settings), Some(listener)) = (&config.webhook, webhook) {
-            let lent = webhook::Lent {
-                client: client.clone(),
-                namespace: &config.namespace,
-                judge: judge.clone(),
-                leads: leads.clone(),
-                contact: lent.contact.clone(),
-                metrics: lent.metrics.clone(),
-                tasks: lent.tasks.clone(),
-                shutdown: lent.shutdown.clone(),
-            };
-            webhook::start(settings, listener, lent).map_err(OpenError::Injection)?;
-        }
         let reporter = Reporter::new(
             client.clone(),
             config,
@@ -155,43 +125,55 @@ impl Kubernetes {
             client: client.clone(),
             cluster: cluster.clone(),
             authority: lent.authority.clone(),
-            leads,
+            leads: leads.clone(),
         };
         lent.tasks.spawn(bundles.run(lent.shutdown.clone()));
-        let mut this = Self {
+        Ok(Self {
             client,
             namespace: config.namespace.clone(),
             cluster,
             acceptor: Acceptor::new(&config.namespace),
-            judge,
+            judge: Judge::new(&config.namespace),
             board,
+            leads,
             status: SourceStatus::of_cluster(&server),
             metrics: lent.metrics,
             judged: None,
             certificates: Arc::default(),
-        };
-        lent.contact
-            .wait_because(Some("nothing was compiled yet".to_owned()));
+        })
+    }
+
+    /// Returns when there is a mesh. Until then `Contact::not_ready` says why there is none.
+    ///
+    /// # Errors
+    /// `shutdown` came first.
+    pub(crate) async fn first_mesh(
+        self,
+        shutdown: &CancellationToken,
+    ) -> Result<(Self, Arc<Mesh>), OpenError> {
+        let mut this = self;
+        let contact = this.cluster.contact.clone();
+        contact.wait_because(Some("nothing was compiled yet".to_owned()));
         let mut changes = this.cluster.changes();
         loop {
             tokio::select! {
                 changed = changes.changed() => changed.map_err(|_| OpenError::Ended)?,
-                () = lent.shutdown.cancelled() => return Err(OpenError::Ended),
+                () = shutdown.cancelled() => return Err(OpenError::Ended),
             }
             tokio::time::sleep(GATHER).await;
             changes.mark_unchanged();
-            if !lent.contact.has_all() {
+            if !contact.has_all() {
                 continue;
             }
             let done = tokio::task::spawn_blocking(move || {
-                let judged = this.judge(None);
+                let judged = this.compile(None);
                 (this, judged)
             });
             let (back, judged) = done.await.map_err(|_| OpenError::Ended)?;
             this = back;
             let Some(judged) = judged else { continue };
             if let Some(mesh) = this.take(judged, 1) {
-                lent.contact.wait_because(None);
+                contact.wait_because(None);
                 return Ok((this, mesh));
             }
             let why = this
@@ -200,8 +182,23 @@ impl Kubernetes {
                 .problems
                 .first()
                 .map(|p| p.message.clone());
-            lent.contact.wait_because(Some(why.unwrap_or_default()));
+            contact.wait_because(Some(why.unwrap_or_default()));
         }
+    }
+
+    /// The client of the cluster's API server.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// What admission asks about a resource.
+    pub(crate) fn judge(&self) -> &Judge {
+        &self.judge
+    }
+
+    /// Whether this replica leads.
+    pub(crate) fn leads(&self) -> &watch::Receiver<bool> {
+        &self.leads
     }
 
     /// Those that the mesh's gateways name.
@@ -240,7 +237,7 @@ impl Kubernetes {
             let running = worlds.mesh();
             // Compiling a large mesh takes a while; streams go on meanwhile.
             let done = tokio::task::spawn_blocking(move || {
-                let judged = self.judge(Some(&running));
+                let judged = self.compile(Some(&running));
                 (self, judged)
             });
             let Ok((this, judged)) = done.await else {
@@ -259,7 +256,7 @@ impl Kubernetes {
     }
 
     /// `None`: nothing changed that matters.
-    fn judge(&mut self, running: Option<&Mesh>) -> Option<Judged> {
+    fn compile(&mut self, running: Option<&Mesh>) -> Option<Judged> {
         let kinds = self.cluster.kinds.iter();
         let documents: BTreeMap<Key, Document> = kinds
             .flat_map(|(kind, store)| {
@@ -376,9 +373,6 @@ pub enum OpenError {
     /// Its address, certificates or credentials cannot be used.
     #[error("the cluster cannot be spoken to: {0}")]
     Client(Box<kube::Error>),
-    /// The settings of the injector.
-    #[error("{0}")]
-    Injection(Problems),
     /// It was asked to end before it began.
     #[error("it was asked to end while it waited for the cluster")]
     Ended,

@@ -2,15 +2,23 @@
 
 use std::{
     fs::{self, File, TryLockError},
+    io,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-use crate::app::StartError;
+/// Why the state directory cannot be used.
+#[derive(Debug)]
+pub(crate) enum StateDirError {
+    /// It cannot be created, written or locked.
+    Unusable { path: PathBuf, source: io::Error },
+    /// Another process holds it.
+    Taken(PathBuf),
+}
 
 /// Makes it if it is not there, and holds it as long as the returned file is open.
-pub(crate) fn take_state_dir(path: &Path) -> Result<File, StartError> {
-    let failed = |source| StartError::StateDir {
+pub(crate) fn take_state_dir(path: &Path) -> Result<File, StateDirError> {
+    let failed = |source| StateDirError::Unusable {
         path: path.to_owned(),
         source,
     };
@@ -24,7 +32,7 @@ pub(crate) fn take_state_dir(path: &Path) -> Result<File, StartError> {
     let lock = File::create(path.join("lock")).map_err(failed)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(StartError::StateDirTaken(path.to_owned())),
+        Err(TryLockError::WouldBlock) => Err(StateDirError::Taken(path.to_owned())),
         Err(TryLockError::Error(source)) => Err(failed(source)),
     }
 }

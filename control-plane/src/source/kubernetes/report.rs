@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     cluster::{
-        names,
+        gateway_api, names,
         watch::{Cluster, Gateways, resource_of},
     },
     config::KubernetesConfig,
@@ -192,11 +192,11 @@ impl Reporter {
         now: Timestamp,
     ) {
         let (store, kind) = match report.says {
-            Says::Class => (&stores.classes, gateway::KINDS[0]),
-            Says::Gateway { .. } => (&stores.gateways, gateway::KINDS[1]),
-            Says::Route(_) => (&stores.routes, gateway::KINDS[2]),
+            Says::Class => (&stores.classes, gateway_api::KINDS[0]),
+            Says::Gateway { .. } => (&stores.gateways, gateway_api::KINDS[1]),
+            Says::Route(_) => (&stores.routes, gateway_api::KINDS[2]),
         };
-        let resource = gateway::resource_of(kind);
+        let resource = gateway_api::resource_of(kind);
         let mut found = ObjectRef::new_with(&report.name, resource.clone());
         found.namespace = (!report.namespace.is_empty()).then(|| report.namespace.clone());
         let Some(object) = store.get(&found) else {

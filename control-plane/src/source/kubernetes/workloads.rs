@@ -20,8 +20,8 @@ use merlon_config::{
     resource::{AppProtocol, Resource, ServicePort, ServiceSpec, Spec, WorkloadSpec},
 };
 
-use super::{gateway, meshed};
-use crate::cluster::watch::Cluster;
+use super::gateway;
+use crate::cluster::{pods::meshed, watch::Cluster};
 
 /// All of them, in an order that does not depend on the cluster's.
 pub(crate) fn found(cluster: &Cluster) -> Vec<Resource> {

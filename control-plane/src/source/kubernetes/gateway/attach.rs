@@ -28,12 +28,14 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{
-    CLASS,
-    api::{self, GROUP},
+    api,
     report::{CONTROLLER, ListenerSays, ParentSays, Report, Said, Says},
     route::{self, Around},
 };
-use crate::state::world::Certificates;
+use crate::{cluster::gateway_api::GROUP, state::world::Certificates};
+
+/// The class as files name it; in a cluster any class of our controller is ours.
+const CLASS: &str = "merlon";
 
 /// The label of what belongs to a Gateway: its pods, and in the selector of its Services (GEP-1762).
 pub(crate) const GATEWAY_LABEL: &str = "gateway.networking.k8s.io/gateway-name";

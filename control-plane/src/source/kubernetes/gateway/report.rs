@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::api::GROUP;
+use crate::cluster::gateway_api::GROUP;
 
 /// Who we are to a GatewayClass.
 pub(crate) const CONTROLLER: &str = "merlon.io/gateway";

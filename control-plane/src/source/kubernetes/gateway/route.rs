@@ -6,9 +6,10 @@ use merlon_config::resource::{BackendRef, HttpRouteMatch, HttpRouteRule};
 use serde_json::{Map, Value};
 
 use super::{
-    api::{GROUP, Grant, GrantFrom, GrantTo, Reference},
+    api::{Grant, GrantFrom, GrantTo, Reference},
     report::Said,
 };
+use crate::cluster::gateway_api::GROUP;
 
 /// Who may name what of other namespaces, and what there is.
 pub(super) struct Around<'a> {
