@@ -36,7 +36,7 @@ use crate::{
     push::{ProxyStatus, Registry},
     random,
     source::SharedStatus,
-    state::world::Worlds,
+    state::snapshot::Worlds,
     transport::peer::timestamp,
 };
 

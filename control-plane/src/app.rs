@@ -37,9 +37,9 @@ use crate::{
         kubernetes::{Kubernetes, Lent, OpenError},
     },
     state::{
+        snapshot::Worlds,
         state_dir::{StateDirError, take_state_dir},
         store::{Store, StoreError},
-        world::Worlds,
     },
     telemetry::{metrics::Metrics, spans::Exporter},
     webhook,

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use self::reader::{Common, Found};
 use crate::{
     issuance::authority::Authority,
-    state::world::{Secrets, Worlds},
+    state::snapshot::{Secrets, Worlds},
 };
 
 /// Before a turn that broke begins again.

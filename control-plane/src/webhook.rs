@@ -6,9 +6,9 @@
 mod body;
 mod bundle;
 mod certificate;
-mod judging;
 mod listen;
 mod review;
+mod work_pool;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -30,8 +30,8 @@ use self::{
     body::{Memory, Room},
     bundle::Bundles,
     certificate::Certificate,
-    judging::Judging,
     review::{Answer, Review},
+    work_pool::Judging,
 };
 use crate::{
     cluster::watch::Contact,

@@ -27,7 +27,7 @@ use crate::{
         ledger::{Issued, Ledger},
         shared_ca::{CaError, SharedCa},
     },
-    state::{store::StoreError, world::Worlds},
+    state::{snapshot::Worlds, store::StoreError},
     telemetry::metrics::{EvidenceLabel, Metrics},
     transport::peer::timestamp,
 };
@@ -309,7 +309,7 @@ async fn keep_alive(issuer: Option<&(CertificateIssuer, Arc<CertIssuer>)>) {
 
 /// Returns when the resources name another issuer than `spec`.
 async fn other_issuer(
-    worlds: &mut watch::Receiver<crate::state::world::World>,
+    worlds: &mut watch::Receiver<crate::state::snapshot::World>,
     spec: &CertificateIssuer,
 ) {
     let other = worlds.wait_for(|world| world.mesh.config().certificates.issuer != *spec);

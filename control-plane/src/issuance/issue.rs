@@ -25,7 +25,7 @@ use crate::{
         ledger::{Issued, Ledger},
     },
     push::Registry,
-    state::{store::StoreError, world::Worlds},
+    state::{snapshot::Worlds, store::StoreError},
     telemetry::{
         metrics::{EvidenceLabel, Metrics, RefusalLabel},
         spans,

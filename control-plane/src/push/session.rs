@@ -14,7 +14,7 @@ use merlon_config::{
 };
 use tonic::Status;
 
-use crate::state::world::World;
+use crate::state::snapshot::World;
 
 /// A response carries about so many bytes of resources at most, unless a single one is larger.
 const RESPONSE_BYTES: usize = 512 << 10;

@@ -17,7 +17,7 @@ use super::{
     session::{Answer, Session},
 };
 use crate::{
-    state::world::{World, Worlds},
+    state::snapshot::{World, Worlds},
     telemetry::{
         metrics::{Metrics, ServiceLabel},
         spans,

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{SharedStatus, SourceStatus};
 use crate::{
-    state::world::Worlds,
+    state::snapshot::Worlds,
     telemetry::metrics::{LoadLabel, Metrics},
 };
 

@@ -2,15 +2,15 @@
 //!
 //! The cluster is watched, not asked: when its API server is away, what was read last stays in force.
 
-mod accept;
-mod board;
+mod acceptance;
 mod bundles;
 mod counts;
 mod document;
+mod dry_run;
 mod gateway;
-mod judge;
 mod report;
 mod status;
+mod status_store;
 mod workloads;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -25,12 +25,12 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    accept::{Acceptor, Judged},
-    board::Board,
+    acceptance::{Acceptor, Judged},
     bundles::Bundles,
     document::{Document, Key},
     gateway::{Attached, Report},
     report::Reporter,
+    status_store::Board,
 };
 use crate::{
     cluster::{
@@ -43,11 +43,11 @@ use crate::{
     push::Registry,
     secrets::Deliveries,
     source::{SharedStatus, SourceStatus},
-    state::world::{Certificates, Worlds},
+    state::snapshot::{Certificates, Worlds},
     telemetry::metrics::{LoadLabel, Metrics},
 };
 
-pub(crate) use judge::Judge;
+pub(crate) use dry_run::Judge;
 
 /// Changes of one moment (a `kubectl apply` of a folder, a rolling update) are judged as one.
 const GATHER: Duration = Duration::from_millis(50);

@@ -14,7 +14,7 @@ use merlon_config::{
 use tonic::Code;
 
 use super::{Answer, Session};
-use crate::state::world::World;
+use crate::state::snapshot::World;
 
 const WEB: &str = "spiffe://demo.test/ns/shop/sa/web";
 

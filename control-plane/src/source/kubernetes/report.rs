@@ -16,11 +16,11 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    board::Board,
     counts::{self, BEAT, Counts},
     document::Key,
     gateway::{self, Says},
     status::{More, status},
+    status_store::Board,
 };
 use crate::{
     cluster::{

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{accept::Verdict, counts::Count};
+use super::{acceptance::Verdict, counts::Count};
 
 /// A condition beside those that every resource has: its type, whether it holds, why in one word and at length.
 pub(crate) type More = (&'static str, (bool, &'static str, String));

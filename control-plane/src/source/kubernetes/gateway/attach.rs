@@ -32,7 +32,7 @@ use super::{
     report::{CONTROLLER, ListenerSays, ParentSays, Report, Said, Says},
     route::{self, Around},
 };
-use crate::{cluster::gateway_api::GROUP, state::world::Certificates};
+use crate::{cluster::gateway_api::GROUP, state::snapshot::Certificates};
 
 /// The class as files name it; in a cluster any class of our controller is ours.
 const CLASS: &str = "merlon";

@@ -11,7 +11,7 @@ use merlon_config::{crd::CLUSTER_KINDS, resource::Resource};
 use serde_json::Value;
 
 use super::{
-    accept::{Good, elsewhere, prospect},
+    acceptance::{Good, elsewhere, prospect},
     document::Document,
 };
 

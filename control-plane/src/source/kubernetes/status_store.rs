@@ -9,7 +9,7 @@ use merlon_compile::Mesh;
 use tokio::sync::Notify;
 
 use super::{
-    accept::Verdict,
+    acceptance::Verdict,
     counts::{self, Counts},
     document::{Document, Key},
     gateway::Report,
