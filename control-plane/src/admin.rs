@@ -36,7 +36,7 @@ use crate::{
     push::{ProxyStatus, Registry},
     random,
     source::SharedStatus,
-    state::snapshot::Worlds,
+    state::snapshot::Snapshots,
     transport::peer::timestamp,
 };
 
@@ -49,7 +49,7 @@ const BODY_BYTES: usize = 64 << 10;
 /// What the administration speaks of.
 #[derive(Debug, Clone)]
 pub(crate) struct Admin {
-    pub(crate) worlds: Worlds,
+    pub(crate) snapshots: Snapshots,
     pub(crate) authority: Authority,
     pub(crate) registry: Registry,
     pub(crate) tokens: JoinTokens,
@@ -89,7 +89,7 @@ pub(crate) async fn serve(
 
 async fn status(State(admin): State<Admin>) -> Json<Value> {
     let source = admin.source.lock().clone();
-    let mesh = admin.worlds.mesh();
+    let mesh = admin.snapshots.mesh();
     let certified = admin.authority.certified();
     let list = admin.registry.list();
     let count = |state: &str| list.iter().filter(|proxy| proxy.state == state).count();
@@ -212,7 +212,7 @@ async fn join_token(State(admin): State<Admin>, body: Bytes) -> Result<Json<NewT
             Span(ttl)
         )));
     }
-    let mesh = admin.worlds.mesh();
+    let mesh = admin.snapshots.mesh();
     let domain = &mesh.state().trust_domain;
     let identity: SpiffeId = if request.identity.starts_with("spiffe:") {
         request

@@ -34,10 +34,10 @@ use crate::{
     secrets::{self, Deliveries},
     source::{
         Files, SharedStatus,
-        kubernetes::{Kubernetes, Lent, OpenError},
+        kubernetes::{Kubernetes, KubernetesDeps, OpenError},
     },
     state::{
-        snapshot::Worlds,
+        snapshot::Snapshots,
         state_dir::{StateDirError, take_state_dir},
         store::{Store, StoreError},
     },
@@ -179,7 +179,7 @@ pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError>
             let named = &mesh.config().certificates.issuer;
             let issuer =
                 CertIssuer::open(named, &config.state_dir, &mesh.state().trust_domain).await?;
-            authority::tell(&issuer);
+            authority::log_issuer(&issuer);
             let issuer = (named.clone(), Arc::new(issuer));
             let health = common.health_listener(&config).await?;
             let opened = Opened {
@@ -201,12 +201,12 @@ pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError>
                 }
                 None => None,
             };
-            let cluster = Kubernetes::connect(kubernetes, common.lent()).await?;
+            let cluster = Kubernetes::connect(kubernetes, common.kubernetes_deps()).await?;
             if let (Some(settings), Some(listener)) = (&kubernetes.webhook, webhook) {
-                let lent = webhook::Lent {
+                let deps = webhook::WebhookDeps {
                     client: cluster.client().clone(),
                     namespace: &kubernetes.namespace,
-                    judge: cluster.judge().clone(),
+                    dry_run: cluster.dry_run().clone(),
                     leads: cluster.leads().clone(),
                     contact: common.contact.clone(),
                     metrics: common.metrics.clone(),
@@ -214,7 +214,7 @@ pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError>
                     shutdown: common.shutdown.clone(),
                 };
                 // Before there is a mesh: what keeps it from being one is fixed through admission.
-                webhook::start(settings, listener, lent).map_err(StartError::Injection)?;
+                webhook::start(settings, listener, deps).map_err(StartError::Injection)?;
             }
             let (cluster, mesh) = cluster.first_mesh(&common.shutdown).await?;
             let opened = Opened {
@@ -255,8 +255,8 @@ impl Common {
         }
     }
 
-    fn lent(&self) -> Lent {
-        Lent {
+    fn kubernetes_deps(&self) -> KubernetesDeps {
+        KubernetesDeps {
             registry: self.registry.clone(),
             authority: self.authority.clone(),
             metrics: self.metrics.clone(),
@@ -317,10 +317,10 @@ impl Followed {
         }
     }
 
-    async fn follow(self, worlds: Worlds, shutdown: CancellationToken) {
+    async fn follow(self, snapshots: Snapshots, shutdown: CancellationToken) {
         match self {
-            Self::Files(files) => files.follow(worlds, shutdown).await,
-            Self::Cluster(cluster) => cluster.follow(worlds, shutdown).await,
+            Self::Files(files) => files.follow(snapshots, shutdown).await,
+            Self::Cluster(cluster) => cluster.follow(snapshots, shutdown).await,
         }
     }
 }
@@ -346,12 +346,12 @@ async fn start(
         Followed::Cluster(cluster) => (Some(cluster.reviewer()), Some(cluster.shared_ca())),
     };
     let (shutdown, authority) = (common.shutdown.clone(), common.authority.clone());
-    let worlds = Worlds::new(opened.mesh);
+    let snapshots = Snapshots::new(opened.mesh);
     if let Followed::Cluster(cluster) = &opened.followed {
-        worlds.publish_certificates(cluster.certificates());
+        snapshots.publish_certificates(cluster.certificates());
     }
     let parts = Parts {
-        worlds,
+        snapshots,
         tokens: JoinTokens::new(store.clone()),
         ledger: Ledger::new(store),
         health: common.health(),
@@ -400,7 +400,7 @@ struct Listeners {
 }
 
 struct Parts {
-    worlds: Worlds,
+    snapshots: Snapshots,
     registry: Registry,
     tokens: JoinTokens,
     ledger: Ledger,
@@ -424,7 +424,7 @@ impl Parts {
     async fn serve(self, followed: Followed, listeners: Listeners) -> Result<(), RunError> {
         let exporter = Exporter::from_environment();
         let admin = Admin {
-            worlds: self.worlds.clone(),
+            snapshots: self.snapshots.clone(),
             authority: self.authority.clone(),
             registry: self.registry.clone(),
             tokens: self.tokens.clone(),
@@ -434,7 +434,7 @@ impl Parts {
         };
         let keeper = Keeper {
             authority: self.authority.clone(),
-            worlds: self.worlds.clone(),
+            snapshots: self.snapshots.clone(),
             ledger: self.ledger.clone(),
             metrics: self.metrics.clone(),
             state_dir: self.state_dir.clone(),
@@ -443,10 +443,10 @@ impl Parts {
         };
         let shutdown = || self.shutdown.clone();
         self.tasks
-            .spawn(followed.follow(self.worlds.clone(), shutdown()));
+            .spawn(followed.follow(self.snapshots.clone(), shutdown()));
         self.tasks.spawn(keeper.run(shutdown()));
         let reader = secrets::Reader {
-            worlds: self.worlds.clone(),
+            snapshots: self.snapshots.clone(),
             authority: self.authority.clone(),
             deliveries: self.deliveries.clone(),
         };
@@ -485,7 +485,7 @@ impl Parts {
         listener: TcpListener,
     ) -> impl Future<Output = Result<(), tonic::transport::Error>> + use<> {
         let push = Push {
-            worlds: self.worlds.clone(),
+            snapshots: self.snapshots.clone(),
             registry: self.registry.clone(),
             metrics: self.metrics.clone(),
             tasks: self.tasks.clone(),
@@ -493,7 +493,7 @@ impl Parts {
         };
         let (by_address, by_identity) = issue::rates();
         let issue = Issue {
-            worlds: self.worlds.clone(),
+            snapshots: self.snapshots.clone(),
             authority: self.authority.clone(),
             tokens: self.tokens.clone(),
             reviewer: self.reviewer.clone(),

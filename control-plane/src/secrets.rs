@@ -24,28 +24,28 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::reader::{Common, Found};
+use self::reader::{Found, NamespaceReader};
 use crate::{
     issuance::authority::Authority,
-    state::snapshot::{Secrets, Worlds},
+    state::snapshot::{Secrets, Snapshots},
 };
 
-/// Before a turn that broke begins again.
-const BROKEN: Duration = Duration::from_secs(30);
+/// Pause before a reader that failed is restarted.
+const RESTART: Duration = Duration::from_secs(30);
 /// Changes that are published as one.
 const TOGETHER: usize = 64;
 
 /// What became of each grant. Cheap to clone; all clones know the same.
 #[derive(Debug, Clone)]
 pub(crate) struct Deliveries {
-    said: Arc<Mutex<BTreeMap<Granted, Result<u64, String>>>>,
+    results: Arc<Mutex<BTreeMap<Granted, Result<u64, String>>>>,
     changed: Arc<watch::Sender<u64>>,
 }
 
 impl Default for Deliveries {
     fn default() -> Self {
         Self {
-            said: Arc::default(),
+            results: Arc::default(),
             changed: Arc::new(watch::Sender::new(0)),
         }
     }
@@ -58,9 +58,9 @@ impl Deliveries {
             name: name.clone(),
             path: String::new(),
         };
-        let said = self.lock();
-        let (granted, said) = said.range(first..).next()?;
-        (granted.name == *name).then(|| said.clone())
+        let results = self.lock();
+        let (granted, results) = results.range(first..).next()?;
+        (granted.name == *name).then(|| results.clone())
     }
 
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
@@ -69,11 +69,11 @@ impl Deliveries {
 
     /// Forgets those that are granted no more.
     fn keep(&self, wanted: &BTreeSet<Granted>) {
-        let mut said = self.lock();
-        let before = said.len();
-        said.retain(|granted, _| wanted.contains(granted));
-        let moved = said.len() != before;
-        drop(said);
+        let mut results = self.lock();
+        let before = results.len();
+        results.retain(|granted, _| wanted.contains(granted));
+        let moved = results.len() != before;
+        drop(results);
         if moved {
             self.changed.send_modify(|count| *count += 1);
         }
@@ -81,27 +81,27 @@ impl Deliveries {
 
     /// Takes over what was found, and logs it where it is new.
     fn take(&self, granted: &Granted, result: Result<u64, String>) {
-        let mut said = self.lock();
-        if said.get(granted) == Some(&result) {
+        let mut results = self.lock();
+        if results.get(granted) == Some(&result) {
             return;
         }
         match &result {
             Ok(version) => tracing::info!(grant = %granted.name, version, "secret.read"),
             Err(problem) => tracing::warn!(grant = %granted.name, problem, "secret.failed"),
         }
-        said.insert(granted.clone(), result);
-        drop(said);
+        results.insert(granted.clone(), result);
+        drop(results);
         self.changed.send_modify(|count| *count += 1);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Granted, Result<u64, String>>> {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+        self.results.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Reads them.
 pub(crate) struct Reader {
-    pub(crate) worlds: Worlds,
+    pub(crate) snapshots: Snapshots,
     pub(crate) authority: Authority,
     pub(crate) deliveries: Deliveries,
 }
@@ -113,7 +113,7 @@ impl Reader {
         let nudged = self.authority.watch();
         let authority = self.authority;
         let read = move |granted: Granted| secret(authority.clone(), granted);
-        let following = Follower::new(self.worlds, self.deliveries).run(read, nudged);
+        let following = Follower::new(self.snapshots, self.deliveries).run(read, nudged);
         tokio::select! {
             () = following => {}
             () = shutdown.cancelled() => {}
@@ -131,26 +131,26 @@ async fn secret(authority: Authority, granted: Granted) -> Result<KvSecret, Stri
 
 /// Keeps a turn for each namespace that is granted something, and publishes what they find.
 struct Follower {
-    worlds: Worlds,
+    snapshots: Snapshots,
     deliveries: Deliveries,
     wanted: BTreeSet<Granted>,
     known: Arc<Secrets>,
     /// What each turn is told to read. A turn ends with its sender.
-    turns: BTreeMap<Namespace, watch::Sender<BTreeSet<Granted>>>,
+    readers: BTreeMap<Namespace, watch::Sender<BTreeSet<Granted>>>,
     running: HashMap<task::Id, Namespace>,
-    broken: BTreeSet<Namespace>,
+    failed: BTreeSet<Namespace>,
 }
 
 impl Follower {
-    fn new(worlds: Worlds, deliveries: Deliveries) -> Self {
+    fn new(snapshots: Snapshots, deliveries: Deliveries) -> Self {
         Self {
-            worlds,
+            snapshots,
             deliveries,
             wanted: BTreeSet::new(),
             known: Arc::default(),
-            turns: BTreeMap::new(),
+            readers: BTreeMap::new(),
             running: HashMap::new(),
-            broken: BTreeSet::new(),
+            failed: BTreeSet::new(),
         }
     }
 
@@ -162,28 +162,28 @@ impl Follower {
         F: Future<Output = Result<KvSecret, String>> + Send + 'static,
         N: Send + Sync + 'static,
     {
-        let mut worlds = self.worlds.watch();
+        let mut snapshots = self.snapshots.watch();
         let (sender, mut found) = mpsc::channel(TOGETHER);
-        let common = Common::new(read, sender);
+        let reader = NamespaceReader::new(read, sender);
         let mut running = JoinSet::new();
         loop {
-            let wanted = wanted(&worlds.borrow_and_update().mesh);
-            for (namespace, turn) in self.follow(wanted) {
-                let (told, wanted) = watch::channel(turn);
-                let broke = self.broken.remove(&namespace);
-                let turn = common.clone().turn(wanted, nudged.clone());
-                let turn = running.spawn(async move {
-                    if broke {
-                        tokio::time::sleep(BROKEN).await;
+            let wanted = wanted(&snapshots.borrow_and_update().mesh);
+            for (namespace, wanted) in self.follow(wanted) {
+                let (wanted, receiver) = watch::channel(wanted);
+                let failed = self.failed.remove(&namespace);
+                let reader = reader.clone().run(receiver, nudged.clone());
+                let task = running.spawn(async move {
+                    if failed {
+                        tokio::time::sleep(RESTART).await;
                     }
-                    turn.await;
+                    reader.await;
                 });
-                self.running.insert(turn.id(), namespace.clone());
-                self.turns.insert(namespace, told);
+                self.running.insert(task.id(), namespace.clone());
+                self.readers.insert(namespace, wanted);
             }
             loop {
                 tokio::select! {
-                    changed = worlds.changed() => match changed {
+                    changed = snapshots.changed() => match changed {
                         Ok(()) => break,
                         Err(_) => return,
                     },
@@ -211,8 +211,8 @@ impl Follower {
             return false;
         };
         tracing::error!(%namespace, error = %broke, "secrets.turn_broke: it begins again after a while");
-        self.turns.remove(&namespace);
-        self.broken.insert(namespace.clone());
+        self.readers.remove(&namespace);
+        self.failed.insert(namespace.clone());
         self.wanted
             .retain(|granted| granted.name.namespace != namespace);
         true
@@ -226,22 +226,22 @@ impl Follower {
         self.deliveries.keep(&wanted);
         if self.known.keys().any(|granted| !wanted.contains(granted)) {
             Arc::make_mut(&mut self.known).retain(|granted, _| wanted.contains(granted));
-            self.worlds.publish_secrets(&self.known);
+            self.snapshots.publish_secrets(&self.known);
         }
         let mut by_namespace: BTreeMap<Namespace, BTreeSet<Granted>> = BTreeMap::new();
         for granted in &wanted {
-            let turn = by_namespace.entry(granted.name.namespace.clone());
-            turn.or_default().insert(granted.clone());
+            let names = by_namespace.entry(granted.name.namespace.clone());
+            names.or_default().insert(granted.clone());
         }
         self.wanted = wanted;
-        self.turns.retain(|namespace, told| {
-            let Some(turn) = by_namespace.remove(namespace) else {
+        self.readers.retain(|namespace, reader| {
+            let Some(wanted) = by_namespace.remove(namespace) else {
                 return false;
             };
-            told.send_if_modified(|known| {
-                let moved = *known != turn;
-                *known = turn;
-                moved
+            reader.send_if_modified(|known| {
+                let changed = *known != wanted;
+                *known = wanted;
+                changed
             });
             true
         });
@@ -257,7 +257,7 @@ impl Follower {
                 self.put(granted, read);
             }
         }
-        self.worlds.publish_secrets(&self.known);
+        self.snapshots.publish_secrets(&self.known);
     }
 
     fn put(&mut self, granted: Granted, read: Result<KvSecret, String>) {
@@ -270,8 +270,9 @@ impl Follower {
             };
             (version, StateResource::secret(&state))
         });
-        let said = read.as_ref().map(|(version, _)| *version);
-        self.deliveries.take(&granted, said.map_err(Clone::clone));
+        let results = read.as_ref().map(|(version, _)| *version);
+        self.deliveries
+            .take(&granted, results.map_err(Clone::clone));
         if let Ok((_, secret)) = read
             && self
                 .known

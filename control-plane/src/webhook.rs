@@ -27,16 +27,16 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    body::{Memory, Room},
-    bundle::Bundles,
+    body::{MemoryBudget, Reservation},
+    bundle::CaBundles,
     certificate::Certificate,
-    review::{Answer, Review},
-    work_pool::Judging,
+    review::{AdmissionResponse, Review},
+    work_pool::WorkPool,
 };
 use crate::{
     cluster::watch::Contact,
     config::WebhookConfig,
-    source::kubernetes::Judge,
+    source::kubernetes::DryRun,
     telemetry::metrics::{Metrics, WebhookLabel},
 };
 
@@ -49,19 +49,19 @@ const PATIENCE: Duration = Duration::from_secs(6);
 /// What answers the API server.
 #[derive(Debug)]
 pub(crate) struct Webhook {
-    pub(crate) judge: Judge,
+    pub(crate) dry_run: DryRun,
     pub(crate) metrics: Metrics,
     settings: Live<InjectionSettings>,
-    judging: Judging,
-    injecting: Judging,
-    room: Room,
+    judging: WorkPool,
+    injecting: WorkPool,
+    budget: MemoryBudget,
 }
 
 /// What the rest of a control plane lends.
-pub(crate) struct Lent<'a> {
+pub(crate) struct WebhookDeps<'a> {
     pub(crate) client: Client,
     pub(crate) namespace: &'a str,
-    pub(crate) judge: Judge,
+    pub(crate) dry_run: DryRun,
     pub(crate) leads: watch::Receiver<bool>,
     pub(crate) contact: Contact,
     pub(crate) metrics: Metrics,
@@ -76,45 +76,45 @@ pub(crate) struct Lent<'a> {
 pub(crate) fn start(
     config: &WebhookConfig,
     listener: TcpListener,
-    lent: Lent<'_>,
+    deps: WebhookDeps<'_>,
 ) -> Result<(), Report> {
     let settings = InjectionSettings::load(&config.injection)?;
-    let judging = Judging::new(AT_ONCE);
+    let judging = WorkPool::new(AT_ONCE);
     let hooks = Arc::new(Webhook {
-        judge: lent.judge,
-        metrics: lent.metrics.clone(),
+        dry_run: deps.dry_run,
+        metrics: deps.metrics.clone(),
         settings: Live::new(settings),
-        injecting: judging.beside(AT_ONCE),
+        injecting: judging.sharing_large(AT_ONCE),
         judging,
-        room: Room::default(),
+        budget: MemoryBudget::default(),
     });
     let certificate = Certificate::new(
-        lent.client.clone(),
-        lent.namespace,
-        lent.contact.clone(),
-        lent.leads.clone(),
+        deps.client.clone(),
+        deps.namespace,
+        deps.contact.clone(),
+        deps.leads.clone(),
     );
-    let bundles = Bundles {
-        client: lent.client,
-        leads: lent.leads,
+    let bundles = CaBundles {
+        client: deps.client,
+        leads: deps.leads,
         trusted: certificate.trusted(),
-        contact: lent.contact,
+        contact: deps.contact,
     };
-    let shutdown = || lent.shutdown.clone();
+    let shutdown = || deps.shutdown.clone();
     let shown = certificate.shown();
-    lent.tasks.spawn(certificate.run(shutdown()));
-    lent.tasks.spawn(bundles.run(shutdown()));
+    deps.tasks.spawn(certificate.run(shutdown()));
+    deps.tasks.spawn(bundles.run(shutdown()));
     let followed = follow(config.injection.clone(), Arc::clone(&hooks), shutdown());
-    lent.tasks.spawn(followed);
+    deps.tasks.spawn(followed);
     let routes = Router::new()
         .route("/inject", post(injected))
         .route("/validate", post(validated))
         .with_state(hooks);
-    lent.tasks.spawn(listen::serve(
+    deps.tasks.spawn(listen::serve(
         listener,
         shown,
         routes,
-        lent.metrics,
+        deps.metrics,
         shutdown(),
     ));
     Ok(())
@@ -150,14 +150,16 @@ async fn injected(State(hooks): State<Arc<Webhook>>, request: Request) -> Respon
         let settings = hooks.settings.load_full();
         let owner = [&*review.kind, &review.namespace, &review.name];
         let Ok(key) = HookKeys::Random.of(owner) else {
-            return Answer::refused("merlon: the system has no random numbers to give".to_owned());
+            return AdmissionResponse::refused(
+                "merlon: the system has no random numbers to give".to_owned(),
+            );
         };
         match inject(&review.object, &review.namespace, &settings, &key) {
-            Ok(Injection::Unchanged(_)) => Answer::allowed(),
+            Ok(Injection::Unchanged(_)) => AdmissionResponse::allowed(),
             Ok(Injection::Changed { object, warnings }) => {
-                Answer::changed(&review.object, &object, warnings)
+                AdmissionResponse::changed(&review.object, &object, warnings)
             }
-            Err(refused) => Answer::refused(format!("merlon: {refused}")),
+            Err(refused) => AdmissionResponse::refused(format!("merlon: {refused}")),
         }
     };
     let places = &hooks.injecting;
@@ -167,14 +169,14 @@ async fn injected(State(hooks): State<Arc<Webhook>>, request: Request) -> Respon
 async fn validated(State(hooks): State<Arc<Webhook>>, request: Request) -> Response {
     let work = |hooks: &Webhook, review: &mut Review| {
         if review.changes_nothing() {
-            return Answer::allowed();
+            return AdmissionResponse::allowed();
         }
         match hooks
-            .judge
-            .would(&review.kind, std::mem::take(&mut review.object))
+            .dry_run
+            .check(&review.kind, std::mem::take(&mut review.object))
         {
-            Ok(warnings) => Answer::allowed().with(warnings),
-            Err(why) => Answer::refused(why),
+            Ok(warnings) => AdmissionResponse::allowed().with(warnings),
+            Err(why) => AdmissionResponse::refused(why),
         }
     };
     let places = &hooks.judging;
@@ -184,27 +186,27 @@ async fn validated(State(hooks): State<Arc<Webhook>>, request: Request) -> Respo
 /// Reads a question and has it answered, both of it in a place for work: what a body means takes many times its memory.
 async fn answered(
     hooks: &Arc<Webhook>,
-    (webhook, places): (&'static str, &Judging),
+    (webhook, places): (&'static str, &WorkPool),
     request: Request,
-    work: impl FnOnce(&Webhook, &mut Review) -> Answer + Send + 'static,
+    work: impl FnOnce(&Webhook, &mut Review) -> AdmissionResponse + Send + 'static,
 ) -> Response {
-    let body = match hooks.room.read(request).await {
+    let body = match hooks.budget.read(request).await {
         Ok(body) => body,
         Err(error) => return error.answer(),
     };
     let of_all = Arc::clone(hooks);
     let done = places.run(body.large, move || {
-        let mut lent = body.lent;
+        let mut reservation = body.reservation;
         let mut review = match Review::read(&body.bytes) {
             Ok(review) => review,
             Err(error) => return (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
         };
         let answer = work(&of_all, &mut review);
-        of_all.tell(webhook, &review, &answer);
-        // No more than is lent.
+        of_all.log_review(webhook, &review, &answer);
+        // No more than is reserved.
         let text = answer.to(&review).into_boxed_str();
-        match lent.resize(text.len()) {
-            Ok(()) => reply(text, lent),
+        match reservation.resize(text.len()) {
+            Ok(()) => reply(text, reservation),
             Err(error) => error.answer(),
         }
     });
@@ -221,26 +223,29 @@ async fn answered(
 }
 
 /// An answer that keeps its memory until it was sent.
-fn reply(text: Box<str>, lent: Memory) -> Response {
+fn reply(text: Box<str>, reservation: Reservation) -> Response {
     let kind = [(header::CONTENT_TYPE, "application/json")];
-    let kept = Kept { text, _lent: lent };
-    (kind, Body::from(Bytes::from_owner(kept))).into_response()
+    let text = ReservedText {
+        text,
+        _reservation: reservation,
+    };
+    (kind, Body::from(Bytes::from_owner(text))).into_response()
 }
 
-/// Bytes with what was lent for them.
-struct Kept {
+/// Bytes with the memory that is reserved for them.
+struct ReservedText {
     text: Box<str>,
-    _lent: Memory,
+    _reservation: Reservation,
 }
 
-impl AsRef<[u8]> for Kept {
+impl AsRef<[u8]> for ReservedText {
     fn as_ref(&self) -> &[u8] {
         self.text.as_bytes()
     }
 }
 
 impl Webhook {
-    fn tell(&self, webhook: &'static str, review: &Review, answer: &Answer) {
+    fn log_review(&self, webhook: &'static str, review: &Review, answer: &AdmissionResponse) {
         let result = answer.result();
         let label = WebhookLabel { webhook, result };
         self.metrics.webhook_requests.get_or_create(&label).inc();

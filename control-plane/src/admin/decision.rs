@@ -74,7 +74,7 @@ fn told(
         bytes => problem::json_of(bytes),
     };
     let facts = optional(&reply.facts)?;
-    let mesh = admin.worlds.mesh();
+    let mesh = admin.snapshots.mesh();
     let name = facts.get("service").and_then(Value::as_str);
     let name: Option<ServiceName> = name.and_then(|name| name.parse().ok());
     let now = name.and_then(|name| mesh.service(&name).cloned());

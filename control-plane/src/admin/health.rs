@@ -40,7 +40,7 @@ impl Health {
 
 /// A control plane that has lost its cluster still serves what it knows, and says that it does.
 fn ready_text(health: &Health) -> String {
-    match (health.contact.away(), health.contact.trouble()) {
+    match (health.contact.away(), health.contact.problem()) {
         (None, None) => "ready\n".to_owned(),
         (None, Some(why)) => format!("ready, although {why}\n"),
         (Some((since, why)), _) => format!(

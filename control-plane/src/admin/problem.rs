@@ -54,7 +54,7 @@ impl From<AskError> for Problem {
     fn from(error: AskError) -> Self {
         let status = match &error {
             AskError::Away { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            AskError::Silent(_) => StatusCode::GATEWAY_TIMEOUT,
+            AskError::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
             AskError::Failed { .. } => StatusCode::BAD_GATEWAY,
         };
         let hint = matches!(error, AskError::Away { .. }).then(|| {

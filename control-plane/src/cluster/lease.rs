@@ -60,14 +60,14 @@ impl Candidate {
             match tried {
                 Ok(Ok(leads)) => {
                     self.contact.found();
-                    self.contact.untroubled("leases");
+                    self.contact.clear_problem("leases");
                     self.renewed = leads.then(Instant::now);
                     self.lead(leads);
                 }
                 // Who says no is there: what hangs on the cluster being away must not hang on a right of ours.
                 Ok(Err(kube::Error::Api(status))) if is_refusal(&status) => {
                     self.contact.found();
-                    self.contact.troubled("leases", "held", &status);
+                    self.contact.set_problem_of("leases", "held", &status);
                     self.step_back();
                 }
                 Ok(Err(error)) => self.failed(&error.to_string()),

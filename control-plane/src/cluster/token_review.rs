@@ -160,14 +160,14 @@ impl Reviewer {
         };
         match api.create(&PostParams::default(), &question).await {
             Ok(answer) => {
-                self.contact.untroubled(QUESTION);
+                self.contact.clear_problem(QUESTION);
                 Ok(answer.status.unwrap_or_default())
             }
             Err(error) => {
                 if let kube::Error::Api(status) = &error
                     && is_refusal(status)
                 {
-                    self.contact.troubled(QUESTION, "asked", status);
+                    self.contact.set_problem_of(QUESTION, "asked", status);
                 }
                 Err(error)
             }

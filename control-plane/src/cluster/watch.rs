@@ -222,7 +222,7 @@ impl Watching<'_> {
                             }
                             Event::Apply(_) | Event::Delete(_) => {}
                         }
-                        contact.untroubled(what);
+                        contact.clear_problem(what);
                         changed.send_modify(|count| *count += 1);
                     }
                     Some(Err(error)) => match answer(&error) {
@@ -235,7 +235,7 @@ impl Watching<'_> {
                                 changed.send_modify(|count| *count += 1);
                             }
                         }
-                        Some(status) => contact.troubled(what, "watched", status),
+                        Some(status) => contact.set_problem_of(what, "watched", status),
                         None => contact.lost(&format!("watching {what}: {error}")),
                     },
                     None => return,
@@ -289,9 +289,9 @@ struct State {
     missing: BTreeSet<&'static str>,
     /// Why there is no state to serve from yet, beside what is missing.
     waiting: Option<String>,
-    lost: Option<Lost>,
+    lost: Option<Outage>,
     /// Why something cannot be watched or asked, in the cluster's words.
-    troubles: BTreeMap<&'static str, String>,
+    problems: BTreeMap<&'static str, String>,
 }
 
 /// Whether an API server refuses for good, rather than that it is busy or broken.
@@ -301,7 +301,7 @@ pub(super) fn is_refusal(status: &Status) -> bool {
 
 /// Since when a cluster does not answer.
 #[derive(Debug)]
-struct Lost {
+struct Outage {
     since: Timestamp,
     /// The same, by a clock that nobody sets.
     at: Instant,
@@ -316,19 +316,19 @@ impl Contact {
         if missing.is_empty() {
             return state.waiting.clone();
         }
-        let mut troubles = state.troubles.iter();
-        let trouble = troubles.find(|(what, _)| state.missing.contains(*what));
-        let trouble = trouble.map(|(_, why)| why.clone());
-        let why = trouble.or_else(|| state.lost.as_ref().map(|lost| lost.why.clone()));
+        let mut problems = state.problems.iter();
+        let problem = problems.find(|(what, _)| state.missing.contains(*what));
+        let problem = problem.map(|(_, why)| why.clone());
+        let why = problem.or_else(|| state.lost.as_ref().map(|lost| lost.why.clone()));
         let why = why.map(|why| format!(": {why}")).unwrap_or_default();
         let missing = missing.join(", ");
         Some(format!("the cluster has not told yet of: {missing}{why}"))
     }
 
     /// Why something cannot be watched or asked, although the cluster answers.
-    pub(crate) fn trouble(&self) -> Option<String> {
+    pub(crate) fn problem(&self) -> Option<String> {
         let state = self.lock();
-        let all: Vec<&str> = state.troubles.values().map(String::as_str).collect();
+        let all: Vec<&str> = state.problems.values().map(String::as_str).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 
@@ -373,7 +373,7 @@ impl Contact {
             problem = why,
             "cluster.away: what was read last stays in force"
         );
-        state.lost = Some(Lost {
+        state.lost = Some(Outage {
             since: Timestamp::now(),
             at: Instant::now(),
             why,
@@ -381,8 +381,8 @@ impl Contact {
     }
 
     /// The cluster answered that it will not tell.
-    pub(super) fn troubled(&self, what: &'static str, done: &str, status: &Status) {
-        // One that is told of by an old version is asked anew at once: no trouble.
+    pub(super) fn set_problem_of(&self, what: &'static str, done: &str, status: &Status) {
+        // One that is told of by an old version is asked anew at once: no problem.
         if status.code == 410 {
             return;
         }
@@ -395,14 +395,14 @@ impl Contact {
             _ => "",
         };
         let why = format!("{what} cannot be {done}: {}{hint}", said.trim());
-        let before = self.lock().troubles.insert(what, why.clone());
+        let before = self.lock().problems.insert(what, why.clone());
         if before.as_ref() != Some(&why) {
             tracing::error!(problem = why, "cluster.refused");
         }
     }
 
-    pub(super) fn untroubled(&self, what: &'static str) {
-        self.lock().troubles.remove(what);
+    pub(super) fn clear_problem(&self, what: &'static str) {
+        self.lock().problems.remove(what);
     }
 
     fn wait_for(&self, what: &'static str) {

@@ -27,7 +27,7 @@ use crate::{
         ledger::{Issued, Ledger},
         shared_ca::{CaError, SharedCa},
     },
-    state::{snapshot::Worlds, store::StoreError},
+    state::{snapshot::Snapshots, store::StoreError},
     telemetry::metrics::{EvidenceLabel, Metrics},
     transport::peer::timestamp,
 };
@@ -86,7 +86,7 @@ pub(crate) enum AuthorityError {
     #[error("{0}")]
     Issuer(#[from] merlon_issuer::IssueError),
     #[error("the certificate issuer did not answer within {} seconds", SIGNING.as_secs())]
-    Silent,
+    TimedOut,
     #[error("the own key: {0}")]
     Key(#[from] merlon_certs::KeyError),
     #[error("the trust bundle: {0}")]
@@ -150,7 +150,7 @@ impl Authority {
 #[derive(Debug)]
 pub(crate) struct Keeper {
     pub(crate) authority: Authority,
-    pub(crate) worlds: Worlds,
+    pub(crate) snapshots: Snapshots,
     pub(crate) ledger: Ledger,
     pub(crate) metrics: Metrics,
     pub(crate) state_dir: PathBuf,
@@ -163,18 +163,18 @@ pub(crate) struct Keeper {
 impl Keeper {
     /// Gets a certificate, renews it at half of its life, and begins anew when the resources name another issuer.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
-        let mut worlds = self.worlds.watch();
+        let mut snapshots = self.snapshots.watch();
         let mut issuer = self.issuer.take();
         let mut failures = 0_u32;
         loop {
-            let mesh = Arc::clone(&worlds.borrow_and_update().mesh);
+            let mesh = Arc::clone(&snapshots.borrow_and_update().mesh);
             let spec = mesh.config().certificates.issuer.clone();
             issuer.take_if(|(of, _)| *of != spec);
             let tried = tokio::select! {
                 tried = tokio::time::timeout(SIGNING, self.certify(&mesh, &mut issuer)) => tried,
                 () = shutdown.cancelled() => return,
             };
-            let pause = match tried.unwrap_or(Err(AuthorityError::Silent)) {
+            let pause = match tried.unwrap_or(Err(AuthorityError::TimedOut)) {
                 Ok(certified) => {
                     failures = 0;
                     self.publish(certified)
@@ -187,7 +187,7 @@ impl Keeper {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = keep_alive(issuer.as_ref()) => {}
-                () = other_issuer(&mut worlds, &spec) => {}
+                () = other_issuer(&mut snapshots, &spec) => {}
                 () = shutdown.cancelled() => return,
             }
         }
@@ -210,7 +210,7 @@ impl Keeper {
                 }
                 let issuer =
                     CertIssuer::open(&certificates.issuer, &self.state_dir, domain).await?;
-                tell(&issuer);
+                log_issuer(&issuer);
                 let issuer = Arc::new(issuer);
                 *known = Some((certificates.issuer.clone(), Arc::clone(&issuer)));
                 issuer
@@ -266,7 +266,7 @@ impl Keeper {
         self.metrics
             .own_expiry
             .set(certified.not_after.as_secs() as f64);
-        self.worlds
+        self.snapshots
             .publish_bundle(StateResource::trust_bundle(&certified.bundle));
         self.authority.set_problem(None);
         self.authority
@@ -291,7 +291,7 @@ impl Keeper {
 }
 
 /// Loudly where it is not fit for more than development.
-pub(crate) fn tell(issuer: &CertIssuer) {
+pub(crate) fn log_issuer(issuer: &CertIssuer) {
     if issuer.for_development() {
         tracing::warn!(issuer = issuer.describe(), "issuer.opened");
     } else {
@@ -309,10 +309,10 @@ async fn keep_alive(issuer: Option<&(CertificateIssuer, Arc<CertIssuer>)>) {
 
 /// Returns when the resources name another issuer than `spec`.
 async fn other_issuer(
-    worlds: &mut watch::Receiver<crate::state::snapshot::World>,
+    snapshots: &mut watch::Receiver<crate::state::snapshot::Snapshot>,
     spec: &CertificateIssuer,
 ) {
-    let other = worlds.wait_for(|world| world.mesh.config().certificates.issuer != *spec);
+    let other = snapshots.wait_for(|snapshot| snapshot.mesh.config().certificates.issuer != *spec);
     if other.await.is_err() {
         std::future::pending::<()>().await;
     }

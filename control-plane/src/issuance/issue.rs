@@ -25,7 +25,7 @@ use crate::{
         ledger::{Issued, Ledger},
     },
     push::Registry,
-    state::{snapshot::Worlds, store::StoreError},
+    state::{snapshot::Snapshots, store::StoreError},
     telemetry::{
         metrics::{EvidenceLabel, Metrics, RefusalLabel},
         spans,
@@ -42,7 +42,7 @@ const CSR_BYTES: usize = 4 << 10;
 /// Certificates, as a gRPC service.
 #[derive(Debug, Clone)]
 pub(crate) struct Issue {
-    pub(crate) worlds: Worlds,
+    pub(crate) snapshots: Snapshots,
     pub(crate) authority: Authority,
     pub(crate) tokens: JoinTokens,
     /// In a cluster: who tells whose a pod's token is.
@@ -76,14 +76,14 @@ impl From<StoreError> for Refusal {
     }
 }
 
-/// Who is to get a certificate, and by what right.
-enum Right {
+/// Who is to get a certificate, and by what grounds.
+enum Grounds {
     Token(JoinToken),
     ServiceAccount,
     Certificate,
 }
 
-impl Right {
+impl Grounds {
     const fn evidence(&self) -> &'static str {
         match self {
             Self::Token(_) => "join-token",
@@ -141,7 +141,7 @@ impl Issue {
             return Err(malformed(format!("`csr` must have 1 to {CSR_BYTES} bytes")));
         }
         let now = Timestamp::now();
-        let (identity, right) = self.right(peer, request.evidence, now).await?;
+        let (identity, grounds) = self.grounds(peer, request.evidence, now).await?;
         // Everything that can be wrong with the request comes before the token is used up.
         let csr = Csr::check(&request.csr, &identity)
             .map_err(|error| refuse("csr", Status::invalid_argument(error.to_string())))?;
@@ -151,7 +151,7 @@ impl Issue {
             let message = "renewal needs a new key: this one is in the present certificate";
             return Err(refuse("old_key", Status::invalid_argument(message)));
         }
-        if !self.worlds.mesh().knows(&identity) {
+        if !self.snapshots.mesh().knows(&identity) {
             let message = format!("no Workload and no Gateway of the mesh runs as `{identity}`");
             return Err(refuse(
                 "unknown_identity",
@@ -164,7 +164,7 @@ impl Issue {
                 Status::unavailable("the control plane has no certificate issuer yet"),
             )
         })?;
-        if let Right::Token(token) = &right
+        if let Grounds::Token(token) = &grounds
             && !self.tokens.take(token, node, now).await?
         {
             // Looked good a moment ago: another took it in between, or it is just over.
@@ -177,13 +177,13 @@ impl Issue {
         let chain = match self.sign(&certified, &request.csr, &identity).await {
             Ok(chain) => chain,
             Err(refusal) => {
-                if let Right::Token(token) = &right {
+                if let Grounds::Token(token) = &grounds {
                     self.tokens.give_back(token).await?;
                 }
                 return Err(refusal);
             }
         };
-        self.remember(peer, node, &identity, &right, &chain, now)
+        self.remember(peer, node, &identity, &grounds, &chain, now)
             .await?;
         Ok(IssueResponse {
             chain: chain
@@ -208,23 +208,23 @@ impl Issue {
         })
     }
 
-    async fn right(
+    async fn grounds(
         &self,
         peer: &Peer,
         evidence: Option<Evidence>,
         now: Timestamp,
-    ) -> Result<(SpiffeId, Right), Refusal> {
+    ) -> Result<(SpiffeId, Grounds), Refusal> {
         match evidence {
             Some(Evidence::JoinToken(text)) => {
                 let token: JoinToken = text.parse().map_err(|error| {
                     refuse("malformed", Status::invalid_argument(format!("{error}")))
                 })?;
                 let identity = self.look(&token, now).await?;
-                Ok((identity, Right::Token(token)))
+                Ok((identity, Grounds::Token(token)))
             }
             Some(Evidence::Token(token)) => {
                 let identity = self.service_account(&token).await?;
-                Ok((identity, Right::ServiceAccount))
+                Ok((identity, Grounds::ServiceAccount))
             }
             None => {
                 let unproved = |status| refuse("no_evidence", status);
@@ -244,7 +244,7 @@ impl Issue {
                         "in a cluster a certificate is renewed on its pod's token, unless the cluster has been away for half a minute: a join token is good for one certificate there",
                     )));
                 }
-                Ok((svid.id.clone(), Right::Certificate))
+                Ok((svid.id.clone(), Grounds::Certificate))
             }
         }
     }
@@ -267,11 +267,11 @@ impl Issue {
                 refuse(reason, Status::permission_denied(message))
             }
         })?;
-        let mut worlds = self.worlds.watch();
-        let domain = self.worlds.mesh().state().trust_domain.clone();
+        let mut snapshots = self.snapshots.watch();
+        let domain = self.snapshots.mesh().state().trust_domain.clone();
         let identity = domain.spiffe_id(&account);
         // The pod was seen a moment ago, and is a Workload as soon as that is compiled.
-        let known = worlds.wait_for(|world| world.mesh.knows(&identity));
+        let known = snapshots.wait_for(|snapshot| snapshot.mesh.knows(&identity));
         let _ = tokio::time::timeout(COMPILED, known).await;
         Ok(identity)
     }
@@ -310,7 +310,7 @@ impl Issue {
         csr: &[u8],
         identity: &SpiffeId,
     ) -> Result<Vec<CertificateDer<'static>>, Refusal> {
-        let lifetime = self.worlds.mesh().config().certificates.lifetime.0;
+        let lifetime = self.snapshots.mesh().config().certificates.lifetime.0;
         let signing = certified.issuer().sign(csr, identity, lifetime);
         let signed = tokio::time::timeout(SIGNING, signing).await;
         let signed = signed.unwrap_or_else(|_| {
@@ -336,7 +336,7 @@ impl Issue {
         peer: &Peer,
         node: &str,
         identity: &SpiffeId,
-        right: &Right,
+        grounds: &Grounds,
         chain: &[CertificateDer<'static>],
         now: Timestamp,
     ) -> Result<(), Refusal> {
@@ -356,14 +356,14 @@ impl Issue {
                 at: now,
                 identity: identity.to_string(),
                 serial: facts.serial.clone(),
-                evidence: right.evidence().to_owned(),
+                evidence: grounds.evidence().to_owned(),
                 node_id: node.to_owned(),
                 address: peer.address.to_string(),
                 not_after,
             })
             .await?;
         let label = EvidenceLabel {
-            evidence: right.evidence(),
+            evidence: grounds.evidence(),
         };
         self.metrics.issued.get_or_create(&label).inc();
         self.registry
@@ -371,7 +371,7 @@ impl Issue {
         tracing::info!(
             identity = %identity,
             serial = facts.serial,
-            evidence = right.evidence(),
+            evidence = grounds.evidence(),
             node,
             address = %peer.address,
             not_after = %not_after,

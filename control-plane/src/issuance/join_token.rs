@@ -158,14 +158,14 @@ fn timestamp(millis: i64) -> Timestamp {
 mod tests {
     use super::*;
 
-    struct Made {
+    struct Fixture {
         folder: tempfile::TempDir,
         tokens: JoinTokens,
         token: JoinToken,
         now: Timestamp,
     }
 
-    async fn made() -> Made {
+    async fn fixture() -> Fixture {
         let folder = tempfile::tempdir().unwrap();
         let tokens = JoinTokens::new(Store::open(&folder.path().join("db")).unwrap());
         let token = JoinToken::new("demo.test".parse().unwrap(), [7; 32], b"root");
@@ -175,7 +175,7 @@ mod tests {
             .add(&token, &identity, now, DEFAULT_TTL)
             .await
             .unwrap();
-        Made {
+        Fixture {
             folder,
             tokens,
             token,
@@ -185,12 +185,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_token_expires_to_the_moment() {
-        let Made {
+        let Fixture {
             folder: _folder,
             tokens,
             token,
             now,
-        } = made().await;
+        } = fixture().await;
         let end = later(now, DEFAULT_TTL);
         let before = later(now, DEFAULT_TTL - Duration::from_millis(1));
         assert!(tokens.look(&token, before).await.unwrap().is_ok());
@@ -201,12 +201,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_token_is_taken_once_and_by_whom_is_remembered() {
-        let Made {
+        let Fixture {
             folder: _folder,
             tokens,
             token,
             now,
-        } = made().await;
+        } = fixture().await;
         assert!(tokens.take(&token, "node-1", now).await.unwrap());
         assert!(!tokens.take(&token, "node-2", now).await.unwrap());
         let later = later(now, 2 * DEFAULT_TTL);
@@ -226,12 +226,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_token_that_was_given_back_is_good_again() {
-        let Made {
+        let Fixture {
             folder: _folder,
             tokens,
             token,
             now,
-        } = made().await;
+        } = fixture().await;
         assert!(tokens.take(&token, "node-1", now).await.unwrap());
         tokens.give_back(&token).await.unwrap();
         assert!(tokens.take(&token, "node-1", now).await.unwrap());
@@ -239,7 +239,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_database_does_not_hold_the_secret() {
-        let Made { folder, token, .. } = made().await;
+        let Fixture { folder, token, .. } = fixture().await;
         for entry in std::fs::read_dir(folder.path()).unwrap() {
             let bytes = std::fs::read(entry.unwrap().path()).unwrap();
             assert!(!bytes.windows(32).any(|window| window == [7; 32]));
@@ -254,12 +254,12 @@ mod tests {
 
     #[tokio::test]
     async fn tokens_are_forgotten_a_day_after_their_end() {
-        let Made {
+        let Fixture {
             folder: _folder,
             tokens,
             token,
             now,
-        } = made().await;
+        } = fixture().await;
         let next = JoinToken::new("demo.test".parse().unwrap(), [8; 32], b"root");
         let identity = "spiffe://demo.test/ns/shop/sa/web".parse().unwrap();
         let then = later(now, DEFAULT_TTL + REMEMBERED + Duration::from_millis(1));

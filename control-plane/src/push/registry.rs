@@ -19,7 +19,7 @@ use merlon_config::{
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::{push::session::Answer, telemetry::metrics::Metrics, transport::peer::PeerSvid};
+use crate::{push::session::ProxyAck, telemetry::metrics::Metrics, transport::peer::PeerSvid};
 
 /// How long a proxy that went away stays in the list.
 const REMEMBERED: jiff::SignedDuration = jiff::SignedDuration::from_mins(60);
@@ -79,8 +79,8 @@ pub(crate) struct ProxyStatus {
 pub(crate) struct Enforcing {
     /// Its Workload or Gateway.
     pub(crate) name: ServiceName,
-    /// The number of the world.
-    pub(crate) world: u64,
+    /// The number of the snapshot.
+    pub(crate) snapshot: u64,
     /// Why it does not take the newest.
     pub(crate) refusal: Option<String>,
 }
@@ -98,7 +98,7 @@ pub(crate) enum AskError {
     },
     /// It is there and says nothing.
     #[error("the proxy `{0}` did not answer within {secs} seconds", secs = PATIENCE.as_secs())]
-    Silent(String),
+    TimedOut(String),
     /// It says that it cannot.
     #[error("the proxy `{id}` could not answer: {why}")]
     Failed {
@@ -121,11 +121,11 @@ pub(crate) struct Registry {
     changed: Arc<Notify>,
 }
 
-type Key = (SpiffeId, String);
+type ProxyKey = (SpiffeId, String);
 
 #[derive(Debug, Default)]
 struct Inner {
-    proxies: HashMap<Key, Record>,
+    proxies: HashMap<ProxyKey, Record>,
     connections: u64,
 }
 
@@ -133,8 +133,8 @@ struct Inner {
 struct Record {
     status: ProxyStatus,
     refused: Option<Version>,
-    /// The world that it should enforce, and the last one that it is known to enforce.
-    worlds: (u64, u64),
+    /// The snapshot that it should enforce, and the last one that it is known to enforce.
+    snapshots: (u64, u64),
     reported_at: Timestamp,
     /// The stream that this record follows; an older one that ends later is another's business.
     push: Option<u64>,
@@ -157,7 +157,7 @@ impl Registry {
         address: SocketAddr,
         node_id: &str,
         version: &str,
-    ) -> Connection {
+    ) -> DiscoveryEntry {
         let key = (peer.id.clone(), node_id.to_owned());
         let mut inner = self.lock();
         let number = inner.next();
@@ -173,7 +173,7 @@ impl Registry {
         status.resources_sent = 0;
         status.resources_sent_by_kind.clear();
         drop(inner);
-        Connection {
+        DiscoveryEntry {
             registry: self.clone(),
             key,
             number,
@@ -187,13 +187,13 @@ impl Registry {
         address: SocketAddr,
         node_id: &str,
         inspector: Inspector,
-    ) -> Inspection {
+    ) -> InspectionEntry {
         let key = (peer.id.clone(), node_id.to_owned());
         let mut inner = self.lock();
         let number = inner.next();
         inner.record(&key, peer, address).inspector = Some((number, inspector));
         drop(inner);
-        Inspection {
+        InspectionEntry {
             registry: self.clone(),
             key,
             number,
@@ -207,13 +207,13 @@ impl Registry {
             .lock()
             .proxies
             .values()
-            .map(|record| record.told(now))
+            .map(|record| record.status_at(now))
             .collect();
         list.sort_by(|a, b| (&a.identity, &a.id).cmp(&(&b.identity, &b.id)));
         list
     }
 
-    /// Every connected proxy with the last world that it is known to enforce.
+    /// Every connected proxy with the last snapshot that it is known to enforce.
     pub(crate) fn enforcing(&self) -> Vec<Enforcing> {
         let inner = self.lock();
         let connected = inner
@@ -226,7 +226,7 @@ impl Registry {
                     record.refused.is_some() && record.refused == record.status.sent_version;
                 Some(Enforcing {
                     name: record.status.workload.clone()?,
-                    world: record.worlds.1,
+                    snapshot: record.snapshots.1,
                     refusal: record.status.reason.clone().filter(|_| refuses),
                 })
             })
@@ -280,7 +280,7 @@ impl Registry {
             answered.await.map_err(|_| away())
         };
         let reply = tokio::time::timeout(PATIENCE, asked).await;
-        match reply.map_err(|_| AskError::Silent(id.clone()))?? {
+        match reply.map_err(|_| AskError::TimedOut(id.clone()))?? {
             Reply::Error(why) => Err(AskError::Failed { id, why }),
             reply => Ok(reply),
         }
@@ -313,10 +313,10 @@ impl Inner {
         self.connections
     }
 
-    fn record(&mut self, key: &Key, peer: &PeerSvid, address: SocketAddr) -> &mut Record {
+    fn record(&mut self, key: &ProxyKey, peer: &PeerSvid, address: SocketAddr) -> &mut Record {
         let now = Timestamp::now();
         if !self.proxies.contains_key(key) {
-            self.forget(now);
+            self.evict(now);
         }
         let record = self.proxies.entry(key.clone()).or_insert_with(|| Record {
             status: ProxyStatus {
@@ -342,7 +342,7 @@ impl Inner {
                 subscriptions: BTreeMap::new(),
             },
             refused: None,
-            worlds: (0, 0),
+            snapshots: (0, 0),
             reported_at: now,
             push: None,
             inspector: None,
@@ -355,7 +355,7 @@ impl Inner {
     }
 
     /// Who is gone for long, and of those who are gone the longest when there are too many.
-    fn forget(&mut self, now: Timestamp) {
+    fn evict(&mut self, now: Timestamp) {
         let gone = |record: &Record| record.push.is_none() && record.inspector.is_none();
         self.proxies.retain(|_, record| {
             !gone(record) || now.duration_since(record.status.last_seen) < REMEMBERED
@@ -372,15 +372,15 @@ impl Inner {
 }
 
 impl Record {
-    /// Who enforces the state that it should have enforces all that the world of this state brought.
+    /// Who enforces the state that it should have enforces all that the snapshot of this state brought.
     fn compare(&mut self) {
         let status = &self.status;
         if status.sent_version.is_some() && status.sent_version == status.snapshot_version {
-            self.worlds.1 = self.worlds.0;
+            self.snapshots.1 = self.snapshots.0;
         }
     }
 
-    fn told(&self, now: Timestamp) -> ProxyStatus {
+    fn status_at(&self, now: Timestamp) -> ProxyStatus {
         let mut status = self.status.clone();
         let connected = self.push.is_some();
         status.state = match &status.sent_version {
@@ -412,20 +412,20 @@ impl Record {
 
 /// A proxy's open delta stream.
 #[derive(Debug)]
-pub(crate) struct Connection {
+pub(crate) struct DiscoveryEntry {
     registry: Registry,
-    key: Key,
+    key: ProxyKey,
     number: u64,
 }
 
-impl Connection {
+impl DiscoveryEntry {
     /// What it is, and what it should have.
-    pub(crate) fn owes(
+    pub(crate) fn set_expected(
         &self,
         workload: Option<(&ServiceName, bool)>,
         version: Option<&Version>,
         subscriptions: BTreeMap<ResourceKind, usize>,
-        world: u64,
+        snapshot: u64,
     ) {
         self.update(|record| {
             if let Some((name, gateway)) = workload {
@@ -434,23 +434,23 @@ impl Connection {
             }
             record.status.sent_version = version.cloned();
             record.status.subscriptions = subscriptions;
-            record.worlds.0 = world;
+            record.snapshots.0 = snapshot;
             record.compare();
         });
         self.registry.changed.notify_one();
     }
 
     /// What it said.
-    pub(crate) fn answered(&self, answer: Answer) {
+    pub(crate) fn record_ack(&self, answer: ProxyAck) {
         self.update(|record| {
             record.status.last_seen = Timestamp::now();
             match answer {
-                Answer::Acknowledged(version) => {
+                ProxyAck::Acknowledged(version) => {
                     record.status.snapshot_version = Some(version);
                     record.refused = None;
                     record.compare();
                 }
-                Answer::Refused(version, reason) => {
+                ProxyAck::Refused(version, reason) => {
                     record.status.reason = Some(reason);
                     record.refused = version.or_else(|| record.status.sent_version.clone());
                 }
@@ -482,7 +482,7 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl Drop for DiscoveryEntry {
     fn drop(&mut self) {
         let metrics = self.registry.metrics.clone();
         self.update(|record| {
@@ -497,13 +497,13 @@ impl Drop for Connection {
 
 /// A proxy's open inspection stream.
 #[derive(Debug)]
-pub(crate) struct Inspection {
+pub(crate) struct InspectionEntry {
     registry: Registry,
-    key: Key,
+    key: ProxyKey,
     number: u64,
 }
 
-impl Inspection {
+impl InspectionEntry {
     /// How it says that it is.
     pub(crate) fn reported(&self, report: &Report) {
         let mut inner = self.registry.lock();
@@ -528,7 +528,7 @@ impl Inspection {
     }
 }
 
-impl Drop for Inspection {
+impl Drop for InspectionEntry {
     fn drop(&mut self) {
         if let Some(record) = self.registry.lock().proxies.get_mut(&self.key) {
             record

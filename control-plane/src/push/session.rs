@@ -14,7 +14,7 @@ use merlon_config::{
 };
 use tonic::Status;
 
-use crate::state::snapshot::World;
+use crate::state::snapshot::Snapshot;
 
 /// A response carries about so many bytes of resources at most, unless a single one is larger.
 const RESPONSE_BYTES: usize = 512 << 10;
@@ -44,7 +44,7 @@ pub(crate) struct NodeInfo {
 
 /// Something that the proxy said of what it was sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum ProxyAck {
     /// It enforces the state of this manifest.
     Acknowledged(Version),
     /// It keeps what it had. The version is the manifest's, or of another kind none.
@@ -113,8 +113,8 @@ impl Session {
     pub(crate) fn receive(
         &mut self,
         request: &DeltaDiscoveryRequest,
-        world: &World,
-    ) -> Result<Option<Answer>, Status> {
+        snapshot: &Snapshot,
+    ) -> Result<Option<ProxyAck>, Status> {
         if self.node.is_none() {
             let node = request.node.as_ref();
             let node = node.ok_or_else(|| invalid("the first message has no `node`"))?;
@@ -144,12 +144,12 @@ impl Session {
         }
         if self.proxy.is_none() {
             // What its own listeners give it must be known before it asks for more.
-            self.refresh(world)?;
+            self.refresh(snapshot)?;
         }
         self.unsubscribe(kind, unsubscribe);
-        self.subscribe(kind, request, world)?;
+        self.subscribe(kind, request, snapshot)?;
         let answer = self.answer(kind, request);
-        self.refresh(world)?;
+        self.refresh(snapshot)?;
         if kind == ResourceKind::Destination {
             self.held = false;
         }
@@ -181,7 +181,7 @@ impl Session {
         &mut self,
         kind: ResourceKind,
         request: &DeltaDiscoveryRequest,
-        world: &World,
+        snapshot: &Snapshot,
     ) -> Result<(), Status> {
         let has = &request.initial_resource_versions;
         for name in &request.resource_names_subscribe {
@@ -212,7 +212,7 @@ impl Session {
                 // What an address leads to comes and goes with the address.
                 let led_to = |meant| matches!(meant, AddressState::Service { service: other, .. } if other == service);
                 let addresses = &mut self.wanted.addresses.iter();
-                let led_to = addresses.any(|address| led_to(world.mesh.address(*address)));
+                let led_to = addresses.any(|address| led_to(snapshot.mesh.address(*address)));
                 if !given && !led_to {
                     self.wanted.services.insert(service);
                 }
@@ -232,7 +232,7 @@ impl Session {
         Ok(())
     }
 
-    fn answer(&mut self, kind: ResourceKind, request: &DeltaDiscoveryRequest) -> Option<Answer> {
+    fn answer(&mut self, kind: ResourceKind, request: &DeltaDiscoveryRequest) -> Option<ProxyAck> {
         let version = match kind {
             ResourceKind::Manifest => {
                 let nonce = &request.response_nonce;
@@ -248,20 +248,20 @@ impl Session {
         match (&request.error_detail, version) {
             (Some(error), version) => {
                 let reason: String = error.message.chars().take(2_000).collect();
-                Some(Answer::Refused(version, reason))
+                Some(ProxyAck::Refused(version, reason))
             }
-            (None, Some(version)) => Some(Answer::Acknowledged(version)),
+            (None, Some(version)) => Some(ProxyAck::Acknowledged(version)),
             (None, None) => None,
         }
     }
 
     /// A proxy that comes back with the very state that it should have took that before this stream began.
-    fn has_already(&self, kind: ResourceKind, request: &DeltaDiscoveryRequest) -> Option<Answer> {
+    fn has_already(&self, kind: ResourceKind, request: &DeltaDiscoveryRequest) -> Option<ProxyAck> {
         let current = self.version().filter(|_| kind == ResourceKind::Manifest)?;
         let has = request
             .initial_resource_versions
             .get(&self.identity.to_string())?;
-        (has == current.as_str()).then(|| Answer::Acknowledged(current.clone()))
+        (has == current.as_str()).then(|| ProxyAck::Acknowledged(current.clone()))
     }
 
     /// A proxy that comes back tells what it has type by type. Were it sent a manifest before it has named the
@@ -292,22 +292,22 @@ impl Session {
     ///
     /// # Errors
     /// When no resource has its identity (any more).
-    pub(crate) fn refresh(&mut self, world: &World) -> Result<(), Status> {
+    pub(crate) fn refresh(&mut self, snapshot: &Snapshot) -> Result<(), Status> {
         let workload = self.node.as_ref().and_then(|node| node.workload.as_deref());
-        let found = world.mesh.proxy(&self.identity, workload);
+        let found = snapshot.mesh.proxy(&self.identity, workload);
         let proxy = found.map_err(|unknown| Status::permission_denied(unknown.to_string()))?;
-        let mut state = world.mesh.proxy_state(proxy, &self.wanted);
-        if let Some(bundle) = &world.bundle {
+        let mut state = snapshot.mesh.proxy_state(proxy, &self.wanted);
+        if let Some(bundle) = &snapshot.bundle {
             state.insert(Arc::clone(bundle));
         }
         for granted in proxy.secrets() {
-            if let Some(secret) = world.secrets.get(granted) {
+            if let Some(secret) = snapshot.secrets.get(granted) {
                 state.insert(Arc::clone(secret));
             }
         }
         // Of these nobody is told who does not serve with them.
         for name in proxy.certificates() {
-            if let Some(certificate) = world.certificates.get(name) {
+            if let Some(certificate) = snapshot.certificates.get(name) {
                 state.insert(Arc::clone(certificate));
             }
         }

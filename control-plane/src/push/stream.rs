@@ -1,4 +1,4 @@
-//! Carries a session over gRPC: reads the proxy's messages, wakes when the world changes, sends what is due.
+//! Carries a session over gRPC: reads the proxy's messages, wakes when the snapshot changes, sends what is due.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -13,11 +13,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    registry::{Connection, Registry},
-    session::{Answer, Session},
+    registry::{DiscoveryEntry, Registry},
+    session::{ProxyAck, Session},
 };
 use crate::{
-    state::snapshot::{World, Worlds},
+    state::snapshot::{Snapshot, Snapshots},
     telemetry::{
         metrics::{Metrics, ServiceLabel},
         spans,
@@ -36,7 +36,7 @@ const COALESCE: Duration = Duration::from_millis(10);
 /// The push, as a gRPC service.
 #[derive(Debug, Clone)]
 pub(crate) struct Push {
-    pub(crate) worlds: Worlds,
+    pub(crate) snapshots: Snapshots,
     pub(crate) registry: Registry,
     pub(crate) metrics: Metrics,
     pub(crate) tasks: TaskTracker,
@@ -60,8 +60,8 @@ impl AggregatedDiscoveryService for Push {
             peer,
             session: Session::new(svid.id.clone()),
             svid,
-            connection: None,
-            world: 0,
+            entry: None,
+            snapshot: 0,
             responses,
         };
         self.tasks.spawn(task.run(request.into_inner()));
@@ -74,9 +74,9 @@ struct Task {
     peer: Peer,
     svid: Arc<PeerSvid>,
     session: Session,
-    connection: Option<Connection>,
-    /// The number of the world that the session was last worked out from.
-    world: u64,
+    entry: Option<DiscoveryEntry>,
+    /// The number of the snapshot that the session was last worked out from.
+    snapshot: u64,
     responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
 }
 
@@ -120,7 +120,7 @@ impl Task {
         &mut self,
         mut requests: Streaming<DeltaDiscoveryRequest>,
     ) -> Result<(), Status> {
-        let mut worlds = self.push.worlds.watch();
+        let mut snapshots = self.push.snapshots.watch();
         loop {
             let hold = self.session.is_held();
             tokio::select! {
@@ -129,36 +129,35 @@ impl Task {
                     // The proxy went away, or sent what is no message: the connection says which.
                     Some(Err(status)) => return Err(status),
                     Some(Ok(request)) => {
-                        let world = worlds.borrow_and_update().clone();
-                        self.take(&request, &world)?;
+                        let snapshot = snapshots.borrow_and_update().clone();
+                        self.take(&request, &snapshot)?;
                     }
                 },
-                changed = next_world(&mut worlds), if self.session.node().is_some() => {
-                    let Some(world) = changed else { return Ok(()) };
-                    self.session.refresh(&world)?;
-                    self.world = world.number;
+                changed = next_snapshot(&mut snapshots), if self.session.node().is_some() => {
+                    let Some(snapshot) = changed else { return Ok(()) };
+                    self.session.refresh(&snapshot)?;
+                    self.snapshot = snapshot.number;
                 }
                 () = tokio::time::sleep(HOLD), if hold => {
                     self.session.release();
                     // A change that was being waited out in the arm above counts here too.
-                    let world = worlds.borrow_and_update().clone();
-                    self.session.refresh(&world)?;
-                    self.world = world.number;
+                    let snapshot = snapshots.borrow_and_update().clone();
+                    self.session.refresh(&snapshot)?;
+                    self.snapshot = snapshot.number;
                 }
             }
             self.send().await?;
         }
     }
 
-    fn take(&mut self, request: &DeltaDiscoveryRequest, world: &World) -> Result<(), Status> {
-        let answer = self.session.receive(request, world)?;
-        self.world = world.number;
-        if self.connection.is_none()
+    fn take(&mut self, request: &DeltaDiscoveryRequest, snapshot: &Snapshot) -> Result<(), Status> {
+        let answer = self.session.receive(request, snapshot)?;
+        self.snapshot = snapshot.number;
+        if self.entry.is_none()
             && let Some(node) = self.session.node()
         {
             let registry = &self.push.registry;
-            let connection =
-                registry.connect(&self.svid, self.peer.address, &node.id, &node.version);
+            let entry = registry.connect(&self.svid, self.peer.address, &node.id, &node.version);
             tracing::info!(
                 identity = %self.svid.id,
                 node = node.id,
@@ -166,23 +165,23 @@ impl Task {
                 version = node.version,
                 "proxy.connected"
             );
-            self.connection = Some(connection);
+            self.entry = Some(entry);
         }
-        self.owe();
-        if let (Some(answer), Some(connection)) = (answer, &self.connection) {
+        self.update_entry();
+        if let (Some(answer), Some(entry)) = (answer, &self.entry) {
             self.log(&answer);
-            connection.answered(answer);
+            entry.record_ack(answer);
         }
         Ok(())
     }
 
-    fn log(&self, answer: &Answer) {
+    fn log(&self, answer: &ProxyAck) {
         match answer {
-            Answer::Acknowledged(version) => {
+            ProxyAck::Acknowledged(version) => {
                 self.push.metrics.acknowledged.inc();
                 tracing::debug!(identity = %self.svid.id, snapshot = version.short(), "snapshot.acknowledged");
             }
-            Answer::Refused(version, reason) => {
+            ProxyAck::Refused(version, reason) => {
                 self.push.metrics.refused.inc();
                 tracing::warn!(
                     identity = %self.svid.id,
@@ -195,20 +194,20 @@ impl Task {
         }
     }
 
-    fn owe(&self) {
-        if let Some(connection) = &self.connection {
+    fn update_entry(&self) {
+        if let Some(entry) = &self.entry {
             let proxy = self.session.proxy();
-            connection.owes(
+            entry.set_expected(
                 proxy.map(|proxy| (proxy.name(), proxy.is_gateway())),
                 self.session.version(),
                 self.session.subscriptions(),
-                self.world,
+                self.snapshot,
             );
         }
     }
 
     async fn send(&mut self) -> Result<(), Status> {
-        self.owe();
+        self.update_entry();
         let due = self.session.due();
         if due.is_empty() {
             return Ok(());
@@ -221,11 +220,10 @@ impl Task {
             i64::try_from(resources).unwrap_or(i64::MAX),
         );
         for response in due {
-            if let (Some(connection), Some(kind)) = (
-                &self.connection,
-                ResourceKind::from_type_url(&response.type_url),
-            ) {
-                connection.sent(kind, response.resources.len());
+            if let (Some(entry), Some(kind)) =
+                (&self.entry, ResourceKind::from_type_url(&response.type_url))
+            {
+                entry.sent(kind, response.resources.len());
             }
             // Waits for a slow proxy, and only this task does.
             if self.responses.send(Ok(response)).await.is_err() {
@@ -236,9 +234,9 @@ impl Task {
     }
 }
 
-/// The next world, once it has stood for a moment; `None` when there will be none.
-async fn next_world(worlds: &mut watch::Receiver<World>) -> Option<World> {
-    worlds.changed().await.ok()?;
+/// The next snapshot, once it has stood for a moment; `None` when there will be none.
+async fn next_snapshot(snapshots: &mut watch::Receiver<Snapshot>) -> Option<Snapshot> {
+    snapshots.changed().await.ok()?;
     tokio::time::sleep(COALESCE).await;
-    Some(worlds.borrow_and_update().clone())
+    Some(snapshots.borrow_and_update().clone())
 }

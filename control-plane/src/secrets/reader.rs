@@ -31,14 +31,14 @@ pub(super) type Found<T> = (Granted, Result<T, String>);
 
 /// What all turns share.
 #[derive(Debug)]
-pub(super) struct Common<T, R> {
+pub(super) struct NamespaceReader<T, R> {
     pub(super) read: R,
     pub(super) found: mpsc::Sender<Found<T>>,
     places: Arc<Semaphore>,
     of_silent: Arc<Semaphore>,
 }
 
-impl<T, R: Clone> Clone for Common<T, R> {
+impl<T, R: Clone> Clone for NamespaceReader<T, R> {
     fn clone(&self) -> Self {
         Self {
             read: self.read.clone(),
@@ -49,7 +49,7 @@ impl<T, R: Clone> Clone for Common<T, R> {
     }
 }
 
-impl<T, R> Common<T, R> {
+impl<T, R> NamespaceReader<T, R> {
     pub(super) fn new(read: R, found: mpsc::Sender<Found<T>>) -> Self {
         Self {
             read,
@@ -60,7 +60,7 @@ impl<T, R> Common<T, R> {
     }
 
     /// Reads `wanted` until nobody wants to know any more. What is new in it, and what `nudged` tells, is not waited for.
-    pub(super) async fn turn<F, N>(
+    pub(super) async fn run<F, N>(
         self,
         mut wanted: watch::Receiver<BTreeSet<Granted>>,
         mut nudged: watch::Receiver<N>,

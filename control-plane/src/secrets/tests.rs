@@ -51,7 +51,7 @@ async fn vault(granted: Granted) -> Result<KvSecret, String> {
 }
 
 struct Running {
-    worlds: Worlds,
+    snapshots: Snapshots,
     deliveries: Deliveries,
     started: Instant,
     _nudge: watch::Sender<()>,
@@ -67,12 +67,12 @@ impl Running {
     where
         F: Future<Output = Result<KvSecret, String>> + Send + 'static,
     {
-        let (worlds, deliveries) = (Worlds::new(mesh(grants)), Deliveries::default());
+        let (snapshots, deliveries) = (Snapshots::new(mesh(grants)), Deliveries::default());
         let (nudge, nudged) = watch::channel(());
         let mut tasks = JoinSet::new();
-        tasks.spawn(Follower::new(worlds.clone(), deliveries.clone()).run(vault, nudged));
+        tasks.spawn(Follower::new(snapshots.clone(), deliveries.clone()).run(vault, nudged));
         Self {
-            worlds,
+            snapshots,
             deliveries,
             started: Instant::now(),
             _nudge: nudge,
@@ -82,9 +82,9 @@ impl Running {
 
     /// Waits until these are known, as `namespace/name=path`, and no others; gives after how many seconds.
     async fn until(&self, expected: &[&str]) -> u64 {
-        let mut worlds = self.worlds.watch();
-        let known = worlds.wait_for(|world| {
-            let known = world.secrets.keys();
+        let mut snapshots = self.snapshots.watch();
+        let known = snapshots.wait_for(|snapshot| {
+            let known = snapshot.secrets.keys();
             let known = known.map(|granted| format!("{}={}", granted.name, granted.path));
             known.eq(expected.iter().copied())
         });
@@ -94,11 +94,11 @@ impl Running {
     }
 
     /// What became of a grant, waited for.
-    async fn said(&self, name: &str) -> Result<u64, String> {
+    async fn results(&self, name: &str) -> Result<u64, String> {
         let mut changes = self.deliveries.changes();
         loop {
-            if let Some(said) = self.deliveries.of(&name.parse().unwrap()) {
-                return said;
+            if let Some(results) = self.deliveries.of(&name.parse().unwrap()) {
+                return results;
             }
             changes.changed().await.unwrap();
         }
@@ -113,11 +113,11 @@ async fn what_hangs_delays_nobody_of_another_namespace_not_even_what_is_granted_
     let running = Running::start(&grants);
     assert_eq!(running.until(&["b/one=one"]).await, 0);
     grants.extend(["b/two=two", "c/one=one"]);
-    running.worlds.publish_mesh(mesh(&grants));
+    running.snapshots.publish_mesh(mesh(&grants));
     let all = ["b/one=one", "b/two=two", "c/one=one"];
     assert_eq!(running.until(&all).await, 0);
-    let said = running.said("a/s0").await;
-    assert_eq!(said.unwrap_err(), "no answer within 5 seconds");
+    let results = running.results("a/s0").await;
+    assert_eq!(results.unwrap_err(), "no answer within 5 seconds");
 }
 
 #[tokio::test(start_paused = true)]
@@ -130,7 +130,7 @@ async fn of_one_namespace_those_that_answer_come_first_from_the_second_time_on()
     let first = Instant::now();
     // Asked again, since something is new, it is at once.
     let more = [&grants[..], &["a/y=fine-too"]].concat();
-    running.worlds.publish_mesh(mesh(&more));
+    running.snapshots.publish_mesh(mesh(&more));
     running.until(&["a/y=fine-too", "a/z=fine"]).await;
     assert_eq!(first.elapsed(), Duration::ZERO);
 }
@@ -139,11 +139,14 @@ async fn of_one_namespace_those_that_answer_come_first_from_the_second_time_on()
 async fn what_was_read_for_one_path_is_not_given_for_another() {
     let running = Running::start(&["a/db=old"]);
     running.until(&["a/db=old"]).await;
-    assert_eq!(running.said("a/db").await, Ok(7));
-    running.worlds.publish_mesh(mesh(&["a/db=refused"]));
+    assert_eq!(running.results("a/db").await, Ok(7));
+    running.snapshots.publish_mesh(mesh(&["a/db=refused"]));
     running.until(&[]).await;
-    assert_eq!(running.said("a/db").await.unwrap_err(), "permission denied");
-    running.worlds.publish_mesh(mesh(&["a/db=new"]));
+    assert_eq!(
+        running.results("a/db").await.unwrap_err(),
+        "permission denied"
+    );
+    running.snapshots.publish_mesh(mesh(&["a/db=new"]));
     running.until(&["a/db=new"]).await;
 }
 
@@ -164,11 +167,11 @@ async fn what_cannot_be_read_any_more_stays_and_what_is_not_granted_any_more_goe
     running.until(&both).await;
     sealed.store(true, Ordering::Relaxed);
     let mut changes = running.deliveries.changes();
-    while running.said("b/db").await.is_ok() {
+    while running.results("b/db").await.is_ok() {
         changes.changed().await.unwrap();
     }
     running.until(&both).await;
-    running.worlds.publish_mesh(mesh(&["a/db=fine"]));
+    running.snapshots.publish_mesh(mesh(&["a/db=fine"]));
     running.until(&["a/db=fine"]).await;
     assert_eq!(running.deliveries.of(&"b/db".parse().unwrap()), None);
 }

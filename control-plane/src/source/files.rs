@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{SharedStatus, SourceStatus};
 use crate::{
-    state::snapshot::Worlds,
+    state::snapshot::Snapshots,
     telemetry::metrics::{LoadLabel, Metrics},
 };
 
@@ -69,14 +69,14 @@ impl Files {
     }
 
     /// Publishes every good change until `shutdown`.
-    pub(crate) async fn follow(mut self, worlds: Worlds, shutdown: CancellationToken) {
+    pub(crate) async fn follow(mut self, snapshots: Snapshots, shutdown: CancellationToken) {
         let mut changes = watch_dir(&self.directory);
         loop {
             tokio::select! {
                 () = changes.next() => {}
                 () = shutdown.cancelled() => return,
             }
-            let running = worlds.mesh();
+            let running = snapshots.mesh();
             // Reading and compiling a large mesh takes a while; streams go on meanwhile.
             let done = tokio::task::spawn_blocking(move || {
                 let found = self.read_again(&running);
@@ -85,7 +85,7 @@ impl Files {
             let Ok((this, mesh)) = done.await else { return };
             self = this;
             if let Some(mesh) = mesh {
-                let _ = worlds.publish_mesh(mesh);
+                let _ = snapshots.publish_mesh(mesh);
             }
         }
     }

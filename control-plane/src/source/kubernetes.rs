@@ -25,12 +25,12 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    acceptance::{Acceptor, Judged},
-    bundles::Bundles,
+    acceptance::{Acceptance, Evaluation},
+    bundles::TrustBundles,
     document::{Document, Key},
-    gateway::{Attached, Report},
+    gateway::{Attached, GatewayStatus},
     report::Reporter,
-    status_store::Board,
+    status_store::StatusStore,
 };
 use crate::{
     cluster::{
@@ -43,18 +43,18 @@ use crate::{
     push::Registry,
     secrets::Deliveries,
     source::{SharedStatus, SourceStatus},
-    state::snapshot::{Certificates, Worlds},
+    state::snapshot::{Certificates, Snapshots},
     telemetry::metrics::{LoadLabel, Metrics},
 };
 
-pub(crate) use dry_run::Judge;
+pub(crate) use dry_run::DryRun;
 
-/// Changes of one moment (a `kubectl apply` of a folder, a rolling update) are judged as one.
+/// Changes of one moment (a `kubectl apply` of a folder, a rolling update) are evaluated as one.
 const GATHER: Duration = Duration::from_millis(50);
 
 /// What the rest of a control plane lends.
 #[derive(Debug, Clone)]
-pub(crate) struct Lent {
+pub(crate) struct KubernetesDeps {
     pub(crate) registry: Registry,
     pub(crate) authority: Authority,
     pub(crate) metrics: Metrics,
@@ -65,21 +65,21 @@ pub(crate) struct Lent {
 }
 
 /// What people wrote, and what the cluster itself knows.
-type Seen = (BTreeMap<Key, Document>, Arc<[Resource]>);
+type Inputs = (BTreeMap<Key, Document>, Arc<[Resource]>);
 
 /// A cluster that is followed.
 pub(crate) struct Kubernetes {
     client: Client,
     namespace: String,
     cluster: Cluster,
-    acceptor: Acceptor,
-    judge: Judge,
-    board: Board,
+    acceptance: Acceptance,
+    dry_run: DryRun,
+    statuses: StatusStore,
     leads: watch::Receiver<bool>,
     status: SharedStatus,
     metrics: Metrics,
-    /// What was judged last.
-    judged: Option<Seen>,
+    /// What was evaluated last.
+    evaluated: Option<Inputs>,
     /// Of gateways' listeners, as they were then.
     certificates: Arc<Certificates>,
 }
@@ -89,7 +89,10 @@ impl Kubernetes {
     ///
     /// # Errors
     /// The cluster's address or credentials are missing or unusable.
-    pub(crate) async fn connect(config: &KubernetesConfig, lent: Lent) -> Result<Self, OpenError> {
+    pub(crate) async fn connect(
+        config: &KubernetesConfig,
+        deps: KubernetesDeps,
+    ) -> Result<Self, OpenError> {
         let mut place = kube::Config::infer().await.map_err(Box::new)?;
         place.connect_timeout = Some(Duration::from_secs(3));
         let server = place.cluster_url.to_string();
@@ -97,48 +100,48 @@ impl Kubernetes {
         let cluster = Cluster::watch(
             &client,
             (&config.namespace, config.gateways),
-            lent.contact.clone(),
-            &lent.tasks,
-            &lent.shutdown,
+            deps.contact.clone(),
+            &deps.tasks,
+            &deps.shutdown,
         );
-        let board = Board::default();
+        let statuses = StatusStore::default();
         let (leading, leads) = watch::channel(false);
         let candidate = Candidate::new(
             client.clone(),
             &config.namespace,
             &config.replica,
-            lent.contact.clone(),
+            deps.contact.clone(),
             leading,
         );
-        lent.tasks.spawn(candidate.run(lent.shutdown.clone()));
+        deps.tasks.spawn(candidate.run(deps.shutdown.clone()));
         let reporter = Reporter::new(
             client.clone(),
             config,
             cluster.clone(),
-            board.clone(),
-            lent.registry.clone(),
-            (lent.authority.clone(), lent.deliveries.clone()),
+            statuses.clone(),
+            deps.registry.clone(),
+            (deps.authority.clone(), deps.deliveries.clone()),
             leads.clone(),
         );
-        lent.tasks.spawn(reporter.run(lent.shutdown.clone()));
-        let bundles = Bundles {
+        deps.tasks.spawn(reporter.run(deps.shutdown.clone()));
+        let bundles = TrustBundles {
             client: client.clone(),
             cluster: cluster.clone(),
-            authority: lent.authority.clone(),
+            authority: deps.authority.clone(),
             leads: leads.clone(),
         };
-        lent.tasks.spawn(bundles.run(lent.shutdown.clone()));
+        deps.tasks.spawn(bundles.run(deps.shutdown.clone()));
         Ok(Self {
             client,
             namespace: config.namespace.clone(),
             cluster,
-            acceptor: Acceptor::new(&config.namespace),
-            judge: Judge::new(&config.namespace),
-            board,
+            acceptance: Acceptance::new(&config.namespace),
+            dry_run: DryRun::new(&config.namespace),
+            statuses,
             leads,
             status: SourceStatus::of_cluster(&server),
-            metrics: lent.metrics,
-            judged: None,
+            metrics: deps.metrics,
+            evaluated: None,
             certificates: Arc::default(),
         })
     }
@@ -166,13 +169,15 @@ impl Kubernetes {
                 continue;
             }
             let done = tokio::task::spawn_blocking(move || {
-                let judged = this.compile(None);
-                (this, judged)
+                let evaluation = this.compile(None);
+                (this, evaluation)
             });
-            let (back, judged) = done.await.map_err(|_| OpenError::Ended)?;
+            let (back, evaluation) = done.await.map_err(|_| OpenError::Ended)?;
             this = back;
-            let Some(judged) = judged else { continue };
-            if let Some(mesh) = this.take(judged, 1) {
+            let Some(evaluation) = evaluation else {
+                continue;
+            };
+            if let Some(mesh) = this.apply(evaluation, 1) {
                 contact.wait_because(None);
                 return Ok((this, mesh));
             }
@@ -192,8 +197,8 @@ impl Kubernetes {
     }
 
     /// What admission asks about a resource.
-    pub(crate) fn judge(&self) -> &Judge {
-        &self.judge
+    pub(crate) fn dry_run(&self) -> &DryRun {
+        &self.dry_run
     }
 
     /// Whether this replica leads.
@@ -225,7 +230,7 @@ impl Kubernetes {
     }
 
     /// Publishes every change until `shutdown`.
-    pub(crate) async fn follow(mut self, worlds: Worlds, shutdown: CancellationToken) {
+    pub(crate) async fn follow(mut self, snapshots: Snapshots, shutdown: CancellationToken) {
         let mut changes = self.cluster.changes();
         loop {
             tokio::select! {
@@ -234,29 +239,31 @@ impl Kubernetes {
             }
             tokio::time::sleep(GATHER).await;
             changes.mark_unchanged();
-            let running = worlds.mesh();
+            let running = snapshots.mesh();
             // Compiling a large mesh takes a while; streams go on meanwhile.
             let done = tokio::task::spawn_blocking(move || {
-                let judged = self.compile(Some(&running));
-                (self, judged)
+                let evaluation = self.compile(Some(&running));
+                (self, evaluation)
             });
-            let Ok((this, judged)) = done.await else {
+            let Ok((this, evaluation)) = done.await else {
                 return;
             };
             self = this;
             // Before the mesh whose gateways name them.
-            worlds.publish_certificates(&self.certificates);
-            let Some(judged) = judged else { continue };
-            let number = judged
+            snapshots.publish_certificates(&self.certificates);
+            let Some(evaluation) = evaluation else {
+                continue;
+            };
+            let number = evaluation
                 .mesh
                 .as_ref()
-                .map_or(0, |mesh| worlds.publish_mesh(Arc::clone(mesh)));
-            let _ = self.take(judged, number);
+                .map_or(0, |mesh| snapshots.publish_mesh(Arc::clone(mesh)));
+            let _ = self.apply(evaluation, number);
         }
     }
 
     /// `None`: nothing changed that matters.
-    fn compile(&mut self, running: Option<&Mesh>) -> Option<Judged> {
+    fn compile(&mut self, running: Option<&Mesh>) -> Option<Evaluation> {
         let kinds = self.cluster.kinds.iter();
         let documents: BTreeMap<Key, Document> = kinds
             .flat_map(|(kind, store)| {
@@ -275,24 +282,25 @@ impl Kubernetes {
         if *self.certificates != attached.certificates {
             self.certificates = Arc::new(attached.certificates);
         }
-        if let Some((before, known)) = &self.judged
+        if let Some((before, known)) = &self.evaluated
             && *known == found
             && same(before, &documents)
         {
-            let left_out = self.board.left_out();
-            self.board.attached(blamed(attached.reports, &left_out));
+            let left_out = self.statuses.left_out();
+            self.statuses
+                .set_gateway_statuses(with_compile_errors(attached.reports, &left_out));
             return None;
         }
-        let judged = self.acceptor.judge(&documents, &found, running);
-        let reports = blamed(attached.reports, &judged.left_out);
-        self.board.attached(reports);
-        self.judge.learn(
-            self.acceptor.good(),
+        let evaluation = self.acceptance.evaluate(&documents, &found, running);
+        let reports = with_compile_errors(attached.reports, &evaluation.left_out);
+        self.statuses.set_gateway_statuses(reports);
+        self.dry_run.update(
+            self.acceptance.in_force(),
             Arc::clone(&found),
-            judged.mesh.as_ref(),
+            evaluation.mesh.as_ref(),
         );
-        self.judged = Some((documents, found));
-        Some(judged)
+        self.evaluated = Some((documents, found));
+        Some(evaluation)
     }
 
     /// What Gateway API says, if it is looked at.
@@ -300,7 +308,7 @@ impl Kubernetes {
         let Some(stores) = &self.cluster.gateways else {
             return Attached::default();
         };
-        gateway::attach(&gateway::Seen {
+        gateway::attach(&gateway::GatewayObjects {
             namespace: stores.namespace.clone(),
             classes: stores.classes.state(),
             gateways: stores.gateways.state(),
@@ -312,42 +320,53 @@ impl Kubernetes {
         })
     }
 
-    /// Tells of what was judged. `number` is the world's that came of it.
-    fn take(&mut self, judged: Judged, number: u64) -> Option<Arc<Mesh>> {
-        let result = if judged.mesh.is_some() {
+    /// Reports the evaluation. `number` is the number of the snapshot that it produced.
+    fn apply(&mut self, evaluation: Evaluation, number: u64) -> Option<Arc<Mesh>> {
+        let result = if evaluation.mesh.is_some() {
             "accepted"
         } else {
             "refused"
         };
         let label = LoadLabel { result };
         self.metrics.config_loads.get_or_create(&label).inc();
-        let refused = judged
+        let refused = evaluation
             .verdicts
             .iter()
             .filter(|(_, verdict)| !verdict.accepted);
         let mut problems: Problems = refused
             .map(|(key, verdict)| Problem::error(key.to_string(), &verdict.message))
             .collect();
-        problems.extend(judged.problems);
+        problems.extend(evaluation.problems);
         let count = i64::try_from(problems.problems().len()).unwrap_or(i64::MAX);
         self.metrics.config_problems.set(count);
-        self.status.lock().judged(problems, judged.mesh.is_some());
-        let documents = self.judged.as_ref().map(|(documents, _)| documents.clone());
-        self.board.judged(
+        self.status
+            .lock()
+            .evaluated(problems, evaluation.mesh.is_some());
+        let documents = self
+            .evaluated
+            .as_ref()
+            .map(|(documents, _)| documents.clone());
+        self.statuses.set_verdicts(
             documents.unwrap_or_default(),
-            judged.verdicts,
-            judged.left_out,
-            judged.mesh.as_ref().map(|mesh| (Arc::clone(mesh), number)),
+            evaluation.verdicts,
+            evaluation.left_out,
+            evaluation
+                .mesh
+                .as_ref()
+                .map(|mesh| (Arc::clone(mesh), number)),
         );
-        judged.mesh
+        evaluation.mesh
     }
 }
 
 /// With what was found wrong only when all was compiled.
-fn blamed(mut reports: Vec<Report>, left_out: &BTreeMap<String, String>) -> Vec<Report> {
+fn with_compile_errors(
+    mut reports: Vec<GatewayStatus>,
+    left_out: &BTreeMap<String, String>,
+) -> Vec<GatewayStatus> {
     for report in &mut reports {
         if let Some(message) = left_out.get(&report.origin()) {
-            report.blame(message);
+            report.set_compile_error(message);
         }
     }
     reports

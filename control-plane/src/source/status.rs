@@ -44,7 +44,7 @@ impl SourceStatus {
     }
 
     /// What a cluster's resources were found to be.
-    pub(crate) fn judged(&mut self, problems: Report, taken: bool) {
+    pub(crate) fn evaluated(&mut self, problems: Report, taken: bool) {
         let now = Timestamp::now();
         if taken {
             self.accepted_at = now;

@@ -14,23 +14,23 @@ pub(crate) type Secrets = BTreeMap<Granted, Arc<StateResource>>;
 
 /// One moment's truth. Its parts change on their own; whoever pushes takes all at once.
 #[derive(Debug, Clone)]
-pub(crate) struct World {
+pub(crate) struct Snapshot {
     pub(crate) mesh: Arc<Mesh>,
     /// Absent until the certificate issuer has answered once.
     pub(crate) bundle: Option<Arc<StateResource>>,
     pub(crate) certificates: Arc<Certificates>,
     pub(crate) secrets: Arc<Secrets>,
-    /// Counts the worlds, so that who enforces a later one is known to enforce what an earlier one brought.
+    /// Counts the snapshots, so that who enforces a later one is known to enforce what an earlier one brought.
     pub(crate) number: u64,
 }
 
 /// Where the moment's truth is published. A watcher that is slow sees the newest, not each.
 #[derive(Debug, Clone)]
-pub(crate) struct Worlds(Arc<watch::Sender<World>>);
+pub(crate) struct Snapshots(Arc<watch::Sender<Snapshot>>);
 
-impl Worlds {
+impl Snapshots {
     pub(crate) fn new(mesh: Arc<Mesh>) -> Self {
-        Self(Arc::new(watch::Sender::new(World {
+        Self(Arc::new(watch::Sender::new(Snapshot {
             mesh,
             bundle: None,
             certificates: Arc::default(),
@@ -39,46 +39,46 @@ impl Worlds {
         })))
     }
 
-    /// Gives the number of the world that it is in.
+    /// Gives the number of the snapshot that it is in.
     pub(crate) fn publish_mesh(&self, mesh: Arc<Mesh>) -> u64 {
         let mut number = 0;
-        self.0.send_modify(|world| {
-            world.mesh = mesh;
-            world.number += 1;
-            number = world.number;
+        self.0.send_modify(|snapshot| {
+            snapshot.mesh = mesh;
+            snapshot.number += 1;
+            number = snapshot.number;
         });
         number
     }
 
     /// The numbers of mesh and certificates are one: call this first, for what the mesh's gateways name.
     pub(crate) fn publish_certificates(&self, certificates: &Arc<Certificates>) {
-        self.0.send_if_modified(|world| {
-            let new = world.certificates != *certificates;
+        self.0.send_if_modified(|snapshot| {
+            let new = snapshot.certificates != *certificates;
             if new {
-                world.certificates = Arc::clone(certificates);
-                world.number += 1;
+                snapshot.certificates = Arc::clone(certificates);
+                snapshot.number += 1;
             }
             new
         });
     }
 
     pub(crate) fn publish_secrets(&self, secrets: &Arc<Secrets>) {
-        self.0.send_if_modified(|world| {
-            let new = world.secrets != *secrets;
+        self.0.send_if_modified(|snapshot| {
+            let new = snapshot.secrets != *secrets;
             if new {
-                world.secrets = Arc::clone(secrets);
-                world.number += 1;
+                snapshot.secrets = Arc::clone(secrets);
+                snapshot.number += 1;
             }
             new
         });
     }
 
     pub(crate) fn publish_bundle(&self, bundle: StateResource) {
-        self.0.send_if_modified(|world| {
-            let new = world.bundle.as_deref() != Some(&bundle);
+        self.0.send_if_modified(|snapshot| {
+            let new = snapshot.bundle.as_deref() != Some(&bundle);
             if new {
-                world.bundle = Some(Arc::new(bundle));
-                world.number += 1;
+                snapshot.bundle = Some(Arc::new(bundle));
+                snapshot.number += 1;
             }
             new
         });
@@ -88,7 +88,7 @@ impl Worlds {
         Arc::clone(&self.0.borrow().mesh)
     }
 
-    pub(crate) fn watch(&self) -> watch::Receiver<World> {
+    pub(crate) fn watch(&self) -> watch::Receiver<Snapshot> {
         self.0.subscribe()
     }
 }

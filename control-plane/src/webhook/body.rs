@@ -26,36 +26,36 @@ const TOGETHER: usize = 32 << 20;
 /// Until it is there. The API server's own patience is in the webhook configurations.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Memory for bodies.
+/// Reservation for bodies.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct MemoryBudget {
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
 }
 
-/// A body, and the memory that is lent to it.
+/// A body, and the memory that is reserved for it.
 pub(super) struct Body {
     pub(super) bytes: Vec<u8>,
     /// Whether it means more than nearly all others.
     pub(super) large: bool,
-    pub(super) lent: Memory,
+    pub(super) reservation: Reservation,
 }
 
-/// Memory that is lent, until this is dropped.
+/// Memory that is reserved until this is dropped.
 #[derive(Debug)]
-pub(super) struct Memory {
-    room: Arc<Semaphore>,
+pub(super) struct Reservation {
+    budget: Arc<Semaphore>,
     all: Option<OwnedSemaphorePermit>,
 }
 
-impl Memory {
+impl Reservation {
     /// Makes it so many bytes.
     pub(super) fn resize(&mut self, bytes: usize) -> Result<(), BodyError> {
         let now = self.bytes();
         if bytes > now {
-            let more = u32::try_from(bytes - now).map_err(|_| BodyError::NoRoom)?;
-            let more = Arc::clone(&self.room).try_acquire_many_owned(more);
-            let more = more.map_err(|_| BodyError::NoRoom)?;
+            let more = u32::try_from(bytes - now).map_err(|_| BodyError::OutOfMemory)?;
+            let more = Arc::clone(&self.budget).try_acquire_many_owned(more);
+            let more = more.map_err(|_| BodyError::OutOfMemory)?;
             match &mut self.all {
                 Some(before) => before.merge(more),
                 none => *none = Some(more),
@@ -92,7 +92,7 @@ pub(super) enum BodyError {
     #[error("the body did not come within {} s", PATIENCE.as_secs())]
     Slow,
     #[error("too much is asked at once: try again")]
-    NoRoom,
+    OutOfMemory,
 }
 
 impl BodyError {
@@ -101,19 +101,19 @@ impl BodyError {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Broken => StatusCode::BAD_REQUEST,
             Self::Slow => StatusCode::REQUEST_TIMEOUT,
-            Self::NoRoom => StatusCode::SERVICE_UNAVAILABLE,
+            Self::OutOfMemory => StatusCode::SERVICE_UNAVAILABLE,
         };
         (status, format!("{self}\n")).into_response()
     }
 }
 
-impl Default for Room {
+impl Default for MemoryBudget {
     fn default() -> Self {
         Self::of(TOGETHER)
     }
 }
 
-impl Room {
+impl MemoryBudget {
     fn of(bytes: usize) -> Self {
         Self {
             small: Arc::new(Semaphore::new(bytes)),
@@ -121,7 +121,7 @@ impl Room {
         }
     }
 
-    /// Reads a request's body. Memory is lent as it comes: who announces much and sends nothing has none.
+    /// Reads a request's body. Memory is reserved as the bytes arrive: a request that announces much and sends nothing holds none.
     pub(super) async fn read(&self, request: Request) -> Result<Body, BodyError> {
         let announced = request.headers().get(header::CONTENT_LENGTH);
         let announced = announced.and_then(|length| length.to_str().ok()?.parse().ok());
@@ -129,12 +129,12 @@ impl Room {
         if most > MOST {
             return Err(BodyError::TooLarge);
         }
-        let room = match most {
+        let budget = match most {
             0..=SMALL => &self.small,
             _ => &self.large,
         };
-        let body = timeout(PATIENCE, lend(room, most, request)).await;
-        let (bytes, lent) = body.unwrap_or(Err(BodyError::Slow))?;
+        let body = timeout(PATIENCE, read_within(budget, most, request)).await;
+        let (bytes, reservation) = body.unwrap_or(Err(BodyError::Slow))?;
         let values = values(&bytes);
         if values > VALUES {
             return Err(BodyError::TooLarge);
@@ -142,18 +142,18 @@ impl Room {
         Ok(Body {
             large: bytes.len() > SMALL || values > FEW,
             bytes,
-            lent,
+            reservation,
         })
     }
 }
 
-async fn lend(
-    room: &Arc<Semaphore>,
+async fn read_within(
+    budget: &Arc<Semaphore>,
     most: usize,
     request: Request,
-) -> Result<(Vec<u8>, Memory), BodyError> {
-    let mut lent = Memory {
-        room: Arc::clone(room),
+) -> Result<(Vec<u8>, Reservation), BodyError> {
+    let mut reservation = Reservation {
+        budget: Arc::clone(budget),
         all: None,
     };
     let mut bytes = Vec::new();
@@ -164,15 +164,15 @@ async fn lend(
         if length > most {
             return Err(BodyError::Broken);
         }
-        lent.resize(length)?;
-        // No more than was lent.
+        reservation.resize(length)?;
+        // No more than was reserved.
         bytes.reserve_exact(piece.len());
         bytes.extend_from_slice(&piece);
     }
-    Ok((bytes, lent))
+    Ok((bytes, reservation))
 }
 
-/// As many values as JSON may mean, by what stands between them outside of strings. A list that is begun has room for four.
+/// As many values as JSON may mean, by what stands between them outside of strings. A list that is begun has budget for four.
 fn values(json: &[u8]) -> usize {
     let (mut values, mut quoted, mut escaped) = (0, false, false);
     for byte in json {
@@ -214,41 +214,41 @@ mod tests {
         HttpBody::from_stream(stream::pending::<Result<Bytes, std::io::Error>>())
     }
 
-    async fn refused(room: &Room, request: Request) -> BodyError {
-        room.read(request).await.unwrap_err()
+    async fn refused(budget: &MemoryBudget, request: Request) -> BodyError {
+        budget.read(request).await.unwrap_err()
     }
 
     #[tokio::test]
     async fn a_body_is_read_and_its_memory_is_given_back() {
-        let room = Room::of(4);
+        let budget = MemoryBudget::of(4);
         for length in [Some(4), None] {
-            let body = room.read(request(length, "true")).await.unwrap();
+            let body = budget.read(request(length, "true")).await.unwrap();
             assert_eq!(body.bytes, b"true");
             drop(body);
         }
-        assert_eq!(room.small.available_permits(), 4);
-        assert_eq!(room.large.available_permits(), 4);
+        assert_eq!(budget.small.available_permits(), 4);
+        assert_eq!(budget.large.available_permits(), 4);
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_too_long_or_too_slow_is_refused_and_keeps_no_memory() {
-        let room = Room::default();
+        let budget = MemoryBudget::default();
         let announced = request(Some(MOST + 1), "");
-        assert_eq!(refused(&room, announced).await, BodyError::TooLarge);
+        assert_eq!(refused(&budget, announced).await, BodyError::TooLarge);
         for length in [None, Some(10), Some(SMALL + 1)] {
             let longer = request(length, endless());
-            assert_eq!(refused(&room, longer).await, BodyError::Broken);
+            assert_eq!(refused(&budget, longer).await, BodyError::Broken);
             let slow = request(length, silent());
-            assert_eq!(refused(&room, slow).await, BodyError::Slow);
+            assert_eq!(refused(&budget, slow).await, BodyError::Slow);
         }
-        assert_eq!(room.small.available_permits(), TOGETHER);
-        assert_eq!(room.large.available_permits(), TOGETHER);
+        assert_eq!(budget.small.available_permits(), TOGETHER);
+        assert_eq!(budget.large.available_permits(), TOGETHER);
     }
 
     #[tokio::test]
     async fn a_body_of_nothing_but_short_values_is_too_large_below_its_size() {
-        let room = Room::default();
-        let read = async |text: String| room.read(request(Some(text.len()), text)).await;
+        let budget = MemoryBudget::default();
+        let read = async |text: String| budget.read(request(Some(text.len()), text)).await;
         let short = |values: usize| format!("[{}0]", "0,".repeat(values - 4));
         let nested = |lists: usize| format!("[{}]", vec!["[]"; lists].join(","));
         assert!(!read(short(FEW)).await.unwrap().large);
@@ -269,35 +269,42 @@ mod tests {
 
     #[tokio::test]
     async fn large_bodies_and_such_as_never_come_hold_up_no_small_one() {
-        let room = Room::of(SMALL + 2);
+        let budget = MemoryBudget::of(SMALL + 2);
         let announced = [Some(MOST), Some(SMALL), None];
         let mut silent: Vec<_> = announced
-            .map(|length| Box::pin(room.read(request(length, silent()))))
+            .map(|length| Box::pin(budget.read(request(length, silent()))))
             .into();
         for silent in &mut silent {
             assert!(futures_util::poll!(silent).is_pending());
         }
         let large = "0".repeat(SMALL + 1);
-        let large = room.read(request(Some(large.len()), large)).await.unwrap();
+        let large = budget
+            .read(request(Some(large.len()), large))
+            .await
+            .unwrap();
         let small = || request(Some(2), "{}");
-        room.read(small()).await.unwrap();
+        budget.read(small()).await.unwrap();
         // Of its own kind there is no more.
         let second = request(None, "{}");
-        assert_eq!(refused(&room, second).await, BodyError::NoRoom);
+        assert_eq!(refused(&budget, second).await, BodyError::OutOfMemory);
         drop(large);
-        room.read(request(None, "{}")).await.unwrap();
+        budget.read(request(None, "{}")).await.unwrap();
     }
 
     #[tokio::test]
-    async fn what_is_lent_to_a_question_is_lent_on_to_its_answer() {
-        let room = Room::of(10);
-        let mut lent = room.read(request(Some(4), "true")).await.unwrap().lent;
-        lent.resize(9).unwrap();
-        assert_eq!(room.small.available_permits(), 1);
-        assert_eq!(lent.resize(11), Err(BodyError::NoRoom));
-        lent.resize(2).unwrap();
-        assert_eq!(room.small.available_permits(), 8);
-        drop(lent);
-        assert_eq!(room.small.available_permits(), 10);
+    async fn a_request_hands_its_reservation_on_to_its_response() {
+        let budget = MemoryBudget::of(10);
+        let mut reservation = budget
+            .read(request(Some(4), "true"))
+            .await
+            .unwrap()
+            .reservation;
+        reservation.resize(9).unwrap();
+        assert_eq!(budget.small.available_permits(), 1);
+        assert_eq!(reservation.resize(11), Err(BodyError::OutOfMemory));
+        reservation.resize(2).unwrap();
+        assert_eq!(budget.small.available_permits(), 8);
+        drop(reservation);
+        assert_eq!(budget.small.available_permits(), 10);
     }
 }

@@ -28,14 +28,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// Keeps them right.
-pub(crate) struct Bundles {
+pub(crate) struct CaBundles {
     pub(crate) client: Client,
     pub(crate) leads: watch::Receiver<bool>,
     pub(crate) trusted: watch::Receiver<String>,
     pub(crate) contact: Contact,
 }
 
-impl Bundles {
+impl CaBundles {
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let injector: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
         let validator: Api<ValidatingWebhookConfiguration> = Api::all(self.client.clone());

@@ -78,7 +78,7 @@ impl Review {
 
 /// An answer.
 #[derive(Debug, Default)]
-pub(crate) struct Answer {
+pub(crate) struct AdmissionResponse {
     refused: Option<String>,
     patch: Vec<Value>,
     warnings: Vec<String>,
@@ -87,7 +87,7 @@ pub(crate) struct Answer {
 /// The API server cuts a warning off where it gets longer.
 const WARNING_CHARS: usize = 250;
 
-impl Answer {
+impl AdmissionResponse {
     pub(crate) fn allowed() -> Self {
         Self::default()
     }
@@ -153,7 +153,7 @@ impl Answer {
 }
 
 /// A patch (RFC 6902) that makes `after` of `before`, by whole fields of `metadata` and `spec`: what other webhooks change
-/// beside them meanwhile stays.
+/// sharing_large them meanwhile stays.
 fn patch(before: &Value, after: &Value) -> Vec<Value> {
     let mut steps = Vec::new();
     let empty = Map::new();
@@ -220,7 +220,7 @@ mod tests {
     fn an_answer_bears_the_questions_name_and_says_why() {
         let asked = review(&json!({ "uid": "1" })).unwrap();
         let told: Value =
-            serde_json::from_str(&Answer::refused("no".to_owned()).to(&asked)).unwrap();
+            serde_json::from_str(&AdmissionResponse::refused("no".to_owned()).to(&asked)).unwrap();
         assert_eq!(
             told["response"],
             json!({

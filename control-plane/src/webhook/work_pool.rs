@@ -7,12 +7,12 @@ use tokio::sync::Semaphore;
 /// Places for work that blocks a thread, and takes memory for what it reads. What is large has one place for itself, whoever
 /// does it, and takes none of the others.
 #[derive(Debug, Clone)]
-pub(super) struct Judging {
+pub(super) struct WorkPool {
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
 }
 
-impl Judging {
+impl WorkPool {
     pub(super) fn new(at_once: usize) -> Self {
         Self {
             small: Arc::new(Semaphore::new(at_once)),
@@ -21,7 +21,7 @@ impl Judging {
     }
 
     /// Other places for what is small, and the same one for what is large.
-    pub(super) fn beside(&self, at_once: usize) -> Self {
+    pub(super) fn sharing_large(&self, at_once: usize) -> Self {
         Self {
             small: Arc::new(Semaphore::new(at_once)),
             large: Arc::clone(&self.large),
@@ -58,8 +58,8 @@ mod tests {
 
     #[tokio::test]
     async fn who_goes_away_leaves_the_place_to_the_work_until_that_is_done() {
-        let judging = Judging::new(1);
-        let beside = judging.beside(1);
+        let judging = WorkPool::new(1);
+        let sharing_large = judging.sharing_large(1);
         for large in [false, true] {
             let (finish, may_finish) = mpsc::channel::<()>();
             let (began, has_begun) = tokio::sync::oneshot::channel();
@@ -72,7 +72,7 @@ mod tests {
             drop(first);
             let mut second = Box::pin(judging.run(large, || 2));
             assert!(poll!(&mut second).is_pending());
-            let mut other = Box::pin(beside.run(large, || 3));
+            let mut other = Box::pin(sharing_large.run(large, || 3));
             if large {
                 assert!(poll!(&mut other).is_pending());
             } else {
@@ -87,7 +87,7 @@ mod tests {
 
     #[tokio::test]
     async fn work_that_panics_gives_its_place_back() {
-        let judging = Judging::new(1);
+        let judging = WorkPool::new(1);
         let panics = || -> u8 { std::panic::panic_any("on purpose") };
         assert_eq!(judging.run(false, panics).await, None);
         assert_eq!(judging.run(false, || 2).await, Some(2));

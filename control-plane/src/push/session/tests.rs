@@ -13,13 +13,13 @@ use merlon_config::{
 };
 use tonic::Code;
 
-use super::{Answer, Session};
-use crate::state::snapshot::World;
+use super::{ProxyAck, Session};
+use crate::state::snapshot::Snapshot;
 
 const WEB: &str = "spiffe://demo.test/ns/shop/sa/web";
 
 /// `web` calls `orders` by a listener of its own; `others` are there as well.
-fn world(others: &[&str]) -> World {
+fn snapshot(others: &[&str]) -> Snapshot {
     let mut text = String::from(
         r#"
 apiVersion: merlon.io/v1alpha1
@@ -48,7 +48,7 @@ spec:
         trust_domain: "demo.test".parse().unwrap(),
         roots: vec!["root".into()],
     };
-    World {
+    Snapshot {
         mesh,
         bundle: Some(Arc::new(StateResource::trust_bundle(&bundle))),
         certificates: Arc::default(),
@@ -95,9 +95,9 @@ fn having(mut request: DeltaDiscoveryRequest, versions: &[(&str, &str)]) -> Delt
 }
 
 /// What a proxy does with a stream's first responses: it takes the manifest and subscribes to all that it names.
-fn follow(session: &mut Session, world: &World) -> (Manifest, Vec<DeltaDiscoveryResponse>) {
+fn follow(session: &mut Session, snapshot: &Snapshot) -> (Manifest, Vec<DeltaDiscoveryResponse>) {
     session
-        .receive(&subscribe(ResourceKind::Manifest, &[WEB]), world)
+        .receive(&subscribe(ResourceKind::Manifest, &[WEB]), snapshot)
         .unwrap();
     let responses = session.due();
     let manifest = manifest_of(&responses);
@@ -110,7 +110,7 @@ fn follow(session: &mut Session, world: &World) -> (Manifest, Vec<DeltaDiscovery
             .collect();
         let names: Vec<_> = names.iter().map(|entry| entry.key.name.as_str()).collect();
         if !names.is_empty() {
-            session.receive(&subscribe(kind, &names), world).unwrap();
+            session.receive(&subscribe(kind, &names), snapshot).unwrap();
             all.extend(session.due());
         }
     }
@@ -148,7 +148,7 @@ fn answer(nonce: &str, refusal: Option<&str>) -> DeltaDiscoveryRequest {
 
 #[test]
 fn a_proxy_is_told_of_its_workload_its_service_and_the_destinations_of_its_listeners() {
-    let (manifest, responses) = follow(&mut session(), &world(&["payments", "stock"]));
+    let (manifest, responses) = follow(&mut session(), &snapshot(&["payments", "stock"]));
     let keys: Vec<_> = manifest
         .entries
         .iter()
@@ -172,7 +172,7 @@ fn a_proxy_is_told_of_its_workload_its_service_and_the_destinations_of_its_liste
 
 #[test]
 fn every_resource_has_the_hash_that_the_manifest_names() {
-    let (manifest, responses) = follow(&mut session(), &world(&[]));
+    let (manifest, responses) = follow(&mut session(), &snapshot(&[]));
     let resources = responses
         .into_iter()
         .flat_map(|response| response.resources);
@@ -185,18 +185,18 @@ fn every_resource_has_the_hash_that_the_manifest_names() {
 
 #[test]
 fn an_acknowledgement_names_the_manifest_that_was_sent() {
-    let (world, mut session) = (world(&[]), session());
+    let (snapshot, mut session) = (snapshot(&[]), session());
     session
-        .receive(&subscribe(ResourceKind::Manifest, &[WEB]), &world)
+        .receive(&subscribe(ResourceKind::Manifest, &[WEB]), &snapshot)
         .unwrap();
     let sent = session.due();
     let version = Version::from(sent[0].resources[0].version.clone());
     let said = session
-        .receive(&answer(&sent[0].nonce, None), &world)
+        .receive(&answer(&sent[0].nonce, None), &snapshot)
         .unwrap();
-    assert_eq!(said, Some(Answer::Acknowledged(version)));
+    assert_eq!(said, Some(ProxyAck::Acknowledged(version)));
     assert_eq!(
-        session.receive(&answer("999", None), &world).unwrap(),
+        session.receive(&answer("999", None), &snapshot).unwrap(),
         None,
         "a stale nonce"
     );
@@ -204,15 +204,15 @@ fn an_acknowledgement_names_the_manifest_that_was_sent() {
 
 #[test]
 fn a_refusal_carries_its_reason_and_the_same_state_is_not_sent_again() {
-    let (world, mut session) = (world(&[]), session());
+    let (snapshot, mut session) = (snapshot(&[]), session());
     session
-        .receive(&subscribe(ResourceKind::Manifest, &[WEB]), &world)
+        .receive(&subscribe(ResourceKind::Manifest, &[WEB]), &snapshot)
         .unwrap();
     let sent = session.due();
     let said = session
-        .receive(&answer(&sent[0].nonce, Some("it is broken")), &world)
+        .receive(&answer(&sent[0].nonce, Some("it is broken")), &snapshot)
         .unwrap();
-    let Some(Answer::Refused(Some(version), reason)) = said else {
+    let Some(ProxyAck::Refused(Some(version), reason)) = said else {
         panic!("{said:?}")
     };
     assert_eq!(
@@ -225,34 +225,34 @@ fn a_refusal_carries_its_reason_and_the_same_state_is_not_sent_again() {
 #[test]
 fn a_change_to_a_service_that_a_proxy_does_not_use_sends_it_nothing() {
     let mut session = session();
-    follow(&mut session, &world(&["payments"]));
-    session.refresh(&world(&["payments", "stock"])).unwrap();
+    follow(&mut session, &snapshot(&["payments"]));
+    session.refresh(&snapshot(&["payments", "stock"])).unwrap();
     assert!(session.due().is_empty());
 }
 
 #[test]
 fn a_change_sends_what_changed_and_the_manifest_and_nothing_else() {
     let mut session = session();
-    let mut world = world(&[]);
-    follow(&mut session, &world);
+    let mut snapshot = snapshot(&[]);
+    follow(&mut session, &snapshot);
     let bundle = TrustBundle {
         trust_domain: "demo.test".parse().unwrap(),
         roots: vec!["root".into(), "next".into()],
     };
-    world.bundle = Some(Arc::new(StateResource::trust_bundle(&bundle)));
-    session.refresh(&world).unwrap();
+    snapshot.bundle = Some(Arc::new(StateResource::trust_bundle(&bundle)));
+    session.refresh(&snapshot).unwrap();
     assert_eq!(names(&session.due()), ["demo.test", WEB]);
 }
 
 #[test]
 fn a_proxy_that_comes_back_with_what_it_has_is_sent_nothing_and_counts_as_having_taken_it() {
-    let world = world(&["payments"]);
+    let snapshot = snapshot(&["payments"]);
     let mut first = session();
-    follow(&mut first, &world);
+    follow(&mut first, &snapshot);
     first
         .receive(
             &subscribe(ResourceKind::Destination, &["shop/payments"]),
-            &world,
+            &snapshot,
         )
         .unwrap();
     let manifest = first.due();
@@ -275,7 +275,7 @@ fn a_proxy_that_comes_back_with_what_it_has_is_sent_nothing_and_counts_as_having
             .map(|e| (e.key.name.as_str(), e.version.as_str()))
             .collect();
         second
-            .receive(&having(subscribe(kind, &names), &has), &world)
+            .receive(&having(subscribe(kind, &names), &has), &snapshot)
             .unwrap();
         sent.extend(second.due());
     }
@@ -283,26 +283,26 @@ fn a_proxy_that_comes_back_with_what_it_has_is_sent_nothing_and_counts_as_having
         subscribe(ResourceKind::Manifest, &[WEB]),
         &[(WEB, &version)],
     );
-    let said = second.receive(&request, &world).unwrap();
+    let said = second.receive(&request, &snapshot).unwrap();
     sent.extend(second.due());
     assert!(sent.is_empty(), "{sent:?}");
-    assert_eq!(said, Some(Answer::Acknowledged(Version::from(version))));
+    assert_eq!(said, Some(ProxyAck::Acknowledged(Version::from(version))));
 }
 
 #[test]
 fn a_manifest_waits_for_a_returning_proxy_that_names_its_destinations_late() {
-    let world = world(&["payments"]);
+    let snapshot = snapshot(&["payments"]);
     let mut session = session();
     let request = having(
         subscribe(ResourceKind::Manifest, &[WEB]),
         &[(WEB, "what it had")],
     );
-    session.receive(&request, &world).unwrap();
+    session.receive(&request, &snapshot).unwrap();
     assert!(session.is_held() && session.due().is_empty());
     session
         .receive(
             &subscribe(ResourceKind::Destination, &["shop/payments"]),
-            &world,
+            &snapshot,
         )
         .unwrap();
     let manifest = manifest_of(&session.due());
@@ -316,19 +316,19 @@ fn a_manifest_waits_for_a_returning_proxy_that_names_its_destinations_late() {
 
 #[test]
 fn a_destination_that_is_asked_for_is_sent_and_joins_the_state_until_it_is_given_up() {
-    let world = world(&["payments"]);
+    let snapshot = snapshot(&["payments"]);
     let mut session = session();
-    follow(&mut session, &world);
+    follow(&mut session, &snapshot);
     session
         .receive(
             &subscribe(ResourceKind::Destination, &["shop/payments"]),
-            &world,
+            &snapshot,
         )
         .unwrap();
     assert_eq!(names(&session.due()), ["shop/payments", WEB]);
     let mut give_up = subscribe(ResourceKind::Destination, &[]);
     give_up.resource_names_unsubscribe = vec!["shop/payments".into()];
-    session.receive(&give_up, &world).unwrap();
+    session.receive(&give_up, &snapshot).unwrap();
     let manifest = manifest_of(&session.due());
     assert!(
         manifest
@@ -338,8 +338,8 @@ fn a_destination_that_is_asked_for_is_sent_and_joins_the_state_until_it_is_given
     );
 }
 
-/// `world`, and `payments` in a pod behind a cluster address, or with that address belonging to nobody.
-fn world_with_addresses(of_payments: bool) -> World {
+/// `snapshot`, and `payments` in a pod behind a cluster address, or with that address belonging to nobody.
+fn snapshot_with_addresses(of_payments: bool) -> Snapshot {
     let mut text = String::from(
         "apiVersion: merlon.io/v1alpha1\nkind: MeshConfig\nmetadata: { name: mesh, namespace: merlon-system }\n\
          spec: { trustDomain: demo.test }\n",
@@ -355,7 +355,7 @@ fn world_with_addresses(of_payments: bool) -> World {
         );
     }
     let resources = load_texts([("mesh.yaml", text)]).unwrap();
-    World {
+    Snapshot {
         mesh: Compiler::new().compile(&resources).unwrap(),
         bundle: None,
         certificates: Arc::default(),
@@ -367,7 +367,10 @@ fn world_with_addresses(of_payments: bool) -> World {
 #[test]
 fn an_address_that_is_asked_for_is_told_with_the_service_behind_it_and_told_anew_when_that_changes()
 {
-    let (with, without) = (world_with_addresses(true), world_with_addresses(false));
+    let (with, without) = (
+        snapshot_with_addresses(true),
+        snapshot_with_addresses(false),
+    );
     let mut session = session();
     let start = subscribe(ResourceKind::Manifest, &[WEB]);
     session.receive(&start, &with).unwrap();
@@ -395,7 +398,7 @@ fn an_address_that_is_asked_for_is_told_with_the_service_behind_it_and_told_anew
 
 #[test]
 fn what_an_address_leads_to_goes_with_the_address() {
-    let world = world_with_addresses(true);
+    let snapshot = snapshot_with_addresses(true);
     let mut session = session();
     for (kind, name) in [
         (ResourceKind::Manifest, WEB),
@@ -403,12 +406,14 @@ fn what_an_address_leads_to_goes_with_the_address() {
         // As the proxy does when the manifest names it.
         (ResourceKind::Destination, "shop/payments"),
     ] {
-        session.receive(&subscribe(kind, &[name]), &world).unwrap();
+        session
+            .receive(&subscribe(kind, &[name]), &snapshot)
+            .unwrap();
     }
     session.due();
     let mut give_up = subscribe(ResourceKind::Address, &[]);
     give_up.resource_names_unsubscribe = vec!["10.9.0.1:80".into()];
-    session.receive(&give_up, &world).unwrap();
+    session.receive(&give_up, &snapshot).unwrap();
     let manifest = manifest_of(&session.due());
     let mut entries = manifest.entries.iter();
     assert!(entries.all(|entry| entry.key.name != "shop/payments"));
@@ -416,10 +421,10 @@ fn what_an_address_leads_to_goes_with_the_address() {
 
 #[test]
 fn what_is_no_address_is_refused() {
-    let world = world_with_addresses(true);
+    let snapshot = snapshot_with_addresses(true);
     for wrong in ["10.9.0.1", "payments:80", "10.9.0.1:80 ", "fd00::1:80"] {
         let mut session = session();
-        let refused = session.receive(&subscribe(ResourceKind::Address, &[wrong]), &world);
+        let refused = session.receive(&subscribe(ResourceKind::Address, &[wrong]), &snapshot);
         assert_eq!(
             refused.unwrap_err().code(),
             Code::InvalidArgument,
@@ -431,36 +436,36 @@ fn what_is_no_address_is_refused() {
 #[test]
 fn a_destination_that_does_not_exist_is_removed_and_sent_when_it_does() {
     let mut session = session();
-    follow(&mut session, &world(&[]));
+    follow(&mut session, &snapshot(&[]));
     session
         .receive(
             &subscribe(ResourceKind::Destination, &["shop/payments"]),
-            &world(&[]),
+            &snapshot(&[]),
         )
         .unwrap();
     let due = session.due();
     assert_eq!(due.len(), 1, "no new manifest");
     assert_eq!(due[0].removed_resources, ["shop/payments"]);
-    session.refresh(&world(&["payments"])).unwrap();
+    session.refresh(&snapshot(&["payments"])).unwrap();
     assert_eq!(names(&session.due()), ["shop/payments", WEB]);
 }
 
 #[test]
 fn another_workloads_state_does_not_exist_for_a_proxy() {
-    let world = world(&["payments"]);
+    let snapshot = snapshot(&["payments"]);
     let mut session = session();
-    follow(&mut session, &world);
+    follow(&mut session, &snapshot);
     session
         .receive(
             &subscribe(ResourceKind::Service, &["shop/payments"]),
-            &world,
+            &snapshot,
         )
         .unwrap();
     assert_eq!(session.due()[0].removed_resources, ["shop/payments"]);
     session
         .receive(
             &subscribe(ResourceKind::Workload, &["shop/payments"]),
-            &world,
+            &snapshot,
         )
         .unwrap();
     assert_eq!(session.due()[0].removed_resources, ["shop/payments"]);
@@ -468,10 +473,10 @@ fn another_workloads_state_does_not_exist_for_a_proxy() {
 
 #[test]
 fn messages_that_break_the_protocol_are_refused_by_what_is_wrong_with_them() {
-    let world = world(&[]);
+    let snapshot = snapshot(&[]);
     let good = || subscribe(ResourceKind::Manifest, &[WEB]);
     let refused = |request: DeltaDiscoveryRequest| {
-        let status = session().receive(&request, &world).unwrap_err();
+        let status = session().receive(&request, &snapshot).unwrap_err();
         (status.code(), status.message().to_owned())
     };
     let says = |request, code, text: &str| {
@@ -544,7 +549,7 @@ fn messages_that_break_the_protocol_are_refused_by_what_is_wrong_with_them() {
 fn an_identity_that_no_resource_has_gets_no_state() {
     let mut session = Session::new("spiffe://demo.test/ns/shop/sa/nobody".parse().unwrap());
     let status = session
-        .receive(&subscribe(ResourceKind::Mesh, &["mesh"]), &world(&[]))
+        .receive(&subscribe(ResourceKind::Mesh, &["mesh"]), &snapshot(&[]))
         .unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied);
     assert!(status.message().contains("sa/nobody"), "{status}");

@@ -38,20 +38,20 @@ pub(crate) struct Verdict {
 
 /// Remembers what was right.
 #[derive(Debug)]
-pub(crate) struct Acceptor {
+pub(crate) struct Acceptance {
     /// The control plane's own namespace: the mesh is what is written there, and nowhere else.
     home: String,
     compiler: Compiler,
     /// Shared with whoever is asked about resources that are not there yet.
-    good: Arc<Good>,
+    in_force: Arc<VersionsInForce>,
 }
 
 /// Those in force. Some may be deleted in the cluster, and stay because others cannot do without.
-pub(super) type Good = BTreeMap<Key, Version>;
+pub(super) type VersionsInForce = BTreeMap<Key, Version>;
 
 /// What one judging gave.
 #[derive(Debug)]
-pub(crate) struct Judged {
+pub(crate) struct Evaluation {
     /// `None`: what was in force stays.
     pub(crate) mesh: Option<Arc<Mesh>>,
     pub(crate) verdicts: BTreeMap<Key, Verdict>,
@@ -63,9 +63,9 @@ pub(crate) struct Judged {
 
 /// Why a document is not looked at, whatever it says. Were another namespace's MeshConfig, which whoever has rights in that
 /// one may write, only refused for what it says, it could stand in the way of the mesh's own, or in its place.
-pub(super) fn elsewhere(key: &Key, home: &str) -> Option<String> {
-    let elsewhere = key.kind == "MeshConfig" && key.namespace != home;
-    elsewhere.then(|| {
+pub(super) fn outside_root_namespace(key: &Key, home: &str) -> Option<String> {
+    let outside_root_namespace = key.kind == "MeshConfig" && key.namespace != home;
+    outside_root_namespace.then(|| {
         format!(
             "metadata.namespace: the mesh is configured in `{home}`, where its control plane runs; a MeshConfig in `{}` is not looked at (hint: delete it)",
             key.namespace
@@ -73,48 +73,48 @@ pub(super) fn elsewhere(key: &Key, home: &str) -> Option<String> {
     })
 }
 
-impl Acceptor {
+impl Acceptance {
     pub(crate) fn new(home: &str) -> Self {
         Self {
             home: home.to_owned(),
             compiler: Compiler::default(),
-            good: Arc::default(),
+            in_force: Arc::default(),
         }
     }
 
     /// Judges `documents` together with what the cluster itself knows.
-    pub(crate) fn judge(
+    pub(crate) fn evaluate(
         &mut self,
         documents: &BTreeMap<Key, Document>,
         found: &[Resource],
         running: Option<&Mesh>,
-    ) -> Judged {
-        let strangers = documents.iter().filter_map(|(key, document)| {
-            let why = elsewhere(key, &self.home)?;
+    ) -> Evaluation {
+        let misplaced = documents.iter().filter_map(|(key, document)| {
+            let why = outside_root_namespace(key, &self.home)?;
             Some((key.clone(), refused(document, None, "Invalid", why)))
         });
-        let mut strangers: BTreeMap<Key, Verdict> = strangers.collect();
-        if strangers.is_empty() {
-            return self.judge_own(documents, found, running);
+        let mut misplaced: BTreeMap<Key, Verdict> = misplaced.collect();
+        if misplaced.is_empty() {
+            return self.evaluate_own(documents, found, running);
         }
         let mut own = documents.clone();
-        own.retain(|key, _| !strangers.contains_key(key));
-        let mut judged = self.judge_own(&own, found, running);
-        judged.verdicts.append(&mut strangers);
+        own.retain(|key, _| !misplaced.contains_key(key));
+        let mut judged = self.evaluate_own(&own, found, running);
+        judged.verdicts.append(&mut misplaced);
         judged
     }
 
-    fn judge_own(
+    fn evaluate_own(
         &mut self,
         documents: &BTreeMap<Key, Document>,
         found: &[Resource],
         running: Option<&Mesh>,
-    ) -> Judged {
+    ) -> Evaluation {
         for (key, document) in documents {
             if let Some(kept) = &document.in_force
-                && !self.good.contains_key(key)
+                && !self.in_force.contains_key(key)
             {
-                Arc::make_mut(&mut self.good).insert(key.clone(), kept.clone());
+                Arc::make_mut(&mut self.in_force).insert(key.clone(), kept.clone());
             }
         }
         let mut trial = Trial {
@@ -123,32 +123,32 @@ impl Acceptor {
             found: found.to_vec(),
             left_out: BTreeMap::new(),
         };
-        let mut wrong = BTreeMap::new();
+        let mut rejected = BTreeMap::new();
         let present = documents.iter();
-        let present: Good = present
+        let present: VersionsInForce = present
             .map(|(key, d)| (key.clone(), d.present.clone()))
             .collect();
-        let tried = trial.without_the_wrong(present, &self.good, &mut wrong);
+        let tried = trial.without_rejected(present, &self.in_force, &mut rejected);
         let mut first = BTreeMap::new();
         let tried = tried.or_else(|_| {
-            first = std::mem::take(&mut wrong);
-            trial.one_by_one(documents, &self.good, &mut wrong)
+            first = std::mem::take(&mut rejected);
+            trial.one_by_one(documents, &self.in_force, &mut rejected)
         });
         let left_out = std::mem::take(&mut trial.left_out);
         let (set, compiled) = match tried {
             Ok((set, compiled)) => (set, compiled),
             Err(report) => {
                 let verdicts = documents.values().map(|document| {
-                    let kept = self.good.get(&document.key);
+                    let kept = self.in_force.get(&document.key);
                     let (reason, message) = first.remove(&document.key).unwrap_or_else(|| {
-                        let told = told(&document.key, &report, None);
+                        let told = problems_of(&document.key, &report, None);
                         let waits = "nothing new is taken before the other resources are right";
                         ("Conflicted", told.unwrap_or_else(|| waits.to_owned()))
                     });
                     let verdict = refused(document, kept, reason, message);
                     (document.key.clone(), verdict)
                 });
-                return Judged {
+                return Evaluation {
                     mesh: None,
                     verdicts: verdicts.collect(),
                     problems: report,
@@ -156,16 +156,16 @@ impl Acceptor {
                 };
             }
         };
-        self.good = Arc::new(self.proved(set, &compiled.resources));
+        self.in_force = Arc::new(self.proved(set, &compiled.resources));
         let verdicts = documents.values().map(|document| {
-            let kept = self.good.get(&document.key);
-            let verdict = match wrong.remove(&document.key) {
+            let kept = self.in_force.get(&document.key);
+            let verdict = match rejected.remove(&document.key) {
                 Some((reason, message)) => refused(document, kept, reason, message),
                 None => accepted(document, &compiled),
             };
             (document.key.clone(), verdict)
         });
-        Judged {
+        Evaluation {
             verdicts: verdicts.collect(),
             mesh: Some(compiled.mesh),
             problems: Report::new(),
@@ -174,20 +174,20 @@ impl Acceptor {
     }
 }
 
-impl Acceptor {
+impl Acceptance {
     /// What is in force.
-    pub(super) fn good(&self) -> Arc<Good> {
-        Arc::clone(&self.good)
+    pub(super) fn in_force(&self) -> Arc<VersionsInForce> {
+        Arc::clone(&self.in_force)
     }
 
     /// Of what compiled, that which something was compiled with. What reaches nothing yet was not judged: were it to count
     /// as right, nothing that changed would be to blame when its target comes and it is wrong, and everybody would wait.
-    fn proved(&self, set: Good, resources: &Resources) -> Good {
+    fn proved(&self, set: VersionsInForce, resources: &Resources) -> VersionsInForce {
         let judged = set.into_iter().filter_map(|(key, version)| {
             if !reaches_nothing(&key, resources) {
                 return Some((key, version));
             }
-            let before = self.good.get(&key)?.clone();
+            let before = self.in_force.get(&key)?.clone();
             Some((key, before))
         });
         judged.collect()
@@ -195,7 +195,7 @@ impl Acceptor {
 }
 
 /// What is wrong, by resource: in one word and at length.
-type Wrong = BTreeMap<Key, (&'static str, String)>;
+type Rejections = BTreeMap<Key, (&'static str, String)>;
 
 struct Compiled {
     mesh: Arc<Mesh>,
@@ -222,12 +222,12 @@ impl Trial<'_> {
     ///
     /// # Errors
     /// When those are to blame that did not change.
-    fn without_the_wrong(
+    fn without_rejected(
         &mut self,
-        mut set: Good,
-        good: &Good,
-        wrong: &mut Wrong,
-    ) -> Result<(Good, Compiled), Report> {
+        mut set: VersionsInForce,
+        in_force: &VersionsInForce,
+        rejected: &mut Rejections,
+    ) -> Result<(VersionsInForce, Compiled), Report> {
         loop {
             let Failed { report, read } = match self.compile(&set) {
                 Ok(compiled) => return Ok((set, compiled)),
@@ -241,17 +241,17 @@ impl Trial<'_> {
                 .cloned()
                 .collect();
             for key in keys {
-                let before = good.get(&key);
+                let before = in_force.get(&key);
                 if before == set.get(&key) {
                     continue;
                 }
                 moved = true;
-                let message = told(&key, &report, Some(&read)).unwrap_or_default();
+                let message = problems_of(&key, &report, Some(&read)).unwrap_or_default();
                 match before {
                     Some(version) => set.insert(key.clone(), version.clone()),
                     None => set.remove(&key),
                 };
-                wrong.insert(key, ("Invalid", message));
+                rejected.insert(key, ("Invalid", message));
             }
             moved |= self.leave_out(&report);
             if !moved {
@@ -268,14 +268,14 @@ impl Trial<'_> {
     fn one_by_one(
         &mut self,
         documents: &BTreeMap<Key, Document>,
-        good: &Good,
-        wrong: &mut Wrong,
-    ) -> Result<(Good, Compiled), Report> {
-        let mut set = good.clone();
-        let (_, mut compiled) = self.without_the_wrong(set.clone(), good, wrong)?;
+        in_force: &VersionsInForce,
+        rejected: &mut Rejections,
+    ) -> Result<(VersionsInForce, Compiled), Report> {
+        let mut set = in_force.clone();
+        let (_, mut compiled) = self.without_rejected(set.clone(), in_force, rejected)?;
         let mut changed: Vec<&Document> = documents
             .values()
-            .filter(|document| good.get(&document.key) != Some(&document.present))
+            .filter(|document| in_force.get(&document.key) != Some(&document.present))
             .collect();
         changed.sort_by_key(|document| (document.created, document.key.clone()));
         for document in changed {
@@ -286,14 +286,14 @@ impl Trial<'_> {
                 Ok(better) => (set, compiled) = (with, better),
                 Err(failed) => {
                     let Failed { report, read } = *failed;
-                    let own = told(key, &report, Some(&read));
+                    let own = problems_of(key, &report, Some(&read));
                     let reason = if own.is_some() {
                         "Invalid"
                     } else {
                         "Conflicted"
                     };
-                    let message = own.unwrap_or_else(|| others(&report));
-                    wrong.insert(key.clone(), (reason, message));
+                    let message = own.unwrap_or_else(|| problems_of_others(&report));
+                    rejected.insert(key.clone(), (reason, message));
                 }
             }
         }
@@ -311,14 +311,14 @@ impl Trial<'_> {
                     let Failed { report, read } = *failed;
                     let blamed: Vec<&Key> = documents
                         .keys()
-                        .filter(|other| told(other, &report, None).is_some())
+                        .filter(|other| problems_of(other, &report, None).is_some())
                         .collect();
                     for other in blamed {
-                        let problem = told(other, &report, Some(&read)).unwrap_or_default();
+                        let problem = problems_of(other, &report, Some(&read)).unwrap_or_default();
                         let message = format!(
                             "`{key}` was deleted and stays in force, because this needs it: {problem}"
                         );
-                        wrong.insert(other.clone(), ("Conflicted", message));
+                        rejected.insert(other.clone(), ("Conflicted", message));
                     }
                 }
             }
@@ -326,7 +326,7 @@ impl Trial<'_> {
         Ok((set, compiled))
     }
 
-    fn compile(&mut self, set: &Good) -> Result<Compiled, Box<Failed>> {
+    fn compile(&mut self, set: &VersionsInForce) -> Result<Compiled, Box<Failed>> {
         let texts = set
             .iter()
             .map(|(key, version)| (key.to_string(), version.text.as_str()));
@@ -353,7 +353,7 @@ impl Trial<'_> {
             let Some(problem) = own.next() else {
                 return true;
             };
-            let problem = sentence(problem, None);
+            let problem = describe(problem, None);
             tracing::warn!(object = resource.origin, problem, "cluster.object_left_out");
             left_out.insert(resource.origin.clone(), problem);
             false
@@ -366,9 +366,9 @@ impl Trial<'_> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn prospect(
+pub(super) fn dry_run(
     compiler: &mut Compiler,
-    good: &Good,
+    in_force: &VersionsInForce,
     found: &[Resource],
     running: Option<&Mesh>,
     document: &Document,
@@ -380,7 +380,7 @@ pub(super) fn prospect(
         found: found.to_vec(),
         left_out: BTreeMap::new(),
     };
-    let mut with = good.clone();
+    let mut with = in_force.clone();
     with.insert(key.clone(), document.present.clone());
     match trial.compile(&with) {
         Ok(compiled) => {
@@ -396,11 +396,11 @@ pub(super) fn prospect(
         }
         Err(failed) => {
             let Failed { report, read } = *failed;
-            if let Some(own) = told(key, &report, Some(&read)) {
+            if let Some(own) = problems_of(key, &report, Some(&read)) {
                 return Err(own);
             }
-            let why = others(&report);
-            match trial.compile(good) {
+            let why = problems_of_others(&report);
+            match trial.compile(in_force) {
                 Ok(_) => Err(why),
                 // What is there already does not compile either: that is not this one's fault.
                 Err(_) => Ok(vec![format!(
@@ -417,22 +417,22 @@ fn errors(report: &Report) -> impl Iterator<Item = &Problem> {
 }
 
 /// So many problems of one resource are told; the rest shows when these are mended.
-const TOLD: usize = 8;
+const MAX_PROBLEMS: usize = 8;
 
 /// What is wrong with one resource.
-fn told(key: &Key, report: &Report, resources: Option<&Resources>) -> Option<String> {
+fn problems_of(key: &Key, report: &Report, resources: Option<&Resources>) -> Option<String> {
     let file = key.to_string();
     let own = errors(report).filter(|problem| problem.file == file);
     let lines: Vec<String> = own
-        .take(TOLD)
-        .map(|problem| sentence(problem, begin_of_policies(key, resources)))
+        .take(MAX_PROBLEMS)
+        .map(|problem| describe(problem, start_of_policies(key, resources)))
         .collect();
     (!lines.is_empty()).then(|| lines.join("\n"))
 }
 
-fn others(report: &Report) -> String {
+fn problems_of_others(report: &Report) -> String {
     let lines: Vec<String> = errors(report)
-        .take(TOLD)
+        .take(MAX_PROBLEMS)
         .map(|problem| {
             format!(
                 "with it, {} would be wrong: {}",
@@ -444,7 +444,7 @@ fn others(report: &Report) -> String {
 }
 
 /// Where the text of a policy begins in its document.
-fn begin_of_policies(key: &Key, resources: Option<&Resources>) -> Option<(u32, u32)> {
+fn start_of_policies(key: &Key, resources: Option<&Resources>) -> Option<(u32, u32)> {
     let resources = resources?;
     let (namespace, name) = (key.namespace.parse().ok()?, key.name.parse().ok()?);
     let resource = resources.find(key.kind, &namespace, &name)?;
@@ -453,7 +453,7 @@ fn begin_of_policies(key: &Key, resources: Option<&Resources>) -> Option<(u32, u
 }
 
 /// Field, place within the field's text, what is wrong and how to mend it.
-fn sentence(problem: &Problem, begin: Option<(u32, u32)>) -> String {
+fn describe(problem: &Problem, begin: Option<(u32, u32)>) -> String {
     // A cluster keeps no lines of what people wrote, except those within a text.
     let place = begin
         .filter(|_| problem.field == "spec.policies")
@@ -502,8 +502,8 @@ fn accepted(document: &Document, compiled: &Compiled) -> Verdict {
     let warnings: Vec<&Problem> = warnings.filter(|problem| problem.file == file).collect();
     let lines: Vec<String> = warnings
         .iter()
-        .take(TOLD)
-        .map(|p| sentence(p, None))
+        .take(MAX_PROBLEMS)
+        .map(|p| describe(p, None))
         .collect();
     let missing = missing_target(key, &compiled.resources);
     let (accepted, reason) = match (missing, warnings.is_empty()) {

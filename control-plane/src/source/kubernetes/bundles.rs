@@ -20,14 +20,14 @@ const AGAIN: Duration = Duration::from_secs(15);
 const GATHER: Duration = Duration::from_millis(100);
 
 /// Keeps them right: the leader's work.
-pub(crate) struct Bundles {
+pub(crate) struct TrustBundles {
     pub(crate) client: Client,
     pub(crate) cluster: Cluster,
     pub(crate) authority: Authority,
     pub(crate) leads: watch::Receiver<bool>,
 }
 
-impl Bundles {
+impl TrustBundles {
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut changes = self.cluster.changes();
         let mut certified = self.authority.watch();

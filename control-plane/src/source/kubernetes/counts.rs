@@ -39,7 +39,7 @@ const LIFE: jiff::SignedDuration = jiff::SignedDuration::from_secs(45);
 /// How often it says so when nothing changes.
 pub(crate) const BEAT: Duration = Duration::from_secs(15);
 
-/// Counts one replica's proxies. `since` tells which generation of a resource is in force, and since which world.
+/// Counts one replica's proxies. `since` tells which generation of a resource is in force, and since which snapshot.
 pub(crate) fn count(
     documents: &BTreeMap<Key, Document>,
     since: &HashMap<Key, (i64, u64)>,
@@ -50,7 +50,7 @@ pub(crate) fn count(
         mesh.proxies().map(|proxy| (proxy.name(), proxy)).collect();
     let root = mesh.config().root_namespace.as_str();
     let counted = documents.values().filter_map(|document| {
-        let (generation, world) = *since.get(&document.key)?;
+        let (generation, snapshot) = *since.get(&document.key)?;
         let concerned = concerned(document, root);
         let mut count = Count {
             generation,
@@ -61,7 +61,7 @@ pub(crate) fn count(
                 continue;
             }
             count.of += 1;
-            if proxy.world >= world {
+            if proxy.snapshot >= snapshot {
                 count.enforcing += 1;
             } else if let Some(refusal) = &proxy.refusal {
                 let refusal: String = refusal.chars().take(300).collect();
@@ -140,7 +140,7 @@ fn concerned(document: &Document, root: &str) -> impl Fn(&Proxy) -> bool {
 }
 
 /// What a replica tells, for server-side apply.
-pub(crate) fn told(name: &str, counts: &Counts, now: Timestamp) -> serde_json::Value {
+pub(crate) fn config_map(name: &str, counts: &Counts, now: Timestamp) -> serde_json::Value {
     let counts: BTreeMap<String, &Count> = counts
         .iter()
         .map(|(key, count)| (key.to_string(), count))
@@ -163,9 +163,14 @@ pub(crate) fn told(name: &str, counts: &Counts, now: Timestamp) -> serde_json::V
 }
 
 /// All replicas' counts of what is in force, by the leader's own view of that.
-pub(crate) fn sum(own_name: &str, own: &Counts, told: &[Arc<ConfigMap>], now: Timestamp) -> Counts {
+pub(crate) fn sum(
+    own_name: &str,
+    own: &Counts,
+    reported: &[Arc<ConfigMap>],
+    now: Timestamp,
+) -> Counts {
     let mut sum = own.clone();
-    for other in told {
+    for other in reported {
         if other.name_any() == own_name || !is_fresh(other, now) {
             continue;
         }
@@ -188,8 +193,8 @@ pub(crate) fn sum(own_name: &str, own: &Counts, told: &[Arc<ConfigMap>], now: Ti
 }
 
 /// Whether its replica is there.
-pub(crate) fn is_fresh(told: &ConfigMap, now: Timestamp) -> bool {
-    let at = told.data.as_ref().and_then(|data| data.get("at"));
+pub(crate) fn is_fresh(reported: &ConfigMap, now: Timestamp) -> bool {
+    let at = reported.data.as_ref().and_then(|data| data.get("at"));
     let at = at.and_then(|at| at.parse::<Timestamp>().ok());
     at.is_some_and(|at| now.duration_since(at) < LIFE)
 }

@@ -11,34 +11,34 @@ use merlon_config::{crd::CLUSTER_KINDS, resource::Resource};
 use serde_json::Value;
 
 use super::{
-    acceptance::{Good, elsewhere, prospect},
+    acceptance::{VersionsInForce, dry_run, outside_root_namespace},
     document::Document,
 };
 
 /// Knows what is in force. Cheap to clone; all clones know the same.
 #[derive(Clone)]
-pub(crate) struct Judge {
+pub(crate) struct DryRun {
     /// The control plane's own namespace.
     home: Arc<str>,
-    known: Arc<Mutex<Known>>,
+    known: Arc<Mutex<InForce>>,
     /// Apart: a judging takes a while, and what is new must not wait for it.
     compiler: Arc<Mutex<Compiler>>,
 }
 
 #[derive(Clone, Default)]
-struct Known {
-    good: Arc<Good>,
+struct InForce {
+    in_force: Arc<VersionsInForce>,
     found: Arc<[Resource]>,
     running: Option<Arc<Mesh>>,
 }
 
-impl fmt::Debug for Judge {
+impl fmt::Debug for DryRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Judge").finish_non_exhaustive()
+        f.debug_struct("DryRun").finish_non_exhaustive()
     }
 }
 
-impl Judge {
+impl DryRun {
     pub(super) fn new(home: &str) -> Self {
         Self {
             home: home.into(),
@@ -48,14 +48,14 @@ impl Judge {
     }
 
     /// Takes over what is in force now.
-    pub(super) fn learn(
+    pub(super) fn update(
         &self,
-        good: Arc<Good>,
+        in_force: Arc<VersionsInForce>,
         found: Arc<[Resource]>,
         running: Option<&Arc<Mesh>>,
     ) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.good = good;
+        known.in_force = in_force;
         known.found = found;
         if let Some(running) = running {
             known.running = Some(Arc::clone(running));
@@ -66,7 +66,7 @@ impl Judge {
     ///
     /// # Errors
     /// Why it would not be, with field, line and column.
-    pub(crate) fn would(&self, kind: &str, object: Value) -> Result<Vec<String>, String> {
+    pub(crate) fn check(&self, kind: &str, object: Value) -> Result<Vec<String>, String> {
         let Some(kind) = CLUSTER_KINDS.iter().find(|known| known.kind == kind) else {
             return Ok(Vec::new());
         };
@@ -74,17 +74,23 @@ impl Judge {
             .map_err(|error| format!("merlon: it cannot be read: {error}"))?;
         let document = Document::of(kind, &object)
             .ok_or_else(|| "merlon: it cannot be read: it lacks a namespace".to_owned())?;
-        if let Some(why) = elsewhere(&document.key, &self.home) {
+        if let Some(why) = outside_root_namespace(&document.key, &self.home) {
             return Err(why);
         }
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let Known {
-            good,
+        let InForce {
+            in_force,
             found,
             running,
         } = known.clone();
         drop(known);
         let mut compiler = self.compiler.lock().unwrap_or_else(PoisonError::into_inner);
-        prospect(&mut compiler, &good, &found, running.as_deref(), &document)
+        dry_run(
+            &mut compiler,
+            &in_force,
+            &found,
+            running.as_deref(),
+            &document,
+        )
     }
 }

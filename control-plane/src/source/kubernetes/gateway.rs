@@ -6,6 +6,6 @@ mod report;
 mod route;
 
 pub(crate) use self::{
-    attach::{Attached, GATEWAY_LABEL, Seen, attach, is_of_a_gateway},
-    report::{Report, Says},
+    attach::{Attached, GATEWAY_LABEL, GatewayObjects, attach, is_of_a_gateway},
+    report::{GatewayDetails, GatewayStatus},
 };

@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     counts::{self, BEAT, Counts},
     document::Key,
-    gateway::{self, Says},
-    status::{More, status},
-    status_store::Board,
+    gateway::{self, GatewayDetails},
+    status::{ExtraCondition, status},
+    status_store::StatusStore,
 };
 use crate::{
     cluster::{
@@ -45,12 +45,12 @@ pub(crate) struct Reporter {
     replica: String,
     namespace: String,
     cluster: Cluster,
-    board: Board,
+    statuses: StatusStore,
     registry: Registry,
     authority: Authority,
     deliveries: Deliveries,
     leads: watch::Receiver<bool>,
-    told: Option<(Counts, Instant)>,
+    published: Option<(Counts, Instant)>,
 }
 
 impl Reporter {
@@ -58,7 +58,7 @@ impl Reporter {
         client: Client,
         config: &KubernetesConfig,
         cluster: Cluster,
-        board: Board,
+        statuses: StatusStore,
         registry: Registry,
         (authority, deliveries): (Authority, Deliveries),
         leads: watch::Receiver<bool>,
@@ -68,12 +68,12 @@ impl Reporter {
             replica: format!("merlon-replica-{}", config.replica),
             namespace: config.namespace.clone(),
             cluster,
-            board,
+            statuses,
             registry,
             authority,
             deliveries,
             leads,
-            told: None,
+            published: None,
         }
     }
 
@@ -87,7 +87,7 @@ impl Reporter {
                 // The watches end with the process.
                 changed = changes.changed() => if changed.is_err() { break },
                 () = self.registry.changed() => {}
-                () = self.board.changed() => {}
+                () = self.statuses.changed() => {}
                 Ok(()) = leads.changed() => {}
                 Ok(()) = deliveries.changed() => {}
                 () = tokio::time::sleep(BEAT) => {}
@@ -104,29 +104,29 @@ impl Reporter {
     }
 
     async fn report(&mut self) {
-        let own = self.board.count(&self.registry.enforcing());
+        let own = self.statuses.count(&self.registry.enforcing());
         if self.cluster.contact.away().is_some() {
             // Told as soon as the cluster is back: its watches wake us.
-            self.told = None;
+            self.published = None;
             return;
         }
-        let told = self.told.as_ref();
-        if told.is_none_or(|(counts, at)| *counts != own || at.elapsed() >= BEAT) {
+        let published = self.published.as_ref();
+        if published.is_none_or(|(counts, at)| *counts != own || at.elapsed() >= BEAT) {
             let now = Timestamp::now();
-            let map = counts::told(&self.replica, &own, now);
+            let map = counts::config_map(&self.replica, &own, now);
             if apply(&self.config_maps(), &self.replica, &map).await {
-                self.told = Some((own.clone(), Instant::now()));
+                self.published = Some((own.clone(), Instant::now()));
             }
         }
         if *self.leads.borrow() {
-            self.lead(&own).await;
+            self.write_statuses(&own).await;
         }
     }
 
-    async fn lead(&self, own: &Counts) {
+    async fn write_statuses(&self, own: &Counts) {
         let now = Timestamp::now();
-        let told = self.cluster.counts.state();
-        let sum = counts::sum(&self.replica, own, &told, now);
+        let reported = self.cluster.counts.state();
+        let sum = counts::sum(&self.replica, own, &reported, now);
         let due = self.cluster.kinds.iter().flat_map(|(kind, store)| {
             let objects = store.state();
             let due = objects.into_iter().filter_map(|object| {
@@ -142,15 +142,15 @@ impl Reporter {
             })
             .await;
         if let Some(stores) = &self.cluster.gateways {
-            stream::iter(self.board.reports())
+            stream::iter(self.statuses.gateway_statuses())
                 .for_each_concurrent(AT_ONCE, |report| {
                     let count = sum.get(&counts::gateway_key(&report.namespace, &report.name));
                     let enforcing = count.map_or(0, |count| count.enforcing);
-                    self.tell(stores, report, enforcing, now)
+                    self.write_gateway_status(stores, report, enforcing, now)
                 })
                 .await;
         }
-        self.forget(&told, now).await;
+        self.remove_stale_counts(&reported, now).await;
     }
 
     /// The status that an object should have and has not.
@@ -166,7 +166,7 @@ impl Reporter {
             namespace: object.namespace()?,
             name: object.name_any(),
         };
-        let verdict = self.board.verdict(&key)?;
+        let verdict = self.statuses.verdict(&key)?;
         // One that changed meanwhile is judged in a moment.
         if object.metadata.generation != Some(verdict.generation)
             || object.uid() != Some(verdict.uid.clone())
@@ -184,17 +184,17 @@ impl Reporter {
     }
 
     /// What an object of Gateway API should be told and was not. Others write there too, so only onto what we know.
-    async fn tell(
+    async fn write_gateway_status(
         &self,
         stores: &Gateways,
-        report: gateway::Report,
+        report: gateway::GatewayStatus,
         enforcing: u64,
         now: Timestamp,
     ) {
-        let (store, kind) = match report.says {
-            Says::Class => (&stores.classes, gateway_api::KINDS[0]),
-            Says::Gateway { .. } => (&stores.gateways, gateway_api::KINDS[1]),
-            Says::Route(_) => (&stores.routes, gateway_api::KINDS[2]),
+        let (store, kind) = match report.details {
+            GatewayDetails::Class => (&stores.classes, gateway_api::KINDS[0]),
+            GatewayDetails::Gateway { .. } => (&stores.gateways, gateway_api::KINDS[1]),
+            GatewayDetails::Route(_) => (&stores.routes, gateway_api::KINDS[2]),
         };
         let resource = gateway_api::resource_of(kind);
         let mut found = ObjectRef::new_with(&report.name, resource.clone());
@@ -239,7 +239,7 @@ impl Reporter {
     }
 
     /// What the certificate issuer says, if it has said something.
-    fn issuer(&self) -> Option<More> {
+    fn issuer(&self) -> Option<ExtraCondition> {
         let kind = "CertificatesIssued";
         if let Some(problem) = self.authority.problem() {
             return Some((kind, (false, "IssuerFailed", problem)));
@@ -249,7 +249,7 @@ impl Reporter {
     }
 
     /// Whether Vault gave the secret.
-    fn delivery(&self, key: &Key) -> Option<More> {
+    fn delivery(&self, key: &Key) -> Option<ExtraCondition> {
         let name = format!("{}/{}", key.namespace, key.name).parse().ok()?;
         let said = match self.deliveries.of(&name)? {
             Ok(version) => (true, "Read", format!("version {version} of the secret")),
@@ -290,8 +290,8 @@ impl Reporter {
     }
 
     /// Counts of replicas that are gone and could not take them back.
-    async fn forget(&self, told: &[Arc<ConfigMap>], now: Timestamp) {
-        for map in told {
+    async fn remove_stale_counts(&self, reported: &[Arc<ConfigMap>], now: Timestamp) {
+        for map in reported {
             let name = map.name_any();
             if name != self.replica && !counts::is_fresh(map, now) {
                 let parameters = DeleteParams::default();

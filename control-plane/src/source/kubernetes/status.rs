@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 use super::{acceptance::Verdict, counts::Count};
 
 /// A condition beside those that every resource has: its type, whether it holds, why in one word and at length.
-pub(crate) type More = (&'static str, (bool, &'static str, String));
+pub(crate) type ExtraCondition = (&'static str, (bool, &'static str, String));
 
 /// The status that a resource should have; `before` is what it has.
 pub(crate) fn status(
     verdict: &Verdict,
     count: Option<&Count>,
-    more: Option<More>,
+    more: Option<ExtraCondition>,
     before: Option<&Value>,
     now: Timestamp,
 ) -> Value {

@@ -12,13 +12,13 @@ use super::{
     acceptance::Verdict,
     counts::{self, Counts},
     document::{Document, Key},
-    gateway::Report,
+    gateway::GatewayStatus,
 };
 use crate::push::Enforcing;
 
-/// Shared by who judges and who reports.
+/// Shared by who judges and who gateways.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Board {
+pub(crate) struct StatusStore {
     inner: Arc<Mutex<Inner>>,
     changed: Arc<Notify>,
 }
@@ -27,16 +27,16 @@ pub(crate) struct Board {
 struct Inner {
     documents: BTreeMap<Key, Document>,
     verdicts: BTreeMap<Key, Verdict>,
-    /// Which generation of each is in force, and since which world.
+    /// Which generation of each is in force, and since which snapshot.
     since: HashMap<Key, (i64, u64)>,
     mesh: Option<Arc<Mesh>>,
     left_out: BTreeMap<String, String>,
     /// What is said of Gateway API's objects.
-    reports: Vec<Report>,
+    gateways: Vec<GatewayStatus>,
 }
 
-impl Board {
-    pub(crate) fn judged(
+impl StatusStore {
+    pub(crate) fn set_verdicts(
         &self,
         documents: BTreeMap<Key, Document>,
         verdicts: BTreeMap<Key, Verdict>,
@@ -47,7 +47,7 @@ impl Board {
         for (key, verdict) in &verdicts {
             let before = inner.verdicts.get(key);
             if before != Some(verdict) {
-                tell(key, verdict);
+                log_verdict(key, verdict);
             }
             let in_force = verdict.in_force.as_ref();
             let generation = in_force.map_or(verdict.generation, |version| version.generation);
@@ -71,18 +71,18 @@ impl Board {
         self.changed.notify_one();
     }
 
-    pub(crate) fn attached(&self, reports: Vec<Report>) {
+    pub(crate) fn set_gateway_statuses(&self, gateways: Vec<GatewayStatus>) {
         let mut inner = self.lock();
-        if inner.reports != reports {
-            inner.reports = reports;
+        if inner.gateways != gateways {
+            inner.gateways = gateways;
             drop(inner);
             self.changed.notify_one();
         }
     }
 
     /// What is said of Gateway API's objects.
-    pub(crate) fn reports(&self) -> Vec<Report> {
-        self.lock().reports.clone()
+    pub(crate) fn gateway_statuses(&self) -> Vec<GatewayStatus> {
+        self.lock().gateways.clone()
     }
 
     /// What of the cluster's own was not used when it was judged last, and why.
@@ -114,7 +114,7 @@ impl Board {
     }
 }
 
-fn tell(key: &Key, verdict: &Verdict) {
+fn log_verdict(key: &Key, verdict: &Verdict) {
     if verdict.accepted {
         tracing::info!(resource = %key, generation = verdict.generation, "resource.accepted");
         return;

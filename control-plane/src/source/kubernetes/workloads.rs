@@ -59,11 +59,11 @@ fn is_of_a_gateway(pod: &Pod) -> bool {
     pod.labels().contains_key(gateway::GATEWAY_LABEL)
 }
 
-type Ready = HashMap<(String, String), Called>;
+type Ready = HashMap<(String, String), ServiceEndpoints>;
 
 /// Whom calls of a Service go to.
 #[derive(Debug, Default)]
-struct Called {
+struct ServiceEndpoints {
     ready: BTreeSet<IpAddr>,
     /// Where none is ready: those that end and serve still, as kube-proxy has it.
     ending: BTreeSet<IpAddr>,
@@ -94,13 +94,13 @@ fn ready(slices: &[Arc<EndpointSlice>]) -> Ready {
 }
 
 /// Those that are ready, or rather than nobody those that end or may be gone with their node.
-fn called(called: &Called, pods: &[&Pod]) -> Vec<IpAddr> {
-    if !called.ready.is_empty() {
-        return called.ready.iter().copied().collect();
+fn endpoints(found: &ServiceEndpoints, pods: &[&Pod]) -> Vec<IpAddr> {
+    if !found.ready.is_empty() {
+        return found.ready.iter().copied().collect();
     }
     let well = pods.iter().filter(|pod| is_well(pod));
     let well: BTreeSet<IpAddr> = well.flat_map(|pod| addresses(pod)).collect();
-    well.union(&called.ending).copied().collect()
+    well.union(&found.ending).copied().collect()
 }
 
 /// None for a pod on its machine's own network: that address is not its alone.
@@ -158,7 +158,7 @@ fn workload(pod: &Pod) -> Option<Resource> {
 fn service<'a>(
     service: &Service,
     pods: impl Iterator<Item = &'a Pod>,
-    ready: Option<&Called>,
+    ready: Option<&ServiceEndpoints>,
 ) -> Option<Resource> {
     let (namespace, name) = place(service)?;
     let spec = service.spec.as_ref()?;
@@ -191,7 +191,7 @@ fn service<'a>(
                 .filter_map(|address| address.parse().ok())
                 .collect(),
             // Before the cluster has said who is ready, whoever is selected.
-            endpoints: ready.map(|ready| called(ready, &own)),
+            endpoints: ready.map(|ready| endpoints(ready, &own)),
             groups: Vec::new(),
         }),
     })
@@ -407,7 +407,7 @@ mod tests {
         };
         let all = |first: Value| {
             let ready = ready(&[slice(&first)]).into_values().next().unwrap();
-            let addresses = called(&ready, &[]).into_iter();
+            let addresses = endpoints(&ready, &[]).into_iter();
             addresses
                 .map(|address| address.to_string())
                 .collect::<Vec<_>>()
@@ -456,7 +456,7 @@ mod tests {
         }));
         let endpoints = |ready: Option<&str>, ending: Option<&str>| {
             let set = |one: Option<&str>| one.into_iter().map(|one| one.parse().unwrap()).collect();
-            let called = Called {
+            let called = ServiceEndpoints {
                 ready: set(ready),
                 ending: set(ending),
             };

@@ -64,20 +64,20 @@ const RIGHT: &str = "@id(\"a\")\nforbid (principal, action, resource);";
 const WRONG: &str =
     "@id(\"a\")\nforbid (principal, action, resource)\nwhen { context.nothing == 1 };";
 
-fn of<'a>(judged: &'a Judged, name: &str) -> &'a Verdict {
+fn of<'a>(judged: &'a Evaluation, name: &str) -> &'a Verdict {
     let found = judged.verdicts.iter().find(|(key, _)| key.name == name);
     found.unwrap().1
 }
 
 #[test]
 fn a_wrong_version_leaves_the_last_right_one_in_force_and_says_line_and_column() {
-    let mut acceptor = Acceptor::new("merlon-system");
+    let mut acceptance = Acceptance::new("merlon-system");
     let found = [service("orders")];
-    let first = acceptor.judge(&all([mesh(), policy("a", 1, RIGHT)]), &found, None);
+    let first = acceptance.evaluate(&all([mesh(), policy("a", 1, RIGHT)]), &found, None);
     assert!(of(&first, "a").accepted, "{first:?}");
     let before = first.mesh.unwrap();
 
-    let second = acceptor.judge(&all([mesh(), policy("a", 2, WRONG)]), &found, Some(&before));
+    let second = acceptance.evaluate(&all([mesh(), policy("a", 2, WRONG)]), &found, Some(&before));
 
     let verdict = of(&second, "a");
     assert_eq!((verdict.accepted, verdict.reason), (false, "Invalid"));
@@ -93,29 +93,32 @@ fn a_wrong_version_leaves_the_last_right_one_in_force_and_says_line_and_column()
 
 #[test]
 fn a_new_one_that_is_wrong_holds_nobody_up() {
-    let mut acceptor = Acceptor::new("merlon-system");
+    let mut acceptance = Acceptance::new("merlon-system");
     let found = [service("orders")];
-    let judged = acceptor.judge(
+    let judged = acceptance.evaluate(
         &all([mesh(), policy("a", 1, RIGHT), policy("b", 1, "permit (")]),
         &found,
         None,
     );
     assert!(of(&judged, "a").accepted);
-    let wrong = of(&judged, "b");
+    let rejected = of(&judged, "b");
     assert!(
-        !wrong.accepted && !wrong.enforced && wrong.in_force.is_none(),
-        "{wrong:?}"
+        !rejected.accepted && !rejected.enforced && rejected.in_force.is_none(),
+        "{rejected:?}"
     );
-    assert!(wrong.message.contains("line 1, column"), "{wrong:?}");
+    assert!(rejected.message.contains("line 1, column"), "{rejected:?}");
 }
 
 #[test]
 fn what_was_written_down_as_in_force_is_so_again_after_a_restart() {
     let right = policy("a", 1, RIGHT).present;
-    let mut wrong = policy("a", 2, WRONG);
-    wrong.in_force = Some(right);
-    let judged =
-        Acceptor::new("merlon-system").judge(&all([mesh(), wrong]), &[service("orders")], None);
+    let mut rejected = policy("a", 2, WRONG);
+    rejected.in_force = Some(right);
+    let judged = Acceptance::new("merlon-system").evaluate(
+        &all([mesh(), rejected]),
+        &[service("orders")],
+        None,
+    );
     let verdict = of(&judged, "a");
     assert!(verdict.enforced && !verdict.accepted, "{verdict:?}");
     assert_eq!(verdict.in_force.as_ref().unwrap().generation, 1);
@@ -134,13 +137,13 @@ fn a_deleted_one_stays_in_force_while_another_needs_it() {
     );
     let needs = "@id(\"a\")\nforbid (principal, action, resource)\n\
                  when { context has user && context.user.claims has level && context.user.claims.level == 1 };";
-    let mut acceptor = Acceptor::new("merlon-system");
+    let mut acceptance = Acceptance::new("merlon-system");
     let found = [service("orders")];
-    let first = acceptor.judge(&all([mesh(), tokens, policy("a", 1, needs)]), &found, None);
+    let first = acceptance.evaluate(&all([mesh(), tokens, policy("a", 1, needs)]), &found, None);
     assert!(of(&first, "a").accepted, "{first:?}");
     let before = first.mesh.unwrap();
 
-    let second = acceptor.judge(&all([mesh(), policy("a", 1, needs)]), &found, Some(&before));
+    let second = acceptance.evaluate(&all([mesh(), policy("a", 1, needs)]), &found, Some(&before));
 
     let verdict = of(&second, "a");
     assert_eq!((verdict.accepted, verdict.reason), (false, "Conflicted"));
@@ -153,11 +156,11 @@ fn a_deleted_one_stays_in_force_while_another_needs_it() {
 fn a_policy_for_what_is_not_there_yet_is_told_so_and_waits() {
     let spec = json!({ "policies": RIGHT, "targetRefs": [{ "kind": "Service", "name": "later" }] });
     let waiting = document("AuthorizationPolicy", "a", 1, &spec);
-    let mut acceptor = Acceptor::new("merlon-system");
-    let judged = acceptor.judge(&all([mesh(), waiting.clone()]), &[service("orders")], None);
+    let mut acceptance = Acceptance::new("merlon-system");
+    let judged = acceptance.evaluate(&all([mesh(), waiting.clone()]), &[service("orders")], None);
     assert_eq!(of(&judged, "a").reason, "TargetNotFound");
     let found = [service("later"), service("orders")];
-    let judged = acceptor.judge(&all([mesh(), waiting]), &found, judged.mesh.as_deref());
+    let judged = acceptance.evaluate(&all([mesh(), waiting]), &found, judged.mesh.as_deref());
     assert!(of(&judged, "a").accepted, "{judged:?}");
 }
 
@@ -167,10 +170,10 @@ fn a_policy_that_turns_out_wrong_when_its_target_comes_is_alone_to_blame() {
         let spec = json!({ "policies": WRONG, "targetRefs": targets });
         let waiting = document("AuthorizationPolicy", "waiting", 1, &spec);
         let documents = all([mesh(), waiting]);
-        let mut acceptor = Acceptor::new("merlon-system");
-        let before = acceptor.judge(&documents, &[], None).mesh.unwrap();
+        let mut acceptance = Acceptance::new("merlon-system");
+        let before = acceptance.evaluate(&documents, &[], None).mesh.unwrap();
 
-        let judged = acceptor.judge(&documents, &[service("later")], Some(&before));
+        let judged = acceptance.evaluate(&documents, &[service("later")], Some(&before));
 
         let verdict = of(&judged, "waiting");
         assert_eq!(
@@ -189,7 +192,8 @@ fn a_policy_that_turns_out_wrong_when_its_target_comes_is_alone_to_blame() {
 
 #[test]
 fn without_a_mesh_config_there_is_no_mesh() {
-    let judged = Acceptor::new("merlon-system").judge(&all([policy("a", 1, RIGHT)]), &[], None);
+    let judged =
+        Acceptance::new("merlon-system").evaluate(&all([policy("a", 1, RIGHT)]), &[], None);
     assert!(judged.mesh.is_none() && !of(&judged, "a").accepted);
     assert!(
         judged
@@ -205,14 +209,15 @@ fn a_mesh_config_of_another_namespace_is_not_looked_at_whatever_it_says() {
     let mut stranger = document_in("aaa", "MeshConfig", "mesh", 1, &spec);
     // Not even as what was in force once.
     stranger.in_force = Some(stranger.present.clone());
-    for wrong in [false, true] {
-        if wrong {
+    for rejected in [false, true] {
+        if rejected {
             let spec = json!({ "trustDomain": "not a name" });
             stranger.present = document_in("aaa", "MeshConfig", "mesh", 2, &spec).present;
         }
         // As after a start: nothing is known to be right.
-        let mut acceptor = Acceptor::new("merlon-system");
-        let judged = acceptor.judge(&all([stranger.clone(), mesh()]), &[service("orders")], None);
+        let mut acceptance = Acceptance::new("merlon-system");
+        let judged =
+            acceptance.evaluate(&all([stranger.clone(), mesh()]), &[service("orders")], None);
         let trust_domain = &judged.mesh.as_ref().unwrap().state().trust_domain;
         assert_eq!(trust_domain.to_string(), "x.test");
         let verdict = &judged.verdicts[&stranger.key];
@@ -223,11 +228,14 @@ fn a_mesh_config_of_another_namespace_is_not_looked_at_whatever_it_says() {
             verdict.message
         );
         assert!(judged.verdicts[&mesh().key].accepted);
-        let good = acceptor.good();
-        assert!(good.keys().all(|key| key.namespace != "aaa"), "{good:?}");
+        let in_force = acceptance.in_force();
+        assert!(
+            in_force.keys().all(|key| key.namespace != "aaa"),
+            "{in_force:?}"
+        );
     }
     // Alone it makes no mesh.
-    let mut acceptor = Acceptor::new("merlon-system");
-    let judged = acceptor.judge(&all([stranger]), &[], None);
+    let mut acceptance = Acceptance::new("merlon-system");
+    let judged = acceptance.evaluate(&all([stranger]), &[], None);
     assert!(judged.mesh.is_none());
 }

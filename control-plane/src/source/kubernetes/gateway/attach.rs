@@ -29,8 +29,10 @@ use serde_json::{Value, json};
 
 use super::{
     api,
-    report::{CONTROLLER, ListenerSays, ParentSays, Report, Said, Says},
-    route::{self, Around},
+    report::{
+        CONTROLLER, ConditionDraft, GatewayDetails, GatewayStatus, ListenerStatus, ParentStatus,
+    },
+    route::{self, RouteContext},
 };
 use crate::{cluster::gateway_api::GROUP, state::snapshot::Certificates};
 
@@ -45,7 +47,7 @@ const OWN_PORTS: [u16; 1] = [7562];
 
 /// What the cluster knows.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub(crate) struct GatewayObjects {
     /// Where gateways may be: the control plane's own namespace, whose Secrets it may read.
     pub(crate) namespace: String,
     pub(crate) classes: Vec<Arc<DynamicObject>>,
@@ -62,18 +64,18 @@ pub(crate) struct Seen {
 pub(crate) struct Attached {
     pub(crate) resources: Vec<Resource>,
     pub(crate) certificates: Certificates,
-    pub(crate) reports: Vec<Report>,
+    pub(crate) reports: Vec<GatewayStatus>,
 }
 
 /// A Gateway of ours, while routes are attached to it.
-struct Own {
-    report: Report,
-    accepted: Said,
+struct OwnGateway {
+    report: GatewayStatus,
+    accepted: ConditionDraft,
     listeners: Vec<OwnListener>,
 }
 
 struct OwnListener {
-    says: ListenerSays,
+    details: ListenerStatus,
     port: u16,
     hostname: Option<String>,
     allowed: api::AllowedRoutes,
@@ -83,12 +85,12 @@ struct OwnListener {
 
 impl OwnListener {
     fn is_served(&self) -> bool {
-        self.made.is_some() && self.says.accepted.ok && self.says.resolved.ok
+        self.made.is_some() && self.details.accepted.ok && self.details.resolved.ok
     }
 }
 
 /// Puts all of it together.
-pub(crate) fn attach(seen: &Seen) -> Attached {
+pub(crate) fn attach(seen: &GatewayObjects) -> Attached {
     let mut all = Attached::default();
     let mut classes = BTreeSet::new();
     for object in &seen.classes {
@@ -97,7 +99,7 @@ pub(crate) fn attach(seen: &Seen) -> Attached {
         if ours {
             classes.insert(object.name_any());
             all.reports
-                .push(report("GatewayClass", object, Says::Class));
+                .push(report("GatewayClass", object, GatewayDetails::Class));
         }
     }
     let mut gateways = BTreeMap::new();
@@ -117,7 +119,7 @@ pub(crate) fn attach(seen: &Seen) -> Attached {
         .filter_map(|object| Some((object.namespace()?, spec(object).ok()?)))
         .collect();
     let (names, services) = services(&seen.services);
-    let around = Around {
+    let around = RouteContext {
         grants: &grants,
         services: &services,
         names: &names,
@@ -133,8 +135,10 @@ pub(crate) fn attach(seen: &Seen) -> Attached {
         let served: Vec<GatewayListener> = served.filter_map(|one| one.made.clone()).collect();
         let mut report = own.report;
         let accepted = match (own.accepted.ok, served.len(), own.listeners.len()) {
-            (true, 0, _) => Said::no("ListenersNotValid", "none of its listeners can be served"),
-            (true, some, of) if some < of => Said::yes(
+            (true, 0, _) => {
+                ConditionDraft::negative("ListenersNotValid", "none of its listeners can be served")
+            }
+            (true, some, of) if some < of => ConditionDraft::positive(
                 "ListenersNotValid",
                 format!("{some} of {of} listeners are served; see theirs"),
             ),
@@ -156,9 +160,9 @@ pub(crate) fn attach(seen: &Seen) -> Attached {
                 }),
             });
         }
-        report.says = Says::Gateway {
+        report.details = GatewayDetails::Gateway {
             accepted,
-            listeners: own.listeners.into_iter().map(|one| one.says).collect(),
+            listeners: own.listeners.into_iter().map(|one| one.details).collect(),
             addresses,
         };
         all.reports.push(report);
@@ -188,58 +192,62 @@ fn spec<T: DeserializeOwned>(object: &DynamicObject) -> Result<T, String> {
     serde_json::from_value(spec).map_err(|error| format!("spec: {error}"))
 }
 
-fn report(kind: &'static str, object: &DynamicObject, says: Says) -> Report {
-    Report {
+fn report(kind: &'static str, object: &DynamicObject, details: GatewayDetails) -> GatewayStatus {
+    GatewayStatus {
         kind,
         namespace: object.namespace().unwrap_or_default(),
         name: object.name_any(),
         uid: object.uid().unwrap_or_default(),
         generation: object.metadata.generation.unwrap_or_default(),
-        says,
+        details,
     }
 }
 
-fn gateway(object: &DynamicObject, seen: &Seen, certificates: &mut Certificates) -> Own {
-    let report = report("Gateway", object, Says::Class);
-    let refused = |said: Said| Own {
+fn gateway(
+    object: &DynamicObject,
+    seen: &GatewayObjects,
+    certificates: &mut Certificates,
+) -> OwnGateway {
+    let report = report("Gateway", object, GatewayDetails::Class);
+    let refused = |said: ConditionDraft| OwnGateway {
         report: report.clone(),
         accepted: said,
         listeners: Vec::new(),
     };
     let written: api::Gateway = match spec(object) {
         Ok(spec) => spec,
-        Err(why) => return refused(Said::no("Invalid", why)),
+        Err(why) => return refused(ConditionDraft::negative("Invalid", why)),
     };
     let accepted = if report.namespace != seen.namespace {
         let message = format!(
             "gateways of the class `{}` stand in `{}`, the namespace whose Secrets Merlon may read",
             written.gateway_class_name, seen.namespace
         );
-        Said::no("Invalid", message)
+        ConditionDraft::negative("Invalid", message)
     } else if !written.addresses.is_empty() {
         let message =
             "spec.addresses: the Service of the gateway has the addresses; leave them out";
-        Said::no("UnsupportedAddress", message)
+        ConditionDraft::negative("UnsupportedAddress", message)
     } else if written.tls.is_some() {
         let message =
             "spec.tls: Merlon does not ask clients of a gateway for certificates; leave it out";
-        Said::no("Invalid", message)
+        ConditionDraft::negative("Invalid", message)
     } else if let Some(service) = namesake(&report, &seen.services) {
         let message = format!(
             "the Service `{service}` has its name, and policies speak of both as Service::\"{service}\"; rename one"
         );
-        Said::no("Invalid", message)
+        ConditionDraft::negative("Invalid", message)
     } else {
-        Said::yes("Accepted", "it is right and in force")
+        ConditionDraft::positive("Accepted", "it is right and in force")
     };
     let mut ports: BTreeMap<u16, String> = BTreeMap::new();
     let mut hosts = BTreeSet::new();
     let listeners = written.listeners.into_iter().map(|written| {
-        let mut says = ListenerSays {
+        let mut details = ListenerStatus {
             name: written.name.clone(),
             attached: 0,
-            accepted: Said::yes("Accepted", "it is right"),
-            resolved: Said::yes("ResolvedRefs", "everything that it names is there"),
+            accepted: ConditionDraft::positive("Accepted", "it is right"),
+            resolved: ConditionDraft::positive("ResolvedRefs", "everything that it names is there"),
             conflict: None,
         };
         let spoken = ports
@@ -248,19 +256,31 @@ fn gateway(object: &DynamicObject, seen: &Seen, certificates: &mut Certificates)
         let host = (written.port, written.hostname.clone());
         if *spoken != written.protocol {
             let message = format!("another listener speaks {spoken} on port {}", written.port);
-            says.conflict = Some(Said::no("ProtocolConflict", message.clone()));
-            says.accepted = Said::no("ProtocolConflict", message);
+            details.conflict = Some(ConditionDraft::negative(
+                "ProtocolConflict",
+                message.clone(),
+            ));
+            details.accepted = ConditionDraft::negative("ProtocolConflict", message);
         } else if !hosts.insert(host) {
             let message = format!("another listener has this host on port {}", written.port);
-            says.conflict = Some(Said::no("HostnameConflict", message.clone()));
-            says.accepted = Said::no("HostnameConflict", message);
+            details.conflict = Some(ConditionDraft::negative(
+                "HostnameConflict",
+                message.clone(),
+            ));
+            details.accepted = ConditionDraft::negative("HostnameConflict", message);
         } else if OWN_PORTS.contains(&written.port) {
             let message = format!("port {} is the proxy's own", written.port);
-            says.accepted = Said::no("PortUnavailable", message);
+            details.accepted = ConditionDraft::negative("PortUnavailable", message);
         }
-        let made = listener(&written, &report.namespace, seen, certificates, &mut says);
+        let made = listener(
+            &written,
+            &report.namespace,
+            seen,
+            certificates,
+            &mut details,
+        );
         OwnListener {
-            says,
+            details,
             port: written.port,
             hostname: written.hostname,
             allowed: written.allowed_routes.unwrap_or_default(),
@@ -268,7 +288,7 @@ fn gateway(object: &DynamicObject, seen: &Seen, certificates: &mut Certificates)
         }
     });
     let listeners = listeners.collect();
-    Own {
+    OwnGateway {
         report,
         accepted,
         listeners,
@@ -278,13 +298,13 @@ fn gateway(object: &DynamicObject, seen: &Seen, certificates: &mut Certificates)
 fn listener(
     written: &api::Listener,
     namespace: &str,
-    seen: &Seen,
+    seen: &GatewayObjects,
     certificates: &mut Certificates,
-    says: &mut ListenerSays,
+    details: &mut ListenerStatus,
 ) -> Option<GatewayListener> {
     if !["HTTP", "HTTPS"].contains(&written.protocol.as_str()) {
         let message = format!("Merlon serves HTTP and HTTPS, not `{}`", written.protocol);
-        says.accepted = Said::no("UnsupportedProtocol", message);
+        details.accepted = ConditionDraft::negative("UnsupportedProtocol", message);
         return None;
     }
     let routes = written.allowed_routes.as_ref();
@@ -294,7 +314,7 @@ fn listener(
     });
     if let Some(wrong) = wrong {
         let message = format!("its routes are HTTPRoutes, not of kind `{}`", wrong.kind);
-        says.resolved = Said::no("InvalidRouteKinds", message);
+        details.resolved = ConditionDraft::negative("InvalidRouteKinds", message);
         return None;
     }
     let mut tls = None;
@@ -308,14 +328,14 @@ fn listener(
                     ..ListenerTls::default()
                 });
             }
-            Err(wrong) if wrong.reason == "UnsupportedValue" => says.accepted = wrong,
-            Err(wrong) => says.resolved = wrong,
+            Err(wrong) if wrong.reason == "UnsupportedValue" => details.accepted = wrong,
+            Err(wrong) => details.resolved = wrong,
         }
         tls.as_ref()?;
     }
     let name = written.name.parse().map_err(|_| {
         let message = format!("`{}` is no name of a listener here", written.name);
-        says.accepted = Said::no("UnsupportedValue", message);
+        details.accepted = ConditionDraft::negative("UnsupportedValue", message);
     });
     Some(GatewayListener {
         name: name.ok()?,
@@ -329,10 +349,10 @@ fn listener(
 fn certificate(
     tls: Option<&api::Tls>,
     namespace: &str,
-    seen: &Seen,
-) -> Result<(CertificateRef, CertificateState), Said> {
-    let unsupported = |message: &str| Err(Said::no("UnsupportedValue", message));
-    let invalid = |message: String| Said::no("InvalidCertificateRef", message);
+    seen: &GatewayObjects,
+) -> Result<(CertificateRef, CertificateState), ConditionDraft> {
+    let unsupported = |message: &str| Err(ConditionDraft::negative("UnsupportedValue", message));
+    let invalid = |message: String| ConditionDraft::negative("InvalidCertificateRef", message);
     let Some(tls) = tls else {
         return Err(invalid("HTTPS needs `tls.certificateRefs`".to_owned()));
     };
@@ -368,7 +388,7 @@ fn certificate(
         && other != namespace
     {
         let message = format!("Merlon reads no Secrets of `{other}`; put it into `{namespace}`");
-        return Err(Said::no("RefNotPermitted", message));
+        return Err(ConditionDraft::negative("RefNotPermitted", message));
     }
     let full = format!("{namespace}/{}", reference.name);
     let found = seen.secrets.iter().find(|secret| {
@@ -406,7 +426,7 @@ fn usable(chain: &str, key: &str) -> Result<(), String> {
 }
 
 /// A Service that is called as a Gateway and is not the Gateway's own.
-fn namesake(gateway: &Report, services: &[Arc<Service>]) -> Option<String> {
+fn namesake(gateway: &GatewayStatus, services: &[Arc<Service>]) -> Option<String> {
     let mut all = services.iter();
     let found = all.find(|service| {
         service.namespace().as_deref() == Some(gateway.namespace.as_str())
@@ -482,10 +502,10 @@ fn addresses(namespace: &str, name: &str, services: &[Arc<Service>]) -> Vec<Valu
 
 fn attach_route(
     object: &DynamicObject,
-    seen: &Seen,
-    around: &Around<'_>,
-    gateways: &mut BTreeMap<(String, String), Own>,
-) -> (Option<Report>, Option<Resource>) {
+    seen: &GatewayObjects,
+    around: &RouteContext<'_>,
+    gateways: &mut BTreeMap<(String, String), OwnGateway>,
+) -> (Option<GatewayStatus>, Option<Resource>) {
     let namespace = object.namespace().unwrap_or_default();
     let Ok(written) = spec::<api::Route>(object) else {
         return (None, None);
@@ -519,7 +539,7 @@ fn attach_route(
                             let Some(listener) = own.listeners.get_mut(index) else {
                                 continue;
                             };
-                            listener.says.attached += 1;
+                            listener.details.attached += 1;
                             if let Some(made) = listener.made.as_ref() {
                                 parent_refs.push((
                                     of.clone(),
@@ -528,18 +548,21 @@ fn attach_route(
                                 ));
                             }
                         }
-                        Said::yes("Accepted", "it is right and in force")
+                        ConditionDraft::positive("Accepted", "it is right and in force")
                     }
                     Err(refused) => refused,
                 };
                 (accepted, resolved.clone())
             }
             Err(why) => {
-                let resolved = Said::yes("ResolvedRefs", "nothing was looked for");
-                (Said::no("UnsupportedValue", why.clone()), resolved)
+                let resolved = ConditionDraft::positive("ResolvedRefs", "nothing was looked for");
+                (
+                    ConditionDraft::negative("UnsupportedValue", why.clone()),
+                    resolved,
+                )
             }
         };
-        parents.push(ParentSays {
+        parents.push(ParentStatus {
             parent: value.clone(),
             accepted,
             resolved,
@@ -554,7 +577,7 @@ fn attach_route(
     if parents.is_empty() && !spoke {
         return (None, None);
     }
-    let report = report("HTTPRoute", object, Says::Route(parents));
+    let report = report("HTTPRoute", object, GatewayDetails::Route(parents));
     let resource = rules.ok().and_then(|(rules, _)| {
         let refs = parent_refs.into_iter().map(|(namespace, name, section)| {
             Some(ParentRef {
@@ -586,18 +609,18 @@ fn choose(
     namespace: &str,
     hostnames: &[String],
     parent: &api::Parent,
-    own: &Own,
-    seen: &Seen,
-) -> Result<Vec<usize>, Said> {
+    own: &OwnGateway,
+    seen: &GatewayObjects,
+) -> Result<Vec<usize>, ConditionDraft> {
     let meant = own.listeners.iter().enumerate().filter(|(_, listener)| {
         let section = parent.section_name.as_ref();
-        section.is_none_or(|section| *section == listener.says.name)
+        section.is_none_or(|section| *section == listener.details.name)
             && parent.port.is_none_or(|port| port == listener.port)
     });
     let meant: Vec<_> = meant.collect();
     if meant.is_empty() {
         let message = "the Gateway has no such listener (`sectionName`, `port`)";
-        return Err(Said::no("NoMatchingParent", message));
+        return Err(ConditionDraft::negative("NoMatchingParent", message));
     }
     let home = &own.report.namespace;
     let allowed = meant
@@ -608,7 +631,7 @@ fn choose(
         let message = format!(
             "the Gateway's `allowedRoutes` takes none of `{namespace}`; without one it takes those of `{home}` alone"
         );
-        return Err(Said::no("NotAllowedByListeners", message));
+        return Err(ConditionDraft::negative("NotAllowedByListeners", message));
     }
     let fitting = allowed
         .into_iter()
@@ -616,12 +639,20 @@ fn choose(
     let fitting: Vec<usize> = fitting.map(|(index, _)| index).collect();
     if fitting.is_empty() {
         let message = "none of its `hostnames` is one of the listener's";
-        return Err(Said::no("NoMatchingListenerHostname", message));
+        return Err(ConditionDraft::negative(
+            "NoMatchingListenerHostname",
+            message,
+        ));
     }
     Ok(fitting)
 }
 
-fn is_allowed(namespace: &str, home: &str, allowed: &api::AllowedRoutes, seen: &Seen) -> bool {
+fn is_allowed(
+    namespace: &str,
+    home: &str,
+    allowed: &api::AllowedRoutes,
+    seen: &GatewayObjects,
+) -> bool {
     let from = allowed.namespaces.as_ref();
     match from.and_then(|from| from.from.as_deref()).unwrap_or("Same") {
         "All" => true,

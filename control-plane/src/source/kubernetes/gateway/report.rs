@@ -10,14 +10,14 @@ pub(crate) const CONTROLLER: &str = "merlon.io/gateway";
 
 /// A condition in the making.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Said {
+pub(crate) struct ConditionDraft {
     pub(crate) ok: bool,
     pub(crate) reason: &'static str,
     pub(crate) message: String,
 }
 
-impl Said {
-    pub(super) fn yes(reason: &'static str, message: impl Into<String>) -> Self {
+impl ConditionDraft {
+    pub(super) fn positive(reason: &'static str, message: impl Into<String>) -> Self {
         Self {
             ok: true,
             reason,
@@ -25,7 +25,7 @@ impl Said {
         }
     }
 
-    pub(super) fn no(reason: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn negative(reason: &'static str, message: impl Into<String>) -> Self {
         Self {
             ok: false,
             reason,
@@ -36,58 +36,60 @@ impl Said {
 
 /// An object and what is said of it.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Report {
+pub(crate) struct GatewayStatus {
     pub(crate) kind: &'static str,
     /// Empty for a GatewayClass.
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) uid: String,
     pub(crate) generation: i64,
-    pub(crate) says: Says,
+    pub(crate) details: GatewayDetails,
 }
 
 /// By kind.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Says {
+pub(crate) enum GatewayDetails {
     Class,
     Gateway {
-        accepted: Said,
-        listeners: Vec<ListenerSays>,
+        accepted: ConditionDraft,
+        listeners: Vec<ListenerStatus>,
         addresses: Vec<Value>,
     },
-    Route(Vec<ParentSays>),
+    Route(Vec<ParentStatus>),
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct ListenerSays {
+pub(crate) struct ListenerStatus {
     pub(crate) name: String,
     pub(crate) attached: usize,
-    pub(crate) accepted: Said,
-    pub(crate) resolved: Said,
-    pub(crate) conflict: Option<Said>,
+    pub(crate) accepted: ConditionDraft,
+    pub(crate) resolved: ConditionDraft,
+    pub(crate) conflict: Option<ConditionDraft>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct ParentSays {
+pub(crate) struct ParentStatus {
     pub(crate) parent: Value,
-    pub(crate) accepted: Said,
-    pub(crate) resolved: Said,
+    pub(crate) accepted: ConditionDraft,
+    pub(crate) resolved: ConditionDraft,
 }
 
-impl Report {
+impl GatewayStatus {
     /// The origin of the resource that was made of it.
     pub(crate) fn origin(&self) -> String {
         format!("{}/{}/{}", self.kind, self.namespace, self.name)
     }
 
     /// What was found wrong with it only when all was compiled.
-    pub(crate) fn blame(&mut self, message: &str) {
-        match &mut self.says {
-            Says::Class => {}
-            Says::Gateway { accepted, .. } => *accepted = Said::no("Invalid", message),
-            Says::Route(parents) => {
+    pub(crate) fn set_compile_error(&mut self, message: &str) {
+        match &mut self.details {
+            GatewayDetails::Class => {}
+            GatewayDetails::Gateway { accepted, .. } => {
+                *accepted = ConditionDraft::negative("Invalid", message)
+            }
+            GatewayDetails::Route(parents) => {
                 for parent in parents {
-                    parent.accepted = Said::no("UnsupportedValue", message);
+                    parent.accepted = ConditionDraft::negative("UnsupportedValue", message);
                 }
             }
         }
@@ -96,38 +98,41 @@ impl Report {
     /// The status that the object should have. `before` is the one it has, in which others may have written too.
     /// `enforcing` tells how many proxies of a Gateway enforce it.
     pub(crate) fn status(&self, before: Option<&Value>, enforcing: u64, now: Timestamp) -> Value {
-        match &self.says {
-            Says::Class => {
+        match &self.details {
+            GatewayDetails::Class => {
                 let known = before.and_then(|before| before.get("conditions"));
-                let accepted = Said::yes("Accepted", "Merlon runs gateways of this class");
+                let accepted =
+                    ConditionDraft::positive("Accepted", "Merlon runs gateways of this class");
                 json!({ "conditions": [self.condition("Accepted", &accepted, known, now)] })
             }
-            Says::Gateway {
+            GatewayDetails::Gateway {
                 accepted,
                 listeners,
                 addresses,
             } => self.gateway(before, (accepted, listeners, addresses), enforcing, now),
-            Says::Route(parents) => json!({ "parents": self.parents(before, parents, now) }),
+            GatewayDetails::Route(parents) => {
+                json!({ "parents": self.parents(before, parents, now) })
+            }
         }
     }
 
     fn gateway(
         &self,
         before: Option<&Value>,
-        (accepted, listeners, addresses): (&Said, &[ListenerSays], &[Value]),
+        (accepted, listeners, addresses): (&ConditionDraft, &[ListenerStatus], &[Value]),
         enforcing: u64,
         now: Timestamp,
     ) -> Value {
-        let programmed = |of: &Said| match enforcing {
-            _ if !of.ok => Said::no("Invalid", "it is not accepted"),
-            0 => Said::no(
+        let programmed = |of: &ConditionDraft| match enforcing {
+            _ if !of.ok => ConditionDraft::negative("Invalid", "it is not accepted"),
+            0 => ConditionDraft::negative(
                 "Pending",
                 format!(
                     "no gateway proxy enforces it yet: one runs as service account `{}` of `{}`",
                     self.name, self.namespace
                 ),
             ),
-            count => Said::yes("Programmed", format!("{count} proxies enforce it")),
+            count => ConditionDraft::positive("Programmed", format!("{count} proxies enforce it")),
         };
         let listeners = listeners.iter().map(|listener| {
             let known = before
@@ -137,11 +142,11 @@ impl Report {
             let good = listener.accepted.ok && listener.resolved.ok && accepted.ok;
             let state = match good {
                 true => accepted.clone(),
-                false => Said::no("Invalid", ""),
+                false => ConditionDraft::negative("Invalid", ""),
             };
-            let none = Said::no("NoConflicts", "it has its port for itself");
+            let none = ConditionDraft::negative("NoConflicts", "it has its port for itself");
             let conflict = match &listener.conflict {
-                Some(conflict) => Said {
+                Some(conflict) => ConditionDraft {
                     ok: true,
                     ..conflict.clone()
                 },
@@ -174,31 +179,39 @@ impl Report {
     }
 
     /// Ours, and those of other controllers as they are: the list is one field.
-    fn parents(&self, before: Option<&Value>, own: &[ParentSays], now: Timestamp) -> Vec<Value> {
+    fn parents(&self, before: Option<&Value>, own: &[ParentStatus], now: Timestamp) -> Vec<Value> {
         let known = before.and_then(|before| before.get("parents")?.as_array());
         let known: Vec<&Value> = known.into_iter().flatten().collect();
         let others = known
             .iter()
             .filter(|one| one["controllerName"] != CONTROLLER);
         let others = others.map(|one| (*one).clone());
-        let own = own.iter().map(|says| {
+        let own = own.iter().map(|status| {
             let known = known
                 .iter()
-                .find(|one| one["controllerName"] == CONTROLLER && one["parentRef"] == says.parent)
+                .find(|one| {
+                    one["controllerName"] == CONTROLLER && one["parentRef"] == status.parent
+                })
                 .and_then(|one| one.get("conditions"));
             json!({
-                "parentRef": says.parent,
+                "parentRef": status.parent,
                 "controllerName": CONTROLLER,
                 "conditions": [
-                    self.condition("Accepted", &says.accepted, known, now),
-                    self.condition("ResolvedRefs", &says.resolved, known, now),
+                    self.condition("Accepted", &status.accepted, known, now),
+                    self.condition("ResolvedRefs", &status.resolved, known, now),
                 ],
             })
         });
         others.chain(own).collect()
     }
 
-    fn condition(&self, kind: &str, said: &Said, known: Option<&Value>, now: Timestamp) -> Value {
+    fn condition(
+        &self,
+        kind: &str,
+        said: &ConditionDraft,
+        known: Option<&Value>,
+        now: Timestamp,
+    ) -> Value {
         let status = if said.ok { "True" } else { "False" };
         let known = known.and_then(Value::as_array);
         let same = known

@@ -7,12 +7,12 @@ use serde_json::{Map, Value};
 
 use super::{
     api::{Grant, GrantFrom, GrantTo, Reference},
-    report::Said,
+    report::ConditionDraft,
 };
 use crate::cluster::gateway_api::GROUP;
 
 /// Who may name what of other namespaces, and what there is.
-pub(super) struct Around<'a> {
+pub(super) struct RouteContext<'a> {
     pub(super) grants: &'a [(String, Grant)],
     /// Services with their ports, as `namespace/name`.
     pub(super) services: &'a BTreeSet<(String, u16)>,
@@ -30,9 +30,10 @@ const NOWHERE: &str = "merlon-leads-nowhere";
 pub(super) fn rules(
     namespace: &str,
     rules: &[Map<String, Value>],
-    around: &Around<'_>,
-) -> Result<(Vec<HttpRouteRule>, Said), String> {
-    let mut resolved = Said::yes("ResolvedRefs", "everything that it names is there");
+    around: &RouteContext<'_>,
+) -> Result<(Vec<HttpRouteRule>, ConditionDraft), String> {
+    let mut resolved =
+        ConditionDraft::positive("ResolvedRefs", "everything that it names is there");
     let rules = rules.iter().enumerate().map(|(index, rule)| {
         let field = format!("spec.rules[{index}]");
         for known in rule.keys() {
@@ -103,8 +104,8 @@ fn backend(
     namespace: &str,
     field: &str,
     one: &Value,
-    around: &Around<'_>,
-    resolved: &mut Said,
+    around: &RouteContext<'_>,
+    resolved: &mut ConditionDraft,
 ) -> Result<BackendRef, String> {
     let one: Reference =
         serde_json::from_value(one.clone()).map_err(|error| format!("{field}: {error}"))?;
@@ -119,20 +120,20 @@ fn backend(
     let full = format!("{wanted}/{}", one.name);
     let wrong = if (group, kind) != ("", "Service") {
         let message = format!("{field}: a backend is a Service, not a `{group}/{kind}`");
-        Some(Said::no("InvalidKind", message))
+        Some(ConditionDraft::negative("InvalidKind", message))
     } else if wanted != namespace && !granted(namespace, wanted, &one.name, around.grants) {
         let message = format!(
             "{field}: no ReferenceGrant in `{wanted}` lets HTTPRoutes of `{namespace}` name its Services"
         );
-        Some(Said::no("RefNotPermitted", message))
+        Some(ConditionDraft::negative("RefNotPermitted", message))
     } else if !around.names.contains(&full) {
         let message = format!("{field}: there is no Service `{full}`");
-        Some(Said::no("BackendNotFound", message))
+        Some(ConditionDraft::negative("BackendNotFound", message))
     } else if let Some(port) = one.port
         && !around.services.contains(&(full.clone(), port))
     {
         let message = format!("{field}: the Service `{full}` has no port {port}");
-        Some(Said::no("BackendNotFound", message))
+        Some(ConditionDraft::negative("BackendNotFound", message))
     } else {
         None
     };

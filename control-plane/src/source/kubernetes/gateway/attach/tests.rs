@@ -40,14 +40,14 @@ fn secret(name: &str) -> Arc<Secret> {
 }
 
 /// A Gateway with these listeners, before a shop whose namespace has the label `edge: yes`.
-fn seen(listeners: &Value, routes: &[Value]) -> Seen {
+fn seen(listeners: &Value, routes: &[Value]) -> GatewayObjects {
     let class = json!({ "controllerName": "merlon.io/gateway" });
     let foreign = json!({ "controllerName": "example.org/other" });
     let gateway = json!({ "gatewayClassName": "edge", "listeners": listeners });
     let other = json!({ "gatewayClassName": "other", "listeners": listeners });
     let routes = routes.iter().enumerate();
     let shop = json!({ "metadata": { "name": "shop", "labels": { "edge": "yes" } } });
-    Seen {
+    GatewayObjects {
         namespace: NAMESPACE.to_owned(),
         classes: vec![
             object("GatewayClass", "", "edge", &class),
@@ -67,7 +67,7 @@ fn seen(listeners: &Value, routes: &[Value]) -> Seen {
             service(NAMESPACE, "main", &json!({ GATEWAY_LABEL: "main" })),
         ],
         secrets: vec![secret("cert")],
-        ..Seen::default()
+        ..GatewayObjects::default()
     }
 }
 
@@ -105,21 +105,21 @@ fn with(mut route: Value, pointer: &str, value: Value) -> Value {
 }
 
 /// What the first route is told of its first parent: whether it is accepted, and whether all that it names is there.
-fn told(attached: &Attached) -> (Said, Said) {
+fn told(attached: &Attached) -> (ConditionDraft, ConditionDraft) {
     let report = attached.reports.iter().find(|one| one.kind == "HTTPRoute");
-    let Says::Route(parents) = &report.expect("a report").says else {
+    let GatewayDetails::Route(parents) = &report.expect("a report").details else {
         panic!("of a route")
     };
     (parents[0].accepted.clone(), parents[0].resolved.clone())
 }
 
-fn gateway_says(attached: &Attached) -> (Said, Vec<ListenerSays>) {
+fn gateway_details(attached: &Attached) -> (ConditionDraft, Vec<ListenerStatus>) {
     let report = attached.reports.iter().find(|one| one.kind == "Gateway");
-    let Says::Gateway {
+    let GatewayDetails::Gateway {
         accepted,
         listeners,
         ..
-    } = &report.expect("a report").says
+    } = &report.expect("a report").details
     else {
         panic!("of a gateway")
     };
@@ -137,7 +137,7 @@ fn a_gateway_of_our_class_and_its_routes_are_served_and_those_of_others_left_alo
     assert_eq!(kinds(&attached), ["HTTPRoute", "Gateway"]);
     let (accepted, resolved) = told(&attached);
     assert!(accepted.ok && resolved.ok, "{accepted:?} {resolved:?}");
-    let (accepted, listeners) = gateway_says(&attached);
+    let (accepted, listeners) = gateway_details(&attached);
     assert!(accepted.ok);
     assert_eq!(listeners[0].attached, 1);
     let reported: Vec<_> = attached.reports.iter().map(|one| &*one.name).collect();
@@ -243,7 +243,7 @@ fn what_a_route_asks_for_and_merlon_does_not_do_is_refused_by_name_and_never_pas
 }
 
 /// Where the first backend leads and what is said of it.
-fn backend(seen: &Seen) -> (String, Said) {
+fn backend(seen: &GatewayObjects) -> (String, ConditionDraft) {
     let attached = attach(seen);
     let mut routes = attached.resources.iter().filter_map(|one| match &one.spec {
         Spec::HttpRoute(route) => Some(&route.rules[0].backend_refs[0]),
@@ -321,7 +321,7 @@ fn https(certificate: &Value) -> Value {
 #[test]
 fn a_listener_with_tls_has_the_certificate_of_a_secret_that_can_be_used() {
     let attached = attach(&seen(&https(&json!({ "name": "cert" })), &[]));
-    let (accepted, listeners) = gateway_says(&attached);
+    let (accepted, listeners) = gateway_details(&attached);
     assert!(accepted.ok && listeners[0].resolved.ok);
     let names: Vec<String> = attached
         .certificates
@@ -347,7 +347,7 @@ fn a_listener_with_tls_has_the_certificate_of_a_secret_that_can_be_used() {
         ),
     ] {
         let attached = attach(&seen(&https(&reference), &[]));
-        let (accepted, listeners) = gateway_says(&attached);
+        let (accepted, listeners) = gateway_details(&attached);
         assert_eq!((accepted.ok, accepted.reason), (false, "ListenersNotValid"));
         assert_eq!(listeners[0].resolved.reason, reason);
         assert!(listeners[0].resolved.message.contains(told_of));
@@ -362,7 +362,7 @@ fn a_listener_with_tls_has_the_certificate_of_a_secret_that_can_be_used() {
         .unwrap()
         .insert("tls.key".to_owned(), other);
     mixed.secrets = vec![Arc::new(pair)];
-    let (_, listeners) = gateway_says(&attach(&mixed));
+    let (_, listeners) = gateway_details(&attach(&mixed));
     assert_eq!(listeners[0].resolved.reason, "InvalidCertificateRef");
 }
 
@@ -376,7 +376,7 @@ fn one_wrong_listener_does_not_keep_the_others_from_serving() {
         { "name": "through", "port": 444, "protocol": "HTTPS", "tls": { "mode": "Passthrough" } },
     ]);
     let attached = attach(&seen(&listeners, &[]));
-    let (accepted, said) = gateway_says(&attached);
+    let (accepted, said) = gateway_details(&attached);
     assert_eq!((accepted.ok, accepted.reason), (true, "ListenersNotValid"));
     let reasons: Vec<_> = said.iter().map(|one| one.accepted.reason).collect();
     assert_eq!(
@@ -397,12 +397,12 @@ fn one_wrong_listener_does_not_keep_the_others_from_serving() {
 
 #[test]
 fn a_gateway_that_asks_for_more_than_merlon_does_or_takes_a_services_name_is_not_served() {
-    let wrong = |change: &dyn Fn(&mut Seen)| {
+    let wrong = |change: &dyn Fn(&mut GatewayObjects)| {
         let mut seen = seen(&everyone(), &[route()]);
         change(&mut seen);
         let attached = attach(&seen);
         assert!(attached.resources.is_empty(), "{:?}", attached.resources);
-        gateway_says(&attached).0
+        gateway_details(&attached).0
     };
     let gateway = |extra: Value| {
         let mut spec = json!({ "gatewayClassName": "edge", "listeners": everyone() });
