@@ -1,4 +1,4 @@
-//! Administration over a Unix socket, whose file permissions decide who may ask.
+//! Administration over a Unix socket. The file permissions decide who has access.
 
 mod decision;
 pub(crate) mod health;
@@ -43,10 +43,10 @@ use crate::{
 pub(crate) use problem::Problem;
 pub(crate) use socket::bind;
 
-/// The largest body that is read.
+/// The maximum size of a request body.
 const BODY_BYTES: usize = 64 << 10;
 
-/// What the administration speaks of.
+/// The state that the administration reads and changes.
 #[derive(Debug, Clone)]
 pub(crate) struct Admin {
     pub(crate) snapshots: Snapshots,
@@ -58,7 +58,7 @@ pub(crate) struct Admin {
     pub(crate) source: SharedStatus,
 }
 
-/// Answers until `shutdown`.
+/// Serves until `shutdown`.
 pub(crate) async fn serve(
     listener: UnixListener,
     admin: Admin,
@@ -73,11 +73,11 @@ pub(crate) async fn serve(
         .route("/v1/decisions/{id}", get(decision::decision))
         .route("/v1/join-tokens", post(join_token))
         .route("/v1/certificates", get(certificates))
-        .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is no such page"))
+        .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such path"))
         .method_not_allowed_fallback(async || {
             Problem::new(
                 StatusCode::METHOD_NOT_ALLOWED,
-                "this page is not asked for by this method",
+                "this path does not allow this method",
             )
         })
         .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES))
@@ -129,9 +129,9 @@ impl Admin {
             let id: String = id.chars().take(253).collect();
             Problem::new(
                 StatusCode::NOT_FOUND,
-                format!("no proxy with the id `{id}` is known"),
+                format!("no proxy with the id `{id}`"),
             )
-            .hint("`GET /v1/proxies` lists those that are")
+            .hint("`GET /v1/proxies` lists the known proxies")
         })
     }
 }
@@ -150,7 +150,7 @@ async fn proxy_config(
     let proxy = admin.find(&id)?;
     match admin.registry.ask(&proxy, Ask::Dump(DumpAsk {})).await? {
         Reply::Dump(dump) => Ok(Json(problem::json_of(&dump.json)?)),
-        _ => Err(problem::beside_the_point(&proxy.id)),
+        _ => Err(problem::wrong_reply(&proxy.id)),
     }
 }
 
@@ -176,20 +176,20 @@ async fn rotate(
             old_serial: reply.old_serial,
             new_serial: reply.new_serial,
         })),
-        _ => Err(problem::beside_the_point(&proxy.id)),
+        _ => Err(problem::wrong_reply(&proxy.id)),
     }
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct TokenRequest {
-    /// As `shop/orders`, or whole as a SPIFFE ID.
+    /// `shop/orders`, or a whole SPIFFE ID.
     identity: String,
-    /// As `10m`; at most that.
+    /// At most `10m`, which is the default.
     ttl: Option<Span>,
 }
 
-/// The one time that a token is shown.
+/// A new token. It is returned only once.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct NewToken {
@@ -201,7 +201,7 @@ struct NewToken {
 async fn join_token(State(admin): State<Admin>, body: Bytes) -> Result<Json<NewToken>, Problem> {
     let bad = |message: String| Problem::new(StatusCode::BAD_REQUEST, message);
     let request: TokenRequest = serde_json::from_slice(&body).map_err(|error| {
-        bad(format!("the body is not a request for a token: {error}"))
+        bad(format!("the body is not a token request: {error}"))
             .hint("send `{\"identity\": \"shop/orders\", \"ttl\": \"10m\"}`")
     })?;
     let ttl = request.ttl.map_or(DEFAULT_TTL, |ttl| ttl.0);
@@ -227,22 +227,22 @@ async fn join_token(State(admin): State<Admin>, body: Bytes) -> Result<Json<NewT
         domain.spiffe_id(&workload)
     };
     if !mesh.knows(&identity) {
-        let message = format!("no Workload and no Gateway of the mesh runs as `{identity}`");
+        let message = format!("no Workload or Gateway of the mesh runs as `{identity}`");
         return Err(Problem::new(StatusCode::NOT_FOUND, message).hint(
-            "write the Workload or the Gateway first: its certificate would be refused otherwise",
+            "create the Workload or the Gateway first: without it, the certificate request is rejected",
         ));
     }
     let certified = admin.authority.certified().ok_or_else(|| {
         let reason = admin.health.reason().unwrap_or_default();
         Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
-            format!("there is no root to pin yet: {reason}"),
+            format!("there is no root certificate to pin yet: {reason}"),
         )
     })?;
     let secret = random::secret().map_err(|_| {
         Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
-            "the system gives no random numbers",
+            "the system random number generator failed",
         )
     })?;
     let token = JoinToken::new(domain.clone(), secret, certified.root());

@@ -1,4 +1,4 @@
-//! The control plane from beginning to end: read → bind → serve → drain, in that order.
+//! The life of the process: read → bind → serve → drain, in that order.
 
 use std::{
     fs::{self, File},
@@ -45,41 +45,41 @@ use crate::{
     webhook,
 };
 
-/// Why a control plane does not start.
+/// Why the control plane does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The resources are wrong; nothing was changed.
+    /// The resources are invalid; nothing was changed.
     #[error("{0}")]
     Configuration(Report),
-    /// Its folder cannot be used.
+    /// The state directory cannot be used.
     #[error("the state directory {path} cannot be used: {source}")]
     StateDir {
-        /// Which.
+        /// The directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Two would sign with one key and use one token twice.
+    /// Two control planes would sign with one key and accept one token twice.
     #[error("another control plane uses the state directory {0}")]
     StateDirTaken(PathBuf),
-    /// An address cannot be listened on.
-    #[error("{address} cannot be listened on: {source}")]
+    /// A listener cannot be bound.
+    #[error("cannot listen on {address}: {source}")]
     Bind {
-        /// Which.
+        /// The address.
         address: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The certificate issuer that the resources name cannot be used, and no waiting would mend that.
+    /// The configured certificate issuer cannot be used, and a retry does not help.
     #[error("`spec.certificates.issuer` of the MeshConfig cannot be used: {}", chain(.0))]
     Issuer(#[from] merlon_issuer::OpenError),
-    /// Its database does not open.
+    /// The database cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The settings of the injector are wrong.
+    /// The settings of the injector are invalid.
     #[error("{0}")]
     Injection(Report),
-    /// The cluster cannot be followed.
+    /// The cluster cannot be watched.
     #[error(transparent)]
     Cluster(#[from] OpenError),
 }
@@ -93,26 +93,26 @@ impl From<StateDirError> for StartError {
     }
 }
 
-/// Why a control plane that ran does not any more.
+/// Why a running control plane ended.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The proxies' listener.
+    /// The listener for proxies failed.
     #[error("the listener for proxies ended: {0}")]
     Serve(#[from] tonic::transport::Error),
-    /// A listener for people.
+    /// An administration or health listener failed.
     #[error("a listener for administration ended: {0}")]
     Admin(#[from] io::Error),
-    /// A task ended by a fault of its own.
-    #[error("a part of the control plane ended: {0}")]
+    /// A task panicked.
+    #[error("a task of the control plane failed: {0}")]
     Part(#[from] tokio::task::JoinError),
 }
 
-/// A running control plane. Dropping it ends it without a drain.
+/// A running control plane. Dropping it stops it without a drain.
 #[derive(Debug)]
 pub struct ControlPlane {
-    /// Where proxies reach it.
+    /// The address for proxies.
     pub listen: SocketAddr,
-    /// `/live`, `/ready`, `/metrics`.
+    /// The address of `/live`, `/ready` and `/metrics`.
     pub admin: SocketAddr,
     /// The Unix socket for administration.
     pub admin_socket: PathBuf,
@@ -122,20 +122,20 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Waits until proxies can be served: the certificate issuer has answered.
+    /// Waits until the first certificate is issued, so that proxies can be served.
     pub async fn ready(&self) {
         self.authority.ready().await;
     }
 
-    /// Cancelling it begins the end.
+    /// Cancelling this token starts the drain.
     pub fn shutdown_token(&self) -> CancellationToken {
         self.shutdown.clone()
     }
 
-    /// Waits for the end, by [`ControlPlane::shutdown_token`] or by a failure.
+    /// Waits until the control plane has ended, by [`ControlPlane::shutdown_token`] or by a failure.
     ///
     /// # Errors
-    /// What failed.
+    /// The first failure.
     pub async fn wait(mut self) -> Result<(), RunError> {
         match self.main.take() {
             Some(main) => main.await?,
@@ -143,10 +143,10 @@ impl ControlPlane {
         }
     }
 
-    /// Ends it: streams are told to go elsewhere, what is being answered is answered.
+    /// Drains and stops: open streams end with `UNAVAILABLE`, requests in progress are answered.
     ///
     /// # Errors
-    /// What failed before or meanwhile.
+    /// A failure before or during the drain.
     pub async fn shutdown(self) -> Result<(), RunError> {
         self.shutdown.cancel();
         self.wait().await
@@ -159,12 +159,12 @@ impl Drop for ControlPlane {
     }
 }
 
-/// Starts a control plane within the running runtime: reads the resources, binds, and returns while it serves.
+/// Starts a control plane in the current runtime: reads the resources, binds, and returns while it serves.
 ///
-/// In a cluster it answers `/live` and `/ready` from the beginning, and returns when there is a mesh to serve.
+/// In a cluster it serves `/live` and `/ready` at once, and returns when the first mesh has compiled.
 ///
 /// # Errors
-/// [`StartError`]; a wrong configuration of files is found before anything is written or bound.
+/// [`StartError`]. With a directory of files, an invalid configuration is reported before anything is written or bound.
 pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError> {
     let common = Common::new();
     match &config.source {
@@ -213,7 +213,7 @@ pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError>
                     tasks: common.tasks.clone(),
                     shutdown: common.shutdown.clone(),
                 };
-                // Before there is a mesh: what keeps it from being one is fixed through admission.
+                // Before the first mesh: admission must work while users fix the resources that prevent it.
                 webhook::start(settings, listener, deps).map_err(StartError::Injection)?;
             }
             let (cluster, mesh) = cluster.first_mesh(&common.shutdown).await?;
@@ -221,7 +221,7 @@ pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError>
                 mesh,
                 lock,
                 health,
-                // Opened by the keeper, which tries again: an issuer that is away must not end a replica.
+                // The keeper opens it and retries: an unavailable issuer must not stop a replica.
                 issuer: None,
                 followed: Followed::Cluster(Box::new(cluster)),
             };
@@ -230,7 +230,7 @@ pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError>
     }
 }
 
-/// What is there before there are resources.
+/// What exists before the resources are read.
 struct Common {
     metrics: Metrics,
     authority: Authority,
@@ -275,7 +275,7 @@ impl Common {
         }
     }
 
-    /// Binds `/live`, `/ready` and `/metrics`, and answers there.
+    /// Binds and serves `/live`, `/ready` and `/metrics`.
     async fn health_listener(
         &self,
         config: &ControlPlaneConfig,
@@ -294,7 +294,7 @@ fn bind_error(address: String) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::Bind { address, source }
 }
 
-/// What was found at the start.
+/// The result of the start, before serving.
 struct Opened {
     mesh: Arc<Mesh>,
     lock: File,
@@ -303,7 +303,7 @@ struct Opened {
     followed: Followed,
 }
 
-/// Where resources come from.
+/// The source of resources, while it is followed.
 enum Followed {
     Files(Box<Files>),
     Cluster(Box<Kubernetes>),
@@ -416,7 +416,7 @@ struct Parts {
     issuer: Option<(CertificateIssuer, Arc<CertIssuer>)>,
     reviewer: Option<Reviewer>,
     shared: Option<SharedCa>,
-    /// Held as long as we run.
+    /// Holds the lock on the state directory.
     _lock: File,
 }
 
@@ -454,7 +454,7 @@ impl Parts {
         let mut health = listeners.health;
         let mut admin = tokio::spawn(admin::serve(listeners.admin_listener, admin, shutdown()));
         let mut proxies = tokio::spawn(self.grpc(listeners.listener));
-        // The first that ends before it was told to ends all.
+        // If one listener ends before the shutdown, the whole process ends.
         let ended: Result<(), RunError> = tokio::select! {
             ended = &mut health => flat(ended),
             ended = &mut admin => flat(ended),
@@ -528,7 +528,7 @@ fn flat<E: Into<RunError>>(
     ended?.map_err(Into::into)
 }
 
-/// A handle that was awaited to its end must not be awaited again.
+/// A handle that has completed must not be awaited again.
 async fn finished<T>(task: JoinHandle<T>) {
     if !task.is_finished() {
         let _ = task.await;

@@ -1,57 +1,57 @@
-//! What a control plane is started with.
+//! The configuration of a control plane.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-/// All that [`crate::app::run`] needs. The program makes it of flags, environment and file.
+/// The input of [`crate::app::run`]. The program builds it from flags, environment and bootstrap file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControlPlaneConfig {
-    /// Where resources come from.
+    /// The source of resources.
     pub source: Source,
-    /// Where proxies reach it.
+    /// The listener for proxies.
     pub listen: SocketAddr,
-    /// `/live`, `/ready`, `/metrics`.
+    /// The listener of `/live`, `/ready` and `/metrics`.
     pub admin: SocketAddr,
     /// The Unix socket for administration.
     pub admin_socket: PathBuf,
-    /// Where the embedded CA, join tokens and the ledger are kept; made with mode 0700 if it is not there.
+    /// The directory of the embedded CA, join tokens and the ledger; created with mode 0700.
     pub state_dir: PathBuf,
-    /// How long open streams may take to end at the end.
+    /// How long open streams may take to end on shutdown.
     pub drain_timeout: Duration,
 }
 
-/// Where resources come from.
+/// The source of resources.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// A directory of files.
     Files(PathBuf),
-    /// A cluster: the one that this runs in, or that the kubeconfig names.
+    /// A Kubernetes cluster: the one that the process runs in, or the one of the kubeconfig.
     Kubernetes(KubernetesConfig),
 }
 
-/// What a control plane in a cluster knows of itself.
+/// The settings of a replica in a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KubernetesConfig {
-    /// The name of this replica: its pod's.
+    /// The name of this replica, which is the name of its pod.
     pub replica: String,
-    /// The namespace that it is in.
+    /// The namespace of the control plane.
     pub namespace: String,
-    /// Whether Gateway API is followed: gateways, their routes and their certificates.
+    /// Whether Gateway API is watched: gateways, routes and certificates.
     pub gateways: bool,
-    /// Where the API server asks, if it does.
+    /// The admission webhooks, if enabled.
     pub webhook: Option<WebhookConfig>,
 }
 
-/// How admission is served.
+/// The admission webhooks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebhookConfig {
-    /// Where the API server calls, over TLS.
+    /// The TLS listener for the API server.
     pub listen: SocketAddr,
-    /// The file of the injector's settings; changes are taken over live.
+    /// The file of the injector's settings; changes apply without a restart.
     pub injection: PathBuf,
 }
 
 impl ControlPlaneConfig {
-    /// A control plane on loopback ports that the system chooses, with everything in two folders: for tests.
+    /// A control plane for tests, on loopback ports that the system chooses, with two directories.
     pub fn on_loopback(config: PathBuf, state_dir: PathBuf) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         Self {

@@ -1,4 +1,4 @@
-//! Arguments, environment and file become a [`ControlPlaneConfig`], or a report of what is wrong.
+//! Builds a [`ControlPlaneConfig`] from arguments, environment and bootstrap file, or a report of all problems.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -10,11 +10,11 @@ use merlon_config::{
 
 use crate::config::{ADMIN_SOCKET, ControlPlaneConfig, KubernetesConfig, Source, WebhookConfig};
 
-/// Merlon's control plane: compiles the resources in a directory or a Kubernetes cluster, signs certificates, and tells every proxy what it
-/// needs.
+/// Merlon's control plane: compiles the resources of a directory or a Kubernetes cluster, issues certificates, and pushes to
+/// every proxy the state that it needs.
 ///
-/// Every flag may also be an environment variable, or a field of the file that `--bootstrap` names; a flag beats the
-/// environment, and the environment beats the file. Logs are JSON lines on standard error.
+/// Every flag can also be an environment variable, or a field of the file that `--bootstrap` names. A flag overrides the
+/// environment, and the environment overrides the file. Logs are JSON lines on standard error.
 #[derive(Debug, Default, Parser)]
 #[command(
     name = "merlon-control-plane",
@@ -25,10 +25,10 @@ Example:
   merlon-control-plane --config config/examples/shop
   merlon-control-plane --kubernetes --replica \"$HOSTNAME\" --namespace merlon-system
 
-Exit codes: 0 ended as asked, 1 it could not run on, 2 the configuration is wrong (all of it is said, nothing is changed)."
+Exit codes: 0 stopped by a signal, 1 failed, 2 invalid configuration (all problems are printed, nothing is changed)."
 )]
 pub struct Flags {
-    /// Directory of resource files; changes are taken over live
+    /// Directory of resource files; changes apply without a restart
     #[arg(long, env = "MERLON_CONFIG", value_name = "DIR")]
     pub config: Option<PathBuf>,
     /// Read the resources of the Kubernetes cluster that this runs in, or that KUBECONFIG names, instead of files
@@ -41,13 +41,13 @@ pub struct Flags {
         conflicts_with = "config"
     )]
     pub kubernetes: Option<bool>,
-    /// With --kubernetes: the name of this replica, which is its pod's [default: the host's name]
+    /// With --kubernetes: name of this replica, which is the name of its pod [default: host name]
     #[arg(long, env = "MERLON_REPLICA", value_name = "NAME")]
     pub replica: Option<String>,
-    /// With --kubernetes: the namespace of Merlon's own objects [default: merlon-system]
+    /// With --kubernetes: namespace of Merlon's own objects [default: merlon-system]
     #[arg(long, env = "MERLON_NAMESPACE", value_name = "NAMESPACE")]
     pub namespace: Option<String>,
-    /// With --kubernetes: serve Gateway API too, `Gateway` and `HTTPRoute`, with the Secrets of the own namespace
+    /// With --kubernetes: serve Gateway API (`Gateway` and `HTTPRoute`) with the Secrets of the control plane's namespace
     #[arg(
         long,
         env = "MERLON_GATEWAY_API",
@@ -56,37 +56,37 @@ pub struct Flags {
         default_missing_value = "true"
     )]
     pub gateway_api: Option<bool>,
-    /// With --kubernetes: file of the injector's settings; with it the admission webhooks are served
+    /// With --kubernetes: file of the injector's settings; enables the admission webhooks
     #[arg(long, env = "MERLON_INJECTION", value_name = "FILE")]
     pub injection: Option<PathBuf>,
-    /// With --injection: where the API server calls the admission webhooks [default: 0.0.0.0:7566]
+    /// With --injection: listener of the admission webhooks [default: 0.0.0.0:7566]
     #[arg(long, env = "MERLON_WEBHOOK", value_name = "ADDRESS")]
     pub webhook: Option<SocketAddr>,
     /// YAML file with the same fields as these flags, in camelCase
     #[arg(long, env = "MERLON_BOOTSTRAP", value_name = "FILE")]
     pub bootstrap: Option<PathBuf>,
-    /// Where proxies reach it [default: 0.0.0.0:7564]
+    /// Listener for proxies [default: 0.0.0.0:7564]
     #[arg(long, env = "MERLON_LISTEN", value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
     /// Unix socket for administration [default: admin.sock in the state directory]
     #[arg(long, env = "MERLON_ADMIN_SOCKET", value_name = "FILE")]
     pub admin_socket: Option<PathBuf>,
-    /// `/live`, `/ready` and `/metrics` [default: 127.0.0.1:7565]
+    /// Listener of `/live`, `/ready` and `/metrics` [default: 127.0.0.1:7565]
     #[arg(long, env = "MERLON_ADMIN", value_name = "ADDRESS")]
     pub admin: Option<SocketAddr>,
-    /// Where the embedded CA, join tokens and the ledger are kept [default: merlon-state]
+    /// Directory of the embedded CA, join tokens and the ledger [default: merlon-state]
     #[arg(long, env = "MERLON_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// File that is written with the addresses that were bound, as JSON: `listen`, `admin`, `adminSocket`
+    /// File to write the bound addresses to, as JSON: `listen`, `admin`, `adminSocket`
     #[arg(long, value_name = "FILE")]
     pub addresses_file: Option<PathBuf>,
 }
 
 impl Flags {
-    /// Puts flags over the bootstrap file.
+    /// Merges the flags with the bootstrap file.
     ///
     /// # Errors
-    /// What is wrong with the file, or missing altogether.
+    /// Every problem of the file, and every missing value.
     pub fn resolve(&self) -> Result<ControlPlaneConfig, Report> {
         let file = match &self.bootstrap {
             Some(file) => ControlPlaneBootstrap::load(file)?,
@@ -135,7 +135,7 @@ fn host_name() -> Option<String> {
     Some(name.trim().to_lowercase())
 }
 
-/// It becomes a part of the names of objects.
+/// The name of the replica becomes a part of object names.
 fn name_of_replica(name: Option<String>) -> Result<String, Report> {
     let name = name.unwrap_or_default();
     match name.parse::<merlon_config::name::ResourceName>() {

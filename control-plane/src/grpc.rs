@@ -1,4 +1,4 @@
-//! The listener that proxies reach: TLS, who is there, gRPC.
+//! The listener for proxies: mutual TLS and gRPC.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -23,12 +23,12 @@ const LIMITS: Limits = Limits {
     at_once: 512,
     timeout: Duration::from_secs(10),
 };
-/// A CSR and a token are small.
+/// The maximum size of an `Issue` request: a CSR and a token are small.
 const ISSUE_BYTES: usize = 64 << 10;
-/// What a proxy tells of itself when it is asked may be larger than anything it says unasked.
+/// The maximum size of an inspection reply: a configuration dump is larger than any discovery request.
 const INSPECT_BYTES: usize = 8 << 20;
 
-/// Serves until `shutdown`, and then what is open until it ends.
+/// Serves until `shutdown`, and then until the open streams have ended.
 pub(crate) async fn serve(
     listener: TcpListener,
     authority: Authority,
@@ -41,7 +41,7 @@ pub(crate) async fn serve(
     let (connections, incoming) = mpsc::channel(64);
     let (counted, stopped) = (metrics.clone(), shutdown.clone());
     let accepting = tokio::spawn(async move {
-        // Until there is a certificate to show, connections wait in the kernel's queue.
+        // Until the first certificate is issued, connections wait in the kernel's accept queue.
         authority.ready().await;
         let current = || Some(Arc::clone(&authority.certified()?.server));
         let failed = move || {
@@ -58,7 +58,7 @@ pub(crate) async fn serve(
     let served = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        // One stream each for push and inspection, and a few calls.
+        // One stream each for discovery and inspection, and a few calls.
         .max_concurrent_streams(16)
         .http2_max_header_list_size(16 << 10)
         .add_service(discovery)

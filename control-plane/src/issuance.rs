@@ -1,4 +1,4 @@
-//! Certificates: the authority that signs, and the evidence that it signs on.
+//! Certificates: the authority that signs, and the evidence that it requires.
 
 pub(crate) mod authority;
 pub(crate) mod csr;

@@ -1,4 +1,4 @@
-//! Compiles resources, issues identities, and tells every proxy what it needs.
+//! Compiles resources, issues identities, and pushes to every proxy exactly the state that it needs.
 #![doc = include_str!("../README.md")]
 
 mod admin;

@@ -12,7 +12,7 @@ use merlon_control_plane::{
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 fn main() -> ExitCode {
-    // One provider in the whole program; a second one would be found out here and not at run time.
+    // The program has one provider. A second one would fail here and not at run time.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let flags = Flags::parse();
     let config = match flags.resolve() {
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     let ended = runtime.context("no runtime").and_then(|runtime| {
         runtime.block_on(async {
             let mut signals = Signals::new()?;
-            // In a cluster it may wait long for a first state.
+            // In a cluster the first mesh may take long.
             let control_plane = tokio::select! {
                 started = app::run(config) => started?,
                 () = signals.next() => return Ok(()),
@@ -58,13 +58,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// For people: every problem with its place, on standard error.
+/// Prints every problem with its location to standard error.
 fn wrong_configuration(report: &merlon_config::report::Report) -> ExitCode {
     let _ = writeln!(std::io::stderr().lock(), "{report}");
     ExitCode::from(2)
 }
 
-/// What asks a process to end.
+/// The signals that stop the process.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -86,7 +86,7 @@ impl Signals {
     }
 }
 
-/// The first signal begins the end; a second one has its usual effect.
+/// The first signal starts the drain; a second one ends the process.
 fn end_on_signal(control_plane: &ControlPlane, mut signals: Signals) {
     let shutdown = control_plane.shutdown_token();
     tokio::spawn(async move {
@@ -100,7 +100,7 @@ fn end_on_signal(control_plane: &ControlPlane, mut signals: Signals) {
     });
 }
 
-/// Whole or not at all, for whoever waits for it.
+/// Writes the file atomically, because another process may wait for it.
 fn write_addresses(file: &Path, control_plane: &ControlPlane) -> std::io::Result<()> {
     let addresses = serde_json::json!({
         "listen": control_plane.listen,

@@ -1,4 +1,4 @@
-//! The push: one delta stream per proxy.
+//! Pushes the state to proxies: one delta discovery stream and one inspection stream per proxy.
 
 pub(crate) mod inspect;
 mod registry;

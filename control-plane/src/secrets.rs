@@ -1,8 +1,8 @@
-//! Secrets of Vault for those that they are granted to: read, read again, and pushed when they change.
+//! Granted secrets: read from the KV engine, refreshed, and pushed to the workloads when they change.
 //!
-//! What was read stays until something newer is: a Vault that is away, a right that was taken or a version that was
-//! deleted empties no secret that is in use. But who edits a grant's path grants another secret, and what was read for
-//! the one before is not given to whom it reaches now.
+//! A value stays in use until a newer one is read: an unavailable Vault, a revoked permission or a deleted version does not
+//! remove it. A change of a grant's path grants another secret, though, and the value of the previous path is not given to
+//! the new recipients.
 
 mod reader;
 
@@ -32,10 +32,10 @@ use crate::{
 
 /// Pause before a reader that failed is restarted.
 const RESTART: Duration = Duration::from_secs(30);
-/// Changes that are published as one.
-const TOGETHER: usize = 64;
+/// Maximum number of results that are published together.
+const BATCH: usize = 64;
 
-/// What became of each grant. Cheap to clone; all clones know the same.
+/// The last result of each grant. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Deliveries {
     results: Arc<Mutex<BTreeMap<Granted, Result<u64, String>>>>,
@@ -52,7 +52,7 @@ impl Default for Deliveries {
 }
 
 impl Deliveries {
-    /// The version that was read last, or why none is; `None`: nobody has tried yet.
+    /// The version that was read last, or the error; `None` before the first attempt.
     pub(crate) fn of(&self, name: &ServiceName) -> Option<Result<u64, String>> {
         let first = Granted {
             name: name.clone(),
@@ -67,19 +67,19 @@ impl Deliveries {
         self.changed.subscribe()
     }
 
-    /// Forgets those that are granted no more.
+    /// Removes grants that no longer exist.
     fn keep(&self, wanted: &BTreeSet<Granted>) {
         let mut results = self.lock();
         let before = results.len();
         results.retain(|granted, _| wanted.contains(granted));
-        let moved = results.len() != before;
+        let changed = results.len() != before;
         drop(results);
-        if moved {
+        if changed {
             self.changed.send_modify(|count| *count += 1);
         }
     }
 
-    /// Takes over what was found, and logs it where it is new.
+    /// Stores a result, and logs it if it is new.
     fn take(&self, granted: &Granted, result: Result<u64, String>) {
         let mut results = self.lock();
         if results.get(granted) == Some(&result) {
@@ -99,7 +99,7 @@ impl Deliveries {
     }
 }
 
-/// Reads them.
+/// Reads and publishes the granted secrets.
 pub(crate) struct Reader {
     pub(crate) snapshots: Snapshots,
     pub(crate) authority: Authority,
@@ -107,13 +107,13 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// Until `shutdown`.
+    /// Runs until `shutdown`.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
-        // Another issuer may give what the one before did not.
-        let nudged = self.authority.watch();
+        // A new issuer may return what the previous one did not.
+        let issuer_changed = self.authority.watch();
         let authority = self.authority;
         let read = move |granted: Granted| secret(authority.clone(), granted);
-        let following = Follower::new(self.snapshots, self.deliveries).run(read, nudged);
+        let following = Follower::new(self.snapshots, self.deliveries).run(read, issuer_changed);
         tokio::select! {
             () = following => {}
             () = shutdown.cancelled() => {}
@@ -129,13 +129,13 @@ async fn secret(authority: Authority, granted: Granted) -> Result<KvSecret, Stri
     read.map_err(|error| error.to_string())
 }
 
-/// Keeps a turn for each namespace that is granted something, and publishes what they find.
+/// Runs a reader for each namespace that has grants, and publishes the results.
 struct Follower {
     snapshots: Snapshots,
     deliveries: Deliveries,
     wanted: BTreeSet<Granted>,
     known: Arc<Secrets>,
-    /// What each turn is told to read. A turn ends with its sender.
+    /// The grants that each reader reads. A reader ends when its sender is dropped.
     readers: BTreeMap<Namespace, watch::Sender<BTreeSet<Granted>>>,
     running: HashMap<task::Id, Namespace>,
     failed: BTreeSet<Namespace>,
@@ -157,13 +157,13 @@ impl Follower {
     async fn run<F, N>(
         mut self,
         read: impl Fn(Granted) -> F + Clone + Send + Sync + 'static,
-        nudged: watch::Receiver<N>,
+        issuer_changed: watch::Receiver<N>,
     ) where
         F: Future<Output = Result<KvSecret, String>> + Send + 'static,
         N: Send + Sync + 'static,
     {
         let mut snapshots = self.snapshots.watch();
-        let (sender, mut found) = mpsc::channel(TOGETHER);
+        let (sender, mut found) = mpsc::channel(BATCH);
         let reader = NamespaceReader::new(read, sender);
         let mut running = JoinSet::new();
         loop {
@@ -171,7 +171,7 @@ impl Follower {
             for (namespace, wanted) in self.follow(wanted) {
                 let (wanted, receiver) = watch::channel(wanted);
                 let failed = self.failed.remove(&namespace);
-                let reader = reader.clone().run(receiver, nudged.clone());
+                let reader = reader.clone().run(receiver, issuer_changed.clone());
                 let task = running.spawn(async move {
                     if failed {
                         tokio::time::sleep(RESTART).await;
@@ -198,19 +198,19 @@ impl Follower {
         }
     }
 
-    /// Whether a turn has to begin again: it broke, and is still wanted.
+    /// Whether a reader panicked and must be restarted.
     fn ended(&mut self, ended: Result<(task::Id, ()), JoinError>) -> bool {
-        let broke = match ended {
+        let error = match ended {
             Ok((id, ())) => {
                 self.running.remove(&id);
                 return false;
             }
-            Err(broke) => broke,
+            Err(error) => error,
         };
-        let Some(namespace) = self.running.remove(&broke.id()) else {
+        let Some(namespace) = self.running.remove(&error.id()) else {
             return false;
         };
-        tracing::error!(%namespace, error = %broke, "secrets.turn_broke: it begins again after a while");
+        tracing::error!(%namespace, %error, "secrets.reader_failed");
         self.readers.remove(&namespace);
         self.failed.insert(namespace.clone());
         self.wanted
@@ -218,7 +218,7 @@ impl Follower {
         true
     }
 
-    /// Takes over what is granted now; gives the namespaces that have no turn yet.
+    /// Applies the current grants; returns those of namespaces that have no reader yet.
     fn follow(&mut self, wanted: BTreeSet<Granted>) -> BTreeMap<Namespace, BTreeSet<Granted>> {
         if wanted == self.wanted {
             return BTreeMap::new();
@@ -248,11 +248,11 @@ impl Follower {
         by_namespace
     }
 
-    /// Takes over what was found, with what else is there already, and publishes it as one.
+    /// Stores a result together with the others that are queued, and publishes them as one.
     fn take(&mut self, first: Found<KvSecret>, found: &mut mpsc::Receiver<Found<KvSecret>>) {
         let more = std::iter::from_fn(|| found.try_recv().ok());
-        for (granted, read) in std::iter::once(first).chain(more).take(TOGETHER) {
-            // Read before it was taken away.
+        for (granted, read) in std::iter::once(first).chain(more).take(BATCH) {
+            // The grant may have been removed since.
             if self.wanted.contains(&granted) {
                 self.put(granted, read);
             }
@@ -284,7 +284,7 @@ impl Follower {
     }
 }
 
-/// Grants that reach a workload there is.
+/// The grants of all workloads.
 fn wanted(mesh: &Mesh) -> BTreeSet<Granted> {
     let all = mesh.proxies().flat_map(|proxy| proxy.secrets());
     all.cloned().collect()

@@ -1,4 +1,4 @@
-//! What is pushed at this moment, and what is kept over a restart.
+//! The current snapshot, and what is kept across a restart.
 
 pub(crate) mod snapshot;
 pub(crate) mod state_dir;

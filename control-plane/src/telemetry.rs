@@ -1,4 +1,4 @@
-//! What the control plane reports of itself: metrics, spans and the process log.
+//! Metrics, spans and the process log.
 
 pub(crate) mod metrics;
 pub(crate) mod spans;

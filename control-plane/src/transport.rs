@@ -1,4 +1,4 @@
-//! The peer at the other end of a connection, and rates for each peer.
+//! The peer of a connection, and rate limits for each peer.
 
 pub(crate) mod peer;
 pub(crate) mod rate;

@@ -139,7 +139,7 @@ async fn follow(file: std::path::PathBuf, hooks: Arc<Webhook>, shutdown: Cancell
                 hooks.settings.publish(settings);
             }
             Err(report) => {
-                tracing::error!(problems = %report, "injection.refused: the settings before stay in force");
+                tracing::error!(problems = %report, "injection.refused");
             }
         }
     }

@@ -255,7 +255,7 @@ async fn a_certificate_is_given_on_the_token_of_a_living_pod_and_on_nothing_else
             Code::PermissionDenied,
         ),
         (
-            "bound to no pod",
+            "not bound to a pod",
             api.token(account, Some("merlon"), None).await,
             Code::PermissionDenied,
         ),
@@ -300,9 +300,7 @@ async fn a_certificate_is_given_on_the_token_of_a_living_pod_and_on_nothing_else
     std::fs::write(api.token_file(&again), "an-old-token").expect("a file");
     sidecar.launch();
     until("it is refused", async || {
-        sidecar
-            .complaints()
-            .contains("this is no service account token")
+        sidecar.complaints().contains("not a service account token")
     })
     .await;
     assert_eq!(sidecar.probe("/ready").await, 503);

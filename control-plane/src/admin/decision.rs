@@ -1,4 +1,4 @@
-//! A decision id leads to the proxy that decided, its recorded facts, and the policies of then and of today.
+//! Looks up a decision by its id: the proxy that decided, its recorded facts, and the policies of then and now.
 
 use axum::{
     Json,
@@ -22,48 +22,49 @@ pub(super) async fn decision(
             StatusCode::BAD_REQUEST,
             format!("`{id}` is not a decision id"),
         )
-        .hint("it is as `1a2b3c4d-0g5`, in `merlon-decision-id` and in the access log")
+        .hint("a decision id looks like `1a2b3c4d-0g5`; it is in the header `merlon-decision-id` and in the access log")
     })?;
     let deciders = admin.registry.deciders(prefix);
     if deciders.is_empty() {
-        let detail = format!("no proxy is known whose decisions begin with `{prefix}`");
-        return Err(Problem::new(StatusCode::NOT_FOUND, detail)
-            .hint("a proxy's process that has ended took its decisions with it; the access log keeps what it said"));
+        let detail = format!("no known proxy has decisions that begin with `{prefix}`");
+        return Err(Problem::new(StatusCode::NOT_FOUND, detail).hint(
+            "decisions are lost when the process of a proxy ends; the access log keeps its entries",
+        ));
     }
     let mut away = None;
-    let mut forgotten = None;
+    let mut evicted = None;
     for proxy in deciders {
         let ask = Ask::Facts(FactsAsk {
             decision_id: id.clone(),
         });
         match admin.registry.ask(&proxy, ask).await {
             Ok(Reply::Facts(facts)) if facts.found => {
-                return told(&admin, &id, &proxy, &facts).map(Json);
+                return explained(&admin, &id, &proxy, &facts).map(Json);
             }
-            Ok(Reply::Facts(_)) => forgotten = Some(proxy.id),
-            Ok(_) => return Err(problem::beside_the_point(&proxy.id)),
-            Err(error @ AskError::Away { .. }) => away = Some(error),
+            Ok(Reply::Facts(_)) => evicted = Some(proxy.id),
+            Ok(_) => return Err(problem::wrong_reply(&proxy.id)),
+            Err(error @ AskError::Disconnected { .. }) => away = Some(error),
             Err(error) => return Err(error.into()),
         }
     }
-    match (forgotten, away) {
+    match (evicted, away) {
         (Some(proxy), _) => {
-            let detail = format!("the proxy `{proxy}` does not remember the decision `{id}`");
+            let detail = format!("the proxy `{proxy}` no longer has the decision `{id}`");
             Err(Problem::new(StatusCode::NOT_FOUND, detail)
-                .hint("of its last 4,096 requests it keeps every refusal, and 50 permits a second; the access log has the rest"))
+                .hint("of the last 4,096 requests a proxy keeps every denial, and 50 permits per second; the access log has the rest"))
         }
         (None, Some(away)) => {
             let away = Problem::new(StatusCode::SERVICE_UNAVAILABLE, away.to_string());
-            Err(away.hint("a process that ended took its decisions with it, and the access log keeps what it said; one that lost its connection tells when it is back"))
+            Err(away.hint("if the process has ended, its decisions are lost and the access log has its entries; if it only lost its connection, try again when it has reconnected"))
         }
         (None, None) => Err(Problem::new(
             StatusCode::NOT_FOUND,
-            "nobody remembers the decision",
+            "no proxy has the decision",
         )),
     }
 }
 
-fn told(
+fn explained(
     admin: &Admin,
     id: &str,
     proxy: &ProxyStatus,
@@ -92,7 +93,7 @@ fn told(
     }))
 }
 
-/// The first eight hexadecimal digits, before a hyphen and whatever a proxy counts its decisions by.
+/// The first eight hexadecimal digits, which identify the proxy. A hyphen and the proxy's counter follow.
 fn prefix(id: &str) -> Option<&str> {
     let (prefix, rest) = id.split_once('-')?;
     let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);

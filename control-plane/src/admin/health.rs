@@ -1,4 +1,4 @@
-//! `/live`, `/ready` and `/metrics`, for whoever runs the process. Nothing else is told here.
+//! `/live`, `/ready` and `/metrics`, for probes and monitoring. This listener exposes nothing else.
 
 use axum::{
     Router,
@@ -16,13 +16,13 @@ use crate::{cluster::watch::Contact, issuance::authority::Authority, telemetry::
 #[derive(Debug, Clone)]
 pub(crate) struct Health {
     pub(crate) authority: Authority,
-    /// Where resources come from files, it never lacks anything.
+    /// With a directory of files it is always complete.
     pub(crate) contact: Contact,
     pub(crate) shutdown: CancellationToken,
 }
 
 impl Health {
-    /// Why proxies cannot be served; `None`: they can.
+    /// Why proxies cannot be served; `None` if they can.
     pub(crate) fn reason(&self) -> Option<String> {
         if self.shutdown.is_cancelled() {
             return Some("shutting down".to_owned());
@@ -38,18 +38,18 @@ impl Health {
     }
 }
 
-/// A control plane that has lost its cluster still serves what it knows, and says that it does.
+/// A control plane that has lost its cluster still serves the last known state, and reports that.
 fn ready_text(health: &Health) -> String {
     match (health.contact.away(), health.contact.problem()) {
         (None, None) => "ready\n".to_owned(),
         (None, Some(why)) => format!("ready, although {why}\n"),
-        (Some((since, why)), _) => format!(
-            "ready, with the state of {since}, since when the cluster does not answer: {why}\n"
-        ),
+        (Some((since, why)), _) => {
+            format!("ready, with the state of {since}: the cluster does not answer: {why}\n")
+        }
     }
 }
 
-/// Answers until `shutdown`.
+/// Serves until `shutdown`.
 pub(crate) async fn serve(
     listener: TcpListener,
     health: Health,

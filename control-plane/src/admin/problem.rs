@@ -1,4 +1,4 @@
-//! What goes wrong, as `application/problem+json` (RFC 9457).
+//! Errors as `application/problem+json` (RFC 9457).
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{push::AskError, state::store::StoreError};
 
-/// An answer that says why there is no better one.
+/// An error response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Problem {
     status: StatusCode,
@@ -53,12 +53,12 @@ impl IntoResponse for Problem {
 impl From<AskError> for Problem {
     fn from(error: AskError) -> Self {
         let status = match &error {
-            AskError::Away { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            AskError::Disconnected { .. } => StatusCode::SERVICE_UNAVAILABLE,
             AskError::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
             AskError::Failed { .. } => StatusCode::BAD_GATEWAY,
         };
-        let hint = matches!(error, AskError::Away { .. }).then(|| {
-            "only it knows what it holds; a process that was started anew has another id: `merlon proxy status` lists those that are there".to_owned()
+        let hint = matches!(error, AskError::Disconnected { .. }).then(|| {
+            "only the proxy itself knows its state; a restarted process has a new id: `merlon proxy status` lists the known proxies".to_owned()
         });
         Self {
             status,
@@ -78,16 +78,16 @@ impl From<StoreError> for Problem {
     }
 }
 
-/// JSON that came from a proxy.
+/// Parses JSON from a proxy.
 pub(super) fn json_of(bytes: &[u8]) -> Result<Value, Problem> {
     serde_json::from_slice(bytes).map_err(|error| {
-        let detail = format!("the proxy's answer is not JSON: {error}");
+        let detail = format!("the reply of the proxy is not JSON: {error}");
         Problem::new(StatusCode::BAD_GATEWAY, detail)
     })
 }
 
-/// The proxy answered something else.
-pub(super) fn beside_the_point(id: &str) -> Problem {
-    let detail = format!("the proxy `{id}` answered another question");
+/// The proxy replied with another type of message.
+pub(super) fn wrong_reply(id: &str) -> Problem {
+    let detail = format!("the proxy `{id}` sent a reply of another type");
     Problem::new(StatusCode::BAD_GATEWAY, detail)
 }

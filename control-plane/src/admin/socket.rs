@@ -1,19 +1,19 @@
-//! The Unix socket: for its owner only from the first moment.
+//! The Unix socket, accessible only to its owner from the moment it exists.
 
 use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path};
 
 use tokio::net::{UnixListener, UnixStream};
 
-/// Binds the socket with mode 0600. One that nobody answers at any more is replaced.
+/// Binds the socket with mode 0600. A stale socket is replaced.
 ///
 /// # Errors
-/// When another process answers there, or the folder does not let us.
+/// Another process listens there, or the directory is not writable.
 pub(crate) async fn bind(path: &Path) -> io::Result<UnixListener> {
     if UnixStream::connect(path).await.is_ok() {
-        let message = format!("another process answers at {}", path.display());
+        let message = format!("another process listens at {}", path.display());
         return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
     }
-    // Bound under another name, so that nobody can connect before the permissions stand.
+    // Bound under a temporary name, so that no client can connect before the permissions are set.
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}", std::process::id()));
     let unfinished = Path::new(&name);
@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_socket_is_its_owners_alone_and_is_not_taken_from_a_living_process() {
+    async fn the_socket_is_private_to_its_owner_and_is_not_taken_from_a_live_process() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("admin.sock");
         let listener = bind(&path).await.unwrap();

@@ -13,7 +13,7 @@ pub(crate) const KINDS: [(&str, &str, &str); 4] = [
     ("ReferenceGrant", "referencegrants", "v1beta1"),
 ];
 
-/// How a kind is asked for.
+/// The API resource of a kind.
 pub(crate) fn resource_of((kind, plural, version): (&str, &str, &str)) -> ApiResource {
     ApiResource {
         group: GROUP.to_owned(),

@@ -1,4 +1,4 @@
-//! Who leads: one replica of all, by a Lease. Only what must be single is the leader's: status and trust bundles.
+//! Leader election by a Lease. The leader writes what must have one writer: status and trust bundles.
 
 use std::time::{Duration, Instant};
 
@@ -16,22 +16,22 @@ use super::{
     watch::{Contact, is_refusal},
 };
 
-/// For how long a leader is believed that does not say that it still is.
+/// How long a lease lasts without renewal.
 const LIFE: Duration = Duration::from_secs(10);
-/// How often it says so, and how often the others look.
+/// How often the leader renews, and how often the others try.
 const TICK: Duration = Duration::from_secs(2);
-/// A leader that could not say so for this long stops leading, before another may begin.
+/// A leader that could not renew for this long steps down, before another replica can take over.
 const GRACE: Duration = Duration::from_secs(7);
-/// For one call.
+/// The time-out of one call.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Runs for leader until `shutdown`, and then makes room at once.
+/// Competes for leadership until `shutdown`, and then releases the lease at once.
 pub(crate) struct Candidate {
     pub(crate) api: Api<Lease>,
     pub(crate) name: String,
     pub(crate) contact: Contact,
     pub(crate) leading: watch::Sender<bool>,
-    /// The lease as it was seen last, and since when it is so.
+    /// The resource version of the lease when it last changed, and when that was seen.
     seen: Option<(String, Instant)>,
     renewed: Option<Instant>,
 }
@@ -64,14 +64,14 @@ impl Candidate {
                     self.renewed = leads.then(Instant::now);
                     self.lead(leads);
                 }
-                // Who says no is there: what hangs on the cluster being away must not hang on a right of ours.
+                // A refusal is an answer: the cluster is reachable, and only a permission is missing.
                 Ok(Err(kube::Error::Api(status))) if is_refusal(&status) => {
                     self.contact.found();
                     self.contact.set_problem_of("leases", "held", &status);
                     self.step_back();
                 }
                 Ok(Err(error)) => self.failed(&error.to_string()),
-                Err(_) => self.failed("no answer in time"),
+                Err(_) => self.failed("no response in time"),
             }
             tokio::select! {
                 () = tokio::time::sleep(TICK) => {}
@@ -89,7 +89,7 @@ impl Candidate {
         self.step_back();
     }
 
-    /// Leads no longer than others take it for the leader.
+    /// Steps down before the other replicas consider the lease expired.
     fn step_back(&self) {
         if self.renewed.is_none_or(|renewed| renewed.elapsed() > GRACE) {
             self.lead(false);
@@ -126,13 +126,13 @@ impl Candidate {
         self.seen = Some((version, since));
         let spec = lease.spec.clone().unwrap_or_default();
         let holder = spec.holder_identity.as_deref().unwrap_or_default();
-        // By our own clock: those of two machines differ.
+        // By the local clock: the clocks of two machines differ.
         let free = holder.is_empty() || holder == self.name || since.elapsed() > LIFE;
         if !free {
             return Ok(false);
         }
         lease.spec = Some(self.spec(Some(&spec)));
-        // With the version that was read: of two that try, one is refused.
+        // With the resource version that was read: of two concurrent writes, one fails.
         let parameters = PostParams::default();
         won(self.api.replace(names::LEASE, &parameters, &lease).await)
     }
@@ -171,7 +171,7 @@ impl Candidate {
     }
 }
 
-/// Another was faster: no failure.
+/// A conflict means that another replica was faster, which is no failure.
 fn won<T>(answer: Result<T, kube::Error>) -> Result<bool, kube::Error> {
     match answer {
         Ok(_) => Ok(true),

@@ -8,8 +8,8 @@ pub(crate) const CA: &str = "merlon-ca";
 /// The Lease of the leader.
 pub(crate) const LEASE: &str = "merlon-leader";
 
-/// On the ConfigMap in which a replica tells what it counts.
+/// The label of the ConfigMap in which a replica publishes its counts.
 pub(crate) const REPLICA_LABEL: &str = "merlon.io/replica";
 
-/// Who owns the fields that we write.
+/// The field manager of everything that Merlon writes.
 pub(crate) const FIELD_MANAGER: &str = "merlon-control-plane";

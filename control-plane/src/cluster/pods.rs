@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::names;
 
-/// Whether a pod has a proxy in it, as an ordinary or as a native sidecar container.
+/// Whether a pod has a proxy, as a regular container or as a native sidecar.
 pub(crate) fn meshed(pod: &Pod) -> bool {
     let Some(spec) = &pod.spec else { return false };
     let mut containers = spec

@@ -1,4 +1,4 @@
-//! What all replicas share, and the first of them makes.
+//! Secrets that all replicas share. The first replica creates them.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use k8s_openapi::{
 };
 use kube::{Api, api::PostParams};
 
-/// The Secret of this name as it is; the first replica that asks makes it.
+/// Reads the Secret of this name, and creates it if it does not exist.
 pub(crate) async fn shared<E: From<Box<kube::Error>>>(
     api: &Api<Secret>,
     name: &str,
@@ -19,7 +19,7 @@ pub(crate) async fn shared<E: From<Box<kube::Error>>>(
     let made = make().await?;
     match api.create(&PostParams::default(), &made).await {
         Ok(created) => Ok(created),
-        // Another replica was faster: its key counts.
+        // Another replica was faster: its key is used.
         Err(kube::Error::Api(status)) if status.code == 409 => {
             Ok(api.get(name).await.map_err(Box::new)?)
         }
@@ -27,7 +27,7 @@ pub(crate) async fn shared<E: From<Box<kube::Error>>>(
     }
 }
 
-/// A Secret of a type of ours.
+/// A Secret of a Merlon type.
 pub(crate) fn of_type(kind: &str, name: &str, data: BTreeMap<String, ByteString>) -> Secret {
     Secret {
         metadata: ObjectMeta {

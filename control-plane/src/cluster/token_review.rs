@@ -1,4 +1,4 @@
-//! A pod's own token as evidence of who it is.
+//! Authenticates a pod by its service account token.
 
 use std::{
     sync::{
@@ -20,40 +20,41 @@ use super::{
     watch::{Contact, is_refusal},
 };
 
-/// A pod's token has about 900 bytes.
+/// The maximum size of a token. A pod's token has about 900 bytes.
 const MOST_BYTES: usize = 16 << 10;
-/// What `/ready` calls it when it is refused.
+/// The name of a failure in `/ready`.
 const QUESTION: &str = "tokenreviews";
-/// For the question.
+/// The time-out of one review.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a cluster is away before certificates renew themselves. They have half of their life for it.
+/// How long the cluster must be unreachable before a certificate can be renewed with itself. Half of its lifetime is left
+/// then.
 const AWAY: Duration = Duration::from_secs(30);
-/// Between questions after one that was refused.
+/// The interval of retries after a review was refused.
 const AGAIN: Duration = Duration::from_secs(10);
-/// A pod may ask before we have been told of it.
+/// How long to wait for the pod: its request may arrive before its watch event.
 const APPEARS: Duration = Duration::from_secs(5);
 
 /// Why a token proves nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TokenProblem {
-    #[error("this is no service account token")]
+    #[error("not a service account token")]
     Malformed,
-    #[error("the cluster does not take this token: {0}")]
+    #[error("the cluster rejected this token: {0}")]
     Refused(String),
     #[error("the token is not for the audience `{}`", names::AUDIENCE)]
     Audience,
-    #[error("the token is `{0}`'s, and that is no service account")]
+    #[error("the token belongs to `{0}`, which is not a service account")]
     NoAccount(String),
-    #[error("the token is bound to no pod: a projected service account token is")]
+    #[error("the token is not bound to a pod: use a projected service account token")]
     Unbound,
-    #[error("the pod `{0}` that the token is bound to is not there, or has no proxy in it")]
+    #[error("the pod `{0}` of the token does not exist, or has no proxy")]
     NoPod(String),
-    #[error("the cluster cannot be asked at the moment: try again")]
+    #[error("the cluster cannot be reached at the moment: try again")]
     Away,
 }
 
 impl TokenProblem {
-    /// Whether it may pass.
+    /// Whether a retry may succeed.
     pub(crate) fn may_pass(&self) -> bool {
         matches!(self, Self::Away)
     }
@@ -68,13 +69,13 @@ impl TokenProblem {
     }
 }
 
-/// Asks the cluster whose token it is.
+/// Reviews tokens with the cluster.
 #[derive(Clone)]
 pub(crate) struct Reviewer {
     client: Client,
     pods: Store<Pod>,
     contact: Contact,
-    /// Whether it is being asked again.
+    /// Whether a retry loop runs.
     asking: Arc<AtomicBool>,
 }
 
@@ -94,15 +95,14 @@ impl Reviewer {
         }
     }
 
-    /// Whether the cluster has not answered for a while. A watch that breaks, or one question that gets no answer, is no
-    /// reason to do without it.
+    /// Whether the cluster has been unreachable for a while. One broken watch or one unanswered call does not count.
     pub(crate) fn is_away(&self) -> bool {
         self.contact.away_for().is_some_and(|away| away >= AWAY)
     }
 
-    /// Whom a token is for: the service account of a pod that is there.
+    /// The service account of a token whose pod exists.
     pub(crate) async fn look(&self, token: &str) -> Result<WorkloadId, TokenProblem> {
-        // Three parts of base64url, before a stranger's bytes go on to the cluster.
+        // Three parts of base64url: untrusted bytes are checked before they are sent to the cluster.
         let right = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         if token.len() > MOST_BYTES || !token.bytes().all(right) || token.split('.').count() != 3 {
             return Err(TokenProblem::Malformed);
@@ -141,7 +141,7 @@ impl Reviewer {
             let why: String = answer.error.unwrap_or_default().chars().take(300).collect();
             return Err(TokenProblem::Refused(why));
         }
-        // A cluster that knows no audiences says yes to any.
+        // A cluster without support for audiences accepts any token.
         let audiences = answer.audiences.unwrap_or_default();
         if !audiences.iter().any(|audience| audience == names::AUDIENCE) {
             return Err(TokenProblem::Audience);
@@ -174,8 +174,8 @@ impl Reviewer {
         }
     }
 
-    /// Asks about nobody's token until that is answered, for pods may not ask for hours, and what was refused for lack of a
-    /// right must not be told for longer than it is so.
+    /// Reviews a dummy token until the cluster answers. Pods may not request certificates for hours, and a problem that a
+    /// missing permission caused must not be reported for longer than it exists.
     fn ask_again(&self) {
         if self.asking.swap(true, Ordering::Relaxed) {
             return;
@@ -184,7 +184,7 @@ impl Reviewer {
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(AGAIN).await;
-                let asked = tokio::time::timeout(PATIENCE, this.ask("nobody's"));
+                let asked = tokio::time::timeout(PATIENCE, this.ask("dummy"));
                 if let Ok(Ok(_)) = asked.await {
                     break;
                 }
@@ -193,7 +193,7 @@ impl Reviewer {
         });
     }
 
-    /// The account of a pod that is there, has this very uid and runs as the token says.
+    /// `Some` if the pod exists with this uid and runs as the service account of the token.
     fn account_of(&self, bound: &Bound) -> Option<()> {
         let reference = kube::runtime::reflector::ObjectRef::new(&bound.name)
             .within(bound.account.namespace.as_str());
@@ -205,7 +205,7 @@ impl Reviewer {
     }
 }
 
-/// What a token is bound to.
+/// The pod and service account that a token is bound to.
 struct Bound {
     account: WorkloadId,
     name: String,

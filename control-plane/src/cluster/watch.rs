@@ -1,4 +1,4 @@
-//! What the cluster says, kept up to date: one watch for each kind of object that Merlon needs, and no more.
+//! The state of the cluster: one watch for each kind of object that Merlon needs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,32 +37,32 @@ use super::{gateway_api, names, pods::meshed};
 /// Everything that is watched.
 #[derive(Debug, Clone)]
 pub(crate) struct Cluster {
-    /// Those with a proxy in them.
+    /// Pods with a proxy.
     pub(crate) pods: Store<Pod>,
     pub(crate) services: Store<Service>,
     pub(crate) slices: Store<EndpointSlice>,
     pub(crate) namespaces: Store<Namespace>,
     /// The trust bundle of each namespace.
     pub(crate) bundles: Store<ConfigMap>,
-    /// What the replicas count.
+    /// The counts of each replica.
     pub(crate) counts: Store<ConfigMap>,
     pub(crate) kinds: Vec<(Kind, Store<DynamicObject>)>,
-    /// Where gateways are served.
+    /// `Some` if Gateway API is served.
     pub(crate) gateways: Option<Gateways>,
     pub(crate) contact: Contact,
     changes: watch::Receiver<u64>,
 }
 
-/// What is watched for gateways alone.
+/// What is watched only for gateways.
 #[derive(Debug, Clone)]
 pub(crate) struct Gateways {
     pub(crate) classes: Store<DynamicObject>,
     pub(crate) gateways: Store<DynamicObject>,
     pub(crate) routes: Store<DynamicObject>,
     pub(crate) grants: Store<DynamicObject>,
-    /// Those of type `kubernetes.io/tls` in the control plane's own namespace.
+    /// Secrets of type `kubernetes.io/tls` in the control plane's namespace.
     pub(crate) secrets: Store<Secret>,
-    /// That namespace.
+    /// The control plane's namespace.
     pub(crate) namespace: String,
 }
 
@@ -91,7 +91,7 @@ impl Gateways {
 }
 
 impl Cluster {
-    /// Begins to watch; `shutdown` ends it. `gateways` asks for Gateway API too.
+    /// Starts all watches; `shutdown` stops them. `gateways` includes Gateway API.
     pub(crate) fn watch(
         client: &Client,
         (own_namespace, gateways): (&str, bool),
@@ -148,7 +148,7 @@ impl Cluster {
         }
     }
 
-    /// A waiter for changes of anything.
+    /// A receiver that changes with every object.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.clone()
     }
@@ -174,7 +174,7 @@ struct Watching<'a> {
     changed: Arc<watch::Sender<u64>>,
     tasks: &'a TaskTracker,
     shutdown: &'a CancellationToken,
-    /// Whether the cluster may not know the kind (yet): then there are none of it.
+    /// Whether the kind may be missing in the cluster. It then counts as empty.
     may_be_absent: bool,
 }
 
@@ -207,7 +207,7 @@ impl Watching<'_> {
                 };
                 match event {
                     Some(Ok(event)) => {
-                        // Half of an object's bytes, and of no use to us.
+                        // `managedFields` are half of the bytes of an object, and not needed.
                         let event = event.modify(|object| object.meta_mut().managed_fields = None);
                         if let Event::Apply(object) | Event::InitApply(object) = &event
                             && !keep(object)
@@ -230,7 +230,8 @@ impl Watching<'_> {
                             if contact.have(what) {
                                 tracing::warn!(
                                     what,
-                                    "cluster.kind_missing: without Gateway API no gateway serves anything; its definitions can be installed at any time"
+                                    hint = "no gateway is served until the Gateway API definitions are installed",
+                                    "cluster.kind_missing"
                                 );
                                 changed.send_modify(|count| *count += 1);
                             }
@@ -246,7 +247,7 @@ impl Watching<'_> {
     }
 }
 
-/// What the cluster said, if it did say something.
+/// The status that the API server returned, if it answered.
 fn answer(error: &watcher::Error) -> Option<&Status> {
     use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
     match error {
@@ -258,8 +259,7 @@ fn answer(error: &watcher::Error) -> Option<&Status> {
     }
 }
 
-/// Growing pauses with jitter. A cluster that comes back is followed within seconds: what a replica asks of it then is
-/// ten lists.
+/// Exponential back-off with jitter, at most 5 s: after an outage a replica only reads about ten lists.
 struct Pauses(u32);
 
 impl Iterator for Pauses {
@@ -280,36 +280,36 @@ impl Backoff for Pauses {
     }
 }
 
-/// Whether the cluster has told everything once, and whether it still answers.
+/// Whether every list was read once, and whether the cluster still answers.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Contact(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
     missing: BTreeSet<&'static str>,
-    /// Why there is no state to serve from yet, beside what is missing.
+    /// Why there is no mesh yet, although nothing is missing.
     waiting: Option<String>,
     lost: Option<Outage>,
-    /// Why something cannot be watched or asked, in the cluster's words.
+    /// The API server's message for each kind that cannot be watched or called.
     problems: BTreeMap<&'static str, String>,
 }
 
-/// Whether an API server refuses for good, rather than that it is busy or broken.
+/// Whether the API server rejected a call, rather than being overloaded or broken.
 pub(super) fn is_refusal(status: &Status) -> bool {
     status.code < 500 && status.code != 429
 }
 
-/// Since when a cluster does not answer.
+/// An outage of the cluster.
 #[derive(Debug)]
 struct Outage {
     since: Timestamp,
-    /// The same, by a clock that nobody sets.
+    /// The same time by the monotonic clock.
     at: Instant,
     why: String,
 }
 
 impl Contact {
-    /// Why nothing can be served yet.
+    /// Why no proxy can be served yet.
     pub(crate) fn not_ready(&self) -> Option<String> {
         let state = self.lock();
         let missing: Vec<&str> = state.missing.iter().copied().collect();
@@ -322,34 +322,36 @@ impl Contact {
         let why = problem.or_else(|| state.lost.as_ref().map(|lost| lost.why.clone()));
         let why = why.map(|why| format!(": {why}")).unwrap_or_default();
         let missing = missing.join(", ");
-        Some(format!("the cluster has not told yet of: {missing}{why}"))
+        Some(format!(
+            "the first list of these kinds is not complete: {missing}{why}"
+        ))
     }
 
-    /// Why something cannot be watched or asked, although the cluster answers.
+    /// Why something cannot be watched or called, although the cluster answers.
     pub(crate) fn problem(&self) -> Option<String> {
         let state = self.lock();
         let all: Vec<&str> = state.problems.values().map(String::as_str).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 
-    /// Whether the cluster has told everything once.
+    /// Whether every list was read once.
     pub(crate) fn has_all(&self) -> bool {
         self.lock().missing.is_empty()
     }
 
-    /// Since when the cluster does not answer, with the words for it.
+    /// Since when the cluster does not answer, and why.
     pub(crate) fn away(&self) -> Option<(Timestamp, String)> {
         let state = self.lock();
         let lost = state.lost.as_ref()?;
         Some((lost.since, lost.why.clone()))
     }
 
-    /// For how long it has not answered.
+    /// How long the cluster has not answered.
     pub(crate) fn away_for(&self) -> Option<Duration> {
         Some(self.lock().lost.as_ref()?.at.elapsed())
     }
 
-    /// Something else than the cluster keeps us from serving; `None`: no more.
+    /// Sets or clears a reason, other than the cluster, why there is no mesh yet.
     pub(crate) fn wait_because(&self, why: Option<String>) {
         self.lock().waiting = why;
     }
@@ -369,10 +371,7 @@ impl Contact {
             lost.why = why;
             return;
         }
-        tracing::warn!(
-            problem = why,
-            "cluster.away: what was read last stays in force"
-        );
+        tracing::warn!(problem = why, "cluster.away");
         state.lost = Some(Outage {
             since: Timestamp::now(),
             at: Instant::now(),
@@ -380,21 +379,21 @@ impl Contact {
         });
     }
 
-    /// The cluster answered that it will not tell.
+    /// The API server rejected a watch or a call.
     pub(super) fn set_problem_of(&self, what: &'static str, done: &str, status: &Status) {
-        // One that is told of by an old version is asked anew at once: no problem.
+        // 410 Gone: the watch starts again at once from a new list.
         if status.code == 410 {
             return;
         }
-        let said: String = status.message.chars().take(300).collect();
+        let message: String = status.message.chars().take(300).collect();
         let hint = match status.code {
             404 if done == "watched" => {
                 "; the custom resource definitions may be missing: `helm install merlon-crds`, or `merlon crds | kubectl apply --server-side -f -`"
             }
-            403 => "; the control plane's roles lack a right",
+            403 => "; the control plane's role lacks a permission",
             _ => "",
         };
-        let why = format!("{what} cannot be {done}: {}{hint}", said.trim());
+        let why = format!("{what} cannot be {done}: {}{hint}", message.trim());
         let before = self.lock().problems.insert(what, why.clone());
         if before.as_ref() != Some(&why) {
             tracing::error!(problem = why, "cluster.refused");
@@ -409,7 +408,7 @@ impl Contact {
         self.lock().missing.insert(what);
     }
 
-    /// Whether it was missing until now.
+    /// Whether the kind was missing until now.
     fn have(&self, what: &'static str) -> bool {
         self.lock().missing.remove(what)
     }

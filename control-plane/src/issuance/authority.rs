@@ -1,4 +1,4 @@
-//! Who signs, and the control plane's own certificate by it: got, renewed, swapped while it serves.
+//! The certificate issuer, and the control plane's own certificate: requested, renewed, and swapped under running connections.
 
 use std::{
     fmt,
@@ -32,19 +32,19 @@ use crate::{
     transport::peer::timestamp,
 };
 
-/// The first and the longest pause between two tries.
+/// The minimum and maximum delay between retries.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
-/// How long a call of ours to the issuer may take at all.
+/// The time-out of one call to the issuer.
 pub(crate) const SIGNING: Duration = Duration::from_secs(20);
 
-/// An issuer that answered, and what it gave us.
+/// An issuer that has signed, and the certificate that it issued to the control plane.
 pub(crate) struct Certified {
     issuer: Arc<CertIssuer>,
     bundle: TrustBundle,
-    /// The root over our own certificate: what join tokens pin.
+    /// The root of the control plane's own certificate, which join tokens pin.
     root: CertificateDer<'static>,
-    /// For the proxies' listener.
+    /// The TLS configuration of the listener for proxies.
     pub(crate) server: Arc<ServerConfig>,
     pub(crate) serial: String,
     pub(crate) not_before: UnixTime,
@@ -64,7 +64,7 @@ impl Certified {
         &self.root
     }
 
-    /// The trust bundle as `Issue` hands it out.
+    /// The trust bundle in an `Issue` response.
     pub(crate) fn bundle_json(&self) -> String {
         let resource = StateResource::trust_bundle(&self.bundle);
         String::from_utf8_lossy(resource.json()).into_owned()
@@ -78,7 +78,7 @@ impl fmt::Debug for Certified {
     }
 }
 
-/// Why there is no (new) certificate.
+/// Why the control plane has no (new) certificate.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AuthorityError {
     #[error("{0}")]
@@ -87,13 +87,13 @@ pub(crate) enum AuthorityError {
     Issuer(#[from] merlon_issuer::IssueError),
     #[error("the certificate issuer did not answer within {} seconds", SIGNING.as_secs())]
     TimedOut,
-    #[error("the own key: {0}")]
+    #[error("the control plane's own key: {0}")]
     Key(#[from] merlon_certs::KeyError),
     #[error("the trust bundle: {0}")]
     Roots(#[from] merlon_certs::RootsError),
-    #[error("the certificate that was signed: {0}")]
+    #[error("the issued certificate: {0}")]
     Svid(#[from] merlon_certs::SvidError),
-    #[error("no root of the trust bundle is over the certificate that was signed")]
+    #[error("the issued certificate does not chain to a root of the trust bundle")]
     NoRoot,
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
@@ -103,7 +103,7 @@ pub(crate) enum AuthorityError {
     Shared(#[from] CaError),
 }
 
-/// What is certified at this moment, and what keeps it from being (renewed).
+/// The current certificate, and the problem of the last attempt to request or renew it.
 #[derive(Debug, Clone)]
 pub(crate) struct Authority {
     certified: Arc<watch::Sender<Option<Arc<Certified>>>>,
@@ -124,7 +124,7 @@ impl Authority {
         let _ = self.certified.subscribe().wait_for(Option::is_some).await;
     }
 
-    /// A waiter for the next certificate.
+    /// A receiver of new certificates.
     pub(crate) fn watch(&self) -> watch::Receiver<Option<Arc<Certified>>> {
         self.certified.subscribe()
     }
@@ -133,7 +133,7 @@ impl Authority {
         self.certified.borrow().clone()
     }
 
-    /// What the last try failed by.
+    /// The failure of the last attempt.
     pub(crate) fn problem(&self) -> Option<String> {
         self.problem
             .lock()
@@ -146,7 +146,7 @@ impl Authority {
     }
 }
 
-/// Keeps an [`Authority`] certified.
+/// Requests and renews the certificate of an [`Authority`].
 #[derive(Debug)]
 pub(crate) struct Keeper {
     pub(crate) authority: Authority,
@@ -154,14 +154,14 @@ pub(crate) struct Keeper {
     pub(crate) ledger: Ledger,
     pub(crate) metrics: Metrics,
     pub(crate) state_dir: PathBuf,
-    /// What was opened at the start, with what named it.
+    /// The issuer that was opened at the start, with its configuration.
     pub(crate) issuer: Option<(CertificateIssuer, Arc<CertIssuer>)>,
-    /// Where several replicas share the embedded CA.
+    /// The embedded CA that several replicas share.
     pub(crate) shared: Option<SharedCa>,
 }
 
 impl Keeper {
-    /// Gets a certificate, renews it at half of its life, and begins anew when the resources name another issuer.
+    /// Requests a certificate, renews it after half of its lifetime, and starts again when the resources name another issuer.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let mut snapshots = self.snapshots.watch();
         let mut issuer = self.issuer.take();
@@ -237,7 +237,7 @@ impl Keeper {
                 not_after: timestamp(not_after),
             })
             .await?;
-        // A proxy with a join token knows nothing but this root's hash.
+        // A proxy with a join token knows only the hash of this root.
         let tls = MeshTls::new(Arc::new(svid.with_root(root.clone())), roots)?;
         Ok(Certified {
             issuer,
@@ -277,7 +277,7 @@ impl Keeper {
     }
 
     fn failed(&self, error: &AuthorityError, failures: u32) -> Duration {
-        // Full jitter: replicas that lost one issuer at one moment do not come back at one moment.
+        // Full jitter, so that replicas that lost the issuer together do not retry together.
         let (least, most) = RETRY;
         let longest = least.saturating_mul(1 << failures.min(16)).min(most);
         let pause = longest
@@ -290,7 +290,7 @@ impl Keeper {
     }
 }
 
-/// Loudly where it is not fit for more than development.
+/// Warns about an issuer that is only fit for development.
 pub(crate) fn log_issuer(issuer: &CertIssuer) {
     if issuer.for_development() {
         tracing::warn!(issuer = issuer.describe(), "issuer.opened");
@@ -299,7 +299,7 @@ pub(crate) fn log_issuer(issuer: &CertIssuer) {
     }
 }
 
-/// Keeps the login of an issuer alive that has one; never returns.
+/// Renews the issuer's login, if it has one; never returns.
 async fn keep_alive(issuer: Option<&(CertificateIssuer, Arc<CertIssuer>)>) {
     if let Some((_, issuer)) = issuer {
         issuer.keep_alive().await;
@@ -318,7 +318,7 @@ async fn other_issuer(
     }
 }
 
-/// The one root of the bundle that vouches for the certificate.
+/// The root of the bundle that the certificate chains to.
 fn root_over(svid: &X509Svid, bundle: &TrustBundle) -> Option<CertificateDer<'static>> {
     let (leaf, others) = svid.chain.split_first()?;
     bundle.roots.iter().find_map(|pem| {

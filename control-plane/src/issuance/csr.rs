@@ -1,4 +1,4 @@
-//! What a request for a certificate asks for, before anybody is asked to sign it.
+//! Checks a certificate signing request before the issuer signs it.
 
 use merlon_config::name::SpiffeId;
 use x509_parser::{
@@ -6,7 +6,7 @@ use x509_parser::{
     extensions::ParsedExtension, prelude::FromDer as _,
 };
 
-/// Why a request is not looked at further.
+/// Why a request is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CsrError {
     #[error("`csr` is not a certificate signing request (PKCS #10, DER)")]
@@ -17,15 +17,15 @@ pub(crate) enum CsrError {
     OtherIdentity { asked: String, proved: SpiffeId },
 }
 
-/// A request that asks for the proved identity. Key and signature are the issuer's matter: it checks both.
+/// A request for the authenticated identity. The issuer checks key and signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Csr {
     public_key_info: Vec<u8>,
 }
 
 impl Csr {
-    /// The issuer would put the proved name into the certificate whatever the request says. But who asks for another
-    /// is mistaken or worse, and should hear so.
+    /// Checks the requested name. The issuer puts the authenticated name into the certificate in any case, but a request
+    /// for another name is a mistake or an attack, and gets an error.
     pub(crate) fn check(der: &[u8], proved: &SpiffeId) -> Result<Self, CsrError> {
         let (rest, csr) =
             X509CertificationRequest::from_der(der).map_err(|_| CsrError::Encoding)?;

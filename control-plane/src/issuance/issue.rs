@@ -1,4 +1,4 @@
-//! `Issue`: a certificate for a key that a proxy made, on evidence.
+//! `Issue`: signs a certificate for a proxy's key, on evidence of its identity.
 
 use std::{
     net::IpAddr,
@@ -36,27 +36,27 @@ use crate::{
     },
 };
 
-/// The largest CSR that is looked at, in bytes; ours have about 300.
+/// The maximum size of a CSR in bytes. A proxy's CSR has about 300.
 const CSR_BYTES: usize = 4 << 10;
 
-/// Certificates, as a gRPC service.
+/// The gRPC service that issues certificates.
 #[derive(Debug, Clone)]
 pub(crate) struct Issue {
     pub(crate) snapshots: Snapshots,
     pub(crate) authority: Authority,
     pub(crate) tokens: JoinTokens,
-    /// In a cluster: who tells whose a pod's token is.
+    /// In a cluster: reviews the service account tokens of pods.
     pub(crate) reviewer: Option<Reviewer>,
     pub(crate) ledger: Ledger,
     pub(crate) registry: Registry,
     pub(crate) metrics: Metrics,
-    /// A token may be tried so often from one address: a machine room behind one is let through.
+    /// Limits attempts per address. Many machines behind one NAT address are allowed.
     pub(crate) by_address: Rate<IpAddr>,
-    /// A certificate may be renewed so often.
+    /// Limits renewals per identity.
     pub(crate) by_identity: Rate<SpiffeId>,
 }
 
-/// Why no certificate is issued. The message goes to who asked; the reason to metrics.
+/// Why no certificate is issued. The status goes to the client, the reason to metrics and the log.
 struct Refusal {
     reason: &'static str,
     status: Status,
@@ -76,7 +76,7 @@ impl From<StoreError> for Refusal {
     }
 }
 
-/// Who is to get a certificate, and by what grounds.
+/// The evidence that a certificate is issued on.
 enum Grounds {
     Token(JoinToken),
     ServiceAccount,
@@ -142,17 +142,17 @@ impl Issue {
         }
         let now = Timestamp::now();
         let (identity, grounds) = self.grounds(peer, request.evidence, now).await?;
-        // Everything that can be wrong with the request comes before the token is used up.
+        // The token is consumed only after every other check of the request.
         let csr = Csr::check(&request.csr, &identity)
             .map_err(|error| refuse("csr", Status::invalid_argument(error.to_string())))?;
         if let Some(svid) = &peer.svid
             && svid.public_key_info == csr.public_key_info()
         {
-            let message = "renewal needs a new key: this one is in the present certificate";
+            let message = "renewal needs a new key: this key is in the current certificate";
             return Err(refuse("old_key", Status::invalid_argument(message)));
         }
         if !self.snapshots.mesh().knows(&identity) {
-            let message = format!("no Workload and no Gateway of the mesh runs as `{identity}`");
+            let message = format!("no Workload or Gateway of the mesh runs as `{identity}`");
             return Err(refuse(
                 "unknown_identity",
                 Status::permission_denied(message),
@@ -167,7 +167,7 @@ impl Issue {
         if let Grounds::Token(token) = &grounds
             && !self.tokens.take(token, node, now).await?
         {
-            // Looked good a moment ago: another took it in between, or it is just over.
+            // The token was valid just now: another request consumed it, or it has expired.
             self.look(token, now).await?;
             return Err(refuse(
                 "token_used",
@@ -178,12 +178,12 @@ impl Issue {
             Ok(chain) => chain,
             Err(refusal) => {
                 if let Grounds::Token(token) = &grounds {
-                    self.tokens.give_back(token).await?;
+                    self.tokens.restore(token).await?;
                 }
                 return Err(refusal);
             }
         };
-        self.remember(peer, node, &identity, &grounds, &chain, now)
+        self.record(peer, node, &identity, &grounds, &chain, now)
             .await?;
         Ok(IssueResponse {
             chain: chain
@@ -203,7 +203,7 @@ impl Issue {
         };
         taken.map_err(|wait| {
             let seconds = wait.as_secs_f64().ceil();
-            let message = format!("certificates are asked for too often: try again in {seconds} s");
+            let message = format!("too many certificate requests: try again in {seconds} s");
             refuse("rate", Status::resource_exhausted(message))
         })
     }
@@ -234,14 +234,14 @@ impl Issue {
                     )));
                 }
                 let svid = peer.proved().map_err(unproved)?;
-                // A certificate outlives the pod that it was for; the pod's token does not.
+                // A certificate outlives its pod; the token of the pod does not.
                 if self
                     .reviewer
                     .as_ref()
                     .is_some_and(|reviewer| !reviewer.is_away())
                 {
                     return Err(unproved(Status::permission_denied(
-                        "in a cluster a certificate is renewed on its pod's token, unless the cluster has been away for half a minute: a join token is good for one certificate there",
+                        "in a cluster a certificate is renewed with the token of its pod, unless the cluster has been unreachable for 30 seconds: a join token is good for one certificate there",
                     )));
                 }
                 Ok((svid.id.clone(), Grounds::Certificate))
@@ -249,7 +249,7 @@ impl Issue {
         }
     }
 
-    /// Whom a pod's token is for.
+    /// The identity of a pod's token.
     async fn service_account(&self, token: &str) -> Result<SpiffeId, Refusal> {
         let reviewer = self.reviewer.as_ref().ok_or_else(|| {
             refuse(
@@ -270,13 +270,13 @@ impl Issue {
         let mut snapshots = self.snapshots.watch();
         let domain = self.snapshots.mesh().state().trust_domain.clone();
         let identity = domain.spiffe_id(&account);
-        // The pod was seen a moment ago, and is a Workload as soon as that is compiled.
+        // The pod was just seen, and becomes a Workload with the next compilation.
         let known = snapshots.wait_for(|snapshot| snapshot.mesh.knows(&identity));
         let _ = tokio::time::timeout(COMPILED, known).await;
         Ok(identity)
     }
 
-    /// Whom a token is for. A second use is an alarm: somebody has a secret that is not theirs.
+    /// The identity of a join token. A second use is logged as an error: the secret has leaked.
     async fn look(&self, token: &JoinToken, now: Timestamp) -> Result<SpiffeId, Refusal> {
         let identity = match self.tokens.look(token, now).await? {
             Ok(identity) => identity,
@@ -299,7 +299,7 @@ impl Issue {
         identity.parse().map_err(|_| {
             refuse(
                 "store",
-                Status::internal("the join token's identity cannot be read any more"),
+                Status::internal("the identity of the join token cannot be parsed"),
             )
         })
     }
@@ -324,14 +324,14 @@ impl Issue {
             Fault::Unavailable | Fault::Issuer => {
                 self.metrics.issuer_failures.inc();
                 tracing::error!(identity = %identity, error = %error, "certificate.sign_failed");
-                // What is wrong with our own issuer is no business of who asked; that it may pass is.
-                let message = "the certificate issuer does not sign at the moment: try again";
+                // The client learns that a retry may help, but not what is wrong with the issuer.
+                let message = "the certificate issuer cannot sign at the moment: try again";
                 refuse("issuer", Status::unavailable(message))
             }
         })
     }
 
-    async fn remember(
+    async fn record(
         &self,
         peer: &Peer,
         node: &str,
@@ -346,11 +346,11 @@ impl Issue {
             .ok_or_else(|| {
                 refuse(
                     "issuer",
-                    Status::internal("the certificate issuer signed something else"),
+                    Status::internal("the certificate issuer returned an unexpected certificate"),
                 )
             })?;
         let not_after = timestamp(facts.not_after);
-        // A certificate that the ledger does not hold is not handed out.
+        // A certificate that is not in the ledger is not returned.
         self.ledger
             .append(Issued {
                 at: now,
@@ -381,7 +381,7 @@ impl Issue {
     }
 }
 
-/// How often certificates may be asked for: bursts are a deployment or a test of rotation, not a day's work.
+/// The rate limits of `Issue`. The bursts allow for a deployment or a test of rotation.
 pub(crate) fn rates() -> (Rate<IpAddr>, Rate<SpiffeId>) {
     (Rate::new(500, 50), Rate::new(100, 5))
 }

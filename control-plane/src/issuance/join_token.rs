@@ -1,4 +1,4 @@
-//! Join tokens: made for one identity, good once, soon over.
+//! Join tokens: for one identity, for one use, short-lived.
 
 use std::time::Duration;
 
@@ -9,35 +9,35 @@ use rusqlite::{OptionalExtension, params};
 
 use crate::state::store::{Store, StoreError};
 
-/// How long a token is good when nothing is said.
+/// The default lifetime of a token.
 pub(crate) const DEFAULT_TTL: Duration = Duration::from_secs(600);
-/// The longest that a token may be good.
+/// The maximum lifetime of a token.
 pub(crate) const MAX_TTL: Duration = Duration::from_secs(600);
-/// Used and expired tokens are remembered for so long, so that a second use can be told from a guess.
-const REMEMBERED: Duration = Duration::from_secs(24 * 3_600);
+/// How long used and expired tokens are kept, so that a second use can be distinguished from a guess.
+const RETENTION: Duration = Duration::from_secs(24 * 3_600);
 
 /// Why a token is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TokenRefusal {
-    /// Never made here, or forgotten.
+    /// Never created here, or deleted.
     #[error("the join token is not known")]
     Unknown,
-    /// Too late.
+    /// Its lifetime is over.
     #[error("the join token expired at {0}")]
     Expired(Timestamp),
-    /// Somebody used it before: one of the two was not meant to have it.
+    /// It was used before: one of the two clients should not have it.
     #[error("the join token was used before, at {at}")]
     Used {
-        /// When.
+        /// The time of the first use.
         at: Timestamp,
-        /// By which node.
+        /// The node that used it.
         by: String,
-        /// What it was for.
+        /// The identity of the token.
         identity: String,
     },
 }
 
-/// The tokens that were made. Only hashes are kept.
+/// The created tokens. Only hashes are stored.
 #[derive(Debug, Clone)]
 pub(crate) struct JoinTokens {
     store: Store,
@@ -48,7 +48,7 @@ impl JoinTokens {
         Self { store }
     }
 
-    /// Remembers a token for one identity.
+    /// Stores a token for one identity.
     pub(crate) async fn add(
         &self,
         token: &JoinToken,
@@ -58,10 +58,10 @@ impl JoinTokens {
     ) -> Result<Timestamp, StoreError> {
         let (hash, identity) = (token.secret_sha256(), identity.to_string());
         let expires = later(now, ttl);
-        let forgotten = now.as_millisecond() - millis(REMEMBERED);
+        let expired_before = now.as_millisecond() - millis(RETENTION);
         self.store
             .with(move |db| {
-                db.execute("DELETE FROM join_tokens WHERE expires_at < ?", [forgotten])?;
+                db.execute("DELETE FROM join_tokens WHERE expires_at < ?", [expired_before])?;
                 db.execute(
                     "INSERT INTO join_tokens (secret_sha256, identity, created_at, expires_at) VALUES (?, ?, ?, ?)",
                     params![hash, identity, now.as_millisecond(), expires.as_millisecond()],
@@ -71,8 +71,8 @@ impl JoinTokens {
         Ok(expires)
     }
 
-    /// What the token is for, without using it up: the other reasons to refuse are looked at first,
-    /// so that a mistake does not cost the token.
+    /// The identity of the token, without consuming it: the other checks come first, so that a mistake does not cost the
+    /// token.
     pub(crate) async fn look(
         &self,
         token: &JoinToken,
@@ -98,7 +98,7 @@ impl JoinTokens {
             .await?;
         Ok(match row {
             None => Err(TokenRefusal::Unknown),
-            // Used beats expired: it is the one that somebody must look into.
+            // Used takes precedence over expired: an operator must investigate it.
             Some((identity, _, Some((at, by)))) => Err(TokenRefusal::Used {
                 at: timestamp(at),
                 by,
@@ -111,7 +111,7 @@ impl JoinTokens {
         })
     }
 
-    /// Uses the token up, in one write: of two at the same moment one wins. `false`: it was another.
+    /// Consumes the token in one write, so that one of two concurrent uses wins. `false` if another did.
     pub(crate) async fn take(
         &self,
         token: &JoinToken,
@@ -133,8 +133,8 @@ impl JoinTokens {
         Ok(rows == 1)
     }
 
-    /// Gives a token back whose certificate could not be signed: the machine that holds it did nothing wrong.
-    pub(crate) async fn give_back(&self, token: &JoinToken) -> Result<(), StoreError> {
+    /// Restores a token whose certificate could not be signed: the client made no mistake.
+    pub(crate) async fn restore(&self, token: &JoinToken) -> Result<(), StoreError> {
         let hash = token.secret_sha256();
         let back = "UPDATE join_tokens SET used_at = NULL, used_by = NULL WHERE secret_sha256 = ?";
         self.store.with(move |db| db.execute(back, [hash])).await?;
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_expires_to_the_moment() {
+    async fn a_token_expires_exactly_at_its_end() {
         let Fixture {
             folder: _folder,
             tokens,
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_is_taken_once_and_by_whom_is_remembered() {
+    async fn a_token_is_consumed_once_and_its_node_is_recorded() {
         let Fixture {
             folder: _folder,
             tokens,
@@ -220,12 +220,12 @@ mod tests {
                 by,
                 identity
             }),
-            "also when it is over"
+            "also after it has expired"
         );
     }
 
     #[tokio::test]
-    async fn a_token_that_was_given_back_is_good_again() {
+    async fn a_restored_token_is_valid_again() {
         let Fixture {
             folder: _folder,
             tokens,
@@ -233,7 +233,7 @@ mod tests {
             now,
         } = fixture().await;
         assert!(tokens.take(&token, "node-1", now).await.unwrap());
-        tokens.give_back(&token).await.unwrap();
+        tokens.restore(&token).await.unwrap();
         assert!(tokens.take(&token, "node-1", now).await.unwrap());
     }
 
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tokens_are_forgotten_a_day_after_their_end() {
+    async fn tokens_are_deleted_a_day_after_they_expired() {
         let Fixture {
             folder: _folder,
             tokens,
@@ -262,7 +262,7 @@ mod tests {
         } = fixture().await;
         let next = JoinToken::new("demo.test".parse().unwrap(), [8; 32], b"root");
         let identity = "spiffe://demo.test/ns/shop/sa/web".parse().unwrap();
-        let then = later(now, DEFAULT_TTL + REMEMBERED + Duration::from_millis(1));
+        let then = later(now, DEFAULT_TTL + RETENTION + Duration::from_millis(1));
         tokens
             .add(&next, &identity, then, DEFAULT_TTL)
             .await

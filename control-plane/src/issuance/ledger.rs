@@ -1,4 +1,4 @@
-//! Who got which certificate, when, on what evidence. Appended to, never changed.
+//! The append-only ledger of issued certificates: identity, time and evidence of each.
 
 use jiff::Timestamp;
 use rusqlite::params;
@@ -12,17 +12,17 @@ use crate::state::store::{Store, StoreError};
 pub(crate) struct Issued {
     /// When it was signed.
     pub at: Timestamp,
-    /// For whom.
+    /// The identity in the certificate.
     pub identity: String,
     /// Its serial number, hexadecimal.
     pub serial: String,
     /// `join-token`, `certificate` (renewal), or `self` (the control plane's own).
     pub evidence: String,
-    /// The proxy's process.
+    /// The node id of the proxy's process.
     pub node_id: String,
-    /// From where it was asked for.
+    /// The address of the client.
     pub address: String,
-    /// When it ends.
+    /// When it expires.
     pub not_after: Timestamp,
 }
 
@@ -58,7 +58,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// The newest entries, newest first; of one identity if it is given.
+    /// The newest entries, newest first, optionally of one identity.
     pub(crate) async fn newest(
         &self,
         identity: Option<String>,
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_stands_in_the_ledger_stays() {
+    async fn an_entry_of_the_ledger_cannot_be_changed_or_deleted() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("db")).unwrap();
         let ledger = Ledger::new(store.clone());
@@ -116,9 +116,9 @@ mod tests {
             assert!(refused.to_string().contains("append-only"), "{refused}");
         }
         assert_eq!(ledger.newest(None, 10).await.unwrap(), [entry]);
-        let nobody = ledger
+        let others = ledger
             .newest(Some("spiffe://demo.test/ns/shop/sa/x".into()), 10)
             .await;
-        assert!(nobody.unwrap().is_empty());
+        assert!(others.unwrap().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! The embedded CA of several replicas: one key, in a Secret.
+//! The embedded CA that several replicas share: one key, in a Secret.
 
 use std::{
     collections::BTreeMap,
@@ -15,10 +15,10 @@ use merlon_issuer::{CertIssuer, OpenError};
 
 use crate::cluster::{names, secret};
 
-/// Files of the embedded CA in the state directory, which are the Secret's entries too.
+/// The files of the embedded CA in the state directory, and the entries of the Secret.
 const FILES: [&str; 2] = ["ca.key", "ca.pem"];
 
-/// Why there is no CA that all replicas share.
+/// Why the shared CA is not available.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CaError {
     #[error("the Secret `{secret}` of the embedded CA: {0}", secret = names::CA)]
@@ -31,7 +31,7 @@ pub(crate) enum CaError {
     Open(#[from] OpenError),
 }
 
-/// Where the replicas meet.
+/// The Secret that the replicas share.
 #[derive(Clone)]
 pub(crate) struct SharedCa {
     pub(crate) client: Client,
@@ -45,7 +45,7 @@ impl std::fmt::Debug for SharedCa {
 }
 
 impl SharedCa {
-    /// Puts the files of the CA that all replicas share into the state directory; the first of them makes it.
+    /// Writes the files of the shared CA into the state directory. The first replica creates the CA.
     pub(crate) async fn fetch(
         &self,
         state_dir: &Path,

@@ -1,4 +1,4 @@
-//! Questions to proxies, over the stream that each of them opened for it.
+//! Inspection: sends requests to a proxy over the stream that the proxy opened for them.
 
 use std::{collections::HashMap, pin::Pin, sync::Arc};
 
@@ -17,12 +17,12 @@ use crate::{
     transport::peer::{Peer, PeerSvid},
 };
 
-/// Questions that wait for one proxy.
-const WAITING: usize = 16;
-/// Questions that one proxy has not answered yet; the oldest is given up when there are more.
-const OPEN: usize = 64;
+/// Requests that are queued for one proxy.
+const QUEUE: usize = 16;
+/// Requests that one proxy has not answered yet. Beyond it, the oldest is dropped.
+const MAX_PENDING: usize = 64;
 
-/// The inspection, as a gRPC service.
+/// The gRPC service of the inspection.
 #[derive(Debug, Clone)]
 pub(crate) struct Inspect {
     pub(crate) registry: Registry,
@@ -41,13 +41,13 @@ impl Inspection for Inspect {
     ) -> Result<Response<Self::ServeStream>, Status> {
         let peer = Peer::of(&request)?;
         let svid = peer.proved()?;
-        let (requests, stream) = mpsc::channel(WAITING);
+        let (requests, stream) = mpsc::channel(QUEUE);
         let this = self.clone();
         self.tasks.spawn(async move {
             let served = tokio::select! {
                 served = this.follow(&peer, &svid, request.into_inner(), &requests) => served,
                 () = this.shutdown.cancelled() => Err(Status::unavailable("the control plane is shutting down")),
-                () = svid.ended() => Err(Status::unauthenticated("the certificate of this connection has ended")),
+                () = svid.ended() => Err(Status::unauthenticated("the certificate of this connection has expired")),
                 () = requests.closed() => Ok(()),
             };
             if let Err(status) = served {
@@ -75,13 +75,13 @@ impl Inspect {
             return Ok(());
         };
         let report = first_report(first?)?;
-        let (ask, mut asked) = mpsc::channel(WAITING);
+        let (ask, mut asked) = mpsc::channel(QUEUE);
         let inspector = Inspector(ask);
         let entry = self
             .registry
             .inspect(svid, peer.address, &report.node_id, inspector);
         entry.reported(&report);
-        let mut open = Open::default();
+        let mut open = PendingRequests::default();
         loop {
             tokio::select! {
                 reply = replies.next() => {
@@ -94,7 +94,7 @@ impl Inspect {
                     }
                 }
                 question = asked.recv() => {
-                    // Closed when a newer stream of the same process has taken its place.
+                    // Closed when a newer stream of the same process has replaced this one.
                     let Some((ask, answer)) = question else { return Ok(()) };
                     let request = open.ask(ask, answer);
                     if requests.send(Ok(request)).await.is_err() {
@@ -121,17 +121,17 @@ fn first_report(reply: InspectReply) -> Result<Report, Status> {
     Ok(report)
 }
 
-/// Questions without an answer yet.
+/// Requests without a reply.
 #[derive(Debug, Default)]
-struct Open {
+struct PendingRequests {
     last: u64,
     waiting: HashMap<u64, oneshot::Sender<Reply>>,
 }
 
-impl Open {
+impl PendingRequests {
     fn ask(&mut self, ask: Ask, answer: oneshot::Sender<Reply>) -> InspectRequest {
         self.waiting.retain(|_, waiting| !waiting.is_closed());
-        if self.waiting.len() >= OPEN
+        if self.waiting.len() >= MAX_PENDING
             && let Some(oldest) = self.waiting.keys().min().copied()
         {
             self.waiting.remove(&oldest);
@@ -144,7 +144,7 @@ impl Open {
         }
     }
 
-    /// An answer to nothing, or too late, is nobody's.
+    /// Drops a reply to an unknown or dropped request.
     fn answer(&mut self, id: u64, reply: Reply) {
         if let Some(waiting) = self.waiting.remove(&id) {
             let _ = waiting.send(reply);

@@ -1,4 +1,4 @@
-//! Every proxy that is, or was a moment ago, connected: what it was sent, what it said of it, how it is.
+//! The registry of proxies that are or recently were connected: what each was sent, its response, and its status.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,99 +21,99 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{push::session::ProxyAck, telemetry::metrics::Metrics, transport::peer::PeerSvid};
 
-/// How long a proxy that went away stays in the list.
-const REMEMBERED: jiff::SignedDuration = jiff::SignedDuration::from_mins(60);
-/// How many such proxies at most.
-const MOST_GONE: usize = 1_000;
-/// How long a proxy may take to answer a question; less than the patience of who asks us.
-const PATIENCE: Duration = Duration::from_secs(4);
+/// How long a disconnected proxy stays in the list.
+const RETENTION: jiff::SignedDuration = jiff::SignedDuration::from_mins(60);
+/// Maximum number of disconnected proxies.
+const MAX_DISCONNECTED: usize = 1_000;
+/// The time-out of a request to a proxy. It is shorter than the time-out of the CLI.
+const TIMEOUT: Duration = Duration::from_secs(4);
 
-/// A proxy, as `GET /v1/proxies` tells of it.
+/// The status of a proxy, as `GET /v1/proxies` returns it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ProxyStatus {
     /// Unique per process.
     pub id: String,
-    /// Proved by its certificate.
+    /// The identity in its certificate.
     pub identity: String,
     /// The Workload or the Gateway, as `namespace/name`.
     pub workload: Option<ServiceName>,
-    /// Whether it stands at the edge.
+    /// Whether it is a gateway.
     pub gateway: bool,
-    /// `pending` (was sent something and has not answered), `acknowledged`, `refused`, or `disconnected`.
+    /// `pending` (has not responded to the last push), `acknowledged`, `refused`, or `disconnected`.
     pub state: &'static str,
-    /// Why it refused what it was sent last.
+    /// Why it rejected the last push.
     pub reason: Option<String>,
     /// The state it enforces.
     pub snapshot_version: Option<Version>,
     /// The state it should enforce.
     pub sent_version: Option<Version>,
-    /// For how long nothing confirmed the state it enforces, in seconds, by its own report; absent when it is gone.
+    /// Seconds since the enforced state was last confirmed, by the proxy's report; absent when it is disconnected.
     pub snapshot_age_seconds: Option<u64>,
     /// Serial number of its certificate, hexadecimal.
     pub certificate_serial: Option<String>,
-    /// When its certificate ends.
+    /// When its certificate expires.
     pub certificate_not_after: Option<Timestamp>,
-    /// Whether it says that it is ready.
+    /// Whether it reports that it is ready.
     pub ready: bool,
-    /// Why not.
+    /// Why it is not ready.
     pub not_ready_reason: Option<String>,
-    /// Its program's version.
+    /// The version of its program.
     pub version: String,
-    /// From where it connected.
+    /// The address that it connected from.
     pub address: String,
     /// Since when it is connected.
     pub connected_since: Option<Timestamp>,
-    /// When it was last heard of.
+    /// When it last sent a message.
     pub last_seen: Timestamp,
     /// Resources sent to it since it connected, manifests included.
     pub resources_sent: u64,
-    /// The same by kind.
+    /// `resources_sent` by kind.
     pub resources_sent_by_kind: BTreeMap<ResourceKind, u64>,
-    /// Names that it is subscribed to, by kind.
+    /// The number of names that it is subscribed to, by kind.
     pub subscriptions: BTreeMap<ResourceKind, usize>,
 }
 
-/// A connected proxy, as those see it who want to know what is in force.
+/// What a connected proxy enforces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Enforcing {
     /// Its Workload or Gateway.
     pub(crate) name: ServiceName,
-    /// The number of the snapshot.
+    /// The number of the newest snapshot that it is known to enforce.
     pub(crate) snapshot: u64,
-    /// Why it does not take the newest.
+    /// Why it rejects the newest snapshot.
     pub(crate) refusal: Option<String>,
 }
 
-/// Why a question got no answer.
+/// Why a request to a proxy failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AskError {
-    /// It was there.
+    /// The proxy is not connected.
     #[error("the proxy `{id}` is not connected: it was last seen at {last_seen}")]
-    Away {
-        /// Which.
+    Disconnected {
+        /// The id of the proxy.
         id: String,
-        /// When.
+        /// When it last sent a message.
         last_seen: Timestamp,
     },
-    /// It is there and says nothing.
-    #[error("the proxy `{0}` did not answer within {secs} seconds", secs = PATIENCE.as_secs())]
+    /// The proxy is connected and did not answer in time.
+    #[error("the proxy `{0}` did not answer within {secs} seconds", secs = TIMEOUT.as_secs())]
     TimedOut(String),
-    /// It says that it cannot.
+    /// The proxy returned an error.
     #[error("the proxy `{id}` could not answer: {why}")]
     Failed {
-        /// Which.
+        /// The id of the proxy.
         id: String,
-        /// Its own words.
+        /// The error of the proxy.
         why: String,
     },
 }
 
-/// Puts questions to one proxy.
+/// Sends requests to one proxy.
 #[derive(Debug, Clone)]
 pub(crate) struct Inspector(pub(crate) mpsc::Sender<(Ask, oneshot::Sender<Reply>)>);
 
-/// All proxies. A name that a proxy gives itself counts only under its proved identity.
+/// All proxies. The node id that a proxy chooses is only valid within its authenticated identity.
 #[derive(Debug, Clone)]
 pub(crate) struct Registry {
     inner: Arc<Mutex<Inner>>,
@@ -133,10 +133,10 @@ struct Inner {
 struct Record {
     status: ProxyStatus,
     refused: Option<Version>,
-    /// The snapshot that it should enforce, and the last one that it is known to enforce.
+    /// The numbers of the snapshot that it should enforce, and of the last one that it is known to enforce.
     snapshots: (u64, u64),
     reported_at: Timestamp,
-    /// The stream that this record follows; an older one that ends later is another's business.
+    /// The current discovery stream. An older stream that ends later does not change this record.
     push: Option<u64>,
     inspector: Option<(u64, Inspector)>,
 }
@@ -150,7 +150,7 @@ impl Registry {
         }
     }
 
-    /// Takes a proxy's delta stream into the list, until the returned value is dropped.
+    /// Registers a discovery stream, until the returned value is dropped.
     pub(crate) fn connect(
         &self,
         peer: &PeerSvid,
@@ -180,7 +180,7 @@ impl Registry {
         }
     }
 
-    /// Takes a proxy's inspection stream into the list, until the returned value is dropped.
+    /// Registers an inspection stream, until the returned value is dropped.
     pub(crate) fn inspect(
         &self,
         peer: &PeerSvid,
@@ -200,7 +200,7 @@ impl Registry {
         }
     }
 
-    /// All of them, by identity and id.
+    /// All proxies, sorted by identity and id.
     pub(crate) fn list(&self) -> Vec<ProxyStatus> {
         let now = Timestamp::now();
         let mut list: Vec<_> = self
@@ -213,7 +213,7 @@ impl Registry {
         list
     }
 
-    /// Every connected proxy with the last snapshot that it is known to enforce.
+    /// What every connected proxy enforces.
     pub(crate) fn enforcing(&self) -> Vec<Enforcing> {
         let inner = self.lock();
         let connected = inner
@@ -233,15 +233,15 @@ impl Registry {
             .collect()
     }
 
-    /// Returns when what [`Registry::enforcing`] tells may have changed since it returned last. For one waiter.
+    /// Waits until the result of [`Registry::enforcing`] may have changed. Only one task may wait.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// The proxy of an id, which is a node id or, where only one has it, `namespace/name` of its workload.
+    /// Finds a proxy by its node id, or by `namespace/name` of its workload.
     pub(crate) fn find(&self, id: &str) -> Option<ProxyStatus> {
         let mut list = self.list();
-        // One that is there before one that was.
+        // Connected proxies come first.
         list.sort_by_key(|proxy| proxy.state == "disconnected");
         let by_id = list.iter().position(|proxy| proxy.id == id);
         let by_workload = || {
@@ -251,17 +251,17 @@ impl Registry {
         by_id.or_else(by_workload).map(|at| list.swap_remove(at))
     }
 
-    /// Ids of the proxies whose decisions begin with `prefix`; more than one only if somebody wants it so.
+    /// The proxies whose decision ids begin with `prefix`. There is more than one only if a proxy forges its node id.
     pub(crate) fn deciders(&self, prefix: &str) -> Vec<ProxyStatus> {
         let mut list = self.list();
         list.retain(|proxy| decision_prefix(&proxy.id) == prefix);
         list
     }
 
-    /// Puts a question to a proxy.
+    /// Sends a request to a proxy and waits for the reply.
     pub(crate) async fn ask(&self, proxy: &ProxyStatus, ask: Ask) -> Result<Reply, AskError> {
         let id = proxy.id.clone();
-        let away = || AskError::Away {
+        let away = || AskError::Disconnected {
             id: id.clone(),
             last_seen: proxy.last_seen,
         };
@@ -279,14 +279,14 @@ impl Registry {
             inspector.0.send((ask, answer)).await.map_err(|_| away())?;
             answered.await.map_err(|_| away())
         };
-        let reply = tokio::time::timeout(PATIENCE, asked).await;
+        let reply = tokio::time::timeout(TIMEOUT, asked).await;
         match reply.map_err(|_| AskError::TimedOut(id.clone()))?? {
             Reply::Error(why) => Err(AskError::Failed { id, why }),
             reply => Ok(reply),
         }
     }
 
-    /// A proxy got a new certificate.
+    /// Records a new certificate of a proxy.
     pub(crate) fn certified(
         &self,
         identity: &SpiffeId,
@@ -302,7 +302,7 @@ impl Registry {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Every change below is a whole one, so a panic elsewhere left nothing half done.
+        // Each change under this lock is complete, so a panic elsewhere leaves a consistent state.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -354,14 +354,23 @@ impl Inner {
         record
     }
 
-    /// Who is gone for long, and of those who are gone the longest when there are too many.
+    /// Evicts proxies that have been disconnected for long, and the oldest ones if there are too many.
     fn evict(&mut self, now: Timestamp) {
-        let gone = |record: &Record| record.push.is_none() && record.inspector.is_none();
+        let disconnected = |record: &Record| record.push.is_none() && record.inspector.is_none();
         self.proxies.retain(|_, record| {
-            !gone(record) || now.duration_since(record.status.last_seen) < REMEMBERED
+            !disconnected(record) || now.duration_since(record.status.last_seen) < RETENTION
         });
-        while self.proxies.values().filter(|record| gone(record)).count() >= MOST_GONE {
-            let records = self.proxies.iter().filter(|(_, record)| gone(record));
+        while self
+            .proxies
+            .values()
+            .filter(|record| disconnected(record))
+            .count()
+            >= MAX_DISCONNECTED
+        {
+            let records = self
+                .proxies
+                .iter()
+                .filter(|(_, record)| disconnected(record));
             let oldest = records.min_by_key(|(_, record)| record.status.last_seen);
             let Some(oldest) = oldest.map(|(key, _)| key.clone()) else {
                 break;
@@ -372,7 +381,7 @@ impl Inner {
 }
 
 impl Record {
-    /// Who enforces the state that it should have enforces all that the snapshot of this state brought.
+    /// A proxy that enforces the sent version enforces the snapshot that it was computed from.
     fn compare(&mut self) {
         let status = &self.status;
         if status.sent_version.is_some() && status.sent_version == status.snapshot_version {
@@ -398,19 +407,19 @@ impl Record {
             .snapshot_age_seconds
             .map(|age| age.saturating_add(since));
         if connected && status.state == "acknowledged" {
-            // A live stream confirms it at this very moment, whatever the last report said.
+            // An open stream confirms the state now, regardless of the last report.
             status.snapshot_age_seconds = Some(0);
         }
         if !connected {
             status.ready = false;
-            // Nobody knows whether it still runs. `last_seen` tells since when.
+            // It is unknown whether it still runs. `last_seen` has the time of its last message.
             status.snapshot_age_seconds = None;
         }
         status
     }
 }
 
-/// A proxy's open delta stream.
+/// The registration of an open discovery stream.
 #[derive(Debug)]
 pub(crate) struct DiscoveryEntry {
     registry: Registry,
@@ -419,7 +428,7 @@ pub(crate) struct DiscoveryEntry {
 }
 
 impl DiscoveryEntry {
-    /// What it is, and what it should have.
+    /// Records the workload of the proxy and the state that it should enforce.
     pub(crate) fn set_expected(
         &self,
         workload: Option<(&ServiceName, bool)>,
@@ -440,7 +449,7 @@ impl DiscoveryEntry {
         self.registry.changed.notify_one();
     }
 
-    /// What it said.
+    /// Records the response of the proxy.
     pub(crate) fn record_ack(&self, answer: ProxyAck) {
         self.update(|record| {
             record.status.last_seen = Timestamp::now();
@@ -459,7 +468,7 @@ impl DiscoveryEntry {
         self.registry.changed.notify_one();
     }
 
-    /// What was sent.
+    /// Records the resources that were sent.
     pub(crate) fn sent(&self, kind: ResourceKind, resources: usize) {
         self.registry.metrics.sent(kind, resources);
         let resources = u64::try_from(resources).unwrap_or(u64::MAX);
@@ -495,7 +504,7 @@ impl Drop for DiscoveryEntry {
     }
 }
 
-/// A proxy's open inspection stream.
+/// The registration of an open inspection stream.
 #[derive(Debug)]
 pub(crate) struct InspectionEntry {
     registry: Registry,
@@ -504,7 +513,7 @@ pub(crate) struct InspectionEntry {
 }
 
 impl InspectionEntry {
-    /// How it says that it is.
+    /// Records a report of the proxy.
     pub(crate) fn reported(&self, report: &Report) {
         let mut inner = self.registry.lock();
         let Some(record) = inner.proxies.get_mut(&self.key) else {

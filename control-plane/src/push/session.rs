@@ -1,4 +1,4 @@
-//! What one proxy was told and what it is still owed: the protocol without sockets and clocks.
+//! The discovery protocol of one proxy, without sockets and clocks: what it was sent, and what is due.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
@@ -16,38 +16,38 @@ use tonic::Status;
 
 use crate::state::snapshot::Snapshot;
 
-/// A response carries about so many bytes of resources at most, unless a single one is larger.
+/// The approximate maximum size of the resources in one response; a single resource can be larger.
 const RESPONSE_BYTES: usize = 512 << 10;
-/// How many unanswered manifests are remembered; a proxy that answers none of them is no concern of a later one.
+/// Maximum number of unanswered manifests that are tracked.
 const OPEN_MANIFESTS: usize = 16;
 
-/// What the proxy has of a name that it subscribed to, as far as is known.
+/// What is known about a name that the proxy is subscribed to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Holds {
-    /// Nothing was sent and nothing was said.
+enum Held {
+    /// Nothing was sent, and the proxy did not report a version.
     Unknown,
-    /// This version was sent, or the proxy said that it has it.
+    /// This version was sent, or the proxy reported it.
     Version(Version),
-    /// It was told that there is none.
+    /// The proxy was informed that the resource does not exist.
     Absent,
 }
 
-/// What a proxy says of itself in its first message.
+/// The node in the first message of a proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NodeInfo {
     pub(crate) id: String,
     pub(crate) workload: Option<String>,
     pub(crate) version: String,
-    /// Of those that came later, the kinds that it knows.
+    /// The kinds that it supports, of those that were added to the protocol later.
     pub(crate) kinds: Vec<ResourceKind>,
 }
 
-/// Something that the proxy said of what it was sent.
+/// The response of the proxy to a push.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ProxyAck {
-    /// It enforces the state of this manifest.
+    /// The proxy enforces the state of this manifest.
     Acknowledged(Version),
-    /// It keeps what it had. The version is the manifest's, or of another kind none.
+    /// The proxy keeps its previous state. The version is that of the rejected manifest; `None` for other kinds.
     Refused(Option<Version>, String),
 }
 
@@ -56,14 +56,14 @@ pub(crate) enum ProxyAck {
 pub(crate) struct Session {
     identity: SpiffeId,
     node: Option<NodeInfo>,
-    subscribed: BTreeMap<ResourceKind, BTreeMap<String, Holds>>,
-    /// What the proxy asked for of its own accord.
+    subscribed: BTreeMap<ResourceKind, BTreeMap<String, Held>>,
+    /// What the proxy subscribed to on demand.
     wanted: Wanted,
     proxy: Option<Arc<Proxy>>,
     state: ProxyState,
     manifest: Option<StateResource>,
     nonce: u64,
-    /// Nonces of manifests, oldest first, with what they named.
+    /// Nonces and versions of unanswered manifests, oldest first.
     open: Vec<(String, Version)>,
     /// See [`Session::is_held`].
     held: bool,
@@ -93,12 +93,12 @@ impl Session {
         self.proxy.as_ref()
     }
 
-    /// The version of the state that the proxy should have.
+    /// The version of the state that the proxy should enforce.
     pub(crate) fn version(&self) -> Option<&Version> {
         self.manifest.as_ref().map(StateResource::version)
     }
 
-    /// How many names of each kind the proxy is subscribed to.
+    /// The number of subscribed names of each kind.
     pub(crate) fn subscriptions(&self) -> BTreeMap<ResourceKind, usize> {
         self.subscribed
             .iter()
@@ -106,10 +106,10 @@ impl Session {
             .collect()
     }
 
-    /// Takes a message in. What it changes is sent by the next [`Session::due`].
+    /// Processes a message. The next [`Session::due`] returns the responses.
     ///
     /// # Errors
-    /// The status that ends the stream: whoever breaks the protocol here would be served a guess otherwise.
+    /// The status that ends the stream. A violation of the protocol is never answered with a guess.
     pub(crate) fn receive(
         &mut self,
         request: &DeltaDiscoveryRequest,
@@ -143,7 +143,7 @@ impl Session {
             ));
         }
         if self.proxy.is_none() {
-            // What its own listeners give it must be known before it asks for more.
+            // The destinations of its own listeners must be known before those that it subscribes to on demand.
             self.refresh(snapshot)?;
         }
         self.unsubscribe(kind, unsubscribe);
@@ -193,10 +193,10 @@ impl Session {
                 )));
             }
             let holds = match has.get(name) {
-                Some(version) => Holds::Version(Version::from(version.clone())),
-                None => Holds::Unknown,
+                Some(version) => Held::Version(Version::from(version.clone())),
+                None => Held::Unknown,
             };
-            // Whoever subscribes anew to what it was sent has lost it.
+            // A proxy that subscribes again to a resource has lost it.
             self.subscribed
                 .entry(kind)
                 .or_default()
@@ -204,16 +204,17 @@ impl Session {
             if kind == ResourceKind::Destination
                 && let Ok(service) = name.parse()
             {
-                // What comes with the proxy's own listeners goes with them; only what it asked for stays asked for.
+                // Destinations of the proxy's own listeners come and go with the listeners; only others are on demand.
                 let given = self
                     .proxy
                     .as_ref()
                     .is_some_and(|p| p.destinations().contains(&service));
-                // What an address leads to comes and goes with the address.
-                let led_to = |meant| matches!(meant, AddressState::Service { service: other, .. } if other == service);
+                // The destination of an address comes and goes with the address.
+                let is_reached = |state| matches!(state, AddressState::Service { service: other, .. } if other == service);
                 let addresses = &mut self.wanted.addresses.iter();
-                let led_to = addresses.any(|address| led_to(snapshot.mesh.address(*address)));
-                if !given && !led_to {
+                let is_reached =
+                    addresses.any(|address| is_reached(snapshot.mesh.address(*address)));
+                if !given && !is_reached {
                     self.wanted.services.insert(service);
                 }
             }
@@ -237,7 +238,7 @@ impl Session {
             ResourceKind::Manifest => {
                 let nonce = &request.response_nonce;
                 let at = self.open.iter().position(|(open, _)| open == nonce)?;
-                // An answer to a later one answers the earlier ones too.
+                // A response to a later manifest covers the earlier ones.
                 self.open
                     .drain(..=at)
                     .next_back()
@@ -255,7 +256,7 @@ impl Session {
         }
     }
 
-    /// A proxy that comes back with the very state that it should have took that before this stream began.
+    /// A proxy that reconnects with the current state has acknowledged it on an earlier stream.
     fn has_already(&self, kind: ResourceKind, request: &DeltaDiscoveryRequest) -> Option<ProxyAck> {
         let current = self.version().filter(|_| kind == ResourceKind::Manifest)?;
         let has = request
@@ -264,9 +265,9 @@ impl Session {
         (has == current.as_str()).then(|| ProxyAck::Acknowledged(current.clone()))
     }
 
-    /// A proxy that comes back tells what it has type by type. Were it sent a manifest before it has named the
-    /// destinations that it had asked for, it would throw them away, to be sent them again at once. So a manifest
-    /// that differs from the one it has waits for its destinations, and the caller sees to it that not for long.
+    /// A proxy that reconnects reports its state type by type. A manifest that arrives before the proxy has named its
+    /// on-demand destinations would make it drop them, only to receive them again. So a manifest that differs from the
+    /// proxy's waits for the destinations, and the caller limits the delay.
     fn hold_back(&mut self, kind: ResourceKind, request: &DeltaDiscoveryRequest) {
         if kind != ResourceKind::Manifest
             || self.subscribed.contains_key(&ResourceKind::Destination)
@@ -283,15 +284,15 @@ impl Session {
         self.held
     }
 
-    /// No longer.
+    /// Stops waiting.
     pub(crate) fn release(&mut self) {
         self.held = false;
     }
 
-    /// Works out anew what the proxy should have.
+    /// Computes the state that the proxy should have.
     ///
     /// # Errors
-    /// When no resource has its identity (any more).
+    /// No resource has the identity of the proxy (any longer).
     pub(crate) fn refresh(&mut self, snapshot: &Snapshot) -> Result<(), Status> {
         let workload = self.node.as_ref().and_then(|node| node.workload.as_deref());
         let found = snapshot.mesh.proxy(&self.identity, workload);
@@ -305,7 +306,7 @@ impl Session {
                 state.insert(Arc::clone(secret));
             }
         }
-        // Of these nobody is told who does not serve with them.
+        // Certificates are only pushed to the gateways that serve with them.
         for name in proxy.certificates() {
             if let Some(certificate) = snapshot.certificates.get(name) {
                 state.insert(Arc::clone(certificate));
@@ -319,8 +320,8 @@ impl Session {
         Ok(())
     }
 
-    /// Everything that the proxy lacks of what it is subscribed to, and nothing else; the manifest last, so that what
-    /// it names is mostly there when it comes.
+    /// Every subscribed resource that the proxy does not have, and nothing else. The manifest comes last, so that most of
+    /// the resources that it names have arrived.
     pub(crate) fn due(&mut self) -> Vec<DeltaDiscoveryResponse> {
         let mut responses = Vec::new();
         for kind in SENDING_ORDER {
@@ -342,15 +343,15 @@ impl Session {
                 };
                 match current {
                     Some(resource) => {
-                        let has = Holds::Version(resource.version().clone());
+                        let has = Held::Version(resource.version().clone());
                         if *holds != has {
                             batch.add(resource);
                             *holds = has;
                         }
                     }
-                    None if *holds != Holds::Absent => {
+                    None if *holds != Held::Absent => {
                         batch.removed.push(name.clone());
-                        *holds = Holds::Absent;
+                        *holds = Held::Absent;
                     }
                     None => {}
                 }
@@ -403,7 +404,7 @@ const SENDING_ORDER: [ResourceKind; 9] = [
     ResourceKind::Manifest,
 ];
 
-/// Resources of one kind on their way into responses of bounded size.
+/// Splits the resources of one kind into responses of bounded size.
 #[derive(Debug, Default)]
 struct Batch {
     full: Vec<Vec<Resource>>,
@@ -427,7 +428,7 @@ impl Batch {
         ));
     }
 
-    /// What was removed goes with the last part.
+    /// The responses; the last one contains the removed names.
     fn parts(self) -> impl Iterator<Item = (Vec<Resource>, Vec<String>)> {
         let end = !self.last.is_empty() || !self.removed.is_empty();
         let full = self
@@ -468,8 +469,8 @@ fn node_info(node: &Node) -> Result<NodeInfo, Status> {
     })
 }
 
-/// Two names that we give ourselves may be longer than [`MAX_NAME`]: a SPIFFE ID, which must be the connection's own,
-/// and `namespace/name`, whose parts are bounded.
+/// Two kinds of names may be longer than [`MAX_NAME`]: the SPIFFE ID of the connection, and `namespace/name`, whose parts are
+/// bounded.
 fn check_name(kind: ResourceKind, name: &str) -> Result<(), Status> {
     let ours = kind == ResourceKind::Manifest || name.parse::<ServiceName>().is_ok();
     if name.is_empty() || (name.len() > MAX_NAME && !ours) {
@@ -478,7 +479,9 @@ fn check_name(kind: ResourceKind, name: &str) -> Result<(), Status> {
         )));
     }
     if kind == ResourceKind::Address && name.parse::<SocketAddr>().is_err() {
-        return Err(invalid("an address is as `10.0.0.7:80` or `[fd00::7]:80`"));
+        return Err(invalid(
+            "an address looks like `10.0.0.7:80` or `[fd00::7]:80`",
+        ));
     }
     if name == "*" {
         return Err(invalid("subscribe by name: there is no wildcard `*`"));

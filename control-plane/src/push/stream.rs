@@ -1,4 +1,4 @@
-//! Carries a session over gRPC: reads the proxy's messages, wakes when the snapshot changes, sends what is due.
+//! Runs a session over gRPC: reads the proxy's messages, waits for new snapshots, sends the responses.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -25,15 +25,15 @@ use crate::{
     transport::peer::{Peer, PeerSvid},
 };
 
-/// Responses that wait for one proxy. What changes while they wait becomes one change when they are gone,
-/// so a slow proxy holds so much memory and nobody up.
-const WAITING: usize = 4;
+/// Responses that are queued for one proxy. Changes in the meantime are sent together afterwards, so a slow proxy uses bounded
+/// memory and delays no other proxy.
+const QUEUE: usize = 4;
 /// How long a manifest waits for a returning proxy to name its destinations.
 const HOLD: Duration = Duration::from_millis(250);
-/// Changes of one moment (a directory written file by file, a bundle with a mesh) are sent as one.
+/// Changes within this time (a directory written file by file, a bundle with a mesh) are sent together.
 const COALESCE: Duration = Duration::from_millis(10);
 
-/// The push, as a gRPC service.
+/// The gRPC service of the discovery streams.
 #[derive(Debug, Clone)]
 pub(crate) struct Push {
     pub(crate) snapshots: Snapshots,
@@ -54,7 +54,7 @@ impl AggregatedDiscoveryService for Push {
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let peer = Peer::of(&request)?;
         let svid = peer.proved()?;
-        let (responses, stream) = mpsc::channel(WAITING);
+        let (responses, stream) = mpsc::channel(QUEUE);
         let task = Task {
             push: self.clone(),
             peer,
@@ -75,7 +75,7 @@ struct Task {
     svid: Arc<PeerSvid>,
     session: Session,
     entry: Option<DiscoveryEntry>,
-    /// The number of the snapshot that the session was last worked out from.
+    /// The number of the snapshot that the session was last computed from.
     snapshot: u64,
     responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
 }
@@ -87,8 +87,8 @@ impl Task {
         let served = tokio::select! {
             served = self.serve(requests) => served,
             () = shutdown.cancelled() => Err(Status::unavailable("the control plane is shutting down")),
-            // A certificate that has ended proves nothing; the proxy comes back with its next one and is sent nothing.
-            () = svid.ended() => Err(Status::unauthenticated("the certificate of this connection has ended")),
+            // The proxy reconnects with its next certificate, and is only sent what has changed.
+            () = svid.ended() => Err(Status::unauthenticated("the certificate of this connection has expired")),
             () = responses.closed() => Ok(()),
         };
         if let Err(status) = served {
@@ -108,7 +108,7 @@ impl Task {
                     "push.refused"
                 );
             }
-            // It goes as soon as the proxy has read what waits before it; a proxy that reads nothing is not waited for.
+            // The status is sent after the queued responses. A proxy that does not read is not waited for.
             let _ = self
                 .responses
                 .send_timeout(Err(status), Duration::from_secs(1))
@@ -126,7 +126,7 @@ impl Task {
             tokio::select! {
                 request = requests.next() => match request {
                     None => return Ok(()),
-                    // The proxy went away, or sent what is no message: the connection says which.
+                    // The proxy disconnected, or sent an invalid message; the status says which.
                     Some(Err(status)) => return Err(status),
                     Some(Ok(request)) => {
                         let snapshot = snapshots.borrow_and_update().clone();
@@ -140,7 +140,7 @@ impl Task {
                 }
                 () = tokio::time::sleep(HOLD), if hold => {
                     self.session.release();
-                    // A change that was being waited out in the arm above counts here too.
+                    // This includes a change that the arm above is still coalescing.
                     let snapshot = snapshots.borrow_and_update().clone();
                     self.session.refresh(&snapshot)?;
                     self.snapshot = snapshot.number;
@@ -225,7 +225,7 @@ impl Task {
             {
                 entry.sent(kind, response.resources.len());
             }
-            // Waits for a slow proxy, and only this task does.
+            // Only this task waits for a slow proxy.
             if self.responses.send(Ok(response)).await.is_err() {
                 return Ok(());
             }
@@ -234,7 +234,7 @@ impl Task {
     }
 }
 
-/// The next snapshot, once it has stood for a moment; `None` when there will be none.
+/// The next snapshot, after [`COALESCE`]; `None` when the sender is gone.
 async fn next_snapshot(snapshots: &mut watch::Receiver<Snapshot>) -> Option<Snapshot> {
     snapshots.changed().await.ok()?;
     tokio::time::sleep(COALESCE).await;

@@ -1,5 +1,5 @@
-//! One namespace's secrets: read, and read again. Each namespace has a turn of its own, so that what Vault answers slowly
-//! or not at all delays those who share its namespace, and nobody else.
+//! Reads the secrets of one namespace periodically. Each namespace has its own reader, so that paths that Vault answers slowly
+//! or not at all only delay their own namespace.
 
 use std::{
     collections::BTreeSet,
@@ -16,26 +16,26 @@ use tokio::{
 
 use merlon_net::backoff;
 
-/// How often each secret is read. Vault has no events that one could wait for on every server.
+/// How often each secret is read. Not every Vault server has events to wait for.
 const EVERY: Duration = Duration::from_secs(5);
-/// For one reading.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Readings of one namespace at the same time.
-const AT_ONCE: usize = 4;
-/// Readings of all of them, and of those that gave no answer the last time: these take no place of the others.
-const TOGETHER: usize = 128;
-const OF_SILENT: usize = 64;
+/// The time-out of one read.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum number of concurrent reads of one namespace.
+const CONCURRENT: usize = 4;
+/// Maximum number of concurrent reads of all namespaces. Paths that timed out the last time have a limit of their own.
+const CONCURRENT_TOTAL: usize = 128;
+const CONCURRENT_TIMED_OUT: usize = 64;
 
-/// What was read, or why it was not.
+/// A grant with its value, or the error.
 pub(super) type Found<T> = (Granted, Result<T, String>);
 
-/// What all turns share.
+/// What the readers of all namespaces share.
 #[derive(Debug)]
 pub(super) struct NamespaceReader<T, R> {
     pub(super) read: R,
     pub(super) found: mpsc::Sender<Found<T>>,
     places: Arc<Semaphore>,
-    of_silent: Arc<Semaphore>,
+    places_of_timed_out: Arc<Semaphore>,
 }
 
 impl<T, R: Clone> Clone for NamespaceReader<T, R> {
@@ -44,7 +44,7 @@ impl<T, R: Clone> Clone for NamespaceReader<T, R> {
             read: self.read.clone(),
             found: self.found.clone(),
             places: Arc::clone(&self.places),
-            of_silent: Arc::clone(&self.of_silent),
+            places_of_timed_out: Arc::clone(&self.places_of_timed_out),
         }
     }
 }
@@ -54,68 +54,69 @@ impl<T, R> NamespaceReader<T, R> {
         Self {
             read,
             found,
-            places: Arc::new(Semaphore::new(TOGETHER)),
-            of_silent: Arc::new(Semaphore::new(OF_SILENT)),
+            places: Arc::new(Semaphore::new(CONCURRENT_TOTAL)),
+            places_of_timed_out: Arc::new(Semaphore::new(CONCURRENT_TIMED_OUT)),
         }
     }
 
-    /// Reads `wanted` until nobody wants to know any more. What is new in it, and what `nudged` tells, is not waited for.
+    /// Reads `wanted` until its sender is dropped. A change of `wanted` or `issuer_changed` starts a new round at once.
     pub(super) async fn run<F, N>(
         self,
         mut wanted: watch::Receiver<BTreeSet<Granted>>,
-        mut nudged: watch::Receiver<N>,
+        mut issuer_changed: watch::Receiver<N>,
     ) where
         R: Fn(Granted) -> F,
         F: Future<Output = Result<T, String>>,
     {
-        let silent = Silent::default();
+        let timed_out = TimedOut::default();
         loop {
             let now = wanted.borrow_and_update().clone();
-            nudged.mark_unchanged();
-            silent.keep(&now);
+            issuer_changed.mark_unchanged();
+            timed_out.keep(&now);
             let pause = EVERY.mul_f64(0.8 + 0.4 * backoff::unit());
             let round = async {
-                self.round(&now, &silent).await;
+                self.round(&now, &timed_out).await;
                 tokio::time::sleep(pause).await;
             };
             tokio::select! {
                 () = round => {}
                 changed = wanted.changed() => if changed.is_err() { return },
-                Ok(()) = nudged.changed() => {}
+                Ok(()) = issuer_changed.changed() => {}
             }
         }
     }
 
-    async fn round<F>(&self, wanted: &BTreeSet<Granted>, silent: &Silent)
+    async fn round<F>(&self, wanted: &BTreeSet<Granted>, timed_out: &TimedOut)
     where
         R: Fn(Granted) -> F,
         F: Future<Output = Result<T, String>>,
     {
         let all = wanted.iter().cloned();
-        let (last, first): (Vec<_>, Vec<_>) = all.partition(|granted| silent.has(granted));
+        let (last, first): (Vec<_>, Vec<_>) = all.partition(|granted| timed_out.has(granted));
         let first = first.into_iter().map(|granted| (granted, false));
         let last = last.into_iter().map(|granted| (granted, true));
-        let readings = first
-            .chain(last)
-            .map(|(granted, was_silent): (Granted, bool)| async move {
-                let places = match was_silent {
-                    true => &self.of_silent,
-                    false => &self.places,
-                };
-                let _place = places.acquire().await;
-                // Until it answers: a round that is broken off does not wait for it again before the others.
-                silent.add(&granted);
-                let read = timeout(PATIENCE, (self.read)(granted.clone())).await;
-                let read = match read {
-                    Ok(read) => {
-                        silent.remove(&granted);
-                        read
-                    }
-                    Err(_) => Err(format!("no answer within {} seconds", PATIENCE.as_secs())),
-                };
-                (granted, read)
-            });
-        let mut readings = Box::pin(stream::iter(readings).buffer_unordered(AT_ONCE));
+        let readings =
+            first
+                .chain(last)
+                .map(|(granted, had_timed_out): (Granted, bool)| async move {
+                    let places = match had_timed_out {
+                        true => &self.places_of_timed_out,
+                        false => &self.places,
+                    };
+                    let _place = places.acquire().await;
+                    // Removed when it answers. If this round is cancelled, the next one reads it last.
+                    timed_out.add(&granted);
+                    let read = timeout(TIMEOUT, (self.read)(granted.clone())).await;
+                    let read = match read {
+                        Ok(read) => {
+                            timed_out.remove(&granted);
+                            read
+                        }
+                        Err(_) => Err(format!("no answer within {} seconds", TIMEOUT.as_secs())),
+                    };
+                    (granted, read)
+                });
+        let mut readings = Box::pin(stream::iter(readings).buffer_unordered(CONCURRENT));
         while let Some(found) = readings.next().await {
             if self.found.send(found).await.is_err() {
                 return;
@@ -124,11 +125,11 @@ impl<T, R> NamespaceReader<T, R> {
     }
 }
 
-/// Those of a namespace that gave no answer. They come after the others, lest they take all places first.
+/// Paths that timed out. They are read last, so that they do not take the places of the others.
 #[derive(Debug, Default)]
-struct Silent(Mutex<BTreeSet<Granted>>);
+struct TimedOut(Mutex<BTreeSet<Granted>>);
 
-impl Silent {
+impl TimedOut {
     fn has(&self, granted: &Granted) -> bool {
         self.lock().contains(granted)
     }

@@ -38,7 +38,7 @@ spec: { trustDomain: x.test }
     Compiler::new().compile(&resources).unwrap()
 }
 
-/// A Vault that gives nothing for paths that begin with `hangs`, refuses `refused`, and has version 7 of all else.
+/// A Vault that does not answer for paths that begin with `hangs`, rejects `refused`, and has version 7 of all others.
 async fn vault(granted: Granted) -> Result<KvSecret, String> {
     match granted.path.as_str() {
         path if path.starts_with("hangs") => std::future::pending().await,
@@ -80,7 +80,7 @@ impl Running {
         }
     }
 
-    /// Waits until these are known, as `namespace/name=path`, and no others; gives after how many seconds.
+    /// Waits until exactly these are published, as `namespace/name=path`; returns after how many seconds.
     async fn until(&self, expected: &[&str]) -> u64 {
         let mut snapshots = self.snapshots.watch();
         let known = snapshots.wait_for(|snapshot| {
@@ -93,7 +93,7 @@ impl Running {
         self.started.elapsed().as_secs()
     }
 
-    /// What became of a grant, waited for.
+    /// Waits for the result of a grant.
     async fn results(&self, name: &str) -> Result<u64, String> {
         let mut changes = self.deliveries.changes();
         loop {
@@ -106,7 +106,7 @@ impl Running {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_hangs_delays_nobody_of_another_namespace_not_even_what_is_granted_meanwhile() {
+async fn a_hanging_path_does_not_delay_other_namespaces_or_new_grants_there() {
     let hanging: Vec<String> = (0..200).map(|n| format!("a/s{n}=hangs-{n}")).collect();
     let mut grants: Vec<&str> = hanging.iter().map(String::as_str).collect();
     grants.push("b/one=one");
@@ -121,14 +121,14 @@ async fn what_hangs_delays_nobody_of_another_namespace_not_even_what_is_granted_
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_one_namespace_those_that_answer_come_first_from_the_second_time_on() {
+async fn within_a_namespace_paths_that_answered_are_read_first_from_the_second_round() {
     let mut grants: Vec<String> = (0..40).map(|n| format!("a/a{n}=hangs-{n}")).collect();
     grants.push("a/z=fine".to_owned());
     let grants: Vec<&str> = grants.iter().map(String::as_str).collect();
     let running = Running::start(&grants);
     running.until(&["a/z=fine"]).await;
     let first = Instant::now();
-    // Asked again, since something is new, it is at once.
+    // A new grant starts a round at once.
     let more = [&grants[..], &["a/y=fine-too"]].concat();
     running.snapshots.publish_mesh(mesh(&more));
     running.until(&["a/y=fine-too", "a/z=fine"]).await;
@@ -136,7 +136,7 @@ async fn of_one_namespace_those_that_answer_come_first_from_the_second_time_on()
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_read_for_one_path_is_not_given_for_another() {
+async fn a_value_of_one_path_is_not_given_for_another() {
     let running = Running::start(&["a/db=old"]);
     running.until(&["a/db=old"]).await;
     assert_eq!(running.results("a/db").await, Ok(7));
@@ -151,7 +151,7 @@ async fn what_was_read_for_one_path_is_not_given_for_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_read_any_more_stays_and_what_is_not_granted_any_more_goes() {
+async fn a_value_stays_when_it_cannot_be_read_and_goes_when_it_is_no_longer_granted() {
     let sealed = Arc::new(AtomicBool::new(false));
     let is_sealed = Arc::clone(&sealed);
     let running = Running::on(&["a/db=fine", "b/db=fine"], move |granted| {

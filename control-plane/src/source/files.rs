@@ -41,7 +41,7 @@ impl Files {
     pub(crate) fn open(directory: &Path, metrics: Metrics) -> Result<(Self, Arc<Mesh>), Report> {
         let mut compiler = Compiler::new();
         let (mesh, warnings) = read(directory, &mut compiler)?;
-        tell_warnings(&warnings);
+        log_warnings(&warnings);
         metrics
             .config_loads
             .get_or_create(&LoadLabel { result: "accepted" })
@@ -117,7 +117,7 @@ impl Files {
         self.metrics.config_problems.set(0);
         let mut status = self.status.lock();
         if status.warnings != warnings {
-            tell_warnings(&warnings);
+            log_warnings(&warnings);
         }
         status.accepted_at = Timestamp::now();
         status.refused_at = None;
@@ -140,10 +140,10 @@ impl Files {
             tracing::error!(
                 directory = %self.directory.display(),
                 problems = errors,
-                "config.refused: nothing of it is used, what was in force stays"
+                "config.refused"
             );
             for problem in report.problems().iter().take(LOGGED) {
-                tell(problem);
+                log_problem(problem);
             }
         }
         let mut status = self.status.lock();
@@ -190,7 +190,7 @@ pub(crate) fn same_mesh(running: &Mesh, new: &Mesh, place: &str) -> Result<(), R
     }
 }
 
-fn tell(problem: &Problem) {
+fn log_problem(problem: &Problem) {
     tracing::error!(
         file = problem.file,
         line = problem.line,
@@ -202,7 +202,7 @@ fn tell(problem: &Problem) {
     );
 }
 
-fn tell_warnings(warnings: &[Problem]) {
+fn log_warnings(warnings: &[Problem]) {
     for warning in warnings.iter().take(LOGGED) {
         tracing::warn!(
             file = warning.file,

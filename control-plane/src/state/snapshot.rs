@@ -1,4 +1,4 @@
-//! What is pushed at this moment: the compiled mesh, the trust bundle and the gateways' certificates, swapped whole.
+//! The current snapshot: the compiled mesh, the trust bundle, the certificates of gateways and the granted secrets.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -6,13 +6,13 @@ use merlon_compile::{Granted, Mesh, StateResource};
 use merlon_config::name::ServiceName;
 use tokio::sync::watch;
 
-/// Certificates of gateways' listeners, by the Secret that they are read from.
+/// Certificates of gateway listeners, by the Secret that holds them.
 pub(crate) type Certificates = BTreeMap<ServiceName, Arc<StateResource>>;
 
-/// Secrets, by the grant that they were read for.
+/// Secrets, by their grant.
 pub(crate) type Secrets = BTreeMap<Granted, Arc<StateResource>>;
 
-/// One moment's truth. Its parts change on their own; whoever pushes takes all at once.
+/// One consistent state. Its parts change independently, and a push reads all of them at once.
 #[derive(Debug, Clone)]
 pub(crate) struct Snapshot {
     pub(crate) mesh: Arc<Mesh>,
@@ -20,11 +20,11 @@ pub(crate) struct Snapshot {
     pub(crate) bundle: Option<Arc<StateResource>>,
     pub(crate) certificates: Arc<Certificates>,
     pub(crate) secrets: Arc<Secrets>,
-    /// Counts the snapshots, so that who enforces a later one is known to enforce what an earlier one brought.
+    /// Increases with each snapshot: a proxy that enforces one also enforces the changes of all earlier ones.
     pub(crate) number: u64,
 }
 
-/// Where the moment's truth is published. A watcher that is slow sees the newest, not each.
+/// Publishes snapshots. A slow receiver sees the newest one and skips the others.
 #[derive(Debug, Clone)]
 pub(crate) struct Snapshots(Arc<watch::Sender<Snapshot>>);
 
@@ -39,7 +39,7 @@ impl Snapshots {
         })))
     }
 
-    /// Gives the number of the snapshot that it is in.
+    /// Returns the number of the snapshot that contains the mesh.
     pub(crate) fn publish_mesh(&self, mesh: Arc<Mesh>) -> u64 {
         let mut number = 0;
         self.0.send_modify(|snapshot| {
@@ -50,7 +50,7 @@ impl Snapshots {
         number
     }
 
-    /// The numbers of mesh and certificates are one: call this first, for what the mesh's gateways name.
+    /// Call this before [`Self::publish_mesh`], so that the mesh's number covers the certificates of its gateways.
     pub(crate) fn publish_certificates(&self, certificates: &Arc<Certificates>) {
         self.0.send_if_modified(|snapshot| {
             let new = snapshot.certificates != *certificates;

@@ -1,4 +1,4 @@
-//! The state directory: one control plane's alone.
+//! The state directory, which one control plane uses exclusively.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -16,7 +16,7 @@ pub(crate) enum StateDirError {
     Taken(PathBuf),
 }
 
-/// Makes it if it is not there, and holds it as long as the returned file is open.
+/// Creates the directory if needed, and locks it until the returned file is closed.
 pub(crate) fn take_state_dir(path: &Path) -> Result<File, StateDirError> {
     let failed = |source| StateDirError::Unusable {
         path: path.to_owned(),
@@ -27,7 +27,7 @@ pub(crate) fn take_state_dir(path: &Path) -> Result<File, StateDirError> {
         .mode(0o700)
         .create(path)
         .map_err(failed)?;
-    // It holds a signing key, and the hashes of secrets; also where it was there before.
+    // It holds a signing key and hashes of secrets. This also applies to an existing directory.
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)?;
     let lock = File::create(path.join("lock")).map_err(failed)?;
     match lock.try_lock() {

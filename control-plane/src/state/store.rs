@@ -1,4 +1,4 @@
-//! The control plane's memory over a restart: one SQLite file in the state directory.
+//! What is kept across a restart: one SQLite file in the state directory.
 
 use std::{
     path::Path,
@@ -7,18 +7,18 @@ use std::{
 
 use rusqlite::Connection;
 
-/// Why the store did not answer. Nothing that depends on it is then granted.
+/// Why the store failed. A request that depends on it is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// SQLite refused.
-    #[error("the database refused: {0}")]
+    /// SQLite returned an error.
+    #[error("database error: {0}")]
     Database(#[from] rusqlite::Error),
-    /// The runtime is going down.
+    /// The runtime is shutting down.
     #[error("the control plane is shutting down")]
     Gone,
 }
 
-/// Join tokens and the issuance ledger. Calls leave the runtime's threads: the disk may take its time.
+/// Join tokens and the issuance ledger. Calls run on blocking threads, because the disk can be slow.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     connection: Arc<Mutex<Connection>>,
@@ -28,7 +28,7 @@ impl Store {
     pub(crate) fn open(file: &Path) -> Result<Self, StoreError> {
         let connection = Connection::open(file)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
-        // A token that was used must stay used after a power failure.
+        // A used token must stay used after a power failure.
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.busy_timeout(std::time::Duration::from_secs(5))?;
         connection.execute_batch(SCHEMA)?;
@@ -37,7 +37,7 @@ impl Store {
         })
     }
 
-    /// Does `work` on a thread that may block.
+    /// Runs `work` on a blocking thread.
     pub(crate) async fn with<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -45,7 +45,7 @@ impl Store {
     {
         let connection = Arc::clone(&self.connection);
         let done = tokio::task::spawn_blocking(move || {
-            // A panic of another caller left no transaction open: rusqlite rolls back when it is dropped.
+            // A panic in another call leaves no open transaction: rusqlite rolls back on drop.
             work(&mut connection.lock().unwrap_or_else(PoisonError::into_inner))
         });
         match done.await {
@@ -55,8 +55,8 @@ impl Store {
     }
 }
 
-/// Times are milliseconds since 1970. The triggers keep the ledger append-only against mistakes of our own;
-/// against others the file's permissions must.
+/// Times are milliseconds since 1970. The triggers protect the append-only ledger against bugs; the permissions of the file
+/// protect it against other users.
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS join_tokens (
     secret_sha256 BLOB PRIMARY KEY,

@@ -1,4 +1,4 @@
-//! What the control plane counts. Every name ends in its unit; every label has a closed set of values.
+//! The metrics of the control plane. Every name ends in its unit; every label has a closed set of values.
 
 use std::sync::atomic::AtomicU64;
 
@@ -75,7 +75,7 @@ pub(crate) struct WebhookLabel {
 }
 
 impl Metrics {
-    /// All at nothing, and there from the beginning: what is not there cannot be told from what does not happen.
+    /// Creates every series with the value 0, because an absent series cannot be distinguished from a missing scrape.
     pub(crate) fn new() -> Self {
         let this = Self::default();
         for kind in ResourceKind::ALL {
@@ -93,7 +93,7 @@ impl Metrics {
         this
     }
 
-    /// Counts resources of a kind that one response carried.
+    /// Counts the resources of one response.
     pub(crate) fn sent(&self, kind: ResourceKind, resources: usize) {
         let label = KindLabel { kind: Kind(kind) };
         self.responses_sent.get_or_create(&label).inc();
@@ -111,24 +111,24 @@ impl Metrics {
         register! {
             "push_resources_sent", "Resources sent to proxies", resources_sent;
             "push_responses_sent", "Responses sent to proxies", responses_sent;
-            "push_acknowledged", "Snapshots that proxies took", acknowledged;
-            "push_refused", "Responses that proxies refused", refused;
-            "requests_refused", "Messages of proxies that were refused", requests_refused;
+            "push_acknowledged", "Snapshots that proxies acknowledged", acknowledged;
+            "push_refused", "Responses that proxies rejected", refused;
+            "requests_refused", "Messages from proxies that were rejected", requests_refused;
             "proxies_connected", "Proxies with an open stream", proxies;
             "certificates_issued", "Certificates signed", issued;
-            "certificates_refused", "Certificate requests refused", issue_refused;
+            "certificates_refused", "Certificate requests that were rejected", issue_refused;
             "join_tokens_reused", "Join tokens used a second time", tokens_reused;
-            "config_loads", "Readings of the configuration", config_loads;
-            "config_problems", "Problems that keep the configuration from being taken", config_problems;
+            "config_loads", "Configuration loads", config_loads;
+            "config_problems", "Problems that keep the configuration from being applied", config_problems;
             "tls_handshakes_failed", "TLS handshakes that failed", handshakes_failed;
-            "certificate_expiry_timestamp_seconds", "End of the own certificate", own_expiry;
+            "certificate_expiry_timestamp_seconds", "Expiry of the control plane's own certificate", own_expiry;
             "issuer_failures", "Calls to the certificate issuer that failed", issuer_failures;
-            "webhook_requests", "Questions of the API server", webhook_requests;
+            "webhook_requests", "Admission requests from the API server", webhook_requests;
         }
         registry
     }
 
-    /// In the text format of OpenMetrics.
+    /// Encodes the metrics in the OpenMetrics text format.
     pub(crate) fn text(&self) -> String {
         let mut out = String::new();
         // Writing to a String does not fail.

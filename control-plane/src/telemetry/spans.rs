@@ -1,4 +1,4 @@
-//! The process log, and spans by OTLP when the environment asks for them.
+//! The process log, and spans by OTLP if the environment configures an exporter.
 
 use opentelemetry::{
     global,
@@ -8,20 +8,20 @@ use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 
 const NAME: &str = "merlon-control-plane";
 
-/// The clients of Kubernetes and Vault log each failure that they also return. The control plane logs it once.
+/// The Kubernetes and Vault clients log each failure that they also return. The control plane logs it once.
 const DEFAULT: &str = "info,kube_client=off,rustify=off,vaultrs=off";
 
-/// Sends the process log to standard error; `RUST_LOG` selects the events.
+/// Writes the process log to standard error; `RUST_LOG` filters the events.
 pub fn log_to_stderr() {
     merlon_net::process_log::to_stderr(DEFAULT);
 }
 
-/// Exports spans until it is dropped, if one of the standard variables names a collector.
+/// Exports spans until it is dropped, if one of the standard variables sets a collector.
 #[derive(Debug)]
 pub(crate) struct Exporter(Option<SdkTracerProvider>);
 
 impl Exporter {
-    /// Must be called within the runtime that carries the export.
+    /// Must be called in the runtime that runs the export.
     pub(crate) fn from_environment() -> Self {
         let named = |name: &str| std::env::var(name).is_ok_and(|value| !value.is_empty());
         let endpoint =
@@ -53,7 +53,7 @@ impl Exporter {
         Self(Some(provider))
     }
 
-    /// Sends what is left. Waits for the collector, so not on a thread of the runtime.
+    /// Flushes the remaining spans. Blocks on the collector, so do not call it on a thread of the runtime.
     pub(crate) fn shutdown(&self) {
         if let Some(provider) = &self.0
             && let Err(error) = provider.shutdown()
@@ -63,7 +63,7 @@ impl Exporter {
     }
 }
 
-/// A span of this moment; it ends when it is dropped. Costs next to nothing where nobody exports.
+/// Starts a span, which ends on drop. It costs almost nothing without an exporter.
 pub(crate) fn span(name: &'static str) -> Span {
     Span(global::tracer(NAME).start(name))
 }
@@ -73,12 +73,12 @@ pub(crate) fn span(name: &'static str) -> Span {
 pub(crate) struct Span(global::BoxedSpan);
 
 impl Span {
-    /// It ends in a failure.
+    /// Marks the span as failed.
     pub(crate) fn failed(mut self, why: &str) {
         self.0.set_status(Status::error(why.to_owned()));
     }
 
-    /// Something to know of it.
+    /// Sets an attribute.
     pub(crate) fn note(&mut self, key: &'static str, value: impl Into<opentelemetry::Value>) {
         self.0
             .set_attribute(opentelemetry::KeyValue::new(key, value));

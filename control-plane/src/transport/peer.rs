@@ -1,4 +1,4 @@
-//! The other end of a connection, and what its certificate proves.
+//! The peer of a connection, and the identity that its certificate proves.
 
 use std::{
     io,
@@ -20,7 +20,7 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 use tonic::{Request, Status, transport::server::Connected};
 
-/// The proved identity of the other end, and until when it is proved.
+/// The authenticated identity of the peer, and when its certificate expires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PeerSvid {
     pub(crate) id: SpiffeId,
@@ -31,7 +31,7 @@ pub(crate) struct PeerSvid {
 
 impl PeerSvid {
     fn of(chain: &[CertificateDer<'_>]) -> Option<Self> {
-        // The handshake has judged it; it is read once more only for what stands in it.
+        // The handshake has verified the certificate; this only reads its fields.
         let facts = LeafFacts::parse(chain.first()?).ok()?;
         Some(Self {
             id: facts.id,
@@ -41,7 +41,7 @@ impl PeerSvid {
         })
     }
 
-    /// Returns when the certificate has ended.
+    /// Returns when the certificate has expired.
     pub(crate) async fn ended(&self) {
         loop {
             let left = self.not_after.duration_since(Timestamp::now());
@@ -51,42 +51,42 @@ impl PeerSvid {
             if left.is_zero() {
                 return;
             }
-            // Clocks are set; look again now and then.
+            // The system clock can be set, so check at least once a minute.
             tokio::time::sleep(left.min(Duration::from_secs(60))).await;
         }
     }
 }
 
-/// Certificates count whole seconds.
+/// Certificates have a resolution of one second.
 pub(crate) fn timestamp(time: rustls_pki_types::UnixTime) -> Timestamp {
     let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
     Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
 }
 
-/// The other end of a connection.
+/// The peer of a connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
-    /// `None`: it showed no certificate. For one call that will do.
+    /// `None` without a client certificate, which only `Issue` accepts.
     pub(crate) svid: Option<Arc<PeerSvid>>,
 }
 
 impl Peer {
     pub(crate) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
         let peer = request.extensions().get::<Self>().cloned();
-        peer.ok_or_else(|| Status::internal("the connection is not known"))
+        peer.ok_or_else(|| Status::internal("the peer of this connection is unknown"))
     }
 
-    /// The identity, if it is proved at this moment.
+    /// The identity, if its certificate has not expired.
     pub(crate) fn proved(&self) -> Result<Arc<PeerSvid>, Status> {
         let svid = self.svid.clone().ok_or_else(|| {
             Status::unauthenticated(
-                "this call needs a certificate of the mesh: get one from `merlon.v1.Identity.Issue`",
+                "this call needs a certificate of the mesh: request one from `merlon.v1.Identity.Issue`",
             )
         })?;
         if svid.not_after <= Timestamp::now() {
             return Err(Status::unauthenticated(format!(
-                "the certificate of this connection ended at {}",
+                "the certificate of this connection expired at {}",
                 svid.not_after
             )));
         }
@@ -94,7 +94,7 @@ impl Peer {
     }
 }
 
-/// A connection whose other end is known as far as it said.
+/// A connection after its TLS handshake, with its peer.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: TlsStream<TcpStream>,

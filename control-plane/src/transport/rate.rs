@@ -1,4 +1,4 @@
-//! How often one peer may ask for a certificate: a bucket each, few enough to remember.
+//! Rate limits per peer: a token bucket for each, with a bounded number of buckets.
 
 use std::{
     collections::HashMap,
@@ -7,10 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The most peers that are told apart. When there are more, those whose bucket is full again are forgotten.
-const MOST: usize = 10_000;
+/// Maximum number of peers that are tracked separately. Beyond it, full buckets are evicted.
+const MAX_PEERS: usize = 10_000;
 
-/// So many at once, and so many more over time.
+/// A token bucket for each key: a burst, refilled over time.
 #[derive(Debug, Clone)]
 pub(crate) struct Rate<K> {
     burst: f64,
@@ -33,21 +33,21 @@ impl<K: Hash + Eq> Rate<K> {
         }
     }
 
-    /// Takes one.
+    /// Takes a token.
     ///
     /// # Errors
-    /// How long to wait for the next.
+    /// How long until the next token.
     pub(crate) fn take(&self, key: K, now: Instant) -> Result<(), Duration> {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let filled = |bucket: &Bucket| {
             let passed = now.saturating_duration_since(bucket.at).as_secs_f64();
             (bucket.left + passed * self.per_second).min(self.burst)
         };
-        if buckets.len() >= MOST {
+        if buckets.len() >= MAX_PEERS {
             buckets.retain(|_, bucket| filled(bucket) < self.burst);
         }
-        // With as many peers in debt as this, somebody is at it; nobody new is let in for a moment.
-        if buckets.len() >= MOST && !buckets.contains_key(&key) {
+        // So many peers over their limit indicate an attack: new peers wait for a moment.
+        if buckets.len() >= MAX_PEERS && !buckets.contains_key(&key) {
             return Err(Duration::from_secs(1));
         }
         let full = Bucket {
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_peer_that_asks_too_often_waits_and_others_do_not() {
+    fn a_peer_over_its_limit_waits_and_others_do_not() {
         let rate = Rate::new(2, 4);
         let now = Instant::now();
         assert_eq!(rate.take("a", now), Ok(()));
@@ -81,13 +81,13 @@ mod tests {
     }
 
     #[test]
-    fn as_many_peers_as_can_be_remembered_are_remembered_and_no_more() {
+    fn the_number_of_tracked_peers_is_bounded() {
         let rate = Rate::new(1, 1);
         let now = Instant::now();
-        for peer in 0..MOST {
+        for peer in 0..MAX_PEERS {
             assert_eq!(rate.take(peer, now), Ok(()));
         }
-        assert!(rate.take(MOST, now).is_err());
-        assert_eq!(rate.take(MOST, now + Duration::from_secs(2)), Ok(()));
+        assert!(rate.take(MAX_PEERS, now).is_err());
+        assert_eq!(rate.take(MAX_PEERS, now + Duration::from_secs(2)), Ok(()));
     }
 }

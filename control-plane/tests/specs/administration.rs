@@ -1,4 +1,4 @@
-//! What people ask of the control plane.
+//! Administration over the Unix socket.
 
 use merlon_api::{
     decision_prefix,
@@ -14,7 +14,7 @@ use tonic::{Code, Streaming, transport::Channel};
 
 use crate::harness::Plane;
 
-/// A proxy's end of the inspection, answered by `answer`.
+/// The proxy's side of the inspection stream, with replies from `answer`.
 async fn inspected(
     channel: Channel,
     node: &str,
@@ -85,7 +85,7 @@ fn answers(ask: Ask) -> Reply {
 }
 
 #[tokio::test]
-async fn a_proxy_says_of_itself_how_it_is() {
+async fn a_proxy_reports_its_own_status() {
     let plane = Plane::start().await;
     let web = plane.join("web").await;
     let _open = inspected(web.channel(&plane).await, "web-1", answers).await;
@@ -98,7 +98,7 @@ async fn a_proxy_says_of_itself_how_it_is() {
 }
 
 #[tokio::test]
-async fn a_proxys_configuration_and_rotation_are_its_own_answers() {
+async fn the_proxy_itself_answers_for_its_configuration_and_rotation() {
     let plane = Plane::start().await;
     let web = plane.join("web").await;
     let _open = inspected(web.channel(&plane).await, "web-1", answers).await;
@@ -115,7 +115,7 @@ async fn a_proxys_configuration_and_rotation_are_its_own_answers() {
 }
 
 #[tokio::test]
-async fn a_decision_leads_to_its_facts_and_the_policies_of_then_and_now() {
+async fn a_decision_id_finds_its_facts_and_the_policies_of_then_and_now() {
     let plane = Plane::start().await;
     let orders = plane.join("orders").await;
     let _open = inspected(orders.channel(&plane).await, "orders-1", answers).await;
@@ -136,19 +136,19 @@ async fn a_decision_leads_to_its_facts_and_the_policies_of_then_and_now() {
         problem["detail"]
             .as_str()
             .unwrap()
-            .contains("does not remember"),
+            .contains("no longer has the decision"),
         "{problem}"
     );
 }
 
 #[tokio::test]
-async fn questions_that_cannot_be_answered_say_why() {
+async fn failed_requests_have_a_reason() {
     let plane = Plane::start().await;
     let (status, problem) = plane.ask("GET", "/v1/decisions/00000000-1", "").await;
     assert_eq!((status, &problem["status"]), (404, &json!(404)));
     let (status, _) = plane.ask("GET", "/v1/decisions/nonsense", "").await;
     assert_eq!(status, 400);
-    let (status, _) = plane.ask("GET", "/v1/proxies/nobody/config", "").await;
+    let (status, _) = plane.ask("GET", "/v1/proxies/missing/config", "").await;
     assert_eq!(status, 404);
     let (status, problem) = plane.ask("GET", "/v2", "").await;
     assert_eq!((status, &problem["title"]), (404, &json!("Not Found")));
@@ -157,7 +157,7 @@ async fn questions_that_cannot_be_answered_say_why() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_went_away_is_listed_and_its_questions_say_that_it_is_away() {
+async fn a_disconnected_proxy_is_listed_and_requests_to_it_fail_as_disconnected() {
     let plane = Plane::start().await;
     let web = plane.join("web").await;
     let mut stream = web.stream(&plane, "web-1").await;
@@ -181,7 +181,7 @@ async fn a_proxy_that_went_away_is_listed_and_its_questions_say_that_it_is_away(
 }
 
 #[tokio::test]
-async fn an_inspection_that_does_not_begin_with_a_report_is_refused() {
+async fn an_inspection_that_does_not_begin_with_a_report_is_rejected() {
     let plane = Plane::start().await;
     let web = plane.join("web").await;
     let dump = Reply::Dump(DumpReply { json: Vec::new() });
@@ -205,7 +205,7 @@ async fn an_inspection_that_does_not_begin_with_a_report_is_refused() {
 }
 
 #[tokio::test]
-async fn a_join_token_is_asked_for_with_care() {
+async fn invalid_join_token_requests_are_rejected() {
     let plane = Plane::start().await;
     for (body, status, text) in [
         ("", 400, "not a request"),
@@ -231,7 +231,7 @@ async fn a_join_token_is_asked_for_with_care() {
             404,
             "other.test",
         ),
-        ("{\"identity\":\"shop/nobody\"}", 404, "sa/nobody"),
+        ("{\"identity\":\"shop/missing\"}", 404, "sa/missing"),
     ] {
         let (found, problem) = plane.ask("POST", "/v1/join-tokens", body).await;
         assert_eq!(found, status, "{body}: {problem}");

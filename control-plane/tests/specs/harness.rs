@@ -1,4 +1,4 @@
-//! Sentences for the specifications.
+//! Shared steps of the specifications.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -35,7 +35,7 @@ use tonic::{
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A control plane with a folder of resources.
+/// A control plane with a directory of resources.
 pub(crate) struct Plane {
     pub(crate) folder: TempDir,
     pub(crate) running: ControlPlane,
@@ -48,7 +48,7 @@ metadata: { name: mesh, namespace: merlon-system }
 spec: { trustDomain: demo.test }
 ";
 
-/// A Workload and its Service. `web` calls `orders` by a listener of its own.
+/// A Workload and its Service. `web` calls `orders` over its own listener.
 pub(crate) fn service(name: &str, port: u16) -> String {
     let outbound = match name {
         "web" => "  outbound: [{ listen: \"127.0.0.1:8001\", service: shop/orders, port: 80 }]\n",
@@ -92,7 +92,7 @@ impl Plane {
         Self { folder, running }
     }
 
-    /// Ends it and starts it again in the same folders.
+    /// Restarts the control plane with the same directories.
     pub(crate) async fn restart(self) -> Self {
         self.running.shutdown().await.unwrap();
         let running = app::run(config(&self.folder)).await.unwrap();
@@ -111,7 +111,7 @@ impl Plane {
         std::fs::remove_file(self.folder.path().join("resources").join(file)).unwrap();
     }
 
-    /// Asks the administration.
+    /// Sends a request to the administration socket.
     pub(crate) async fn ask(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
         let mut stream = UnixStream::connect(&self.running.admin_socket)
             .await
@@ -134,7 +134,7 @@ impl Plane {
         body
     }
 
-    /// A number of `/metrics`; 0 when it is not there.
+    /// A value of `/metrics`; 0 if it is missing.
     pub(crate) async fn metric(&self, line: &str) -> u64 {
         let mut stream = TcpStream::connect(self.running.admin).await.unwrap();
         let request = "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
@@ -145,7 +145,7 @@ impl Plane {
         found.map_or(0, |number| number.trim().parse().unwrap())
     }
 
-    /// What is told of the proxy with this node id.
+    /// The status of the proxy with this node id.
     pub(crate) async fn status(&self, node: &str) -> Value {
         let list = self.get("/v1/proxies").await;
         let mut list = list.as_array().unwrap().iter();
@@ -154,7 +154,7 @@ impl Plane {
             .unwrap_or(Value::Null)
     }
 
-    /// Waits until what is told of a proxy is as wanted.
+    /// Waits until the status of a proxy matches.
     pub(crate) async fn until(&self, node: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let waiting = async {
             loop {
@@ -203,8 +203,8 @@ impl Plane {
             .await
     }
 
-    /// A connection without a certificate, by the root that a token pins.
-    pub(crate) async fn as_stranger(&self, token: &JoinToken) -> Channel {
+    /// A connection without a client certificate, which trusts the root that a token pins.
+    pub(crate) async fn without_certificate(&self, token: &JoinToken) -> Channel {
         let known = Bootstrap::RootHash(token.root_sha256());
         let tls = known
             .client_config(&self.control_plane_id(), &[H2])
@@ -212,12 +212,12 @@ impl Plane {
         self.connect(tls).await.unwrap()
     }
 
-    /// A member of the mesh with a certificate of its own.
+    /// A workload with a certificate of its own.
     pub(crate) async fn join(&self, name: &str) -> Member {
         let token = self.token(name).await;
         let key = PrivateKey::generate().unwrap();
         let csr = key.csr(&id(name)).unwrap();
-        let channel = self.as_stranger(&token).await;
+        let channel = self.without_certificate(&token).await;
         let reply = issue(channel, csr, Some(&token)).await.unwrap();
         Member::of(reply, key)
     }
@@ -242,7 +242,7 @@ pub(crate) async fn issue(
     Ok(reply.into_inner())
 }
 
-/// A workload's proxy, as far as the control plane sees it.
+/// The proxy of a workload, as seen by the control plane.
 pub(crate) struct Member {
     pub(crate) tls: MeshTls,
 }
@@ -324,7 +324,7 @@ impl Stream {
             .expect("a response, not the end"))
     }
 
-    /// The next response, which is about `kind`.
+    /// The next response, which must have the kind `kind`.
     pub(crate) async fn next_of(&mut self, kind: ResourceKind) -> DeltaDiscoveryResponse {
         let response = self.next().await.unwrap();
         assert_eq!(response.type_url, kind.type_url(), "{response:?}");
@@ -345,7 +345,7 @@ impl Stream {
         .await;
     }
 
-    /// Shows that nothing was sent before this moment: the answer to a question of now is the next that comes.
+    /// Asserts that nothing was sent until now: the response to a new request is the next one.
     pub(crate) async fn expect_nothing_sent(&mut self) {
         self.subscribe(ResourceKind::Destination, &["shop/nothing"])
             .await;

@@ -1,4 +1,4 @@
-//! Who gets a certificate, and who does not.
+//! Which requests are issued a certificate.
 
 use merlon_api::{
     JoinToken,
@@ -20,7 +20,7 @@ fn refused(status: &Status, code: Code, text: &str) {
 }
 
 #[tokio::test]
-async fn a_join_token_gets_a_certificate_for_the_identity_it_was_made_for() {
+async fn a_join_token_is_exchanged_for_a_certificate_of_its_identity() {
     let plane = Plane::start().await;
     let web = plane.join("web").await;
     assert_eq!(web.tls.svid().id, id("web"));
@@ -32,10 +32,10 @@ async fn a_join_token_gets_a_certificate_for_the_identity_it_was_made_for() {
 }
 
 #[tokio::test]
-async fn a_join_token_is_good_once_and_a_second_use_is_an_alarm() {
+async fn a_join_token_is_valid_once_and_a_second_use_is_logged_as_reuse() {
     let plane = Plane::start().await;
     let token = plane.token("web").await;
-    let channel = plane.as_stranger(&token).await;
+    let channel = plane.without_certificate(&token).await;
     issue(channel.clone(), csr("web"), Some(&token))
         .await
         .unwrap();
@@ -45,24 +45,33 @@ async fn a_join_token_is_good_once_and_a_second_use_is_an_alarm() {
 }
 
 #[tokio::test]
-async fn of_two_uses_at_the_same_moment_one_wins() {
+async fn one_of_two_concurrent_uses_wins() {
     let plane = Plane::start().await;
     let token = plane.token("web").await;
-    let channel = plane.as_stranger(&token).await;
+    let channel = plane.without_certificate(&token).await;
     let tries = (0..8).map(|_| issue(channel.clone(), csr("web"), Some(&token)));
     let replies = futures_util::future::join_all(tries).await;
     assert_eq!(replies.iter().filter(|reply| reply.is_ok()).count(), 1);
 }
 
 #[tokio::test]
-async fn a_used_token_stays_used_over_a_restart() {
+async fn a_used_token_stays_used_after_a_restart() {
     let plane = Plane::start().await;
     let token = plane.token("web").await;
-    issue(plane.as_stranger(&token).await, csr("web"), Some(&token))
-        .await
-        .unwrap();
+    issue(
+        plane.without_certificate(&token).await,
+        csr("web"),
+        Some(&token),
+    )
+    .await
+    .unwrap();
     let plane = plane.restart().await;
-    let again = issue(plane.as_stranger(&token).await, csr("web"), Some(&token)).await;
+    let again = issue(
+        plane.without_certificate(&token).await,
+        csr("web"),
+        Some(&token),
+    )
+    .await;
     refused(
         &again.unwrap_err(),
         Code::PermissionDenied,
@@ -71,24 +80,28 @@ async fn a_used_token_stays_used_over_a_restart() {
 }
 
 #[tokio::test]
-async fn a_token_that_was_never_made_is_refused() {
+async fn an_unknown_token_is_rejected() {
     let plane = Plane::start().await;
     let made = plane.token("web").await;
     let text = made.reveal();
     let parts: Vec<_> = text.rsplitn(3, '.').collect();
     let guessed = format!("{}.{}.{}", parts[2], "A".repeat(43), parts[0]);
     let guessed: JoinToken = guessed.parse().unwrap();
-    let status = issue(plane.as_stranger(&made).await, csr("web"), Some(&guessed))
-        .await
-        .unwrap_err();
+    let status = issue(
+        plane.without_certificate(&made).await,
+        csr("web"),
+        Some(&guessed),
+    )
+    .await
+    .unwrap_err();
     refused(&status, Code::PermissionDenied, "not known");
 }
 
 #[tokio::test]
-async fn a_request_for_another_identity_than_the_tokens_is_refused_and_does_not_cost_the_token() {
+async fn a_request_for_another_identity_is_rejected_and_does_not_consume_the_token() {
     let plane = Plane::start().await;
     let token = plane.token("web").await;
-    let channel = plane.as_stranger(&token).await;
+    let channel = plane.without_certificate(&token).await;
     let status = issue(channel.clone(), csr("orders"), Some(&token))
         .await
         .unwrap_err();
@@ -97,10 +110,10 @@ async fn a_request_for_another_identity_than_the_tokens_is_refused_and_does_not_
 }
 
 #[tokio::test]
-async fn requests_that_are_no_good_are_refused_by_what_is_wrong_and_do_not_cost_the_token() {
+async fn invalid_requests_are_rejected_with_their_reason_and_do_not_consume_the_token() {
     let plane = Plane::start().await;
     let token = plane.token("web").await;
-    let channel = plane.as_stranger(&token).await;
+    let channel = plane.without_certificate(&token).await;
     let garbage = issue(channel.clone(), b"certainly not DER".to_vec(), Some(&token)).await;
     refused(&garbage.unwrap_err(), Code::InvalidArgument, "PKCS #10");
     let nothing = issue(channel.clone(), Vec::new(), Some(&token)).await;
@@ -153,7 +166,7 @@ async fn a_live_certificate_is_renewed_for_the_same_identity_with_a_new_key() {
 }
 
 #[tokio::test]
-async fn renewal_with_the_old_key_or_for_another_identity_is_refused() {
+async fn renewal_with_the_old_key_or_for_another_identity_is_rejected() {
     let plane = Plane::start().await;
     let web = plane.join("web").await;
     let channel = web.channel(&plane).await;
@@ -170,9 +183,9 @@ async fn renewal_with_the_old_key_or_for_another_identity_is_refused() {
 }
 
 #[tokio::test]
-async fn who_shows_neither_token_nor_certificate_gets_none() {
+async fn a_request_without_token_or_certificate_is_rejected() {
     let plane = Plane::start().await;
-    let channel = plane.as_stranger(&plane.token("web").await).await;
+    let channel = plane.without_certificate(&plane.token("web").await).await;
     let status = issue(channel.clone(), csr("web"), None).await.unwrap_err();
     refused(&status, Code::Unauthenticated, "no evidence");
     let kubernetes = IssueRequest {
@@ -188,7 +201,7 @@ async fn who_shows_neither_token_nor_certificate_gets_none() {
 }
 
 #[tokio::test]
-async fn an_identity_that_no_resource_has_any_more_is_not_renewed() {
+async fn an_identity_without_a_resource_is_not_renewed() {
     let plane = Plane::start().await;
     let payments = plane.join("payments").await;
     plane.remove("payments.yaml");
@@ -211,9 +224,9 @@ async fn an_identity_that_no_resource_has_any_more_is_not_renewed() {
 }
 
 #[tokio::test]
-async fn a_stranger_reaches_issue_and_nothing_else() {
+async fn a_client_without_a_certificate_can_only_call_issue() {
     let plane = Plane::start().await;
-    let channel = plane.as_stranger(&plane.token("web").await).await;
+    let channel = plane.without_certificate(&plane.token("web").await).await;
     let status = Stream::open(channel, id("web"), "node-1")
         .await
         .err()
@@ -222,7 +235,7 @@ async fn a_stranger_reaches_issue_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_certificate_of_another_root_does_not_get_through_the_handshake() {
+async fn a_certificate_of_another_root_fails_the_handshake() {
     let (plane, other) = (Plane::start().await, Plane::start().await);
     let web = other.join("web").await;
     let known = merlon_certs::Bootstrap::RootHash(plane.token("web").await.root_sha256());
@@ -238,7 +251,7 @@ async fn a_certificate_of_another_root_does_not_get_through_the_handshake() {
 }
 
 #[tokio::test]
-async fn the_certificate_lives_as_long_as_the_mesh_says() {
+async fn the_certificate_has_the_lifetime_of_the_mesh_config() {
     let mesh = format!(
         "{}  certificates: {{ lifetime: 10m }}\n",
         crate::harness::MESH.replace(

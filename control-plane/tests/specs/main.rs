@@ -1,4 +1,4 @@
-//! A control plane in this process, spoken to as proxies and people do: gRPC over mutual TLS, and its Unix socket.
+//! Specifications of a control plane in this process, over gRPC with mutual TLS and over its Unix socket.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! State on its way to proxies.
+//! Pushing state to proxies.
 
 use merlon_api::discovery::DeltaDiscoveryRequest;
 use merlon_config::snapshot::{Destination, Manifest, ResourceKind};
@@ -6,7 +6,7 @@ use tonic::Code;
 
 use crate::harness::{MESH, Member, PATIENCE, Plane, Stream, service};
 
-/// Takes the manifest and all that it names, and acknowledges.
+/// Subscribes to the manifest and to every resource in it, and acknowledges.
 async fn follow(stream: &mut Stream) -> (Manifest, merlon_api::discovery::DeltaDiscoveryResponse) {
     stream.subscribe_manifest().await;
     let response = stream.next_of(ResourceKind::Manifest).await;
@@ -42,7 +42,7 @@ async fn connected(plane: &Plane, name: &str, node: &str) -> (Member, Stream) {
 }
 
 #[tokio::test]
-async fn a_proxy_that_takes_its_state_is_listed_with_identity_version_and_certificate() {
+async fn a_proxy_that_acknowledges_is_listed_with_identity_version_and_certificate() {
     let plane = Plane::start().await;
     let (web, mut stream) = connected(&plane, "web", "web-1").await;
     let (manifest, response) = follow(&mut stream).await;
@@ -60,7 +60,7 @@ async fn a_proxy_that_takes_its_state_is_listed_with_identity_version_and_certif
 }
 
 #[tokio::test]
-async fn a_refusal_is_shown_with_its_reason_and_what_was_in_force() {
+async fn a_rejection_is_listed_with_its_reason_and_the_enforced_version() {
     let plane = Plane::start().await;
     let (_web, mut stream) = connected(&plane, "web", "web-1").await;
     let (_, before) = follow(&mut stream).await;
@@ -87,8 +87,7 @@ async fn a_refusal_is_shown_with_its_reason_and_what_was_in_force() {
 }
 
 #[tokio::test]
-async fn among_a_thousand_services_a_proxy_is_told_of_its_own_and_a_change_to_another_sends_it_nothing()
- {
+async fn among_a_thousand_services_a_proxy_is_sent_its_own_and_nothing_when_another_changes() {
     let mut many = String::new();
     for n in 0..1_000_u16 {
         many.push_str(&service(&format!("s{n}"), 10_000 + n));
@@ -108,7 +107,7 @@ async fn among_a_thousand_services_a_proxy_is_told_of_its_own_and_a_change_to_an
     let (_payments, mut other) = connected(&plane, "payments", "payments-1").await;
     follow(&mut other).await;
 
-    // The change has arrived everywhere when the one whom it concerns has it.
+    // The change has been processed when the affected proxy has it.
     plane.write("payments.yaml", &service("payments", 7004));
     plane.write("many.yaml", &format!("# a line more\n{many}"));
     other
@@ -127,7 +126,7 @@ async fn among_a_thousand_services_a_proxy_is_told_of_its_own_and_a_change_to_an
     let sent = plane.status("web-1").await["resourcesSent"].clone();
     assert_eq!(sent, 6, "the manifest and five resources, at the beginning");
 
-    // It comes back with what it has.
+    // It reconnects and reports its state.
     drop(stream);
     plane
         .until("web-1", |status| status["state"] == "disconnected")
@@ -141,7 +140,7 @@ async fn among_a_thousand_services_a_proxy_is_told_of_its_own_and_a_change_to_an
     assert_eq!(status["resourcesSent"], 0);
 }
 
-/// Subscribes to all that a manifest names, saying that it is there, and to the manifest last.
+/// Subscribes to every resource in a manifest and reports its version, and to the manifest last.
 async fn come_back(stream: &Stream, manifest: &Manifest) {
     for kind in ResourceKind::ALL {
         let held: Vec<_> = manifest
@@ -173,7 +172,7 @@ async fn come_back(stream: &Stream, manifest: &Manifest) {
 }
 
 #[tokio::test]
-async fn a_control_plane_that_was_away_sends_nothing_that_is_not_new() {
+async fn a_restarted_control_plane_sends_only_what_has_changed() {
     let plane = Plane::start().await;
     let (web, mut stream) = connected(&plane, "web", "web-1").await;
     let (manifest, _) = follow(&mut stream).await;
@@ -190,7 +189,7 @@ async fn a_control_plane_that_was_away_sends_nothing_that_is_not_new() {
 }
 
 #[tokio::test]
-async fn a_destination_is_sent_on_demand_and_one_that_is_not_there_when_it_is() {
+async fn a_destination_is_sent_on_demand_and_a_missing_one_when_it_exists() {
     let plane = Plane::start().await;
     let (_web, mut stream) = connected(&plane, "web", "web-1").await;
     follow(&mut stream).await;
@@ -217,7 +216,7 @@ async fn a_destination_is_sent_on_demand_and_one_that_is_not_there_when_it_is() 
 }
 
 #[tokio::test]
-async fn a_broken_file_changes_nothing_and_is_told_of_until_it_is_mended() {
+async fn an_invalid_file_changes_nothing_and_is_reported_until_it_is_fixed() {
     let plane = Plane::start().await;
     let (_web, mut stream) = connected(&plane, "web", "web-1").await;
     follow(&mut stream).await;
@@ -255,7 +254,7 @@ async fn a_broken_file_changes_nothing_and_is_told_of_until_it_is_mended() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_does_not_read_holds_nobody_up() {
+async fn a_proxy_that_does_not_read_delays_no_other() {
     let plane = Plane::start().await;
     let (_web, slow) = connected(&plane, "web", "web-1").await;
     for _ in 0..20 {
@@ -286,7 +285,7 @@ async fn a_proxy_that_does_not_read_holds_nobody_up() {
 }
 
 #[tokio::test]
-async fn messages_that_are_no_good_end_the_stream_with_what_is_wrong() {
+async fn invalid_messages_end_the_stream_with_a_reason() {
     let plane = Plane::start().await;
     let web = plane.join("web").await;
     let says = async |change: &dyn Fn(&mut DeltaDiscoveryRequest), code: Code, text: &str| {
@@ -335,7 +334,7 @@ async fn messages_that_are_no_good_end_the_stream_with_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn a_workload_that_is_taken_out_of_the_mesh_loses_its_stream() {
+async fn the_stream_of_a_removed_workload_ends() {
     let plane = Plane::start().await;
     let (_payments, mut stream) = connected(&plane, "payments", "payments-1").await;
     follow(&mut stream).await;
@@ -349,7 +348,7 @@ async fn a_workload_that_is_taken_out_of_the_mesh_loses_its_stream() {
 }
 
 #[tokio::test]
-async fn replicas_of_one_identity_are_told_apart_by_the_name_they_give() {
+async fn replicas_of_one_identity_are_distinguished_by_their_workload_name() {
     let replica = |name: &str, port: u16, listen: u16| {
         format!(
             "apiVersion: merlon.io/v1alpha1\nkind: Workload\n\

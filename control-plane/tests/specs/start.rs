@@ -1,4 +1,4 @@
-//! Beginning and end.
+//! Start and shutdown.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use merlon_control_plane::{ControlPlaneConfig, app, app::StartError};
 use crate::harness::{MESH, Plane, service};
 
 #[tokio::test]
-async fn a_wrong_directory_is_refused_with_every_problem_and_nothing_is_written() {
+async fn an_invalid_directory_is_rejected_with_every_problem_and_nothing_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let resources = folder.path().join("resources");
     fs::create_dir(&resources).unwrap();
@@ -39,7 +39,7 @@ async fn a_wrong_directory_is_refused_with_every_problem_and_nothing_is_written(
 }
 
 #[tokio::test]
-async fn a_state_directory_has_one_control_plane() {
+async fn a_state_directory_belongs_to_one_control_plane() {
     let plane = Plane::start().await;
     let path = |name: &str| plane.folder.path().join(name);
     let mut config = ControlPlaneConfig::on_loopback(path("resources"), path("state"));
@@ -49,7 +49,7 @@ async fn a_state_directory_has_one_control_plane() {
 }
 
 #[tokio::test]
-async fn an_end_that_is_asked_for_comes_at_once_and_leaves_no_socket() {
+async fn a_shutdown_is_immediate_and_removes_the_socket() {
     let plane = Plane::start().await;
     let web = plane.join("web").await;
     let mut stream = web.stream(&plane, "web-1").await;
@@ -68,7 +68,7 @@ async fn an_end_that_is_asked_for_comes_at_once_and_leaves_no_socket() {
 }
 
 #[tokio::test]
-async fn a_file_that_would_make_it_another_mesh_is_refused() {
+async fn a_file_that_changes_the_trust_domain_is_rejected() {
     let plane = Plane::start().await;
     plane.write("mesh.yaml", &MESH.replace("demo.test", "other.test"));
     let problem = loop {

@@ -18,7 +18,7 @@ use crate::state::snapshot::Snapshot;
 
 const WEB: &str = "spiffe://demo.test/ns/shop/sa/web";
 
-/// `web` calls `orders` by a listener of its own; `others` are there as well.
+/// `web` calls `orders` over its own listener; `others` exist too.
 fn snapshot(others: &[&str]) -> Snapshot {
     let mut text = String::from(
         r#"
@@ -94,7 +94,7 @@ fn having(mut request: DeltaDiscoveryRequest, versions: &[(&str, &str)]) -> Delt
     request
 }
 
-/// What a proxy does with a stream's first responses: it takes the manifest and subscribes to all that it names.
+/// A proxy's reaction to the first responses: it reads the manifest and subscribes to every resource in it.
 fn follow(session: &mut Session, snapshot: &Snapshot) -> (Manifest, Vec<DeltaDiscoveryResponse>) {
     session
         .receive(&subscribe(ResourceKind::Manifest, &[WEB]), snapshot)
@@ -147,7 +147,7 @@ fn answer(nonce: &str, refusal: Option<&str>) -> DeltaDiscoveryRequest {
 }
 
 #[test]
-fn a_proxy_is_told_of_its_workload_its_service_and_the_destinations_of_its_listeners() {
+fn a_proxy_receives_its_workload_its_service_and_the_destinations_of_its_listeners() {
     let (manifest, responses) = follow(&mut session(), &snapshot(&["payments", "stock"]));
     let keys: Vec<_> = manifest
         .entries
@@ -184,7 +184,7 @@ fn every_resource_has_the_hash_that_the_manifest_names() {
 }
 
 #[test]
-fn an_acknowledgement_names_the_manifest_that_was_sent() {
+fn an_acknowledgement_has_the_version_of_the_manifest() {
     let (snapshot, mut session) = (snapshot(&[]), session());
     session
         .receive(&subscribe(ResourceKind::Manifest, &[WEB]), &snapshot)
@@ -203,7 +203,7 @@ fn an_acknowledgement_names_the_manifest_that_was_sent() {
 }
 
 #[test]
-fn a_refusal_carries_its_reason_and_the_same_state_is_not_sent_again() {
+fn a_rejection_has_its_reason_and_the_same_state_is_not_sent_again() {
     let (snapshot, mut session) = (snapshot(&[]), session());
     session
         .receive(&subscribe(ResourceKind::Manifest, &[WEB]), &snapshot)
@@ -245,7 +245,7 @@ fn a_change_sends_what_changed_and_the_manifest_and_nothing_else() {
 }
 
 #[test]
-fn a_proxy_that_comes_back_with_what_it_has_is_sent_nothing_and_counts_as_having_taken_it() {
+fn a_proxy_that_reconnects_with_the_current_state_is_sent_nothing_and_counts_as_acknowledged() {
     let snapshot = snapshot(&["payments"]);
     let mut first = session();
     follow(&mut first, &snapshot);
@@ -290,7 +290,7 @@ fn a_proxy_that_comes_back_with_what_it_has_is_sent_nothing_and_counts_as_having
 }
 
 #[test]
-fn a_manifest_waits_for_a_returning_proxy_that_names_its_destinations_late() {
+fn a_manifest_waits_for_a_reconnected_proxy_to_name_its_destinations() {
     let snapshot = snapshot(&["payments"]);
     let mut session = session();
     let request = having(
@@ -315,7 +315,7 @@ fn a_manifest_waits_for_a_returning_proxy_that_names_its_destinations_late() {
 }
 
 #[test]
-fn a_destination_that_is_asked_for_is_sent_and_joins_the_state_until_it_is_given_up() {
+fn an_on_demand_destination_is_part_of_the_state_until_it_is_unsubscribed() {
     let snapshot = snapshot(&["payments"]);
     let mut session = session();
     follow(&mut session, &snapshot);
@@ -338,7 +338,7 @@ fn a_destination_that_is_asked_for_is_sent_and_joins_the_state_until_it_is_given
     );
 }
 
-/// `snapshot`, and `payments` in a pod behind a cluster address, or with that address belonging to nobody.
+/// `snapshot`, and `payments` in a pod behind a cluster address, or that address without a service.
 fn snapshot_with_addresses(of_payments: bool) -> Snapshot {
     let mut text = String::from(
         "apiVersion: merlon.io/v1alpha1\nkind: MeshConfig\nmetadata: { name: mesh, namespace: merlon-system }\n\
@@ -365,8 +365,7 @@ fn snapshot_with_addresses(of_payments: bool) -> Snapshot {
 }
 
 #[test]
-fn an_address_that_is_asked_for_is_told_with_the_service_behind_it_and_told_anew_when_that_changes()
-{
+fn an_address_is_sent_with_the_service_behind_it_and_sent_again_when_that_changes() {
     let (with, without) = (
         snapshot_with_addresses(true),
         snapshot_with_addresses(false),
@@ -397,13 +396,13 @@ fn an_address_that_is_asked_for_is_told_with_the_service_behind_it_and_told_anew
 }
 
 #[test]
-fn what_an_address_leads_to_goes_with_the_address() {
+fn the_destination_of_an_address_is_removed_with_the_address() {
     let snapshot = snapshot_with_addresses(true);
     let mut session = session();
     for (kind, name) in [
         (ResourceKind::Manifest, WEB),
         (ResourceKind::Address, "10.9.0.1:80"),
-        // As the proxy does when the manifest names it.
+        // The proxy does this when the manifest names it.
         (ResourceKind::Destination, "shop/payments"),
     ] {
         session
@@ -420,7 +419,7 @@ fn what_an_address_leads_to_goes_with_the_address() {
 }
 
 #[test]
-fn what_is_no_address_is_refused() {
+fn an_invalid_address_is_rejected() {
     let snapshot = snapshot_with_addresses(true);
     for wrong in ["10.9.0.1", "payments:80", "10.9.0.1:80 ", "fd00::1:80"] {
         let mut session = session();
@@ -434,7 +433,7 @@ fn what_is_no_address_is_refused() {
 }
 
 #[test]
-fn a_destination_that_does_not_exist_is_removed_and_sent_when_it_does() {
+fn a_missing_destination_is_reported_as_removed_and_sent_when_it_exists() {
     let mut session = session();
     follow(&mut session, &snapshot(&[]));
     session
@@ -451,7 +450,7 @@ fn a_destination_that_does_not_exist_is_removed_and_sent_when_it_does() {
 }
 
 #[test]
-fn another_workloads_state_does_not_exist_for_a_proxy() {
+fn a_proxy_cannot_see_the_state_of_another_workload() {
     let snapshot = snapshot(&["payments"]);
     let mut session = session();
     follow(&mut session, &snapshot);
@@ -472,7 +471,7 @@ fn another_workloads_state_does_not_exist_for_a_proxy() {
 }
 
 #[test]
-fn messages_that_break_the_protocol_are_refused_by_what_is_wrong_with_them() {
+fn protocol_violations_are_rejected_with_their_reason() {
     let snapshot = snapshot(&[]);
     let good = || subscribe(ResourceKind::Manifest, &[WEB]);
     let refused = |request: DeltaDiscoveryRequest| {
@@ -547,10 +546,10 @@ fn messages_that_break_the_protocol_are_refused_by_what_is_wrong_with_them() {
 
 #[test]
 fn an_identity_that_no_resource_has_gets_no_state() {
-    let mut session = Session::new("spiffe://demo.test/ns/shop/sa/nobody".parse().unwrap());
+    let mut session = Session::new("spiffe://demo.test/ns/shop/sa/missing".parse().unwrap());
     let status = session
         .receive(&subscribe(ResourceKind::Mesh, &["mesh"]), &snapshot(&[]))
         .unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied);
-    assert!(status.message().contains("sa/nobody"), "{status}");
+    assert!(status.message().contains("sa/missing"), "{status}");
 }

@@ -234,7 +234,13 @@ impl Reporter {
             Ok(Err(error)) => {
                 tracing::warn!(object = report.origin(), error = %error, "status.failed");
             }
-            Err(_) => tracing::warn!(object = report.origin(), "status.failed: no answer"),
+            Err(_) => {
+                tracing::warn!(
+                    object = report.origin(),
+                    error = "no answer in time",
+                    "status.failed"
+                );
+            }
         }
     }
 
@@ -284,7 +290,8 @@ impl Reporter {
                 kind = kind.kind,
                 namespace,
                 name,
-                "status.failed: no answer"
+                error = "no answer in time",
+                "status.failed"
             ),
         }
     }
@@ -317,7 +324,11 @@ pub(crate) async fn apply(api: &Api<ConfigMap>, name: &str, map: &Value) -> bool
             false
         }
         Err(_) => {
-            tracing::warn!(config_map = name, "config_map.failed: no answer");
+            tracing::warn!(
+                config_map = name,
+                error = "no answer in time",
+                "config_map.failed"
+            );
             false
         }
     }
