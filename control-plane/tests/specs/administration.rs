@@ -121,13 +121,13 @@ async fn a_decision_id_finds_its_facts_and_the_policies_of_then_and_now() {
     let _open = inspected(orders.channel(&plane).await, "orders-1", answers).await;
     plane.until("orders-1", |status| !status.is_null()).await;
     let prefix = decision_prefix("orders-1");
-    let told = plane.get(&format!("/v1/decisions/{prefix}-1")).await;
-    assert_eq!(told["proxy"], "orders-1");
-    assert_eq!(told["facts"]["service"], "shop/orders");
-    assert_eq!(told["service"]["name"], "shop/orders");
-    assert_eq!(told["serviceNow"]["ports"][0]["port"], 80);
-    assert_eq!(told["meshNow"]["trustDomain"], "demo.test");
-    assert_eq!(told["decision"]["status"], 403);
+    let decision = plane.get(&format!("/v1/decisions/{prefix}-1")).await;
+    assert_eq!(decision["proxy"], "orders-1");
+    assert_eq!(decision["facts"]["service"], "shop/orders");
+    assert_eq!(decision["service"]["name"], "shop/orders");
+    assert_eq!(decision["serviceNow"]["ports"][0]["port"], 80);
+    assert_eq!(decision["meshNow"]["trustDomain"], "demo.test");
+    assert_eq!(decision["decision"]["status"], 403);
     let (status, problem) = plane
         .ask("GET", &format!("/v1/decisions/{prefix}-2"), "")
         .await;

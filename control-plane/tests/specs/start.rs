@@ -56,12 +56,12 @@ async fn a_shutdown_is_immediate_and_removes_the_socket() {
     stream.subscribe_manifest().await;
     stream.next().await.unwrap();
     let socket = plane.running.admin_socket.clone();
-    let begun = std::time::Instant::now();
-    let (ended, said) = tokio::join!(plane.running.shutdown(), stream.next());
+    let started = std::time::Instant::now();
+    let (ended, status) = tokio::join!(plane.running.shutdown(), stream.next());
     ended.unwrap();
-    assert_eq!(said.unwrap_err().code(), tonic::Code::Unavailable);
+    assert_eq!(status.unwrap_err().code(), tonic::Code::Unavailable);
     assert!(
-        begun.elapsed() < std::time::Duration::from_secs(4),
+        started.elapsed() < std::time::Duration::from_secs(4),
         "not by the drain's timeout"
     );
     assert!(!socket.exists());

@@ -191,10 +191,10 @@ fn an_acknowledgement_has_the_version_of_the_manifest() {
         .unwrap();
     let sent = session.due();
     let version = Version::from(sent[0].resources[0].version.clone());
-    let said = session
+    let ack = session
         .receive(&answer(&sent[0].nonce, None), &snapshot)
         .unwrap();
-    assert_eq!(said, Some(ProxyAck::Acknowledged(version)));
+    assert_eq!(ack, Some(ProxyAck::Acknowledged(version)));
     assert_eq!(
         session.receive(&answer("999", None), &snapshot).unwrap(),
         None,
@@ -209,11 +209,11 @@ fn a_rejection_has_its_reason_and_the_same_state_is_not_sent_again() {
         .receive(&subscribe(ResourceKind::Manifest, &[WEB]), &snapshot)
         .unwrap();
     let sent = session.due();
-    let said = session
+    let ack = session
         .receive(&answer(&sent[0].nonce, Some("it is broken")), &snapshot)
         .unwrap();
-    let Some(ProxyAck::Refused(Some(version), reason)) = said else {
-        panic!("{said:?}")
+    let Some(ProxyAck::Refused(Some(version), reason)) = ack else {
+        panic!("{ack:?}")
     };
     assert_eq!(
         (version.as_str(), reason.as_str()),
@@ -283,10 +283,10 @@ fn a_proxy_that_reconnects_with_the_current_state_is_sent_nothing_and_counts_as_
         subscribe(ResourceKind::Manifest, &[WEB]),
         &[(WEB, &version)],
     );
-    let said = second.receive(&request, &snapshot).unwrap();
+    let ack = second.receive(&request, &snapshot).unwrap();
     sent.extend(second.due());
     assert!(sent.is_empty(), "{sent:?}");
-    assert_eq!(said, Some(ProxyAck::Acknowledged(Version::from(version))));
+    assert_eq!(ack, Some(ProxyAck::Acknowledged(Version::from(version))));
 }
 
 #[test]
