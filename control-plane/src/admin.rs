@@ -44,7 +44,7 @@ pub(crate) use problem::Problem;
 pub(crate) use socket::bind;
 
 /// The maximum size of a request body.
-const BODY_BYTES: usize = 64 << 10;
+const MAX_BODY_BYTES: usize = 64 << 10;
 
 /// The state that the administration reads and changes.
 #[derive(Debug, Clone)]
@@ -80,7 +80,7 @@ pub(crate) async fn serve(
                 "this path does not allow this method",
             )
         })
-        .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES))
+        .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(admin);
     axum::serve(listener, routes)
         .with_graceful_shutdown(shutdown.cancelled_owned())
@@ -99,7 +99,7 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
         "notReadyReason": admin.health.reason(),
         "trustDomain": mesh.state().trust_domain,
         "source": source,
-        "clusterAway": admin.health.contact.away().map(|(since, why)| json!({ "since": since, "why": why })),
+        "clusterAway": admin.health.contact.outage().map(|(since, why)| json!({ "since": since, "why": why })),
         "services": mesh.destination_names().count(),
         "workloads": mesh.proxies().count(),
         "issuer": {

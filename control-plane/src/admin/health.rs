@@ -40,7 +40,7 @@ impl Health {
 
 /// A control plane that has lost its cluster still serves the last known state, and reports that.
 fn ready_text(health: &Health) -> String {
-    match (health.contact.away(), health.contact.problem()) {
+    match (health.contact.outage(), health.contact.problem()) {
         (None, None) => "ready\n".to_owned(),
         (None, Some(why)) => format!("ready, although {why}\n"),
         (Some((since, why)), _) => {

@@ -17,13 +17,13 @@ use super::{
 };
 
 /// How long a lease lasts without renewal.
-const LIFE: Duration = Duration::from_secs(10);
+const LEASE_DURATION: Duration = Duration::from_secs(10);
 /// How often the leader renews, and how often the others try.
-const TICK: Duration = Duration::from_secs(2);
+const RETRY_PERIOD: Duration = Duration::from_secs(2);
 /// A leader that could not renew for this long steps down, before another replica can take over.
-const GRACE: Duration = Duration::from_secs(7);
+const RENEW_DEADLINE: Duration = Duration::from_secs(7);
 /// The time-out of one call.
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Competes for leadership until `shutdown`, and then releases the lease at once.
 pub(crate) struct Candidate {
@@ -56,47 +56,50 @@ impl Candidate {
 
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         loop {
-            let tried = tokio::time::timeout(PATIENCE, self.attempt()).await;
+            let tried = tokio::time::timeout(TIMEOUT, self.attempt()).await;
             match tried {
                 Ok(Ok(leads)) => {
-                    self.contact.found();
+                    self.contact.answered();
                     self.contact.clear_problem("leases");
                     self.renewed = leads.then(Instant::now);
-                    self.lead(leads);
+                    self.set_leading(leads);
                 }
                 // A refusal is an answer: the cluster is reachable, and only a permission is missing.
                 Ok(Err(kube::Error::Api(status))) if is_refusal(&status) => {
-                    self.contact.found();
-                    self.contact.set_problem_of("leases", "held", &status);
-                    self.step_back();
+                    self.contact.answered();
+                    self.contact.set_problem_of("leases", "renewed", &status);
+                    self.step_down_if_expired();
                 }
                 Ok(Err(error)) => self.failed(&error.to_string()),
                 Err(_) => self.failed("no response in time"),
             }
             tokio::select! {
-                () = tokio::time::sleep(TICK) => {}
+                () = tokio::time::sleep(RETRY_PERIOD) => {}
                 () = shutdown.cancelled() => break,
             }
         }
         if *self.leading.borrow() {
-            self.lead(false);
-            let _ = tokio::time::timeout(PATIENCE, self.resign()).await;
+            self.set_leading(false);
+            let _ = tokio::time::timeout(TIMEOUT, self.release()).await;
         }
     }
 
     fn failed(&mut self, why: &str) {
-        self.contact.lost(&format!("the lease: {why}"));
-        self.step_back();
+        self.contact.unreachable(&format!("the lease: {why}"));
+        self.step_down_if_expired();
     }
 
     /// Steps down before the other replicas consider the lease expired.
-    fn step_back(&self) {
-        if self.renewed.is_none_or(|renewed| renewed.elapsed() > GRACE) {
-            self.lead(false);
+    fn step_down_if_expired(&self) {
+        if self
+            .renewed
+            .is_none_or(|renewed| renewed.elapsed() > RENEW_DEADLINE)
+        {
+            self.set_leading(false);
         }
     }
 
-    fn lead(&self, leads: bool) {
+    fn set_leading(&self, leads: bool) {
         let changed = self.leading.send_if_modified(|leading| {
             let changed = *leading != leads;
             *leading = leads;
@@ -116,7 +119,7 @@ impl Candidate {
                 },
                 spec: Some(self.spec(None)),
             };
-            return won(self.api.create(&PostParams::default(), &lease).await);
+            return acquired(self.api.create(&PostParams::default(), &lease).await);
         };
         let version = lease.metadata.resource_version.clone().unwrap_or_default();
         let since = match &self.seen {
@@ -127,14 +130,14 @@ impl Candidate {
         let spec = lease.spec.clone().unwrap_or_default();
         let holder = spec.holder_identity.as_deref().unwrap_or_default();
         // By the local clock: the clocks of two machines differ.
-        let free = holder.is_empty() || holder == self.name || since.elapsed() > LIFE;
+        let free = holder.is_empty() || holder == self.name || since.elapsed() > LEASE_DURATION;
         if !free {
             return Ok(false);
         }
         lease.spec = Some(self.spec(Some(&spec)));
         // With the resource version that was read: of two concurrent writes, one fails.
         let parameters = PostParams::default();
-        won(self.api.replace(names::LEASE, &parameters, &lease).await)
+        acquired(self.api.replace(names::LEASE, &parameters, &lease).await)
     }
 
     fn spec(&self, before: Option<&LeaseSpec>) -> LeaseSpec {
@@ -143,7 +146,7 @@ impl Candidate {
         let transitions = before.and_then(|spec| spec.lease_transitions).unwrap_or(0);
         LeaseSpec {
             holder_identity: Some(self.name.clone()),
-            lease_duration_seconds: i32::try_from(LIFE.as_secs()).ok(),
+            lease_duration_seconds: i32::try_from(LEASE_DURATION.as_secs()).ok(),
             acquire_time: own
                 .and_then(|spec| spec.acquire_time.clone())
                 .or_else(|| Some(now.clone())),
@@ -157,7 +160,7 @@ impl Candidate {
         }
     }
 
-    async fn resign(&self) -> Result<(), kube::Error> {
+    async fn release(&self) -> Result<(), kube::Error> {
         let mut lease = self.api.get(names::LEASE).await?;
         if let Some(spec) = &mut lease.spec
             && spec.holder_identity.as_deref() == Some(&self.name)
@@ -172,7 +175,7 @@ impl Candidate {
 }
 
 /// A conflict means that another replica was faster, which is no failure.
-fn won<T>(answer: Result<T, kube::Error>) -> Result<bool, kube::Error> {
+fn acquired<T>(answer: Result<T, kube::Error>) -> Result<bool, kube::Error> {
     match answer {
         Ok(_) => Ok(true),
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),

@@ -21,18 +21,18 @@ use super::{
 };
 
 /// The maximum size of a token. A pod's token has about 900 bytes.
-const MOST_BYTES: usize = 16 << 10;
+const MAX_BYTES: usize = 16 << 10;
 /// The name of a failure in `/ready`.
-const QUESTION: &str = "tokenreviews";
+const CALL: &str = "tokenreviews";
 /// The time-out of one review.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the cluster must be unreachable before a certificate can be renewed with itself. Half of its lifetime is left
 /// then.
-const AWAY: Duration = Duration::from_secs(30);
+const RENEWAL_AFTER: Duration = Duration::from_secs(30);
 /// The interval of retries after a review was refused.
-const AGAIN: Duration = Duration::from_secs(10);
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 /// How long to wait for the pod: its request may arrive before its watch event.
-const APPEARS: Duration = Duration::from_secs(5);
+const POD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a token proves nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,18 +50,18 @@ pub(crate) enum TokenProblem {
     #[error("the pod `{0}` of the token does not exist, or has no proxy")]
     NoPod(String),
     #[error("the cluster cannot be reached at the moment: try again")]
-    Away,
+    Unreachable,
 }
 
 impl TokenProblem {
     /// Whether a retry may succeed.
-    pub(crate) fn may_pass(&self) -> bool {
-        matches!(self, Self::Away)
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self, Self::Unreachable)
     }
 
     pub(crate) fn reason(&self) -> &'static str {
         match self {
-            Self::Away => "cluster",
+            Self::Unreachable => "cluster",
             Self::Audience => "token_audience",
             Self::Unbound | Self::NoPod(_) => "token_pod",
             Self::Malformed | Self::Refused(_) | Self::NoAccount(_) => "token_refused",
@@ -76,7 +76,7 @@ pub(crate) struct Reviewer {
     pods: Store<Pod>,
     contact: Contact,
     /// Whether a retry loop runs.
-    asking: Arc<AtomicBool>,
+    retrying: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Reviewer {
@@ -91,51 +91,53 @@ impl Reviewer {
             client,
             pods,
             contact,
-            asking: Arc::default(),
+            retrying: Arc::default(),
         }
     }
 
     /// Whether the cluster has been unreachable for a while. One broken watch or one unanswered call does not count.
-    pub(crate) fn is_away(&self) -> bool {
-        self.contact.away_for().is_some_and(|away| away >= AWAY)
+    pub(crate) fn is_unreachable(&self) -> bool {
+        self.contact
+            .outage_duration()
+            .is_some_and(|outage| outage >= RENEWAL_AFTER)
     }
 
     /// The service account of a token whose pod exists.
-    pub(crate) async fn look(&self, token: &str) -> Result<WorkloadId, TokenProblem> {
+    pub(crate) async fn authenticate(&self, token: &str) -> Result<WorkloadId, TokenProblem> {
         // Three parts of base64url: untrusted bytes are checked before they are sent to the cluster.
         let right = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        if token.len() > MOST_BYTES || !token.bytes().all(right) || token.split('.').count() != 3 {
+        if token.len() > MAX_BYTES || !token.bytes().all(right) || token.split('.').count() != 3 {
             return Err(TokenProblem::Malformed);
         }
         let user = self.review(token).await?;
         let pod = bound(&user)?;
         let present = async {
             loop {
-                if self.account_of(&pod).is_some() {
+                if self.present(&pod).is_some() {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
         let name = format!("{}/{}", pod.account.namespace, pod.name);
-        tokio::time::timeout(APPEARS, present)
+        tokio::time::timeout(POD_TIMEOUT, present)
             .await
             .map_err(|_| TokenProblem::NoPod(name))?;
         Ok(pod.account)
     }
 
     async fn review(&self, token: &str) -> Result<UserInfo, TokenProblem> {
-        let asked = tokio::time::timeout(PATIENCE, self.ask(token)).await;
+        let asked = tokio::time::timeout(TIMEOUT, self.ask(token)).await;
         let answer = match asked {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => {
                 tracing::warn!(error = %error, "token_review.failed");
                 if matches!(error, kube::Error::Api(_)) {
-                    self.ask_again();
+                    self.retry_until_answered();
                 }
-                return Err(TokenProblem::Away);
+                return Err(TokenProblem::Unreachable);
             }
-            Err(_) => return Err(TokenProblem::Away),
+            Err(_) => return Err(TokenProblem::Unreachable),
         };
         if answer.authenticated != Some(true) {
             let why: String = answer.error.unwrap_or_default().chars().take(300).collect();
@@ -160,14 +162,14 @@ impl Reviewer {
         };
         match api.create(&PostParams::default(), &question).await {
             Ok(answer) => {
-                self.contact.clear_problem(QUESTION);
+                self.contact.clear_problem(CALL);
                 Ok(answer.status.unwrap_or_default())
             }
             Err(error) => {
                 if let kube::Error::Api(status) = &error
                     && is_refusal(status)
                 {
-                    self.contact.set_problem_of(QUESTION, "asked", status);
+                    self.contact.set_problem_of(CALL, "called", status);
                 }
                 Err(error)
             }
@@ -176,25 +178,25 @@ impl Reviewer {
 
     /// Reviews a dummy token until the cluster answers. Pods may not request certificates for hours, and a problem that a
     /// missing permission caused must not be reported for longer than it exists.
-    fn ask_again(&self) {
-        if self.asking.swap(true, Ordering::Relaxed) {
+    fn retry_until_answered(&self) {
+        if self.retrying.swap(true, Ordering::Relaxed) {
             return;
         }
         let this = self.clone();
         tokio::spawn(async move {
             loop {
-                tokio::time::sleep(AGAIN).await;
-                let asked = tokio::time::timeout(PATIENCE, this.ask("dummy"));
+                tokio::time::sleep(RETRY_INTERVAL).await;
+                let asked = tokio::time::timeout(TIMEOUT, this.ask("dummy"));
                 if let Ok(Ok(_)) = asked.await {
                     break;
                 }
             }
-            this.asking.store(false, Ordering::Relaxed);
+            this.retrying.store(false, Ordering::Relaxed);
         });
     }
 
     /// `Some` if the pod exists with this uid and runs as the service account of the token.
-    fn account_of(&self, bound: &Bound) -> Option<()> {
+    fn present(&self, bound: &Bound) -> Option<()> {
         let reference = kube::runtime::reflector::ObjectRef::new(&bound.name)
             .within(bound.account.namespace.as_str());
         let pod = self.pods.get(&reference)?;

@@ -194,7 +194,7 @@ impl Watching<'_> {
     {
         let mut writer = Writer::new(dynamic);
         let store = writer.as_reader();
-        self.contact.wait_for(what);
+        self.contact.expect_list(what);
         let (contact, changed) = (self.contact.clone(), Arc::clone(&self.changed));
         let shutdown = self.shutdown.clone();
         let may_be_absent = self.may_be_absent;
@@ -218,16 +218,16 @@ impl Watching<'_> {
                         match event {
                             Event::Init | Event::InitApply(_) => continue,
                             Event::InitDone => {
-                                contact.have(what);
+                                contact.mark_synced(what);
                             }
                             Event::Apply(_) | Event::Delete(_) => {}
                         }
                         contact.clear_problem(what);
                         changed.send_modify(|count| *count += 1);
                     }
-                    Some(Err(error)) => match answer(&error) {
+                    Some(Err(error)) => match status_of(&error) {
                         Some(status) if may_be_absent && status.code == 404 => {
-                            if contact.have(what) {
+                            if contact.mark_synced(what) {
                                 tracing::warn!(
                                     what,
                                     hint = "no gateway is served until the Gateway API definitions are installed",
@@ -237,7 +237,7 @@ impl Watching<'_> {
                             }
                         }
                         Some(status) => contact.set_problem_of(what, "watched", status),
-                        None => contact.lost(&format!("watching {what}: {error}")),
+                        None => contact.unreachable(&format!("watching {what}: {error}")),
                     },
                     None => return,
                 }
@@ -248,7 +248,7 @@ impl Watching<'_> {
 }
 
 /// The status that the API server returned, if it answered.
-fn answer(error: &watcher::Error) -> Option<&Status> {
+fn status_of(error: &watcher::Error) -> Option<&Status> {
     use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
     match error {
         InitialListFailed(kube::Error::Api(status))
@@ -289,7 +289,7 @@ struct State {
     missing: BTreeSet<&'static str>,
     /// Why there is no mesh yet, although nothing is missing.
     waiting: Option<String>,
-    lost: Option<Outage>,
+    outage: Option<Outage>,
     /// The API server's message for each kind that cannot be watched or called.
     problems: BTreeMap<&'static str, String>,
 }
@@ -319,7 +319,7 @@ impl Contact {
         let mut problems = state.problems.iter();
         let problem = problems.find(|(what, _)| state.missing.contains(*what));
         let problem = problem.map(|(_, why)| why.clone());
-        let why = problem.or_else(|| state.lost.as_ref().map(|lost| lost.why.clone()));
+        let why = problem.or_else(|| state.outage.as_ref().map(|outage| outage.why.clone()));
         let why = why.map(|why| format!(": {why}")).unwrap_or_default();
         let missing = missing.join(", ");
         Some(format!(
@@ -335,44 +335,44 @@ impl Contact {
     }
 
     /// Whether every list was read once.
-    pub(crate) fn has_all(&self) -> bool {
+    pub(crate) fn is_synced(&self) -> bool {
         self.lock().missing.is_empty()
     }
 
     /// Since when the cluster does not answer, and why.
-    pub(crate) fn away(&self) -> Option<(Timestamp, String)> {
+    pub(crate) fn outage(&self) -> Option<(Timestamp, String)> {
         let state = self.lock();
-        let lost = state.lost.as_ref()?;
-        Some((lost.since, lost.why.clone()))
+        let outage = state.outage.as_ref()?;
+        Some((outage.since, outage.why.clone()))
     }
 
     /// How long the cluster has not answered.
-    pub(crate) fn away_for(&self) -> Option<Duration> {
-        Some(self.lock().lost.as_ref()?.at.elapsed())
+    pub(crate) fn outage_duration(&self) -> Option<Duration> {
+        Some(self.lock().outage.as_ref()?.at.elapsed())
     }
 
     /// Sets or clears a reason, other than the cluster, why there is no mesh yet.
-    pub(crate) fn wait_because(&self, why: Option<String>) {
+    pub(crate) fn set_waiting(&self, why: Option<String>) {
         self.lock().waiting = why;
     }
 
     /// The cluster answered.
-    pub(crate) fn found(&self) {
-        if let Some(lost) = self.lock().lost.take() {
-            tracing::info!(since = %lost.since, "cluster.back");
+    pub(crate) fn answered(&self) {
+        if let Some(outage) = self.lock().outage.take() {
+            tracing::info!(since = %outage.since, "cluster.back");
         }
     }
 
     /// The cluster did not answer.
-    pub(crate) fn lost(&self, why: &str) {
+    pub(crate) fn unreachable(&self, why: &str) {
         let why: String = why.chars().take(500).collect();
         let mut state = self.lock();
-        if let Some(lost) = &mut state.lost {
-            lost.why = why;
+        if let Some(outage) = &mut state.outage {
+            outage.why = why;
             return;
         }
         tracing::warn!(problem = why, "cluster.away");
-        state.lost = Some(Outage {
+        state.outage = Some(Outage {
             since: Timestamp::now(),
             at: Instant::now(),
             why,
@@ -404,12 +404,12 @@ impl Contact {
         self.lock().problems.remove(what);
     }
 
-    fn wait_for(&self, what: &'static str) {
+    fn expect_list(&self, what: &'static str) {
         self.lock().missing.insert(what);
     }
 
     /// Whether the kind was missing until now.
-    fn have(&self, what: &'static str) -> bool {
+    fn mark_synced(&self, what: &'static str) -> bool {
         self.lock().missing.remove(what)
     }
 

@@ -36,7 +36,7 @@ use crate::{
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
 /// The time-out of one call to the issuer.
-pub(crate) const SIGNING: Duration = Duration::from_secs(20);
+pub(crate) const SIGN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// An issuer that has signed, and the certificate that it issued to the control plane.
 pub(crate) struct Certified {
@@ -85,7 +85,7 @@ pub(crate) enum AuthorityError {
     Open(#[from] merlon_issuer::OpenError),
     #[error("{0}")]
     Issuer(#[from] merlon_issuer::IssueError),
-    #[error("the certificate issuer did not answer within {} seconds", SIGNING.as_secs())]
+    #[error("the certificate issuer did not answer within {} seconds", SIGN_TIMEOUT.as_secs())]
     TimedOut,
     #[error("the control plane's own key: {0}")]
     Key(#[from] merlon_certs::KeyError),
@@ -171,7 +171,7 @@ impl Keeper {
             let spec = mesh.config().certificates.issuer.clone();
             issuer.take_if(|(of, _)| *of != spec);
             let tried = tokio::select! {
-                tried = tokio::time::timeout(SIGNING, self.certify(&mesh, &mut issuer)) => tried,
+                tried = tokio::time::timeout(SIGN_TIMEOUT, self.certify(&mesh, &mut issuer)) => tried,
                 () = shutdown.cancelled() => return,
             };
             let pause = match tried.unwrap_or(Err(AuthorityError::TimedOut)) {

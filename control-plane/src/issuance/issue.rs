@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     cluster::token_review::Reviewer,
     issuance::{
-        authority::{Authority, Certified, SIGNING},
+        authority::{Authority, Certified, SIGN_TIMEOUT},
         csr::Csr,
         join_token::{JoinTokens, TokenRefusal},
         ledger::{Issued, Ledger},
@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// The maximum size of a CSR in bytes. A proxy's CSR has about 300.
-const CSR_BYTES: usize = 4 << 10;
+const MAX_CSR_BYTES: usize = 4 << 10;
 
 /// The gRPC service that issues certificates.
 #[derive(Debug, Clone)]
@@ -137,8 +137,10 @@ impl Issue {
                 "`node_id` must be at most {MAX_NAME} visible ASCII characters"
             )));
         }
-        if request.csr.is_empty() || request.csr.len() > CSR_BYTES {
-            return Err(malformed(format!("`csr` must have 1 to {CSR_BYTES} bytes")));
+        if request.csr.is_empty() || request.csr.len() > MAX_CSR_BYTES {
+            return Err(malformed(format!(
+                "`csr` must have 1 to {MAX_CSR_BYTES} bytes"
+            )));
         }
         let now = Timestamp::now();
         let (identity, grounds) = self.grounds(peer, request.evidence, now).await?;
@@ -165,10 +167,10 @@ impl Issue {
             )
         })?;
         if let Grounds::Token(token) = &grounds
-            && !self.tokens.take(token, node, now).await?
+            && !self.tokens.consume(token, node, now).await?
         {
             // The token was valid just now: another request consumed it, or it has expired.
-            self.look(token, now).await?;
+            self.identity_of(token, now).await?;
             return Err(refuse(
                 "token_used",
                 Status::permission_denied("the join token was just used"),
@@ -219,7 +221,7 @@ impl Issue {
                 let token: JoinToken = text.parse().map_err(|error| {
                     refuse("malformed", Status::invalid_argument(format!("{error}")))
                 })?;
-                let identity = self.look(&token, now).await?;
+                let identity = self.identity_of(&token, now).await?;
                 Ok((identity, Grounds::Token(token)))
             }
             Some(Evidence::Token(token)) => {
@@ -238,7 +240,7 @@ impl Issue {
                 if self
                     .reviewer
                     .as_ref()
-                    .is_some_and(|reviewer| !reviewer.is_away())
+                    .is_some_and(|reviewer| !reviewer.is_unreachable())
                 {
                     return Err(unproved(Status::permission_denied(
                         "in a cluster a certificate is renewed with the token of its pod, unless the cluster has been unreachable for 30 seconds: a join token is good for one certificate there",
@@ -259,9 +261,9 @@ impl Issue {
                 ),
             )
         })?;
-        let account = reviewer.look(token).await.map_err(|problem| {
+        let account = reviewer.authenticate(token).await.map_err(|problem| {
             let (reason, message) = (problem.reason(), problem.to_string());
-            if problem.may_pass() {
+            if problem.is_transient() {
                 refuse(reason, Status::unavailable(message))
             } else {
                 refuse(reason, Status::permission_denied(message))
@@ -272,13 +274,13 @@ impl Issue {
         let identity = domain.spiffe_id(&account);
         // The pod was just seen, and becomes a Workload with the next compilation.
         let known = snapshots.wait_for(|snapshot| snapshot.mesh.knows(&identity));
-        let _ = tokio::time::timeout(COMPILED, known).await;
+        let _ = tokio::time::timeout(COMPILE_TIMEOUT, known).await;
         Ok(identity)
     }
 
     /// The identity of a join token. A second use is logged as an error: the secret has leaked.
-    async fn look(&self, token: &JoinToken, now: Timestamp) -> Result<SpiffeId, Refusal> {
-        let identity = match self.tokens.look(token, now).await? {
+    async fn identity_of(&self, token: &JoinToken, now: Timestamp) -> Result<SpiffeId, Refusal> {
+        let identity = match self.tokens.lookup(token, now).await? {
             Ok(identity) => identity,
             Err(refused) => {
                 let reason = match &refused {
@@ -312,9 +314,9 @@ impl Issue {
     ) -> Result<Vec<CertificateDer<'static>>, Refusal> {
         let lifetime = self.snapshots.mesh().config().certificates.lifetime.0;
         let signing = certified.issuer().sign(csr, identity, lifetime);
-        let signed = tokio::time::timeout(SIGNING, signing).await;
+        let signed = tokio::time::timeout(SIGN_TIMEOUT, signing).await;
         let signed = signed.unwrap_or_else(|_| {
-            let seconds = SIGNING.as_secs();
+            let seconds = SIGN_TIMEOUT.as_secs();
             Err(IssueError::Unavailable(format!(
                 "no answer within {seconds} seconds"
             )))
@@ -387,4 +389,4 @@ pub(crate) fn rates() -> (Rate<IpAddr>, Rate<SpiffeId>) {
 }
 
 /// How long a new pod may take to become a Workload.
-const COMPILED: Duration = Duration::from_secs(5);
+const COMPILE_TIMEOUT: Duration = Duration::from_secs(5);

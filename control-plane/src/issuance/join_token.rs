@@ -73,7 +73,7 @@ impl JoinTokens {
 
     /// The identity of the token, without consuming it: the other checks come first, so that a mistake does not cost the
     /// token.
-    pub(crate) async fn look(
+    pub(crate) async fn lookup(
         &self,
         token: &JoinToken,
         now: Timestamp,
@@ -112,7 +112,7 @@ impl JoinTokens {
     }
 
     /// Consumes the token in one write, so that one of two concurrent uses wins. `false` if another did.
-    pub(crate) async fn take(
+    pub(crate) async fn consume(
         &self,
         token: &JoinToken,
         by: &str,
@@ -193,10 +193,10 @@ mod tests {
         } = fixture().await;
         let end = later(now, DEFAULT_TTL);
         let before = later(now, DEFAULT_TTL - Duration::from_millis(1));
-        assert!(tokens.look(&token, before).await.unwrap().is_ok());
-        let refused = tokens.look(&token, end).await.unwrap();
+        assert!(tokens.lookup(&token, before).await.unwrap().is_ok());
+        let refused = tokens.lookup(&token, end).await.unwrap();
         assert_eq!(refused, Err(TokenRefusal::Expired(end)));
-        assert!(!tokens.take(&token, "node", end).await.unwrap());
+        assert!(!tokens.consume(&token, "node", end).await.unwrap());
     }
 
     #[tokio::test]
@@ -207,10 +207,10 @@ mod tests {
             token,
             now,
         } = fixture().await;
-        assert!(tokens.take(&token, "node-1", now).await.unwrap());
-        assert!(!tokens.take(&token, "node-2", now).await.unwrap());
+        assert!(tokens.consume(&token, "node-1", now).await.unwrap());
+        assert!(!tokens.consume(&token, "node-2", now).await.unwrap());
         let later = later(now, 2 * DEFAULT_TTL);
-        let used = tokens.look(&token, later).await.unwrap();
+        let used = tokens.lookup(&token, later).await.unwrap();
         let identity = "spiffe://demo.test/ns/shop/sa/web".to_owned();
         let by = "node-1".to_owned();
         assert_eq!(
@@ -232,9 +232,9 @@ mod tests {
             token,
             now,
         } = fixture().await;
-        assert!(tokens.take(&token, "node-1", now).await.unwrap());
+        assert!(tokens.consume(&token, "node-1", now).await.unwrap());
         tokens.restore(&token).await.unwrap();
-        assert!(tokens.take(&token, "node-1", now).await.unwrap());
+        assert!(tokens.consume(&token, "node-1", now).await.unwrap());
     }
 
     #[tokio::test]
@@ -268,7 +268,7 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(
-            tokens.look(&token, then).await.unwrap(),
+            tokens.lookup(&token, then).await.unwrap(),
             Err(TokenRefusal::Unknown)
         );
     }

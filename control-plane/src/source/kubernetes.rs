@@ -156,7 +156,7 @@ impl Kubernetes {
     ) -> Result<(Self, Arc<Mesh>), OpenError> {
         let mut this = self;
         let contact = this.cluster.contact.clone();
-        contact.wait_because(Some("nothing was compiled yet".to_owned()));
+        contact.set_waiting(Some("nothing was compiled yet".to_owned()));
         let mut changes = this.cluster.changes();
         loop {
             tokio::select! {
@@ -165,7 +165,7 @@ impl Kubernetes {
             }
             tokio::time::sleep(GATHER).await;
             changes.mark_unchanged();
-            if !contact.has_all() {
+            if !contact.is_synced() {
                 continue;
             }
             let done = tokio::task::spawn_blocking(move || {
@@ -178,7 +178,7 @@ impl Kubernetes {
                 continue;
             };
             if let Some(mesh) = this.apply(evaluation, 1) {
-                contact.wait_because(None);
+                contact.set_waiting(None);
                 return Ok((this, mesh));
             }
             let why = this
@@ -187,7 +187,7 @@ impl Kubernetes {
                 .problems
                 .first()
                 .map(|p| p.message.clone());
-            contact.wait_because(Some(why.unwrap_or_default()));
+            contact.set_waiting(Some(why.unwrap_or_default()));
         }
     }
 

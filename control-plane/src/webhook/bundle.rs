@@ -71,7 +71,7 @@ impl CaBundles {
             for (name, done) in [(INJECTOR, injector), (VALIDATOR, validator)] {
                 if let Err(error) = done {
                     pending = true;
-                    if self.contact.away().is_none() {
+                    if self.contact.outage().is_none() {
                         tracing::warn!(configuration = name, %error, "webhook.bundle_failed");
                     }
                 }

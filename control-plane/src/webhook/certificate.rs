@@ -114,7 +114,7 @@ impl Certificate {
                 Ok(()) => LOOK,
                 Err(error) => {
                     // An API server that is away is told of elsewhere.
-                    if self.contact.away().is_none() {
+                    if self.contact.outage().is_none() {
                         tracing::warn!(%error, "webhook.certificate_failed");
                     }
                     AGAIN

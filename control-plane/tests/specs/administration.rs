@@ -208,8 +208,8 @@ async fn an_inspection_that_does_not_begin_with_a_report_is_rejected() {
 async fn invalid_join_token_requests_are_rejected() {
     let plane = Plane::start().await;
     for (body, status, text) in [
-        ("", 400, "not a request"),
-        ("{\"identity\":1}", 400, "not a request"),
+        ("", 400, "not a token request"),
+        ("{\"identity\":1}", 400, "not a token request"),
         (
             "{\"identity\":\"shop/web\",\"admin\":true}",
             400,

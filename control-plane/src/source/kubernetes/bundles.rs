@@ -48,7 +48,7 @@ impl TrustBundles {
                 .map(|c| c.bundle().clone());
             if let Some(bundle) = bundle
                 && *self.leads.borrow()
-                && self.cluster.contact.away().is_none()
+                && self.cluster.contact.outage().is_none()
             {
                 self.spread(&bundle).await;
             }

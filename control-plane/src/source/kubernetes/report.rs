@@ -105,7 +105,7 @@ impl Reporter {
 
     async fn report(&mut self) {
         let own = self.statuses.count(&self.registry.enforcing());
-        if self.cluster.contact.away().is_some() {
+        if self.cluster.contact.outage().is_some() {
             // Told as soon as the cluster is back: its watches wake us.
             self.published = None;
             return;
