@@ -1,13 +1,11 @@
 //! Identities and bundles are believed only after they were looked at; strangers' bytes never stop the program.
 
-#[cfg(test)]
-mod support;
-
 use merlon_certs::{LeafFacts, PrivateKey, RootsError, SvidError, TrustRoots, X509Svid, pem};
 use merlon_config::{name::SpiffeId, snapshot::TrustBundle};
 use proptest::prelude::*;
 use rcgen::{BasicConstraints, IsCa, KeyUsagePurpose};
-use support::*;
+
+use crate::support::*;
 
 #[test]
 fn an_identity_comes_back_from_the_files_that_it_was_kept_in() {

@@ -1,10 +1,5 @@
 //! Two ends of mesh TLS meet, or do not.
 
-#![expect(clippy::unwrap_used, reason = "a test stops where something is wrong")]
-
-#[cfg(test)]
-mod support;
-
 use std::sync::Arc;
 
 use merlon_certs::{
@@ -18,7 +13,8 @@ use rustls::{
     crypto::aws_lc_rs,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
 };
-use support::*;
+
+use crate::support::*;
 
 fn sha256(der: &[u8]) -> [u8; 32] {
     let digest = ::aws_lc_rs::digest::digest(&::aws_lc_rs::digest::SHA256, der);

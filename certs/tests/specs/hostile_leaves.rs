@@ -1,14 +1,5 @@
 //! Every way in which a certificate can be wrong is refused, and for its own reason.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test stops where something is wrong"
-)]
-
-#[cfg(test)]
-mod support;
-
 use std::sync::Arc;
 
 use merlon_certs::{
@@ -18,7 +9,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
     KeyUsagePurpose, NameConstraints, SanType,
 };
-use support::*;
+
+use crate::support::*;
 
 /// What a verifier of `one.test`, federated with `two.test`, says of a chain, in both roles.
 struct World {

@@ -1,5 +1,4 @@
 //! Certification authorities and leaves for tests: good ones, and wrong ones of every kind.
-#![expect(dead_code, reason = "each test file uses its own part")]
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,19 +1,10 @@
 //! What people type beside the demo: on a live mesh, and with nobody there.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    reason = "a test stops where something is wrong"
-)]
-
-#[cfg(test)]
-#[expect(dead_code, reason = "the demo's tests use the rest")]
-mod harness;
 
 use std::{fs, path::Path};
 
-use harness::{Demo, command, merlon};
 use serde_json::Value;
+
+use crate::harness::{Demo, Ran, command, merlon};
 
 /// One demo for all of it: starting one takes seconds.
 #[test]
@@ -158,7 +149,7 @@ fn without_a_control_plane_it_says_where_it_looked() {
             .arg("--control-plane-socket")
             .arg("/nowhere/admin.sock")
             .output();
-        let ran = harness::Ran::from(ran.unwrap());
+        let ran = Ran::from(ran.unwrap());
         assert_eq!(ran.code, 1, "{ran:#?}");
         assert!(
             ran.err.contains("/nowhere/admin.sock") && ran.err.contains("\nhint: "),
@@ -228,7 +219,7 @@ fn a_demo_without_its_programs_says_how_to_build_them() {
         .args(["demo", "--once"])
         .output()
         .unwrap();
-    let ran = harness::Ran::from(ran);
+    let ran = Ran::from(ran);
     assert_eq!(ran.code, 2, "{ran:#?}");
     assert!(
         ran.err

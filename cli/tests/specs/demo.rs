@@ -1,18 +1,11 @@
 //! The demo does what it says, and notices when it does not.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test stops where something is wrong"
-)]
-
-#[cfg(test)]
-mod harness;
 
 use std::{path::Path, time::Duration};
 
-use harness::{Demo, Ran, all_end, command, exists, merlon};
 use rustix::process::Signal;
 use serde_json::Value;
+
+use crate::harness::{Demo, Ran, all_end, command, exists, merlon};
 
 const STEPS: [&str; 16] = [
     "start",

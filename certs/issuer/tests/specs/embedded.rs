@@ -1,5 +1,4 @@
 //! The embedded certification authority: what it signs, and what it keeps.
-#![expect(clippy::unwrap_used, reason = "a test stops where something is wrong")]
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 

@@ -1,23 +1,16 @@
 //! The issuer against a real OpenBao, with a token that carries the least-privilege policy and nothing else.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test stops where something is wrong"
-)]
-
-#[cfg(test)]
-mod bao;
 
 use std::{
     fs,
     time::{Duration, Instant},
 };
 
-use bao::{Bao, Mesh};
 use merlon_certs::{LeafError, LeafFacts, PrivateKey, TrustRoots, X509Svid, pem};
 use merlon_issuer::{Fault, IssueError, OpenError, Vault};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
+
+use crate::bao::{Bao, Mesh};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const WEB: &str = "spiffe://one.test/ns/shop/sa/web";
