@@ -11,8 +11,8 @@ mod sabotage;
 mod server;
 pub(crate) mod service;
 mod signals;
-mod staying;
 mod story;
+mod supervisor;
 mod token;
 mod trace;
 mod vault;
@@ -150,7 +150,7 @@ async fn tell(
         return Ok(());
     }
     invite(&mesh, report).await?;
-    staying::stay(mesh.children, report).await
+    supervisor::stay(mesh.children, report).await
 }
 
 const START: &str = "A control plane, a token issuer, and three services with a sidecar each";
