@@ -4,6 +4,7 @@
 mod key;
 mod leaf;
 pub mod pem;
+mod provider;
 mod reason;
 mod renewal;
 mod roots;
@@ -13,11 +14,12 @@ mod verifier;
 
 pub use key::{KeyError, PrivateKey};
 pub use leaf::{LeafError, LeafFacts, MOST_BYTES, MOST_CERTIFICATES};
+pub use provider::provider;
 pub use reason::{Side, TlsFault, fault_of, fault_of_io, side_of};
 pub use renewal::{LEAF_BACKDATE, renewal_at};
 pub use roots::{RootsError, TrustRoots};
 pub use svid::{SvidError, X509Svid};
-pub use tls::{Bootstrap, H2, MERLON_H2, MERLON_TCP, MeshTls, provider, server_name};
+pub use tls::{Bootstrap, H2, MERLON_H2, MERLON_TCP, MeshTls, server_name};
 pub use verifier::{SpiffeVerifier, Usage};
 
 /// DER certificates, as rustls and everything here speaks of them.

@@ -7,6 +7,7 @@ use crate::{
     key::{KeyError, PrivateKey},
     leaf::{LeafError, LeafFacts},
     pem,
+    renewal::renewal_at,
     roots::TrustRoots,
     verifier::{SpiffeVerifier, Usage},
 };
@@ -110,9 +111,9 @@ impl X509Svid {
         self.chain.iter().map(pem::certificate).collect()
     }
 
-    /// When to ask for the next one; see [`renewal_at`](crate::renewal_at).
+    /// When to ask for the next one; see [`renewal_at`].
     pub fn renewal_at(&self, random: f64) -> UnixTime {
-        crate::renewal_at(self.not_before, self.not_after, random)
+        renewal_at(self.not_before, self.not_after, random)
     }
 
     /// The same with `root` at the end of the chain, for a server whose callers know only the root's hash.

@@ -1,14 +1,14 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr},
-    sync::{Arc, OnceLock},
+    sync::Arc,
 };
 
 use merlon_config::name::SpiffeId;
 use rustls::{
     ClientConfig, ServerConfig,
     client::Resumption,
-    crypto::{CryptoProvider, aws_lc_rs::sign::any_ecdsa_type},
+    crypto::aws_lc_rs::sign::any_ecdsa_type,
     pki_types::{CertificateDer, ServerName},
     server::NoServerSessionStorage,
     sign::{CertifiedKey, SingleCertAndKey},
@@ -16,6 +16,7 @@ use rustls::{
 
 use crate::{
     leaf::{LeafError, LeafFacts},
+    provider::provider,
     roots::TrustRoots,
     svid::X509Svid,
     verifier::{SpiffeVerifier, Trust},
@@ -212,10 +213,4 @@ fn finished(mut config: ClientConfig, alpn: &[&[u8]]) -> Arc<ClientConfig> {
 /// What to give a connector as server name: peers are known by their SPIFFE ID, and no name goes on the wire.
 pub fn server_name() -> ServerName<'static> {
     ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
-}
-
-/// The one provider of cryptography; `X25519MLKEM768` is its first choice.
-pub fn provider() -> &'static Arc<CryptoProvider> {
-    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-    PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
 }

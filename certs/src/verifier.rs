@@ -12,8 +12,8 @@ use rustls::{
 
 use crate::{
     leaf::{LeafError, LeafFacts},
+    provider::provider,
     roots::{Root, TrustRoots},
-    tls::provider,
 };
 
 /// Judges the other side of a mesh handshake, as client or as server, by its SPIFFE ID and the roots of that ID's

@@ -2,6 +2,7 @@
 
 pub(crate) mod child;
 mod children;
+mod faults;
 mod folder;
 pub(crate) mod issuer;
 mod mesh;
@@ -72,7 +73,7 @@ pub(crate) async fn run(args: &DemoArgs) -> Result<(), Failure> {
     let folder = Folder::make(args.keep.as_deref())?;
     let path = folder.path().to_owned();
     for name in ["logs", "addresses"] {
-        mesh::private_folder(&path.join(name))?;
+        folder::private_folder(&path.join(name))?;
     }
     let mut children = Children::new(path.join("logs"), path.join("addresses"))?;
     // Before anything runs: what is missing is said at once.

@@ -10,7 +10,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::{
-    cluster::{Cluster, Place},
+    cluster::{Cluster, Place, said},
     failure::Failure,
     output::{Output, print_json, print_line},
 };
@@ -78,6 +78,21 @@ impl Finding {
             hint: Some(hint.into()),
         }
     }
+}
+
+/// What was not looked at, because the user may not.
+fn unseen(what: &str, error: &kube::Error) -> Finding {
+    let hint = match error {
+        kube::Error::Api(status) if status.code == 403 => {
+            "ask for the right to list them, or have somebody run this who has it"
+        }
+        _ => "try again",
+    };
+    // Not a warning: nobody knows whether it is well.
+    Finding::problem(
+        format!("{what} could not be looked at: {}", said(error)),
+        hint,
+    )
 }
 
 pub(crate) async fn run(args: &CheckArgs) -> Result<(), Failure> {

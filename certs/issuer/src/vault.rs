@@ -20,7 +20,10 @@ use serde_json::json;
 use tokio::{sync::Mutex, time::Instant};
 
 pub use self::kv::KvSecret;
-use self::{endpoint::Call, session::Session};
+use self::{
+    endpoint::{Call, is_path},
+    session::Session,
+};
 use crate::{
     checks::{self, Request},
     error::{IssueError, OpenError},
@@ -180,6 +183,14 @@ impl Vault {
         Ok(bundle)
     }
 
+    /// The secret at `path`, below the mount and prefix that `MeshConfig` names.
+    ///
+    /// # Errors
+    /// [`IssueError`]; also when nothing is there, or it was deleted.
+    pub async fn secret(&self, path: &str) -> Result<KvSecret, IssueError> {
+        kv::read(&self.session, &self.settings, path).await
+    }
+
     /// The roots as known, asked for when what is known is older than `age`.
     async fn roots(&self, age: Duration) -> Result<TrustRoots, IssueError> {
         let known = self.roots.lock().await.clone();
@@ -254,15 +265,6 @@ fn chain_of(
 
 fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, IssueError> {
     pem::certificates(text.as_bytes()).map_err(|error| IssueError::Answer(error.to_string()))
-}
-
-/// A mount, a role or a reference: what goes into a URL's path as it stands.
-fn is_path(text: &str) -> bool {
-    !text.is_empty()
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte))
-        && text.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
 
 const ROOTS_KEPT: Duration = Duration::from_secs(60);

@@ -3,13 +3,12 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 use tempfile::TempDir;
 
-use super::mesh;
 use crate::{failure::Failure, output::eprint_line};
 
 const PREFIX: &str = "merlon-demo-";
@@ -57,7 +56,7 @@ impl Folder {
                 .and_then(|made| Claim::make(made.path()).map(|claim| Self::Passing(made, claim)));
             return made.map_err(|error| failed(&above, error));
         };
-        mesh::private_folder(path)?;
+        private_folder(path)?;
         let path = path.canonicalize().map_err(|error| failed(path, error))?;
         let mut entries = fs::read_dir(&path).map_err(|error| failed(&path, error))?;
         match entries.next() {
@@ -105,6 +104,15 @@ impl Claim {
         fs::rename(&aside, folder.join(CLAIM))?;
         Ok(Self { _locked: file })
     }
+}
+
+/// Creates a folder that only this user can read: sidecars keep their keys there.
+pub(crate) fn private_folder(path: &Path) -> Result<(), Failure> {
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path);
+    made.map_err(|error| Failure::runtime(format!("cannot create {}: {error}", path.display())))
 }
 
 /// Removes what demos of this user left that were killed. Whatever cannot be removed stays: it is in nobody's way.

@@ -2,7 +2,6 @@
 
 use std::{
     ffi::OsString,
-    fs,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -13,6 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     children::{ANY_PORT, Children},
+    folder::private_folder,
     issuer,
     resources::{Facts, Place, Resources, TRUST_DOMAIN},
     sabotage::Sabotage,
@@ -541,16 +541,6 @@ async fn await_ready(
         }
         sleep(Duration::from_millis(10)).await;
     }
-}
-
-/// Makes a folder that only this user may look into: a sidecar keeps its key there.
-pub(crate) fn private_folder(path: &Path) -> Result<(), Failure> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    let made = fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path);
-    made.map_err(|error| Failure::runtime(format!("cannot make {}: {error}", path.display())))
 }
 
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 use super::{
+    faults::{self, Undo},
     mesh::Mesh,
     report::{Outcome, Report},
-    sabotage::{Sabotage, Undo},
+    sabotage::Sabotage,
 };
 use crate::failure::Failure;
 
@@ -106,7 +107,7 @@ async fn step(
     sabotage: Option<Sabotage>,
 ) -> Result<Outcome, Failure> {
     let undo = match sabotage {
-        Some(sabotage) => sabotage.begin(mesh).await?,
+        Some(sabotage) => faults::inject(sabotage, mesh).await?,
         None => Undo::Nothing,
     };
     scene.sabotaged = sabotage.is_some();

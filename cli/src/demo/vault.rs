@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use url::Url;
 
 use super::{
-    children::Children, mesh::private_folder, resources::TRUST_DOMAIN, server::write_whole, wire,
+    children::Children, folder::private_folder, resources::TRUST_DOMAIN, server::write_whole, wire,
 };
 use crate::failure::Failure;
 

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::{Api, ResourceExt as _, api::ListParams};
 use merlon_inject::{INJECT, INJECTED, PROXY_CONTAINER};
 
-use super::{Finding, parts::unseen};
+use super::{Finding, unseen};
 use crate::cluster::Cluster;
 
 /// The label by which a namespace asks for a Pod Security Standard.

@@ -6,11 +6,8 @@ use k8s_openapi::api::admissionregistration::v1::{
 use kube::Api;
 use serde_json::Value;
 
-use super::{Finding, gateways, namespaces, replicas, resources};
-use crate::{
-    cluster::{Cluster, said},
-    failure::Failure,
-};
+use super::{Finding, gateways, namespaces, replicas, resources, unseen};
+use crate::{cluster::Cluster, failure::Failure};
 
 /// Everything, in the order in which one thing stands upon another.
 pub(super) async fn all(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
@@ -26,21 +23,6 @@ pub(super) async fn all(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
     }
     findings.extend(namespaces::namespaces(cluster).await);
     Ok(findings)
-}
-
-/// What was not looked at, because the user may not.
-pub(super) fn unseen(what: &str, error: &kube::Error) -> Finding {
-    let hint = match error {
-        kube::Error::Api(status) if status.code == 403 => {
-            "ask for the right to list them, or have somebody run this who has it"
-        }
-        _ => "try again",
-    };
-    // Not a warning: nobody knows whether it is well.
-    Finding::problem(
-        format!("{what} could not be looked at: {}", said(error)),
-        hint,
-    )
 }
 
 async fn server(cluster: &Cluster) -> Result<Finding, Failure> {

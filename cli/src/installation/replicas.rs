@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{Api, ResourceExt as _, api::ListParams};
 
-use super::{Finding, parts::unseen};
+use super::{Finding, unseen};
 use crate::cluster::{CONTROL_PLANES, Cluster};
 
 /// For one pod to say whether it is ready.

@@ -66,3 +66,12 @@ impl<T: DeserializeOwned + Send + Sync> Endpoint for Call<T> {
         Ok(self.body.as_ref().map(|body| body.to_string().into_bytes()))
     }
 }
+
+/// Whether `text` can go into a URL's path unchanged: a mount, a role or a reference.
+pub(super) fn is_path(text: &str) -> bool {
+    !text.is_empty()
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte))
+        && text.split('/').all(|part| !matches!(part, "" | "." | ".."))
+}

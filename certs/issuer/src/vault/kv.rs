@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use merlon_config::resource::VaultIssuer;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Vault, endpoint::Call, is_path};
+use super::{
+    endpoint::{Call, is_path},
+    session::Session,
+};
 use crate::error::IssueError;
 
 /// A secret as it is now.
@@ -28,32 +32,29 @@ struct Metadata {
     version: u64,
 }
 
-impl Vault {
-    /// The secret at `path`, below the mount and prefix that `MeshConfig` names.
-    ///
-    /// # Errors
-    /// [`IssueError`]; also when nothing is there, or it was deleted.
-    pub async fn secret(&self, path: &str) -> Result<KvSecret, IssueError> {
-        let settings = &self.settings;
-        let full = format!("{}/{path}", settings.kv_prefix);
-        if !is_path(&full) || !is_path(&settings.kv_mount) {
-            return Err(IssueError::Setup(format!("`{full}` is no path")));
-        }
-        let what = format!("read the secret `{}/{full}`", settings.kv_mount);
-        let call = Call::get(format!("{}/data/{full}", settings.kv_mount));
-        let read: Read = self.session.call(&what, &call).await?;
-        let data = read.data.ok_or_else(|| {
-            IssueError::Setup(format!("cannot {what}: its newest version was deleted"))
-        })?;
-        let texts = data.into_iter().map(|(key, value)| match value {
-            Value::String(text) => (key, text),
-            other => (key, other.to_string()),
-        });
-        Ok(KvSecret {
-            version: read.metadata.version,
-            data: texts.collect(),
-        })
+pub(super) async fn read(
+    session: &Session,
+    settings: &VaultIssuer,
+    path: &str,
+) -> Result<KvSecret, IssueError> {
+    let full = format!("{}/{path}", settings.kv_prefix);
+    if !is_path(&full) || !is_path(&settings.kv_mount) {
+        return Err(IssueError::Setup(format!("`{full}` is no path")));
     }
+    let what = format!("read the secret `{}/{full}`", settings.kv_mount);
+    let call = Call::get(format!("{}/data/{full}", settings.kv_mount));
+    let read: Read = session.call(&what, &call).await?;
+    let data = read.data.ok_or_else(|| {
+        IssueError::Setup(format!("cannot {what}: its newest version was deleted"))
+    })?;
+    let texts = data.into_iter().map(|(key, value)| match value {
+        Value::String(text) => (key, text),
+        other => (key, other.to_string()),
+    });
+    Ok(KvSecret {
+        version: read.metadata.version,
+        data: texts.collect(),
+    })
 }
 
 impl std::fmt::Debug for KvSecret {

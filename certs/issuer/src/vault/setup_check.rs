@@ -8,7 +8,10 @@ use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{endpoint::Call, is_path, session::Session};
+use super::{
+    endpoint::{Call, is_path},
+    session::Session,
+};
 use crate::error::IssueError;
 
 pub(super) async fn check(
