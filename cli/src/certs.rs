@@ -14,19 +14,19 @@ pub(crate) enum CertsCommand {
     Rotate(RotateArgs),
 }
 
-/// Has a proxy make a new key and renew its certificate now, instead of at half of its life.
+/// Make a proxy renew its certificate with a new key now, instead of at half of its lifetime.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Open connections stay; each new handshake shows the new certificate.
+Open connections stay open; new handshakes use the new certificate.
 
 Example:
   merlon certs rotate shop/orders
 
-Exit codes: 0 the new certificate is in use, 1 it is not, and the old one stays.")]
+Exit codes: 0 the new certificate is in use, 1 the renewal failed and the old certificate stays in use.")]
 pub(crate) struct RotateArgs {
-    /// The proxy's id as `merlon proxy status` lists it, the beginning of it, or its workload as `shop/orders`.
+    /// The proxy's id from `merlon proxy status`, a prefix of it, or its workload, such as `shop/orders`.
     id: String,
-    /// How the result is written.
+    /// Output format.
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }

@@ -1,4 +1,4 @@
-//! `merlon policy check`: everything that is wrong with a directory of resources, before anybody runs on it.
+//! `merlon policy check`: reports every problem of a directory of resources before it is deployed.
 
 use std::path::{Path, PathBuf};
 
@@ -14,24 +14,24 @@ use crate::{
     output::{Output, print_json, print_line},
 };
 
-/// Reads and compiles a directory of resource files as the control plane would.
+/// Read and compile a directory of resource files as the control plane does.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   merlon policy check config/examples
   merlon policy check --output json ./resources | jq '.problems[].message'
 
-Exit codes: 0 nothing is wrong (warnings are told), 2 the control plane would refuse these files.")]
+Exit codes: 0 no problems (warnings are printed), 2 the control plane would reject these files.")]
 pub(crate) struct CheckArgs {
-    /// The directory.
+    /// Directory of resource files.
     directory: PathBuf,
-    /// How the result is written.
+    /// Output format.
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
 
 pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
-    let (found, report) = match look_at(&args.directory) {
+    let (found, report) = match compile(&args.directory) {
         Ok((found, warnings)) => (Some(found), warnings),
         Err(report) => (None, report),
     };
@@ -42,9 +42,9 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
     }
     match found {
         None if args.output == Output::Json => Err(Failure::usage(tally(&report))),
-        // The report is the error: it ends with its own count.
+        // The report is the error. It ends with its own count.
         None => Err(Failure::usage(format!(
-            "{} would be refused\n\n{report}",
+            "the control plane would reject {}\n\n{report}",
             args.directory.display()
         ))),
         Some(_) if args.output == Output::Json => Ok(()),
@@ -53,7 +53,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
                 print_line(&report.to_string());
             }
             print_line(&format!(
-                "{}: {found} resources, nothing wrong",
+                "{}: {found} resources, no problems",
                 args.directory.display()
             ));
             Ok(())
@@ -61,13 +61,13 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
     }
 }
 
-/// What the control plane would refuse these files for; none: it would take them.
+/// Why the control plane would reject these files; `None` if it would accept them.
 pub(crate) fn problems(directory: &Path) -> Option<String> {
-    look_at(directory).err().map(|report| report.to_string())
+    compile(directory).err().map(|report| report.to_string())
 }
 
-/// How many resources there are, with warnings; or what is wrong.
-fn look_at(directory: &Path) -> Result<(usize, Report), Report> {
+/// The number of resources and the warnings, or the errors.
+fn compile(directory: &Path) -> Result<(usize, Report), Report> {
     let (resources, _) = Compiler::new().compile_loaded(read_dir(directory))?;
     Ok((resources.list.len(), resources.warnings))
 }

@@ -1,4 +1,4 @@
-//! A Kubernetes cluster, by the user's own kubeconfig and with the user's own rights.
+//! Access to a Kubernetes cluster, with the user's kubeconfig and permissions.
 
 mod names;
 
@@ -21,10 +21,10 @@ use tower::{BoxError, ServiceBuilder};
 
 use crate::failure::Failure;
 
-/// Which cluster, and where in it Merlon is.
+/// The cluster, and the namespace of Merlon in it.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Place {
-    /// The namespace that Merlon is installed in.
+pub(crate) struct ClusterArgs {
+    /// Namespace in which Merlon is installed.
     #[arg(
         long,
         global = true,
@@ -32,12 +32,12 @@ pub(crate) struct Place {
         default_value = "merlon-system"
     )]
     pub(crate) merlon_namespace: String,
-    /// The context of the kubeconfig [default: the current one].
+    /// Context of the kubeconfig [default: the current context].
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) context: Option<String>,
 }
 
-/// A cluster that can be asked.
+/// A client of one cluster.
 #[derive(Clone)]
 pub(crate) struct Cluster {
     pub(crate) client: Client,
@@ -53,20 +53,20 @@ impl std::fmt::Debug for Cluster {
     }
 }
 
-/// The control plane's pods.
+/// Label selector of the control plane's pods.
 pub(crate) const CONTROL_PLANES: &str =
     "app.kubernetes.io/name=merlon,app.kubernetes.io/component=control-plane";
-/// Where the chart puts the control plane's administration socket.
+/// The administration socket of the control plane in the chart.
 pub(crate) const SOCKET: &str = "/var/lib/merlon/state/admin.sock";
 
 impl Cluster {
-    /// Reads the kubeconfig. Nothing is asked yet.
-    pub(crate) async fn connect(place: &Place) -> Result<Self, Failure> {
+    /// Reads the kubeconfig. Sends no request.
+    pub(crate) async fn connect(args: &ClusterArgs) -> Result<Self, Failure> {
         let options = KubeConfigOptions {
-            context: place.context.clone(),
+            context: args.context.clone(),
             ..KubeConfigOptions::default()
         };
-        let config = match &place.context {
+        let config = match &args.context {
             Some(_) => kube::Config::from_kubeconfig(&options)
                 .await
                 .map_err(|error| error.to_string()),
@@ -75,15 +75,16 @@ impl Cluster {
                 .map_err(|error| error.to_string()),
         };
         let config = config.map_err(|error| {
-            Failure::usage(format!("it is not known where the cluster is: {error}"))
-                .hint("set KUBECONFIG, or name a context of it by `--context`")
+            Failure::usage(format!("cannot find the cluster: {error}"))
+                .hint("set KUBECONFIG, or select one of its contexts with `--context`")
         })?;
         let server = config.cluster_url.to_string();
-        let client = client(&config)
-            .map_err(|error| Failure::usage(format!("the cluster cannot be spoken to: {error}")))?;
+        let client = client(&config).map_err(|error| {
+            Failure::usage(format!("cannot create a client for the cluster: {error}"))
+        })?;
         Ok(Self {
             client,
-            namespace: place.merlon_namespace.clone(),
+            namespace: args.merlon_namespace.clone(),
             server,
         })
     }
@@ -103,15 +104,17 @@ impl Cluster {
         let names: Vec<String> = running.map(kube::ResourceExt::name_any).collect();
         if names.is_empty() {
             return Err(Failure::runtime(format!(
-                "no control plane runs in the namespace `{}` of {}",
+                "no control plane runs in namespace `{}` of {}",
                 self.namespace, self.server
             ))
-            .hint("`merlon check` says why; another namespace is named by `--merlon-namespace`"));
+            .hint(
+                "`merlon check` shows the cause; `--merlon-namespace` selects another namespace",
+            ));
         }
         Ok(names)
     }
 
-    /// A way to the administration socket of one of them, by `exec` in its pod.
+    /// Opens a stream to the administration socket of one replica, by `exec` in its pod.
     pub(crate) async fn tunnel(
         &self,
         pod: &str,
@@ -129,65 +132,65 @@ impl Cluster {
             .map_err(|error| self.failed(&error))?;
         let (Some(out), Some(into)) = (attached.stdout(), attached.stdin()) else {
             return Err(Failure::runtime(format!(
-                "the pod `{pod}` gives no way to its administration"
+                "`exec` in pod `{pod}` gave no standard input and output"
             )));
         };
-        // What is left of it ends with the two.
+        // This task ends when both streams close.
         tokio::spawn(async move { attached.join().await });
         Ok(join(out, into))
     }
 
-    /// What the API server refused, and with which right it would not have.
+    /// The error of the API server, with a hint about missing permissions.
     pub(crate) fn failed(&self, error: &kube::Error) -> Failure {
-        let failure = Failure::runtime(format!("{}: {}", self.server, said(error)));
+        let failure = Failure::runtime(format!("{}: {}", self.server, error_text(error)));
         match error {
             kube::Error::Api(status) if status.code == 403 => failure.hint(format!(
-                "your user needs, in the namespace `{}`, `list` of pods and `create` of pods/exec",
+                "your user needs `list` of pods and `create` of pods/exec in namespace `{}`",
                 self.namespace
             )),
             kube::Error::Api(status) if status.code == 401 => {
-                failure.hint("the credentials of the kubeconfig are not good (any more)")
+                failure.hint("the credentials of the kubeconfig are invalid or expired")
             }
             kube::Error::Api(_) => failure,
-            _ => failure
-                .hint("is the API server reached from here? `kubectl version` tells the same"),
+            _ => failure.hint("check with `kubectl version` that the API server is reachable"),
         }
     }
 }
 
-/// What went wrong, in the words of whoever said it.
-pub(crate) fn said(error: &kube::Error) -> String {
+/// The message of the API server, or the error with its causes.
+pub(crate) fn error_text(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error
         && !status.message.is_empty()
     {
         return status.message.clone();
     }
-    let mut said = error.to_string();
+    let mut text = error.to_string();
     let mut inner = std::error::Error::source(error);
     while let Some(cause) = inner {
         let more = cause.to_string();
-        // Some say what caused them themselves.
-        if !said.contains(&more) {
-            said = format!("{said}: {more}");
+        // Some errors already include their cause.
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
         }
         inner = cause.source();
     }
-    said
+    text
 }
 
-/// As kube makes one, but for the names, and nothing is asked twice: what is not well now is what is asked about.
+/// The client that kube builds, with another resolver and without retries: a request that fails now is what the user
+/// needs to see.
 fn client(config: &kube::Config) -> Result<Client, kube::Error> {
     let mut http = HttpConnector::new_with_resolver(names::Names);
     http.enforce_http(false);
     http.set_connect_timeout(Some(CONNECT));
     let https = config.rustls_https_connector_with_connector(http)?;
-    let asking = legacy::Client::builder(TokioExecutor::new()).build(https);
+    let http_client = legacy::Client::builder(TokioExecutor::new()).build(https);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
-        .service(asking);
+        .service(http_client);
     Ok(Client::new(service, config.default_namespace.clone()))
 }
 

@@ -1,4 +1,5 @@
-//! The control plane's administration: JSON over HTTP over a Unix socket, whose file permissions decide who may ask.
+//! The control plane's administration API: JSON over HTTP over a Unix socket. The permissions of the socket file decide
+//! who may use it.
 
 use std::{
     collections::BTreeMap,
@@ -25,19 +26,19 @@ use crate::{
     failure::Failure,
 };
 
-/// A control plane, by its administration socket or by those of its replicas in a cluster.
+/// A control plane, reached by its administration socket or by those of its replicas in a cluster.
 #[derive(Debug, Clone)]
 pub(crate) struct ControlPlane {
-    way: Way,
+    endpoint: Endpoint,
 }
 
 #[derive(Debug, Clone)]
-enum Way {
+enum Endpoint {
     Socket(PathBuf),
     Cluster(Cluster),
 }
 
-/// One process that can be asked.
+/// One process of the control plane.
 #[derive(Debug, Clone, Copy)]
 enum Replica<'a> {
     Socket(&'a Path),
@@ -47,28 +48,28 @@ enum Replica<'a> {
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-/// What is known of one connected proxy.
+/// The status of one connected proxy.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ProxyStatus {
     /// Unique per process.
     pub(crate) id: String,
     pub(crate) identity: String,
-    /// The Workload or Gateway that it stands for, as `namespace/name`.
+    /// The Workload or Gateway of this proxy, as `namespace/name`.
     #[serde(default)]
     pub(crate) workload: Option<String>,
-    /// `pending` (was sent something and has not answered), `acknowledged`, `refused` or `disconnected`.
+    /// `pending` (a snapshot was sent and not answered yet), `acknowledged`, `refused` or `disconnected`.
     pub(crate) state: String,
-    /// Why it refused.
+    /// Why it refused the snapshot.
     #[serde(default)]
     pub(crate) reason: Option<String>,
-    /// The state it enforces.
+    /// The snapshot that it enforces.
     #[serde(default)]
     pub(crate) snapshot_version: Option<String>,
-    /// For how long nothing confirmed that state, in seconds; absent when it is gone.
+    /// Seconds since the snapshot was last confirmed; absent after it disconnected.
     #[serde(default)]
     pub(crate) snapshot_age_seconds: Option<u64>,
-    /// When it was last heard of.
+    /// When it last sent a message.
     #[serde(default)]
     pub(crate) last_seen: Option<Timestamp>,
     #[serde(default)]
@@ -82,20 +83,20 @@ pub(crate) struct ProxyStatus {
 }
 
 impl ProxyStatus {
-    /// Whether it enforces what it was sent last.
+    /// Whether it enforces the latest snapshot sent to it.
     pub(crate) fn is_acknowledged(&self) -> bool {
         self.state == "acknowledged"
     }
 }
 
-/// What a proxy remembers of a decision.
+/// A decision that a proxy recorded.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RecordedDecision {
-    /// With what policies decided, or would have; absent where it was refused before its service was known.
+    /// The input of the policies; absent if the request was refused before its service was known.
     #[serde(default)]
     pub(crate) facts: Option<RecordedFacts>,
-    /// The service as it was then.
+    /// The service at the time of the decision.
     #[serde(default)]
     pub(crate) service: Option<InboundService>,
     #[serde(default)]
@@ -104,29 +105,29 @@ pub(crate) struct RecordedDecision {
     pub(crate) snapshot_version: String,
     #[serde(default)]
     pub(crate) decision: Decision,
-    /// The service as it is today; absent when it is gone.
+    /// The service today; absent if it was removed.
     #[serde(default)]
     pub(crate) service_now: Option<InboundService>,
     #[serde(default)]
     pub(crate) mesh_now: Option<MeshState>,
-    /// Which proxy decided.
+    /// The proxy that decided.
     #[serde(default)]
     pub(crate) proxy: String,
 }
 
-/// What was asked and what became of it, in the access log's names.
+/// A request and its outcome, with the names of the access log.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Decision {
-    /// Of a refusal.
+    /// Only recorded for refusals.
     #[serde(default)]
-    pub(crate) asked: Option<Asked>,
+    pub(crate) asked: Option<RefusedRequest>,
     #[serde(default)]
     pub(crate) outcome: DecisionOutcome,
 }
 
 /// A refused request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Asked {
+pub(crate) struct RefusedRequest {
     pub(crate) ts: Timestamp,
     pub(crate) direction: String,
     #[serde(default)]
@@ -144,28 +145,28 @@ pub(crate) struct Asked {
     pub(crate) path: Option<String>,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct DecisionOutcome {
-    /// 0 when it was let through.
+    /// 0 if the request was allowed.
     #[serde(default)]
     pub(crate) status: u16,
-    /// None when it was let through.
+    /// Absent if the request was allowed.
     #[serde(default)]
     pub(crate) reason: Option<String>,
     #[serde(default)]
     pub(crate) policy: Option<String>,
-    /// What the caller was told.
+    /// The detail in the response to the caller.
     #[serde(default)]
     pub(crate) detail: Option<String>,
-    /// What callers are not told.
+    /// The cause, which is not sent to callers.
     #[serde(default)]
     pub(crate) cause: Option<String>,
     #[serde(default)]
     pub(crate) place: Option<String>,
 }
 
-/// A join token, shown once.
+/// A join token. The control plane returns it only once.
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct NewJoinToken {
@@ -185,21 +186,21 @@ pub(crate) struct Rotated {
 impl ControlPlane {
     pub(crate) fn at(socket: PathBuf) -> Self {
         Self {
-            way: Way::Socket(socket),
+            endpoint: Endpoint::Socket(socket),
         }
     }
 
     pub(crate) fn in_cluster(cluster: Cluster) -> Self {
         Self {
-            way: Way::Cluster(cluster),
+            endpoint: Endpoint::Cluster(cluster),
         }
     }
 
-    /// Where its socket is; of one in a cluster, in its container.
+    /// The path of its socket; in a cluster, the path in its container.
     pub(crate) fn socket(&self) -> &Path {
-        match &self.way {
-            Way::Socket(socket) => socket,
-            Way::Cluster(_) => Path::new(SOCKET),
+        match &self.endpoint {
+            Endpoint::Socket(socket) => socket,
+            Endpoint::Cluster(_) => Path::new(SOCKET),
         }
     }
 
@@ -209,10 +210,10 @@ impl ControlPlane {
         for pod in &self.pods().await? {
             let theirs: Vec<ProxyStatus> = self
                 .replica(pod)
-                .ask(&Method::GET, "/v1/proxies", None)
+                .request(&Method::GET, "/v1/proxies", None)
                 .await?;
             for proxy in theirs {
-                // One that went over to another replica is still remembered by the one before.
+                // The previous replica still lists a proxy that connected to another one.
                 match all.get(&proxy.id) {
                     Some(known) if known.state != "disconnected" => {}
                     _ => drop(all.insert(proxy.id.clone(), proxy)),
@@ -222,40 +223,40 @@ impl ControlPlane {
         Ok(all.into_values().collect())
     }
 
-    /// The replicas by name; one without, where there is a socket.
+    /// The names of the replicas; one empty name for a socket.
     async fn pods(&self) -> Result<Vec<String>, Failure> {
-        match &self.way {
-            Way::Socket(_) => Ok(vec![String::new()]),
-            Way::Cluster(cluster) => cluster.control_planes().await,
+        match &self.endpoint {
+            Endpoint::Socket(_) => Ok(vec![String::new()]),
+            Endpoint::Cluster(cluster) => cluster.control_planes().await,
         }
     }
 
     fn replica<'a>(&'a self, pod: &'a str) -> Replica<'a> {
-        match &self.way {
-            Way::Socket(socket) => Replica::Socket(socket),
-            Way::Cluster(cluster) => Replica::Pod(cluster, pod),
+        match &self.endpoint {
+            Endpoint::Socket(socket) => Replica::Socket(socket),
+            Endpoint::Cluster(cluster) => Replica::Pod(cluster, pod),
         }
     }
 
-    /// Everything that one proxy holds, without secrets.
+    /// The whole configuration of one proxy, without secrets.
     pub(crate) async fn proxy_config(&self, id: &str) -> Result<Value, Failure> {
         let path = format!("/v1/proxies/{}/config", segment(id));
-        self.ask(Method::GET, &path, None).await
+        self.request(Method::GET, &path, None).await
     }
 
-    /// Has one proxy renew its certificate now.
+    /// Makes one proxy renew its certificate now.
     pub(crate) async fn rotate(&self, id: &str) -> Result<Rotated, Failure> {
         let path = format!("/v1/proxies/{}/rotate", segment(id));
-        self.ask(Method::POST, &path, None).await
+        self.request(Method::POST, &path, None).await
     }
 
-    /// The facts of a decision.
+    /// A recorded decision.
     pub(crate) async fn decision(&self, id: &str) -> Result<RecordedDecision, Failure> {
         let path = format!("/v1/decisions/{}", segment(id));
-        self.ask(Method::GET, &path, None).await
+        self.request(Method::GET, &path, None).await
     }
 
-    /// A token by which a workload's proxy gets its first certificate.
+    /// Creates a join token, with which a workload's proxy gets its first certificate.
     pub(crate) async fn join_token(
         &self,
         identity: &str,
@@ -265,11 +266,12 @@ impl ControlPlane {
         if let (Some(ttl), Some(object)) = (ttl, body.as_object_mut()) {
             object.insert("ttl".to_owned(), ttl.into());
         }
-        self.ask(Method::POST, "/v1/join-tokens", Some(&body)).await
+        self.request(Method::POST, "/v1/join-tokens", Some(&body))
+            .await
     }
 
-    /// Asks the replicas in turn until one knows: each knows its own proxies.
-    async fn ask<T: DeserializeOwned>(
+    /// Sends the request to the replicas in turn until one succeeds: each only knows the proxies connected to it.
+    async fn request<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
@@ -277,30 +279,29 @@ impl ControlPlane {
     ) -> Result<T, Failure> {
         let mut last = None;
         for pod in &self.pods().await? {
-            match self.replica(pod).ask(&method, path, body).await {
+            match self.replica(pod).request(&method, path, body).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => last = Some(failure),
             }
         }
-        Err(last.unwrap_or_else(|| Failure::runtime("there is no control plane")))
+        Err(last.unwrap_or_else(|| Failure::runtime("no control plane")))
     }
 }
 
 impl Replica<'_> {
-    async fn ask<T: DeserializeOwned>(
+    async fn request<T: DeserializeOwned>(
         self,
         method: &Method,
         path: &str,
         body: Option<&Value>,
     ) -> Result<T, Failure> {
-        let asking = self.exchange(method, path, body);
-        let (status, answer) = match tokio::time::timeout(PATIENCE, asking).await {
+        let exchange = self.exchange(method, path, body);
+        let (status, answer) = match tokio::time::timeout(TIMEOUT, exchange).await {
             Ok(answered) => answered?,
             Err(_) => {
-                return Err(self.unreachable(&format!(
-                    "it did not answer within {} seconds",
-                    PATIENCE.as_secs()
-                )));
+                return Err(
+                    self.unreachable(&format!("no answer within {} seconds", TIMEOUT.as_secs()))
+                );
             }
         };
         if !status.is_success() {
@@ -308,9 +309,9 @@ impl Replica<'_> {
         }
         serde_json::from_slice(&answer).map_err(|error| {
             Failure::runtime(format!(
-                "the control plane's answer to {path} is not understood: {error}"
+                "cannot parse the control plane's answer to {path}: {error}"
             ))
-            .hint("`merlon` and `merlon-control-plane` may be of different versions; `merlon version` shows this one's")
+            .hint("`merlon` and `merlon-control-plane` may have different versions; `merlon version` prints this one")
         })
     }
 
@@ -336,7 +337,7 @@ impl Replica<'_> {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| broken(&error))?;
-        // Ends with the sender; what goes wrong on it, the sender says.
+        // Ends with the sender, which reports any error of the connection.
         drop(tokio::spawn(connection));
         let mut request = Request::builder()
             .method(method.clone())
@@ -354,37 +355,35 @@ impl Replica<'_> {
             .await
             .map_err(|error| broken(&error))?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MOST_BODY)
-            .collect()
-            .await;
+        let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
         Ok((status, body.map_err(|error| broken(&error))?.to_bytes()))
     }
 
     fn unreachable(self, why: &str) -> Failure {
         match self {
             Self::Socket(socket) => Failure::runtime(format!(
-                "the control plane cannot be asked at {}: {why}",
+                "cannot reach the control plane at {}: {why}",
                 socket.display()
             ))
-            .hint("is it running, and is this its `--admin-socket`? Name it by `--control-plane-socket` or MERLON_CONTROL_PLANE_SOCKET; a running demo prints its own; one in a cluster is asked with `--kubernetes`"),
+            .hint("check that it runs with this `--admin-socket`; set another path with `--control-plane-socket` or MERLON_CONTROL_PLANE_SOCKET (a running demo prints its own); use `--kubernetes` for one in a cluster"),
             Self::Pod(cluster, pod) => Failure::runtime(format!(
-                "the control plane cannot be asked in the pod `{}/{pod}`: {why}",
+                "cannot reach the control plane in pod `{}/{pod}`: {why}",
                 cluster.namespace
             ))
-            .hint("`merlon check` says whether it is well"),
+            .hint("`merlon check` shows whether it is healthy"),
         }
     }
 }
 
-/// The control plane's own words, which are problem+json or `{\"error\": …}`.
+/// The error of the control plane, from problem+json or `{\"error\": …}`.
 fn refusal(status: StatusCode, answer: &[u8]) -> Failure {
     let body: Value = serde_json::from_slice(answer).unwrap_or_default();
     let text = |name| body.get(name).and_then(Value::as_str);
-    let said = text("detail")
+    let detail = text("detail")
         .or_else(|| text("error"))
         .or_else(|| text("message"));
-    let failure = Failure::runtime(match said {
-        Some(said) => said.to_owned(),
+    let failure = Failure::runtime(match detail {
+        Some(detail) => detail.to_owned(),
         None => format!("the control plane answered {status}"),
     });
     match text("hint") {
@@ -393,7 +392,7 @@ fn refusal(status: StatusCode, answer: &[u8]) -> Failure {
     }
 }
 
-/// One segment of a path (RFC 3986 §3.3), whatever the user typed.
+/// Encodes user input as one segment of a path (RFC 3986 §3.3).
 fn segment(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -406,5 +405,5 @@ fn segment(text: &str) -> String {
     out
 }
 
-const PATIENCE: Duration = Duration::from_secs(10);
-const MOST_BODY: usize = 64 << 20;
+const TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_BODY: usize = 64 << 20;

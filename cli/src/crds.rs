@@ -1,4 +1,4 @@
-//! `merlon crds`: the custom resource definitions, for who installs them without Helm.
+//! `merlon crds`: the custom resource definitions, to install them without Helm.
 
 use clap::Args;
 use merlon_config::crd;
@@ -8,16 +8,16 @@ use crate::{
     output::{Output, print_json, print_line},
 };
 
-/// Prints the custom resource definitions of Merlon's kinds.
+/// Print the custom resource definitions of Merlon's kinds.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   merlon crds | kubectl apply --server-side -f -
   merlon crds --output json | jq -r '.items[].metadata.name'
 
-The chart `charts/merlon-crds` holds the same.")]
+The chart `charts/merlon-crds` contains the same definitions.")]
 pub(crate) struct CrdsArgs {
-    /// How they are written: YAML documents, or one JSON list.
+    /// Output format: YAML documents, or one JSON list.
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
@@ -30,8 +30,9 @@ pub(crate) fn run(args: &CrdsArgs) -> Result<(), Failure> {
         return Ok(());
     }
     for (_, definition) in &definitions {
-        let text = crd::yaml(definition)
-            .map_err(|error| Failure::runtime(format!("a definition is no YAML: {error}")))?;
+        let text = crd::yaml(definition).map_err(|error| {
+            Failure::runtime(format!("cannot write a definition as YAML: {error}"))
+        })?;
         print_line("---");
         print_line(text.trim_end());
     }

@@ -1,4 +1,4 @@
-//! `merlon demo`: a mesh on this machine, for a first look and as the product's own proof.
+//! `merlon demo`: a mesh on this machine, as a first look and as an end-to-end test.
 
 pub(crate) mod child;
 mod children;
@@ -36,11 +36,11 @@ use report::{Outcome, Report};
 use sabotage::Sabotage;
 use vault::Vault;
 
-/// Runs a whole mesh on this machine and shows it at work.
+/// Run a complete mesh on this machine and show it at work.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-It starts a control plane, three small services each with its sidecar, and a token issuer, all on loopback; sends real
-requests and says what became of each; then stays up for you to try, until Ctrl-C.
+It starts a control plane, three small services with a sidecar each, and a token issuer, all on loopback. It sends real
+requests, reports the result of each, and then stays up for you to try until Ctrl-C.
 
 Examples:
   merlon demo
@@ -48,52 +48,52 @@ Examples:
   VAULT_ADDR=http://127.0.0.1:8200 VAULT_TOKEN=… merlon demo --vault
   merlon demo --keep /tmp/my-mesh
 
-Exit codes: 0 every step did what it must, 1 some step did not (named on standard error), 2 it could not begin.")]
+Exit codes: 0 every step passed, 1 a step failed (named on standard error), 2 the demo could not start.")]
 pub(crate) struct DemoArgs {
-    /// Ends after the last step instead of staying up.
+    /// Exit after the last step instead of staying up.
     #[arg(long)]
     once: bool,
-    /// How the result is written; as JSON it comes at the end.
+    /// Output format; JSON is written at the end.
     #[arg(long, value_enum, default_value_t)]
     output: Output,
-    /// Certificates from OpenBao or Vault: the one at VAULT_ADDR, or else the `bao` program, started in its
+    /// Get certificates from OpenBao or Vault: the server at VAULT_ADDR, or else the `bao` program, started in
     /// development mode.
     #[arg(long)]
     vault: bool,
-    /// Keeps everything (resource files, logs, state) in this folder, which must be empty or not there yet.
+    /// Keep all files (resources, logs, state) in this folder, which must be empty or not exist.
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
-    /// Makes one step fail by really making something wrong, and ends after it; for tests.
+    /// Inject a real fault that makes one step fail, and exit after it; for tests.
     #[arg(long, value_enum, hide = true)]
     sabotage: Option<Sabotage>,
 }
 
 pub(crate) async fn run(args: &DemoArgs) -> Result<(), Failure> {
     let mut report = Report::begin(args.output);
-    let folder = Folder::make(args.keep.as_deref())?;
+    let folder = Folder::create(args.keep.as_deref())?;
     let path = folder.path().to_owned();
     for name in ["logs", "addresses"] {
         folder::private_folder(&path.join(name))?;
     }
     let mut children = Children::new(path.join("logs"), path.join("addresses"))?;
-    // Before anything runs: what is missing is said at once.
+    // Report missing programs before anything starts.
     children.sibling("merlon-control-plane")?;
     children.sibling("merlon-proxy")?;
-    report.say(&format!(
-        "Everything is in {} while it runs: resource files, logs, state.",
+    report.line(&format!(
+        "Resource files, logs and state are in {} while the demo runs.",
         path.display()
     ));
 
-    let (staying, mut vault) = (Cell::new(false), None);
-    let told = tokio::select! {
-        told = tell(args, &path, &mut children, &mut report, &mut vault, &staying) => told,
-        () = signals::told_to_end() => match staying.get() {
+    let (stays_up, mut vault) = (Cell::new(false), None);
+    let ended = tokio::select! {
+        ended = start_and_run(args, &path, &mut children, &mut report, &mut vault, &stays_up) => ended,
+        () = signals::shutdown() => match stays_up.get() {
             true => Ok(()),
-            false => Err(Failure::runtime("ended before the last step")),
+            false => Err(Failure::runtime("interrupted before the last step")),
         },
     };
-    if staying.get() {
-        report.say("\nStopping.");
+    if stays_up.get() {
+        report.line("\nStopping.");
     }
     children.stop().await;
     let cleaned = match &vault {
@@ -101,17 +101,17 @@ pub(crate) async fn run(args: &DemoArgs) -> Result<(), Failure> {
         None => Ok(()),
     };
     let removed = folder.remove();
-    told.and(cleaned).and(removed)
+    ended.and(cleaned).and(removed)
 }
 
-/// Starts everything, tells the story, and stays up when that is wanted.
-async fn tell(
+/// Starts everything, runs the story, and stays up unless `--once` is set.
+async fn start_and_run(
     args: &DemoArgs,
     folder: &Path,
     children: &mut Children,
     report: &mut Report,
     vault: &mut Option<Vault>,
-    staying: &Cell<bool>,
+    stays_up: &Cell<bool>,
 ) -> Result<(), Failure> {
     let began = Instant::now();
     let started = async {
@@ -121,52 +121,49 @@ async fn tell(
         Mesh::start(folder, vault.as_ref(), args.sabotage, children).await
     };
     let mut outcome =
-        Outcome::expecting("every process is up, every sidecar has a certificate and its state");
+        Outcome::expecting("every process runs, every sidecar has a certificate and its snapshot");
     let mut mesh = match started.await {
         Ok(started) => started,
         Err(failure) => {
-            outcome.observed("not everything is up");
+            outcome.observed("not every process is up");
             outcome.problem(failure.message());
-            if let Some(hint) = failure.mending() {
-                outcome.problem(format!("to mend it: {hint}"));
+            if let Some(hint) = failure.hint_text() {
+                outcome.problem(format!("to fix it: {hint}"));
             }
             report.step("start", START, outcome, began.elapsed());
             report.finish(&Map::new());
-            return Err(verdict(report));
+            return Err(failed(report));
         }
     };
     describe(&mut outcome, &mesh, vault.as_ref()).await;
     report.step("start", START, outcome, began.elapsed());
-    story::tell(&mut mesh, report, args.sabotage).await;
+    story::run(&mut mesh, report, args.sabotage).await;
     let mut about = mesh.about();
     let issuer = vault.as_ref().map_or("embedded", Vault::kind);
     about.insert("certificate_issuer".to_owned(), Value::from(issuer));
-    // From here on an end that is asked for is a good one: the report tells everything.
-    staying.set(report.is_ok() && !args.once);
+    // From here on, a signal ends a demo that succeeded.
+    stays_up.set(report.is_ok() && !args.once);
     report.finish(&about);
     if !report.is_ok() {
-        return Err(verdict(report));
+        return Err(failed(report));
     }
     if args.once {
         return Ok(());
     }
-    invite(&mesh, report).await?;
-    supervisor::stay(mesh.children, report).await
+    print_examples(&mesh, report).await?;
+    supervisor::supervise(mesh.children, report).await
 }
 
 const START: &str = "A control plane, a token issuer, and three services with a sidecar each";
 
-fn verdict(report: &Report) -> Failure {
-    Failure::runtime(format!(
-        "the demo did not do what it must: {}",
-        report.failed().join(", ")
-    ))
-    .hint("run it with `--keep DIR` and look into DIR/logs")
+fn failed(report: &Report) -> Failure {
+    Failure::runtime(format!("the demo failed: {}", report.failed().join(", ")))
+        .hint("run it with `--keep DIR` and read the logs in DIR/logs")
 }
 
 async fn describe(outcome: &mut Outcome, mesh: &Mesh<'_>, vault: Option<&Vault>) {
     let signer = vault.map_or_else(
-        || "the embedded CA, which is for development".to_owned(),
+        || "the embedded CA (for development only)".to_owned(),
         Vault::describe,
     );
     outcome.observed(format!("{} processes are up", mesh.children.pids().len()));
@@ -202,42 +199,42 @@ async fn describe(outcome: &mut Outcome, mesh: &Mesh<'_>, vault: Option<&Vault>)
     }
 }
 
-/// What to try, with a token that the user need not type.
-async fn invite(mesh: &Mesh<'_>, report: &Report) -> Result<(), Failure> {
+/// Prints commands to try, with a token in a file.
+async fn print_examples(mesh: &Mesh<'_>, report: &Report) -> Result<(), Failure> {
     let file = mesh.folder.join("token");
     let token = mesh.token("alice", "orders", 8 * 3_600).await?;
-    server::write_whole(&file, &token)?;
+    server::write_atomically(&file, &token)?;
     let (web, socket) = (mesh.web.outbound, mesh.control_plane.socket().display());
     let lines = [
         String::new(),
-        "Everything stays up now. To try in another terminal:".to_owned(),
+        "The mesh stays up. Try this in another terminal:".to_owned(),
         String::new(),
         format!("  export TOKEN=$(cat {})", file.display()),
         format!("  export MERLON_CONTROL_PLANE_SOCKET={socket}"),
         String::new(),
-        "  # as web's program, through its sidecar".to_owned(),
+        "  # call as the program web, through its sidecar".to_owned(),
         format!("  curl -si -H \"authorization: Bearer $TOKEN\" -H 'host: orders.shop' http://{web}/orders/7"),
         format!("  curl -si -H 'host: orders.shop' http://{web}/orders/7                 # 401"),
         format!("  curl -si -H \"authorization: Bearer $TOKEN\" -H 'host: orders.shop' http://{web}/orders \\"),
         "       -H 'content-type: application/json' -d '{\"item\": \"battlement\", \"quantity\": \"many\"}'   # 400".to_owned(),
-        format!("  curl -si -X POST -H 'host: payments.payments' http://{web}/charges         # 403: copy its decision_id"),
+        format!("  curl -si -X POST -H 'host: payments.payments' http://{web}/charges         # 403: copy the decision_id"),
         String::new(),
         "  merlon explain <decision_id>".to_owned(),
         "  merlon proxy status".to_owned(),
         format!("  merlon policy check {}", mesh.resources.folder().display()),
         String::new(),
-        "  # another user's token, good for a minute".to_owned(),
+        "  # a token of another user, valid for a minute".to_owned(),
         format!("  curl -s -d 'sub=bob&audience=orders&expires_in=60' http://{}/token", mesh.issuer),
-        "  # numbers: of orders' sidecar, of the control plane".to_owned(),
+        "  # metrics of the orders sidecar and of the control plane".to_owned(),
         format!("  curl -s http://{}/metrics", mesh.orders.admin),
         format!("  curl -s http://{}/metrics", mesh.control_plane_admin),
         String::new(),
-        "  # nothing fails while the control plane is away; ten seconds later it is started again, as is all that you kill".to_owned(),
+        "  # no call fails while the control plane is down; every process that you kill is restarted after ten seconds".to_owned(),
         format!("  kill -9 {}", mesh.children.pid("control-plane").unwrap_or_default()),
         String::new(),
-        format!("Edit the files in {}: what you save is live a moment later.", mesh.resources.folder().display()),
-        format!("Logs are in {}. Ctrl-C ends all of it.", mesh.folder.join("logs").display()),
+        format!("Edit the files in {}: changes take effect when you save them.", mesh.resources.folder().display()),
+        format!("Logs are in {}. Press Ctrl-C to stop.", mesh.folder.join("logs").display()),
     ];
-    lines.iter().for_each(|line| report.say(line));
+    lines.iter().for_each(|line| report.line(line));
     Ok(())
 }

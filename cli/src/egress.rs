@@ -1,4 +1,4 @@
-//! `merlon egress`: what the mesh's programs call outside of it.
+//! `merlon egress`: destinations outside the mesh that its workloads call.
 
 use clap::Args;
 use jiff::Timestamp;
@@ -11,25 +11,25 @@ use crate::{
     proxy::aligned,
 };
 
-/// Lists destinations outside the mesh that its programs called, as their sidecars saw them since they started: what
-/// `outbound: deny` would refuse.
+/// List the destinations outside the mesh that workloads called since their sidecars started: what `outbound: deny`
+/// would refuse.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   merlon egress --kubernetes
   merlon egress --output json | jq -r '.[].destination' | sort -u
 
-A connection that was intercepted is known by its address, a request to a sidecar that is named by its host.
-Exit codes: 0 listed, 1 the control plane cannot be asked.")]
+Intercepted connections are listed by address, requests that name the sidecar as proxy by host.
+Exit codes: 0 success, 1 the control plane cannot be reached.")]
 pub(crate) struct EgressArgs {
-    /// How the result is written.
+    /// Output format.
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
 
 /// One destination of one workload.
 #[derive(Debug, Clone, Serialize)]
-struct Called {
+struct WorkloadCalls {
     identity: String,
     workload: Option<String>,
     #[serde(flatten)]
@@ -62,11 +62,11 @@ pub(crate) async fn run(args: &EgressArgs, control_plane: &ControlPlane) -> Resu
         let calls = outside.get("destinations").cloned().unwrap_or_default();
         let calls: Vec<Calls> = serde_json::from_value(calls).map_err(|error| {
             Failure::runtime(format!(
-                "what the proxy `{}` says is not understood: {error}",
+                "cannot parse the egress report of proxy `{}`: {error}",
                 printable(&proxy.id)
             ))
         })?;
-        all.extend(calls.into_iter().map(|calls| Called {
+        all.extend(calls.into_iter().map(|calls| WorkloadCalls {
             identity: proxy.identity.clone(),
             workload: proxy.workload.clone(),
             calls,
@@ -74,12 +74,12 @@ pub(crate) async fn run(args: &EgressArgs, control_plane: &ControlPlane) -> Resu
     }
     match args.output {
         Output::Json => print_json(&all),
-        Output::Text if all.is_empty() => print_line("nothing outside the mesh was called"),
+        Output::Text if all.is_empty() => print_line("no destination outside the mesh was called"),
         Output::Text => {
             print_line(&table(&all, Timestamp::now()));
             if others > 0 {
                 print_line(&format!(
-                    "and {others} calls to destinations that are not remembered"
+                    "and {others} calls to destinations that are no longer tracked"
                 ));
             }
         }
@@ -87,7 +87,7 @@ pub(crate) async fn run(args: &EgressArgs, control_plane: &ControlPlane) -> Resu
     Ok(())
 }
 
-fn table(all: &[Called], now: Timestamp) -> String {
+fn table(all: &[WorkloadCalls], now: Timestamp) -> String {
     let header = ["IDENTITY", "DESTINATION", "PASSED", "REFUSED", "LAST"].map(str::to_owned);
     let rows = all.iter().map(|called| {
         let ago = now.duration_since(called.calls.last).as_secs();

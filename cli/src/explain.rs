@@ -1,8 +1,8 @@
 //! `merlon explain`: why a request was allowed or refused.
 //!
-//! The facts were recorded by the proxy that decided. They are evaluated here anew, by Cedar's own evaluator: another
-//! engine than the one that decided. What was refused before or after the policies, by another check, is told by what
-//! that check said: neither tokens nor bodies are kept to repeat it.
+//! The proxy that decided recorded the facts. This command evaluates them again with Cedar's own evaluator, which is not
+//! the engine that decided. For a request that another check refused, before or after the policies, it prints what that
+//! check reported: tokens and bodies are not stored, so the check cannot be repeated.
 
 mod text;
 
@@ -17,21 +17,21 @@ use crate::{
     output::{Output, print_json, print_line, printable},
 };
 
-/// Says why a request was allowed or refused, by its decision id.
+/// Explain why a request was allowed or refused, by its decision id.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A refused caller finds the id in the answer, as `merlon-decision-id` and as `decision_id` in its body; an operator finds
-it in the access log. Of its last 4,096 requests a proxy remembers every refusal, and 50 permits a second.
+The id is in the response to the caller (header `merlon-decision-id`, field `decision_id` of the body) and in the access
+log. Of its last 4,096 requests a proxy stores every refusal, and 50 permits per second.
 
 Examples:
   merlon explain 1a2b3c4d-0g5
   merlon explain 1a2b3c4d-0g5 --output json | jq .then.determining
 
-Exit codes: 0 explained, 1 nobody remembers it, or the control plane cannot be asked.")]
+Exit codes: 0 success, 1 no proxy stores the decision, or the control plane cannot be reached.")]
 pub(crate) struct ExplainArgs {
-    /// The decision's id.
+    /// The decision id.
     decision: String,
-    /// How the result is written.
+    /// Output format.
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
@@ -53,22 +53,22 @@ pub(crate) struct Explained {
     id: String,
     record: RecordedDecision,
     verdict: Verdict,
-    /// What the policies say; absent where nobody knew which service was meant.
-    policies: Option<Judgement>,
+    /// The result of the policies; absent if the service was not known.
+    policies: Option<PolicyResults>,
 }
 
-/// Who decided.
+/// What decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    /// The policies permitted it, and nothing else minded.
+    /// The policies permitted it, and no other check refused it.
     Allowed,
     /// The policies denied it.
     Denied,
-    /// A check refused it before the policies were asked.
+    /// A check refused it before the policies were evaluated.
     RefusedBefore,
     /// The policies permitted it, and a later check refused it.
     RefusedAfter,
-    /// Nothing refused it; what it was meant for failed.
+    /// Nothing refused it; the upstream failed.
     Failed,
 }
 
@@ -95,26 +95,26 @@ impl Verdict {
         }
     }
 
-    /// Whether the policies had their say.
-    const fn is_asked(self) -> bool {
+    /// Whether the policies were evaluated.
+    const fn reached_policies(self) -> bool {
         !matches!(self, Self::RefusedBefore)
     }
 }
 
-/// What the policies of then and of today say to the recorded facts.
+/// The results of the recorded facts under the policies of then and of today.
 #[derive(Debug)]
-struct Judgement {
+struct PolicyResults {
     then: Explanation,
     today: Today,
 }
 
-/// What the same request would be answered now.
+/// The result of the same request under the policies of today.
 #[derive(Debug)]
 enum Today {
-    /// The policies are what they were.
+    /// The policies have not changed.
     Same,
     Other(Explanation),
-    /// The service is not in the mesh any more.
+    /// The service is no longer in the mesh.
     Gone,
     Unknown(String),
 }
@@ -122,7 +122,7 @@ enum Today {
 /// Fetches the facts of a decision and evaluates them.
 pub(crate) async fn look_up(control_plane: &ControlPlane, id: &str) -> Result<Explained, Failure> {
     let record = control_plane.decision(id).await?;
-    let policies = judge(id, &record)?;
+    let policies = evaluate(id, &record)?;
     Ok(Explained {
         id: id.to_owned(),
         verdict: Verdict::of(&record),
@@ -131,7 +131,7 @@ pub(crate) async fn look_up(control_plane: &ControlPlane, id: &str) -> Result<Ex
     })
 }
 
-fn judge(id: &str, record: &RecordedDecision) -> Result<Option<Judgement>, Failure> {
+fn evaluate(id: &str, record: &RecordedDecision) -> Result<Option<PolicyResults>, Failure> {
     let (Some(facts), Some(service), Some(mesh)) = (&record.facts, &record.service, &record.mesh)
     else {
         return Ok(None);
@@ -142,9 +142,9 @@ fn judge(id: &str, record: &RecordedDecision) -> Result<Option<Judgement>, Failu
             .map(ToString::to_string)
             .unwrap_or_default();
         Failure::runtime(format!(
-            "the policies that decided `{id}` do not compile here: {first}"
+            "the policies of decision `{id}` do not compile with this version: {first}"
         ))
-        .hint("`merlon` may be older than the proxy; `merlon version` shows this one's")
+        .hint("`merlon` may be older than the proxy; `merlon version` prints its version")
     })?;
     let mesh_now: &MeshState = record.mesh_now.as_ref().unwrap_or(mesh);
     let today = match &record.service_now {
@@ -160,17 +160,20 @@ fn judge(id: &str, record: &RecordedDecision) -> Result<Option<Judgement>, Failu
             ),
         },
     };
-    Ok(Some(Judgement { then, today }))
+    Ok(Some(PolicyResults { then, today }))
 }
 
 impl Explained {
-    /// What the policies said, as they were; none when they were not asked.
+    /// The result of the policies at the time; `None` if they were not evaluated.
     pub(crate) fn then(&self) -> Option<&Explanation> {
-        let policies = self.policies.as_ref().filter(|_| self.verdict.is_asked());
+        let policies = self
+            .policies
+            .as_ref()
+            .filter(|_| self.verdict.reached_policies());
         policies.map(|policies| &policies.then)
     }
 
-    /// One line.
+    /// A summary of one line.
     pub(crate) fn summary(&self) -> String {
         match self.then() {
             Some(then) => printable(&then.summary),
@@ -178,7 +181,7 @@ impl Explained {
         }
     }
 
-    /// Three or four lines.
+    /// A summary of three or four lines.
     pub(crate) fn short(&self) -> Vec<String> {
         text::short(self)
     }
@@ -193,7 +196,7 @@ impl Explained {
             Some((Today::Gone | Today::Unknown(_), _)) => (true, Value::Null),
         };
         let then = policies.map(|policies| json!(policies.then));
-        let (then, would_have) = match self.verdict.is_asked() {
+        let (then, would_have) = match self.verdict.reached_policies() {
             true => (then, None),
             false => (None, then),
         };

@@ -1,8 +1,8 @@
-//! What ends a command: what failed, where, and how to mend it.
+//! The error of a command: what failed, where, and how to fix it.
 
 use std::{fmt, process::ExitCode};
 
-/// Why a command ended without doing what it was asked.
+/// Why a command failed.
 #[derive(Debug)]
 pub(crate) struct Failure {
     message: String,
@@ -11,7 +11,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Something went wrong while running: exit code 1.
+    /// The command failed while running: exit code 1.
     pub(crate) fn runtime(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
@@ -20,7 +20,7 @@ impl Failure {
         }
     }
 
-    /// What was asked cannot be done: exit code 2.
+    /// Wrong usage or configuration: exit code 2.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
@@ -29,19 +29,19 @@ impl Failure {
         }
     }
 
-    /// How to mend it.
+    /// Adds how to fix it.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// The sentence alone.
+    /// The message without the hint.
     pub(crate) fn message(&self) -> &str {
         &self.message
     }
 
-    /// The hint alone.
-    pub(crate) fn mending(&self) -> Option<&str> {
+    /// How to fix it.
+    pub(crate) fn hint_text(&self) -> Option<&str> {
         self.hint.as_deref()
     }
 

@@ -1,4 +1,4 @@
-//! `merlon inject`: the very change that the admission webhook makes, offline.
+//! `merlon inject`: the change of the admission webhook, offline.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use crate::{
     output::{eprint_line, print_line, printable},
 };
 
-/// Puts the sidecar into the pods of Kubernetes documents, as the admission webhook does; everything else passes as it is.
+/// Add the sidecar to the pods of Kubernetes documents, as the admission webhook does. Other documents are unchanged.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -24,43 +24,43 @@ Examples:
   merlon inject -f orders.yaml --settings injection.yaml | kubectl apply -f -
   kustomize build . | merlon inject -f - --settings injection.yaml > meshed.yaml
 
-Kinds: Pod, Deployment, ReplicaSet, StatefulSet, DaemonSet, Job, CronJob, List. Comments and anchors are not kept.
-Exit codes: 0 written, 1 a file cannot be read, 2 a document cannot be in the mesh or is no YAML (nothing is written).")]
+Kinds: Pod, Deployment, ReplicaSet, StatefulSet, DaemonSet, Job, CronJob, List. Comments and anchors are lost.
+Exit codes: 0 success, 1 a file cannot be read, 2 a pod cannot join the mesh or the input is not YAML (nothing is written).")]
 pub(crate) struct InjectArgs {
-    /// The file of YAML documents; `-`: standard input.
+    /// File of YAML documents; `-` for standard input.
     #[arg(long, short = 'f', value_name = "FILE")]
     file: PathBuf,
-    /// The injector's settings: the entry `injection.yaml` of the ConfigMap `merlon-injection`. Compulsory.
+    /// The injector's settings: the entry `injection.yaml` of the ConfigMap `merlon-injection`. Required.
     #[arg(long, value_name = "FILE")]
     settings: Option<PathBuf>,
-    /// The namespace of documents that name none.
+    /// Namespace of documents without `metadata.namespace`.
     #[arg(long, short = 'n', value_name = "NAMESPACE", default_value = "default")]
     namespace: String,
-    /// A file with a secret of at least 16 random bytes, of which the keys are made that pods' hooks (`lifecycle` by HTTP, TCP
-    /// or gRPC) are asked for by: then documents that have a name become the same each time. Without it a key is random, and stays
-    /// only when what was written is injected again.
+    /// File with a secret of at least 16 random bytes. The keys that authenticate calls to pods' lifecycle hooks (HTTP, TCP
+    /// or gRPC) are derived from it, so documents with a name give the same output on each run. Without it keys are random
+    /// and only kept if the output is injected again.
     #[arg(long, value_name = "FILE")]
     hook_seed: Option<PathBuf>,
 }
 
-/// How the settings of a cluster are come by.
+/// The command that fetches the settings of a cluster.
 const GET_SETTINGS: &str = "kubectl get configmap merlon-injection -n merlon-system -o jsonpath='{.data.injection\\.yaml}' > injection.yaml";
 
 pub(crate) fn run(args: &InjectArgs) -> Result<(), Failure> {
     let Some(settings) = &args.settings else {
         return Err(Failure::usage(
-            "`--settings FILE` is missing: what the cluster's injector is told",
+            "`--settings FILE` is missing: the settings of the cluster's injector",
         )
         .hint(GET_SETTINGS));
     };
     let settings = InjectionSettings::load(settings).map_err(|report| {
-        Failure::usage(format!("the settings cannot be used\n\n{report}")).hint(GET_SETTINGS)
+        Failure::usage(format!("the settings are invalid\n\n{report}")).hint(GET_SETTINGS)
     })?;
     let keys = match &args.hook_seed {
         Some(file) => seeded(file)?,
         None => HookKeys::Random,
     };
-    let with = With {
+    let options = Options {
         settings: &settings,
         keys: &keys,
     };
@@ -70,11 +70,11 @@ pub(crate) fn run(args: &InjectArgs) -> Result<(), Failure> {
     } else {
         args.file.display().to_string()
     };
-    let done = injected(&text, &name, &args.namespace, with)?;
-    for warning in done.warnings {
+    let output = inject_all(&text, &name, &args.namespace, options)?;
+    for warning in output.warnings {
         eprint_line(&format!("warning: {warning}"));
     }
-    print_line(done.text.trim_end());
+    print_line(output.text.trim_end());
     Ok(())
 }
 
@@ -85,33 +85,38 @@ fn seeded(file: &Path) -> Result<HookKeys, Failure> {
     keys.map_err(|failure| failure.hint("openssl rand -out hook-seed 32"))
 }
 
-/// What pods are injected with.
+/// How pods are injected.
 #[derive(Debug, Clone, Copy)]
-struct With<'a> {
+struct Options<'a> {
     settings: &'a InjectionSettings,
     keys: &'a HookKeys,
 }
 
-/// The documents afterwards.
+/// The injected documents.
 #[derive(Debug)]
-struct Done {
+struct Injected {
     text: String,
     warnings: Vec<String>,
 }
 
-/// All of them, or what each is refused for.
-fn injected(text: &str, name: &str, namespace: &str, with: With<'_>) -> Result<Done, Failure> {
-    // As Kubernetes' own tools read it: `defaultMode: 0755` is octal.
+/// Injects every document, or returns why each refused one cannot join the mesh.
+fn inject_all(
+    text: &str,
+    name: &str,
+    namespace: &str,
+    options: Options<'_>,
+) -> Result<Injected, Failure> {
+    // Read as the tools of Kubernetes do: `defaultMode: 0755` is octal.
     let as_kubernetes = serde_saphyr::options! { legacy_octal_numbers: true };
     let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, as_kubernetes)
         .map_err(|error| {
             let error = error.to_string();
             Failure::usage(format!(
-                "{name} is no YAML: {}",
+                "{name} is not YAML: {}",
                 error.trim_start_matches("error: ")
             ))
         })?;
-    let mut told = Told::default();
+    let mut messages = Messages::default();
     let mut out = String::new();
     for (index, mut document) in documents.into_iter().enumerate() {
         if document.is_null() {
@@ -119,27 +124,27 @@ fn injected(text: &str, name: &str, namespace: &str, with: With<'_>) -> Result<D
         }
         let place = format!("{name}, document {}", index + 1);
         let namespace = namespace_of(&document, namespace).to_owned();
-        walk(&mut document, &place, &namespace, with, &mut told);
-        // As they write it: a long line stays one.
+        walk(&mut document, &place, &namespace, options, &mut messages);
+        // Do not fold long lines, as those tools do not.
         let unfolded = serde_saphyr::ser_options! { folded_wrap_chars: usize::MAX };
         let text = serde_saphyr::to_string_with_options(&document, unfolded)
-            .map_err(|error| Failure::runtime(format!("{place} cannot be written: {error}")))?;
+            .map_err(|error| Failure::runtime(format!("cannot write {place}: {error}")))?;
         out.push_str("---\n");
         out.push_str(text.trim_end_matches('\n'));
         out.push('\n');
     }
-    if !told.refused.is_empty() {
-        return Err(Failure::usage(told.refused.join("\nerror: ")));
+    if !messages.refused.is_empty() {
+        return Err(Failure::usage(messages.refused.join("\nerror: ")));
     }
-    Ok(Done {
+    Ok(Injected {
         text: out,
-        warnings: told.warnings,
+        warnings: messages.warnings,
     })
 }
 
-/// What people are told about documents.
+/// Warnings and refusals about documents, each with its place.
 #[derive(Debug, Default)]
-struct Told {
+struct Messages {
     warnings: Vec<String>,
     refused: Vec<String>,
 }
@@ -160,7 +165,7 @@ fn namespace_of<'a>(document: &'a Value, otherwise: &'a str) -> &'a str {
     named.and_then(Value::as_str).unwrap_or(otherwise)
 }
 
-/// Where the pod, or its template, is in a document of a kind.
+/// JSON pointer to the pod or pod template in a document of this kind.
 fn pod_in(group: &str, kind: &str) -> Option<&'static str> {
     match (group, kind) {
         ("", "Pod") => Some(""),
@@ -172,7 +177,13 @@ fn pod_in(group: &str, kind: &str) -> Option<&'static str> {
     }
 }
 
-fn walk(document: &mut Value, place: &str, namespace: &str, with: With<'_>, told: &mut Told) {
+fn walk(
+    document: &mut Value,
+    place: &str,
+    namespace: &str,
+    options: Options<'_>,
+    messages: &mut Messages,
+) {
     let kind = document.get("kind").and_then(Value::as_str);
     let kind = kind.unwrap_or_default().to_owned();
     if kind == "List" {
@@ -180,18 +191,18 @@ fn walk(document: &mut Value, place: &str, namespace: &str, with: With<'_>, told
         for (index, item) in items.into_iter().flatten().enumerate() {
             let place = format!("{place}, item {}", index + 1);
             let namespace = namespace_of(item, namespace).to_owned();
-            walk(item, &place, &namespace, with, told);
+            walk(item, &place, &namespace, options, messages);
         }
         return;
     }
-    let said = |field: &str| {
-        let said = document.get("metadata")?.get(field)?.as_str()?;
-        (!said.is_empty()).then(|| said.to_owned())
+    let metadata = |field: &str| {
+        let text = document.get("metadata")?.get(field)?.as_str()?;
+        (!text.is_empty()).then(|| text.to_owned())
     };
-    // Of those that get their name from the cluster the place tells them apart.
-    let name = said("name");
+    // The place distinguishes documents that get their name from the cluster.
+    let name = metadata("name");
     let owner = name.clone().unwrap_or_else(|| {
-        let prefix = said("generateName").unwrap_or_default();
+        let prefix = metadata("generateName").unwrap_or_default();
         format!("{prefix} {place}")
     });
     let name = name.unwrap_or_default();
@@ -203,19 +214,19 @@ fn walk(document: &mut Value, place: &str, namespace: &str, with: With<'_>, told
     else {
         return;
     };
-    let Ok(key) = with.keys.of([&kind, namespace, &owner]) else {
-        let why = "the system has no random numbers to give";
-        return told.refused.push(format!("{what}: {why}"));
+    let Ok(key) = options.keys.of([&kind, namespace, &owner]) else {
+        let why = "the system provides no random numbers";
+        return messages.refused.push(format!("{what}: {why}"));
     };
-    match inject(pod, namespace, with.settings, &key) {
+    match inject(pod, namespace, options.settings, &key) {
         Ok(Injection::Unchanged(_)) => {}
         Ok(Injection::Changed { object, warnings }) => {
             let warnings = warnings.iter();
             let warnings = warnings.map(|warning| printable(&format!("{what}: {warning}")));
-            told.warnings.extend(warnings);
+            messages.warnings.extend(warnings);
             *pod = object;
         }
-        Err(why) => told.refused.push(printable(&format!("{what}: {why}"))),
+        Err(why) => messages.refused.push(printable(&format!("{what}: {why}"))),
     }
 }
 

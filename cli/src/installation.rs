@@ -1,4 +1,4 @@
-//! `merlon check`: is the installation in a Kubernetes cluster well, and if not, how is it mended?
+//! `merlon check`: whether the installation in a Kubernetes cluster is healthy, and how to fix what is not.
 
 mod gateways;
 mod namespaces;
@@ -10,33 +10,33 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::{
-    cluster::{Cluster, Place, said},
+    cluster::{Cluster, ClusterArgs, error_text},
     failure::Failure,
     output::{Output, print_json, print_line},
 };
 
-/// Looks at Merlon in a Kubernetes cluster: its definitions, control plane, certificates, webhooks, resources, gateways and
-/// namespaces. It changes nothing.
+/// Check Merlon in a Kubernetes cluster: custom resource definitions, control plane, certificates, webhooks, resources,
+/// gateways and namespaces. Read-only.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   merlon check
   merlon check --context production --output json | jq '.findings[] | select(.level == \"problem\")'
 
-It asks with your own rights, and says what it was not allowed to look at.
-Exit codes: 0 all is well (warnings are told), 1 something is not, or the cluster cannot be asked.")]
+It uses your own permissions, and reports what it cannot read.
+Exit codes: 0 healthy (warnings are printed), 1 a problem was found, or the cluster cannot be reached.")]
 pub(crate) struct CheckArgs {
     #[command(flatten)]
-    place: Place,
-    /// Only asks one control plane whether it is ready, at its administration address, as `helm test` does.
+    cluster: ClusterArgs,
+    /// Only check that the control plane with this administration address is ready, as `helm test` does.
     #[arg(long, value_name = "URL")]
     control_plane: Option<url::Url>,
-    /// How the result is written.
+    /// Output format.
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Finding {
@@ -80,26 +80,23 @@ impl Finding {
     }
 }
 
-/// What was not looked at, because the user may not.
-fn unseen(what: &str, error: &kube::Error) -> Finding {
+/// A problem for what could not be read, such as for missing permissions.
+fn unreadable(what: &str, error: &kube::Error) -> Finding {
     let hint = match error {
         kube::Error::Api(status) if status.code == 403 => {
-            "ask for the right to list them, or have somebody run this who has it"
+            "ask for permission to list them, or let a user with this permission run the check"
         }
         _ => "try again",
     };
-    // Not a warning: nobody knows whether it is well.
-    Finding::problem(
-        format!("{what} could not be looked at: {}", said(error)),
-        hint,
-    )
+    // Not a warning: whether it is healthy is unknown.
+    Finding::problem(format!("cannot read {what}: {}", error_text(error)), hint)
 }
 
 pub(crate) async fn run(args: &CheckArgs) -> Result<(), Failure> {
     let findings = match &args.control_plane {
         Some(url) => vec![replicas::ready_at(url).await],
         None => {
-            let cluster = Cluster::connect(&args.place).await?;
+            let cluster = Cluster::connect(&args.cluster).await?;
             parts::all(&cluster).await?
         }
     };
@@ -143,11 +140,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_finding_says_what_is_wrong_and_on_a_line_of_its_own_how_to_mend_it() {
-        assert_eq!(text(&Finding::ok("all is well")), "ok      all is well");
+    fn a_finding_prints_the_problem_and_the_fix_on_a_line_of_its_own() {
+        assert_eq!(text(&Finding::ok("healthy")), "ok      healthy");
         assert_eq!(
-            text(&Finding::problem("one\ntwo", "mend it")),
-            "problem one\n        two\n        hint: mend it"
+            text(&Finding::problem("one\ntwo", "fix it")),
+            "problem one\n        two\n        hint: fix it"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! `merlon`: what people type.
+//! `merlon`: the command line.
 #![doc = include_str!("../README.md")]
 
 mod certs;
@@ -31,12 +31,12 @@ use failure::Failure;
     name = "merlon",
     version,
     after_help = "\
-Begin with:
-  merlon demo                      a mesh on this machine, shown at work
-  merlon check                     is the installation in this Kubernetes cluster well?
-  merlon policy check DIR          is anything wrong with these resource files?
-  merlon proxy status              who is connected, with which state
-  merlon explain DECISION-ID       why was that refused?"
+Start with:
+  merlon demo                      run a mesh on this machine and show it at work
+  merlon check                     check the installation in a Kubernetes cluster
+  merlon policy check DIR          validate resource files
+  merlon proxy status              list connected proxies and their state
+  merlon explain DECISION-ID       explain why a request was refused"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -46,7 +46,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::DemoArgs),
-    /// Connected proxies.
+    /// Inspect connected proxies.
     Proxy {
         #[command(flatten)]
         control_plane: Administration,
@@ -65,21 +65,21 @@ enum Command {
         #[command(flatten)]
         args: explain::ExplainArgs,
     },
-    /// Join tokens.
+    /// Create join tokens.
     Token {
         #[command(flatten)]
         control_plane: Administration,
         #[command(subcommand)]
         command: token::TokenCommand,
     },
-    /// Certificates of running proxies.
+    /// Rotate certificates of running proxies.
     Certs {
         #[command(flatten)]
         control_plane: Administration,
         #[command(subcommand)]
         command: certs::CertsCommand,
     },
-    /// Policies and other resources, as files.
+    /// Check files of policies and other resources.
     #[command(subcommand)]
     Policy(PolicyCommand),
     Check(installation::CheckArgs),
@@ -87,7 +87,7 @@ enum Command {
     Crds(crds::CrdsArgs),
     #[command(hide = true)]
     Tunnel(tunnel::TunnelArgs),
-    /// Prints the version.
+    /// Print the version.
     Version,
     #[command(hide = true)]
     DemoService(demo::service::ServiceArgs),
@@ -102,7 +102,7 @@ enum PolicyCommand {
     Check(check::CheckArgs),
 }
 
-/// Where the control plane can be asked.
+/// How to reach the control plane.
 #[derive(Debug, Args)]
 struct Administration {
     /// The control plane's administration socket.
@@ -114,7 +114,7 @@ struct Administration {
         default_value = DEFAULT_SOCKET
     )]
     control_plane_socket: PathBuf,
-    /// Ask the control plane in the Kubernetes cluster that the kubeconfig names, by `exec` in its pods.
+    /// Reach the control plane in the Kubernetes cluster of the kubeconfig, by `exec` in its pods.
     #[arg(
         long,
         short = 'k',
@@ -123,17 +123,17 @@ struct Administration {
     )]
     kubernetes: bool,
     #[command(flatten)]
-    place: cluster::Place,
+    cluster: cluster::ClusterArgs,
 }
 
-/// As the control plane's own default.
+/// The default of the control plane.
 const DEFAULT_SOCKET: &str = "merlon-state/admin.sock";
 
 impl Administration {
     async fn control_plane(&self) -> Result<ControlPlane, Failure> {
         if self.kubernetes {
             return Ok(ControlPlane::in_cluster(
-                Cluster::connect(&self.place).await?,
+                Cluster::connect(&self.cluster).await?,
             ));
         }
         Ok(ControlPlane::at(self.control_plane_socket.clone()))
@@ -141,15 +141,17 @@ impl Administration {
 }
 
 fn main() -> ExitCode {
-    // Ends with 2 by itself when the arguments are wrong, and with 0 for `--help`.
+    // Exits with 2 if the arguments are wrong, and with 0 for `--help`.
     let arguments = Arguments::parse();
-    // One thread: the demo's children are bound to the thread that started them.
+    // One thread: the kernel ends the demo's children with the thread that started them.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let ended = match runtime {
         Ok(runtime) => runtime.block_on(run(arguments.command)),
-        Err(error) => Err(Failure::runtime(format!("no runtime: {error}"))),
+        Err(error) => Err(Failure::runtime(format!(
+            "cannot start the async runtime: {error}"
+        ))),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

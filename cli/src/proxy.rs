@@ -1,4 +1,4 @@
-//! `merlon proxy`: who is connected, in which state; and what one proxy holds.
+//! `merlon proxy`: the connected proxies with their state, and the configuration of one proxy.
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
@@ -15,29 +15,29 @@ pub(crate) enum ProxyCommand {
     Config(ConfigArgs),
 }
 
-/// Lists every connected proxy: who it is, which state it enforces, and whether it took the last one.
+/// List every connected proxy: its identity, the snapshot it enforces, and whether it accepted the latest one.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   merlon proxy status
   merlon proxy status --output json | jq '.[] | select(.state == \"refused\") | .reason'
 
-Exit codes: 0 listed, 1 the control plane cannot be asked.")]
+Exit codes: 0 success, 1 the control plane cannot be reached.")]
 pub(crate) struct StatusArgs {
-    /// How the result is written.
+    /// Output format.
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
 
-/// Prints everything that one proxy holds, as JSON, without secrets.
+/// Print the whole configuration of one proxy as JSON, without secrets.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
   merlon proxy config shop/orders | jq .services
 
-Exit codes: 0 printed, 1 no such proxy is connected, or the control plane cannot be asked.")]
+Exit codes: 0 success, 1 no such proxy is connected, or the control plane cannot be reached.")]
 pub(crate) struct ConfigArgs {
-    /// The proxy's id as `merlon proxy status` lists it, the beginning of it, or its workload as `shop/orders`.
+    /// The proxy's id from `merlon proxy status`, a prefix of it, or its workload, such as `shop/orders`.
     id: String,
 }
 
@@ -63,7 +63,7 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// The proxy whose id is or begins with `text`, or the only one of the workload `text`.
+/// The proxy whose id equals or starts with `text`, or the only proxy of the workload `text`.
 pub(crate) async fn find(control_plane: &ControlPlane, text: &str) -> Result<String, Failure> {
     let proxies = control_plane.proxies().await?;
     if proxies.iter().any(|proxy| proxy.id == text) {
@@ -72,17 +72,17 @@ pub(crate) async fn find(control_plane: &ControlPlane, text: &str) -> Result<Str
     let named = |proxy: &&ProxyStatus| {
         proxy.id.starts_with(text) || proxy.workload.as_deref() == Some(text)
     };
-    // One that is there before one that was.
+    // Connected proxies first.
     let mut found: Vec<_> = proxies.iter().filter(named).collect();
     found.sort_by_key(|proxy| proxy.state == "disconnected");
     let text = printable(text);
     match found.as_slice() {
         [] => Err(Failure::runtime(format!(
-            "no proxy with the id or the workload `{text}` is connected"
+            "no proxy with id or workload `{text}` is connected"
         ))
-        .hint("`merlon proxy status` lists those that are")),
+        .hint("`merlon proxy status` lists the connected proxies")),
         [one, other, ..] if other.state != "disconnected" => Err(Failure::usage(format!(
-            "`{text}` means several proxies, as `{}` and `{}`",
+            "`{text}` matches several proxies, such as `{}` and `{}`",
             printable(&one.id),
             printable(&other.id)
         ))),
@@ -120,7 +120,7 @@ fn table(proxies: &[ProxyStatus], now: Timestamp) -> String {
     )
 }
 
-/// Columns as wide as their widest cell, so that lines stay whole in logs and pipes.
+/// Columns as wide as their widest cell. Lines are never wrapped, for logs and pipes.
 pub(crate) fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in rows {

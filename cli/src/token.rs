@@ -1,4 +1,4 @@
-//! `merlon token`: join tokens, by which a proxy gets its first certificate.
+//! `merlon token`: join tokens, with which proxies get their first certificate.
 
 use clap::{Args, Subcommand};
 use merlon_config::{name::WorkloadId, unit::Span};
@@ -15,23 +15,23 @@ pub(crate) enum TokenCommand {
     Create(CreateArgs),
 }
 
-/// Makes a join token: with it one proxy gets its first certificate for one identity, once.
+/// Create a join token. One proxy can use it once to get its first certificate, for one identity.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The token alone goes to standard output, so that it can be written where only the proxy's user can read it:
+Only the token goes to standard output. Write it to a file that only the proxy's user can read:
 
   (umask 077; merlon token create --identity shop/orders > orders.token)
   merlon-proxy --identity shop/orders --join-token-file orders.token --control-plane https://127.0.0.1:7564
 
-Exit codes: 0 made, 1 the control plane refused it or cannot be asked.")]
+Exit codes: 0 success, 1 the control plane refused or cannot be reached.")]
 pub(crate) struct CreateArgs {
-    /// Whom the proxy will speak for, as `namespace/service-account`.
+    /// The identity of the proxy, as `namespace/service-account`.
     #[arg(long)]
     identity: WorkloadId,
-    /// How long the token may wait to be used, as `10m`; left out: the control plane's default.
+    /// Lifetime of the token, such as `10m` [default: set by the control plane].
     #[arg(long)]
     ttl: Option<Span>,
-    /// How the result is written.
+    /// Output format.
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
@@ -53,7 +53,7 @@ pub(crate) async fn run(
             print_line(&made.token);
             if let Some(end) = made.expires_at {
                 eprint_line(&format!(
-                    "good for one proxy of {} until {end}",
+                    "valid for one proxy of {} until {end}",
                     args.identity
                 ));
             }

@@ -153,7 +153,7 @@ async fn a_request_without_a_token_was_denied_by_authentication_and_not_by_polic
     let ended = explained(&mesh, &refused).await;
     says(
         &ended,
-        "denied by authentication, before any policy was asked",
+        "denied by authentication, before policies were evaluated",
     );
     says(&ended, "401 authn.missing: a bearer token is required");
     says(&ended, "Authorization: Bearer");
@@ -204,7 +204,7 @@ async fn a_spent_limit_was_denied_by_the_limit_and_says_when_to_come_back() {
     let ended = explained(&mesh, &refused).await;
     says(
         &ended,
-        "denied by a rate limit, before any policy was asked",
+        "denied by a rate limit, before policies were evaluated",
     );
     says(&ended, "the limit `few` is spent");
 }
@@ -232,7 +232,7 @@ async fn what_validation_refuses_was_permitted_by_policy_and_says_where_it_is_wr
     let ended = explained(&mesh, &bad_body).await;
     says(
         &ended,
-        "denied by request validation, after policy permitted it",
+        "denied by request validation, after policies permitted it",
     );
     says(&ended, "/quantity");
     for refused in [&bad_body, &bad_method, &bad_type] {
@@ -255,7 +255,7 @@ async fn what_never_left_the_callers_side_is_explained_too() {
     let nowhere = web.get("nowhere", "/x").await;
     assert_ne!(nowhere.status, StatusCode::OK, "{nowhere:?}");
     let ended = explained(&mesh, &nowhere).await;
-    says(&ended, "GET /x of the host nowhere.shop");
+    says(&ended, "GET /x to host nowhere.shop");
     let problem = nowhere.json();
     says(&ended, problem["reason"].as_str().unwrap_or_default());
     says(&ended, "outbound");

@@ -231,7 +231,10 @@ async fn an_upgrade_and_its_rollback_lose_nothing(mesh: &Mesh) {
     // Pods that are made from now on have the new settings; `check` names those that have not.
     let told = mesh.cluster.merlon(&["check"]).await;
     assert_eq!(told.code(), 0, "{told:?}");
-    assert!(told.out.contains("not of the present settings"), "{told:?}");
+    assert!(
+        told.out.contains("not injected with the current settings"),
+        "{told:?}"
+    );
     let restart = ["rollout", "restart", "-n", "shop", "deployment/orders"];
     mesh.cluster.kubectl(&restart).await;
     mesh.cluster.rolled_out("shop", "deployment/orders").await;

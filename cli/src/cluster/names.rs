@@ -1,5 +1,5 @@
-//! Names by hickory: the C library is linked statically, and would load the machine's own name-service modules, which are
-//! made for another one.
+//! Name resolution by hickory. The C library is linked statically and would load the machine's name-service modules, which
+//! are built for another C library.
 
 use std::{
     io,
@@ -14,11 +14,11 @@ use hickory_resolver::TokioResolver;
 use hyper_util::client::legacy::connect::dns::Name;
 use tower::Service;
 
-/// Looks names up as the machine's own configuration says.
+/// Resolves names with the machine's resolver configuration.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Names;
 
-/// Made at the first name, since an address needs none.
+/// Created for the first name; addresses need no resolver.
 static RESOLVER: OnceLock<Option<TokioResolver>> = OnceLock::new();
 
 impl Service<Name> for Names {

@@ -1,4 +1,4 @@
-//! The demo's processes: started, watched, stopped by their ids, each with a log file.
+//! The demo's processes, each with a log file: start, watch, and stop by process id.
 
 use std::{
     ffi::OsString,
@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::failure::Failure;
 
-/// Every process that the demo started.
+/// All processes that the demo started.
 #[derive(Debug)]
 pub(crate) struct Children {
     own: PathBuf,
@@ -33,11 +33,11 @@ struct Running {
     launch: Launch,
     child: Child,
     log: PathBuf,
-    /// Its end is known.
+    /// Its exit was noticed.
     ended: bool,
 }
 
-/// What it takes to start a process, and to start it again.
+/// How to start a process, also for a restart.
 #[derive(Debug, Clone)]
 struct Launch {
     name: String,
@@ -46,41 +46,42 @@ struct Launch {
     environment: Vec<(String, String)>,
 }
 
-/// A process that ended of its own accord.
+/// A process that exited without being stopped by the demo.
 #[derive(Debug)]
-pub(crate) struct Death {
+pub(crate) struct UnexpectedExit {
     name: String,
     status: ExitStatus,
     log: PathBuf,
 }
 
-impl Death {
-    /// Whose.
+impl UnexpectedExit {
+    /// The name of the process.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether it was ended from outside, so that its log says nothing of it.
+    /// Whether a signal ended it, so its log does not show the cause.
     pub(crate) fn is_by_signal(&self) -> bool {
         self.status.signal().is_some()
     }
 }
 
-impl std::fmt::Display for Death {
+impl std::fmt::Display for UnexpectedExit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "`{}` ended by itself ({})", self.name, self.status)?;
+        write!(f, "`{}` exited unexpectedly ({})", self.name, self.status)?;
         match last_lines(&self.log, 5).as_str() {
-            "" => write!(f, "; it wrote nothing to {}", self.log.display()),
-            lines => write!(f, "; the end of {}:\n{lines}", self.log.display()),
+            "" => write!(f, "; its log {} is empty", self.log.display()),
+            lines => write!(f, "; last lines of {}:\n{lines}", self.log.display()),
         }
     }
 }
 
 impl Children {
-    /// `logs` and `addresses` are folders that exist.
+    /// `logs` and `addresses` must exist.
     pub(crate) fn new(logs: PathBuf, addresses: PathBuf) -> Result<Self, Failure> {
-        let own = std::env::current_exe()
-            .map_err(|error| Failure::runtime(format!("cannot find my own executable: {error}")))?;
+        let own = std::env::current_exe().map_err(|error| {
+            Failure::runtime(format!("cannot find the executable of `merlon`: {error}"))
+        })?;
         Ok(Self {
             own,
             logs,
@@ -89,30 +90,30 @@ impl Children {
         })
     }
 
-    /// One of Merlon's other programs, which lie beside this one.
+    /// Another program of Merlon, in the same folder as this one.
     pub(crate) fn sibling(&self, program: &str) -> Result<PathBuf, Failure> {
         let path = self.own.with_file_name(program);
         if path.is_file() {
             return Ok(path);
         }
         Err(Failure::usage(format!(
-            "`{program}` is not beside `merlon`: there is no {}",
+            "`{program}` is not in the folder of `merlon`: {} does not exist",
             path.display()
         ))
-        .hint("build it: `cargo build --bin merlon --bin merlon-proxy --bin merlon-control-plane`, or `make demo`"))
+        .hint("build it with `cargo build --bin merlon --bin merlon-proxy --bin merlon-control-plane`, or `make demo`"))
     }
 
-    /// This program.
+    /// The path of this program.
     pub(crate) fn own(&self) -> &Path {
         &self.own
     }
 
-    /// The file in which the process `name` says where it listens.
+    /// The file to which the process `name` writes its addresses.
     pub(crate) fn addresses_file(&self, name: &str) -> PathBuf {
         self.addresses.join(format!("{name}.json"))
     }
 
-    /// Starts a process. It does not outlive the demo, even if that is killed.
+    /// Starts a process. It never outlives the demo, even if the demo is killed.
     pub(crate) fn start(
         &mut self,
         name: &str,
@@ -133,17 +134,17 @@ impl Children {
         Ok(())
     }
 
-    /// Starts a process that ended once more, at the addresses that it had: others know them.
-    pub(crate) fn start_again(&mut self, name: &str) -> Result<(), Failure> {
+    /// Restarts a process that exited, at its previous addresses, which other processes use.
+    pub(crate) fn restart(&mut self, name: &str) -> Result<(), Failure> {
         let place = self
             .running
             .iter()
             .position(|running| running.launch.name == name && running.ended);
         let ended = place.and_then(|place| self.running.get(place));
-        let ended = ended.ok_or_else(|| Failure::runtime(format!("`{name}` has not ended")))?;
+        let ended = ended.ok_or_else(|| Failure::runtime(format!("`{name}` is still running")))?;
         let mut launch = ended.launch.clone();
         if let Some(addresses) = self.known_addresses(name) {
-            launch.settle(&addresses);
+            launch.fix_addresses(&addresses);
         }
         let running = self.launch(launch)?;
         if let Some(ended) = place.and_then(|place| self.running.get_mut(place)) {
@@ -162,7 +163,7 @@ impl Children {
             .map_err(failed)?;
         let errors = output.try_clone().map_err(failed)?;
         let mut command = Command::new(&self.own);
-        // What the user set for other programs of Merlon is not meant for these.
+        // The MERLON_ variables of the user configure other programs, not these.
         for (variable, _) in std::env::vars_os() {
             if variable.as_encoded_bytes().starts_with(b"MERLON_") {
                 command.env_remove(variable);
@@ -180,7 +181,7 @@ impl Children {
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)
-            // Ctrl-C is for the demo, which then stops them in its own order.
+            // Ctrl-C only reaches the demo, which then stops its children in order.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -193,7 +194,7 @@ impl Children {
         })
     }
 
-    /// Where the process `name` said it listens, if it has.
+    /// The addresses of the process `name`, once it has written them.
     fn known_addresses(&self, name: &str) -> Option<Addresses> {
         let text = fs::read(self.addresses_file(name)).ok()?;
         Some(Addresses {
@@ -202,20 +203,20 @@ impl Children {
         })
     }
 
-    /// Waits until the process `name` has said where it listens.
+    /// Waits until the process `name` has written its addresses.
     pub(crate) async fn addresses(&mut self, name: &str) -> Result<Addresses, Failure> {
-        let patience = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         loop {
             if let Some(addresses) = self.known_addresses(name) {
                 return Ok(addresses);
             }
-            if let Some(death) = self.dead() {
-                return Err(Failure::runtime(death.to_string()));
+            if let Some(exit) = self.unexpected_exit() {
+                return Err(Failure::runtime(exit.to_string()));
             }
-            if Instant::now() > patience {
+            if Instant::now() > deadline {
                 return Err(Failure::runtime(format!(
-                    "`{name}` did not say where it listens within {} seconds; its log: {}",
-                    PATIENCE.as_secs(),
+                    "`{name}` does not listen after {} seconds; see its log {}",
+                    START_TIMEOUT.as_secs(),
                     self.log(name).display()
                 )));
             }
@@ -223,16 +224,16 @@ impl Children {
         }
     }
 
-    /// A process that ended though nobody wanted it to.
-    pub(crate) fn dead(&mut self) -> Option<Death> {
+    /// The next process that exited without being stopped.
+    pub(crate) fn unexpected_exit(&mut self) -> Option<UnexpectedExit> {
         self.running
             .iter_mut()
             .filter(|running| !running.ended)
             .find_map(|running| {
-                // An error means that it is not ours to wait for any more, which cannot be while we hold it.
+                // An error would mean that the child was already waited for, which is impossible while `child` exists.
                 let status = running.child.try_wait().ok().flatten()?;
                 running.ended = true;
-                Some(Death {
+                Some(UnexpectedExit {
                     name: running.launch.name.clone(),
                     status,
                     log: running.log.clone(),
@@ -240,7 +241,7 @@ impl Children {
             })
     }
 
-    /// Where a process writes.
+    /// The log file of a process.
     pub(crate) fn log(&self, name: &str) -> PathBuf {
         self.logs.join(format!("{name}.log"))
     }
@@ -256,34 +257,34 @@ impl Children {
         kill_process(pid, signal).map_err(|error| Failure::runtime(format!("`{name}`: {error}")))
     }
 
-    /// Name and process id of all that run.
+    /// Name and process id of every running process.
     pub(crate) fn pids(&self) -> Vec<(&str, u32)> {
-        let alive = self.running.iter().filter(|running| !running.ended);
-        alive
+        let running = self.running.iter().filter(|running| !running.ended);
+        running
             .filter_map(|running| Some((running.launch.name.as_str(), running.child.id()?)))
             .collect()
     }
 
-    /// The process id of one that runs.
+    /// The process id of a running process.
     pub(crate) fn pid(&self, name: &str) -> Option<u32> {
         let all = self.pids();
         all.iter()
             .find_map(|(each, pid)| (*each == name).then_some(*pid))
     }
 
-    /// Ends all: first asked, and after a while made to.
+    /// Stops all processes: by SIGTERM, and by SIGKILL after a time-out.
     pub(crate) async fn stop(&mut self) {
         for running in self.running.iter().rev().filter(|running| !running.ended) {
             if let Some(pid) = pid_of(running) {
-                // A stopped process hears nothing until it goes on.
+                // A process stopped by SIGSTOP handles SIGTERM only after SIGCONT.
                 let _ = kill_process(pid, Signal::TERM);
                 let _ = kill_process(pid, Signal::CONT);
             }
         }
-        let patience = Instant::now() + GOODBYE;
+        let deadline = Instant::now() + STOP_TIMEOUT;
         for running in self.running.iter_mut().rev() {
-            if timeout_at(patience, running.child.wait()).await.is_err() {
-                // Also waits for its end.
+            if timeout_at(deadline, running.child.wait()).await.is_err() {
+                // `kill` also waits for the exit.
                 let _ = running.child.kill().await;
             }
             running.ended = true;
@@ -292,8 +293,8 @@ impl Children {
 }
 
 impl Launch {
-    /// Puts the addresses that it was given in place of those that it left open.
-    fn settle(&mut self, addresses: &Addresses) {
+    /// Replaces each address without a fixed port by the address that the process got.
+    fn fix_addresses(&mut self, addresses: &Addresses) {
         for index in 1..self.arguments.len() {
             let (before, rest) = self.arguments.split_at_mut(index);
             let (Some(flag), Some(value)) = (before.last(), rest.first_mut()) else {
@@ -313,7 +314,7 @@ fn pid_of(running: &Running) -> Option<Pid> {
     Pid::from_raw(i32::try_from(running.child.id()?).ok()?)
 }
 
-/// What a process said of where it listens.
+/// The addresses on which a process listens.
 #[derive(Debug)]
 pub(crate) struct Addresses {
     name: String,
@@ -326,7 +327,7 @@ impl Addresses {
         let text = super::wire::text_at(&self.value, &format!("/{which}"));
         text.parse().map_err(|_| {
             Failure::runtime(format!(
-                "`{}` named no address `{which}`: {}",
+                "`{}` has no address `{which}`: {}",
                 self.name, self.value
             ))
         })
@@ -342,7 +343,7 @@ pub(crate) fn last_lines(log: &Path, many: usize) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// An address whose port is left to the system.
+/// An address whose port the system chooses.
 pub(crate) const ANY_PORT: &str = "127.0.0.1:0";
-const PATIENCE: Duration = Duration::from_secs(15);
-const GOODBYE: Duration = Duration::from_secs(4);
+const START_TIMEOUT: Duration = Duration::from_secs(15);
+const STOP_TIMEOUT: Duration = Duration::from_secs(4);

@@ -9,10 +9,10 @@ use super::{
 };
 use crate::failure::Failure;
 
-/// Done before the step.
+/// Injects the fault before the step.
 pub(crate) async fn inject(sabotage: Sabotage, mesh: &mut Mesh<'_>) -> Result<Undo, Failure> {
     match sabotage {
-        // Done at the start of the processes, or in the step itself.
+        // Injected when the processes start, or in the step itself.
         Sabotage::Start
         | Sabotage::ForgedSignature
         | Sabotage::PolicyEdit
@@ -36,7 +36,7 @@ pub(crate) async fn inject(sabotage: Sabotage, mesh: &mut Mesh<'_>) -> Result<Un
         }
         Sabotage::PublicKeyAsSecret | Sabotage::AlgorithmNone => {
             let text = mesh.resources.read(TOKENS)?;
-            edit(mesh, TOKENS, &text, "# Nobody looks at tokens.\n").await
+            edit(mesh, TOKENS, &text, "# Tokens are not checked.\n").await
         }
         Sabotage::Forbidden => edit(mesh, PAYMENTS_CEDAR, "forbid (", "permit (").await,
         Sabotage::NotPermitted => {
@@ -70,7 +70,7 @@ pub(crate) async fn inject(sabotage: Sabotage, mesh: &mut Mesh<'_>) -> Result<Un
     }
 }
 
-/// How to make it right again, so that only one step fails.
+/// How to undo a fault, so that only one step fails.
 #[derive(Debug)]
 pub(crate) enum Undo {
     Nothing,
@@ -79,7 +79,7 @@ pub(crate) enum Undo {
 }
 
 impl Undo {
-    pub(crate) async fn end(self, mesh: &Mesh<'_>) -> Result<(), Failure> {
+    pub(crate) async fn apply(self, mesh: &Mesh<'_>) -> Result<(), Failure> {
         match self {
             Self::Nothing => Ok(()),
             Self::Continue(name) => mesh.children.signal(name, Signal::CONT),
@@ -97,7 +97,7 @@ async fn edit(mesh: &Mesh<'_>, file: &'static str, from: &str, to: &str) -> Resu
     let changed = text.replace(from, to);
     if changed == text {
         return Err(Failure::runtime(format!(
-            "`{file}` has no `{from}` to sabotage"
+            "cannot sabotage `{file}`: it has no `{from}`"
         )));
     }
     let before = mesh.proxies().await?;
@@ -106,7 +106,7 @@ async fn edit(mesh: &Mesh<'_>, file: &'static str, from: &str, to: &str) -> Resu
     Ok(Undo::Text(file, text))
 }
 
-/// The death is left to be noticed.
+/// Kills a process. The demo must notice that itself.
 fn kill(mesh: &Mesh<'_>, name: &str) -> Result<Undo, Failure> {
     mesh.children.signal(name, Signal::KILL)?;
     Ok(Undo::Nothing)

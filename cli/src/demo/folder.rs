@@ -1,4 +1,4 @@
-//! The folder that holds everything of a demo: kept on wish, else gone with it.
+//! The folder with all files of a demo. It is removed at the end, unless `--keep` is set.
 
 use std::{
     fs::{self, File},
@@ -12,30 +12,30 @@ use tempfile::TempDir;
 use crate::{failure::Failure, output::eprint_line};
 
 const PREFIX: &str = "merlon-demo-";
-/// Locked as long as the demo lives, by the kernel's doing also when it is killed.
-const CLAIM: &str = ".claim";
+/// Locked while the demo runs. The kernel releases the lock also when the demo is killed.
+const LOCK_FILE: &str = ".claim";
 
-/// A Unix socket's path has 107 bytes at most (103 on macOS), and the longest here is
+/// The path of a Unix socket has at most 107 bytes (103 on macOS); the longest here is
 /// `payments-sidecar-state/admin.sock`.
-const LONGEST_FOLDER: usize = 68;
+const MAX_FOLDER: usize = 68;
 
-/// Where everything is.
+/// The folder of a demo.
 pub(crate) enum Folder {
-    Kept(PathBuf),
-    /// Gone with the demo. What a killed one left is removed by the next.
-    Passing(TempDir, Claim),
+    Permanent(PathBuf),
+    /// Removed at the end. The next demo removes the folder of one that was killed.
+    Temporary(TempDir, FolderLock),
 }
 
 impl Folder {
-    pub(crate) fn make(keep: Option<&Path>) -> Result<Self, Failure> {
+    pub(crate) fn create(keep: Option<&Path>) -> Result<Self, Failure> {
         let folder = Self::choose(keep)?;
         let bytes = folder.path().as_os_str().len();
-        if bytes > LONGEST_FOLDER {
+        if bytes > MAX_FOLDER {
             return Err(Failure::usage(format!(
-                "{} has {bytes} bytes; Unix sockets in it need a path of {LONGEST_FOLDER} at most",
+                "the path {} has {bytes} bytes; Unix sockets in it need at most {MAX_FOLDER}",
                 folder.path().display()
             ))
-            .hint("name a shorter one by `--keep`, or by TMPDIR"));
+            .hint("set a shorter path with `--keep` or TMPDIR"));
         }
         Ok(folder)
     }
@@ -48,38 +48,41 @@ impl Folder {
             ))
         };
         let Some(path) = keep else {
-            let above = std::env::temp_dir();
-            sweep(&above);
-            let made = tempfile::Builder::new()
+            let parent = std::env::temp_dir();
+            remove_stale(&parent);
+            let created = tempfile::Builder::new()
                 .prefix(PREFIX)
-                .tempdir_in(&above)
-                .and_then(|made| Claim::make(made.path()).map(|claim| Self::Passing(made, claim)));
-            return made.map_err(|error| failed(&above, error));
+                .tempdir_in(&parent)
+                .and_then(|folder| {
+                    let lock = FolderLock::acquire(folder.path())?;
+                    Ok(Self::Temporary(folder, lock))
+                });
+            return created.map_err(|error| failed(&parent, error));
         };
         private_folder(path)?;
         let path = path.canonicalize().map_err(|error| failed(path, error))?;
         let mut entries = fs::read_dir(&path).map_err(|error| failed(&path, error))?;
         match entries.next() {
-            None => Ok(Self::Kept(path)),
+            None => Ok(Self::Permanent(path)),
             Some(_) => Err(Failure::usage(format!("{} is not empty", path.display()))
-                .hint("name a folder that does not exist yet")),
+                .hint("choose a folder that does not exist yet")),
         }
     }
 
     pub(crate) fn path(&self) -> &Path {
         match self {
-            Self::Kept(path) => path,
-            Self::Passing(folder, _) => folder.path(),
+            Self::Permanent(path) => path,
+            Self::Temporary(folder, _) => folder.path(),
         }
     }
 
     pub(crate) fn remove(self) -> Result<(), Failure> {
         match self {
-            Self::Kept(path) => {
+            Self::Permanent(path) => {
                 eprint_line(&format!("kept {}", path.display()));
                 Ok(())
             }
-            Self::Passing(folder, _claim) => {
+            Self::Temporary(folder, _lock) => {
                 let path = folder.path().to_owned();
                 folder.close().map_err(|error| {
                     Failure::runtime(format!("cannot remove {}: {error}", path.display()))
@@ -89,20 +92,20 @@ impl Folder {
     }
 }
 
-/// The sign that a demo lives in its folder.
+/// Shows other demos that the demo of a folder still runs.
 #[derive(Debug)]
-pub(crate) struct Claim {
-    _locked: File,
+pub(crate) struct FolderLock {
+    _file: File,
 }
 
-impl Claim {
-    fn make(folder: &Path) -> io::Result<Self> {
-        // It has its name only once it is locked, so that nobody finds it free.
-        let aside = folder.join(format!("{CLAIM}.new"));
-        let file = File::create_new(&aside)?;
+impl FolderLock {
+    fn acquire(folder: &Path) -> io::Result<Self> {
+        // Renamed only after it is locked, so another demo never finds it unlocked.
+        let temporary = folder.join(format!("{LOCK_FILE}.new"));
+        let file = File::create_new(&temporary)?;
         file.lock()?;
-        fs::rename(&aside, folder.join(CLAIM))?;
-        Ok(Self { _locked: file })
+        fs::rename(&temporary, folder.join(LOCK_FILE))?;
+        Ok(Self { _file: file })
     }
 }
 
@@ -115,28 +118,28 @@ pub(crate) fn private_folder(path: &Path) -> Result<(), Failure> {
     made.map_err(|error| Failure::runtime(format!("cannot create {}: {error}", path.display())))
 }
 
-/// Removes what demos of this user left that were killed. Whatever cannot be removed stays: it is in nobody's way.
-fn sweep(above: &Path) {
+/// Removes the folders of killed demos of this user. A folder that cannot be removed does no harm and stays.
+fn remove_stale(parent: &Path) {
     let own = rustix::process::geteuid().as_raw();
-    let entries = fs::read_dir(above).into_iter().flatten().flatten();
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
     for entry in entries {
         let named = entry
             .file_name()
             .as_encoded_bytes()
             .starts_with(PREFIX.as_bytes());
-        // Without following a link: what it leads to is not a demo's.
+        // `DirEntry::metadata` does not follow links: the target of a link is not a demo's folder.
         let is_own = entry
             .metadata()
-            .is_ok_and(|about| about.is_dir() && about.uid() == own);
+            .is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == own);
         if !named || !is_own {
             continue;
         }
         let folder = entry.path();
-        let claim = File::options()
+        let lock = File::options()
             .read(true)
             .write(true)
-            .open(folder.join(CLAIM));
-        if claim.is_ok_and(|claim| claim.try_lock().is_ok()) {
+            .open(folder.join(LOCK_FILE));
+        if lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
             let _ = fs::remove_dir_all(&folder);
         }
     }

@@ -1,6 +1,6 @@
-//! `merlon demo-issuer`: an OpenID provider as small as one can be, with real discovery, keys and tokens.
+//! `merlon demo-issuer`: a minimal OpenID provider with real discovery, keys and tokens.
 //!
-//! It signs whatever it is asked for: it is there to be asked for bad tokens, too.
+//! It signs every token that is requested, because the demo also needs bad tokens.
 
 use std::{convert::Infallible, net::SocketAddr, path::PathBuf, rc::Rc};
 
@@ -17,24 +17,24 @@ use super::{
 };
 use crate::failure::Failure;
 
-/// Runs the demo's token issuer.
+/// Run the demo's token issuer.
 #[derive(Debug, Args)]
 pub(crate) struct IssuerArgs {
     #[arg(long)]
     listen: SocketAddr,
     #[arg(long)]
     addresses_file: PathBuf,
-    /// Where its keys are kept, so that it is the same issuer when it is started again.
+    /// Folder of its keys, which it keeps over a restart.
     #[arg(long)]
     state_dir: PathBuf,
-    /// A JSON Web Key to publish as the next one instead of its own.
+    /// A JSON Web Key to publish as the next key instead of its own.
     #[arg(long)]
     next_key: Option<PathBuf>,
 }
 
-/// The key that signs now.
+/// The key that signs.
 pub(crate) const CURRENT: &str = "demo-1";
-/// The key that is published already, to sign from the next rotation on.
+/// The key that is published in advance, for the next rotation.
 pub(crate) const NEXT: &str = "demo-2";
 
 struct Issuer {
@@ -44,7 +44,7 @@ struct Issuer {
 }
 
 pub(crate) async fn run(args: &IssuerArgs) -> Result<(), Failure> {
-    let key = SigningKey::kept(CURRENT, &args.state_dir.join(CURRENT))?;
+    let key = SigningKey::load_or_create(CURRENT, &args.state_dir.join(CURRENT))?;
     let next = match &args.next_key {
         Some(file) => {
             let text = std::fs::read(file)
@@ -52,7 +52,7 @@ pub(crate) async fn run(args: &IssuerArgs) -> Result<(), Failure> {
             serde_json::from_slice(&text)
                 .map_err(|error| Failure::runtime(format!("{}: {error}", file.display())))?
         }
-        None => SigningKey::kept(NEXT, &args.state_dir.join(NEXT))?.public_jwk(),
+        None => SigningKey::load_or_create(NEXT, &args.state_dir.join(NEXT))?.public_jwk(),
     };
     let (listener, address) = server::listen(args.listen, &args.addresses_file).await?;
     let issuer = Rc::new(Issuer {
@@ -90,7 +90,7 @@ impl Issuer {
         }
     }
 
-    /// The token endpoint (RFC 6749 §4.4). `sub`, `audience` and `expires_in` are the caller's wish.
+    /// The token endpoint (RFC 6749 §4.4). The caller chooses `sub`, `audience`, `scope` and `expires_in`.
     async fn token(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let Ok(body) = Limited::new(request.into_body(), 4_096).collect().await else {
             return answer(

@@ -1,4 +1,4 @@
-//! The demo's mesh: all processes up, each sidecar with its certificate and its state.
+//! The demo's mesh: starts all processes and waits until each sidecar has its certificate and snapshot.
 
 use std::{
     ffi::OsString,
@@ -14,9 +14,9 @@ use super::{
     children::{ANY_PORT, Children},
     folder::private_folder,
     issuer,
-    resources::{Facts, Place, Resources, TRUST_DOMAIN},
+    resources::{Resources, TRUST_DOMAIN, Values, WorkloadAddresses},
     sabotage::Sabotage,
-    server::write_whole,
+    server::write_atomically,
     token::SigningKey,
     vault::Vault,
     wire::{self, Reply},
@@ -26,7 +26,7 @@ use crate::{
     failure::Failure,
 };
 
-/// Everything that runs.
+/// The running mesh.
 #[derive(Debug)]
 pub(crate) struct Mesh<'a> {
     pub(crate) folder: PathBuf,
@@ -34,28 +34,28 @@ pub(crate) struct Mesh<'a> {
     pub(crate) resources: Resources,
     pub(crate) control_plane: ControlPlane,
     pub(crate) control_plane_address: SocketAddr,
-    /// Where `/metrics` of the control plane is.
+    /// The address of `/metrics` of the control plane.
     pub(crate) control_plane_admin: SocketAddr,
     pub(crate) issuer: SocketAddr,
     pub(crate) web: Workload,
     pub(crate) orders: Workload,
     pub(crate) payments: Workload,
-    /// The key of somebody who is not the issuer.
+    /// A key that is not the issuer's.
     pub(crate) forger: SigningKey,
 }
 
-/// A program and the sidecar beside it.
+/// A program and its sidecar.
 #[derive(Debug, Clone)]
 pub(crate) struct Workload {
     pub(crate) name: &'static str,
     pub(crate) namespace: &'static str,
-    /// Where the program listens.
+    /// The address of the program.
     pub(crate) program: SocketAddr,
-    /// Where its sidecar takes the program's calls.
+    /// The address of its sidecar for calls of the program.
     pub(crate) outbound: SocketAddr,
-    /// Where its sidecar takes calls of the mesh.
+    /// The address of its sidecar for calls from the mesh.
     pub(crate) inbound: SocketAddr,
-    /// `/live`, `/ready`, `/metrics` of its sidecar.
+    /// The address of `/live`, `/ready` and `/metrics` of its sidecar.
     pub(crate) admin: SocketAddr,
 }
 
@@ -65,7 +65,7 @@ impl Workload {
         format!("{}-sidecar", self.name)
     }
 
-    /// As in `spiffe://demo.merlon.test/ns/shop/sa/web`.
+    /// Its SPIFFE ID, such as `spiffe://demo.merlon.test/ns/shop/sa/web`.
     pub(crate) fn identity(&self) -> String {
         format!(
             "spiffe://{TRUST_DOMAIN}/ns/{}/sa/{}",
@@ -73,14 +73,14 @@ impl Workload {
         )
     }
 
-    /// As `shop/web`.
+    /// Its short name, such as `shop/web`.
     pub(crate) fn account(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }
 
-    /// How many requests its program has seen.
-    pub(crate) async fn seen(&self) -> Result<u64, Failure> {
-        let request = wire::ask("GET", "program", super::service::SEEN, None, None);
+    /// The number of requests that its program has received.
+    pub(crate) async fn requests(&self) -> Result<u64, Failure> {
+        let request = wire::request("GET", "program", super::service::REQUEST_COUNT, None, None);
         let reply = wire::send(self.program, request).await;
         let reply = reply.map_err(|error| Failure::runtime(format!("`{}`: {error}", self.name)))?;
         Ok(reply
@@ -92,15 +92,15 @@ impl Workload {
 }
 
 impl<'a> Mesh<'a> {
-    /// Starts all of it in `folder`, in the order in which each needs the others.
+    /// Starts all processes in `folder`, each after those that it depends on.
     pub(crate) async fn start(
         folder: &Path,
         vault: Option<&Vault>,
         sabotage: Option<Sabotage>,
         children: &'a mut Children,
     ) -> Result<Self, Failure> {
-        let starting = Starting { folder, sabotage };
-        let parts = starting.start(children, vault).await?;
+        let builder = Builder { folder, sabotage };
+        let parts = builder.start(children, vault).await?;
         Ok(parts.with(children))
     }
 
@@ -108,14 +108,14 @@ impl<'a> Mesh<'a> {
         [&self.web, &self.orders, &self.payments]
     }
 
-    /// What every proxy says of itself, by the identity's short name.
+    /// The status of every proxy.
     pub(crate) async fn proxies(&self) -> Result<Vec<ProxyStatus>, Failure> {
         self.control_plane.proxies().await
     }
 
-    /// Waits until all proxies have acknowledged a state, and some other one than `before`.
+    /// Waits until all proxies have acknowledged their snapshot and at least one snapshot differs from `before`.
     pub(crate) async fn await_change(&self, before: &[ProxyStatus]) -> Result<(), Failure> {
-        let patience = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + READY_TIMEOUT;
         loop {
             let now = self.proxies().await?;
             let changed = now.iter().any(|proxy| {
@@ -125,18 +125,18 @@ impl<'a> Mesh<'a> {
             if changed && now.iter().all(ProxyStatus::is_acknowledged) {
                 return Ok(());
             }
-            if Instant::now() > patience {
+            if Instant::now() > deadline {
                 return Err(Failure::runtime(
-                    "the changed resources were not taken over within 5 seconds",
+                    "the sidecars did not apply the changed resources within 5 seconds",
                 ));
             }
             sleep(Duration::from_millis(10)).await;
         }
     }
 
-    /// What every proxy enforces, once nothing of earlier changes is on its way any more.
+    /// The status of every proxy, once no earlier change is pending.
     pub(crate) async fn settled(&self) -> Result<Vec<ProxyStatus>, Failure> {
-        let patience = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + READY_TIMEOUT;
         let mut before = self.proxies().await?;
         loop {
             sleep(Duration::from_millis(100)).await;
@@ -145,9 +145,9 @@ impl<'a> Mesh<'a> {
             if same && now.iter().all(ProxyStatus::is_acknowledged) {
                 return Ok(now);
             }
-            if Instant::now() > patience {
+            if Instant::now() > deadline {
                 return Err(Failure::runtime(
-                    "the sidecars do not come to rest within 5 seconds",
+                    "the snapshots of the sidecars still change after 5 seconds",
                 ));
             }
             before = now;
@@ -185,7 +185,7 @@ impl<'a> Mesh<'a> {
         }
     }
 
-    /// What the report says of the whole.
+    /// The description of the mesh for the report.
     pub(crate) fn about(&self) -> Map<String, Value> {
         let workloads = self.workloads().map(|workload| {
             json!({
@@ -221,7 +221,7 @@ impl<'a> Mesh<'a> {
     }
 }
 
-/// Which state each proxy enforces, in order of their ids.
+/// The snapshot version of each proxy, sorted by id.
 pub(crate) fn versions(proxies: &[ProxyStatus]) -> Vec<(&str, Option<&str>)> {
     let each = proxies
         .iter()
@@ -231,8 +231,8 @@ pub(crate) fn versions(proxies: &[ProxyStatus]) -> Vec<(&str, Option<&str>)> {
     all
 }
 
-/// What is there while not everything is.
-struct Starting<'a> {
+/// Starts the processes of a mesh.
+struct Builder<'a> {
     folder: &'a Path,
     sabotage: Option<Sabotage>,
 }
@@ -267,7 +267,7 @@ impl Parts {
     }
 }
 
-impl Starting<'_> {
+impl Builder<'_> {
     async fn start(
         &self,
         children: &mut Children,
@@ -277,7 +277,7 @@ impl Starting<'_> {
         let control_plane_binary = children.sibling("merlon-control-plane")?;
         let proxy_binary = children.sibling("merlon-proxy")?;
 
-        // The ports that resource files have to name are chosen here, and kept until their owner has them.
+        // The ports in the resource files are chosen here, and reserved until their sidecar binds them.
         let ports = [Ports::choose()?, Ports::choose()?, Ports::choose()?];
         self.start_issuer(children, &forger)?;
         let programs = [
@@ -289,36 +289,36 @@ impl Starting<'_> {
             start_program(children, name, ports.outbound.address)?;
         }
         let issuer = children.addresses("issuer").await?.get("listen")?;
-        let mut places = Vec::new();
+        let mut addresses = Vec::new();
         for ((name, _), ports) in programs.iter().zip(&ports) {
             let program = children.addresses(name).await?.get("listen")?;
-            places.push((program, ports.inbound.address));
+            addresses.push((program, ports.inbound.address));
         }
-        let place = |index: usize| {
-            let (program, mesh) = places.get(index).copied().unwrap_or((issuer, issuer));
-            Place {
+        let workload = |index: usize| {
+            let (program, mesh) = addresses.get(index).copied().unwrap_or((issuer, issuer));
+            WorkloadAddresses {
                 mesh,
                 port: program.port(),
             }
         };
         let resources = Resources::write(
             self.folder.join("resources"),
-            &Facts {
+            &Values {
                 issuer: &format!("http://{issuer}"),
                 certificates: &vault.map(Vault::resource).unwrap_or_default(),
-                web: place(0),
-                orders: place(1),
-                payments: place(2),
+                web: workload(0),
+                orders: workload(1),
+                payments: workload(2),
             },
         )?;
 
         let socket = self.folder.join("admin.sock");
-        let addresses = self
+        let bound = self
             .start_control_plane(children, &control_plane_binary, &resources, &socket)
             .await?;
         let control_plane = ControlPlane::at(socket);
-        let control_plane_address = addresses.get("listen")?;
-        await_signer(children, addresses.get("admin")?).await?;
+        let control_plane_address = bound.get("listen")?;
+        await_control_plane(children, bound.get("admin")?).await?;
 
         for ((name, namespace), ports) in programs.iter().zip(&ports) {
             let mut identity = format!("{namespace}/{name}");
@@ -340,7 +340,9 @@ impl Starting<'_> {
             )?;
         }
         let mut workloads = Vec::new();
-        for (((name, namespace), ports), (program, _)) in programs.iter().zip(&ports).zip(&places) {
+        for (((name, namespace), ports), (program, _)) in
+            programs.iter().zip(&ports).zip(&addresses)
+        {
             let admin = children
                 .addresses(&format!("{name}-sidecar"))
                 .await?
@@ -362,7 +364,7 @@ impl Starting<'_> {
             resources,
             control_plane,
             control_plane_address,
-            control_plane_admin: addresses.get("admin")?,
+            control_plane_admin: bound.get("admin")?,
             issuer,
             workloads,
             forger,
@@ -382,7 +384,7 @@ impl Starting<'_> {
         }
         if self.sabotage == Some(Sabotage::ForgedSignature) {
             let file = self.folder.join("next-key.json");
-            write_whole(&file, &forger.public_jwk().to_string())?;
+            write_atomically(&file, &forger.public_jwk().to_string())?;
             arguments.push("--next-key".into());
             arguments.push(file.into());
         }
@@ -429,7 +431,7 @@ impl Starting<'_> {
         let state = self.folder.join(format!("{process}-state"));
         private_folder(&state)?;
         let token_file = state.join("join-token");
-        write_whole(&token_file, join_token)?;
+        write_atomically(&token_file, join_token)?;
         let mut arguments = arguments([
             "--admin",
             ANY_PORT,
@@ -480,13 +482,13 @@ fn arguments<const N: usize>(texts: [&str; N]) -> Vec<OsString> {
     texts.into_iter().map(OsString::from).collect()
 }
 
-/// Waits until the control plane is ready, which it is once it has a root to pin in join tokens.
-async fn await_signer(children: &mut Children, admin: SocketAddr) -> Result<(), Failure> {
-    let patience = Instant::now() + PATIENCE;
+/// Waits until the control plane is ready, that is, has a root to pin in join tokens.
+async fn await_control_plane(children: &mut Children, admin: SocketAddr) -> Result<(), Failure> {
+    let deadline = Instant::now() + READY_TIMEOUT;
     loop {
         let reply = wire::send(
             admin,
-            wire::ask("GET", "control-plane", "/ready", None, None),
+            wire::request("GET", "control-plane", "/ready", None, None),
         )
         .await;
         let why = match reply {
@@ -494,10 +496,10 @@ async fn await_signer(children: &mut Children, admin: SocketAddr) -> Result<(), 
             Ok(reply) => String::from_utf8_lossy(&reply.body).trim().to_owned(),
             Err(error) => error.to_string(),
         };
-        if let Some(death) = children.dead() {
-            return Err(Failure::runtime(death.to_string()));
+        if let Some(exit) = children.unexpected_exit() {
+            return Err(Failure::runtime(exit.to_string()));
         }
-        if Instant::now() > patience {
+        if Instant::now() > deadline {
             return Err(Failure::runtime(format!(
                 "the control plane is not ready: {why}"
             )));
@@ -506,13 +508,13 @@ async fn await_signer(children: &mut Children, admin: SocketAddr) -> Result<(), 
     }
 }
 
-/// Waits until every sidecar is ready and has acknowledged its state.
+/// Waits until every sidecar is ready and has acknowledged its snapshot.
 async fn await_ready(
     children: &mut Children,
     control_plane: &ControlPlane,
     workloads: &[Workload; 3],
 ) -> Result<(), Failure> {
-    let patience = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + READY_TIMEOUT;
     loop {
         let proxies = control_plane.proxies().await?;
         let mut waiting = None;
@@ -527,14 +529,14 @@ async fn await_ready(
         let Some(process) = waiting else {
             return Ok(());
         };
-        if let Some(death) = children.dead() {
-            return Err(Failure::runtime(death.to_string()));
+        if let Some(exit) = children.unexpected_exit() {
+            return Err(Failure::runtime(exit.to_string()));
         }
-        if Instant::now() > patience {
+        if Instant::now() > deadline {
             let log = children.log(&process);
             return Err(Failure::runtime(format!(
-                "`{process}` is not ready after {} seconds; the end of {}:\n{}",
-                PATIENCE.as_secs(),
+                "`{process}` is not ready after {} seconds; last lines of {}:\n{}",
+                READY_TIMEOUT.as_secs(),
                 log.display(),
                 super::children::last_lines(&log, 5)
             )));
@@ -543,9 +545,9 @@ async fn await_ready(
     }
 }
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const READY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The two ports of a sidecar that others have to know before it starts.
+/// The two ports of a sidecar that other processes need before it starts.
 struct Ports {
     inbound: Reserved,
     outbound: Reserved,
@@ -560,8 +562,8 @@ impl Ports {
     }
 }
 
-/// A free port of loopback that nobody else is given while this is held: bound, but not listening, and shared
-/// (`SO_REUSEPORT`) with the sidecar, whose workers share it among themselves in the same way.
+/// A free loopback port that the system gives to no other process while this value exists. The socket is bound but does not
+/// listen, and shares the port (`SO_REUSEPORT`) with the sidecar, as the workers of the sidecar do among themselves.
 struct Reserved {
     address: SocketAddr,
     _socket: socket2::Socket,
@@ -571,7 +573,7 @@ impl Reserved {
     fn choose() -> Result<Self, Failure> {
         let bind = || -> std::io::Result<Self> {
             let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
-            // The sidecar makes sure, without sharing, that nobody listens.
+            // The sidecar first binds without SO_REUSEPORT, to ensure that no other process listens.
             socket.set_reuse_address(true)?;
             socket.set_reuse_port(true)?;
             socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;

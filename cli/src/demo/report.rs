@@ -1,4 +1,4 @@
-//! What came of each step: for people while it runs, for machines at the end.
+//! The result of each step: as text while the demo runs, or as JSON at the end.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::output::{Output, eprint_line, print_json, print_line};
 
-/// What was seen of one step.
+/// The result of one step.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     expected: String,
@@ -18,7 +18,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// Begins with what must happen, in plain words.
+    /// A result with a description of what must happen.
     pub(crate) fn expecting(expected: impl Into<String>) -> Self {
         Self {
             expected: expected.into(),
@@ -26,27 +26,27 @@ impl Outcome {
         }
     }
 
-    /// What did happen.
+    /// Sets what happened.
     pub(crate) fn observed(&mut self, observed: impl Into<String>) {
         self.observed = observed.into();
     }
 
-    /// A line more, for people.
+    /// Adds a line to the text output.
     pub(crate) fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
     }
 
-    /// A value more, for programs.
+    /// Adds a value to the JSON output.
     pub(crate) fn fact(&mut self, name: &str, value: impl Into<Value>) {
         self.facts.insert(name.to_owned(), value.into());
     }
 
-    /// The step did not do what it must.
+    /// Fails the step.
     pub(crate) fn problem(&mut self, problem: impl Into<String>) {
         self.problems.push(problem.into());
     }
 
-    /// The step did not do what it must unless `holds`.
+    /// Fails the step unless `holds`.
     pub(crate) fn must(&mut self, holds: bool, otherwise: impl FnOnce() -> String) {
         if !holds {
             self.problem(otherwise());
@@ -58,7 +58,7 @@ impl Outcome {
     }
 }
 
-/// One line of the report.
+/// One step of the report.
 #[derive(Debug, Serialize)]
 struct Step {
     name: &'static str,
@@ -73,13 +73,13 @@ struct Step {
     duration_ms: u64,
 }
 
-/// All of it.
+/// The report of a demo.
 #[derive(Debug)]
 pub(crate) struct Report {
     output: Output,
-    began: Instant,
+    started: Instant,
     steps: Vec<Step>,
-    /// Why the story ended before its end.
+    /// Why the story ended early.
     aborted: Option<String>,
 }
 
@@ -87,22 +87,22 @@ impl Report {
     pub(crate) fn begin(output: Output) -> Self {
         let this = Self {
             output,
-            began: Instant::now(),
+            started: Instant::now(),
             steps: Vec::new(),
             aborted: None,
         };
-        this.say("Merlon demo: a mesh on this machine, with real processes, certificates, tokens and policies.");
+        this.line("Merlon demo: a mesh on this machine, with real processes, certificates, tokens and policies.");
         this
     }
 
-    /// A line for people; programs get only the report.
-    pub(crate) fn say(&self, line: &str) {
+    /// Prints a line of text output.
+    pub(crate) fn line(&self, line: &str) {
         if self.output == Output::Text {
             print_line(line);
         }
     }
 
-    /// Takes a step's outcome and tells it.
+    /// Adds a step and prints it.
     pub(crate) fn step(
         &mut self,
         name: &'static str,
@@ -111,23 +111,23 @@ impl Report {
         took: Duration,
     ) {
         let ok = outcome.is_ok();
-        self.say("");
-        self.say(&format!("{:>2}. {title}", self.steps.len() + 1));
+        self.line("");
+        self.line(&format!("{:>2}. {title}", self.steps.len() + 1));
         let word = if ok { "ok    " } else { "FAILED" };
-        self.say(&format!(
+        self.line(&format!(
             "    {word} {} ({} ms)",
             outcome.observed,
             took.as_millis()
         ));
         for note in &outcome.notes {
-            self.say(&format!("           {note}"));
+            self.line(&format!("           {note}"));
         }
         if !ok {
-            self.say(&format!("           expected: {}", outcome.expected));
+            self.line(&format!("           expected: {}", outcome.expected));
             for problem in &outcome.problems {
-                self.say(&format!("           but: {problem}"));
+                self.line(&format!("           but: {problem}"));
             }
-            // For who only looks at the errors, as scripts do.
+            // For scripts that only read standard error.
             let first = outcome.problems.first().map_or("", String::as_str);
             eprint_line(&format!("error: step `{name}` failed: {first}"));
         }
@@ -143,7 +143,7 @@ impl Report {
         });
     }
 
-    /// The story cannot go on.
+    /// Records why the story cannot continue.
     pub(crate) fn abort(&mut self, why: &str) {
         eprint_line(&format!("error: {why}"));
         self.aborted = Some(why.to_owned());
@@ -153,7 +153,7 @@ impl Report {
         self.aborted.is_none() && self.steps.iter().all(|step| step.ok)
     }
 
-    /// The steps that did not do what they must.
+    /// The names of the failed steps.
     pub(crate) fn failed(&self) -> Vec<&'static str> {
         self.steps
             .iter()
@@ -162,14 +162,14 @@ impl Report {
             .collect()
     }
 
-    /// The end of the story: a summary for people, everything for programs.
+    /// Prints a summary, or the whole report as JSON.
     pub(crate) fn finish(&self, about: &Map<String, Value>) {
-        let took = self.began.elapsed();
+        let took = self.started.elapsed();
         let failed = self.failed();
-        let good = self.steps.len() - failed.len();
-        self.say("");
-        self.say(&format!(
-            "{good} of {} steps did what they must, in {:.1} s.{}",
+        let passed = self.steps.len() - failed.len();
+        self.line("");
+        self.line(&format!(
+            "{passed} of {} steps passed in {:.1} s.{}",
             self.steps.len(),
             took.as_secs_f64(),
             if failed.is_empty() {

@@ -1,4 +1,4 @@
-//! The files that the demo's mesh is made of: written once, then the user's to edit.
+//! The resource files of the demo's mesh. They are written once; then the user may edit them.
 
 use std::{
     fs,
@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::server::write_whole;
+use super::server::write_atomically;
 use crate::failure::Failure;
 
 /// The folder of resource files that the control plane watches.
@@ -15,22 +15,22 @@ pub(crate) struct Resources {
     folder: PathBuf,
 }
 
-/// What the files have to say of this run.
+/// The values of this run in the files.
 #[derive(Debug)]
-pub(crate) struct Facts<'a> {
+pub(crate) struct Values<'a> {
     /// The `iss` of the token issuer.
     pub(crate) issuer: &'a str,
-    /// The `issuer:` section of `MeshConfig`, in lines of their own; empty for the embedded CA.
+    /// The lines of the `issuer:` section of `MeshConfig`; empty for the embedded CA.
     pub(crate) certificates: &'a str,
-    /// Where each sidecar takes calls of the mesh, and where its program listens: web, orders, payments.
-    pub(crate) web: Place,
-    pub(crate) orders: Place,
-    pub(crate) payments: Place,
+    /// The addresses of each workload.
+    pub(crate) web: WorkloadAddresses,
+    pub(crate) orders: WorkloadAddresses,
+    pub(crate) payments: WorkloadAddresses,
 }
 
-/// Addresses of one workload.
+/// The addresses of one workload.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct WorkloadAddresses {
     /// The sidecar's address in the mesh.
     pub(crate) mesh: SocketAddr,
     /// The program's port on loopback.
@@ -39,18 +39,18 @@ pub(crate) struct Place {
 
 impl Resources {
     /// Writes all files.
-    pub(crate) fn write(folder: PathBuf, facts: &Facts<'_>) -> Result<Self, Failure> {
+    pub(crate) fn write(folder: PathBuf, values: &Values<'_>) -> Result<Self, Failure> {
         let this = Self { folder };
         for namespace in ["shop", "payments"] {
             let folder = this.folder.join(namespace);
             fs::create_dir_all(&folder).map_err(|error| {
-                Failure::runtime(format!("cannot make {}: {error}", folder.display()))
+                Failure::runtime(format!("cannot create {}: {error}", folder.display()))
             })?;
         }
-        this.put(MESH, &mesh(facts))?;
-        this.put(WORKLOADS, &workloads(facts))?;
-        this.put(SERVICES, &services(facts))?;
-        this.put(TOKENS, &tokens(facts))?;
+        this.put(MESH, &mesh(values))?;
+        this.put(WORKLOADS, &workloads(values))?;
+        this.put(SERVICES, &services(values))?;
+        this.put(TOKENS, &tokens(values))?;
         this.put(REQUESTS, REQUESTS_TEXT)?;
         this.put(GUARDRAILS, GUARDRAILS_TEXT)?;
         this.put(ORDERS_CEDAR, ORDERS_CEDAR_TEXT)?;
@@ -62,16 +62,16 @@ impl Resources {
         &self.folder
     }
 
-    /// A file's text as it is now, with what the user made of it.
+    /// The current text of a file, with the user's changes.
     pub(crate) fn read(&self, file: &str) -> Result<String, Failure> {
         let path = self.folder.join(file);
         fs::read_to_string(&path)
             .map_err(|error| Failure::runtime(format!("cannot read {}: {error}", path.display())))
     }
 
-    /// Replaces a file as a whole, as editors do.
+    /// Replaces a file atomically, as editors do.
     pub(crate) fn put(&self, file: &str, text: &str) -> Result<(), Failure> {
-        write_whole(&self.folder.join(file), text)
+        write_atomically(&self.folder.join(file), text)
     }
 }
 
@@ -87,10 +87,10 @@ pub(crate) const PAYMENTS_CEDAR: &str = "payments/payments.cedar";
 /// The trust domain of the demo.
 pub(crate) const TRUST_DOMAIN: &str = "demo.merlon.test";
 
-fn mesh(facts: &Facts<'_>) -> String {
+fn mesh(values: &Values<'_>) -> String {
     format!(
         "\
-# What holds for the whole mesh.
+# Settings of the whole mesh.
 apiVersion: merlon.io/v1alpha1
 kind: MeshConfig
 metadata: {{name: mesh, namespace: merlon-system}}
@@ -99,12 +99,12 @@ spec:
   certificates:
     lifetime: 1h
 {certificates}",
-        certificates = facts.certificates
+        certificates = values.certificates
     )
 }
 
-fn workloads(facts: &Facts<'_>) -> String {
-    let workload = |namespace: &str, name: &str, place: Place| {
+fn workloads(values: &Values<'_>) -> String {
+    let workload = |namespace: &str, name: &str, addresses: WorkloadAddresses| {
         format!(
             "\
 ---
@@ -115,19 +115,19 @@ spec:
   serviceAccount: {name}
   meshAddress: {}
 ",
-            place.mesh
+            addresses.mesh
         )
     };
     format!(
-        "# Who there is: each program runs under an identity of its own, with a sidecar beside it.\n{}{}{}",
-        workload("shop", "web", facts.web),
-        workload("shop", "orders", facts.orders),
-        workload("payments", "payments", facts.payments),
+        "# The workloads: each program runs under its own identity, with its own sidecar.\n{}{}{}",
+        workload("shop", "web", values.web),
+        workload("shop", "orders", values.orders),
+        workload("payments", "payments", values.payments),
     )
 }
 
-fn services(facts: &Facts<'_>) -> String {
-    let service = |namespace: &str, name: &str, place: Place| {
+fn services(values: &Values<'_>) -> String {
+    let service = |namespace: &str, name: &str, addresses: WorkloadAddresses| {
         format!(
             "\
 ---
@@ -139,21 +139,21 @@ spec:
   ports:
     - {{port: 80, targetPort: {}}}
 ",
-            place.port
+            addresses.port
         )
     };
     format!(
-        "# Under which names they are called: http://orders.shop leads to the workloads with `app: orders`.\n{}{}{}",
-        service("shop", "web", facts.web),
-        service("shop", "orders", facts.orders),
-        service("payments", "payments", facts.payments),
+        "# The names of services: http://orders.shop leads to the workloads with `app: orders`.\n{}{}{}",
+        service("shop", "web", values.web),
+        service("shop", "orders", values.orders),
+        service("payments", "payments", values.payments),
     )
 }
 
-fn tokens(facts: &Facts<'_>) -> String {
+fn tokens(values: &Values<'_>) -> String {
     format!(
         "\
-# Whose tokens orders accepts, and for whom they must be meant.
+# The issuer and the audience of tokens that orders accepts.
 apiVersion: merlon.io/v1alpha1
 kind: RequestAuthentication
 metadata: {{name: customers, namespace: shop}}
@@ -167,12 +167,12 @@ spec:
       algorithms: [ES256]
       clockSkew: 30s
 ",
-        issuer = facts.issuer
+        issuer = values.issuer
     )
 }
 
 const REQUESTS_TEXT: &str = "\
-# What a request to orders looks like. Policies name these paths as `context.route`.
+# The valid requests to orders. Policies refer to these paths as `context.route`.
 apiVersion: merlon.io/v1alpha1
 kind: RequestValidation
 metadata: {name: orders, namespace: shop}
@@ -193,7 +193,7 @@ spec:
           item: {type: string, maxLength: 40}
           quantity: {type: integer, minimum: 1, maximum: 100}
 ---
-# How often each caller may come to payments.
+# The rate limit of payments for each caller.
 apiVersion: merlon.io/v1alpha1
 kind: RateLimit
 metadata: {name: payments, namespace: payments}
@@ -207,7 +207,7 @@ spec:
 ";
 
 const GUARDRAILS_TEXT: &str = "\
-# What no team can lift: written in the root namespace, it reaches every service.
+# Rules that no team can lift: policies in the root namespace apply to every service.
 apiVersion: merlon.io/v1alpha1
 kind: AuthorizationPolicy
 metadata: {name: guardrails, namespace: merlon-system}
@@ -219,7 +219,7 @@ spec:
 ";
 
 const ORDERS_CEDAR_TEXT: &str = "\
-// Who may do what with orders. Whatever no policy permits is refused.
+// Who may do what with orders. Requests that no policy permits are refused.
 
 @id(\"read-orders\") @owner(\"team-orders\") @reason(\"Customers read orders through the shop's pages.\")
 permit (principal == Workload::\"shop/web\", action in Action::\"read\", resource == Service::\"shop/orders\")
@@ -237,13 +237,13 @@ when {
 ";
 
 const PAYMENTS_CEDAR_TEXT: &str = "\
-// Payments answers orders and nobody else.
+// Payments only accepts calls from orders.
 
 @id(\"charge\") @owner(\"team-payments\") @reason(\"Orders are charged.\")
 permit (principal == Workload::\"shop/orders\", action == Action::\"POST\", resource == Service::\"payments/payments\")
 when { context.path == \"/charges\" };
 
-@id(\"only-orders\") @owner(\"team-payments\") @reason(\"Only orders may talk to payments.\")
+@id(\"only-orders\") @owner(\"team-payments\") @reason(\"Only orders may call payments.\")
 forbid (principal, action, resource == Service::\"payments/payments\")
 unless { principal is Workload && principal == Workload::\"shop/orders\" };
 ";

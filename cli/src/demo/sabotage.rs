@@ -1,45 +1,45 @@
-//! Sabotage: one thing made wrong, so that tests see the demo notice it. Nothing here fakes a result.
+//! Sabotage: injects one real fault, so tests can verify that the demo notices it. No result is faked.
 
 use clap::ValueEnum;
 /// The step to sabotage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Sabotage {
-    /// A sidecar is given another workload's join token.
+    /// A sidecar gets another workload's join token.
     Start,
-    /// A program is dead.
+    /// A program is killed.
     Allowed,
     /// Tokens are not required.
     NoToken,
     /// The issuer publishes the forger's key.
     ForgedSignature,
-    /// Clocks may differ by more than the token is late.
+    /// The allowed clock skew is larger than the age of the expired token.
     Expired,
-    /// Tokens for others are accepted.
+    /// Tokens for another audience are accepted.
     WrongAudience,
-    /// Nobody looks at tokens.
+    /// Tokens are not checked.
     PublicKeyAsSecret,
-    /// Nobody looks at tokens.
+    /// Tokens are not checked.
     AlgorithmNone,
-    /// The policy says `permit` where it must say `forbid`.
+    /// The policy has `permit` instead of `forbid`.
     Forbidden,
     /// A policy permits too much.
     NotPermitted,
     /// The control plane is killed.
     Explain,
-    /// The limit is far too high.
+    /// The limit is too high.
     RateLimited,
     /// The schema accepts everything.
     BadBody,
-    /// The control plane hangs, so that nobody signs.
+    /// The control plane hangs, so no certificate is signed.
     Rotation,
     /// The edited policy does not compile.
     PolicyEdit,
-    /// The broken policy is a good one.
+    /// The broken policy is valid.
     BrokenPolicy,
 }
 
 impl Sabotage {
-    /// As the step is called.
+    /// Whether this sabotages `step`.
     pub(crate) fn is_of(self, step: &str) -> bool {
         self.to_possible_value()
             .is_some_and(|value| value.get_name() == step)

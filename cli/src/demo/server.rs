@@ -1,4 +1,4 @@
-//! What the demo's own HTTP servers have in common.
+//! The shared parts of the demo's HTTP servers.
 
 use std::{
     convert::Infallible,
@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 
 use crate::failure::Failure;
 
-/// Binds, and says where in `addresses_file`, as all of Merlon's programs do.
+/// Binds, and writes the address to `addresses_file`, as all programs of Merlon do.
 pub(crate) async fn listen(
     address: SocketAddr,
     addresses_file: &Path,
@@ -24,21 +24,21 @@ pub(crate) async fn listen(
     let failed = |error| Failure::runtime(format!("cannot listen on {address}: {error}"));
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
-    write_whole(addresses_file, &json!({ "listen": bound }).to_string())?;
+    write_atomically(addresses_file, &json!({ "listen": bound }).to_string())?;
     Ok((listener, bound))
 }
 
-/// Writes a file so that a reader finds the old text or the new one, never a part.
-pub(crate) fn write_whole(path: &Path, text: &str) -> Result<(), Failure> {
+/// Writes a file atomically: readers see the old text or the new one, never a part.
+pub(crate) fn write_atomically(path: &Path, text: &str) -> Result<(), Failure> {
     let failed = |error| Failure::runtime(format!("cannot write {}: {error}", path.display()));
-    // A leading dot: who watches the folder for resources passes it over.
+    // Watchers of the resource folder ignore files with a leading dot.
     let name = path.file_name().unwrap_or_default().display();
-    let aside: PathBuf = path.with_file_name(format!(".{name}.new"));
-    std::fs::write(&aside, text).map_err(failed)?;
-    std::fs::rename(&aside, path).map_err(failed)
+    let temporary: PathBuf = path.with_file_name(format!(".{name}.new"));
+    std::fs::write(&temporary, text).map_err(failed)?;
+    std::fs::rename(&temporary, path).map_err(failed)
 }
 
-/// Answers requests until the process is told to end.
+/// Serves requests until the process gets a signal to stop.
 pub(crate) async fn serve<A, F>(listener: TcpListener, answer: A) -> Result<(), Failure>
 where
     A: Fn(Request<Incoming>) -> F + Clone + 'static,
@@ -47,7 +47,7 @@ where
     let local = tokio::task::LocalSet::new();
     let accepting = async move {
         loop {
-            // Out of descriptors, or a caller that was gone before it was accepted: the next one may do.
+            // Out of file descriptors, or the client disconnected before the accept: try again.
             let Ok((stream, _)) = listener.accept().await else {
                 tokio::time::sleep(std::time::Duration::from_millis(10)).await;
                 continue;
@@ -55,7 +55,7 @@ where
             let answer = answer.clone();
             let connection = async move {
                 let service = service_fn(answer);
-                // A connection that breaks is its caller's matter.
+                // The client sees errors of its connection.
                 let _ = auto::Builder::new(LocalExecutor)
                     .serve_connection(TokioIo::new(stream), service)
                     .await;
@@ -65,12 +65,12 @@ where
     };
     tokio::select! {
         () = local.run_until(accepting) => {}
-        () = super::signals::told_to_end() => {}
+        () = super::signals::shutdown() => {}
     }
     Ok(())
 }
 
-/// JSON with a status.
+/// A JSON response.
 pub(crate) fn answer(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
     *response.status_mut() = status;

@@ -1,6 +1,7 @@
-//! `merlon demo-service`: the demo's three programs. They know nothing of identities, tokens or policies; that is the point.
+//! `merlon demo-service`: the demo's three programs. They contain no code for identities, tokens or policies: the mesh
+//! handles all three.
 //!
-//! `web` calls `orders`, `orders` calls `payments`, each through the sidecar beside it.
+//! `web` calls `orders`, `orders` calls `payments`, each through its own sidecar.
 
 use std::{cell::Cell, convert::Infallible, net::SocketAddr, path::PathBuf, rc::Rc};
 
@@ -13,11 +14,11 @@ use serde_json::{Value, json};
 
 use super::{
     server::{self, answer},
-    wire::{self, ask},
+    wire::{self, request},
 };
 use crate::failure::Failure;
 
-/// Runs one of the demo's programs.
+/// Run one of the demo's programs.
 #[derive(Debug, Args)]
 pub(crate) struct ServiceArgs {
     name: Name,
@@ -25,7 +26,7 @@ pub(crate) struct ServiceArgs {
     listen: SocketAddr,
     #[arg(long)]
     addresses_file: PathBuf,
-    /// The outbound address of the sidecar beside it.
+    /// Outbound address of its sidecar.
     #[arg(long)]
     sidecar: SocketAddr,
 }
@@ -40,19 +41,19 @@ enum Name {
 struct Program {
     name: Name,
     sidecar: SocketAddr,
-    /// Requests that came in, so that the demo can show that a refused one did not.
-    seen: Cell<u64>,
+    /// Number of requests received, which shows that a refused request did not arrive.
+    requests: Cell<u64>,
 }
 
-/// Where a program says how many requests it has seen.
-pub(crate) const SEEN: &str = "/demo/seen";
+/// The path at which a program reports how many requests it has received.
+pub(crate) const REQUEST_COUNT: &str = "/demo/seen";
 
 pub(crate) async fn run(args: &ServiceArgs) -> Result<(), Failure> {
     let (listener, _) = server::listen(args.listen, &args.addresses_file).await?;
     let program = Rc::new(Program {
         name: args.name,
         sidecar: args.sidecar,
-        seen: Cell::new(0),
+        requests: Cell::new(0),
     });
     server::serve(listener, move |request| {
         let program = Rc::clone(&program);
@@ -63,10 +64,10 @@ pub(crate) async fn run(args: &ServiceArgs) -> Result<(), Failure> {
 
 impl Program {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        if request.uri().path() == SEEN {
-            return answer(StatusCode::OK, &json!({"seen": self.seen.get()}));
+        if request.uri().path() == REQUEST_COUNT {
+            return answer(StatusCode::OK, &json!({"seen": self.requests.get()}));
         }
-        self.seen.set(self.seen.get().saturating_add(1));
+        self.requests.set(self.requests.get().saturating_add(1));
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
         let parts: Vec<&str> = path.split('/').skip(1).collect();
@@ -87,39 +88,39 @@ impl Program {
             }
             (Name::Payments, &Method::POST, ["charges"]) => answer(
                 StatusCode::CREATED,
-                &json!({"service": "payments", "charge": self.seen.get(), "state": "charged"}),
+                &json!({"service": "payments", "charge": self.requests.get(), "state": "charged"}),
             ),
             _ => answer(
                 StatusCode::NOT_FOUND,
-                &json!({"error": format!("{method} {path} is nothing that this program knows")}),
+                &json!({"error": format!("no handler for {method} {path}")}),
             ),
         }
     }
 
     async fn checkout(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let onward = Onward::of(&request);
+        let passed = PassedHeaders::of(&request);
         let body = match json_body(request).await {
             Ok(body) => body,
             Err(refused) => return refused,
         };
-        self.call("POST", "orders.shop", "/orders", &onward, Some(&body))
+        self.call("POST", "orders.shop", "/orders", &passed, Some(&body))
             .await
     }
 
     async fn look_up(&self, request: &Request<Incoming>, id: &str) -> Response<Full<Bytes>> {
-        let onward = Onward::of(request);
+        let passed = PassedHeaders::of(request);
         self.call(
             "GET",
             "orders.shop",
             &format!("/orders/{id}"),
-            &onward,
+            &passed,
             None,
         )
         .await
     }
 
     async fn order(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let onward = Onward::of(&request);
+        let passed = PassedHeaders::of(&request);
         let body = match json_body(request).await {
             Ok(body) => body,
             Err(refused) => return refused,
@@ -129,23 +130,23 @@ impl Program {
             "POST",
             "payments.payments",
             "/charges",
-            &onward,
+            &passed,
             Some(&charge),
         )
         .await
     }
 
-    /// Calls another service through the sidecar, and wraps what it said.
+    /// Calls another service through the sidecar, and wraps its response.
     async fn call(
         &self,
         method: &str,
         service: &str,
         path: &str,
-        onward: &Onward,
+        passed: &PassedHeaders,
         body: Option<&Value>,
     ) -> Response<Full<Bytes>> {
-        let mut request = ask(method, service, path, None, body);
-        for (name, value) in &onward.headers {
+        let mut request = request(method, service, path, None, body);
+        for (name, value) in &passed.headers {
             request.headers_mut().insert(name, value.clone());
         }
         let own = match self.name {
@@ -166,12 +167,12 @@ impl Program {
     }
 }
 
-/// What a program passes on: whose request it is, and which trace it belongs to.
-struct Onward {
+/// The headers that a program passes on: the user's token and the trace context.
+struct PassedHeaders {
     headers: Vec<(header::HeaderName, header::HeaderValue)>,
 }
 
-impl Onward {
+impl PassedHeaders {
     fn of(request: &Request<Incoming>) -> Self {
         let wanted = [
             header::AUTHORIZATION,
@@ -189,7 +190,7 @@ impl Onward {
 }
 
 async fn json_body(request: Request<Incoming>) -> Result<Value, Response<Full<Bytes>>> {
-    let unfit = || {
+    let bad_request = || {
         answer(
             StatusCode::BAD_REQUEST,
             &json!({"error": "the body is not JSON"}),
@@ -198,6 +199,6 @@ async fn json_body(request: Request<Incoming>) -> Result<Value, Response<Full<By
     let body = Limited::new(request.into_body(), 64 << 10)
         .collect()
         .await
-        .map_err(|_| unfit())?;
-    serde_json::from_slice(&body.to_bytes()).map_err(|_| unfit())
+        .map_err(|_| bad_request())?;
+    serde_json::from_slice(&body.to_bytes()).map_err(|_| bad_request())
 }

@@ -1,14 +1,14 @@
-//! When the user has had enough.
+//! The signals that stop a program.
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Waits for Ctrl-C, or for the signal by which supervisors end a process.
-pub(crate) async fn told_to_end() {
+/// Waits for SIGINT (Ctrl-C) or SIGTERM.
+pub(crate) async fn shutdown() {
     let (Ok(mut interrupt), Ok(mut terminate)) = (
         signal(SignalKind::interrupt()),
         signal(SignalKind::terminate()),
     ) else {
-        // Without handlers the signals end the process at once, which is what they are for.
+        // Without handlers the signals end the process directly.
         return std::future::pending().await;
     };
     tokio::select! {

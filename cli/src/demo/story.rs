@@ -1,4 +1,4 @@
-//! The story that the demo tells: each step sends real requests and looks at what became of them.
+//! The story of the demo: each step sends real requests and checks their results.
 
 mod calls;
 mod edits;
@@ -18,79 +18,79 @@ use super::{
 };
 use crate::failure::Failure;
 
-/// The steps after the start, in order, each with what is told of it.
+/// The steps after the start, in order, each with its title.
 const STEPS: [(&str, &str); 15] = [
     (
         "allowed",
         "Alice checks out: web calls orders, orders calls payments",
     ),
-    ("no-token", "The same without a token"),
-    ("forged-signature", "A token that somebody else signed"),
+    ("no-token", "The same request without a token"),
+    ("forged-signature", "A token with a forged signature"),
     ("expired", "A token that expired two minutes ago"),
-    ("wrong-audience", "A good token, but meant for payments"),
+    ("wrong-audience", "A valid token with the audience payments"),
     (
         "public-key-as-secret",
         "A token signed with the issuer's public key as an HS256 secret",
     ),
-    ("algorithm-none", "A token that claims to need no signature"),
-    ("forbidden", "web goes to payments behind orders' back"),
-    ("explain", "Why was that? `merlon explain` asks again"),
+    (
+        "algorithm-none",
+        "A token with the algorithm none and no signature",
+    ),
+    ("forbidden", "web calls payments directly"),
+    (
+        "explain",
+        "Why was that refused? `merlon explain` evaluates it again",
+    ),
     (
         "not-permitted",
         "web tries to delete an order, which no policy permits",
     ),
-    ("rate-limited", "orders calls payments far too often"),
-    ("bad-body", "An order whose quantity is no number"),
-    (
-        "rotation",
-        "New keys and certificates in the middle of traffic",
-    ),
+    ("rate-limited", "orders calls payments too often"),
+    ("bad-body", "An order whose quantity is not a number"),
+    ("rotation", "New keys and certificates under traffic"),
     (
         "policy-edit",
         "The security team freezes all changes by editing one file",
     ),
-    (
-        "broken-policy",
-        "Somebody saves a policy with a mistake in it",
-    ),
+    ("broken-policy", "A policy with a mistake is saved"),
 ];
 
-/// What later steps need of earlier ones.
+/// State that steps share.
 #[derive(Debug, Default)]
 struct Scene {
     /// Alice's token.
     token: String,
-    /// The decision that the step `forbidden` was answered with.
+    /// The decision id from the step `forbidden`.
     decision: String,
-    /// Whether the step itself is sabotaged.
+    /// Whether the current step is sabotaged.
     sabotaged: bool,
 }
 
-/// Tells all of it, or up to the first process that dies.
-pub(crate) async fn tell(mesh: &mut Mesh<'_>, report: &mut Report, sabotage: Option<Sabotage>) {
+/// Runs all steps, or up to the first process that exits.
+pub(crate) async fn run(mesh: &mut Mesh<'_>, report: &mut Report, sabotage: Option<Sabotage>) {
     let mut scene = Scene::default();
     for (name, title) in STEPS {
         let began = Instant::now();
         let outcome = step(name, mesh, &mut scene, sabotage.filter(|it| it.is_of(name))).await;
         let mut outcome = outcome.unwrap_or_else(|failure| {
-            let mut outcome = Outcome::expecting("the step can be made");
-            outcome.observed("it could not");
+            let mut outcome = Outcome::expecting("the step can run");
+            outcome.observed("the step could not run");
             outcome.problem(failure.message());
             outcome
         });
         if !outcome.is_ok() {
-            // A process that died may be why; its end takes a moment to be told.
+            // A process that exited may be the cause; its exit takes a moment to be reported.
             sleep(Duration::from_millis(100)).await;
         }
-        let death = mesh.children.dead();
-        if let Some(death) = &death {
-            outcome.problem(death.to_string());
+        let exit = mesh.children.unexpected_exit();
+        if let Some(exit) = &exit {
+            outcome.problem(exit.to_string());
         }
         report.step(name, title, outcome, began.elapsed());
         let sabotaged = sabotage.is_some_and(|it| it.is_of(name));
-        if let Some(death) = death {
+        if let Some(exit) = exit {
             report.abort(&format!(
-                "the demo cannot go on after step `{name}`: {death}"
+                "the demo cannot continue after step `{name}`: {exit}"
             ));
             return;
         }
@@ -114,12 +114,12 @@ async fn step(
     if scene.token.is_empty() {
         scene.token = mesh.token("alice", "orders", 3_600).await?;
     }
-    let outcome = play(name, mesh, scene).await;
-    undo.end(mesh).await?;
+    let outcome = run_step(name, mesh, scene).await;
+    undo.apply(mesh).await?;
     outcome
 }
 
-async fn play(name: &str, mesh: &Mesh<'_>, scene: &mut Scene) -> Result<Outcome, Failure> {
+async fn run_step(name: &str, mesh: &Mesh<'_>, scene: &mut Scene) -> Result<Outcome, Failure> {
     match name {
         "allowed" => calls::allowed(mesh, scene).await,
         "no-token" => tokens::none(mesh).await,
@@ -136,6 +136,6 @@ async fn play(name: &str, mesh: &Mesh<'_>, scene: &mut Scene) -> Result<Outcome,
         "rotation" => rotation::rotate(mesh, scene).await,
         "policy-edit" => edits::policy_edit(mesh, scene).await,
         "broken-policy" => edits::broken_policy(mesh, scene).await,
-        _ => Err(Failure::runtime(format!("there is no step `{name}`"))),
+        _ => Err(Failure::runtime(format!("no step `{name}`"))),
     }
 }

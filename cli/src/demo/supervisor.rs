@@ -1,58 +1,58 @@
-//! After the story: the mesh stays up for the user, who may kill any part of it and see what that does.
+//! After the story, the mesh stays up for the user, who may kill any process and watch the effect.
 
 use std::{fmt, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
 use super::{
-    children::{Children, Death},
+    children::{Children, UnexpectedExit},
     report::Report,
 };
 use crate::failure::Failure;
 
-/// How long a part stays away, so that its absence can be looked at.
-const AWAY: Duration = Duration::from_secs(10);
-const LOOK: Duration = Duration::from_millis(200);
+/// The delay before a restart, in which the user can see the effect.
+const RESTART_DELAY: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Tells of each process that ends and starts it again a while later. Returns only when one cannot be started.
-pub(crate) async fn stay(children: &mut Children, report: &Report) -> Result<(), Failure> {
-    let mut away: Vec<(String, Instant)> = Vec::new();
+/// Reports each process that exits, and restarts it after a delay. Returns only if a restart fails.
+pub(crate) async fn supervise(children: &mut Children, report: &Report) -> Result<(), Failure> {
+    let mut waiting: Vec<(String, Instant)> = Vec::new();
     loop {
-        while let Some(death) = children.dead() {
-            let part = Part::named(death.name());
-            tell(&death, part, report);
-            if part != Part::Vault {
-                away.push((death.name().to_owned(), Instant::now() + AWAY));
+        while let Some(exit) = children.unexpected_exit() {
+            let role = Role::of(exit.name());
+            report_exit(&exit, role, report);
+            if role != Role::Vault {
+                waiting.push((exit.name().to_owned(), Instant::now() + RESTART_DELAY));
             }
         }
         let now = Instant::now();
-        let (due, later): (Vec<_>, Vec<_>) = away.into_iter().partition(|(_, at)| *at <= now);
-        away = later;
+        let (due, later): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(_, at)| *at <= now);
+        waiting = later;
         for (name, _) in due {
-            children.start_again(&name)?;
+            children.restart(&name)?;
             let pid = children.pid(&name).unwrap_or_default();
-            report.say(&format!("`{name}` is started again, as process {pid}."));
+            report.line(&format!("`{name}` was restarted as process {pid}."));
         }
-        sleep(LOOK).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
-fn tell(death: &Death, part: Part, report: &Report) {
-    report.say("");
-    match death.is_by_signal() {
-        true => report.say(&format!("`{}` is gone.", death.name())),
-        false => report.say(&death.to_string()),
+fn report_exit(exit: &UnexpectedExit, role: Role, report: &Report) {
+    report.line("");
+    match exit.is_by_signal() {
+        true => report.line(&format!("`{}` was killed.", exit.name())),
+        false => report.line(&exit.to_string()),
     }
-    report.say(&format!("  {part}"));
-    if part != Part::Vault {
-        let seconds = AWAY.as_secs();
-        report.say(&format!("  It is started again in {seconds} seconds."));
+    report.line(&format!("  {role}"));
+    if role != Role::Vault {
+        let seconds = RESTART_DELAY.as_secs();
+        report.line(&format!("  It will be restarted in {seconds} seconds."));
     }
 }
 
-/// What a process is to the mesh.
+/// The role of a process in the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
+enum Role {
     ControlPlane,
     Sidecar,
     Program,
@@ -60,8 +60,8 @@ enum Part {
     Vault,
 }
 
-impl Part {
-    fn named(name: &str) -> Self {
+impl Role {
+    fn of(name: &str) -> Self {
         match name {
             "control-plane" => Self::ControlPlane,
             "issuer" => Self::Issuer,
@@ -72,20 +72,20 @@ impl Part {
     }
 }
 
-/// What its absence means.
-impl fmt::Display for Part {
+/// The effect of its absence.
+impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::ControlPlane => {
-                "Calls go on: the sidecars keep their last good state. New policies and `merlon proxy status` wait for it."
+                "Calls continue: the sidecars keep their last snapshot. Policy changes and `merlon proxy status` need the control plane."
             }
             Self::Sidecar => {
-                "No call reaches its program, and none leaves it. It keeps its certificate and its state, and needs nobody to return."
+                "Its program can neither receive nor send calls. The sidecar restarts from its saved certificate and snapshot."
             }
-            Self::Program => "Its sidecar answers 503 for it, with the reason.",
-            Self::Issuer => "The tokens that there are stay good: the sidecars know its keys.",
+            Self::Program => "Its sidecar answers 503 with the reason.",
+            Self::Issuer => "Existing tokens stay valid: the sidecars have cached its keys.",
             Self::Vault => {
-                "Calls go on until certificates end. It kept all in memory, so it is not started again: Ctrl-C, and begin anew."
+                "Calls continue until certificates expire. It kept everything in memory, so it is not restarted: press Ctrl-C and run the demo again."
             }
         })
     }

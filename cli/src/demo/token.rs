@@ -1,4 +1,4 @@
-//! Tokens, good and bad: access tokens of the demo's issuer (RFC 9068), and what a forger makes of them.
+//! Access tokens of the demo's issuer (RFC 9068), and forged ones.
 
 use std::{
     fs::File,
@@ -18,14 +18,14 @@ use serde_json::{Value, json};
 
 use crate::failure::Failure;
 
-/// What a token says.
+/// The claims of a token.
 #[derive(Debug, Clone)]
 pub(crate) struct Claims {
     pub(crate) issuer: String,
     pub(crate) subject: String,
     pub(crate) audience: String,
     pub(crate) scope: String,
-    /// Seconds from now; negative: it expired that long ago.
+    /// Seconds from now; negative for a token that has expired.
     pub(crate) expires_in: i64,
 }
 
@@ -40,25 +40,25 @@ impl Claims {
             "scope": self.scope,
             "client_id": "merlon-demo",
             "groups": ["customers"],
-            // Before it expires, also when it expired already.
+            // Before `exp`, also for an expired token.
             "iat": now.min(expires).saturating_sub(1),
             "exp": expires,
             "jti": format!("{now}-{}", self.subject),
         })
     }
 
-    /// Signed by a key (RFC 7515).
+    /// The token, signed by a key (RFC 7515).
     pub(crate) fn signed_by(&self, key: &SigningKey) -> Result<String, Failure> {
         let signed = self.unsigned(&json!({"alg": "ES256", "typ": "at+jwt", "kid": key.kid}));
         let signature = key
             .pair
             .sign(&SystemRandom::new(), signed.as_bytes())
-            .map_err(|_| Failure::runtime("a token could not be signed"))?;
+            .map_err(|_| Failure::runtime("cannot sign a token"))?;
         Ok(format!("{signed}.{}", encode(signature.as_ref())))
     }
 
-    /// The forger's trick against libraries that take the algorithm from the token: the issuer's *public* key as the
-    /// secret of a symmetric one (RFC 8725 §2.1).
+    /// An attack on libraries that take the algorithm from the token: HS256 with the issuer's *public* key as the secret
+    /// (RFC 8725 §2.1).
     pub(crate) fn keyed_with_public_key(&self, kid: &str, public_key: &[u8]) -> String {
         let signed = self.unsigned(&json!({"alg": "HS256", "typ": "at+jwt", "kid": kid}));
         let key = hmac::Key::new(hmac::HMAC_SHA256, public_key);
@@ -66,7 +66,7 @@ impl Claims {
         format!("{signed}.{}", encode(tag.as_ref()))
     }
 
-    /// The other trick: no signature at all.
+    /// An attack on the same libraries: `alg` is `none`, and the signature is empty.
     pub(crate) fn with_algorithm_none(&self) -> String {
         format!(
             "{}.",
@@ -80,7 +80,7 @@ impl Claims {
     }
 }
 
-/// An ECDSA P-256 key with its name.
+/// An ECDSA P-256 key with its key id.
 #[derive(Debug)]
 pub(crate) struct SigningKey {
     kid: String,
@@ -90,15 +90,15 @@ pub(crate) struct SigningKey {
 impl SigningKey {
     pub(crate) fn generate(kid: &str) -> Result<Self, Failure> {
         let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)
-            .map_err(|_| Failure::runtime("no key could be made"))?;
+            .map_err(|_| Failure::runtime("cannot generate a key"))?;
         Ok(Self {
             kid: kid.to_owned(),
             pair,
         })
     }
 
-    /// The key in `file`; one that is new, and written there for the next start, where there is no such file.
-    pub(crate) fn kept(kid: &str, file: &Path) -> Result<Self, Failure> {
+    /// The key in `file`, or a new key that is written there for the next start.
+    pub(crate) fn load_or_create(kid: &str, file: &Path) -> Result<Self, Failure> {
         let failed = |why: &dyn std::fmt::Display| {
             Failure::runtime(format!("the key in {}: {why}", file.display()))
         };
@@ -111,17 +111,18 @@ impl SigningKey {
                 })
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let made = Self::generate(kid)?;
-                let key = made.pair.to_pkcs8v1().map_err(|error| failed(&error))?;
-                let mut kept = File::options()
+                let new = Self::generate(kid)?;
+                let key = new.pair.to_pkcs8v1().map_err(|error| failed(&error))?;
+                let mut output = File::options()
                     .write(true)
                     .create_new(true)
                     .mode(0o600)
                     .open(file)
                     .map_err(|error| failed(&error))?;
-                kept.write_all(key.as_ref())
+                output
+                    .write_all(key.as_ref())
                     .map_err(|error| failed(&error))?;
-                Ok(made)
+                Ok(new)
             }
             Err(error) => Err(failed(&error)),
         }
@@ -129,7 +130,7 @@ impl SigningKey {
 
     /// The public half as a JSON Web Key (RFC 7518 §6.2.1).
     pub(crate) fn public_jwk(&self) -> Value {
-        // An uncompressed point: one byte that says so, then both coordinates.
+        // An uncompressed point: one byte for the form, then both coordinates.
         let point = self.pair.public_key().as_ref();
         let (x, y) = point
             .get(1..)

@@ -1,4 +1,4 @@
-//! What the sidecars wrote in their access logs about one request, found by its trace id.
+//! Finds the access log entries of one request by its trace id.
 
 use std::{
     fs::File,
@@ -15,19 +15,20 @@ use tokio::time::{Instant, sleep};
 use super::mesh::{Mesh, Workload};
 use crate::failure::Failure;
 
-/// A trace (W3C Trace Context) that begins at the demo.
+/// A trace (W3C Trace Context) that starts at the demo.
 #[derive(Debug)]
 pub(crate) struct Trace {
     id: String,
-    /// Each sidecar's log and how long it was before.
+    /// Name, log file and earlier log length of each sidecar.
     logs: Vec<(String, PathBuf, u64)>,
 }
 
 impl Trace {
-    /// A trace with an id that nobody else has.
+    /// A trace with a random id.
     pub(crate) fn begin(mesh: &Mesh<'_>) -> Result<Self, Failure> {
         let mut random = [0; 16];
-        rand::fill(&mut random).map_err(|_| Failure::runtime("no random numbers"))?;
+        rand::fill(&mut random)
+            .map_err(|_| Failure::runtime("the system provides no random numbers"))?;
         let logs = mesh.workloads().map(|workload| {
             let log = mesh.children.log(&workload.sidecar());
             let length = log.metadata().map_or(0, |metadata| metadata.len());
@@ -46,18 +47,18 @@ impl Trace {
             self.id,
             self.id.get(..16).unwrap_or_default()
         );
-        // Hexadecimal digits are a header value.
+        // Hexadecimal digits are always a valid header value.
         HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
     }
 
-    /// What `workload`'s sidecar wrote about what came in; null when it wrote nothing within a second.
+    /// The inbound log entry of `workload`'s sidecar; null if there is none within a second.
     pub(crate) async fn inbound(&self, workload: &Workload) -> Value {
-        let patience = Instant::now() + Duration::from_secs(1);
+        let deadline = Instant::now() + Duration::from_secs(1);
         loop {
             if let Some(line) = self.find(workload.name) {
                 return line;
             }
-            if Instant::now() > patience {
+            if Instant::now() > deadline {
                 return Value::Null;
             }
             sleep(Duration::from_millis(5)).await;

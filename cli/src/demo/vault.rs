@@ -16,30 +16,31 @@ use tokio::time::{Instant, sleep};
 use url::Url;
 
 use super::{
-    children::Children, folder::private_folder, resources::TRUST_DOMAIN, server::write_whole, wire,
+    children::Children, folder::private_folder, resources::TRUST_DOMAIN, server::write_atomically,
+    wire,
 };
 use crate::failure::Failure;
 
-/// A server whose PKI is prepared for the demo.
+/// A server with a PKI for the demo.
 #[derive(Debug)]
 pub(crate) struct Vault {
     address: Url,
-    /// Holds the token of the control plane: it may do nothing but sign and read roots.
+    /// The file with the token of the control plane, which may only sign and read roots.
     token_file: PathBuf,
     prepared: Prepared,
     administrator: SecretString,
-    /// Whether the demo started it.
+    /// Whether the demo started the server.
     own: bool,
 }
 
 impl Vault {
-    /// Takes the server at `VAULT_ADDR`, or starts one, and sets its PKI up.
+    /// Uses the server at `VAULT_ADDR`, or starts one, and sets up its PKI.
     pub(crate) async fn prepare(folder: &Path, children: &mut Children) -> Result<Self, Failure> {
         let (address, administrator, own) = match setting("VAULT_ADDR", "BAO_ADDR") {
             Some(address) => {
                 let token = setting("VAULT_TOKEN", "BAO_TOKEN").ok_or_else(|| {
-                    Failure::usage("VAULT_ADDR is set and VAULT_TOKEN is not")
-                        .hint("the demo needs a token that may make mounts, roles and policies, for its own PKI")
+                    Failure::usage("VAULT_ADDR is set but VAULT_TOKEN is not")
+                        .hint("the demo needs a token that may create mounts, roles and policies for its own PKI")
                 })?;
                 let address = address
                     .parse()
@@ -51,7 +52,7 @@ impl Vault {
                 (address, token.into(), true)
             }
         };
-        // In somebody's own server under names that nobody else has.
+        // Unique names in a server of the user.
         let prefix = match own {
             true => "pki".to_owned(),
             false => format!("merlon-demo-{}", random(4)?),
@@ -62,12 +63,12 @@ impl Vault {
         let prepared = vault_setup::prepare(&address, &administrator, &domain, &prefix).await;
         let prepared = prepared.map_err(|error| {
             Failure::runtime(chain(&error))
-                .hint("the token must be allowed to make mounts, roles and policies")
+                .hint("the token must be allowed to create mounts, roles and policies")
         })?;
         let secrets = folder.join("vault");
         private_folder(&secrets)?;
         let token_file = secrets.join("control-plane-token");
-        write_whole(&token_file, prepared.token.expose_secret())?;
+        write_atomically(&token_file, prepared.token.expose_secret())?;
         Ok(Self {
             address,
             token_file,
@@ -77,7 +78,7 @@ impl Vault {
         })
     }
 
-    /// The `issuer` of `MeshConfig.spec.certificates`, as lines of the file.
+    /// The `issuer` of `MeshConfig.spec.certificates`, as YAML lines.
     pub(crate) fn resource(&self) -> String {
         format!(
             "    issuer:
@@ -96,7 +97,7 @@ impl Vault {
         )
     }
 
-    /// Leaves somebody's own server as it was.
+    /// Removes the PKI of the demo from a server of the user.
     pub(crate) async fn clean_up(&self) -> Result<(), Failure> {
         if self.own {
             return Ok(());
@@ -104,42 +105,40 @@ impl Vault {
         let removed = vault_setup::remove(&self.address, &self.administrator, &self.prepared).await;
         removed.map_err(|error| {
             Failure::runtime(format!(
-                "the demo's mounts stay in Vault: {}",
+                "cannot remove the demo's mounts from Vault: {}",
                 chain(&error)
             ))
             .hint(format!(
-                "remove `{}` and `{}` by hand",
+                "remove the mounts `{}` and `{}` manually",
                 self.prepared.pki_mount, self.prepared.root_mount
             ))
         })
     }
 
-    /// For the report.
+    /// The name of this issuer in the report.
     pub(crate) fn kind(&self) -> &'static str {
         if self.own { "openbao" } else { "vault" }
     }
 
     pub(crate) fn describe(&self) -> String {
         let what = if self.own {
-            "an OpenBao of its own at"
+            "its own OpenBao at"
         } else {
             "the server at"
         };
         format!(
-            "{what} {} (mount {}, a token for nothing else)",
+            "{what} {} (mount {}, least-privilege token)",
             self.address, self.prepared.pki_mount
         )
     }
 }
 
-/// Starts `bao` in its development mode: in memory, and gone with the demo.
+/// Starts `bao` in development mode: in memory, and stopped with the demo.
 async fn start(children: &mut Children) -> Result<(Url, String), Failure> {
     const NAME: &str = "openbao";
     let binary = find_binary().ok_or_else(|| {
-        Failure::usage("there is no OpenBao: VAULT_ADDR is not set and there is no `bao` program")
-            .hint(
-                "`make tools` installs one under `.tools/bin`, or put `bao` (or `vault`) into PATH",
-            )
+        Failure::usage("no OpenBao found: VAULT_ADDR is not set and there is no `bao` program")
+            .hint("`make tools` installs one in `.tools/bin`; or add `bao` (or `vault`) to PATH")
     })?;
     let token = random(16)?;
     let address = free_address()?;
@@ -155,21 +154,21 @@ async fn start(children: &mut Children) -> Result<(Url, String), Failure> {
         arguments.into_iter().chain([listen]),
         &environment,
     )?;
-    let began = Instant::now();
+    let started = Instant::now();
     loop {
-        let request = wire::ask("GET", "openbao", "/v1/sys/health", None, None);
+        let request = wire::request("GET", "openbao", "/v1/sys/health", None, None);
         if wire::send(address, request)
             .await
             .is_ok_and(|reply| reply.status == 200)
         {
             break;
         }
-        if let Some(death) = children.dead() {
-            return Err(Failure::runtime(death.to_string()));
+        if let Some(exit) = children.unexpected_exit() {
+            return Err(Failure::runtime(exit.to_string()));
         }
-        if began.elapsed() > Duration::from_secs(10) {
+        if started.elapsed() > Duration::from_secs(10) {
             return Err(Failure::runtime(format!(
-                "OpenBao does not answer at {address}; its log: {}",
+                "OpenBao does not answer at {address}; see its log {}",
                 children.log(NAME).display()
             )));
         }
@@ -182,8 +181,8 @@ async fn start(children: &mut Children) -> Result<(Url, String), Failure> {
     ))
 }
 
-/// In PATH, or where `make tools` puts it: in `.tools/bin` of the working directory or of the checkout that this
-/// program was built in.
+/// Looks in PATH and in `.tools/bin` (where `make tools` installs it) of the working directory and of the checkout in
+/// which this program was built.
 fn find_binary() -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = env::split_paths(&path).collect();
@@ -205,16 +204,17 @@ fn setting(name: &str, other: &str) -> Option<String> {
     found.filter(|text| !text.is_empty())
 }
 
-/// OpenBao cannot be asked for any free port and then say which; so one is found for it.
+/// OpenBao cannot choose a free port and report it, so this finds one for it.
 fn free_address() -> Result<SocketAddr, Failure> {
     let bound =
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
     bound.map_err(|error| Failure::runtime(format!("no free port on 127.0.0.1: {error}")))
 }
 
-/// So many random bytes, in hexadecimal.
+/// This many random bytes, in hexadecimal.
 fn random(bytes: usize) -> Result<String, Failure> {
     let mut random = vec![0; bytes];
-    rand::fill(&mut random).map_err(|_| Failure::runtime("no random numbers"))?;
+    rand::fill(&mut random)
+        .map_err(|_| Failure::runtime("the system provides no random numbers"))?;
     Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 client: one that shows exactly what came back.
+//! A small HTTP/1.1 client that returns the exact response.
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-/// What came back.
+/// A response.
 #[derive(Debug, Clone)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -18,7 +18,7 @@ pub(crate) struct Reply {
     pub(crate) body: Bytes,
 }
 
-/// Why nothing came back.
+/// Why there is no response.
 #[derive(Debug, Clone)]
 pub(crate) struct NoReply(String);
 
@@ -29,7 +29,7 @@ impl fmt::Display for NoReply {
 }
 
 impl Reply {
-    /// A header's value; empty when it is not there.
+    /// The value of a header; empty if it is absent.
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers
             .get(name)
@@ -37,18 +37,18 @@ impl Reply {
             .unwrap_or_default()
     }
 
-    /// The body as JSON; null when it is none.
+    /// The body as JSON; null if it is not JSON.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 
-    /// A text in the body's JSON; empty when it is not there.
+    /// A string in the JSON body; empty if it is absent.
     pub(crate) fn text(&self, pointer: &str) -> String {
         text_at(&self.json(), pointer)
     }
 }
 
-/// A text in JSON; empty when it is not there.
+/// A string in JSON; empty if it is absent.
 pub(crate) fn text_at(value: &Value, pointer: &str) -> String {
     match value.pointer(pointer) {
         Some(Value::String(text)) => text.clone(),
@@ -57,32 +57,32 @@ pub(crate) fn text_at(value: &Value, pointer: &str) -> String {
     }
 }
 
-/// Sends one request on a connection of its own.
+/// Sends one request on a new connection.
 pub(crate) async fn send(to: SocketAddr, request: Request<Full<Bytes>>) -> Result<Reply, NoReply> {
-    Kept::open(to).await?.send(request).await
+    Connection::open(to).await?.send(request).await
 }
 
-/// A connection that is kept between requests.
+/// A connection for several requests.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct Connection {
     to: SocketAddr,
     sender: SendRequest<Full<Bytes>>,
 }
 
-impl Kept {
+impl Connection {
     pub(crate) async fn open(to: SocketAddr) -> Result<Self, NoReply> {
         let opening = async {
             let stream = TcpStream::connect(to)
                 .await
                 .map_err(|error| error.to_string())?;
-            // Best effort: only the timing changes without it.
+            // An error is ignored: only the timing depends on it.
             let _ = stream.set_nodelay(true);
             handshake(TokioIo::new(stream))
                 .await
                 .map_err(|error| error.to_string())
         };
         let (sender, connection) = within(to, opening).await?;
-        // Ends with the sender; what goes wrong on it, the sender says.
+        // Ends with the sender, which reports any error of the connection.
         drop(tokio::spawn(connection));
         Ok(Self { to, sender })
     }
@@ -100,7 +100,7 @@ impl Kept {
 
 async fn read(response: Response<hyper::body::Incoming>) -> Result<Reply, String> {
     let (head, body) = response.into_parts();
-    let body = Limited::new(body, MOST_BODY)
+    let body = Limited::new(body, MAX_BODY)
         .collect()
         .await
         .map_err(|error| error.to_string())?;
@@ -115,18 +115,18 @@ async fn within<T>(
     to: SocketAddr,
     exchange: impl Future<Output = Result<T, String>>,
 ) -> Result<T, NoReply> {
-    match tokio::time::timeout(PATIENCE, exchange).await {
+    match tokio::time::timeout(TIMEOUT, exchange).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(NoReply(format!("no answer from {to}: {error}"))),
         Err(_) => Err(NoReply(format!(
             "no answer from {to} within {} seconds",
-            PATIENCE.as_secs()
+            TIMEOUT.as_secs()
         ))),
     }
 }
 
-/// A request to a service by its name in the mesh. `token` goes into `Authorization`.
-pub(crate) fn ask(
+/// A request to a service by its mesh name. `token` is sent in `Authorization`.
+pub(crate) fn request(
     method: &str,
     service: &str,
     path: &str,
@@ -144,9 +144,9 @@ pub(crate) fn ask(
         request = request.header(header::CONTENT_TYPE, "application/json");
     }
     let body = body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
-    // Only a malformed name or path of our own could fail here; the answer to the empty request then says so.
+    // Fails only for a malformed name or path in this program; the response to the empty request then shows it.
     request.body(Full::new(body)).unwrap_or_default()
 }
 
-const PATIENCE: Duration = Duration::from_secs(5);
-const MOST_BODY: usize = 4 << 20;
+const TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_BODY: usize = 4 << 20;

@@ -1,4 +1,4 @@
-//! An explanation, for people.
+//! Explanations as text.
 
 use merlon_policy::{
     decision::Effect,
@@ -6,13 +6,13 @@ use merlon_policy::{
     record::{RecordedFacts, RecordedRequest},
 };
 
-use super::{Explained, Judgement, Today, Verdict};
+use super::{Explained, PolicyResults, Today, Verdict};
 use crate::{
-    control_plane::{Asked, DecisionOutcome},
+    control_plane::{DecisionOutcome, RefusedRequest},
     output::printable,
 };
 
-/// All of it.
+/// The full explanation.
 pub(super) fn lines(explained: &Explained) -> Vec<String> {
     let record = &explained.record;
     let outcome = &record.decision.outcome;
@@ -24,7 +24,7 @@ pub(super) fn lines(explained: &Explained) -> Vec<String> {
     };
     match (&record.facts, &record.decision.asked) {
         (Some(facts), _) => {
-            line("asked", &asked(facts));
+            line("request", &request(facts));
             line("when", &facts.now.to_string());
             line("from", &facts.source_ip.to_string());
             if facts.client_ip != facts.source_ip {
@@ -35,7 +35,7 @@ pub(super) fn lines(explained: &Explained) -> Vec<String> {
             }
         }
         (None, Some(asked)) => {
-            line("asked", &heard(asked));
+            line("request", &refused_request(asked));
             line("when", &asked.ts.to_string());
             line("from", &asked.src_address);
             line("direction", &asked.direction);
@@ -43,36 +43,36 @@ pub(super) fn lines(explained: &Explained) -> Vec<String> {
         (None, None) => {}
     }
     if outcome.reason.is_some() {
-        line("answered", &refusal(outcome));
+        line("response", &refusal(outcome));
         line("place", outcome.place.as_deref().unwrap_or_default());
         if explained.verdict != Verdict::Denied {
             line("cause", outcome.cause.as_deref().unwrap_or_default());
         }
-        line("mend", mending(outcome).unwrap_or_default());
+        line("fix", fix(outcome).unwrap_or_default());
     }
     line("proxy", &record.proxy);
     let version = &record.snapshot_version;
     line("snapshot", version.get(..12).unwrap_or(version));
     lines.push(String::new());
     match &explained.policies {
-        Some(policies) => lines.extend(judgement(policies, explained.verdict)),
+        Some(policies) => lines.extend(policy_results(policies, explained.verdict)),
         None => {
             let asked = record.decision.asked.as_ref();
             let outbound = asked.is_some_and(|asked| asked.direction == "outbound");
             lines.push(match outbound {
-                true => "Policies   are asked by the proxy at the destination, which this did not reach".to_owned(),
-                false => "Policies   were not asked: it was refused before it was known which service is meant".to_owned(),
+                true => "Policies   not evaluated: the request did not reach the proxy of its destination, which evaluates them".to_owned(),
+                false => "Policies   not evaluated: the request was refused before its service was known".to_owned(),
             });
         }
     }
     lines
 }
 
-/// What was asked, and what each policy says.
+/// The request, and the result of each policy.
 pub(super) fn short(explained: &Explained) -> Vec<String> {
     let facts = explained.record.facts.as_ref();
     let mut lines: Vec<String> = facts
-        .map(|facts| printable(&asked(facts)))
+        .map(|facts| printable(&request(facts)))
         .into_iter()
         .collect();
     let policies = explained.then().map(|then| then.policies.as_slice());
@@ -87,25 +87,30 @@ fn headline(explained: &Explained) -> String {
         Verdict::Allowed => "allowed".to_owned(),
         Verdict::Denied => "denied by policy".to_owned(),
         Verdict::RefusedBefore => {
-            format!("denied by {}, before any policy was asked", check(reason))
+            format!(
+                "denied by {}, before policies were evaluated",
+                check(reason)
+            )
         }
-        Verdict::RefusedAfter => format!("denied by {}, after policy permitted it", check(reason)),
-        Verdict::Failed => format!("not denied, but failed: {}", printable(reason)),
+        Verdict::RefusedAfter => {
+            format!("denied by {}, after policies permitted it", check(reason))
+        }
+        Verdict::Failed => format!("permitted, but failed: {}", printable(reason)),
     };
     format!("Decision {}: {verdict}", printable(&explained.id))
 }
 
-/// Who refuses with a reason.
+/// The check that refuses with this reason.
 fn check(reason: &str) -> &'static str {
     match reason.split('.').next().unwrap_or_default() {
         "authn" => "authentication",
         "rate" => "a rate limit",
         "validate" => "request validation",
-        "http" => "the checks of HTTP",
-        "egress" => "the mesh's rule for destinations outside",
-        "tls" => "identity",
-        "config" => "the lack of a configuration",
-        "overload" => "the limit of open requests",
+        "http" => "HTTP checks",
+        "egress" => "the egress rule of the mesh",
+        "tls" => "peer authentication",
+        "config" => "missing configuration",
+        "overload" => "the limit on requests in flight",
         _ => "the proxy",
     }
 }
@@ -120,44 +125,46 @@ pub(super) fn refusal(outcome: &DecisionOutcome) -> String {
     }
 }
 
-/// What helps, where that is certain.
-fn mending(outcome: &DecisionOutcome) -> Option<&'static str> {
+/// How to fix it, for reasons with a known fix.
+fn fix(outcome: &DecisionOutcome) -> Option<&'static str> {
     Some(match outcome.reason.as_deref()? {
         "authn.missing" => {
-            "send `Authorization: Bearer …` with a token of an issuer that the service's RequestAuthentication names"
+            "send `Authorization: Bearer …` with a token from an issuer in the service's RequestAuthentication"
         }
-        "authn.malformed" => "send one `Authorization: Bearer …`, and no token in the query",
+        "authn.malformed" => {
+            "send exactly one `Authorization: Bearer …`, and no token in the query"
+        }
         "authn.keys_unavailable" => {
-            "the proxy could not fetch the issuer's keys; its log says why, and it tries again"
+            "the proxy could not fetch the issuer's keys and retries; its log shows the cause"
         }
-        "rate.limited" => "wait as `Retry-After` says, or raise the limit in its RateLimit",
-        "egress.denied" => "`outbound: deny` stands in the MeshConfig; call a Service of the mesh",
+        "rate.limited" => "wait for the time in `Retry-After`, or raise the limit in its RateLimit",
+        "egress.denied" => "the MeshConfig has `outbound: deny`; call a Service of the mesh",
         "config.unavailable" => {
-            "the proxy needs its control plane; `merlon proxy status` and its log say what is wrong"
+            "the proxy needs its control plane; see `merlon proxy status` and the log of the proxy"
         }
         "upstream.dns" => {
-            "no Service of the mesh has this name, and neither has DNS; `merlon proxy config` lists what the proxy knows"
+            "neither a Service of the mesh nor DNS has this name; `merlon proxy config` lists the services that the proxy knows"
         }
         "upstream.connect" | "upstream.connect_timeout" => {
-            "is the program up, and does it listen where its Workload and Service say?"
+            "check that the program runs and listens on the address of its Workload and the port of its Service"
         }
         _ => return None,
     })
 }
 
-fn judgement(policies: &Judgement, verdict: Verdict) -> Vec<String> {
+fn policy_results(policies: &PolicyResults, verdict: Verdict) -> Vec<String> {
     let then = &policies.then;
-    let mut lines = vec![match verdict.is_asked() {
-        true => "Policies considered".to_owned(),
-        false => "Policies, had they been asked with what was known by then".to_owned(),
+    let mut lines = vec![match verdict.reached_policies() {
+        true => "Policies evaluated".to_owned(),
+        false => "Policies, if evaluated with what was known at the refusal".to_owned(),
     }];
     if then.policies.is_empty() {
-        lines.push("  none: no policy concerns this service".to_owned());
+        lines.push("  none: no policy applies to this service".to_owned());
     }
     let each = then.policies.iter();
     lines.extend(each.map(|policy| format!("  {}", policy_line(policy))));
     lines.push(String::new());
-    let title = match verdict.is_asked() {
+    let title = match verdict.reached_policies() {
         true => "Decided",
         false => "Would be",
     };
@@ -169,65 +176,60 @@ fn judgement(policies: &Judgement, verdict: Verdict) -> Vec<String> {
     lines
 }
 
-fn today(policies: &Judgement, verdict: Verdict) -> String {
-    let policies_say = match &policies.today {
-        Today::Same => "the same: the policies have not changed".to_owned(),
+fn today(policies: &PolicyResults, verdict: Verdict) -> String {
+    let result = match &policies.today {
+        Today::Same => "same result: the policies have not changed".to_owned(),
         Today::Other(now) if now.allowed == policies.then.allowed => {
-            format!(
-                "the policies have changed, their answer has not: {}",
-                now.summary
-            )
+            format!("same result with changed policies: {}", now.summary)
         }
-        Today::Other(now) => format!("another answer of the policies: {}", now.summary),
-        Today::Gone => return "the service is not in the mesh any more".to_owned(),
-        Today::Unknown(why) => format!("not known: {why}"),
+        Today::Other(now) => format!("different result: {}", now.summary),
+        Today::Gone => return "the service is no longer in the mesh".to_owned(),
+        Today::Unknown(why) => format!("unknown: {why}"),
     };
     match verdict {
-        Verdict::Allowed | Verdict::Denied => policies_say,
-        Verdict::RefusedBefore | Verdict::RefusedAfter | Verdict::Failed => format!(
-            "{policies_say}. What {} is not tried again: only policies are",
-            match verdict {
-                Verdict::Failed => "failed",
-                _ => "refused it",
-            }
-        ),
+        Verdict::Allowed | Verdict::Denied => result,
+        Verdict::RefusedBefore | Verdict::RefusedAfter => {
+            format!(
+                "{result}. Only policies are evaluated again, not the check that refused the request"
+            )
+        }
+        Verdict::Failed => {
+            format!("{result}. Only policies are evaluated again, the upstream is not called")
+        }
     }
 }
 
-/// `GET /x of the host nowhere.example`.
-fn heard(asked: &Asked) -> String {
-    let who = asked.src.as_deref().unwrap_or("somebody");
+/// `spiffe://…: GET /x to host nowhere.example`.
+fn refused_request(asked: &RefusedRequest) -> String {
+    let who = asked.src.as_deref().unwrap_or("unknown caller");
     let what = match (&asked.method, &asked.path) {
         (Some(method), Some(path)) => format!("{method} {path}"),
-        _ if asked.protocol == "tcp" => "a TCP connection".to_owned(),
-        _ => "something that could not be read".to_owned(),
+        _ if asked.protocol == "tcp" => "TCP connection".to_owned(),
+        _ => "unreadable request".to_owned(),
     };
-    let host = asked
-        .host
-        .as_ref()
-        .map(|host| format!(" of the host {host}"));
-    let service = asked.dst.as_ref().map(|dst| format!(", meant for {dst}"));
+    let host = asked.host.as_ref().map(|host| format!(" to host {host}"));
+    let service = asked.dst.as_ref().map(|dst| format!(", for {dst}"));
     format!(
-        "{who} asked for {what}{}{}",
+        "{who}: {what}{}{}",
         host.unwrap_or_default(),
         service.unwrap_or_default()
     )
 }
 
-/// `spiffe://… asked for POST /charges of payments/payments`.
-fn asked(facts: &RecordedFacts) -> String {
+/// `spiffe://…: POST /charges to payments/payments, port 80`.
+fn request(facts: &RecordedFacts) -> String {
     let what = match &facts.request {
         RecordedRequest::Http { method, path, .. } => {
-            format!("{method} {path} of {}", facts.service)
+            format!("{method} {path} to {}", facts.service)
         }
         RecordedRequest::Grpc {
             service, method, ..
         } => {
-            format!("gRPC {service}/{method} of {}", facts.service)
+            format!("gRPC {service}/{method} to {}", facts.service)
         }
-        RecordedRequest::Tcp { .. } => format!("a TCP connection to {}", facts.service),
+        RecordedRequest::Tcp { .. } => format!("TCP connection to {}", facts.service),
     };
-    format!("{} asked for {what}, port {}", facts.principal, facts.port)
+    format!("{}: {what}, port {}", facts.principal, facts.port)
 }
 
 fn details(facts: &RecordedFacts) -> Vec<(&'static str, String)> {
@@ -252,7 +254,7 @@ fn details(facts: &RecordedFacts) -> Vec<(&'static str, String)> {
                 "route",
                 route
                     .clone()
-                    .unwrap_or_else(|| "none of the templates".to_owned()),
+                    .unwrap_or_else(|| "no template matches".to_owned()),
             ));
             let params: Vec<String> = params
                 .iter()
@@ -286,13 +288,13 @@ fn policy_line(explanation: &PolicyExplanation) -> String {
         Effect::Permit => "permit",
     };
     let outcome = match &explanation.outcome {
-        PolicyOutcome::Holds => "holds".to_owned(),
+        PolicyOutcome::Holds => "matches".to_owned(),
         PolicyOutcome::OutOfScope { part, wants, saw } => {
-            format!("is about another {part}: it wants {wants}, and this is {saw}")
+            format!("does not match the {part}: requires {wants}, got {saw}")
         }
         PolicyOutcome::ConditionFalse { condition, saw } => match saw {
-            Some(saw) => format!("does not hold: {condition} is false, since {saw}"),
-            None => format!("does not hold: {condition} is false"),
+            Some(saw) => format!("does not match: {condition} is false because {saw}"),
+            None => format!("does not match: {condition} is false"),
         },
         PolicyOutcome::Errs { error } => format!("cannot be evaluated: {error}"),
     };

@@ -11,13 +11,13 @@ controlPlane: https://merlon-control-plane.merlon-system.svc:7564
     InjectionSettings::parse("injection.yaml", text).unwrap()
 }
 
-fn done_in(namespace: &str, keys: &HookKeys, text: &str) -> Result<Done, Failure> {
+fn inject_in(namespace: &str, keys: &HookKeys, text: &str) -> Result<Injected, Failure> {
     let settings = &settings();
-    injected(text, "shop.yaml", namespace, With { settings, keys })
+    inject_all(text, "shop.yaml", namespace, Options { settings, keys })
 }
 
-fn done(text: &str) -> Done {
-    done_in("default", &HookKeys::Random, text).unwrap()
+fn injected(text: &str) -> Injected {
+    inject_in("default", &HookKeys::Random, text).unwrap()
 }
 
 fn values(text: &str) -> Vec<Value> {
@@ -25,27 +25,27 @@ fn values(text: &str) -> Vec<Value> {
 }
 
 #[test]
-fn every_pod_of_a_file_gets_its_sidecar_and_the_rest_passes() {
-    let done = done(SHOP);
-    // The version is in it; one that looks like a number is quoted.
+fn every_pod_of_a_file_gets_its_sidecar_and_the_rest_is_unchanged() {
+    let injected = injected(SHOP);
+    // The mark contains the version; one that looks like a number is quoted.
     let mark = merlon_inject::mark(&settings());
-    let text = done.text.replace(&format!("\"{mark}\""), &mark);
-    // So is the key of each pod's hooks, and that is random.
+    let text = injected.text.replace(&format!("\"{mark}\""), &mark);
+    // The key of each pod's hooks is random.
     let (_, key) = text.split_once("/postStart/").unwrap();
     let key = key.get(..32).unwrap();
     insta::assert_snapshot!(text.replace(&mark, "MARK").replace(key, "KEY"));
-    insta::assert_snapshot!("warnings", done.warnings.join("\n"));
+    insta::assert_snapshot!("warnings", injected.warnings.join("\n"));
 }
 
 #[test]
-fn what_was_written_is_taken_as_it_is() {
-    let once = done(SHOP).text;
-    assert_eq!(done(&once).text, once);
+fn injecting_the_output_again_changes_nothing() {
+    let once = injected(SHOP).text;
+    assert_eq!(injected(&once).text, once);
 }
 
 #[test]
-fn words_that_look_like_something_else_stay_words() {
-    let documents = values(&done(SHOP).text);
+fn strings_that_look_like_other_types_stay_strings() {
+    let documents = values(&injected(SHOP).text);
     let before = values(SHOP);
     assert_eq!(documents[0], before[0]);
     let env = "/spec/template/spec/containers/0/env";
@@ -54,10 +54,10 @@ fn words_that_look_like_something_else_stay_words() {
 }
 
 #[test]
-fn a_document_without_a_namespace_is_in_the_one_that_was_named() {
+fn a_document_without_a_namespace_gets_the_one_of_the_flag() {
     let identities = |namespace: &str| -> Vec<String> {
-        let done = done_in(namespace, &HookKeys::Random, SHOP).unwrap();
-        let lines: Vec<&str> = done.text.lines().map(str::trim).collect();
+        let output = inject_in(namespace, &HookKeys::Random, SHOP).unwrap();
+        let lines: Vec<&str> = output.text.lines().map(str::trim).collect();
         let pairs = lines.windows(2);
         pairs
             .filter(|pair| pair[0] == "- name: MERLON_IDENTITY")
@@ -71,13 +71,13 @@ fn a_document_without_a_namespace_is_in_the_one_that_was_named() {
 }
 
 #[test]
-fn a_kind_of_somebody_elses_is_left_alone() {
+fn a_kind_of_another_api_group_is_unchanged() {
     let text = "---\napiVersion: batch.example.org/v1\nkind: Job\nspec:\n  template:\n    spec:\n      hostNetwork: true\n";
-    assert_eq!(done(text).text, text);
+    assert_eq!(injected(text).text, text);
 }
 
 #[test]
-fn all_that_cannot_be_in_the_mesh_is_told_with_its_place_and_nothing_is_written() {
+fn all_pods_that_cannot_join_the_mesh_are_reported_with_their_place_and_nothing_is_written() {
     let text = "\
 kind: Service
 apiVersion: v1
@@ -104,35 +104,35 @@ items:
     template:
       spec: { containers: [{ name: agent, livenessProbe: { httpGet: { port: http } } }] }
 ";
-    let refused = done_in("default", &HookKeys::Random, text).unwrap_err();
+    let refused = inject_in("default", &HookKeys::Random, text).unwrap_err();
     insta::assert_snapshot!(refused);
 }
 
 #[test]
-fn what_is_no_yaml_is_told_with_its_place() {
-    let refused = done_in("default", &HookKeys::Random, "kind: Pod\n spec: {");
+fn input_that_is_not_yaml_is_reported_with_its_place() {
+    let refused = inject_in("default", &HookKeys::Random, "kind: Pod\n spec: {");
     insta::assert_snapshot!(refused.unwrap_err());
 }
 
 #[test]
-fn with_a_seed_the_same_documents_become_the_same() {
+fn with_a_seed_the_same_documents_give_the_same_output() {
     let seeded = |seed: &[u8]| {
         let keys = HookKeys::seeded(seed).unwrap();
-        done_in("default", &keys, SHOP).unwrap().text
+        inject_in("default", &keys, SHOP).unwrap().text
     };
     let once = seeded(b"0123456789abcdef");
     assert_eq!(once, seeded(b"0123456789abcdef"));
     assert_ne!(once, seeded(b"0123456789abcdeg"));
-    assert_ne!(done(SHOP).text, done(SHOP).text);
+    assert_ne!(injected(SHOP).text, injected(SHOP).text);
 }
 
 #[test]
-fn a_seed_that_is_not_there_or_too_short_is_told_with_how_to_make_one() {
+fn a_missing_or_short_seed_is_an_error_with_a_hint() {
     let place = tempfile::tempdir().unwrap();
     let file = place.path().join("seed");
-    let told = |failure: Failure| failure.to_string();
-    assert!(told(seeded(&file).unwrap_err()).contains("seed: No such file"));
+    let error = || seeded(&file).unwrap_err().to_string();
+    assert!(error().contains("seed: No such file"));
     fs::write(&file, "secret").unwrap();
-    let told = told(seeded(&file).unwrap_err());
-    assert!(told.contains("at least 16 bytes"), "{told}");
+    let error = error();
+    assert!(error.contains("at least 16 bytes"), "{error}");
 }

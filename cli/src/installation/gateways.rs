@@ -1,4 +1,4 @@
-//! Gateways of Merlon's and the routes that belong to them: what their status tells, if that is not the usual.
+//! Merlon's gateways and their routes: conditions that are not healthy.
 
 use kube::{
     Api, ResourceExt as _,
@@ -6,11 +6,11 @@ use kube::{
 };
 use serde_json::Value;
 
-use super::{Finding, unseen};
+use super::{Finding, unreadable};
 use crate::cluster::Cluster;
 
 const GROUP: &str = "gateway.networking.k8s.io";
-/// Who we are to a GatewayClass and in a route's status.
+/// The controller name of Merlon, in GatewayClasses and in the status of routes.
 const CONTROLLER: &str = "merlon.io/gateway";
 
 pub(super) async fn gateways(cluster: &Cluster) -> Vec<Finding> {
@@ -21,10 +21,10 @@ pub(super) async fn gateways(cluster: &Cluster) -> Vec<Finding> {
     );
     let (classes, gateways, routes) = match (classes, gateways, routes) {
         (Ok(classes), Ok(gateways), Ok(routes)) => (classes, gateways, routes),
-        // Without Gateway API there are none.
+        // Gateway API is not installed.
         (Err(kube::Error::Api(status)), ..) if status.code == 404 => return Vec::new(),
         (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => {
-            return vec![unseen("Gateway API", &error)];
+            return vec![unreadable("Gateway API", &error)];
         }
     };
     let text = |object: &DynamicObject, pointer: &str| {
@@ -77,7 +77,7 @@ fn items<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
     list.into_iter().flatten()
 }
 
-/// Conditions of these types that do not hold, each with its message.
+/// Conditions of these types that are false, each with its message.
 fn broken<'a>(
     of: &'a Value,
     kinds: &'static [&'static str],
@@ -105,7 +105,12 @@ fn gateway(object: &DynamicObject) -> Vec<Finding> {
         })
     });
     own.chain(listeners)
-        .map(|message| Finding::problem(message, "docs/gateway.md says what each reason means"))
+        .map(|message| {
+            Finding::problem(
+                message,
+                "see docs/gateway.md for the meaning of each reason",
+            )
+        })
         .collect()
 }
 
@@ -113,12 +118,13 @@ fn route(object: &DynamicObject) -> Vec<Finding> {
     let none = Value::Null;
     let status = object.data.get("status").unwrap_or(&none);
     let ours = items(status, "parents").filter(|one| one["controllerName"] == CONTROLLER);
-    let told = ours.flat_map(|parent| broken(parent, &["Accepted", "ResolvedRefs"]));
-    told.map(|(_, message)| {
-        Finding::problem(
-            format!("{}: {message}", name("HTTPRoute", object)),
-            "docs/gateway.md says what each reason means",
-        )
-    })
-    .collect()
+    let findings = ours.flat_map(|parent| broken(parent, &["Accepted", "ResolvedRefs"]));
+    findings
+        .map(|(_, message)| {
+            Finding::problem(
+                format!("{}: {message}", name("HTTPRoute", object)),
+                "see docs/gateway.md for the meaning of each reason",
+            )
+        })
+        .collect()
 }

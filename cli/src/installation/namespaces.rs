@@ -1,15 +1,15 @@
-//! Namespaces of the mesh, and whether their pods are in it.
+//! The namespaces of the mesh, and whether their pods have a current sidecar.
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::{Api, ResourceExt as _, api::ListParams};
 use merlon_inject::{INJECT, INJECTED, PROXY_CONTAINER};
 
-use super::{Finding, unseen};
+use super::{Finding, unreadable};
 use crate::cluster::Cluster;
 
-/// The label by which a namespace asks for a Pod Security Standard.
+/// The label that enforces a Pod Security Standard in a namespace.
 const POD_SECURITY: &str = "pod-security.kubernetes.io/enforce";
-/// So many objects are named; of more their number is told.
+/// Maximum number of objects that are named; the rest is only counted.
 const NAMED: usize = 5;
 
 pub(super) async fn namespaces(cluster: &Cluster) -> Vec<Finding> {
@@ -17,7 +17,7 @@ pub(super) async fn namespaces(cluster: &Cluster) -> Vec<Finding> {
     let asked = ListParams::default().labels(&format!("{INJECT}=enabled"));
     let meshed = match all.list(&asked).await {
         Ok(found) => found,
-        Err(error) => return vec![unseen("the namespaces", &error)],
+        Err(error) => return vec![unreadable("the namespaces", &error)],
     };
     let settings = settings(cluster).await;
     let mut findings = Vec::new();
@@ -34,7 +34,7 @@ pub(super) async fn namespaces(cluster: &Cluster) -> Vec<Finding> {
         {
             findings.push(Finding::problem(
                 format!(
-                    "the namespace `{name}` enforces the Pod Security Standard `{level}`, which refuses the container `merlon-init`: it needs NET_ADMIN and NET_RAW"
+                    "namespace `{name}` enforces the Pod Security Standard `{level}`, which rejects the container `merlon-init`: it needs NET_ADMIN and NET_RAW"
                 ),
                 format!("kubectl label namespace {name} {POD_SECURITY}=privileged --overwrite, or exempt it in the API server's configuration"),
             ));
@@ -42,13 +42,13 @@ pub(super) async fn namespaces(cluster: &Cluster) -> Vec<Finding> {
         let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &name);
         match pods.list(&ListParams::default()).await {
             Ok(pods) => findings.push(pods_of(&name, &pods.items, settings.as_deref())),
-            Err(error) => findings.push(unseen(&format!("the pods of `{name}`"), &error)),
+            Err(error) => findings.push(unreadable(&format!("the pods of `{name}`"), &error)),
         }
     }
     findings
 }
 
-/// The mark of the settings that a pod is injected by now.
+/// The mark of the current injection settings.
 async fn settings(cluster: &Cluster) -> Option<String> {
     let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
     let map = maps.get_opt("merlon-injection").await.ok()??;
@@ -66,7 +66,7 @@ fn pods_of(namespace: &str, pods: &[Pod], settings: Option<&str>) -> Finding {
         let declined = pod
             .labels()
             .get(INJECT)
-            .is_some_and(|said| said == "disabled");
+            .is_some_and(|value| value == "disabled");
         !declined
             && pod.metadata.deletion_timestamp.is_none()
             && !matches!(phase, Some("Succeeded" | "Failed"))
@@ -89,11 +89,11 @@ fn pods_of(namespace: &str, pods: &[Pod], settings: Option<&str>) -> Finding {
     if !without.is_empty() {
         return Finding::problem(
             format!(
-                "in the namespace `{namespace}` {} not in the mesh: {}",
+                "namespace `{namespace}`: {} not in the mesh: {}",
                 plural(without.len()),
                 some_of(&without)
             ),
-            format!("they were made before the namespace was labelled: {restart}"),
+            format!("they were created before the namespace was labelled: {restart}"),
         );
     }
     let older: Vec<String> = living
@@ -107,7 +107,7 @@ fn pods_of(namespace: &str, pods: &[Pod], settings: Option<&str>) -> Finding {
     if !older.is_empty() {
         return Finding::warning(
             format!(
-                "in the namespace `{namespace}` {} not of the present settings or version: {}",
+                "namespace `{namespace}`: {} not injected with the current settings and version: {}",
                 plural(older.len()),
                 some_of(&older)
             ),
@@ -115,7 +115,7 @@ fn pods_of(namespace: &str, pods: &[Pod], settings: Option<&str>) -> Finding {
         );
     }
     Finding::ok(format!(
-        "in the namespace `{namespace}` {} in the mesh",
+        "namespace `{namespace}`: {} in the mesh",
         plural(living.len())
     ))
 }
@@ -165,27 +165,27 @@ mod tests {
     }
 
     #[test]
-    fn pods_without_a_sidecar_are_named_before_those_with_an_older_one() {
+    fn pods_without_a_sidecar_are_reported_before_those_with_an_outdated_one() {
         let now = pod("now", Some("new"), Value::Null);
         let older = pod("older", Some("old"), Value::Null);
         let late = pod("late", None, Value::Null);
         let ended = pod("ended", None, json!({ "/status/phase": "Succeeded" }));
-        let told = |pods: &[&Pod]| {
+        let text = |pods: &[&Pod]| {
             let pods: Vec<Pod> = pods.iter().copied().cloned().collect();
             super::super::text(&pods_of("shop", &pods, Some("new")))
         };
         insta::assert_snapshot!(
             [
-                told(&[&now, &ended]),
-                told(&[&now, &older]),
-                told(&[&now, &older, &late]),
+                text(&[&now, &ended]),
+                text(&[&now, &older]),
+                text(&[&now, &older, &late]),
             ]
             .join("\n")
         );
     }
 
     #[test]
-    fn of_many_pods_some_are_named_and_the_rest_is_counted() {
+    fn five_pods_are_named_and_the_rest_is_counted() {
         let names: Vec<String> = (0..7).map(|number| format!("web-{number}")).collect();
         assert_eq!(
             some_of(&names),

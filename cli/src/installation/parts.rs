@@ -1,4 +1,4 @@
-//! What is looked at, one after the other.
+//! The checks, in order.
 
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
@@ -6,10 +6,10 @@ use k8s_openapi::api::admissionregistration::v1::{
 use kube::Api;
 use serde_json::Value;
 
-use super::{Finding, gateways, namespaces, replicas, resources, unseen};
+use super::{Finding, gateways, namespaces, replicas, resources, unreadable};
 use crate::{cluster::Cluster, failure::Failure};
 
-/// Everything, in the order in which one thing stands upon another.
+/// All checks; each comes after those that it depends on.
 pub(super) async fn all(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
     let mut findings = vec![server(cluster).await?];
     let defined = resources::definitions(cluster).await;
@@ -63,14 +63,14 @@ async fn webhooks(cluster: &Cluster) -> Vec<Finding> {
         ("merlon-injector", "pods get their sidecars", injector),
         (
             "merlon-validator",
-            "resources are judged at admission",
+            "resources are validated at admission",
             validator,
         ),
     ] {
         findings.push(match found {
-            Err(error) => unseen(&format!("the webhook `{name}`"), &error),
+            Err(error) => unreadable(&format!("webhook `{name}`"), &error),
             Ok(None) => Finding::problem(
-                format!("the webhook configuration `{name}` is missing: not all {what}"),
+                format!("webhook configuration `{name}` is missing: not all {what}"),
                 "helm upgrade merlon charts/merlon",
             ),
             Ok(Some(found)) => {
@@ -83,8 +83,8 @@ async fn webhooks(cluster: &Cluster) -> Vec<Finding> {
                     Finding::ok(format!("{what} (`{name}`)"))
                 } else {
                     Finding::problem(
-                        format!("the webhook configuration `{name}` has no `caBundle`"),
-                        "the leading replica of the control plane writes it; its log says why it does not",
+                        format!("webhook configuration `{name}` has no `caBundle`"),
+                        "the leading replica of the control plane writes it; its log shows why it does not",
                     )
                 }
             }

@@ -1,15 +1,15 @@
-//! The control plane's replicas, and what each says of itself.
+//! The replicas of the control plane and their readiness.
 
 use std::time::Duration;
 
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{Api, ResourceExt as _, api::ListParams};
 
-use super::{Finding, unseen};
+use super::{Finding, unreadable};
 use crate::cluster::{CONTROL_PLANES, Cluster};
 
-/// For one pod to say whether it is ready.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Time-out for the readiness of one pod.
+const READY_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) async fn control_plane(cluster: &Cluster) -> Vec<Finding> {
     let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
@@ -17,18 +17,15 @@ pub(super) async fn control_plane(cluster: &Cluster) -> Vec<Finding> {
         Ok(Some(deployment)) => deployment,
         Ok(None) => {
             return vec![Finding::problem(
-                format!(
-                    "there is no control plane in the namespace `{}`",
-                    cluster.namespace
-                ),
+                format!("no control plane in namespace `{}`", cluster.namespace),
                 format!(
                     "helm install merlon charts/merlon -n {} --create-namespace -f values.yaml; \
-                     another namespace is named by `--merlon-namespace`",
+                     `--merlon-namespace` selects another namespace",
                     cluster.namespace
                 ),
             )];
         }
-        Err(error) => return vec![unseen("the control plane", &error)],
+        Err(error) => return vec![unreadable("the control plane", &error)],
     };
     let wanted = deployment.spec.and_then(|spec| spec.replicas).unwrap_or(1);
     let ready = deployment.status.and_then(|status| status.ready_replicas);
@@ -40,15 +37,15 @@ pub(super) async fn control_plane(cluster: &Cluster) -> Vec<Finding> {
         )));
         if wanted == 1 {
             findings.push(Finding::warning(
-                "the control plane has one replica",
-                "with two, new pods start while one of them is away: controlPlane.replicas=2",
+                "the control plane has only one replica",
+                "with two replicas, new pods can start while one is down: controlPlane.replicas=2",
             ));
         }
     }
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
     let all = ListParams::default().labels(CONTROL_PLANES);
     match pods.list(&all).await {
-        Err(error) => findings.push(unseen("the control plane's pods", &error)),
+        Err(error) => findings.push(unreadable("the control plane's pods", &error)),
         Ok(pods) => {
             for pod in &pods.items {
                 findings.extend(replica(cluster, pod).await);
@@ -59,7 +56,7 @@ pub(super) async fn control_plane(cluster: &Cluster) -> Vec<Finding> {
         findings.push(Finding::problem(
             format!("{ready} of {wanted} replicas of the control plane are ready"),
             format!(
-                "what the pods say is above; kubectl logs -n {} deployment/merlon-control-plane",
+                "see the pods above; kubectl logs -n {} deployment/merlon-control-plane",
                 cluster.namespace
             ),
         ));
@@ -67,7 +64,7 @@ pub(super) async fn control_plane(cluster: &Cluster) -> Vec<Finding> {
     findings
 }
 
-/// What a replica says of itself, or what keeps it from saying anything.
+/// What is wrong with a replica, if anything: why it does not run, or why it is not ready.
 async fn replica(cluster: &Cluster, pod: &Pod) -> Option<Finding> {
     let name = pod.name_any();
     let status = pod.status.as_ref()?;
@@ -81,10 +78,10 @@ async fn replica(cluster: &Cluster, pod: &Pod) -> Option<Finding> {
             let reason = waiting.reason.as_deref().unwrap_or_default();
             let message = waiting.message.as_deref().unwrap_or_default();
             return Some(Finding::problem(
-                format!("the pod `{name}` does not run: {reason} {message}"),
+                format!("pod `{name}` does not run: {reason} {message}"),
                 match reason {
                     "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" => {
-                        "is the image where `images.registry` and `images.tag` say, and do `images.pullSecrets` open it?"
+                        "check that `images.registry` and `images.tag` name an existing image and that `images.pullSecrets` can pull it"
                     }
                     _ => "kubectl describe pod, kubectl logs --previous",
                 },
@@ -99,42 +96,42 @@ async fn replica(cluster: &Cluster, pod: &Pod) -> Option<Finding> {
         cluster.namespace
     );
     let request = http::Request::get(path).body(Vec::new()).ok()?;
-    // The API server would wait for a pod that is going for longer than anybody waits for us.
-    let asked = tokio::time::timeout(PATIENCE, cluster.client.request_text(request));
+    // The API server waits longer for a terminating pod than a user would.
+    let asked = tokio::time::timeout(READY_TIMEOUT, cluster.client.request_text(request));
     let Ok(answer) = asked.await else {
         return Some(Finding::problem(
-            format!("the pod `{name}` does not answer"),
-            "kubectl describe pod tells whether it is ending, or its node is away",
+            format!("pod `{name}` does not answer"),
+            "kubectl describe pod shows whether it is terminating or its node is down",
         ));
     };
     match answer {
         Ok(text) if text.trim() == "ready" => None,
-        // Ready, and something is the matter all the same.
+        // Ready, with a warning.
         Ok(text) => Some(Finding::warning(
-            format!("the pod `{name}` is {}", text.trim()),
-            "it goes on with what it knows",
+            format!("pod `{name}` is {}", text.trim()),
+            "it continues with its last known state",
         )),
         Err(kube::Error::Api(answer)) if answer.code == 503 => Some(Finding::problem(
-            format!("the pod `{name}` is {}", answer.message.trim()),
-            "the values of the chart that name Vault and the trust domain are mended by `helm upgrade`; pods that run go on meanwhile",
+            format!("pod `{name}` is {}", answer.message.trim()),
+            "fix the chart values for Vault and the trust domain with `helm upgrade`; running pods are not affected",
         )),
-        Err(error) => Some(unseen(
-            &format!("whether the pod `{name}` is ready"),
+        Err(error) => Some(unreadable(
+            &format!("the readiness of pod `{name}`"),
             &error,
         )),
     }
 }
 
-/// Whether one control plane is ready, asked at its administration address.
+/// Whether the control plane with this administration address is ready.
 pub(super) async fn ready_at(url: &url::Url) -> Finding {
     let failed = |why: String| {
         Finding::problem(
             format!("the control plane at {url} is not ready: {why}"),
-            "kubectl logs deployment/merlon-control-plane in the namespace of Merlon",
+            "see kubectl logs deployment/merlon-control-plane in the namespace of Merlon",
         )
     };
     let Ok(page) = url.join("/ready") else {
-        return failed("this is no address of a page".to_owned());
+        return failed("the URL is invalid".to_owned());
     };
     let client = reqwest::Client::builder()
         .timeout(Duration::from_secs(10))

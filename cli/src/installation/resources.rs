@@ -1,4 +1,4 @@
-//! Merlon's own kinds: whether they are defined, and what became of their resources.
+//! Merlon's kinds: whether they are defined, and the status of their resources.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
@@ -8,14 +8,14 @@ use kube::{
 use merlon_config::crd::{CLUSTER_KINDS, GROUP, VERSION};
 use serde_json::Value;
 
-use super::{Finding, unseen};
+use super::{Finding, unreadable};
 use crate::cluster::Cluster;
 
 pub(super) async fn definitions(cluster: &Cluster) -> Finding {
     let api: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
     let found = match api.list(&ListParams::default()).await {
         Ok(found) => found,
-        Err(error) => return unseen("the custom resource definitions", &error),
+        Err(error) => return unreadable("the custom resource definitions", &error),
     };
     let missing: Vec<&str> = CLUSTER_KINDS
         .iter()
@@ -29,7 +29,7 @@ pub(super) async fn definitions(cluster: &Cluster) -> Finding {
         .map(|kind| kind.kind)
         .collect();
     if missing.is_empty() {
-        return Finding::ok(format!("definitions of {} kinds", CLUSTER_KINDS.len()));
+        return Finding::ok(format!("{} kinds are defined", CLUSTER_KINDS.len()));
     }
     Finding::problem(
         format!("the definitions of {} are missing", missing.join(", ")),
@@ -52,14 +52,14 @@ pub(super) async fn resources(cluster: &Cluster) -> Vec<Finding> {
         let found = match api.list(&ListParams::default()).await {
             Ok(found) => found,
             Err(error) => {
-                findings.push(unseen(kind.plural, &error));
+                findings.push(unreadable(kind.plural, &error));
                 continue;
             }
         };
         if kind.kind == "MeshConfig" && found.items.is_empty() {
             findings.push(Finding::problem(
-                "there is no MeshConfig",
-                "the chart makes it of `mesh.trustDomain`: helm upgrade merlon charts/merlon",
+                "no MeshConfig",
+                "the chart creates it from `mesh.trustDomain`: helm upgrade merlon charts/merlon",
             ));
         }
         count += found.items.len();
@@ -67,7 +67,7 @@ pub(super) async fn resources(cluster: &Cluster) -> Vec<Finding> {
             found
                 .items
                 .iter()
-                .filter_map(|object| judged(kind.kind, object)),
+                .filter_map(|object| status(kind.kind, object)),
         );
     }
     if findings.is_empty() {
@@ -76,8 +76,8 @@ pub(super) async fn resources(cluster: &Cluster) -> Vec<Finding> {
     findings
 }
 
-/// What the conditions of a resource tell, if that is not the usual.
-fn judged(kind: &str, object: &DynamicObject) -> Option<Finding> {
+/// The conditions of a resource that are not healthy.
+fn status(kind: &str, object: &DynamicObject) -> Option<Finding> {
     let name = format!(
         "{kind} {}/{}",
         object.namespace().unwrap_or_default(),
@@ -87,8 +87,8 @@ fn judged(kind: &str, object: &DynamicObject) -> Option<Finding> {
     let conditions = conditions.and_then(Value::as_array);
     let Some(conditions) = conditions else {
         return Some(Finding::warning(
-            format!("{name} was not judged yet"),
-            "a replica of the control plane that leads does so within a second or two",
+            format!("{name} has no status yet"),
+            "the leading replica of the control plane writes it within a second or two",
         ));
     };
     let condition = |wanted: &str| {
@@ -101,23 +101,23 @@ fn judged(kind: &str, object: &DynamicObject) -> Option<Finding> {
     if let Some(("False", _, message)) = condition("CertificatesIssued") {
         return Some(Finding::problem(
             format!("{name}: no certificates are issued: {message}"),
-            "the chart's values `certificates` and `vault` name the issuer; pods that run go on until their certificates end",
+            "check the chart values `certificates` and `vault`; running pods continue until their certificates expire",
         ));
     }
     if let Some(("False", _, message)) = condition("SecretRead") {
         return Some(Finding::problem(
             format!("{name}: the secret cannot be read: {message}"),
-            "who has it keeps it; programs that wait for it do not start: docs/secrets.md",
+            "proxies that have it keep it, programs that wait for it do not start; see docs/secrets.md",
         ));
     }
     match condition("Accepted") {
         Some(("False", "TargetNotFound", message)) => Some(Finding::warning(
             format!("{name}: {message}"),
-            "it takes effect as soon as its target comes",
+            "it takes effect as soon as its target exists",
         )),
         Some(("False", _, message)) => Some(Finding::problem(
             format!("{name} is not accepted: {message}"),
-            "what was right before stays in force until it is mended",
+            "the last accepted version stays in force until it is fixed",
         )),
         Some((_, "AcceptedWithWarnings", message)) => Some(Finding::warning(
             format!("{name}: {message}"),

@@ -1,4 +1,4 @@
-//! What people type beside the demo: on a live mesh, and with nobody there.
+//! Every command except the demo, on a live mesh and without a control plane.
 
 use std::{fs, path::Path};
 
@@ -6,16 +6,16 @@ use serde_json::Value;
 
 use crate::harness::{Demo, Ran, command, merlon};
 
-/// One demo for all of it: starting one takes seconds.
+/// One demo for all commands, because starting one takes seconds.
 #[test]
 fn a_live_mesh_answers_every_command() {
     let demo = Demo::start();
     status_lists_every_proxy(&demo);
     config_shows_one_proxy_without_secrets(&demo);
-    explain_says_who_decided(&demo);
-    explain_says_what_today_would_be_answered(&demo);
-    what_is_not_there_is_said_to_be_not_there(&demo);
-    a_join_token_is_made(&demo);
+    explain_shows_which_policy_decided(&demo);
+    explain_shows_the_result_of_todays_policies(&demo);
+    unknown_ids_are_errors(&demo);
+    a_join_token_is_created(&demo);
     a_certificate_is_rotated(&demo);
 }
 
@@ -65,7 +65,7 @@ fn decision(demo: &Demo, step: &str) -> String {
     step["details"]["decision_id"].as_str().unwrap().to_owned()
 }
 
-fn explain_says_who_decided(demo: &Demo) {
+fn explain_shows_which_policy_decided(demo: &Demo) {
     let id = decision(demo, "forbidden");
     let ran = demo.merlon(&["explain", &id]);
     assert_eq!(ran.code, 0, "{ran:#?}");
@@ -76,15 +76,15 @@ fn explain_says_who_decided(demo: &Demo) {
         ran.out
     );
     for line in [
-        "spiffe://demo.merlon.test/ns/shop/sa/web asked for POST /charges of payments/payments, port 80",
-        "forbid payments/payments#only-orders holds",
-        "Today      the same: the policies have not changed",
+        "spiffe://demo.merlon.test/ns/shop/sa/web: POST /charges to payments/payments, port 80",
+        "forbid payments/payments#only-orders matches",
+        "Today      same result: the policies have not changed",
     ] {
         assert!(ran.out.contains(line), "{line}\n{}", ran.out);
     }
 }
 
-fn explain_says_what_today_would_be_answered(demo: &Demo) {
+fn explain_shows_the_result_of_todays_policies(demo: &Demo) {
     let file = Path::new(demo.text("/folder")).join("resources/payments/payments.cedar");
     let text = fs::read_to_string(&file).unwrap();
     let (charge, _) = text.split_once("@id(\"only-orders\")").unwrap();
@@ -97,7 +97,7 @@ fn explain_says_what_today_would_be_answered(demo: &Demo) {
         let explained = ran.json();
         (explained["policiesChanged"] == true).then_some(explained)
     });
-    let explained: Value = explained.expect("the edit is taken over");
+    let explained: Value = explained.expect("the edit takes effect");
     assert_eq!(explained["then"]["allowed"], false);
     assert_eq!(explained["today"]["allowed"], true);
     assert_eq!(
@@ -107,16 +107,16 @@ fn explain_says_what_today_would_be_answered(demo: &Demo) {
     fs::write(&file, text).unwrap();
 }
 
-fn what_is_not_there_is_said_to_be_not_there(demo: &Demo) {
+fn unknown_ids_are_errors(demo: &Demo) {
     let ran = demo.merlon(&["explain", "00000000-000"]);
     assert_eq!(ran.code, 1, "{ran:#?}");
     assert!(ran.err.starts_with("error: "), "{}", ran.err);
-    let ran = demo.merlon(&["proxy", "config", "nobody"]);
+    let ran = demo.merlon(&["proxy", "config", "no-such-proxy"]);
     assert_eq!(ran.code, 1, "{ran:#?}");
-    assert!(ran.err.contains("`nobody`"), "{}", ran.err);
+    assert!(ran.err.contains("`no-such-proxy`"), "{}", ran.err);
 }
 
-fn a_join_token_is_made(demo: &Demo) {
+fn a_join_token_is_created(demo: &Demo) {
     let ran = demo.merlon(&["token", "create", "--identity", "shop/web", "--ttl", "1m"]);
     assert_eq!(ran.code, 0, "{ran:#?}");
     assert!(
@@ -137,7 +137,7 @@ fn a_certificate_is_rotated(demo: &Demo) {
 }
 
 #[test]
-fn without_a_control_plane_it_says_where_it_looked() {
+fn without_a_control_plane_errors_name_the_socket() {
     for arguments in [
         ["proxy", "status"].as_slice(),
         &["proxy", "config", "x"],
@@ -161,7 +161,7 @@ fn without_a_control_plane_it_says_where_it_looked() {
 }
 
 #[test]
-fn policy_check_tells_every_problem_at_its_place() {
+fn policy_check_reports_every_problem_with_its_place() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
     write(
@@ -204,14 +204,14 @@ spec:
 }
 
 #[test]
-fn the_examples_are_good() {
+fn the_examples_have_no_problems() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/examples/shop");
     let ran = merlon(&["policy", "check", examples.to_str().unwrap()]);
     assert_eq!(ran.code, 0, "{ran:#?}");
 }
 
 #[test]
-fn a_demo_without_its_programs_says_how_to_build_them() {
+fn a_demo_without_its_programs_prints_how_to_build_them() {
     let folder = tempfile::tempdir().unwrap();
     let alone = folder.path().join("merlon");
     fs::copy(env!("CARGO_BIN_EXE_merlon"), &alone).unwrap();
@@ -223,7 +223,7 @@ fn a_demo_without_its_programs_says_how_to_build_them() {
     assert_eq!(ran.code, 2, "{ran:#?}");
     assert!(
         ran.err
-            .contains("`merlon-control-plane` is not beside `merlon`"),
+            .contains("`merlon-control-plane` is not in the folder of `merlon`"),
         "{}",
         ran.err
     );
@@ -231,7 +231,7 @@ fn a_demo_without_its_programs_says_how_to_build_them() {
 }
 
 #[test]
-fn wrong_usage_ends_with_2_and_help_with_0() {
+fn wrong_usage_exits_with_2_and_help_with_0() {
     assert_eq!(merlon(&["no-such-command"]).code, 2);
     assert_eq!(merlon(&["proxy", "status", "--output", "xml"]).code, 2);
     for arguments in [

@@ -1,4 +1,4 @@
-//! The demo does what it says, and notices when it does not.
+//! The demo passes all its steps, and notices injected faults.
 
 use std::{path::Path, time::Duration};
 
@@ -35,7 +35,7 @@ fn names(report: &Value, wanted: impl Fn(&Value) -> bool) -> Vec<&str> {
 }
 
 #[test]
-fn every_step_of_the_demo_does_what_it_must() {
+fn every_step_of_the_demo_passes() {
     let ran = merlon(&["demo", "--once", "--output", "json"]);
     assert_eq!(ran.code, 0, "{ran:#?}");
     let report = ran.json();
@@ -56,7 +56,7 @@ fn every_step_of_the_demo_does_what_it_must() {
 }
 
 #[test]
-fn certificates_come_from_a_real_openbao_when_that_is_wanted() {
+fn with_vault_certificates_come_from_a_real_openbao() {
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin");
     assert!(
         tools.join("bao").exists(),
@@ -92,7 +92,7 @@ fn sabotaged(step: &str) -> Ran {
     ran
 }
 
-/// One test for each, so that they run side by side and each says its name.
+/// One test per step, so they run in parallel and a failure shows the step.
 macro_rules! sabotage {
     ($($name:ident: $step:literal,)*) => {
         $(
@@ -114,37 +114,37 @@ macro_rules! sabotage {
 }
 
 sabotage! {
-    a_sidecar_with_another_ones_join_token_fails_the_start: "start",
+    a_sidecar_with_the_join_token_of_another_fails_the_start: "start",
     a_service_that_requires_no_token_is_noticed: "no-token",
     an_issuer_that_publishes_the_forgers_key_is_noticed: "forged-signature",
-    clocks_that_may_differ_too_much_are_noticed: "expired",
-    an_audience_too_many_is_noticed: "wrong-audience",
+    a_clock_skew_that_is_too_large_is_noticed: "expired",
+    an_additional_audience_is_noticed: "wrong-audience",
     a_service_that_ignores_tokens_is_noticed_by_the_public_key_as_secret: "public-key-as-secret",
     a_service_that_ignores_tokens_is_noticed_by_algorithm_none: "algorithm-none",
-    a_permit_in_place_of_a_forbid_is_noticed: "forbidden",
-    a_permit_too_wide_is_noticed: "not-permitted",
-    a_limit_too_high_is_noticed: "rate-limited",
+    a_permit_instead_of_a_forbid_is_noticed: "forbidden",
+    a_permit_that_is_too_broad_is_noticed: "not-permitted",
+    a_limit_that_is_too_high_is_noticed: "rate-limited",
     a_schema_that_accepts_everything_is_noticed: "bad-body",
     a_control_plane_that_hangs_fails_the_rotation: "rotation",
     a_policy_that_does_not_compile_fails_the_edit: "policy-edit",
-    a_broken_policy_that_is_not_broken_is_noticed: "broken-policy",
+    a_valid_policy_instead_of_a_broken_one_is_noticed: "broken-policy",
 }
 
 #[test]
-fn a_program_that_dies_is_noticed_and_named() {
+fn a_program_that_exits_is_noticed_and_named() {
     let ran = sabotaged("allowed");
     assert!(
-        ran.err.contains("`payments` ended by itself"),
+        ran.err.contains("`payments` exited unexpectedly"),
         "{}",
         ran.err
     );
 }
 
 #[test]
-fn a_control_plane_that_dies_is_noticed_and_named() {
+fn a_control_plane_that_exits_is_noticed_and_named() {
     let ran = sabotaged("explain");
     assert!(
-        ran.err.contains("`control-plane` ended by itself"),
+        ran.err.contains("`control-plane` exited unexpectedly"),
         "{}",
         ran.err
     );
@@ -163,7 +163,7 @@ fn ctrl_c_leaves_no_process_and_no_file() {
 }
 
 #[test]
-fn a_killed_demo_takes_its_processes_with_it() {
+fn the_processes_of_a_killed_demo_end_too() {
     let mut demo = Demo::start();
     let processes = demo.processes();
     demo.signal(Signal::KILL);
@@ -172,41 +172,42 @@ fn a_killed_demo_takes_its_processes_with_it() {
 }
 
 #[test]
-fn what_a_killed_demo_left_is_removed_by_the_next_and_a_living_ones_is_not() {
-    let (mut killed, living) = (Demo::start(), Demo::start());
-    let folders = [&killed, &living].map(|demo| demo.text("/folder").to_owned());
+fn the_next_demo_removes_the_folder_of_a_killed_one_and_not_of_a_running_one() {
+    let (mut killed, running) = (Demo::start(), Demo::start());
+    let folders = [&killed, &running].map(|demo| demo.text("/folder").to_owned());
     killed.signal(Signal::KILL);
     assert_eq!(killed.wait().code(), None);
     let next = Demo::start();
     assert_eq!(folders.map(|folder| exists(&folder)), [false, true]);
-    drop((living, next));
+    drop((running, next));
 }
 
 #[test]
-fn whatever_is_killed_while_it_stays_up_is_started_again_where_it_was() {
+fn a_killed_process_is_restarted_at_its_previous_address() {
     let mut demo = Demo::start();
     let before = demo.process("control-plane");
     rustix::process::kill_process(before, Signal::KILL).unwrap();
-    let gone = demo.merlon(&["proxy", "status"]);
-    assert_ne!(gone.code, 0, "{gone:#?}");
-    // Ten seconds of absence, and the time to find each other again.
-    let back = demo.until(
+    let down = demo.merlon(&["proxy", "status"]);
+    assert_ne!(down.code, 0, "{down:#?}");
+    // Ten seconds until the restart, and the time to reconnect.
+    let restarted = demo.until(
         Duration::from_secs(40),
         &["proxy", "status", "--output", "json"],
         |ran| ran.code == 0 && ran.out.matches("acknowledged").count() >= 3,
     );
     assert!(
-        back.out
+        restarted
+            .out
             .contains("spiffe://demo.merlon.test/ns/shop/sa/web"),
-        "{back:#?}"
+        "{restarted:#?}"
     );
     assert!(demo.is_running());
 }
 
 #[test]
-fn a_folder_that_is_to_be_kept_is_kept() {
-    let above = tempfile::tempdir().unwrap();
-    let folder = above.path().join("kept");
+fn the_folder_of_keep_is_kept() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("kept");
     let ran = merlon(&[
         "demo",
         "--once",

@@ -1,4 +1,4 @@
-//! Runs `merlon` as its users do, and demos that stay up.
+//! Runs `merlon` as an installed binary, and demos that stay up.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},
@@ -10,7 +10,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 
-/// What a command did.
+/// Exit code and output of a command.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: i32,
@@ -35,7 +35,7 @@ impl From<Output> for Ran {
     }
 }
 
-/// `merlon` with these arguments.
+/// Runs `merlon` with these arguments.
 pub(crate) fn merlon(arguments: &[&str]) -> Ran {
     command(arguments).output().unwrap().into()
 }
@@ -55,7 +55,7 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
     command
 }
 
-/// A demo that stays up, after its story.
+/// A running demo, after its story.
 #[derive(Debug)]
 pub(crate) struct Demo {
     child: Child,
@@ -64,7 +64,7 @@ pub(crate) struct Demo {
 }
 
 impl Demo {
-    /// Waits for the end of the story.
+    /// Starts a demo and waits for the end of its story.
     pub(crate) fn start() -> Self {
         let mut child = command(&["demo", "--output", "json"])
             .stdout(Stdio::piped())
@@ -76,14 +76,14 @@ impl Demo {
             let before = text.len();
             assert!(
                 lines.read_line(&mut text).unwrap() > 0,
-                "the demo ended: {text}"
+                "the demo exited: {text}"
             );
-            // The report is one indented object.
+            // The report is one indented JSON object.
             if text.get(before..) == Some("}\n") {
                 break;
             }
         }
-        // Read on, so that the demo can write on.
+        // Keep reading, so that the demo never blocks on a full pipe.
         std::thread::spawn(move || lines.read_to_end(&mut Vec::new()));
         let report = serde_json::from_str(&text).unwrap();
         Self { child, report }
@@ -96,7 +96,7 @@ impl Demo {
             .unwrap_or_else(|| panic!("no {pointer} in {}", self.report))
     }
 
-    /// A command that asks this demo's control plane.
+    /// Runs a command with this demo's control plane.
     pub(crate) fn merlon(&self, arguments: &[&str]) -> Ran {
         let mut command = command(arguments);
         command.env(
@@ -106,7 +106,7 @@ impl Demo {
         command.output().unwrap().into()
     }
 
-    /// Process ids of everything that it started.
+    /// The process ids of all its children.
     pub(crate) fn processes(&self) -> Vec<Pid> {
         let processes = self.report["processes"].as_object().unwrap();
         let ids = processes
@@ -115,26 +115,26 @@ impl Demo {
         ids.map(|id| Pid::from_raw(id).unwrap()).collect()
     }
 
-    /// The process id of one of them.
+    /// The process id of one child.
     pub(crate) fn process(&self, name: &str) -> Pid {
         let id = self.report["processes"][name].as_i64().unwrap();
         Pid::from_raw(i32::try_from(id).unwrap()).unwrap()
     }
 
-    /// Asks this demo's control plane until the answer is the one that is waited for.
+    /// Repeats a command until its output matches.
     pub(crate) fn until(
         &self,
-        patience: Duration,
+        timeout: Duration,
         arguments: &[&str],
-        is_it: impl Fn(&Ran) -> bool,
+        matches: impl Fn(&Ran) -> bool,
     ) -> Ran {
         let began = Instant::now();
         loop {
             let ran = self.merlon(arguments);
-            if is_it(&ran) {
+            if matches(&ran) {
                 return ran;
             }
-            assert!(began.elapsed() < patience, "{ran:#?}");
+            assert!(began.elapsed() < timeout, "{ran:#?}");
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -151,7 +151,7 @@ impl Demo {
         .unwrap();
     }
 
-    /// How it ended, within ten seconds.
+    /// Waits for its exit, at most ten seconds.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let began = Instant::now();
         loop {
@@ -160,7 +160,7 @@ impl Demo {
             }
             assert!(
                 began.elapsed() < Duration::from_secs(10),
-                "the demo does not end"
+                "the demo does not exit"
             );
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -169,7 +169,7 @@ impl Demo {
 
 impl Drop for Demo {
     fn drop(&mut self) {
-        // Its children follow it.
+        // Its children end with it.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if let Some(folder) = self.report.get("folder").and_then(Value::as_str) {
@@ -178,7 +178,7 @@ impl Drop for Demo {
     }
 }
 
-/// Whether all of these processes end within two seconds.
+/// Whether all these processes end within two seconds.
 pub(crate) fn all_end(processes: &[Pid]) -> bool {
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(2) {

@@ -1,4 +1,4 @@
-//! Calls through the mesh: one that is allowed all the way, one too many, one with a bad body.
+//! Calls through the mesh: an allowed call, calls over the rate limit, and a call with an invalid body.
 
 use futures_util::future::join_all;
 use serde_json::json;
@@ -8,24 +8,24 @@ use super::{
         mesh::{Mesh, Workload},
         report::Outcome,
         trace::Trace,
-        wire::{self, NoReply, Reply, ask, text_at},
+        wire::{self, NoReply, Reply, request, text_at},
     },
     Scene,
 };
 use crate::failure::Failure;
 
-/// The service's names as callers use them.
+/// The mesh names of the services.
 pub(super) const ORDERS: &str = "orders.shop";
 pub(super) const PAYMENTS: &str = "payments.payments";
 pub(super) const WEB: &str = "web.shop";
 
-/// A reply with what the sidecars wrote about the request.
+/// A response with the trace of its request.
 pub(super) struct Traced {
     pub(super) reply: Reply,
     pub(super) trace: Trace,
 }
 
-/// Calls a service through the sidecar of `from`, as its program would.
+/// Calls a service through the sidecar of `from`, as its program does.
 pub(super) async fn call(
     mesh: &Mesh<'_>,
     from: &Workload,
@@ -41,13 +41,14 @@ pub(super) async fn call(
 }
 
 pub(super) async fn allowed(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
-    let mut outcome =
-        Outcome::expecting("201: each sidecar proves who calls, and a policy permits it");
+    let mut outcome = Outcome::expecting(
+        "201: each sidecar authenticates the caller, and a policy permits the call",
+    );
     let order = json!({"item": "battlement", "quantity": 2});
-    let mut request = ask("POST", "web", "/checkout", Some(&scene.token), Some(&order));
+    let mut request = request("POST", "web", "/checkout", Some(&scene.token), Some(&order));
     let trace = Trace::begin(mesh)?;
     request.headers_mut().insert("traceparent", trace.header());
-    // To the program itself, as a browser would: web has no gateway in front of it here.
+    // Directly to the program, as from a browser: the demo has no gateway in front of web.
     let reply = wire::send(mesh.web.program, request).await;
     let reply = reply.map_err(|error| Failure::runtime(format!("web: {error}")))?;
     outcome.observed(format!("{} {}", reply.status, reason(reply.status)));
@@ -56,7 +57,7 @@ pub(super) async fn allowed(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, F
     });
     let state = reply.text("/answer/answer/state");
     outcome.must(state == "charged", || {
-        "the answer of payments did not come through".to_owned()
+        "the response of payments is missing".to_owned()
     });
     for (caller, callee) in [(&mesh.web, &mesh.orders), (&mesh.orders, &mesh.payments)] {
         let line = trace.inbound(callee).await;
@@ -64,7 +65,7 @@ pub(super) async fn allowed(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, F
         let path = text_at(&line, "/path");
         outcome.must(src == caller.identity(), || {
             format!(
-                "the sidecar of {} saw `{src}` call, not `{}`",
+                "the sidecar of {} identified the caller as `{src}`, not `{}`",
                 callee.name,
                 caller.identity()
             )
@@ -89,18 +90,18 @@ pub(super) async fn allowed(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, F
 
 pub(super) async fn rate_limited(mesh: &Mesh<'_>) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::expecting(
-        "429 with Retry-After once the limit of 10 at once and 50 a second is spent",
+        "429 with Retry-After once the limit (burst of 10, 50 per second) is exceeded",
     );
     let charge = json!({"item": "battlement", "quantity": 1});
     let one = || {
         wire::send(
             mesh.orders.outbound,
-            ask("POST", PAYMENTS, "/charges", None, Some(&charge)),
+            request("POST", PAYMENTS, "/charges", None, Some(&charge)),
         )
     };
-    let before = mesh.payments.seen().await?;
+    let before = mesh.payments.requests().await?;
     let mut replies: Vec<Result<Reply, NoReply>> = Vec::new();
-    // On a slow machine the first volley may be slow enough to be let through.
+    // On a slow machine the first batch may be slow enough to stay within the limit.
     for _ in 0..3 {
         replies.extend(join_all((0..40).map(|_| one())).await);
         if replies.iter().flatten().any(|reply| reply.status == 429) {
@@ -115,7 +116,7 @@ pub(super) async fn rate_limited(mesh: &Mesh<'_>) -> Result<Outcome, Failure> {
             .count()
     };
     let (passed, limited) = (count(201), count(429));
-    let seen = mesh.payments.seen().await?.saturating_sub(before);
+    let seen = mesh.payments.requests().await?.saturating_sub(before);
     let refused = replies.iter().flatten().find(|reply| reply.status == 429);
     let retry_after = refused
         .map(|reply| reply.header("retry-after").to_owned())
@@ -124,30 +125,27 @@ pub(super) async fn rate_limited(mesh: &Mesh<'_>) -> Result<Outcome, Failure> {
         "{passed} of {} calls passed, {limited} got 429 with Retry-After: {retry_after}",
         replies.len()
     ));
-    outcome.must(limited > 0, || "nothing was limited".to_owned());
-    outcome.must(passed > 0, || "nothing passed".to_owned());
+    outcome.must(limited > 0, || "no call was limited".to_owned());
+    outcome.must(passed > 0, || "no call passed".to_owned());
     outcome.must(passed + limited == replies.len(), || {
         let other = replies.iter().find_map(|reply| match reply {
             Ok(reply) if matches!(reply.status, 201 | 429) => None,
             Ok(reply) => Some(format!("{} {}", reply.status, reply.json())),
             Err(error) => Some(error.to_string()),
         });
-        format!(
-            "some call was answered otherwise: {}",
-            other.unwrap_or_default()
-        )
+        format!("unexpected response: {}", other.unwrap_or_default())
     });
     outcome.must(
         limited == 0 || retry_after.parse::<u64>().is_ok_and(|seconds| seconds > 0),
         || format!("Retry-After is `{retry_after}`"),
     );
     outcome.must(u64::try_from(passed) == Ok(seen), || {
-        format!("the program saw {seen} calls, not {passed}")
+        format!("the program received {seen} calls, not {passed}")
     });
     if let Some(reply) = refused {
         outcome.note(reply.text("/detail"));
     }
-    outcome.note(format!("the program of payments saw {seen} of them"));
+    outcome.note(format!("the program payments received {seen} of them"));
     outcome.fact("passed", passed);
     outcome.fact("limited", limited);
     outcome.fact("retry_after", retry_after);
@@ -156,16 +154,16 @@ pub(super) async fn rate_limited(mesh: &Mesh<'_>) -> Result<Outcome, Failure> {
 
 pub(super) async fn bad_body(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::expecting(
-        "400 with the place in the body that is wrong; the program sees nothing",
+        "400 with the location of the error in the body; the program receives nothing",
     );
     let order = json!({"item": "battlement", "quantity": "many"});
-    let before = mesh.orders.seen().await?;
-    let request = ask("POST", ORDERS, "/orders", Some(&scene.token), Some(&order));
+    let before = mesh.orders.requests().await?;
+    let request = request("POST", ORDERS, "/orders", Some(&scene.token), Some(&order));
     let Traced { reply, trace: _ } = call(mesh, &mesh.web, request).await?;
-    let seen = mesh.orders.seen().await?.saturating_sub(before);
+    let seen = mesh.orders.requests().await?.saturating_sub(before);
     let place = reply.text("/place");
     outcome.observed(format!(
-        "{} {}, at `{place}` in the body",
+        "{} {} at `{place}` in the body",
         reply.status,
         reason(reply.status)
     ));
@@ -174,7 +172,7 @@ pub(super) async fn bad_body(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, 
     });
     outcome.must(place == "/quantity", || format!("the place is `{place}`"));
     outcome.must(seen == 0, || {
-        "the program of orders saw the request".to_owned()
+        "the program orders received the request".to_owned()
     });
     outcome.note(reply.text("/detail"));
     outcome.fact("place", place);
@@ -182,7 +180,7 @@ pub(super) async fn bad_body(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, 
     Ok(outcome)
 }
 
-/// The reason phrase, for people.
+/// The reason phrase of a status.
 pub(super) fn reason(status: u16) -> &'static str {
     http::StatusCode::from_u16(status)
         .ok()

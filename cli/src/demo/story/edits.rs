@@ -1,4 +1,4 @@
-//! Resource files edited while everything runs: a good edit is live everywhere, a bad one changes nothing.
+//! Edits of resource files: a valid edit takes effect everywhere, an invalid one changes nothing.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::{
         mesh::{Mesh, Workload, versions},
         report::Outcome,
         resources::{GUARDRAILS, ORDERS_CEDAR},
-        wire::{self, ask},
+        wire::{self, request},
     },
     Scene,
     calls::{ORDERS, PAYMENTS, WEB},
@@ -21,14 +21,14 @@ const FREEZE: &str = "merlon-system/guardrails#freeze";
 
 pub(super) async fn policy_edit(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::expecting(format!(
-        "all three sidecars refuse changes by {FREEZE} within 3 seconds, and stop when the file is as before"
+        "all three sidecars refuse changes by {FREEZE} within 3 seconds, until the file is restored"
     ));
     let text = mesh.resources.read(GUARDRAILS)?;
-    // A misspelt action is the sabotage: it does not compile, so it must not take effect.
+    // Sabotage: a misspelt action does not compile, so it must not take effect.
     let action = if scene.sabotaged { "wirte" } else { "write" };
     let frozen = format!(
         "{text}
-    // Added by the demo, and taken back in a moment.
+    // Added by the demo for a moment.
     @id(\"freeze\") @owner(\"security\") @reason(\"Changes are frozen while the incident lasts.\")
     forbid (principal, action in Action::\"{action}\", resource);
 "
@@ -46,10 +46,12 @@ pub(super) async fn policy_edit(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcom
     for (name, took) in &live {
         match took {
             Some(took) => outcome.note(format!(
-                "live at the sidecar of {name} after {} ms",
+                "in effect at the sidecar of {name} after {} ms",
                 took.as_millis()
             )),
-            None => outcome.problem(format!("not live at the sidecar of {name} after 3 seconds")),
+            None => outcome.problem(format!(
+                "not in effect at the sidecar of {name} after 3 seconds"
+            )),
         }
         outcome.fact(
             name,
@@ -58,7 +60,7 @@ pub(super) async fn policy_edit(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcom
     }
     let slowest = live.iter().filter_map(|(_, took)| *took).max();
     if !outcome.is_ok() {
-        outcome.observed("not live everywhere");
+        outcome.observed("not in effect everywhere");
         return Ok(outcome);
     }
     outcome.observed(format!(
@@ -68,25 +70,25 @@ pub(super) async fn policy_edit(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcom
     let order = json!({"item": "battlement", "quantity": 1});
     let began = Instant::now();
     let status = loop {
-        let request = ask("POST", ORDERS, "/orders", Some(&scene.token), Some(&order));
+        let request = request("POST", ORDERS, "/orders", Some(&scene.token), Some(&order));
         let reply = wire::send(mesh.web.outbound, request).await;
         let status = reply.map(|reply| reply.status);
-        if matches!(status, Ok(201)) || began.elapsed() > PATIENCE {
+        if matches!(status, Ok(201)) || began.elapsed() > TIMEOUT {
             break status;
         }
         sleep(Duration::from_millis(25)).await;
     };
     outcome.must(matches!(status, Ok(201)), || {
-        format!("3 seconds after the edit was taken back an order is answered {status:?}")
+        format!("3 seconds after the file was restored, an order gets {status:?}")
     });
     outcome.note(format!(
-        "taken back, and orders are taken again {} ms later",
+        "file restored, and orders succeed again {} ms later",
         began.elapsed().as_millis()
     ));
     Ok(outcome)
 }
 
-/// How long after `began` the sidecar of `at` refuses a change by the new policy.
+/// The time after `began` at which the sidecar of `at` refuses a change by the new policy.
 async fn refusal(
     from: &Workload,
     at: &Workload,
@@ -97,27 +99,27 @@ async fn refusal(
 ) -> (&'static str, Option<Duration>) {
     let body = json!({"item": "battlement", "quantity": 1});
     loop {
-        let request = ask("POST", host, path, Some(&scene.token), Some(&body));
+        let request = request("POST", host, path, Some(&scene.token), Some(&body));
         if let Ok(reply) = wire::send(from.outbound, request).await
             && reply.status == 403
             && reply.text("/policy") == FREEZE
         {
             return (at.name, Some(began.elapsed()));
         }
-        if began.elapsed() > PATIENCE {
+        if began.elapsed() > TIMEOUT {
             return (at.name, None);
         }
-        // Slower than the limit of payments lets through.
+        // Stay below the rate limit of payments.
         sleep(Duration::from_millis(25)).await;
     }
 }
 
 pub(super) async fn broken_policy(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
     let mut outcome =
-        Outcome::expecting("the control plane says what is wrong and where; nothing changes");
+        Outcome::expecting("the control plane logs the error with its location; nothing changes");
     let text = mesh.resources.read(ORDERS_CEDAR)?;
     let broken = if scene.sabotaged {
-        format!("{text}\n// Nothing is wrong with this.\n")
+        format!("{text}\n// This file is valid.\n")
     } else {
         text.replace("context.user.scopes", "context.user.scoops")
     };
@@ -125,31 +127,32 @@ pub(super) async fn broken_policy(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outc
     let length = log.metadata().map_or(0, |metadata| metadata.len());
     let before = mesh.settled().await?;
     mesh.resources.put(ORDERS_CEDAR, &broken)?;
-    let complaint = complaint(&log, length).await;
+    let logged = logged_error(&log, length).await;
     let problems = check::problems(mesh.resources.folder());
-    let request = ask("GET", ORDERS, "/orders/7", Some(&scene.token), None);
+    let request = request("GET", ORDERS, "/orders/7", Some(&scene.token), None);
     let status = wire::send(mesh.web.outbound, request)
         .await
         .map(|reply| reply.status);
     let after = mesh.proxies().await?;
     mesh.resources.put(ORDERS_CEDAR, &text)?;
 
-    match &complaint {
+    match &logged {
         Some(line) => outcome.fact("control_plane_says", line.as_str()),
-        None => outcome.problem("the control plane did not complain within 3 seconds"),
+        None => outcome.problem("the control plane logged no error within 3 seconds"),
     }
     outcome.must(versions(&before) == versions(&after), || {
-        "the state of some sidecar changed".to_owned()
+        "the snapshot of a sidecar changed".to_owned()
     });
     outcome.must(matches!(status, Ok(200)), || {
-        format!("a request that was allowed is now answered {status:?}")
+        format!("a request that was allowed now gets {status:?}")
     });
     match &problems {
         Some(problems) => {
             outcome.observed(
-                "refused at its source; all sidecars keep what they had, and requests pass",
+                "rejected by the control plane; all sidecars keep their snapshot, and requests succeed",
             );
-            outcome.note("`merlon policy check` says the same before it is saved:");
+            outcome
+                .note("`merlon policy check` reports the same error before the file is deployed:");
             for line in problems
                 .lines()
                 .filter(|line| !line.trim().is_empty())
@@ -159,17 +162,17 @@ pub(super) async fn broken_policy(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outc
             }
         }
         None => {
-            outcome.observed("taken for good");
-            outcome.problem("`merlon policy check` finds nothing wrong");
+            outcome.observed("accepted");
+            outcome.problem("`merlon policy check` finds no problem");
         }
     }
     Ok(outcome)
 }
 
-/// The first line that the control plane writes about the broken file.
-async fn complaint(log: &std::path::Path, from: u64) -> Option<String> {
+/// The first log line of the control plane about the broken file.
+async fn logged_error(log: &std::path::Path, from: u64) -> Option<String> {
     let began = Instant::now();
-    while began.elapsed() < PATIENCE {
+    while began.elapsed() < TIMEOUT {
         let text = std::fs::read(log).unwrap_or_default();
         let new = text.get(usize::try_from(from).ok()?..).unwrap_or_default();
         let new = String::from_utf8_lossy(new);
@@ -181,4 +184,4 @@ async fn complaint(log: &std::path::Path, from: u64) -> Option<String> {
     None
 }
 
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);

@@ -1,4 +1,4 @@
-//! What policies refuse, and how they explain it.
+//! Requests that policies refuse, and their explanation.
 
 use serde_json::json;
 
@@ -6,7 +6,7 @@ use super::{
     super::{
         mesh::Mesh,
         report::Outcome,
-        wire::{ask, text_at},
+        wire::{request, text_at},
     },
     Scene,
     calls::{self, ORDERS, PAYMENTS, Traced, reason},
@@ -17,11 +17,11 @@ const ONLY_ORDERS: &str = "payments/payments#only-orders";
 
 pub(super) async fn forbidden(mesh: &Mesh<'_>, scene: &mut Scene) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::expecting(format!(
-        "403 by the policy {ONLY_ORDERS}; the program sees nothing"
+        "403 by policy {ONLY_ORDERS}; the program receives nothing"
     ));
     let charge = json!({"item": "battlement", "quantity": 1});
-    let before = mesh.payments.seen().await?;
-    let request = ask(
+    let before = mesh.payments.requests().await?;
+    let request = request(
         "POST",
         PAYMENTS,
         "/charges",
@@ -29,7 +29,7 @@ pub(super) async fn forbidden(mesh: &Mesh<'_>, scene: &mut Scene) -> Result<Outc
         Some(&charge),
     );
     let Traced { reply, trace } = calls::call(mesh, &mesh.web, request).await?;
-    let seen = mesh.payments.seen().await?.saturating_sub(before);
+    let seen = mesh.payments.requests().await?.saturating_sub(before);
     let policy = reply.text("/policy");
     outcome.observed(format!(
         "{} {} by {policy}",
@@ -43,15 +43,15 @@ pub(super) async fn forbidden(mesh: &Mesh<'_>, scene: &mut Scene) -> Result<Outc
         format!("the policy is `{policy}`")
     });
     outcome.must(seen == 0, || {
-        "the program of payments saw the request".to_owned()
+        "the program payments received the request".to_owned()
     });
     let line = trace.inbound(&mesh.payments).await;
     let src = text_at(&line, "/src");
     outcome.must(src == mesh.web.identity(), || {
-        format!("the sidecar of payments saw `{src}` call")
+        format!("the sidecar of payments identified the caller as `{src}`")
     });
     scene.decision = reply.text("/decision_id");
-    outcome.note(format!("{src} was told: {}", reply.text("/detail")));
+    outcome.note(format!("response to {src}: {}", reply.text("/detail")));
     outcome.note(format!("decision {}", scene.decision));
     outcome.fact("policy", policy);
     outcome.fact("decision_id", scene.decision.as_str());
@@ -61,10 +61,10 @@ pub(super) async fn forbidden(mesh: &Mesh<'_>, scene: &mut Scene) -> Result<Outc
 
 pub(super) async fn explain(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::expecting(format!(
-        "the recorded facts, evaluated anew, are denied by {ONLY_ORDERS}"
+        "the recorded facts, evaluated again, are denied by {ONLY_ORDERS}"
     ));
     outcome.must(!scene.decision.is_empty(), || {
-        "there is no decision to explain".to_owned()
+        "no decision to explain".to_owned()
     });
     let explained = explain::look_up(&mesh.control_plane, &scene.decision).await?;
     let then = explained.then();
@@ -73,16 +73,16 @@ pub(super) async fn explain(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, F
     let policies: Vec<String> = determining.map(ToString::to_string).collect();
     outcome.observed(explained.summary());
     outcome.must(then.is_some_and(|then| !then.allowed), || {
-        "it does not say that policies denied the request".to_owned()
+        "the explanation does not show a denial by policies".to_owned()
     });
     outcome.must(policies == [ONLY_ORDERS], || {
-        format!("it names {}", policies.join(", "))
+        format!("the explanation names {}", policies.join(", "))
     });
     for line in explained.short() {
         outcome.note(line);
     }
     outcome.note(format!(
-        "all of it: merlon explain {} --control-plane-socket {}",
+        "full explanation: merlon explain {} --control-plane-socket {}",
         scene.decision,
         mesh.control_plane.socket().display()
     ));
@@ -92,11 +92,12 @@ pub(super) async fn explain(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, F
 }
 
 pub(super) async fn not_permitted(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
-    let mut outcome = Outcome::expecting("403, since nothing permits it; the program sees nothing");
-    let before = mesh.orders.seen().await?;
-    let request = ask("DELETE", ORDERS, "/orders/7", Some(&scene.token), None);
+    let mut outcome =
+        Outcome::expecting("403 because no policy permits it; the program receives nothing");
+    let before = mesh.orders.requests().await?;
+    let request = request("DELETE", ORDERS, "/orders/7", Some(&scene.token), None);
     let Traced { reply, trace } = calls::call(mesh, &mesh.web, request).await?;
-    let seen = mesh.orders.seen().await?.saturating_sub(before);
+    let seen = mesh.orders.requests().await?.saturating_sub(before);
     outcome.observed(format!("{} {}", reply.status, reason(reply.status)));
     outcome.must(reply.status == 403, || {
         format!("orders answered {} {}", reply.status, reply.json())
@@ -105,7 +106,7 @@ pub(super) async fn not_permitted(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outc
         format!("the reason is `{}`", reply.text("/reason"))
     });
     outcome.must(seen == 0, || {
-        "the program of orders saw the request".to_owned()
+        "the program orders received the request".to_owned()
     });
     let line = trace.inbound(&mesh.orders).await;
     outcome.note(format!(

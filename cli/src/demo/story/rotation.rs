@@ -1,4 +1,4 @@
-//! Keys and certificates replaced while requests flow.
+//! Rotation of keys and certificates under traffic.
 
 use std::{cell::Cell, sync::Arc, time::Duration};
 
@@ -20,7 +20,7 @@ use super::{
     super::{
         mesh::{Mesh, Workload},
         report::Outcome,
-        wire::{self, Kept, ask},
+        wire::{self, Connection, request},
     },
     Scene,
     calls::ORDERS,
@@ -29,7 +29,7 @@ use crate::failure::Failure;
 
 pub(super) async fn rotate(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::expecting(
-        "the sidecars of web and orders show new certificates, and no request is lost",
+        "the sidecars of web and orders use new certificates, and no request is lost",
     );
     let traffic = Traffic::default();
     let rotating = async {
@@ -47,10 +47,10 @@ pub(super) async fn rotate(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Fa
     match rotated {
         Ok(rotated) => {
             outcome.observed(format!(
-                "2 certificates replaced under {sent} requests, {} of them lost",
+                "2 certificates replaced during {sent} requests, {} of them lost",
                 lost.len()
             ));
-            for Seen {
+            for RotatedCertificate {
                 name,
                 old,
                 new,
@@ -58,7 +58,7 @@ pub(super) async fn rotate(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Fa
             } in rotated
             {
                 outcome.must(old != new, || {
-                    format!("the sidecar of {name} still shows {old}")
+                    format!("the sidecar of {name} still uses {old}")
                 });
                 outcome.note(format!(
                     "{name}: serial {} before, {} after",
@@ -70,7 +70,7 @@ pub(super) async fn rotate(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Fa
                     json!({"old_serial": old, "new_serial": new, "requests_meanwhile": during}),
                 );
             }
-            outcome.note("seen in TLS handshakes with each sidecar; the keys are new, too");
+            outcome.note("read from TLS handshakes with each sidecar; the keys are new, too");
         }
         Err(failure) => {
             outcome.observed("no new certificates");
@@ -87,19 +87,22 @@ pub(super) async fn rotate(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Fa
     Ok(outcome)
 }
 
-struct Seen {
+struct RotatedCertificate {
     name: &'static str,
     old: String,
     new: String,
-    /// Requests that were answered while it was replaced.
+    /// Number of requests answered during the rotation.
     during: u64,
 }
 
-async fn rotate_both(mesh: &Mesh<'_>, traffic: &Traffic) -> Result<Vec<Seen>, Failure> {
+async fn rotate_both(
+    mesh: &Mesh<'_>,
+    traffic: &Traffic,
+) -> Result<Vec<RotatedCertificate>, Failure> {
     let proxies = mesh.proxies().await?;
     let mut all = Vec::new();
     for workload in [&mesh.orders, &mesh.web] {
-        // Traffic before, in between and after.
+        // Traffic before, between and after the rotations.
         traffic.more(100).await;
         let Some(proxy) = proxies
             .iter()
@@ -111,10 +114,10 @@ async fn rotate_both(mesh: &Mesh<'_>, traffic: &Traffic) -> Result<Vec<Seen>, Fa
             )));
         };
         let before = traffic.answered.get();
-        let old = shown_serial(workload).await?;
+        let old = served_serial(workload).await?;
         mesh.control_plane.rotate(&proxy.id).await?;
         let new = await_other_serial(workload, &old).await?;
-        all.push(Seen {
+        all.push(RotatedCertificate {
             name: workload.name,
             old,
             new,
@@ -125,7 +128,7 @@ async fn rotate_both(mesh: &Mesh<'_>, traffic: &Traffic) -> Result<Vec<Seen>, Fa
     Ok(all)
 }
 
-/// Requests on kept and on new connections, for as long as the rotation takes.
+/// Requests on reused and on new connections during the rotation.
 #[derive(Default)]
 struct Traffic {
     answered: Cell<u64>,
@@ -135,15 +138,15 @@ struct Traffic {
 
 impl Traffic {
     async fn flow(&self, mesh: &Mesh<'_>, scene: &Scene, index: usize) {
-        let mut kept = None;
+        let mut idle = None;
         while !self.end.get() {
-            let request = ask("GET", ORDERS, "/orders/7", Some(&scene.token), None);
+            let request = request("GET", ORDERS, "/orders/7", Some(&scene.token), None);
             let reply = if index.is_multiple_of(2) {
                 wire::send(mesh.web.outbound, request).await
             } else {
-                let mut connection = match kept.take() {
+                let mut connection = match idle.take() {
                     Some(connection) => connection,
-                    None => match Kept::open(mesh.web.outbound).await {
+                    None => match Connection::open(mesh.web.outbound).await {
                         Ok(connection) => connection,
                         Err(error) => {
                             self.lose(error.to_string());
@@ -152,7 +155,7 @@ impl Traffic {
                     },
                 };
                 let reply = connection.send(request).await;
-                kept = Some(connection);
+                idle = Some(connection);
                 reply
             };
             match reply {
@@ -160,7 +163,7 @@ impl Traffic {
                 Ok(reply) => self.lose(format!("{} {}", reply.status, reply.json())),
                 Err(error) => {
                     self.lose(error.to_string());
-                    kept = None;
+                    idle = None;
                 }
             }
             sleep(Duration::from_millis(10)).await;
@@ -173,7 +176,7 @@ impl Traffic {
         self.lost.set(lost);
     }
 
-    /// Waits until so many more requests were answered, or for two seconds.
+    /// Waits until `many` more requests were answered, at most two seconds.
     async fn more(&self, many: u64) {
         let (goal, began) = (self.answered.get().saturating_add(many), Instant::now());
         while self.answered.get() < goal && began.elapsed() < Duration::from_secs(2) {
@@ -185,7 +188,7 @@ impl Traffic {
 async fn await_other_serial(workload: &Workload, old: &str) -> Result<String, Failure> {
     let began = Instant::now();
     loop {
-        let serial = shown_serial(workload).await?;
+        let serial = served_serial(workload).await?;
         if serial != old || began.elapsed() > Duration::from_secs(3) {
             return Ok(serial);
         }
@@ -193,18 +196,19 @@ async fn await_other_serial(workload: &Workload, old: &str) -> Result<String, Fa
     }
 }
 
-/// The serial number of the certificate that a sidecar shows to whoever connects.
-async fn shown_serial(workload: &Workload) -> Result<String, Failure> {
+/// The serial number of the certificate that a sidecar sends in a handshake.
+async fn served_serial(workload: &Workload) -> Result<String, Failure> {
     let failed =
         |why: String| Failure::runtime(format!("TLS with the sidecar of {}: {why}", workload.name));
-    let shaking = async {
+    let handshake = async {
         let stream = TcpStream::connect(workload.inbound).await?;
-        let connector = TlsConnector::from(Arc::new(looking().map_err(std::io::Error::other)?));
+        let connector =
+            TlsConnector::from(Arc::new(client_config().map_err(std::io::Error::other)?));
         let name = ServerName::from(workload.inbound.ip());
-        // The sidecar ends it as soon as it sees that we show no certificate; by then it has shown its own.
+        // The sidecar refuses the connection without a client certificate, after it has sent its own certificate.
         connector.connect(name, stream).await
     };
-    let stream = timeout(Duration::from_secs(3), shaking)
+    let stream = timeout(Duration::from_secs(3), handshake)
         .await
         .map_err(|_| failed("no answer".to_owned()))?
         .map_err(|error| failed(error.to_string()))?;
@@ -212,7 +216,7 @@ async fn shown_serial(workload: &Workload) -> Result<String, Failure> {
     let leaf = connection
         .peer_certificates()
         .and_then(|chain| chain.first());
-    let leaf = leaf.ok_or_else(|| failed("it showed no certificate".to_owned()))?;
+    let leaf = leaf.ok_or_else(|| failed("it sent no certificate".to_owned()))?;
     let (_, leaf) =
         x509_parser::parse_x509_certificate(leaf).map_err(|error| failed(error.to_string()))?;
     Ok(leaf
@@ -222,23 +226,23 @@ async fn shown_serial(workload: &Workload) -> Result<String, Failure> {
         .collect())
 }
 
-fn looking() -> Result<ClientConfig, rustls::Error> {
+fn client_config() -> Result<ClientConfig, rustls::Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(OnlyLooking(provider)))
+        .with_custom_certificate_verifier(Arc::new(AcceptAnyCertificate(provider)))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"merlon-h2/1".to_vec()];
     Ok(config)
 }
 
-/// Takes any certificate: nothing is sent to whom it belongs, only its serial number is read. That the other side has
-/// its key is checked all the same.
+/// Accepts any certificate: only its serial number is read, and nothing is sent to the peer. The signature of the
+/// handshake is still verified.
 #[derive(Debug)]
-struct OnlyLooking(Arc<CryptoProvider>);
+struct AcceptAnyCertificate(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for OnlyLooking {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -256,7 +260,9 @@ impl ServerCertVerifier for OnlyLooking {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("only TLS 1.3 is spoken".to_owned()))
+        Err(rustls::Error::General(
+            "only TLS 1.3 is supported".to_owned(),
+        ))
     }
 
     fn verify_tls13_signature(
@@ -278,7 +284,7 @@ impl ServerCertVerifier for OnlyLooking {
     }
 }
 
-/// The first half of a serial number, for people.
+/// The first half of a serial number, for text output.
 fn short(serial: &str) -> &str {
     serial.get(..16).unwrap_or(serial)
 }

@@ -1,4 +1,4 @@
-//! Tokens that must not pass, each for another reason.
+//! Tokens that must be refused, each for another reason.
 
 use super::{
     super::{
@@ -6,7 +6,7 @@ use super::{
         mesh::Mesh,
         report::Outcome,
         token::Claims,
-        wire::{self, ask, text_at},
+        wire::{self, request, text_at},
     },
     calls::{self, ORDERS, Traced, reason},
 };
@@ -16,7 +16,7 @@ pub(super) async fn none(mesh: &Mesh<'_>) -> Result<Outcome, Failure> {
     refused(mesh, None, "Bearer").await
 }
 
-/// Under the name of a key that the issuer has published, and signed by another one.
+/// With the key id of a published key, but signed by another key.
 pub(super) async fn forged(mesh: &Mesh<'_>) -> Result<Outcome, Failure> {
     let token = claims(mesh).signed_by(&mesh.forger)?;
     refused(mesh, Some(&token), INVALID).await
@@ -33,7 +33,7 @@ pub(super) async fn wrong_audience(mesh: &Mesh<'_>) -> Result<Outcome, Failure> 
 }
 
 pub(super) async fn public_key_as_secret(mesh: &Mesh<'_>) -> Result<Outcome, Failure> {
-    let reply = wire::send(mesh.issuer, ask("GET", "issuer", "/jwks", None, None)).await;
+    let reply = wire::send(mesh.issuer, request("GET", "issuer", "/jwks", None, None)).await;
     let keys = reply.map_err(|error| Failure::runtime(format!("the token issuer: {error}")))?;
     let public = text_at(&keys.json(), "/keys/0");
     let token = claims(mesh).keyed_with_public_key(CURRENT, public.as_bytes());
@@ -57,32 +57,33 @@ fn claims(mesh: &Mesh<'_>) -> Claims {
     }
 }
 
-/// Asks for an order that Alice may see, and must be told 401 (RFC 6750 §3).
+/// Requests an order that Alice may read; the response must be 401 (RFC 6750 §3).
 async fn refused(
     mesh: &Mesh<'_>,
     token: Option<&str>,
     challenge: &str,
 ) -> Result<Outcome, Failure> {
-    let mut outcome =
-        Outcome::expecting(format!("401 with `{challenge}`; the program sees nothing"));
-    let before = mesh.orders.seen().await?;
-    let request = ask("GET", ORDERS, "/orders/7", token, None);
+    let mut outcome = Outcome::expecting(format!(
+        "401 with `{challenge}`; the program receives nothing"
+    ));
+    let before = mesh.orders.requests().await?;
+    let request = request("GET", ORDERS, "/orders/7", token, None);
     let Traced { reply, trace } = calls::call(mesh, &mesh.web, request).await?;
-    let seen = mesh.orders.seen().await?.saturating_sub(before);
-    let told = reply.header("www-authenticate").to_owned();
+    let seen = mesh.orders.requests().await?.saturating_sub(before);
+    let sent = reply.header("www-authenticate").to_owned();
     outcome.observed(format!(
-        "{} {}, `{told}`",
+        "{} {}, `{sent}`",
         reply.status,
         reason(reply.status)
     ));
     outcome.must(reply.status == 401, || {
         format!("orders answered {} {}", reply.status, reply.json())
     });
-    outcome.must(told == challenge, || {
-        format!("WWW-Authenticate is `{told}`")
+    outcome.must(sent == challenge, || {
+        format!("WWW-Authenticate is `{sent}`")
     });
     outcome.must(seen == 0, || {
-        "the program of orders saw the request".to_owned()
+        "the program orders received the request".to_owned()
     });
     let line = trace.inbound(&mesh.orders).await;
     let cause = text_at(&line, "/cause");
@@ -92,10 +93,13 @@ async fn refused(
     if cause.is_empty() {
         outcome.note(reply.text("/detail"));
     } else {
-        outcome.note(format!("told to the caller:   {}", reply.text("/detail")));
-        outcome.note(format!("told to the operator: {cause}"));
+        outcome.note(format!(
+            "detail in the response:  {}",
+            reply.text("/detail")
+        ));
+        outcome.note(format!("cause in the access log: {cause}"));
     }
-    outcome.fact("www_authenticate", told);
+    outcome.fact("www_authenticate", sent);
     outcome.fact("reason", reply.text("/reason"));
     outcome.fact("cause", cause);
     Ok(outcome)
