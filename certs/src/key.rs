@@ -12,54 +12,54 @@ use zeroize::Zeroizing;
 
 use crate::pem;
 
-/// Why there is no key.
+/// Errors of a private key.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
-    /// The system could not make one.
-    #[error("cannot make a key")]
+    /// The system could not generate a key.
+    #[error("cannot generate a key")]
     Generate,
     /// Not an ECDSA P-256 key in PKCS #8.
     #[error("not an ECDSA P-256 key in PKCS #8")]
     Parse,
-    /// The request for a certificate could not be made.
-    #[error("cannot make a request for a certificate")]
+    /// The certificate request could not be created.
+    #[error("cannot create a certificate request")]
     Request(#[source] rcgen::Error),
 }
 
-/// A workload's private key: ECDSA P-256, wiped from memory when dropped, shown by nothing.
+/// A workload's private key: ECDSA P-256, zeroed on drop, never shown by `Debug`.
 ///
-/// It cannot be cloned; who needs it twice shares it.
+/// It cannot be cloned; share it with an `Arc`.
 pub struct PrivateKey {
     pair: EcdsaKeyPair,
     pkcs8: Zeroizing<Vec<u8>>,
 }
 
 impl PrivateKey {
-    /// Makes a new key.
+    /// Generates a new key.
     ///
     /// # Errors
-    /// [`KeyError::Generate`] when the system's random numbers fail.
+    /// [`KeyError::Generate`] if the system provides no random numbers.
     pub fn generate() -> Result<Self, KeyError> {
         let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING)
             .map_err(|_| KeyError::Generate)?;
         Self::from_pair(pair).ok_or(KeyError::Generate)
     }
 
-    /// Takes a key in PKCS #8 (RFC 5958), DER.
+    /// Parses a key in PKCS #8 (RFC 5958), DER.
     ///
     /// # Errors
-    /// [`KeyError::Parse`] when it is not an ECDSA P-256 key.
+    /// [`KeyError::Parse`] if it is not an ECDSA P-256 key.
     pub fn from_pkcs8_der(der: &[u8]) -> Result<Self, KeyError> {
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der)
             .map_err(|_| KeyError::Parse)?;
         Self::from_pair(pair).ok_or(KeyError::Parse)
     }
 
-    /// As [`PrivateKey::from_pkcs8_der`], from a PEM text, of which the caller should keep no copy.
+    /// Like [`PrivateKey::from_pkcs8_der`], from PEM. The caller should keep no copy of the text.
     ///
     /// # Errors
-    /// [`KeyError::Parse`] when it holds no such key.
+    /// [`KeyError::Parse`] if it contains no such key.
     pub fn from_pkcs8_pem(pem: &[u8]) -> Result<Self, KeyError> {
         let mut der = PrivateKeyDer::Pkcs8(
             PrivatePkcs8KeyDer::from_pem_slice(pem).map_err(|_| KeyError::Parse)?,
@@ -79,19 +79,19 @@ impl PrivateKey {
         self.pkcs8.clone()
     }
 
-    /// The key in PKCS #8, PEM, for a file that nobody else can read.
+    /// The key in PKCS #8, PEM, for a file that only its owner can read.
     ///
     /// # Errors
-    /// None today.
+    /// Currently none.
     pub fn to_pkcs8_pem(&self) -> Result<Zeroizing<String>, KeyError> {
         Ok(pem::encode("PRIVATE KEY", &self.pkcs8))
     }
 
-    /// A request (PKCS #10, RFC 2986) that proves possession of this key, DER. It carries the name as a hint for
-    /// people; issuers take the name from what the caller proved.
+    /// A certificate request (PKCS #10, RFC 2986, DER) that proves possession of this key. The name in it is only
+    /// informational; issuers use the name that the caller proved.
     ///
     /// # Errors
-    /// [`KeyError::Request`] when it cannot be signed.
+    /// [`KeyError::Request`] if it cannot be signed.
     pub fn csr(&self, id: &SpiffeId) -> Result<Vec<u8>, KeyError> {
         let mut request = CertificateParams::default();
         request.distinguished_name = DistinguishedName::new();
@@ -101,10 +101,10 @@ impl PrivateKey {
         Ok(request.der().to_vec())
     }
 
-    /// SubjectPublicKeyInfo (RFC 5280 §4.1.2.7), DER: what a certificate for this key must hold.
+    /// SubjectPublicKeyInfo (RFC 5280 §4.1.2.7), DER, which a certificate for this key must contain.
     ///
     /// # Errors
-    /// [`KeyError::Parse`], which a key that was made or taken here does not give.
+    /// [`KeyError::Parse`], which does not occur for a generated or parsed key.
     pub fn public_key_info(&self) -> Result<Vec<u8>, KeyError> {
         let info = self
             .pair
@@ -114,8 +114,8 @@ impl PrivateKey {
         Ok(info.as_ref().to_vec())
     }
 
-    /// Lent, so that rustls makes its signer of it and no copy stays behind.
-    pub(crate) fn lend(&self) -> PrivateKeyDer<'_> {
+    /// Borrowed, so rustls can create its signer without another copy of the key.
+    pub(crate) fn as_der(&self) -> PrivateKeyDer<'_> {
         PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.pkcs8.as_slice()))
     }
 }
@@ -126,8 +126,8 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
-// So that requests and certificates are signed without a copy of the key in another library's type, which would not
-// wipe it.
+// These implementations sign requests and certificates without a copy of the key in a type of another library, which
+// would not zero it.
 impl rcgen::PublicKeyData for PrivateKey {
     fn der_bytes(&self) -> &[u8] {
         self.pair.public_key().as_ref()
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_comes_back_from_its_own_text() {
+    fn a_key_survives_a_round_trip_through_pem_and_der() {
         let key = PrivateKey::generate().unwrap();
         let again = PrivateKey::from_pkcs8_pem(key.to_pkcs8_pem().unwrap().as_bytes()).unwrap();
         assert_eq!(
@@ -168,13 +168,13 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_nothing_of_a_key() {
+    fn debug_does_not_show_the_key() {
         let key = PrivateKey::generate().unwrap();
         assert_eq!(format!("{key:?}"), "PrivateKey([redacted])");
     }
 
     #[test]
-    fn only_p256_is_taken() {
+    fn only_p256_keys_are_accepted() {
         let p384 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
         let ed25519 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
         for other in [p384, ed25519] {

@@ -7,18 +7,18 @@ use x509_parser::{
     prelude::{FromDer, X509Certificate},
 };
 
-/// Why a certificate is not an X.509-SVID of a workload (X509-SVID §2–5), or not the one that was wanted.
+/// Why a certificate is not an X.509-SVID of a workload (X509-SVID §2–5), or not the expected one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[expect(missing_docs, reason = "each variant says itself")]
+#[expect(missing_docs, reason = "the messages document the variants")]
 #[non_exhaustive]
 pub enum LeafError {
     #[error("the certificate is not well-formed: {0}")]
     Encoding(&'static str),
     #[error("the certificate has {0} URI names instead of one")]
     UriNames(usize),
-    #[error("the certificate's name is wrong: {0}")]
+    #[error("the certificate's name is invalid: {0}")]
     Name(#[from] NameError),
-    #[error("the certificate belongs to a certification authority")]
+    #[error("the certificate is a CA certificate")]
     Authority,
     #[error("the certificate may sign certificates (key usage `keyCertSign`)")]
     SignsCertificates,
@@ -28,26 +28,26 @@ pub enum LeafError {
     NoDigitalSignature,
     #[error("the certificate's extended key usage lacks {0} authentication")]
     ExtendedKeyUsage(&'static str),
-    #[error("the certificate chain has {0} certificates, more than {MOST_CERTIFICATES}")]
+    #[error("the certificate chain has {0} certificates, more than {MAX_CERTIFICATES}")]
     ChainLength(usize),
-    #[error("the certificate chain has {0} bytes, more than {MOST_BYTES}")]
+    #[error("the certificate chain has {0} bytes, more than {MAX_BYTES}")]
     ChainSize(usize),
-    #[error("the peer is `{found}` where `{expected}` was expected")]
+    #[error("the peer is `{found}`, expected `{expected}`")]
     OtherIdentity {
         expected: Box<SpiffeId>,
         found: Box<SpiffeId>,
     },
-    #[error("no root of trust domain `{0}` is known")]
+    #[error("trust domain `{0}` has no known root")]
     UnknownTrustDomain(String),
     #[error("the certificate of the pinned root is not in the chain")]
     PinnedRootAbsent,
 }
 
-/// What stands in a leaf that passed every rule that needs no root.
+/// The contents of a leaf that passed every rule that needs no root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LeafFacts {
-    /// Whose it is.
+    /// The identity.
     pub id: SpiffeId,
     /// SubjectPublicKeyInfo, DER.
     pub public_key_info: Vec<u8>,
@@ -57,30 +57,30 @@ pub struct LeafFacts {
     pub not_before: UnixTime,
     /// Valid until.
     pub not_after: UnixTime,
-    /// Whether it names more than the identity: a host, an address. A peer's may; those that our issuers sign do not.
+    /// Whether it has names besides the identity, such as hosts. Certificates of peers may have them; our issuers sign none.
     pub other_names: bool,
-    /// The hosts that it names, if any.
+    /// Its DNS names.
     pub dns_names: Vec<String>,
 }
 
 impl LeafFacts {
-    /// Reads a leaf and judges its form: one URI name and that a SPIFFE ID of the mesh, no CA, no right to sign,
-    /// `digitalSignature`, and both authentications where an extended key usage is given.
+    /// Parses a leaf and checks its form: exactly one URI name, which is a SPIFFE ID of the mesh; no CA; no right to sign
+    /// certificates or revocation lists; `digitalSignature`; and both authentications if it has an extended key usage.
     ///
-    /// Whether a trusted root vouches for it is another question.
+    /// It does not check whether a trusted root signed the leaf.
     ///
     /// # Errors
-    /// The first rule that is broken.
+    /// The first violated rule.
     pub fn parse(der: &[u8]) -> Result<Self, LeafError> {
-        if der.len() > MOST_BYTES {
+        if der.len() > MAX_BYTES {
             return Err(LeafError::ChainSize(der.len()));
         }
         let (rest, certificate) =
             X509Certificate::from_der(der).map_err(|_| LeafError::Encoding("it is not X.509"))?;
         if !rest.is_empty() {
-            return Err(LeafError::Encoding("bytes follow it"));
+            return Err(LeafError::Encoding("it has trailing bytes"));
         }
-        // The accessors take an extension that cannot be read for an absent one, which would let it decide nothing.
+        // The accessors treat an unreadable extension as absent, so its rule would not be checked.
         if certificate.extensions().iter().any(|extension| {
             matches!(
                 extension.parsed_extension(),
@@ -103,7 +103,7 @@ impl LeafFacts {
         })
     }
 
-    /// As [`LeafFacts::parse`], for the first of a chain that a peer sent.
+    /// Like [`LeafFacts::parse`], for the leaf of a chain from a peer.
     ///
     /// # Errors
     /// Also [`LeafError::ChainLength`] and [`LeafError::ChainSize`], before anything is parsed.
@@ -112,18 +112,18 @@ impl LeafFacts {
         others: &[CertificateDer<'_>],
     ) -> Result<Self, LeafError> {
         let length = others.len() + 1;
-        if length > MOST_CERTIFICATES {
+        if length > MAX_CERTIFICATES {
             return Err(LeafError::ChainLength(length));
         }
         let size = leaf.len() + others.iter().map(|other| other.len()).sum::<usize>();
-        if size > MOST_BYTES {
+        if size > MAX_BYTES {
             return Err(LeafError::ChainSize(size));
         }
         Self::parse(leaf)
     }
 }
 
-/// The one identity, whether there is more, and the hosts among it.
+/// The identity, whether there are other names, and the DNS names.
 fn names(certificate: &X509Certificate<'_>) -> Result<(SpiffeId, bool, Vec<String>), LeafError> {
     let names = certificate
         .subject_alternative_name()
@@ -154,7 +154,7 @@ fn names(certificate: &X509Certificate<'_>) -> Result<(SpiffeId, bool, Vec<Strin
 }
 
 fn check_usage(certificate: &X509Certificate<'_>) -> Result<(), LeafError> {
-    let twice = |_| LeafError::Encoding("an extension stands in it twice");
+    let twice = |_| LeafError::Encoding("an extension occurs twice");
     let constraints = certificate.basic_constraints().map_err(twice)?;
     if constraints.is_some_and(|constraints| constraints.value.ca) {
         return Err(LeafError::Authority);
@@ -190,7 +190,7 @@ pub(crate) fn unix(seconds: i64) -> Result<UnixTime, LeafError> {
 
 fn hexadecimal(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    // A leading zero only says that the number is positive.
+    // A leading zero byte only marks the number as positive.
     let bytes = match bytes {
         [0, rest @ ..] if !rest.is_empty() => rest,
         bytes => bytes,
@@ -202,9 +202,9 @@ fn hexadecimal(bytes: &[u8]) -> String {
     })
 }
 
-/// At most so many certificates in a chain, the leaf among them: work that a stranger may cause with one handshake is
-/// bounded (RUSTSEC-2023-0053).
-pub const MOST_CERTIFICATES: usize = 10;
+/// Maximum number of certificates in a chain, including the leaf. It bounds the work that an unauthenticated peer can
+/// cause with one handshake (RUSTSEC-2023-0053).
+pub const MAX_CERTIFICATES: usize = 10;
 
-/// At most so many bytes in a chain.
-pub const MOST_BYTES: usize = 64 << 10;
+/// Maximum number of bytes in a chain.
+pub const MAX_BYTES: usize = 64 << 10;

@@ -1,4 +1,4 @@
-//! SPIFFE identities and the TLS configurations made of them.
+//! SPIFFE identities and the TLS configurations built from them.
 #![doc = include_str!("../README.md")]
 
 mod key;
@@ -13,7 +13,7 @@ mod tls;
 mod verifier;
 
 pub use key::{KeyError, PrivateKey};
-pub use leaf::{LeafError, LeafFacts, MOST_BYTES, MOST_CERTIFICATES};
+pub use leaf::{LeafError, LeafFacts, MAX_BYTES, MAX_CERTIFICATES};
 pub use provider::provider;
 pub use reason::{Side, TlsFault, fault_of, fault_of_io, side_of};
 pub use renewal::{LEAF_BACKDATE, renewal_at};
@@ -22,5 +22,5 @@ pub use svid::{SvidError, X509Svid};
 pub use tls::{Bootstrap, H2, MERLON_H2, MERLON_TCP, MeshTls, server_name};
 pub use verifier::{SpiffeVerifier, Usage};
 
-/// DER certificates, as rustls and everything here speaks of them.
+/// DER certificates; the type of rustls.
 pub use rustls::pki_types::CertificateDer;

@@ -4,15 +4,15 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use zeroize::Zeroizing;
 
-/// Why a text does not hold certificates.
+/// Why a text is not certificates in PEM.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not certificates in PEM: {0}")]
 pub struct PemError(String);
 
-/// All certificates in a PEM text, in order. Other sections are passed over.
+/// All certificates in a PEM text, in order. Other sections are ignored.
 ///
 /// # Errors
-/// When a section is broken, or none is a certificate.
+/// If a section is malformed, or none is a certificate.
 pub fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
     let found = CertificateDer::pem_slice_iter(text)
         .collect::<Result<Vec<_>, _>>()
@@ -29,8 +29,8 @@ pub fn certificate(der: &CertificateDer<'_>) -> String {
     std::mem::take(&mut *text)
 }
 
-/// Any section, as `CERTIFICATE REQUEST`. The text is wiped when it is dropped, and room is made beforehand, so that
-/// growing leaves no copy behind: it may be a key.
+/// Any section, such as `CERTIFICATE REQUEST`. The text may be a key: it is zeroed on drop, and allocated at its full size,
+/// so that growing leaves no copy.
 pub fn encode(label: &str, der: &[u8]) -> Zeroizing<String> {
     let body = Zeroizing::new(STANDARD.encode(der));
     let mut text = Zeroizing::new(String::with_capacity(
@@ -41,7 +41,7 @@ pub fn encode(label: &str, der: &[u8]) -> Zeroizing<String> {
     text.push_str("-----\n");
     let mut rest = body.as_str();
     while !rest.is_empty() {
-        // Base 64 is ASCII, so that every place is a boundary.
+        // Base64 is ASCII, so every index is a character boundary.
         let (line, others) = rest.split_at_checked(64).unwrap_or((rest, ""));
         text.push_str(line);
         text.push('\n');

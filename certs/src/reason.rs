@@ -4,12 +4,12 @@ use rustls::{AlertDescription, CertificateError, Error};
 
 use crate::leaf::LeafError;
 
-/// Why a handshake failed, for logs and metrics: a stable word each.
+/// Why a handshake failed, with a stable name for logs and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TlsFault {
-    /// The peer showed no certificate.
+    /// The peer sent no certificate.
     NoClientCert,
-    /// No trusted root vouches for it.
+    /// No trusted root signed it.
     Untrusted,
     /// It is expired or not valid yet.
     Expired,
@@ -20,7 +20,7 @@ pub enum TlsFault {
 }
 
 impl TlsFault {
-    /// All of them, for metrics.
+    /// All faults, for metrics.
     pub const ALL: [Self; 5] = [
         Self::NoClientCert,
         Self::Untrusted,
@@ -29,7 +29,7 @@ impl TlsFault {
         Self::Handshake,
     ];
 
-    /// The stable word.
+    /// The stable name.
     pub const fn reason(self) -> &'static str {
         match self {
             Self::NoClientCert => "tls.no_client_cert",
@@ -41,7 +41,7 @@ impl TlsFault {
     }
 }
 
-/// The fault that an error of a handshake tells of.
+/// The fault of a handshake error.
 pub fn fault_of(error: &Error) -> TlsFault {
     use CertificateError as C;
     match error {
@@ -49,8 +49,8 @@ pub fn fault_of(error: &Error) -> TlsFault {
         Error::InvalidCertificate(
             C::Expired | C::ExpiredContext { .. } | C::NotValidYet | C::NotValidYetContext { .. },
         ) => TlsFault::Expired,
-        // What is wrong with the leaf itself comes as `LeafError`; what path building says otherwise, of a signature, an
-        // intermediate's limits or its purpose, means that nobody vouches.
+        // Errors of the leaf itself are `LeafError`s. Other errors of path building (a signature, the constraints or the
+        // purpose of an intermediate) mean that the leaf is not trusted.
         Error::InvalidCertificate(C::Other(other)) => match other.0.downcast_ref::<LeafError>() {
             Some(LeafError::UnknownTrustDomain(_) | LeafError::PinnedRootAbsent) | None => {
                 TlsFault::Untrusted
@@ -63,8 +63,8 @@ pub fn fault_of(error: &Error) -> TlsFault {
     }
 }
 
-/// As [`fault_of`], for what a handshake of `tokio_rustls` returns. What is no error of TLS, as a reset or an early end,
-/// is [`TlsFault::Handshake`].
+/// Like [`fault_of`], for errors of `tokio_rustls`. An error outside TLS, such as a reset or an early close, is
+/// [`TlsFault::Handshake`].
 pub fn fault_of_io(error: &io::Error) -> TlsFault {
     error
         .get_ref()
@@ -72,16 +72,16 @@ pub fn fault_of_io(error: &io::Error) -> TlsFault {
         .map_or(TlsFault::Handshake, fault_of)
 }
 
-/// Who has to mend a failed handshake.
+/// The side that has to fix a failed handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
-    /// The other end: what it sent is wrong, or not to be trusted.
+    /// The peer: what it sent is invalid or not trusted.
     Peer,
-    /// We: the other end refuses our certificate, or our clock or randomness fails.
+    /// This side: the peer refuses our certificate, or our clock or random numbers fail.
     Us,
 }
 
-/// Who has to mend the error of a handshake.
+/// The side that has to fix a handshake error.
 pub fn side_of(error: &Error) -> Side {
     use AlertDescription as A;
     match error {

@@ -2,14 +2,14 @@ use std::time::Duration;
 
 use rustls::pki_types::UnixTime;
 
-/// How far before its issue a leaf begins, so that a verifier whose clock is behind takes it. All our issuers do so.
+/// How long before its issue a leaf becomes valid, so that verifiers with a slow clock accept it. All our issuers do this.
 pub const LEAF_BACKDATE: Duration = Duration::from_secs(300);
 
-/// When to renew a certificate: half way through its life, 5 % of the life earlier or later.
+/// When to renew a certificate: at half of its lifetime, plus or minus 5 % of the lifetime.
 ///
-/// The life is counted from the issue, [`LEAF_BACKDATE`] after `not_before`: counted from `not_before`, a leaf of 30
-/// seconds would be past its half before it arrives. `random` is drawn once per certificate, from 0 to 1; what lies
-/// outside is taken to the nearer end. Proxies that were started together thus do not renew together.
+/// The lifetime starts at the issue, [`LEAF_BACKDATE`] after `not_before`: counted from `not_before`, a leaf of 30 seconds
+/// would be past its half before it arrives. `random` is drawn once per certificate, from 0 to 1; other values are clamped.
+/// It spreads the renewals of proxies that started together.
 pub fn renewal_at(not_before: UnixTime, not_after: UnixTime, random: f64) -> UnixTime {
     let begin = Duration::from_secs(not_before.as_secs());
     let end = Duration::from_secs(not_after.as_secs());
@@ -38,7 +38,7 @@ mod tests {
     }
 
     #[test]
-    fn renewal_falls_between_45_and_55_percent_of_the_life_since_issue() {
+    fn renewal_is_between_45_and_55_percent_of_the_lifetime_since_issue() {
         let after = |random| renewal(ISSUED - 300, ISSUED + 86_400, random) - ISSUED;
         assert_eq!(after(0.0), 38_880);
         assert_eq!(after(0.5), 43_200);
@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn a_random_number_out_of_range_is_taken_to_the_nearer_end() {
+    fn a_random_number_out_of_range_is_clamped() {
         let after = |random| renewal(ISSUED - 300, ISSUED + 86_400, random) - ISSUED;
         assert_eq!(after(-7.0), after(0.0));
         assert_eq!(after(7.0), after(1.0));
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leaf_that_was_not_backdated_is_renewed_within_its_life() {
+    fn a_leaf_that_was_not_backdated_is_renewed_within_its_lifetime() {
         assert_eq!(renewal(ISSUED, ISSUED + 200, 0.5), ISSUED + 100);
     }
 

@@ -6,32 +6,32 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{leaf::unix, pem};
 
-/// Why a bundle is refused. The one before it stays in force.
+/// Why a bundle is rejected. The previous bundle stays in force.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RootsError {
-    /// An issuer that answers with nothing must not make everybody untrusted, or everything trusted.
-    #[error("the bundle of trust domain `{0}` holds no root")]
+    /// An empty answer of an issuer must not make all peers untrusted, or all trusted.
+    #[error("the bundle of trust domain `{0}` has no root")]
     Empty(TrustDomain),
     /// Bundles are never merged (SPIFFE Trust Domain and Bundle §4.4).
-    #[error("there are two bundles of trust domain `{0}`")]
+    #[error("trust domain `{0}` has two bundles")]
     Twice(TrustDomain),
-    /// More than any rotation needs.
-    #[error("the bundle of trust domain `{0}` holds more than {MOST_ROOTS} roots")]
+    /// More roots than any rotation needs.
+    #[error("the bundle of trust domain `{0}` has more than {MAX_ROOTS} roots")]
     TooMany(TrustDomain),
-    /// One of them cannot be a root.
+    /// A certificate cannot be a root.
     #[error("root {index} of trust domain `{domain}` is {why}")]
     Root {
-        /// Whose bundle.
+        /// The trust domain of the bundle.
         domain: TrustDomain,
-        /// Which of its roots, from 1.
+        /// The position of the root, from 1.
         index: usize,
         /// What is wrong with it.
         why: &'static str,
     },
 }
 
-/// The roots of each trust domain. One domain's root never vouches for another's names.
+/// The roots of each trust domain. The root of one domain is never trusted for names of another.
 #[derive(Debug, Clone, Default)]
 pub struct TrustRoots {
     domains: BTreeMap<TrustDomain, Vec<Root>>,
@@ -42,7 +42,7 @@ impl TrustRoots {
     /// The roots of one bundle.
     ///
     /// # Errors
-    /// An empty bundle, or a root that is no self-signed CA certificate.
+    /// An empty bundle, or a root that is not a self-signed CA certificate.
     pub fn from_bundle(bundle: &TrustBundle) -> Result<Self, RootsError> {
         Self::from_bundles([bundle])
     }
@@ -50,7 +50,7 @@ impl TrustRoots {
     /// The roots of several bundles, each for its own trust domain.
     ///
     /// # Errors
-    /// As [`TrustRoots::from_bundle`]; all or nothing.
+    /// See [`TrustRoots::from_bundle`]. One error rejects all bundles.
     pub fn from_bundles<'a>(
         bundles: impl IntoIterator<Item = &'a TrustBundle>,
     ) -> Result<Self, RootsError> {
@@ -74,7 +74,7 @@ impl TrustRoots {
         Ok(roots)
     }
 
-    /// The trust domains that have roots here.
+    /// The trust domains with roots.
     pub fn trust_domains(&self) -> impl Iterator<Item = &TrustDomain> {
         self.domains.keys()
     }
@@ -84,7 +84,7 @@ impl TrustRoots {
         &self.certificates
     }
 
-    /// The root certificates of one trust domain; none when it is unknown.
+    /// The root certificates of one trust domain; none if it is unknown.
     pub fn certificates_of<'a>(
         &'a self,
         domain: &TrustDomain,
@@ -92,18 +92,18 @@ impl TrustRoots {
         self.of(domain).iter().map(|root| &root.certificate)
     }
 
-    /// When the last root of a trust domain ends; nothing for an unknown one.
+    /// When the last root of a trust domain expires; `None` for an unknown trust domain.
     pub fn not_after(&self, domain: &TrustDomain) -> Option<UnixTime> {
         self.of(domain).iter().map(|root| root.not_after).max()
     }
 
-    /// The roots that may vouch for names of this trust domain; none when it is unknown.
+    /// The roots that are trusted for names of this trust domain; none if it is unknown.
     pub(crate) fn of(&self, domain: &TrustDomain) -> &[Root] {
         self.domains.get(domain).map_or(&[], Vec::as_slice)
     }
 }
 
-/// One root, as the path builder wants it, and the life that the path builder does not look at.
+/// One root: the trust anchor for path building, and the validity, which path building does not check.
 #[derive(Debug, Clone)]
 pub(crate) struct Root {
     certificate: CertificateDer<'static>,
@@ -118,10 +118,10 @@ impl Root {
         let (rest, parsed) =
             X509Certificate::from_der(&certificate).map_err(|_| "not well-formed")?;
         if !rest.is_empty() {
-            return Err("not well-formed: bytes follow it");
+            return Err("not well-formed: it has trailing bytes");
         }
         if !parsed.is_ca() {
-            return Err("not a certification authority");
+            return Err("not a CA certificate");
         }
         let may_sign = parsed.key_usage().map_err(|_| "not well-formed")?;
         if may_sign.is_some_and(|usage| !usage.value.key_cert_sign()) {
@@ -152,7 +152,7 @@ impl Root {
     }
 }
 
-/// With the place of each, from 1: an entry may hold several.
+/// Each certificate with the position of its entry, from 1. An entry may contain several certificates.
 fn certificates_of(
     bundle: &TrustBundle,
 ) -> Result<Vec<(usize, CertificateDer<'static>)>, RootsError> {
@@ -166,7 +166,7 @@ fn certificates_of(
             why: "not a PEM certificate",
         })?;
         certificates.extend(found.into_iter().map(|certificate| (index, certificate)));
-        if certificates.len() > MOST_ROOTS {
+        if certificates.len() > MAX_ROOTS {
             return Err(RootsError::TooMany(domain.clone()));
         }
     }
@@ -176,5 +176,5 @@ fn certificates_of(
     Ok(certificates)
 }
 
-/// Per trust domain. A rotation needs two; each one more is work in every handshake.
-const MOST_ROOTS: usize = 16;
+/// Maximum per trust domain. A rotation needs two; each root is work in every handshake.
+const MAX_ROOTS: usize = 16;

@@ -12,17 +12,17 @@ use crate::{
     verifier::{SpiffeVerifier, Usage},
 };
 
-/// Why a certificate and a key do not make an identity.
+/// Why a certificate and a key are not an identity.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SvidError {
-    /// There is no certificate at all.
-    #[error("there is no certificate")]
+    /// The chain is empty.
+    #[error("the chain has no certificate")]
     Empty,
     /// The text is not PEM.
     #[error(transparent)]
     Pem(#[from] pem::PemError),
-    /// The leaf breaks a rule.
+    /// The leaf violates a rule.
     #[error(transparent)]
     Leaf(#[from] LeafError),
     /// The key cannot be used.
@@ -31,16 +31,16 @@ pub enum SvidError {
     /// The certificate is for another key.
     #[error("the certificate is not for this key")]
     OtherKey,
-    /// No trusted root vouches for it now.
+    /// No trusted, currently valid root signed it.
     #[error("the certificate is not trusted: {0}")]
     Untrusted(#[source] rustls::Error),
 }
 
-/// A workload's identity document with its key (X509-SVID): what a proxy shows to others.
+/// A workload's identity document with its key (X509-SVID), which a proxy presents to its peers.
 pub struct X509Svid {
-    /// Whose it is.
+    /// The identity.
     pub id: SpiffeId,
-    /// Leaf first; without the root.
+    /// Leaf first, without the root.
     pub chain: Vec<CertificateDer<'static>>,
     /// The leaf's key.
     pub key: PrivateKey,
@@ -53,11 +53,11 @@ pub struct X509Svid {
 }
 
 impl X509Svid {
-    /// Takes what an issuer returned, or what was kept in a file, as if it came from a stranger: form, key, and a path
-    /// to one of `roots` at `now`.
+    /// Verifies the answer of an issuer, or the content of a file, like untrusted input: form, key, and a path to one of
+    /// `roots` at `now`.
     ///
     /// # Errors
-    /// The first thing that does not hold.
+    /// The first check that fails.
     pub fn parse(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKey,
@@ -92,10 +92,10 @@ impl X509Svid {
         })
     }
 
-    /// As [`X509Svid::parse`], of the two texts that a state directory keeps.
+    /// Like [`X509Svid::parse`], from the two PEM files of a state directory.
     ///
     /// # Errors
-    /// Also when a text is not PEM.
+    /// Also if a text is not PEM.
     pub fn parse_pem(
         chain: &[u8],
         key: &[u8],
@@ -106,17 +106,17 @@ impl X509Svid {
         Self::parse(chain, PrivateKey::from_pkcs8_pem(key)?, roots, now)
     }
 
-    /// The chain in PEM. The key's text is [`PrivateKey::to_pkcs8_pem`].
+    /// The chain in PEM. For the key see [`PrivateKey::to_pkcs8_pem`].
     pub fn chain_pem(&self) -> String {
         self.chain.iter().map(pem::certificate).collect()
     }
 
-    /// When to ask for the next one; see [`renewal_at`].
+    /// When to request the next certificate; see [`renewal_at`].
     pub fn renewal_at(&self, random: f64) -> UnixTime {
         renewal_at(self.not_before, self.not_after, random)
     }
 
-    /// The same with `root` at the end of the chain, for a server whose callers know only the root's hash.
+    /// The same identity with `root` at the end of the chain, for a server whose clients only know the hash of the root.
     #[must_use]
     pub fn with_root(mut self, root: CertificateDer<'static>) -> Self {
         if !self.chain.contains(&root) {

@@ -29,38 +29,38 @@ pub const MERLON_TCP: &[u8] = b"merlon-tcp/1";
 /// ALPN of gRPC between proxy and control plane (RFC 9113 §3.1).
 pub const H2: &[u8] = b"h2";
 
-/// One identity with the roots it trusts: makes the TLS configurations of the mesh.
+/// One identity with the roots it trusts. Creates the TLS configurations of the mesh.
 ///
-/// TLS 1.3 only, post-quantum key exchange first, no early data. Nothing is resumed in either direction: resumption
-/// skips the verifier, and a peer whose root was withdrawn would come back through a ticket.
+/// TLS 1.3 only, post-quantum key exchange first, no early data. No session is resumed in either direction: resumption
+/// skips the verifier, so a peer whose root was removed could reconnect with a ticket.
 ///
-/// It does not change. A new certificate or a new bundle makes a new `MeshTls`: new handshakes take the new one, open
-/// connections go on. A configuration costs some allocations; keep it, one per destination, as long as its `MeshTls` is
-/// the current one.
+/// It is immutable. A new certificate or a new bundle needs a new `MeshTls`: new handshakes use the new one, open
+/// connections continue. A configuration costs some allocations; cache one per destination while its `MeshTls` is current.
 pub struct MeshTls {
     svid: Arc<X509Svid>,
     roots: Arc<TrustRoots>,
     certified: Arc<SingleCertAndKey>,
-    /// With the roots at the end of the chain.
+    /// The chain with the roots at its end.
     with_roots: Arc<SingleCertAndKey>,
 }
 
 impl MeshTls {
-    /// An identity that is ready to be shown.
+    /// Prepares an identity for handshakes.
     ///
     /// # Errors
-    /// [`rustls::Error`] when the key cannot sign.
+    /// [`rustls::Error`] if the key cannot sign.
     pub fn new(svid: Arc<X509Svid>, roots: Arc<TrustRoots>) -> Result<Self, rustls::Error> {
-        let signer = any_ecdsa_type(&svid.key.lend())?;
-        let shown = |chain| SingleCertAndKey::from(CertifiedKey::new(chain, Arc::clone(&signer)));
-        let certified = Arc::new(shown(svid.chain.clone()));
+        let signer = any_ecdsa_type(&svid.key.as_der())?;
+        let resolver =
+            |chain| SingleCertAndKey::from(CertifiedKey::new(chain, Arc::clone(&signer)));
+        let certified = Arc::new(resolver(svid.chain.clone()));
         let mut chain = svid.chain.clone();
         for root in roots.certificates_of(svid.id.trust_domain()) {
             if !chain.contains(root) {
                 chain.push(root.clone());
             }
         }
-        let with_roots = Arc::new(shown(chain));
+        let with_roots = Arc::new(resolver(chain));
         Ok(Self {
             svid,
             roots,
@@ -74,25 +74,25 @@ impl MeshTls {
         &self.svid
     }
 
-    /// The roots that peers are judged by.
+    /// The roots that verify peers.
     pub fn roots(&self) -> &Arc<TrustRoots> {
         &self.roots
     }
 
-    /// For a listener whose peers must have a mesh certificate.
+    /// The configuration of a listener whose clients must have a mesh certificate.
     ///
     /// # Errors
-    /// [`rustls::Error`] when the provider lacks TLS 1.3, which ours does not.
+    /// [`rustls::Error`] if the provider lacks TLS 1.3, which ours supports.
     pub fn server_config(&self, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, rustls::Error> {
         self.server(alpn, false)
     }
 
-    /// For the control plane, one of whose calls comes from peers that have no certificate yet. Whoever shows one is
-    /// judged as ever; whoever shows none has no [`MeshTls::peer_id`]. The chain ends with the roots, since a proxy with
-    /// a join token knows no more than the hash of one.
+    /// The configuration of the control plane, which accepts clients without a certificate for one call. A client
+    /// certificate is verified as usual; a client without one has no [`MeshTls::peer_id`]. The chain ends with the roots,
+    /// because a proxy with a join token only knows the hash of a root.
     ///
     /// # Errors
-    /// As [`MeshTls::server_config`].
+    /// See [`MeshTls::server_config`].
     pub fn server_config_with_strangers(
         &self,
         alpn: &[&[u8]],
@@ -100,9 +100,17 @@ impl MeshTls {
         self.server(alpn, true)
     }
 
-    fn server(&self, alpn: &[&[u8]], strangers: bool) -> Result<Arc<ServerConfig>, rustls::Error> {
-        let verifier = SpiffeVerifier::new(Trust::Roots(Arc::clone(&self.roots)), None, strangers);
-        let shown = if strangers {
+    fn server(
+        &self,
+        alpn: &[&[u8]],
+        client_cert_optional: bool,
+    ) -> Result<Arc<ServerConfig>, rustls::Error> {
+        let verifier = SpiffeVerifier::new(
+            Trust::Roots(Arc::clone(&self.roots)),
+            None,
+            client_cert_optional,
+        );
+        let resolver = if client_cert_optional {
             &self.with_roots
         } else {
             &self.certified
@@ -110,19 +118,19 @@ impl MeshTls {
         let mut config = ServerConfig::builder_with_provider(Arc::clone(provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::new(verifier))
-            .with_cert_resolver(Arc::clone(shown) as _);
+            .with_cert_resolver(Arc::clone(resolver) as _);
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        // The default, said where it can be seen: early data can be replayed (RFC 8446 §8).
+        // The default, set explicitly: early data can be replayed (RFC 8446 §8).
         config.max_early_data_size = 0;
         Ok(Arc::new(config))
     }
 
-    /// For connections to exactly this identity.
+    /// The configuration for connections to exactly this identity.
     ///
     /// # Errors
-    /// As [`MeshTls::server_config`].
+    /// See [`MeshTls::server_config`].
     pub fn client_config(
         &self,
         expected: &SpiffeId,
@@ -138,24 +146,24 @@ impl MeshTls {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_cert_resolver(Arc::clone(&self.certified) as _);
-        Ok(finished(config, alpn))
+        Ok(finish(config, alpn))
     }
 
-    /// Whose certificates these are, after a handshake that our verifier let pass.
+    /// The identity of a peer, from the chain of a handshake that our verifier accepted.
     ///
     /// # Errors
-    /// [`LeafError`] for an empty or a malformed chain.
+    /// [`LeafError`] for an empty or malformed chain.
     pub fn peer_id(chain: &[CertificateDer<'_>]) -> Result<SpiffeId, LeafError> {
         Ok(Self::peer(chain)?.id)
     }
 
-    /// As [`MeshTls::peer_id`], with all that the leaf says: its end, say, which a long connection must not outlive.
+    /// Like [`MeshTls::peer_id`], with all facts of the leaf, such as its expiry, which a long connection must not outlive.
     ///
     /// # Errors
-    /// As [`MeshTls::peer_id`].
+    /// See [`MeshTls::peer_id`].
     pub fn peer(chain: &[CertificateDer<'_>]) -> Result<LeafFacts, LeafError> {
         let leaf = chain.first();
-        LeafFacts::parse(leaf.ok_or(LeafError::Encoding("there is none"))?)
+        LeafFacts::parse(leaf.ok_or(LeafError::Encoding("the chain is empty"))?)
     }
 }
 
@@ -168,20 +176,20 @@ impl fmt::Debug for MeshTls {
     }
 }
 
-/// What a proxy knows of the mesh before it has a certificate.
+/// The trust of a proxy in the mesh before it has a certificate.
 #[derive(Debug, Clone)]
 pub enum Bootstrap {
-    /// SHA-256 of the root's DER, as a join token carries it. The server must send that root with its chain.
+    /// SHA-256 of the root's DER, from a join token. The server must send that root in its chain.
     RootHash([u8; 32]),
-    /// The roots, from a file.
+    /// Roots from a file.
     Roots(Arc<TrustRoots>),
 }
 
 impl Bootstrap {
-    /// For the one call that is made without a certificate: the server must be `expected`.
+    /// The configuration for the call without a client certificate. The server must be `expected`.
     ///
     /// # Errors
-    /// As [`MeshTls::server_config`].
+    /// See [`MeshTls::server_config`].
     pub fn client_config(
         &self,
         expected: &SpiffeId,
@@ -197,20 +205,20 @@ impl Bootstrap {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_no_client_auth();
-        Ok(finished(config, alpn))
+        Ok(finish(config, alpn))
     }
 }
 
-fn finished(mut config: ClientConfig, alpn: &[&[u8]]) -> Arc<ClientConfig> {
+fn finish(mut config: ClientConfig, alpn: &[&[u8]]) -> Arc<ClientConfig> {
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
-    // Identities are not host names; nobody on the path need learn any.
+    // Identities are not host names, and must not be visible on the wire.
     config.enable_sni = false;
     Arc::new(config)
 }
 
-/// What to give a connector as server name: peers are known by their SPIFFE ID, and no name goes on the wire.
+/// The server name for a connector. Peers are verified by SPIFFE ID, and no name is sent.
 pub fn server_name() -> ServerName<'static> {
     ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
 }

@@ -16,14 +16,14 @@ use crate::{
     roots::{Root, TrustRoots},
 };
 
-/// Judges the other side of a mesh handshake, as client or as server, by its SPIFFE ID and the roots of that ID's
-/// trust domain. Host names play no part.
+/// Verifies the peer of a mesh handshake, client or server, by its SPIFFE ID and the roots of that ID's trust domain. Host
+/// names are not checked.
 #[derive(Debug)]
 pub struct SpiffeVerifier {
     trust: Trust,
-    /// Only this identity will do.
+    /// If set, only this identity is accepted.
     expected: Option<SpiffeId>,
-    /// Whether a client may come without a certificate.
+    /// Whether a client certificate is optional.
     anonymous: bool,
     algorithms: WebPkiSupportedAlgorithms,
 }
@@ -31,7 +31,7 @@ pub struct SpiffeVerifier {
 #[derive(Debug)]
 pub(crate) enum Trust {
     Roots(Arc<TrustRoots>),
-    /// SHA-256 of the one root that counts; its certificate comes with the chain.
+    /// SHA-256 of the only trusted root; the peer sends its certificate in the chain.
     Pinned([u8; 32]),
 }
 
@@ -45,15 +45,15 @@ impl SpiffeVerifier {
         }
     }
 
-    /// Accepts every identity that one of `roots` vouches for.
+    /// Accepts every identity that one of `roots` signed.
     pub fn any_of(roots: Arc<TrustRoots>) -> Self {
         Self::new(Trust::Roots(roots), None, false)
     }
 
-    /// Judges a chain at a moment of time.
+    /// Verifies a chain at the time `now`.
     ///
     /// # Errors
-    /// [`Error::InvalidCertificate`]; the form of the leaf is judged first, and its fault is inside as [`LeafError`].
+    /// [`Error::InvalidCertificate`]. The form of the leaf is checked first; its error contains a [`LeafError`].
     pub fn check(
         &self,
         leaf: &CertificateDer<'_>,
@@ -103,16 +103,16 @@ impl SpiffeVerifier {
     }
 }
 
-/// In which role the other side shows its certificate.
+/// The role of the peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Usage {
-    /// It connected to us.
+    /// The peer connected to us.
     Client,
-    /// We connected to it.
+    /// We connected to the peer.
     Server,
 }
 
-/// Path building believes an anchor for ever; a root has an end all the same.
+/// The anchors of roots that are valid at `now`: path building does not check the validity of anchors.
 fn live_anchors(roots: &[Root], now: UnixTime) -> Result<Vec<TrustAnchor<'_>>, Error> {
     let anchors: Vec<_> = roots
         .iter()
@@ -136,8 +136,8 @@ fn pinned_root(hash: &[u8; 32], others: &[CertificateDer<'_>]) -> Result<Root, L
     Root::parse(root.clone().into_owned()).map_err(LeafError::Encoding)
 }
 
-/// Chooses the variant by the alert that the peer shall see: 42 for what cannot be read, 48 for whom nobody here knows,
-/// 46 for the rest. The fault itself stays inside, for our own log, wherever rustls has room for it.
+/// Selects the variant by the alert that the peer gets: 42 for an unreadable certificate, 48 for an unknown trust domain, 46
+/// for other errors. The error is kept inside for our log where the variant allows it.
 fn refused(error: LeafError) -> Error {
     Error::InvalidCertificate(match error {
         LeafError::UnknownTrustDomain(_) => CertificateError::UnknownIssuer,
@@ -164,7 +164,7 @@ fn only_tls13() -> Error {
 }
 
 impl ClientCertVerifier for SpiffeVerifier {
-    /// None: they would tell every stranger who vouches for whom here.
+    /// No hints: they would reveal the trusted roots to unauthenticated peers.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }

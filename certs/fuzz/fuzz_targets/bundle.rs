@@ -1,4 +1,4 @@
-//! Any text is a bundle with at least one root, or is refused with a reason that prints.
+//! Any text is a bundle with at least one root, or is rejected with an error message.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Any bytes are a leaf whose name is written in exactly one way, or are refused with a reason that prints.
+//! Any bytes are a leaf whose name has exactly one spelling, or are rejected with an error message.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! What holds for every issuer, before it signs and after.
+//! The checks of every issuer, before and after signing.
 
 use std::time::Duration;
 
@@ -9,20 +9,20 @@ use x509_parser::{certification_request::X509CertificationRequest, prelude::From
 
 use crate::error::IssueError;
 
-/// A request for a certificate that proves possession of an ECDSA P-256 key. Nothing else in it counts.
+/// A certificate request that proves possession of an ECDSA P-256 key. Its other contents are ignored.
 pub(crate) struct Request {
     pub(crate) public_key_info: Vec<u8>,
 }
 
 impl Request {
     pub(crate) fn parse(der: &[u8]) -> Result<Self, IssueError> {
-        if der.len() > MOST_REQUEST_BYTES {
+        if der.len() > MAX_REQUEST_BYTES {
             return Err(IssueError::Request("is longer than 16 KiB"));
         }
         let (rest, request) = X509CertificationRequest::from_der(der)
             .map_err(|_| IssueError::Request("is not well-formed (PKCS #10, DER)"))?;
         if !rest.is_empty() {
-            return Err(IssueError::Request("has bytes behind its end"));
+            return Err(IssueError::Request("has trailing bytes"));
         }
         let key = &request.certification_request_info.subject_pki;
         let curve = key
@@ -44,8 +44,8 @@ impl Request {
     }
 }
 
-/// What an issuer returned, held against what it was asked for.
-pub(crate) fn answer(
+/// Checks that the answer of an issuer matches the request.
+pub(crate) fn check_answer(
     chain: &[CertificateDer<'static>],
     request: &Request,
     id: &SpiffeId,
@@ -55,17 +55,17 @@ pub(crate) fn answer(
 ) -> Result<(), IssueError> {
     let (leaf, others) = chain
         .split_first()
-        .ok_or_else(|| IssueError::Answer("it holds no certificate".to_owned()))?;
+        .ok_or_else(|| IssueError::Answer("it has no certificate".to_owned()))?;
     let facts = LeafFacts::parse_chain(leaf, others)?;
     if facts.id != *id {
         return Err(IssueError::Answer(format!(
-            "it names `{}` where `{id}` was asked for",
+            "its name is `{}` instead of `{id}`",
             facts.id
         )));
     }
     if facts.other_names {
         return Err(IssueError::Answer(format!(
-            "it has other names beside `{id}`"
+            "it has other names besides `{id}`"
         )));
     }
     if facts.public_key_info != request.public_key_info {
@@ -77,21 +77,21 @@ pub(crate) fn answer(
         .saturating_add(LIFETIME_SLACK);
     if facts.not_after.as_secs() > latest {
         return Err(IssueError::Answer(format!(
-            "it lives longer than the {} s asked for",
+            "it is valid longer than the requested {} s",
             lifetime.as_secs()
         )));
     }
     let verifier = SpiffeVerifier::any_of(roots.into());
     for usage in [Usage::Client, Usage::Server] {
         verifier.check(leaf, others, now, usage).map_err(|error| {
-            IssueError::Answer(format!("no root of the mesh vouches for it ({error})"))
+            IssueError::Answer(format!("it is not signed by a root of the mesh ({error})"))
         })?;
     }
     Ok(())
 }
 
-const MOST_REQUEST_BYTES: usize = 16 << 10;
-/// Seconds by which a certificate may outlive what was asked for: clocks and rounding.
+const MAX_REQUEST_BYTES: usize = 16 << 10;
+/// Seconds by which the validity may exceed the request, for clock differences and rounding.
 const LIFETIME_SLACK: u64 = 60;
 /// RFC 5480 §2.1.1.
 const EC_PUBLIC_KEY: &str = "1.2.840.10045.2.1";

@@ -25,9 +25,9 @@ use crate::{
     error::{IssueError, OpenError},
 };
 
-/// The embedded certification authority: a root key in a file. For development, demos and tests.
+/// The embedded certification authority, with a root key in a file. For development, demos and tests.
 ///
-/// Signing takes some 80 µs and no I/O.
+/// Signing takes about 80 µs and does no I/O.
 pub struct Embedded {
     issuer: Issuer<'static, PrivateKey>,
     bundle: TrustBundle,
@@ -35,12 +35,12 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Opens the CA in `state_dir`, making a root of ten years and the directory (mode 0700) when there is none.
-    /// The key is in `ca.key` (mode 0600), the certificate in `ca.pem`.
+    /// Opens the CA in `state_dir`. Creates the directory (mode 0700) and a root that is valid for ten years if there is
+    /// none. The key is in `ca.key` (mode 0600), the certificate in `ca.pem`.
     ///
     /// # Errors
-    /// Unreadable files, or a root that is of another trust domain: never replaced silently, since everybody who
-    /// trusts the old one would be cut off.
+    /// Unreadable files, or a root of another trust domain. It is never replaced: all proxies that trust the old root
+    /// would be cut off.
     pub fn open(state_dir: &Path, trust_domain: &TrustDomain) -> Result<Self, OpenError> {
         let (key_file, root_file) = (state_dir.join("ca.key"), state_dir.join("ca.pem"));
         fs::DirBuilder::new()
@@ -56,14 +56,14 @@ impl Embedded {
             Some(key) => {
                 PrivateKey::from_pkcs8_pem(&Zeroizing::new(key)).map_err(|_| OpenError::State {
                     path: key_file,
-                    why: "holds no ECDSA P-256 key",
+                    why: "is not an ECDSA P-256 key",
                 })?
             }
-            // Without its key a root signs nothing more, but others trust it: that is for a person to see.
+            // A root without its key cannot sign, but proxies trust it: an administrator has to decide.
             None if root_file.exists() => {
                 return Err(OpenError::State {
                     path: root_file,
-                    why: "has lost its key, `ca.key`",
+                    why: "exists without its key, `ca.key`",
                 });
             }
             None => {
@@ -74,17 +74,17 @@ impl Embedded {
         };
         let root = match read(&root_file)? {
             Some(root) => root,
-            // A start that was cut off. Another certificate of the same name and key vouches for the same leaves.
+            // An earlier start was interrupted. A new certificate with the same name and key verifies the same leaves.
             None => {
                 let root = new_root(trust_domain, &key)?.into_bytes();
                 write_private(&root_file, &root)?;
                 root
             }
         };
-        Self::of_files(key, &root, &root_file, trust_domain)
+        Self::from_files(key, &root, &root_file, trust_domain)
     }
 
-    fn of_files(
+    fn from_files(
         key: PrivateKey,
         root: &[u8],
         root_file: &Path,
@@ -97,12 +97,12 @@ impl Embedded {
         let text = std::str::from_utf8(root).map_err(|_| wrong("is not PEM"))?;
         let der = match pem::certificates(root).as_deref() {
             Ok([root]) => root.clone(),
-            _ => return Err(wrong("does not hold one certificate")),
+            _ => return Err(wrong("is not exactly one certificate")),
         };
         match spki_of(&der, trust_domain) {
             None => return Err(wrong("is the root of another trust domain")),
             Some(spki) if spki != key.public_key_info()? => {
-                return Err(wrong("is not for the key beside it, `ca.key`"));
+                return Err(wrong("is not for the key in `ca.key`"));
             }
             Some(_) => {}
         }
@@ -110,7 +110,7 @@ impl Embedded {
             trust_domain: trust_domain.clone(),
             roots: vec![text.to_owned()],
         };
-        let roots = TrustRoots::from_bundle(&bundle).map_err(|_| wrong("cannot be a root"))?;
+        let roots = TrustRoots::from_bundle(&bundle).map_err(|_| wrong("is not a valid root"))?;
         let issuer = Issuer::from_ca_cert_der(&der, key)?;
         Ok(Self {
             issuer,
@@ -119,10 +119,10 @@ impl Embedded {
         })
     }
 
-    /// One sentence for the log.
+    /// A description for the log.
     pub fn describe(&self) -> String {
         format!(
-            "certificates of `{}` are signed by the embedded certification authority, whose key lies in a file: \
+            "the embedded certification authority, whose key is in a file, signs the certificates of `{}`: \
              for development only, use Vault or OpenBao for anything else",
             self.bundle.trust_domain
         )
@@ -133,10 +133,10 @@ impl Embedded {
         self.bundle.clone()
     }
 
-    /// As [`crate::CertIssuer::sign`].
+    /// See [`crate::CertIssuer::sign`].
     ///
     /// # Errors
-    /// [`IssueError::Request`] for a wrong request.
+    /// [`IssueError::Request`] for an invalid request.
     pub fn sign(
         &self,
         csr: &[u8],
@@ -164,7 +164,7 @@ impl Embedded {
         leaf.not_after = (now + lifetime).into();
         let key = SubjectPublicKeyInfo::from_der(&request.public_key_info)?;
         let chain = vec![leaf.signed_by(&key, &self.issuer)?.der().clone()];
-        checks::answer(
+        checks::check_answer(
             &chain,
             &request,
             id,
@@ -195,16 +195,16 @@ fn new_root(trust_domain: &TrustDomain, key: &PrivateKey) -> Result<String, Open
         format!("{trust_domain} development root"),
     );
     root.subject_alt_names = vec![SanType::URI(trust_domain_uri(trust_domain).try_into()?)];
-    // No path length: with one, a later root could not be cross-signed.
+    // No path length, which would prevent the cross-signing of a later root.
     root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     root.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     root.serial_number = Some(serial()?);
-    root.not_before = (now - ROOT_BACKDATED).into();
-    root.not_after = (now + ROOT_LIFE).into();
+    root.not_before = (now - ROOT_BACKDATE).into();
+    root.not_after = (now + ROOT_LIFETIME).into();
     Ok(root.self_signed(key)?.pem())
 }
 
-/// 128 random bits, the first one clear so that the number is positive (RFC 5280 §4.1.2.2).
+/// 128 random bits with a clear first bit, so that the number is positive (RFC 5280 §4.1.2.2).
 fn serial() -> Result<SerialNumber, rcgen::Error> {
     let mut bytes = [0; 16];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| rcgen::Error::RingUnspecified)?;
@@ -218,7 +218,7 @@ fn trust_domain_uri(trust_domain: &TrustDomain) -> String {
     format!("spiffe://{trust_domain}")
 }
 
-/// The root's public key, if it is this trust domain's.
+/// The public key of the root, if it belongs to this trust domain.
 fn spki_of(root: &CertificateDer<'_>, trust_domain: &TrustDomain) -> Option<Vec<u8>> {
     let wanted = trust_domain_uri(trust_domain);
     let (_, root) = X509Certificate::from_der(root).ok()?;
@@ -228,7 +228,7 @@ fn spki_of(root: &CertificateDer<'_>, trust_domain: &TrustDomain) -> Option<Vec<
     ours.then(|| root.public_key().raw.to_vec())
 }
 
-/// Nothing when there is no such file.
+/// The content of a file; `None` if it does not exist.
 fn read(path: &Path) -> Result<Option<Vec<u8>>, OpenError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -241,12 +241,12 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, OpenError> {
     }
 }
 
-/// Whole or not at all, and readable by nobody else from the first moment.
+/// Writes a file atomically. Only its owner can read it from the start.
 fn write_private(path: &Path, content: &[u8]) -> Result<(), OpenError> {
-    let beside = path.with_extension("new");
+    let temporary = path.with_extension("new");
     let write = || -> io::Result<()> {
-        // A leftover of a run that was cut off may have other rights.
-        if let Err(error) = fs::remove_file(&beside)
+        // A file from an interrupted run may have other permissions.
+        if let Err(error) = fs::remove_file(&temporary)
             && error.kind() != io::ErrorKind::NotFound
         {
             return Err(error);
@@ -255,10 +255,10 @@ fn write_private(path: &Path, content: &[u8]) -> Result<(), OpenError> {
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(&beside)?;
+            .open(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
-        fs::rename(&beside, path)?;
+        fs::rename(&temporary, path)?;
         path.parent()
             .map_or(Ok(()), |folder| fs::File::open(folder)?.sync_all())
     };
@@ -269,5 +269,5 @@ fn write_private(path: &Path, content: &[u8]) -> Result<(), OpenError> {
     })
 }
 
-const ROOT_BACKDATED: Duration = Duration::from_secs(24 * 3_600);
-const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
+const ROOT_BACKDATE: Duration = Duration::from_secs(24 * 3_600);
+const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);

@@ -2,44 +2,43 @@ use std::path::PathBuf;
 
 use merlon_certs::{KeyError, LeafError, RootsError};
 
-/// Whose fault it is that no certificate was signed, and what helps.
+/// The cause of an [`IssueError`], which shows whether a retry can help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The request is wrong; the same one will be refused again.
+    /// The request is invalid; it will be refused again.
     Request,
-    /// The issuer cannot now; try again, with pauses that grow.
+    /// The issuer is not available; retry with back-off.
     Unavailable,
-    /// The issuer is set up wrongly, or answered what it must not; a person has to look.
+    /// The issuer is misconfigured or gave an invalid answer; an administrator has to fix it.
     Issuer,
 }
 
 /// Why no certificate was signed.
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
-    /// The request for a certificate breaks a rule.
-    #[error("the request for a certificate {0}")]
+    /// The certificate request violates a rule.
+    #[error("the certificate request {0}")]
     Request(&'static str),
-    /// The issuer cannot be reached, is sealed, overloaded, or between two leaders.
+    /// The issuer is unreachable, sealed, overloaded, or changing its leader.
     #[error("the certificate issuer is not available: {0}")]
     Unavailable(String),
-    /// The token was refused, and reading it anew did not help.
+    /// The token was refused, also after it was read again.
     #[error("the certificate issuer refuses the control plane's token")]
     Unauthenticated,
-    /// The login was refused. Which of a wrong role, a wrong token and an API server that is away it was, the server does
-    /// not tell.
-    #[error("the certificate issuer refuses the login to the role `{0}` by `{1}`: {2}")]
+    /// The login was refused. The server does not distinguish a wrong role, a wrong token, and an API server that is down.
+    #[error("the certificate issuer refuses the login to role `{0}` at `{1}`: {2}")]
     Login(String, String, String),
-    /// The token is good and lacks the right.
-    #[error("the control plane's token may not {0}")]
+    /// The token is valid but lacks the permission.
+    #[error("the control plane's token lacks the permission to {0}")]
     Forbidden(String),
-    /// The issuer's set-up is not what signing needs.
-    #[error("the certificate issuer is set up wrongly: {0}")]
+    /// The issuer is misconfigured.
+    #[error("the certificate issuer is misconfigured: {0}")]
     Setup(String),
-    /// The issuer's answer was not what had been asked for. Nothing of it was used.
-    #[error("the certificate issuer's answer is refused: {0}")]
+    /// The answer of the issuer does not match the request. It was discarded.
+    #[error("the answer of the certificate issuer is rejected: {0}")]
     Answer(String),
-    /// The issuer's roots cannot be used.
-    #[error("the certificate issuer's roots are refused: {0}")]
+    /// The roots of the issuer are invalid.
+    #[error("the roots of the certificate issuer are rejected: {0}")]
     Roots(#[from] RootsError),
     /// The embedded CA failed.
     #[error("the embedded certification authority failed: {0}")]
@@ -47,11 +46,11 @@ pub enum IssueError {
 }
 
 impl IssueError {
-    /// Whose fault it is, and what helps.
+    /// The cause, which shows whether a retry can help.
     pub fn fault(&self) -> Fault {
         match self {
             Self::Request(_) => Fault::Request,
-            // A token that expired may be replaced at any moment by whoever writes the file.
+            // An expired token may be replaced in its file at any time.
             Self::Unavailable(_) | Self::Unauthenticated | Self::Login(..) => Fault::Unavailable,
             Self::Forbidden(_)
             | Self::Setup(_)
@@ -68,7 +67,7 @@ impl From<LeafError> for IssueError {
     }
 }
 
-/// Why an issuer cannot be opened at all.
+/// Why an issuer cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A file cannot be read or written.
@@ -76,26 +75,26 @@ pub enum OpenError {
     File {
         /// `read`, `write`, …
         action: &'static str,
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// What stands in the state directory is not this mesh's.
+    /// The state directory is invalid or belongs to another mesh.
     #[error(
-        "`{path}` {why}; move the state directory away to begin with a new root, which nobody will trust yet"
+        "`{path}` {why}; to start with a new root, which no proxy trusts yet, move the state directory away"
     )]
     State {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// What is wrong.
         why: &'static str,
     },
-    /// The CA could not be made.
-    #[error("cannot make the embedded certification authority")]
+    /// The CA could not be created.
+    #[error("cannot create the embedded certification authority")]
     Embedded(#[from] rcgen::Error),
-    /// Its key could not be made.
+    /// Its key could not be generated.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// The connection to Vault cannot be set up.

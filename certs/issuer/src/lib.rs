@@ -1,4 +1,4 @@
-//! Who signs SVIDs: Vault or OpenBao, or the embedded CA.
+//! Certificate issuers that sign SVIDs: Vault or OpenBao, or the embedded CA.
 #![doc = include_str!("../README.md")]
 
 mod checks;
@@ -20,27 +20,28 @@ pub use embedded::Embedded;
 pub use error::{Fault, IssueError, OpenError};
 pub use vault::{KvSecret, Vault};
 
-/// Who signs, as `MeshConfig.certificates.issuer` chooses.
+/// The issuer that `MeshConfig.certificates.issuer` selects.
 #[derive(Debug)]
 pub enum CertIssuer {
-    /// A root key in the control plane's state directory.
+    /// The embedded CA, with a root key in the control plane's state directory.
     Embedded(Box<Embedded>),
-    /// Every leaf is signed by Vault or OpenBao.
+    /// Vault or OpenBao signs every leaf.
     Vault(Box<Vault>),
 }
 
 impl CertIssuer {
-    /// Opens what the mesh's configuration names. A Vault that cannot be reached now is no error: it is asked when
-    /// something is to be signed.
+    /// Opens the configured issuer. An unreachable Vault is not an error: the first request is sent when a certificate is
+    /// to be signed.
     ///
     /// # Errors
-    /// What no waiting mends: an unreadable state directory, a foreign root in it, a CA file or token that is missing.
+    /// Errors that a retry does not fix: an unreadable state directory, a root of another trust domain in it, a missing
+    /// CA file or token.
     pub async fn open(
-        chosen: &CertificateIssuer,
+        configured: &CertificateIssuer,
         state_dir: &Path,
         trust_domain: &TrustDomain,
     ) -> Result<Self, OpenError> {
-        match chosen {
+        match configured {
             CertificateIssuer::Embedded(_) => Ok(Self::Embedded(Box::new(Embedded::open(
                 state_dir,
                 trust_domain,
@@ -51,7 +52,7 @@ impl CertIssuer {
         }
     }
 
-    /// One sentence for the log at each start.
+    /// A description for the log at each start.
     pub fn describe(&self) -> String {
         match self {
             Self::Embedded(issuer) => issuer.describe(),
@@ -59,18 +60,18 @@ impl CertIssuer {
         }
     }
 
-    /// Whether this issuer is fit for more than development.
+    /// Whether this issuer is for development only.
     pub fn for_development(&self) -> bool {
         matches!(self, Self::Embedded(_))
     }
 
-    /// Has a certificate signed for the key in `csr` (PKCS #10, DER) and exactly the name `id`; the names in the
-    /// request count for nothing. What comes back was checked as if it came from a stranger.
+    /// Signs a certificate for the key in `csr` (PKCS #10, DER) with exactly the name `id`; the names in the request are
+    /// ignored. The answer of the issuer is verified like untrusted input.
     ///
-    /// Leaf first, without the root.
+    /// Returns the chain, leaf first, without the root.
     ///
     /// # Errors
-    /// [`IssueError`]; its [`Fault`] says whether another try can help.
+    /// [`IssueError`]; its [`Fault`] shows whether a retry can help.
     pub async fn sign(
         &self,
         csr: &[u8],
@@ -83,10 +84,10 @@ impl CertIssuer {
         }
     }
 
-    /// The roots that everybody in the mesh must trust: never empty.
+    /// The roots that every proxy must trust. Never empty.
     ///
     /// # Errors
-    /// [`IssueError`]; an empty answer is one.
+    /// [`IssueError`], also for an empty answer.
     pub async fn bundle(&self) -> Result<TrustBundle, IssueError> {
         match self {
             Self::Embedded(issuer) => Ok(issuer.bundle()),
@@ -94,23 +95,23 @@ impl CertIssuer {
         }
     }
 
-    /// A secret of the KV engine beside the PKI, at a path below the mesh's prefix.
+    /// Reads a secret from the KV engine of the same server, at a path below the prefix of the mesh.
     ///
     /// # Errors
-    /// [`IssueError`]; the embedded CA has none.
+    /// [`IssueError`]; always for the embedded CA.
     pub async fn secret(&self, path: &str) -> Result<KvSecret, IssueError> {
         match self {
             Self::Embedded(_) => Err(IssueError::Setup(
-                "secrets come from Vault or OpenBao, and certificates are signed by the embedded CA here".to_owned(),
+                "secrets need Vault or OpenBao as certificate issuer, and this mesh uses the embedded CA".to_owned(),
             )),
             Self::Vault(vault) => vault.secret(path).await,
         }
     }
 
-    /// Whether the issuer would sign now: for a Vault its token and its role are looked at.
+    /// Checks that the issuer can sign: for Vault, its token and its role.
     ///
     /// # Errors
-    /// [`IssueError`], naming the field of the role that is wrong.
+    /// [`IssueError`], which names the wrong field of the role.
     pub async fn check(&self) -> Result<(), IssueError> {
         match self {
             Self::Embedded(_) => Ok(()),
@@ -118,7 +119,7 @@ impl CertIssuer {
         }
     }
 
-    /// Keeps what needs keeping (a Vault token is renewed at half of its life). Runs until dropped.
+    /// Renews the Vault token at half of its lifetime. Runs until dropped.
     pub async fn keep_alive(&self) {
         match self {
             Self::Embedded(_) => std::future::pending().await,

@@ -29,21 +29,21 @@ use crate::{
     error::{IssueError, OpenError},
 };
 
-/// Vault or OpenBao with the PKI engine: every leaf is signed there, through one role.
+/// Vault or OpenBao with the PKI engine, which signs every leaf through one role.
 ///
-/// The token is read from a file (or `VAULT_TOKEN`), and read anew when the server refuses it, so that whoever
-/// rotates it need tell nobody.
+/// The token is read from a file (or `VAULT_TOKEN`), and read again when the server refuses it, so a rotation of the file
+/// needs no notification.
 pub struct Vault {
     settings: VaultIssuer,
     trust_domain: TrustDomain,
     session: Session,
-    /// The roots, since when.
+    /// The roots, and when they were fetched.
     roots: Mutex<Option<(Instant, TrustRoots)>>,
-    /// When the set-up was last found to be right.
-    sound: Mutex<Option<Instant>>,
+    /// When the last successful check of the set-up was.
+    checked: Mutex<Option<Instant>>,
 }
 
-/// What the server signs.
+/// A signed certificate.
 #[derive(Deserialize)]
 struct Signed {
     certificate: String,
@@ -62,10 +62,10 @@ struct IssuerCertificate {
 }
 
 impl Vault {
-    /// Sets up the connection. Nothing is sent yet.
+    /// Sets up the connection. Sends no request.
     ///
     /// # Errors
-    /// An address that is neither `https` nor on loopback, an unreadable CA file, no token.
+    /// An address that is neither `https` nor on loopback, an unreadable CA file, or no token.
     pub fn connect(settings: &VaultIssuer, trust_domain: &TrustDomain) -> Result<Self, OpenError> {
         for (field, name) in [
             ("pkiMount", &settings.pki_mount),
@@ -85,11 +85,11 @@ impl Vault {
             settings: settings.clone(),
             trust_domain: trust_domain.clone(),
             roots: Mutex::new(None),
-            sound: Mutex::new(None),
+            checked: Mutex::new(None),
         })
     }
 
-    /// One sentence for the log.
+    /// A description for the log.
     pub fn describe(&self) -> String {
         let VaultIssuer {
             address,
@@ -98,12 +98,12 @@ impl Vault {
             ..
         } = &self.settings;
         format!(
-            "certificates of `{}` are signed by Vault at {address}, role `{pki_mount}/{role}`",
+            "Vault at {address}, role `{pki_mount}/{role}`, signs the certificates of `{}`",
             self.trust_domain
         )
     }
 
-    /// As [`crate::CertIssuer::sign`].
+    /// See [`crate::CertIssuer::sign`].
     ///
     /// # Errors
     /// [`IssueError`].
@@ -117,9 +117,9 @@ impl Vault {
         if *id.trust_domain() != self.trust_domain {
             return Err(IssueError::Request("is for another trust domain"));
         }
-        self.check_now_and_then().await?;
+        self.check_if_due().await?;
         let path = format!("{}/sign/{}", self.settings.pki_mount, self.settings.role);
-        // No common name, not even an empty one: the policy lets no other field pass than these.
+        // No common name, not even an empty one: the policy refuses any other field.
         let body = json!({
             "csr": pem::encode("CERTIFICATE REQUEST", csr).as_str(),
             "uri_sans": id.to_string(),
@@ -130,23 +130,23 @@ impl Vault {
             .session
             .call(&format!("sign through `{path}`"), &Call::post(path, body))
             .await?;
-        let roots = self.roots(ROOTS_KEPT).await?;
+        let roots = self.roots(ROOTS_MAX_AGE).await?;
         let chain = chain_of(&signed, &roots)?;
-        let accepted = checks::answer(&chain, &request, id, lifetime, roots, UnixTime::now());
+        let accepted = checks::check_answer(&chain, &request, id, lifetime, roots, UnixTime::now());
         if accepted.is_ok() {
             return Ok(chain);
         }
-        // A root may have come after the last look.
+        // A root may have been added since the last fetch.
         let roots = self.roots(Duration::ZERO).await?;
         let chain = chain_of(&signed, &roots)?;
-        checks::answer(&chain, &request, id, lifetime, roots, UnixTime::now())?;
+        checks::check_answer(&chain, &request, id, lifetime, roots, UnixTime::now())?;
         Ok(chain)
     }
 
     /// The self-signed issuers of the root mount.
     ///
     /// # Errors
-    /// [`IssueError`]; a mount without one is an error, never an empty bundle.
+    /// [`IssueError`]. A mount without a root is an error, never an empty bundle.
     pub async fn bundle(&self) -> Result<TrustBundle, IssueError> {
         let mount = &self.settings.root_mount;
         let path = format!("{mount}/issuers");
@@ -169,13 +169,13 @@ impl Vault {
                 .session
                 .call(&format!("read `{path}`"), &Call::get(path))
                 .await?;
-            let alone = TrustBundle {
+            let single = TrustBundle {
                 roots: vec![issuer.certificate.trim().to_owned() + "\n"],
                 ..bundle.clone()
             };
-            // Cross-certificates stand in the same mount; only what signs itself is a root.
-            if TrustRoots::from_bundle(&alone).is_ok() {
-                bundle.roots.extend(alone.roots);
+            // The mount also contains cross-certificates; only self-signed certificates are roots.
+            if TrustRoots::from_bundle(&single).is_ok() {
+                bundle.roots.extend(single.roots);
             }
         }
         let roots = TrustRoots::from_bundle(&bundle)?;
@@ -186,43 +186,42 @@ impl Vault {
     /// The secret at `path`, below the mount and prefix that `MeshConfig` names.
     ///
     /// # Errors
-    /// [`IssueError`]; also when nothing is there, or it was deleted.
+    /// [`IssueError`]; also if there is no secret, or it was deleted.
     pub async fn secret(&self, path: &str) -> Result<KvSecret, IssueError> {
         kv::read(&self.session, &self.settings, path).await
     }
 
-    /// The roots as known, asked for when what is known is older than `age`.
-    async fn roots(&self, age: Duration) -> Result<TrustRoots, IssueError> {
+    /// The cached roots; fetched again if they are older than `max_age`.
+    async fn roots(&self, max_age: Duration) -> Result<TrustRoots, IssueError> {
         let known = self.roots.lock().await.clone();
         if let Some((since, roots)) = known
-            && since.elapsed() < age
+            && since.elapsed() < max_age
         {
             return Ok(roots);
         }
         Ok(TrustRoots::from_bundle(&self.bundle().await?)?)
     }
 
-    /// Looks at the token, the role and the issuer behind it: what would let a wrong certificate be signed is refused by
-    /// name.
+    /// Checks the token, the role and the issuer of the role for settings that would allow a wrong certificate.
     ///
     /// # Errors
-    /// [`IssueError::Setup`] with the field that is wrong; or why it could not be looked at.
+    /// [`IssueError::Setup`] with the wrong setting, or why the check failed.
     pub async fn check(&self) -> Result<(), IssueError> {
-        let checked = setup_check::check(&self.session, &self.settings, &self.trust_domain).await;
-        match &checked {
-            Ok(()) => *self.sound.lock().await = Some(Instant::now()),
-            Err(IssueError::Setup(_)) => *self.sound.lock().await = None,
-            // Nothing new is known.
+        let result = setup_check::check(&self.session, &self.settings, &self.trust_domain).await;
+        match &result {
+            Ok(()) => *self.checked.lock().await = Some(Instant::now()),
+            Err(IssueError::Setup(_)) => *self.checked.lock().await = None,
+            // The set-up could not be read, so the last result stays.
             Err(_) => {}
         }
-        checked
+        result
     }
 
-    /// Before the first signature and every hour; nothing is signed by what was never found right.
-    async fn check_now_and_then(&self) -> Result<(), IssueError> {
-        let sound = *self.sound.lock().await;
-        match sound {
-            Some(since) if since.elapsed() < CHECKED_EVERY => Ok(()),
+    /// Checks before the first signature and every hour. Without a successful check nothing is signed.
+    async fn check_if_due(&self) -> Result<(), IssueError> {
+        let checked = *self.checked.lock().await;
+        match checked {
+            Some(since) if since.elapsed() < CHECK_INTERVAL => Ok(()),
             None => self.check().await,
             Some(_) => match self.check().await {
                 Err(error @ IssueError::Setup(_)) => Err(error),
@@ -231,8 +230,8 @@ impl Vault {
         }
     }
 
-    /// Renews the token at half of its life, at least hourly, for ever. A token that cannot be renewed is left to its
-    /// end; the file it came from is then read anew.
+    /// Renews the token at half of its lifetime, at least hourly, without end. A token that cannot be renewed is used until
+    /// it expires; then its file is read again.
     pub async fn keep_alive(&self) {
         self.session.keep_alive().await;
     }
@@ -240,14 +239,14 @@ impl Vault {
 
 impl fmt::Debug for Vault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Never the session's client: its `Debug` shows the token.
+        // Never the client of the session: its `Debug` shows the token.
         f.debug_struct("Vault")
             .field("address", &self.settings.address.as_str())
             .finish_non_exhaustive()
     }
 }
 
-/// Leaf first, and of `ca_chain` what is no root: those are known to whoever trusts them.
+/// The leaf, then the certificates of `ca_chain` except roots, which peers already have.
 fn chain_of(
     signed: &Signed,
     roots: &TrustRoots,
@@ -267,5 +266,5 @@ fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, IssueError> 
     pem::certificates(text.as_bytes()).map_err(|error| IssueError::Answer(error.to_string()))
 }
 
-const ROOTS_KEPT: Duration = Duration::from_secs(60);
-const CHECKED_EVERY: Duration = Duration::from_secs(3_600);
+const ROOTS_MAX_AGE: Duration = Duration::from_secs(60);
+const CHECK_INTERVAL: Duration = Duration::from_secs(3_600);

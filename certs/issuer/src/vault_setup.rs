@@ -1,7 +1,7 @@
 //! Prepares a Vault or OpenBao for Merlon, once, with an administrator's token: a root, an intermediate, a role, a
-//! policy, and a token that carries that policy and nothing else.
+//! policy, and a token with only that policy.
 //!
-//! This is what the documentation tells a Vault administrator to do by hand; the demo and the tests do it by this.
+//! The demo and the tests use it instead of the manual steps in the documentation.
 
 use std::time::Duration;
 
@@ -10,18 +10,18 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use url::Url;
 
-/// Where everything was put.
+/// The created mounts, role, policy and token.
 #[derive(Debug)]
 pub struct Prepared {
     /// A periodic token with the least-privilege policy.
     pub token: SecretString,
-    /// Mount that signs leaves.
+    /// The mount that signs leaves.
     pub pki_mount: String,
-    /// Mount that holds the root.
+    /// The mount of the root.
     pub root_mount: String,
-    /// Role to sign with.
+    /// The role that signs.
     pub role: String,
-    /// Name of the policy that the token carries.
+    /// The name of the policy of the token.
     pub policy: String,
 }
 
@@ -31,14 +31,14 @@ pub enum SetupError {
     /// The server did not answer.
     #[error("cannot reach Vault at `{address}`")]
     Unreachable {
-        /// Where.
+        /// The address of the server.
         address: Url,
-        /// Why.
+        /// The cause.
         #[source]
         source: reqwest::Error,
     },
     /// The server refused a step.
-    #[error("Vault refuses `{method} {path}`: {status} {said}")]
+    #[error("Vault refuses `{method} {path}`: {status} {message}")]
     Refused {
         /// The method.
         method: reqwest::Method,
@@ -46,27 +46,26 @@ pub enum SetupError {
         path: String,
         /// The status code.
         status: u16,
-        /// The server's words.
-        said: String,
+        /// The body of the answer.
+        message: String,
     },
-    /// The server's answer lacks something.
+    /// The answer of the server lacks a field.
     #[error("Vault's answer to `{path}` lacks `{field}`")]
     Answer {
         /// The path below `/v1/`.
         path: String,
-        /// What is missing.
+        /// The missing field.
         field: &'static str,
     },
 }
 
-/// Performs the whole sequence under mounts that begin with `prefix` (as `pki`: `pki-root`, `pki-int`).
+/// Runs all steps, with mounts that start with `prefix` (`pki` gives `pki-root` and `pki-int`).
 ///
-/// The root lives ten years, the intermediate one; no path length is set on the root, so that a later one can be
-/// cross-signed. The role signs names of workloads of `trust_domain` and nothing else, for 24 hours at most, and stores
-/// nothing.
+/// The root is valid for ten years, the intermediate for one. The root has no path length, so that a later one can be
+/// cross-signed. The role only signs names of workloads of `trust_domain`, for at most 168 hours, and stores nothing.
 ///
 /// # Errors
-/// The first step that was refused. Mounts that exist already are refused by Vault: nothing is overwritten.
+/// The first refused step. Vault refuses mounts that exist: nothing is overwritten.
 pub async fn prepare(
     address: &Url,
     administrator: &SecretString,
@@ -76,7 +75,7 @@ pub async fn prepare(
     let vault = Administrator::new(address, administrator)?;
     let (root, int, role) = (format!("{prefix}-root"), format!("{prefix}-int"), "svid");
     let domain = format!("spiffe://{trust_domain}");
-    let mount = |longest: &str| json!({ "type": "pki", "config": { "max_lease_ttl": longest } });
+    let mount = |max_ttl: &str| json!({ "type": "pki", "config": { "max_lease_ttl": max_ttl } });
     vault
         .post(&format!("sys/mounts/{root}"), mount("87600h"))
         .await?;
@@ -173,10 +172,10 @@ pub async fn prepare(
     })
 }
 
-/// Takes back what [`prepare`] did: the token, the policy and both mounts with their keys.
+/// Removes what [`prepare`] created: the token, the policy and both mounts with their keys.
 ///
 /// # Errors
-/// The first step that was refused.
+/// The first refused step.
 pub async fn remove(
     address: &Url,
     administrator: &SecretString,
@@ -222,7 +221,7 @@ impl<'a> Administrator<'a> {
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none());
         if address.scheme() == "http" {
-            // No certificates are needed, so none are loaded.
+            // No root certificates are needed, so none are loaded.
             http = http.tls_certs_only(Vec::new());
         }
         let http = http.build().map_err(|source| SetupError::Unreachable {
@@ -279,12 +278,12 @@ impl<'a> Administrator<'a> {
         let status = answer.status();
         let text = answer.text().await.map_err(unreachable)?;
         if !status.is_success() {
-            let said = text.chars().take(500).collect();
+            let message = text.chars().take(500).collect();
             return Err(SetupError::Refused {
                 method,
                 path: path.to_owned(),
                 status: status.as_u16(),
-                said,
+                message,
             });
         }
         // 204 has no body.
@@ -292,5 +291,5 @@ impl<'a> Administrator<'a> {
     }
 }
 
-/// The least-privilege policy, as it ships.
+/// The least-privilege policy that ships with Merlon.
 pub const POLICY: &str = include_str!("../vault/merlon-control-plane.hcl");

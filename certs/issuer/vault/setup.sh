@@ -1,25 +1,25 @@
 #!/bin/sh
-# Prepares a Vault or OpenBao for Merlon in a Kubernetes cluster, once: a root, an intermediate, a role to sign by, a
-# policy that permits no more than that and to read secrets below one prefix, and a login for the control plane's service account.
+# Prepares a Vault or OpenBao for Merlon in a Kubernetes cluster, once: a root, an intermediate, a role that signs, a policy
+# that only permits signing and reading secrets below one prefix, and a login for the control plane's service account.
 #
 #   TRUST_DOMAIN=prod.example.org certs/issuer/vault/setup.sh
 #
 # It calls `bao` or `vault`, which must be logged in as an administrator (VAULT_ADDR, VAULT_TOKEN; for `bao` also BAO_…).
-# Each step says what it does. A mount that is there already stops it: nothing is overwritten. Settings, by environment:
+# Each step is printed. It stops at a mount that already exists: nothing is overwritten. Settings (environment variables):
 #
-#   TRUST_DOMAIN      the mesh's trust domain; compulsory
-#   NAMESPACE         where the control plane runs                        merlon-system
-#   SERVICE_ACCOUNT   what it runs as                                     merlon-control-plane
-#   ROOT_MOUNT        where the root is made                              pki-root
-#   PKI_MOUNT         where leaves are signed                             pki-int
-#   KV_MOUNT          where secrets are kept that SecretGrants name       secret
-#   KV_PREFIX         below which path of it                              merlon
-#   AUTH_MOUNT        where the Kubernetes login is, below auth/          kubernetes
-#   KUBERNETES_HOST   the API server as Vault reaches it                  https://kubernetes.default.svc
-#   AUDIENCE          of the control plane's projected token              vault
+#   TRUST_DOMAIN      trust domain of the mesh; required
+#   NAMESPACE         namespace of the control plane                      merlon-system
+#   SERVICE_ACCOUNT   service account of the control plane                merlon-control-plane
+#   ROOT_MOUNT        mount of the root                                   pki-root
+#   PKI_MOUNT         mount that signs leaves                             pki-int
+#   KV_MOUNT          mount of the secrets in SecretGrants                secret
+#   KV_PREFIX         prefix of their paths                               merlon
+#   AUTH_MOUNT        mount of the Kubernetes login, below auth/          kubernetes
+#   KUBERNETES_HOST   address of the API server for Vault                 https://kubernetes.default.svc
+#   AUDIENCE          audience of the control plane's projected token     vault
 #
-# Vault asks the API server whose token it was shown (TokenReview): outside the cluster, set up `auth/kubernetes/config`
-# yourself; inside it, Vault's service account needs the cluster role `system:auth-delegator`.
+# Vault verifies the token with a TokenReview. A Vault outside the cluster needs your own set-up of `auth/kubernetes/config`;
+# inside it, the service account of Vault needs the cluster role `system:auth-delegator`.
 set -eu
 fail() { printf 'error: %s\nhint: %s\n' "$1" "$2" >&2; exit 1; }
 say() { printf '%s\n' "- $*"; }
@@ -36,17 +36,17 @@ KUBERNETES_HOST=${KUBERNETES_HOST:-https://kubernetes.default.svc}
 AUDIENCE=${AUDIENCE:-vault}
 role=svid
 policy=$(dirname "$0")/merlon-control-plane.hcl
-[ -r "$policy" ] || fail "$policy is not there" "keep the script beside it"
+[ -r "$policy" ] || fail "$policy does not exist" "run the script from its own folder of the repository"
 vault=$(command -v bao || command -v vault) ||
   fail "neither \`bao\` nor \`vault\` is on PATH" "install the command line of your server"
 write() { "$vault" write "$@" >/dev/null; }
 
-say "a root that lives ten years, in $ROOT_MOUNT/"
+say "create a root, valid for ten years, in $ROOT_MOUNT/"
 "$vault" secrets enable -path="$ROOT_MOUNT" -max-lease-ttl=87600h pki >/dev/null
 write "$ROOT_MOUNT/root/generate/internal" common_name="$TRUST_DOMAIN root 1" uri_sans="spiffe://$TRUST_DOMAIN" \
   issuer_name=root-1 key_name=root-1 key_type=ec key_bits=256 ttl=87600h not_before_duration=24h
 
-say "an intermediate that lives one, in $PKI_MOUNT/"
+say "create an intermediate, valid for one year, in $PKI_MOUNT/"
 "$vault" secrets enable -path="$PKI_MOUNT" -max-lease-ttl=8760h pki >/dev/null
 csr=$("$vault" write -field=csr "$PKI_MOUNT/issuers/generate/intermediate/internal" \
   common_name="$TRUST_DOMAIN intermediate 1" uri_sans="spiffe://$TRUST_DOMAIN" key_name=int-1 \
@@ -54,10 +54,10 @@ csr=$("$vault" write -field=csr "$PKI_MOUNT/issuers/generate/intermediate/intern
 certificate=$("$vault" write -field=certificate "$ROOT_MOUNT/issuer/root-1/sign-intermediate" csr="$csr" \
   use_csr_values=true ttl=8760h max_path_length=0 not_before_duration=1h format=pem)
 write "$PKI_MOUNT/intermediate/set-signed" certificate="$certificate"
-# It is the only one there.
+# It is the only issuer of this mount.
 write "$PKI_MOUNT/issuer/default" issuer_name=int-1
 
-say "the role $PKI_MOUNT/roles/$role: names of workloads of $TRUST_DOMAIN, and nothing else"
+say "create the role $PKI_MOUNT/roles/$role, which only signs names of workloads of $TRUST_DOMAIN"
 write "$PKI_MOUNT/roles/$role" allowed_uri_sans="spiffe://$TRUST_DOMAIN/ns/*/sa/*" \
   use_csr_sans=false use_csr_common_name=false require_cn=false \
   key_type=ec key_bits=256 key_usage=DigitalSignature server_flag=true client_flag=true \
@@ -66,27 +66,27 @@ write "$PKI_MOUNT/roles/$role" allowed_uri_sans="spiffe://$TRUST_DOMAIN/ns/*/sa/
   no_store=true generate_lease=false basic_constraints_valid_for_non_ca=true issuer_ref=default
 
 if ! "$vault" secrets list -format=json | grep -q "\"$KV_MOUNT/\""; then
-  say "the KV engine $KV_MOUNT/, version 2, for secrets: a namespace's are below $KV_PREFIX/<namespace>/"
+  say "enable the KV engine $KV_MOUNT/, version 2; the secrets of a namespace are below $KV_PREFIX/<namespace>/"
   "$vault" secrets enable -path="$KV_MOUNT" -version=2 kv >/dev/null
 fi
 
-say "the policy merlon-control-plane"
+say "write the policy merlon-control-plane"
 sed -e "s|{{trust_domain}}|$TRUST_DOMAIN|g; s|{{pki_mount}}|$PKI_MOUNT|g; s|{{root_mount}}|$ROOT_MOUNT|g; s|{{role}}|$role|g; s|{{kv_mount}}|$KV_MOUNT|g; s|{{kv_prefix}}|$KV_PREFIX|g" \
   "$policy" | "$vault" policy write merlon-control-plane - >/dev/null
 
 if ! "$vault" auth list -format=json | grep -q "\"$AUTH_MOUNT/\""; then
-  say "the login auth/$AUTH_MOUNT"
+  say "enable the login auth/$AUTH_MOUNT"
   "$vault" auth enable -path="$AUTH_MOUNT" kubernetes >/dev/null
   write "auth/$AUTH_MOUNT/config" kubernetes_host="$KUBERNETES_HOST"
 fi
-say "the login of $NAMESPACE/$SERVICE_ACCOUNT"
+say "allow the login of $NAMESPACE/$SERVICE_ACCOUNT"
 write "auth/$AUTH_MOUNT/role/merlon-control-plane" \
   bound_service_account_names="$SERVICE_ACCOUNT" bound_service_account_namespaces="$NAMESPACE" audience="$AUDIENCE" \
   token_policies=merlon-control-plane token_no_default_policy=true token_ttl=1h token_max_ttl=24h
 
 cat <<VALUES
 
-What the chart \`merlon\` needs to know of it:
+Values for the chart \`merlon\`:
 
   mesh:
     trustDomain: $TRUST_DOMAIN

@@ -1,4 +1,4 @@
-//! Identities and bundles are believed only after they were looked at; strangers' bytes never stop the program.
+//! Identities and bundles are verified before use; untrusted bytes never cause a panic.
 
 use merlon_certs::{LeafFacts, PrivateKey, RootsError, SvidError, TrustRoots, X509Svid, pem};
 use merlon_config::{name::SpiffeId, snapshot::TrustBundle};
@@ -8,7 +8,7 @@ use rcgen::{BasicConstraints, IsCa, KeyUsagePurpose};
 use crate::support::*;
 
 #[test]
-fn an_identity_comes_back_from_the_files_that_it_was_kept_in() {
+fn an_identity_survives_a_round_trip_through_its_files() {
     let root = Authority::root("root");
     let roots = root.roots();
     let int = root.intermediate("int", |_| ());
@@ -20,7 +20,7 @@ fn an_identity_comes_back_from_the_files_that_it_was_kept_in() {
 }
 
 #[test]
-fn a_kept_identity_is_no_longer_one_when_its_time_or_its_root_is_gone() {
+fn a_saved_identity_is_rejected_after_its_expiry_or_the_removal_of_its_root() {
     let root = Authority::root("root");
     let svid = root.svid(WEB, &root.roots());
     let (chain, key) = (svid.chain_pem(), svid.key.to_pkcs8_pem().unwrap());
@@ -34,7 +34,7 @@ fn a_kept_identity_is_no_longer_one_when_its_time_or_its_root_is_gone() {
 }
 
 #[test]
-fn a_certificate_for_another_key_is_not_taken() {
+fn a_certificate_for_another_key_is_rejected() {
     let root = Authority::root("root");
     let roots = root.roots();
     let chain = root.chain(&PrivateKey::generate().unwrap(), WEB);
@@ -59,14 +59,14 @@ fn a_request_proves_the_key_and_names_the_workload() {
     assert!(der.windows(WEB.len()).any(|bytes| bytes == WEB.as_bytes()));
 }
 
-/// What is said against a bundle; nothing when it is taken.
-fn refusal(bundle: &TrustBundle) -> String {
-    let refused = TrustRoots::from_bundle(bundle).err();
-    refused.map_or_else(String::new, |error| error.to_string())
+/// Why a bundle is rejected; empty if it is accepted.
+fn rejection(bundle: &TrustBundle) -> String {
+    let rejected = TrustRoots::from_bundle(bundle).err();
+    rejected.map_or_else(String::new, |error| error.to_string())
 }
 
 #[test]
-fn an_empty_bundle_is_never_taken() {
+fn an_empty_bundle_is_rejected() {
     let empty = bundle(DOMAIN, []);
     assert_eq!(
         TrustRoots::from_bundle(&empty).unwrap_err(),
@@ -76,11 +76,13 @@ fn an_empty_bundle_is_never_taken() {
         roots: vec![String::new()],
         ..empty
     };
-    assert!(refusal(&blank).contains("root 1 of trust domain `one.test` is not a PEM certificate"));
+    assert!(
+        rejection(&blank).contains("root 1 of trust domain `one.test` is not a PEM certificate")
+    );
 }
 
 #[test]
-fn only_self_signed_authorities_are_roots_and_one_bad_one_spoils_the_bundle() {
+fn only_self_signed_authorities_are_roots_and_one_invalid_root_rejects_the_bundle() {
     let root = Authority::root("root");
     let int = root.intermediate("int", |_| ());
     let no_authority = Authority::root_with("leaf", |root| root.is_ca = IsCa::ExplicitNoCa);
@@ -92,11 +94,14 @@ fn only_self_signed_authorities_are_roots_and_one_bad_one_spoils_the_bundle() {
     for (bad, why) in [
         (&int, "not self-signed"),
         (&same_name, "not self-signed"),
-        (&no_authority, "not a certification authority"),
+        (&no_authority, "not a CA certificate"),
         (&no_signer, "not allowed to sign certificates"),
     ] {
-        let said = refusal(&bundle(DOMAIN, [&root, bad]));
-        assert_eq!(said, format!("root 2 of trust domain `one.test` is {why}"));
+        let rejection = rejection(&bundle(DOMAIN, [&root, bad]));
+        assert_eq!(
+            rejection,
+            format!("root 2 of trust domain `one.test` is {why}")
+        );
     }
 }
 
@@ -104,14 +109,14 @@ fn only_self_signed_authorities_are_roots_and_one_bad_one_spoils_the_bundle() {
 fn bundles_are_bounded_and_never_merged() {
     let root = Authority::root("root");
     let many = bundle(DOMAIN, std::iter::repeat_n(&root, 17));
-    assert!(refusal(&many).contains("more than 16 roots"));
+    assert!(rejection(&many).contains("more than 16 roots"));
     let twice = [root.bundle(DOMAIN), root.bundle(DOMAIN)];
     let error = TrustRoots::from_bundles(&twice).unwrap_err();
     assert_eq!(error, RootsError::Twice(DOMAIN.parse().unwrap()));
 }
 
 #[test]
-fn a_pem_text_is_read_back_as_it_was_written() {
+fn a_pem_text_survives_a_round_trip() {
     let root = Authority::root("root");
     let text = pem::certificate(&root.certificate);
     assert!(text.lines().all(|line| line.len() <= 64));
@@ -123,7 +128,7 @@ fn a_pem_text_is_read_back_as_it_was_written() {
     assert!(pem::certificates(b"-----BEGIN CERTIFICATE-----\n?\n").is_err());
 }
 
-/// As the issuer of a stranger's certificate might write it.
+/// Names as they may occur in an untrusted certificate.
 fn name() -> impl Strategy<Value = String> {
     let part = "[a-zA-Z0-9.%/:@?#, -]{0,12}";
     let whole = (part, part, part)
@@ -133,19 +138,19 @@ fn name() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn a_name_that_is_taken_is_written_in_exactly_one_way(text in name()) {
+    fn a_valid_name_has_exactly_one_spelling(text in name()) {
         if let Ok(id) = text.parse::<SpiffeId>() {
             prop_assert_eq!(id.to_string(), text);
         }
     }
 
     #[test]
-    fn no_bytes_stop_the_reader_of_leaves(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+    fn no_bytes_panic_the_leaf_parser(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         let _ = LeafFacts::parse(&bytes);
     }
 
     #[test]
-    fn a_leaf_with_changed_bytes_stops_nothing_and_names_nobody_else(
+    fn a_leaf_with_changed_bytes_never_panics_the_parser_and_never_gives_an_invalid_name(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
     ) {
         static LEAF: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
@@ -158,7 +163,7 @@ proptest! {
             let at = at.index(changed.len());
             changed[at] = byte;
         }
-        // What can still be read is still an identity of our form; the signature judges the rest.
+        // If it still parses, its name is valid; the signature detects the change.
         if let Ok(facts) = LeafFacts::parse(&changed) {
             prop_assert!(facts.id.to_string().parse::<SpiffeId>().is_ok());
         }

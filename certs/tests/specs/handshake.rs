@@ -1,4 +1,4 @@
-//! Two ends of mesh TLS meet, or do not.
+//! Handshakes of mesh TLS that succeed or are refused.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ fn client(tls: &MeshTls) -> Arc<ClientConfig> {
         .unwrap()
 }
 
-/// A client that does as it likes: other versions, kept sessions, a verifier that takes everybody.
+/// A misbehaving client: any TLS version, session resumption, and a verifier that accepts any certificate.
 fn rogue(
     svid: Option<&X509Svid>,
     versions: &[&'static rustls::SupportedProtocolVersion],
@@ -39,7 +39,7 @@ fn rogue(
         .with_protocol_versions(versions)
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(TakesEverybody));
+        .with_custom_certificate_verifier(Arc::new(AcceptsAnyCertificate));
     let mut config = match svid {
         None => builder.with_no_client_auth(),
         Some(svid) => {
@@ -56,9 +56,9 @@ fn rogue(
 }
 
 #[derive(Debug)]
-struct TakesEverybody;
+struct AcceptsAnyCertificate;
 
-impl ServerCertVerifier for TakesEverybody {
+impl ServerCertVerifier for AcceptsAnyCertificate {
     fn verify_server_cert(
         &self,
         _: &rustls::pki_types::CertificateDer<'_>,
@@ -96,7 +96,7 @@ impl ServerCertVerifier for TakesEverybody {
 }
 
 #[test]
-fn two_workloads_meet_by_tls13_with_a_post_quantum_exchange_and_know_each_other() {
+fn two_workloads_authenticate_each_other_over_tls13_with_a_post_quantum_key_exchange() {
     let root = Authority::root("root");
     let roots = root.roots();
     let (web, orders) = (root.tls(WEB, &roots), root.tls(ORDERS, &roots));
@@ -115,7 +115,7 @@ fn two_workloads_meet_by_tls13_with_a_post_quantum_exchange_and_know_each_other(
 }
 
 #[test]
-fn a_client_without_a_certificate_is_refused_and_told_that_one_is_required() {
+fn a_client_without_a_certificate_is_refused_with_certificate_required() {
     let root = Authority::root("root");
     let orders = root.tls(ORDERS, &root.roots());
     let anonymous = rogue(None, &[&rustls::version::TLS13]);
@@ -124,16 +124,16 @@ fn a_client_without_a_certificate_is_refused_and_told_that_one_is_required() {
     assert_eq!(fault_of(&error), TlsFault::NoClientCert);
     assert_eq!(fault_of(&error).reason(), "tls.no_client_cert");
     assert_eq!(side_of(&error), Side::Peer);
-    let told = refused.client.unwrap();
+    let alert = refused.client.unwrap();
     assert_eq!(
-        told,
+        alert,
         Error::AlertReceived(AlertDescription::CertificateRequired)
     );
-    assert_eq!(side_of(&told), Side::Us);
+    assert_eq!(side_of(&alert), Side::Us);
 }
 
 #[test]
-fn a_client_of_an_unknown_root_is_refused_and_told_that_the_authority_is_unknown() {
+fn a_client_of_an_unknown_root_is_refused_with_unknown_ca() {
     let (root, impostor) = (Authority::root("root"), Authority::root("impostor"));
     let orders = root.tls(ORDERS, &root.roots());
     let both = TrustRoots::from_bundle(&bundle(DOMAIN, [&root, &impostor])).unwrap();
@@ -147,7 +147,7 @@ fn a_client_of_an_unknown_root_is_refused_and_told_that_the_authority_is_unknown
 }
 
 #[test]
-fn an_expired_client_is_refused_and_told_so() {
+fn an_expired_client_is_refused_with_certificate_expired() {
     let root = Authority::root("root");
     let roots = root.roots();
     let key = merlon_certs::PrivateKey::generate().unwrap();
@@ -164,7 +164,7 @@ fn an_expired_client_is_refused_and_told_so() {
 }
 
 #[test]
-fn a_caller_that_reaches_another_identity_than_it_wanted_goes_no_further() {
+fn a_client_refuses_a_server_with_another_identity_than_expected() {
     let root = Authority::root("root");
     let roots = root.roots();
     let (web, mallory) = (
@@ -179,7 +179,7 @@ fn a_caller_that_reaches_another_identity_than_it_wanted_goes_no_further() {
     };
     assert_eq!(
         other.0.to_string(),
-        "the peer is `spiffe://one.test/ns/shop/sa/mallory` where `spiffe://one.test/ns/shop/sa/orders` was expected"
+        "the peer is `spiffe://one.test/ns/shop/sa/mallory`, expected `spiffe://one.test/ns/shop/sa/orders`"
     );
 }
 
@@ -207,7 +207,7 @@ fn tls12_is_refused_on_both_sides() {
 }
 
 #[test]
-fn a_peer_that_speaks_none_of_our_protocols_is_refused() {
+fn a_peer_without_a_common_protocol_is_refused() {
     let root = Authority::root("root");
     let roots = root.roots();
     let (web, orders) = (root.tls(WEB, &roots), root.tls(ORDERS, &roots));
@@ -217,7 +217,7 @@ fn a_peer_that_speaks_none_of_our_protocols_is_refused() {
 }
 
 #[test]
-fn no_session_is_ever_resumed_and_no_ticket_given_out() {
+fn no_session_is_resumed_and_no_ticket_is_sent() {
     let root = Authority::root("root");
     let roots = root.roots();
     let (web, orders) = (root.tls(WEB, &roots), root.tls(ORDERS, &roots));
@@ -234,7 +234,7 @@ fn no_session_is_ever_resumed_and_no_ticket_given_out() {
 }
 
 #[test]
-fn our_clients_resume_nothing_even_where_a_server_offers_it() {
+fn our_clients_resume_no_session_even_if_a_server_offers_it() {
     let root = Authority::root("root");
     let roots = root.roots();
     let (web, orders) = (root.tls(WEB, &roots), root.tls(ORDERS, &roots));
@@ -252,7 +252,7 @@ fn our_clients_resume_nothing_even_where_a_server_offers_it() {
 }
 
 #[test]
-fn a_peer_whose_root_was_removed_no_longer_gets_in_whatever_it_kept() {
+fn a_peer_whose_root_was_removed_is_refused_even_with_saved_sessions() {
     let (old, new) = (Authority::root("old"), Authority::root("new"));
     let both = TrustRoots::from_bundle(&bundle(DOMAIN, [&old, &new])).unwrap();
     let web = old.tls(WEB, &both);
@@ -263,12 +263,12 @@ fn a_peer_whose_root_was_removed_no_longer_gets_in_whatever_it_kept() {
     let orders = MeshTls::new(Arc::clone(orders.svid()), Arc::new(new.roots())).unwrap();
     let refused = handshake(hoarder, server(&orders)).unwrap_err();
     assert_eq!(fault_of(&refused.server.unwrap()), TlsFault::Untrusted);
-    // What was open before stays so: its owner closes it when it hears of the change.
+    // The open connection works: the proxy closes it when it gets the new bundle.
     before.works();
 }
 
 #[test]
-fn a_new_certificate_shows_in_new_handshakes_and_breaks_no_open_connection() {
+fn new_handshakes_use_a_new_certificate_and_open_connections_continue() {
     let root = Authority::root("root");
     let roots = root.roots();
     let web = root.tls(WEB, &roots);
@@ -284,7 +284,7 @@ fn a_new_certificate_shows_in_new_handshakes_and_breaks_no_open_connection() {
 }
 
 #[test]
-fn while_both_roots_are_published_leaves_of_either_meet() {
+fn while_both_roots_are_published_leaves_of_both_are_accepted() {
     let (old, new) = (Authority::root("old"), Authority::root("new"));
     let both = TrustRoots::from_bundle(&bundle(DOMAIN, [&old, &new])).unwrap();
     for (caller, callee) in [(&old, &new), (&new, &old), (&new, &new)] {
@@ -294,7 +294,7 @@ fn while_both_roots_are_published_leaves_of_either_meet() {
 }
 
 #[test]
-fn the_control_planes_listener_takes_strangers_and_judges_those_who_show_a_certificate() {
+fn the_control_planes_listener_accepts_clients_without_a_certificate_and_verifies_the_others() {
     let (root, impostor) = (Authority::root("root"), Authority::root("impostor"));
     let roots = root.roots();
     let control = root.tls(ORDERS, &roots);
@@ -302,8 +302,8 @@ fn the_control_planes_listener_takes_strangers_and_judges_those_who_show_a_certi
     let trust = Bootstrap::Roots(Arc::new(roots.clone()));
     let expected = ORDERS.parse().unwrap();
 
-    let stranger = trust.client_config(&expected, &[H2]).unwrap();
-    let mut connected = handshake(stranger, Arc::clone(&listener)).unwrap();
+    let anonymous = trust.client_config(&expected, &[H2]).unwrap();
+    let mut connected = handshake(anonymous, Arc::clone(&listener)).unwrap();
     assert!(connected.server.peer_certificates().is_none());
     connected.works();
 
@@ -320,7 +320,7 @@ fn the_control_planes_listener_takes_strangers_and_judges_those_who_show_a_certi
 }
 
 #[test]
-fn a_proxy_that_knows_its_roots_hash_alone_finds_the_control_plane_and_nobody_else() {
+fn a_proxy_that_only_knows_the_hash_of_the_root_accepts_the_control_plane_and_no_other_server() {
     let root = Authority::root("root");
     let int = root.intermediate("int", |_| ());
     let roots = root.roots();
@@ -339,15 +339,15 @@ fn a_proxy_that_knows_its_roots_hash_alone_finds_the_control_plane_and_nobody_el
     let refused = handshake(caller(pin), listener(WEB)).unwrap_err();
     assert_eq!(fault_of(&refused.client.unwrap()), TlsFault::Svid);
 
-    // Another root, though it is in the chain and vouches for the leaf.
+    // Another root, which is in the chain and signed the leaf.
     let refused = handshake(caller([7; 32]), listener(ORDERS)).unwrap_err();
     assert_eq!(fault_of(&refused.client.unwrap()), TlsFault::Untrusted);
 
-    // What is pinned must be a root: neither the intermediate nor the leaf will do.
+    // The pinned certificate must be a root, not an intermediate or the leaf.
     let pin = sha256(&int.certificate);
     assert!(handshake(caller(pin), listener(ORDERS)).is_err());
 
-    // A server that brings the pinned root along, and a leaf that it did not sign.
+    // A server that sends the pinned root with a leaf that the root did not sign.
     let impostor = Authority::root("impostor");
     let theirs = impostor.roots();
     let mut svid = impostor.svid(ORDERS, &theirs);

@@ -1,4 +1,4 @@
-//! Every way in which a certificate can be wrong is refused, and for its own reason.
+//! Every kind of invalid certificate is refused with its own reason.
 
 use std::sync::Arc;
 
@@ -12,14 +12,14 @@ use rcgen::{
 
 use crate::support::*;
 
-/// What a verifier of `one.test`, federated with `two.test`, says of a chain, in both roles.
-struct World {
+/// A verifier of `one.test`, federated with `two.test`, that checks chains in both roles.
+struct Federation {
     root: Authority,
     foreign: Authority,
     verifier: SpiffeVerifier,
 }
 
-impl World {
+impl Federation {
     fn new() -> Self {
         let root = Authority::root("root of one");
         let foreign = Authority::root("root of two");
@@ -32,13 +32,13 @@ impl World {
         }
     }
 
-    fn refuses(&self, chain: &[CertificateDer<'_>], fault: TlsFault, said: &str) {
+    fn refuses(&self, chain: &[CertificateDer<'_>], fault: TlsFault, expected: &str) {
         let (leaf, others) = chain.split_first().unwrap();
         for usage in [Usage::Client, Usage::Server] {
             let error = self
                 .verifier
                 .check(leaf, others, now(), usage)
-                .expect_err(said);
+                .expect_err(expected);
             let text = match &error {
                 rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other)) => {
                     other.0.to_string()
@@ -46,79 +46,87 @@ impl World {
                 other => other.to_string(),
             };
             assert_eq!(fault_of(&error), fault, "{text}");
-            assert!(text.contains(said), "`{text}` does not say `{said}`");
+            assert!(
+                text.contains(expected),
+                "`{text}` does not contain `{expected}`"
+            );
         }
     }
 
-    /// A leaf that the right root signs, wrong in one point.
+    /// Refuses a leaf that the right root signed, with one invalid property.
     fn refuses_leaf(
         &self,
         fault: TlsFault,
-        said: &str,
+        expected: &str,
         change: impl FnOnce(&mut CertificateParams),
     ) {
         let key = PrivateKey::generate().unwrap();
         let leaf = self.root.leaf(&key, WEB, change);
-        self.refuses(&[leaf.der().clone()], fault, said);
+        self.refuses(&[leaf.der().clone()], fault, expected);
     }
 
-    fn refuses_name(&self, name: &str, said: &str) {
-        self.refuses_leaf(TlsFault::Svid, said, |leaf| {
+    fn refuses_name(&self, name: &str, expected: &str) {
+        self.refuses_leaf(TlsFault::Svid, expected, |leaf| {
             leaf.subject_alt_names = vec![uri(name)];
         });
     }
 }
 
 #[test]
-fn a_good_leaf_is_taken() {
-    let world = World::new();
+fn a_valid_leaf_is_accepted() {
+    let federation = Federation::new();
     let key = PrivateKey::generate().unwrap();
-    let chain = world.root.chain(&key, WEB);
+    let chain = federation.root.chain(&key, WEB);
     let (leaf, others) = chain.split_first().unwrap();
     for usage in [Usage::Client, Usage::Server] {
-        let id = world.verifier.check(leaf, others, now(), usage).unwrap();
+        let id = federation
+            .verifier
+            .check(leaf, others, now(), usage)
+            .unwrap();
         assert_eq!(id.to_string(), WEB);
     }
 }
 
 #[test]
-fn a_leaf_without_extended_key_usage_or_with_a_host_name_beside_its_identity_is_taken() {
-    let world = World::new();
+fn a_leaf_without_extended_key_usage_or_with_an_additional_host_name_is_accepted() {
+    let federation = Federation::new();
     let key = PrivateKey::generate().unwrap();
-    let leaf = world.root.leaf(&key, WEB, |leaf| {
+    let leaf = federation.root.leaf(&key, WEB, |leaf| {
         leaf.extended_key_usages.clear();
         let host = SanType::DnsName("web.shop".to_owned().try_into().unwrap());
         leaf.subject_alt_names.push(host);
     });
-    let id = world.verifier.check(leaf.der(), &[], now(), Usage::Client);
+    let id = federation
+        .verifier
+        .check(leaf.der(), &[], now(), Usage::Client);
     assert_eq!(id.unwrap().to_string(), WEB);
 }
 
 #[test]
-fn a_leaf_must_name_exactly_one_uri() {
-    let world = World::new();
+fn a_leaf_must_have_exactly_one_uri() {
+    let federation = Federation::new();
     let svid = TlsFault::Svid;
-    world.refuses_leaf(svid, "has 0 URI names", |leaf| {
+    federation.refuses_leaf(svid, "has 0 URI names", |leaf| {
         leaf.subject_alt_names.clear();
     });
-    world.refuses_leaf(svid, "has 0 URI names", |leaf| {
+    federation.refuses_leaf(svid, "has 0 URI names", |leaf| {
         let host = SanType::DnsName("web.shop".to_owned().try_into().unwrap());
         leaf.subject_alt_names = vec![host];
     });
-    world.refuses_leaf(svid, "has 2 URI names", |leaf| {
+    federation.refuses_leaf(svid, "has 2 URI names", |leaf| {
         leaf.subject_alt_names.push(uri(ORDERS));
     });
-    world.refuses_leaf(svid, "has 2 URI names", |leaf| {
+    federation.refuses_leaf(svid, "has 2 URI names", |leaf| {
         leaf.subject_alt_names.push(uri(WEB));
     });
-    world.refuses_leaf(svid, "has 2 URI names", |leaf| {
+    federation.refuses_leaf(svid, "has 2 URI names", |leaf| {
         leaf.subject_alt_names.push(uri("https://web.shop/"));
     });
 }
 
 #[test]
-fn a_name_that_is_not_exactly_of_our_form_is_refused() {
-    let world = World::new();
+fn a_name_of_another_form_is_refused() {
+    let federation = Federation::new();
     for name in [
         "https://one.test/ns/shop/sa/web",
         "SPIFFE://one.test/ns/shop/sa/web",
@@ -154,160 +162,174 @@ fn a_name_that_is_not_exactly_of_our_form_is_refused() {
         "spiffe://one_test/ns/shop/sa/web",
         "",
     ] {
-        world.refuses_name(name, "the certificate's name is wrong");
+        federation.refuses_name(name, "the certificate's name is invalid");
     }
     let long = format!("spiffe://one.test/ns/shop/sa/{}", "a.".repeat(1_100) + "a");
-    world.refuses_name(&long, "longer than 2,048 bytes");
+    federation.refuses_name(&long, "longer than 2,048 bytes");
 }
 
 #[test]
 fn a_leaf_with_the_rights_of_an_authority_is_refused() {
-    let world = World::new();
+    let federation = Federation::new();
     let svid = TlsFault::Svid;
-    world.refuses_leaf(svid, "belongs to a certification authority", |leaf| {
+    federation.refuses_leaf(svid, "is a CA certificate", |leaf| {
         leaf.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     });
-    world.refuses_leaf(svid, "`keyCertSign`", |leaf| {
+    federation.refuses_leaf(svid, "`keyCertSign`", |leaf| {
         leaf.key_usages.push(KeyUsagePurpose::KeyCertSign);
     });
-    world.refuses_leaf(svid, "`cRLSign`", |leaf| {
+    federation.refuses_leaf(svid, "`cRLSign`", |leaf| {
         leaf.key_usages.push(KeyUsagePurpose::CrlSign);
     });
 }
 
 #[test]
-fn a_leaf_must_be_made_for_signing_handshakes_on_both_sides() {
-    let world = World::new();
+fn a_leaf_must_allow_handshakes_as_client_and_server() {
+    let federation = Federation::new();
     let svid = TlsFault::Svid;
-    world.refuses_leaf(svid, "no key usage `digitalSignature`", |leaf| {
+    federation.refuses_leaf(svid, "no key usage `digitalSignature`", |leaf| {
         leaf.key_usages.clear();
     });
-    world.refuses_leaf(svid, "no key usage `digitalSignature`", |leaf| {
+    federation.refuses_leaf(svid, "no key usage `digitalSignature`", |leaf| {
         leaf.key_usages = vec![KeyUsagePurpose::KeyAgreement];
     });
-    world.refuses_leaf(svid, "lacks server authentication", |leaf| {
+    federation.refuses_leaf(svid, "lacks server authentication", |leaf| {
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     });
-    world.refuses_leaf(svid, "lacks client authentication", |leaf| {
+    federation.refuses_leaf(svid, "lacks client authentication", |leaf| {
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     });
-    world.refuses_leaf(svid, "lacks client authentication", |leaf| {
+    federation.refuses_leaf(svid, "lacks client authentication", |leaf| {
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
     });
-    world.refuses_leaf(svid, "lacks client authentication", |leaf| {
+    federation.refuses_leaf(svid, "lacks client authentication", |leaf| {
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::Any];
     });
 }
 
 #[test]
-fn a_leaf_outside_of_its_validity_is_refused_to_the_second() {
-    let world = World::new();
+fn a_leaf_outside_its_validity_is_refused_with_a_precision_of_one_second() {
+    let federation = Federation::new();
     let expired = TlsFault::Expired;
-    world.refuses_leaf(expired, "Expired", |leaf| valid(leaf, 0, NOW - 1));
-    world.refuses_leaf(expired, "NotValidYet", |leaf| {
+    federation.refuses_leaf(expired, "Expired", |leaf| valid(leaf, 0, NOW - 1));
+    federation.refuses_leaf(expired, "NotValidYet", |leaf| {
         valid(leaf, NOW + 1, NOW * 2);
     });
     let key = PrivateKey::generate().unwrap();
-    let leaf = world.root.leaf(&key, WEB, |leaf| valid(leaf, NOW, NOW));
-    world
+    let leaf = federation
+        .root
+        .leaf(&key, WEB, |leaf| valid(leaf, NOW, NOW));
+    federation
         .verifier
         .check(leaf.der(), &[], now(), Usage::Client)
         .unwrap();
 }
 
 #[test]
-fn only_a_root_of_the_names_own_trust_domain_vouches_for_it() {
-    let world = World::new();
+fn only_a_root_of_its_own_trust_domain_is_trusted_for_a_name() {
+    let federation = Federation::new();
     let untrusted = TlsFault::Untrusted;
     let key = PrivateKey::generate().unwrap();
-    // A root that nobody knows, of the right name.
+    // An unknown root with the same name.
     let impostor = Authority::root("root of one");
-    world.refuses(&impostor.chain(&key, WEB), untrusted, "");
-    // A trust domain that nobody knows, by a root that is known.
-    let stranger = "spiffe://three.test/ns/shop/sa/web";
-    world.refuses(
-        &world.root.chain(&key, stranger),
+    federation.refuses(&impostor.chain(&key, WEB), untrusted, "");
+    // A known root signs a name of an unknown trust domain.
+    let unknown = "spiffe://three.test/ns/shop/sa/web";
+    federation.refuses(
+        &federation.root.chain(&key, unknown),
         untrusted,
         "UnknownIssuer",
     );
-    // A federated root signs one of our names, and we one of theirs.
-    world.refuses(&world.foreign.chain(&key, WEB), untrusted, "UnknownIssuer");
+    // A federated root signs a name of our trust domain, and our root one of theirs.
+    federation.refuses(
+        &federation.foreign.chain(&key, WEB),
+        untrusted,
+        "UnknownIssuer",
+    );
     let theirs = "spiffe://two.test/ns/shop/sa/web";
-    world.refuses(&world.root.chain(&key, theirs), untrusted, "UnknownIssuer");
-    // It vouches for its own.
-    let chain = world.foreign.chain(&key, theirs);
+    federation.refuses(
+        &federation.root.chain(&key, theirs),
+        untrusted,
+        "UnknownIssuer",
+    );
+    // It is trusted for its own trust domain.
+    let chain = federation.foreign.chain(&key, theirs);
     let (leaf, others) = chain.split_first().unwrap();
-    let id = world.verifier.check(leaf, others, now(), Usage::Client);
+    let id = federation
+        .verifier
+        .check(leaf, others, now(), Usage::Client);
     assert_eq!(id.unwrap().to_string(), theirs);
-    // Bringing the impostor's root along helps nothing.
+    // The impostor's root in the chain makes no difference.
     let mut chain = impostor.chain(&key, WEB);
     chain.push(impostor.certificate.clone());
-    world.refuses(&chain, untrusted, "");
-    // A leaf that signs itself.
+    federation.refuses(&chain, untrusted, "");
+    // A self-signed leaf.
     let leaf = leaf_params(WEB).self_signed(&key).unwrap();
-    world.refuses(&[leaf.der().clone()], untrusted, "UnknownIssuer");
+    federation.refuses(&[leaf.der().clone()], untrusted, "UnknownIssuer");
 }
 
 #[test]
-fn a_root_past_its_end_vouches_for_nobody() {
-    let dead = Authority::root_with("root", |root| valid(root, 0, NOW - 1));
-    let unborn = Authority::root_with("root", |root| valid(root, NOW + 1, NOW * 2));
+fn a_root_outside_its_validity_is_not_trusted() {
+    let expired = Authority::root_with("root", |root| valid(root, 0, NOW - 1));
+    let future = Authority::root_with("root", |root| valid(root, NOW + 1, NOW * 2));
     let key = PrivateKey::generate().unwrap();
-    for root in [&dead, &unborn] {
+    for root in [&expired, &future] {
         let verifier = SpiffeVerifier::any_of(Arc::new(root.roots()));
         let chain = root.chain(&key, WEB);
         let error = verifier.check(&chain[0], &[], now(), Usage::Client);
         assert_eq!(fault_of(&error.unwrap_err()), TlsFault::Expired);
     }
-    // Beside a living one it is merely unknown.
-    let living = Authority::root("living");
-    let roots = TrustRoots::from_bundle(&bundle(DOMAIN, [&dead, &living])).unwrap();
+    // Together with a valid root, the expired one is unknown.
+    let valid = Authority::root("valid");
+    let roots = TrustRoots::from_bundle(&bundle(DOMAIN, [&expired, &valid])).unwrap();
     let verifier = SpiffeVerifier::any_of(Arc::new(roots));
-    let error = verifier.check(&dead.chain(&key, WEB)[0], &[], now(), Usage::Client);
+    let error = verifier.check(&expired.chain(&key, WEB)[0], &[], now(), Usage::Client);
     assert_eq!(fault_of(&error.unwrap_err()), TlsFault::Untrusted);
-    let chain = living.chain(&key, WEB);
+    let chain = valid.chain(&key, WEB);
     verifier
         .check(&chain[0], &[], now(), Usage::Client)
         .unwrap();
 }
 
 #[test]
-fn an_intermediate_must_be_in_force_and_within_its_limits() {
-    let world = World::new();
+fn an_intermediate_must_be_valid_and_within_its_constraints() {
+    let federation = Federation::new();
     let key = PrivateKey::generate().unwrap();
-    let good = world.root.intermediate("int", |_| ());
+    let good = federation.root.intermediate("int", |_| ());
     let chain = good.chain(&key, WEB);
     let (leaf, others) = chain.split_first().unwrap();
-    world
+    federation
         .verifier
         .check(leaf, others, now(), Usage::Server)
         .unwrap();
-    world.refuses(&chain[..1], TlsFault::Untrusted, "UnknownIssuer");
+    federation.refuses(&chain[..1], TlsFault::Untrusted, "UnknownIssuer");
 
-    let expired = world.root.intermediate("int", |int| valid(int, 0, NOW - 1));
-    world.refuses(&expired.chain(&key, WEB), TlsFault::Expired, "Expired");
+    let expired = federation
+        .root
+        .intermediate("int", |int| valid(int, 0, NOW - 1));
+    federation.refuses(&expired.chain(&key, WEB), TlsFault::Expired, "Expired");
 
-    let last = world.root.intermediate("last", |int| {
+    let last = federation.root.intermediate("last", |int| {
         int.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     });
     let below = last.intermediate("below", |_| ());
-    world.refuses(
+    federation.refuses(
         &below.chain(&key, WEB),
         TlsFault::Untrusted,
         "PathLenConstraintViolated",
     );
 
-    let workload = world.root.intermediate("workload", |int| {
+    let workload = federation.root.intermediate("workload", |int| {
         *int = leaf_params(ORDERS);
     });
-    world.refuses(
+    federation.refuses(
         &workload.chain(&key, WEB),
         TlsFault::Untrusted,
         "EndEntityUsedAsCa",
     );
 
-    let other_names = world.root.intermediate("constrained", |int| {
+    let other_names = federation.root.intermediate("constrained", |int| {
         int.name_constraints = Some(NameConstraints {
             permitted_subtrees: vec![GeneralSubtree::DnsName("only.example".to_owned())],
             excluded_subtrees: Vec::new(),
@@ -317,16 +339,16 @@ fn an_intermediate_must_be_in_force_and_within_its_limits() {
         let host = SanType::DnsName("web.shop".to_owned().try_into().unwrap());
         leaf.subject_alt_names.push(host);
     });
-    world.refuses(
+    federation.refuses(
         &[leaf.der().clone(), other_names.certificate.clone()],
         TlsFault::Untrusted,
         "NameConstraintViolation",
     );
 
-    let for_clients = world.root.intermediate("for mail", |int| {
+    let for_clients = federation.root.intermediate("for mail", |int| {
         int.extended_key_usages = vec![ExtendedKeyUsagePurpose::EmailProtection];
     });
-    world.refuses(
+    federation.refuses(
         &for_clients.chain(&key, WEB),
         TlsFault::Untrusted,
         "RequiredEkuNotFound",
@@ -334,11 +356,11 @@ fn an_intermediate_must_be_in_force_and_within_its_limits() {
 }
 
 #[test]
-fn a_changed_byte_is_noticed() {
-    let world = World::new();
+fn a_changed_byte_is_detected() {
+    let federation = Federation::new();
     let key = PrivateKey::generate().unwrap();
-    let leaf = world.root.leaf(&key, WEB, |_| ()).der().to_vec();
-    // `web` becomes `wec`, and the signature no longer fits.
+    let leaf = federation.root.leaf(&key, WEB, |_| ()).der().to_vec();
+    // `web` becomes `wec`, so the signature is invalid.
     let at = leaf
         .windows(7)
         .position(|bytes| bytes == b"/sa/web")
@@ -346,15 +368,15 @@ fn a_changed_byte_is_noticed() {
         + 6;
     let mut changed = leaf;
     changed[at] = b'c';
-    world.refuses(&[changed.into()], TlsFault::Untrusted, "BadSignature");
+    federation.refuses(&[changed.into()], TlsFault::Untrusted, "BadSignature");
 }
 
 #[test]
-fn bytes_that_are_no_certificate_are_refused() {
-    let world = World::new();
+fn bytes_that_are_not_a_certificate_are_refused() {
+    let federation = Federation::new();
     let svid = TlsFault::Svid;
     let key = PrivateKey::generate().unwrap();
-    let leaf = world.root.leaf(&key, WEB, |_| ()).der().to_vec();
+    let leaf = federation.root.leaf(&key, WEB, |_| ()).der().to_vec();
     let trailing = [leaf.as_slice(), b"\0"].concat();
     let cut = leaf[..leaf.len() - 1].to_vec();
     for bytes in [
@@ -364,13 +386,13 @@ fn bytes_that_are_no_certificate_are_refused() {
         vec![0x30, 0x80],
         Vec::new(),
     ] {
-        world.refuses(&[bytes.into()], svid, "BadEncoding");
+        federation.refuses(&[bytes.into()], svid, "BadEncoding");
     }
 }
 
 #[test]
-fn extensions_that_stand_twice_or_make_no_sense_are_refused() {
-    let world = World::new();
+fn duplicate_and_malformed_extensions_are_refused() {
+    let federation = Federation::new();
     let (subject_alternative_name, key_usage) = (&[2, 5, 29, 17], &[2, 5, 29, 15]);
     let (basic_constraints, extended_key_usage) = (&[2, 5, 29, 19], &[2, 5, 29, 37]);
     let other = b"\x30\x22\x86\x20spiffe://one.test/ns/a/sa/b.c.d.e";
@@ -378,31 +400,31 @@ fn extensions_that_stand_twice_or_make_no_sense_are_refused() {
     let digital_signature = extension(key_usage, b"\x03\x02\x07\x80", true);
     let no_authority = extension(basic_constraints, b"\x30\x00", true);
     for twice in [orders, digital_signature] {
-        world.refuses_leaf(TlsFault::Svid, "BadEncoding", |leaf| {
+        federation.refuses_leaf(TlsFault::Svid, "BadEncoding", |leaf| {
             leaf.custom_extensions = vec![twice];
         });
     }
-    world.refuses_leaf(TlsFault::Svid, "BadEncoding", |leaf| {
+    federation.refuses_leaf(TlsFault::Svid, "BadEncoding", |leaf| {
         leaf.custom_extensions = vec![no_authority.clone(), no_authority];
     });
-    for senseless in [
+    for malformed in [
         extension(basic_constraints, b"\x04\x01", true),
         extension(extended_key_usage, b"garbage", false),
     ] {
-        world.refuses_leaf(TlsFault::Svid, "BadEncoding", |leaf| {
+        federation.refuses_leaf(TlsFault::Svid, "BadEncoding", |leaf| {
             leaf.extended_key_usages.clear();
-            leaf.custom_extensions = vec![senseless];
+            leaf.custom_extensions = vec![malformed];
         });
     }
-    // A URI whose bytes are no text.
+    // A URI that is not valid text.
     let name = extension(subject_alternative_name, b"\x30\x04\x86\x02\xff\xfe", true);
-    world.refuses_leaf(TlsFault::Svid, "BadEncoding", |leaf| {
+    federation.refuses_leaf(TlsFault::Svid, "BadEncoding", |leaf| {
         leaf.subject_alt_names.clear();
         leaf.custom_extensions = vec![name];
     });
-    // A limit that we do not know must not be passed over.
+    // An unknown critical extension must not be ignored.
     let unknown = extension(&[1, 3, 6, 1, 4, 1, 99_999, 1], b"\x05\x00", true);
-    world.refuses_leaf(
+    federation.refuses_leaf(
         TlsFault::Untrusted,
         "UnsupportedCriticalExtension",
         |leaf| {
@@ -412,30 +434,30 @@ fn extensions_that_stand_twice_or_make_no_sense_are_refused() {
 }
 
 #[test]
-fn a_long_chain_is_refused_before_it_is_looked_at() {
-    let world = World::new();
+fn a_long_chain_is_refused_before_it_is_parsed() {
+    let federation = Federation::new();
     let svid = TlsFault::Svid;
     let key = PrivateKey::generate().unwrap();
-    let mut chain = world.root.chain(&key, WEB);
-    chain.resize(10, world.root.certificate.clone());
+    let mut chain = federation.root.chain(&key, WEB);
+    chain.resize(10, federation.root.certificate.clone());
     let (leaf, others) = chain.split_first().unwrap();
-    world
+    federation
         .verifier
         .check(leaf, others, now(), Usage::Client)
         .unwrap();
-    chain.push(world.root.certificate.clone());
-    world.refuses(&chain, svid, "has 11 certificates");
+    chain.push(federation.root.certificate.clone());
+    federation.refuses(&chain, svid, "has 11 certificates");
 
-    let mut chain = world.root.chain(&key, WEB);
+    let mut chain = federation.root.chain(&key, WEB);
     chain.push(vec![0; 64 << 10].into());
-    world.refuses(&chain, svid, "bytes, more than 65536");
+    federation.refuses(&chain, svid, "bytes, more than 65536");
 }
 
 #[test]
-fn a_chain_of_many_equal_names_costs_little() {
-    // Authorities of one name that sign one another: path building may try every order of them.
+fn a_chain_of_authorities_with_equal_names_is_verified_in_bounded_time() {
+    // Authorities with one name that sign each other: path building may try every order.
     let root = Authority::root("unknown");
-    let world = World::new();
+    let federation = Federation::new();
     let key = PrivateKey::generate().unwrap();
     let mut authority = root.intermediate("same", |_| ());
     for _ in 0..7 {
@@ -443,5 +465,5 @@ fn a_chain_of_many_equal_names_costs_little() {
     }
     let chain = authority.chain(&key, WEB);
     assert_eq!(chain.len(), 9);
-    world.refuses(&chain, TlsFault::Untrusted, "");
+    federation.refuses(&chain, TlsFault::Untrusted, "");
 }

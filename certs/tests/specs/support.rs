@@ -1,4 +1,4 @@
-//! Certification authorities and leaves for tests: good ones, and wrong ones of every kind.
+//! Certification authorities and leaves for tests, valid and invalid.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,12 +15,12 @@ use rustls::{
 
 /// The trust domain of these tests.
 pub(crate) const DOMAIN: &str = "one.test";
-/// Who connects, where it is not the point.
+/// The client, in tests that need any.
 pub(crate) const WEB: &str = "spiffe://one.test/ns/shop/sa/web";
-/// Who is connected to, where it is not the point.
+/// The server, in tests that need any.
 pub(crate) const ORDERS: &str = "spiffe://one.test/ns/shop/sa/orders";
 
-/// Seconds since 1970 at which the tests that pass time play.
+/// The current time of tests that pass it, in seconds since 1970.
 pub(crate) const NOW: u64 = 1_790_000_000;
 
 pub(crate) fn now() -> UnixTime {
@@ -31,7 +31,7 @@ pub(crate) fn at(seconds: u64) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(seconds))
 }
 
-/// Valid from one second to another, since 1970.
+/// Sets the validity, in seconds since 1970.
 pub(crate) fn valid(params: &mut CertificateParams, from: u64, until: u64) {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     params.not_before = epoch + Duration::from_secs(from);
@@ -42,12 +42,12 @@ pub(crate) fn valid(params: &mut CertificateParams, from: u64, until: u64) {
 pub(crate) struct Authority {
     pub(crate) issuer: Issuer<'static, PrivateKey>,
     pub(crate) certificate: CertificateDer<'static>,
-    /// What stands between a leaf and the root.
+    /// The intermediates between a leaf and the root.
     pub(crate) above: Vec<CertificateDer<'static>>,
 }
 
 impl Authority {
-    /// A root that is valid for ever, as far as tests go.
+    /// A root that is valid in all tests.
     pub(crate) fn root(name: &str) -> Self {
         Self::root_with(name, |_| ())
     }
@@ -83,7 +83,7 @@ impl Authority {
         }
     }
 
-    /// A leaf as our issuers make it, but for `change`.
+    /// A leaf as our issuers sign it, with `change`.
     pub(crate) fn leaf(
         &self,
         key: &PrivateKey,
@@ -95,21 +95,21 @@ impl Authority {
         params.signed_by(key, &self.issuer).unwrap()
     }
 
-    /// A good leaf with what stands above it.
+    /// A valid leaf with its intermediates.
     pub(crate) fn chain(&self, key: &PrivateKey, uri: &str) -> Vec<CertificateDer<'static>> {
         let mut chain = vec![self.leaf(key, uri, |_| ()).der().clone()];
         chain.extend(self.above.iter().cloned());
         chain
     }
 
-    /// A good identity.
+    /// A valid identity.
     pub(crate) fn svid(&self, uri: &str, roots: &TrustRoots) -> X509Svid {
         let key = PrivateKey::generate().unwrap();
         let chain = self.chain(&key, uri);
         X509Svid::parse(chain, key, roots, now()).unwrap()
     }
 
-    /// A good identity, ready for handshakes.
+    /// A valid identity, prepared for handshakes.
     pub(crate) fn tls(&self, uri: &str, roots: &TrustRoots) -> MeshTls {
         MeshTls::new(Arc::new(self.svid(uri, roots)), Arc::new(roots.clone())).unwrap()
     }
@@ -162,7 +162,7 @@ pub(crate) fn uri(text: &str) -> SanType {
     SanType::URI(text.to_owned().try_into().unwrap())
 }
 
-/// An extension as it stands, whatever sense it makes.
+/// An extension with any content, valid or not.
 pub(crate) fn extension(oid: &[u64], content: &[u8], critical: bool) -> CustomExtension {
     let mut extension = CustomExtension::from_oid_content(oid, content.to_vec());
     extension.set_criticality(critical);
@@ -176,14 +176,14 @@ pub(crate) struct Connected {
     pub(crate) server: ServerConnection,
 }
 
-/// What each end says when there is no connection.
+/// The error of each end of a refused handshake.
 #[derive(Debug)]
 pub(crate) struct Refused {
     pub(crate) client: Option<rustls::Error>,
     pub(crate) server: Option<rustls::Error>,
 }
 
-/// A handshake in memory, until both ends are satisfied or one is not.
+/// A handshake in memory, until both ends accept or one refuses.
 pub(crate) fn handshake(
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
@@ -253,7 +253,7 @@ impl Connected {
         assert_eq!(&bytes, b"pong");
     }
 
-    /// Whom the server sees.
+    /// The client identity that the server sees.
     pub(crate) fn client_id(&self) -> String {
         let chain = self.server.peer_certificates().unwrap();
         MeshTls::peer_id(chain).unwrap().to_string()

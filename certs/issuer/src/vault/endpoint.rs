@@ -8,10 +8,10 @@ use rustify::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// One call of the server's API, whose answer's `data` is a `T`.
+/// One call of the server's API. The `data` of its answer is a `T`.
 ///
-/// vaultrs knows these paths too, but its `sign` insists on a `common_name`, which the least-privilege policy refuses,
-/// and its role lacks the fields that OpenBao added. So it carries our calls, and we name them.
+/// vaultrs has these endpoints too, but its `sign` requires a `common_name`, which the least-privilege policy refuses, and
+/// its role lacks the fields that OpenBao added. So vaultrs only sends these calls.
 pub(super) struct Call<T> {
     method: RequestMethod,
     path: String,
@@ -42,7 +42,7 @@ impl<T> Call<T> {
     }
 }
 
-// By hand: a derived one would ask `T` for it.
+// Not derived: that would require `T: Clone`.
 impl<T> Clone for Call<T> {
     fn clone(&self) -> Self {
         Self::new(self.method.clone(), self.path.clone(), self.body.clone())

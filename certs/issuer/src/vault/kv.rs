@@ -12,12 +12,12 @@ use super::{
 };
 use crate::error::IssueError;
 
-/// A secret as it is now.
+/// The newest version of a secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KvSecret {
-    /// Counts its changes.
+    /// Version number, from 1.
     pub version: u64,
-    /// Texts as they are, everything else as JSON.
+    /// Strings unchanged, other values as JSON.
     pub data: BTreeMap<String, String>,
 }
 
@@ -39,7 +39,7 @@ pub(super) async fn read(
 ) -> Result<KvSecret, IssueError> {
     let full = format!("{}/{path}", settings.kv_prefix);
     if !is_path(&full) || !is_path(&settings.kv_mount) {
-        return Err(IssueError::Setup(format!("`{full}` is no path")));
+        return Err(IssueError::Setup(format!("`{full}` is not a path")));
     }
     let what = format!("read the secret `{}/{full}`", settings.kv_mount);
     let call = Call::get(format!("{}/data/{full}", settings.kv_mount));
@@ -59,7 +59,7 @@ pub(super) async fn read(
 
 impl std::fmt::Debug for KvSecret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Never what it says.
+        // Never the data.
         f.debug_struct("KvSecret")
             .field("version", &self.version)
             .finish_non_exhaustive()

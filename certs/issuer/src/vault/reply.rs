@@ -1,15 +1,15 @@
-//! What an error of the server means for whoever waits for a certificate.
+//! Converts errors of the server to issue errors.
 
 use merlon_config::causes::chain;
 use vaultrs::error::ClientError;
 
 use crate::error::IssueError;
 
-/// The status of an answer that is an error, and the server's words.
+/// The status and the message of an error answer.
 pub(super) fn status_of(error: &ClientError) -> Option<(u16, String)> {
     match error {
         ClientError::APIError { code, errors } => Some((*code, errors.join("; "))),
-        // A body that is not of the server's own form: a redirect's, or that of something between us and it.
+        // A body that is not an error of the server: from a redirect, or from an intermediary.
         ClientError::RestClientError {
             source: rustify::errors::ClientError::ServerResponseError { code, content },
         } => Some((*code, content.clone().unwrap_or_default())),
@@ -17,21 +17,21 @@ pub(super) fn status_of(error: &ClientError) -> Option<(u16, String)> {
     }
 }
 
-/// Status codes alone do not say it: a sealed server, a change of leader and a full audit disk differ only in their
-/// words.
-pub(super) fn meaning(what: &str, error: &ClientError) -> IssueError {
-    if let Some((code, said)) = status_of(error) {
-        let said: String = said.chars().take(300).collect();
+/// The issue error of a failed call. Status codes are not enough: a sealed server, a change of leader and a full audit disk
+/// differ only in their messages.
+pub(super) fn issue_error(what: &str, error: &ClientError) -> IssueError {
+    if let Some((code, message)) = status_of(error) {
+        let message: String = message.chars().take(300).collect();
         return match code {
             403 => IssueError::Forbidden(what.to_owned()),
-            307 | 412 | 429 | 502..=504 => IssueError::Unavailable(format!("{code} {said}")),
-            500 if said.is_empty()
-                || said.contains("not active")
-                || said.contains("internal error") =>
+            307 | 412 | 429 | 502..=504 => IssueError::Unavailable(format!("{code} {message}")),
+            500 if message.is_empty()
+                || message.contains("not active")
+                || message.contains("internal error") =>
             {
-                IssueError::Unavailable(format!("500 {said}"))
+                IssueError::Unavailable(format!("500 {message}"))
             }
-            _ => IssueError::Setup(format!("cannot {what}: {code} {said}")),
+            _ => IssueError::Setup(format!("cannot {what}: {code} {message}")),
         };
     }
     match error {
@@ -48,18 +48,18 @@ mod tests {
     use super::*;
     use crate::Fault;
 
-    fn fault(code: u16, said: &str) -> Fault {
-        let errors = if said.is_empty() {
+    fn fault(code: u16, message: &str) -> Fault {
+        let errors = if message.is_empty() {
             Vec::new()
         } else {
-            vec![said.to_owned()]
+            vec![message.to_owned()]
         };
-        meaning("sign", &ClientError::APIError { code, errors }).fault()
+        issue_error("sign", &ClientError::APIError { code, errors }).fault()
     }
 
     #[test]
-    fn what_passes_by_itself_is_tried_again() {
-        for (code, said) in [
+    fn temporary_errors_are_retried() {
+        for (code, message) in [
             (503, "Vault is sealed"),
             (
                 429,
@@ -76,13 +76,13 @@ mod tests {
             (502, ""),
             (504, ""),
         ] {
-            assert_eq!(fault(code, said), Fault::Unavailable, "{code} {said}");
+            assert_eq!(fault(code, message), Fault::Unavailable, "{code} {message}");
         }
     }
 
     #[test]
-    fn what_a_person_must_mend_is_not_tried_again() {
-        for (code, said) in [
+    fn errors_that_an_administrator_must_fix_are_not_retried() {
+        for (code, message) in [
             (400, "unknown role: nope"),
             (403, "1 error occurred:\n\t* permission denied\n\n"),
             (
@@ -95,7 +95,7 @@ mod tests {
                 "could not fetch the CA certificate (was one set?): no default issuer currently configured",
             ),
         ] {
-            assert_eq!(fault(code, said), Fault::Issuer, "{code} {said}");
+            assert_eq!(fault(code, message), Fault::Issuer, "{code} {message}");
         }
     }
 
@@ -105,7 +105,7 @@ mod tests {
             code: 307,
             content: Some(String::new()),
         };
-        let meant = meaning("sign", &ClientError::RestClientError { source });
-        assert_eq!(meant.fault(), Fault::Unavailable);
+        let error = issue_error("sign", &ClientError::RestClientError { source });
+        assert_eq!(error.fault(), Fault::Unavailable);
     }
 }

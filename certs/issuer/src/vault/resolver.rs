@@ -3,10 +3,10 @@ use std::{net::SocketAddr, sync::OnceLock};
 use hickory_resolver::TokioResolver;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-/// Names by hickory: the statically linked C library would load the host's name-service modules.
+/// Name resolution by hickory. The statically linked C library would load the name-service modules of the host.
 #[derive(Debug, Default)]
 pub(super) struct Hickory {
-    /// Made at the first name, since an address needs none.
+    /// Created for the first name; addresses need no resolver.
     resolver: OnceLock<Option<TokioResolver>>,
 }
 

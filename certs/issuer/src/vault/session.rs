@@ -16,7 +16,7 @@ use vaultrs::{
 
 use super::{
     endpoint::Call,
-    reply::{meaning, status_of},
+    reply::{issue_error, status_of},
     resolver::Hickory,
     token::{self, TokenSource},
 };
@@ -26,15 +26,15 @@ use crate::error::{IssueError, OpenError};
 pub(super) struct Session {
     address: Url,
     http: reqwest::Client,
-    /// One task at a time replaces the client; those who call take what there is. `None`: not logged in yet.
+    /// One task at a time replaces the client; callers use the current one. `None` before the first login.
     client: Mutex<Option<Arc<VaultClient>>>,
-    token_from: TokenSource,
+    token_source: TokenSource,
 }
 
-/// What a token says of itself.
+/// The properties of the current token.
 #[derive(Deserialize)]
 pub(super) struct OwnToken {
-    /// Seconds; 0 for one without end.
+    /// Seconds; 0 for a token that does not expire.
     pub(super) ttl: u64,
     #[serde(default)]
     pub(super) renewable: bool,
@@ -50,14 +50,14 @@ impl Session {
                 "`{address}` is neither https nor http on loopback"
             )));
         }
-        let token_from = TokenSource::of(settings)?;
+        let token_source = TokenSource::of(settings)?;
         let mut http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(REQUEST_TIMEOUT)
             .dns_resolver(Arc::new(Hickory::default()))
-            // The token goes where the resource says, not where an environment variable does.
+            // The token is only sent to the address in the resource, not to a proxy from an environment variable.
             .no_proxy()
-            // A standby's 307 leads to a leader that may be the dead one: the next try asks again instead.
+            // The 307 of a standby may lead to a dead leader; a retry is sent to the configured address instead.
             .redirect(reqwest::redirect::Policy::none());
         if let Some(path) = &settings.ca_file {
             let pem = fs::read(path).map_err(|source| OpenError::File {
@@ -69,9 +69,9 @@ impl Session {
                 .ok()
                 .filter(|roots| !roots.is_empty())
                 .ok_or_else(|| {
-                    OpenError::Vault(format!("`{}` holds no PEM certificates", path.display()))
+                    OpenError::Vault(format!("`{}` has no PEM certificates", path.display()))
                 })?;
-            // Only these count, not the system's beside them.
+            // Only these are trusted, not the roots of the system.
             http = http.tls_certs_only(roots);
         } else if address.scheme() == "http" {
             http = http.tls_certs_only(Vec::new());
@@ -79,13 +79,13 @@ impl Session {
         let http = http
             .build()
             .map_err(|error| OpenError::Vault(error.to_string()))?;
-        // A login is left to the first call: the server may be away now and come later.
-        let held = match &token_from {
+        // The first call logs in: the server may be down at the start.
+        let token = match &token_source {
             TokenSource::File(path) => Some(token::from_file(path)?),
             TokenSource::Environment(token) => Some(token::from_environment(token)?),
             TokenSource::Kubernetes(_) => None,
         };
-        let client = held
+        let client = token
             .map(|token| client(&address, &http, &token).map(Arc::new))
             .transpose()
             .map_err(OpenError::Vault)?;
@@ -93,33 +93,33 @@ impl Session {
             address,
             http,
             client: Mutex::new(client),
-            token_from,
+            token_source,
         })
     }
 
-    /// Makes one call. A refused token is read anew; whether it was the token is asked of the server, since a 403 also
-    /// tells of a missing right.
+    /// Sends one call. After a 403 it looks up the token, because a 403 can also mean a missing permission; a refused token
+    /// is read again.
     pub(super) async fn call<T>(&self, what: &str, call: &Call<T>) -> Result<T, IssueError>
     where
         T: DeserializeOwned + Send + Sync,
     {
         let mut client = self.client().await?;
-        // Twice: another task may have read a token that has died since.
+        // Twice: another task may have read a token that expired since.
         for _ in 0..2 {
             match api::exec_with_result(&*client, call.clone()).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) if matches!(status_of(&error), Some((403, _))) => {
                     client = self.authenticated(&client, what).await?;
                 }
-                Err(error) => return Err(meaning(what, &error)),
+                Err(error) => return Err(issue_error(what, &error)),
             }
         }
         api::exec_with_result(&*client, call.clone())
             .await
-            .map_err(|error| meaning(what, &error))
+            .map_err(|error| issue_error(what, &error))
     }
 
-    /// The client in use, after a login if there is none.
+    /// The current client, after a login if there is none.
     async fn client(&self) -> Result<Arc<VaultClient>, IssueError> {
         let mut current = self.client.lock().await;
         if let Some(client) = &*current {
@@ -130,7 +130,7 @@ impl Session {
         Ok(new)
     }
 
-    /// A client with another token than the one that was refused.
+    /// A client with another token than the refused one.
     async fn authenticated(
         &self,
         refused: &Arc<VaultClient>,
@@ -145,7 +145,7 @@ impl Session {
         match api::exec_with_result(&**refused, own_token()).await {
             Ok(_) => return Err(IssueError::Forbidden(what.to_owned())),
             Err(error) if matches!(status_of(&error), Some((403, _))) => {}
-            Err(error) => return Err(meaning(LOOK_UP, &error)),
+            Err(error) => return Err(issue_error(LOOK_UP, &error)),
         }
         let token = self.new_token().await?;
         if token.expose_secret() == refused.middle.token {
@@ -160,13 +160,13 @@ impl Session {
         client(&self.address, &self.http, token).map_err(IssueError::Setup)
     }
 
-    /// The token as it is now: read, or from a login.
+    /// A new token, read from its source or from a login.
     async fn new_token(&self) -> Result<SecretString, IssueError> {
         let setup = |error: OpenError| IssueError::Setup(error.to_string());
-        match &self.token_from {
+        match &self.token_source {
             TokenSource::File(path) => {
                 let token = token::from_file(path).map_err(setup)?;
-                tracing::info!("the token of the certificate issuer was read anew");
+                tracing::info!("issuer.token_read");
                 Ok(token)
             }
             TokenSource::Environment(token) => token::from_environment(token).map_err(setup),
@@ -175,26 +175,26 @@ impl Session {
     }
 
     async fn log_in(&self, login: &KubernetesAuth) -> Result<SecretString, IssueError> {
-        // The cluster replaces the file well before its token ends, so it is read each time.
+        // The cluster replaces the file before its token expires, so it is read each time.
         let own = token::from_file(&login.token_file).map_err(|error| {
-            // Its first writing may be yet to come; what is wrong in the file is a person's business all the same.
+            // The file may not be written yet, so this is retried; the error shows any other problem of the file.
             IssueError::Unavailable(chain(&error))
         })?;
         let path = format!("auth/{}/login", login.mount);
         let body = serde_json::json!({ "role": login.role, "jwt": own.expose_secret() });
-        // Nothing proves us yet.
+        // The login needs no token.
         let anonymous = self.with(&SecretString::from(String::new()))?;
-        let said = api::auth(&anonymous, Call::post(path.clone(), body)).await;
-        let auth = said.map_err(|error| match status_of(&error) {
-            // The same words tell of a wrong role, of a wrong token, and of an API server that is away.
-            Some((403, said)) => IssueError::Login(login.role.clone(), path.clone(), said),
-            Some((400, said)) => IssueError::Setup(format!(
-                "cannot log in as `{}` by `{path}`: {said}",
+        let answer = api::auth(&anonymous, Call::post(path.clone(), body)).await;
+        let auth = answer.map_err(|error| match status_of(&error) {
+            // The message is the same for a wrong role, a wrong token, and an API server that is down.
+            Some((403, message)) => IssueError::Login(login.role.clone(), path.clone(), message),
+            Some((400, message)) => IssueError::Setup(format!(
+                "cannot log in as `{}` at `{path}`: {message}",
                 login.role
             )),
-            _ => meaning(&format!("log in by `{path}`"), &error),
+            _ => issue_error(&format!("log in at `{path}`"), &error),
         })?;
-        tracing::info!(role = login.role, lease_seconds = auth.lease_duration, policies = ?auth.policies, "logged in to the certificate issuer");
+        tracing::info!(role = login.role, lease_seconds = auth.lease_duration, policies = ?auth.policies, "issuer.logged_in");
         token::checked(&auth.client_token, "the answer to the login")
             .map_err(|error| IssueError::Answer(error.to_string()))
     }
@@ -206,19 +206,19 @@ impl Session {
     pub(super) async fn keep_alive(&self) {
         loop {
             let pause = match self.renew().await {
-                // Hourly at least: the token may be replaced at any time by one that lives less long.
-                Ok(Some(life)) => (life / 2).clamp(Duration::from_secs(1), RENEWED_EVERY),
-                Ok(None) => RENEWED_EVERY,
+                // At least hourly: the token may be replaced at any time by one with a shorter lifetime.
+                Ok(Some(life)) => (life / 2).clamp(Duration::from_secs(1), RENEWAL_INTERVAL),
+                Ok(None) => RENEWAL_INTERVAL,
                 Err(error) => {
-                    tracing::warn!(%error, "the token of the certificate issuer was not renewed");
-                    RENEWAL_RETRIED
+                    tracing::warn!(%error, "issuer.token_renewal_failed");
+                    RENEWAL_RETRY
                 }
             };
             tokio::time::sleep(pause).await;
         }
     }
 
-    /// How long the token lives from now; `None` for one that needs no renewal.
+    /// The remaining lifetime of the token; `None` if it needs no renewal.
     async fn renew(&self) -> Result<Option<Duration>, IssueError> {
         let token = self.own_token().await?;
         if token.ttl == 0 || !token.renewable {
@@ -228,7 +228,7 @@ impl Session {
         let call = Call::post("auth/token/renew-self", serde_json::json!({}));
         let renewed = api::auth(&*client, call)
             .await
-            .map_err(|error| meaning("renew its own token", &error))?;
+            .map_err(|error| issue_error("renew its own token", &error))?;
         Ok(Some(Duration::from_secs(renewed.lease_duration)))
     }
 }
@@ -237,15 +237,15 @@ fn own_token() -> Call<OwnToken> {
     Call::get("auth/token/lookup-self")
 }
 
-/// Every setting is given: what is left out, vaultrs takes from the environment, where a `VAULT_SKIP_VERIFY=no` would
-/// switch verification off.
+/// Sets every setting explicitly: vaultrs takes missing ones from the environment, where `VAULT_SKIP_VERIFY=no` would
+/// disable verification.
 fn client(
     address: &Url,
     http: &reqwest::Client,
     token: &SecretString,
 ) -> Result<VaultClient, String> {
     let address = address.as_str().trim_end_matches('/');
-    let given = VaultClientSettingsBuilder::default()
+    let settings = VaultClientSettingsBuilder::default()
         .address(address)
         .token("")
         .verify(true)
@@ -262,12 +262,12 @@ fn client(
             wrap: None,
             namespace: None,
         },
-        settings: given,
+        settings,
     })
 }
 
 const LOOK_UP: &str = "look up its own token";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
-const RENEWED_EVERY: Duration = Duration::from_secs(3_600);
-const RENEWAL_RETRIED: Duration = Duration::from_secs(10);
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(3_600);
+const RENEWAL_RETRY: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! Whether the server is set up so that nothing wrong can be signed; what is not is named.
+//! Checks that the set-up of the server does not allow wrong certificates.
 
 use std::time::Duration;
 
@@ -22,7 +22,8 @@ pub(super) async fn check(
     let token = session.own_token().await?;
     if token.policies.iter().any(|policy| policy == "root") {
         return Err(IssueError::Setup(
-            "the token is a root token; make one that carries the policy `merlon-control-plane` alone".to_owned(),
+            "the token is a root token; create one with only the policy `merlon-control-plane`"
+                .to_owned(),
         ));
     }
     let (mount, name) = (&settings.pki_mount, &settings.role);
@@ -32,7 +33,7 @@ pub(super) async fn check(
         .await?;
     if let Some((field, found, why)) = role_faults(&role, trust_domain).into_iter().next() {
         return Err(IssueError::Setup(format!(
-            "`{field}` of role `{path}` is `{found}` and {why}"
+            "`{field}` of role `{path}` is `{found}`, and {why}"
         )));
     }
     let issuer = role
@@ -50,17 +51,17 @@ pub(super) async fn check(
     })
 }
 
-/// Field, what it is, what it must be.
+/// Field, current value, required value with the reason.
 type RoleFault = (&'static str, String, String);
 
-/// In order of weight: the first is told.
+/// The wrong fields, most severe first; only the first is reported.
 fn role_faults(role: &Value, trust_domain: &TrustDomain) -> Vec<RoleFault> {
     let names = json!([format!("spiffe://{trust_domain}/ns/*/sa/*")]);
-    let must_be: [(&'static str, Value, &'static str); 14] = [
+    let required: [(&'static str, Value, &'static str); 14] = [
         (
             "allowed_uri_sans",
             names,
-            "these are the trust domain's workloads and no more",
+            "only workloads of the trust domain may be signed",
         ),
         (
             "use_csr_sans",
@@ -72,7 +73,11 @@ fn role_faults(role: &Value, trust_domain: &TrustDomain) -> Vec<RoleFault> {
             json!(false),
             "names come from the control plane, not from the request",
         ),
-        ("allow_any_name", json!(false), "a workload has one name"),
+        (
+            "allow_any_name",
+            json!(false),
+            "a workload has exactly one name",
+        ),
         (
             "require_cn",
             json!(false),
@@ -93,7 +98,7 @@ fn role_faults(role: &Value, trust_domain: &TrustDomain) -> Vec<RoleFault> {
         (
             "key_usage",
             json!(["DigitalSignature"]),
-            "a workload signs handshakes and nothing else",
+            "a workload only signs handshakes",
         ),
         (
             "client_flag",
@@ -108,15 +113,15 @@ fn role_faults(role: &Value, trust_domain: &TrustDomain) -> Vec<RoleFault> {
         (
             "not_before_duration",
             json!(LEAF_BACKDATE.as_secs()),
-            "renewal counts a life from five minutes after its begin",
+            "renewal counts the lifetime from five minutes after `not_before`",
         ),
         (
             "basic_constraints_valid_for_non_ca",
             json!(true),
-            "a leaf says that it is no authority",
+            "a leaf must state that it is not a CA",
         ),
     ];
-    let mut faults: Vec<_> = must_be
+    let mut faults: Vec<_> = required
         .into_iter()
         .filter_map(|(field, wanted, why)| {
             let found = role.get(field).unwrap_or(&Value::Null);
@@ -130,9 +135,9 @@ fn role_faults(role: &Value, trust_domain: &TrustDomain) -> Vec<RoleFault> {
         })
         .collect();
     for field in ["not_after_bound", "not_before_bound"] {
-        // HashiCorp Vault lacks them; there the policy alone keeps the parameter out.
+        // HashiCorp Vault lacks these fields; there only the policy refuses the parameter.
         if role.get(field).and_then(Value::as_str) == Some("permit") {
-            let why = "must be `forbid`: a request could choose the end of its own life";
+            let why = "must be `forbid`: a request could choose its own validity";
             faults.push((field, "permit".to_owned(), why.to_owned()));
         }
     }
@@ -146,9 +151,11 @@ fn issuer_fault(issuer: &Value, longest: Duration, now: UnixTime) -> Option<Stri
     let Some(Ok((_, certificate))) = parsed else {
         return Some("has no certificate".to_owned());
     };
-    // URI constraints fail every chain in webpki, matching or not (RUSTSEC-2026-0098); others would surprise later.
+    // In webpki, URI constraints fail every chain, matching or not (RUSTSEC-2026-0098); others could fail some leaves.
     if !matches!(certificate.name_constraints(), Ok(None)) {
-        return Some("has name constraints, and verifiers refuse what it signs".to_owned());
+        return Some(
+            "has name constraints, so verifiers refuse the certificates that it signs".to_owned(),
+        );
     }
     let end = certificate.validity().not_after.timestamp();
     let left = u64::try_from(end)
@@ -156,7 +163,9 @@ fn issuer_fault(issuer: &Value, longest: Duration, now: UnixTime) -> Option<Stri
         .saturating_sub(now.as_secs());
     let needed = longest.as_secs().saturating_mul(2);
     (left < needed).then(|| {
-        format!("ends in {left} s, and must live for twice the role's `max_ttl` ({needed} s)")
+        format!(
+            "expires in {left} s, and must be valid for twice the role's `max_ttl` ({needed} s)"
+        )
     })
 }
 
@@ -169,9 +178,9 @@ fn seconds(role: &Value, field: &str) -> Option<Duration> {
 mod tests {
     use super::*;
 
-    fn good() -> Value {
+    fn valid_role() -> Value {
         let mut role = crate::vault_setup::role_for("spiffe://one.test");
-        // As the server gives it back.
+        // As the server returns it.
         role["not_before_duration"] = json!(300);
         role
     }
@@ -182,12 +191,12 @@ mod tests {
     }
 
     #[test]
-    fn the_role_of_our_own_set_up_is_right() {
-        assert_eq!(first_fault(&good()), None);
+    fn the_role_of_our_set_up_passes() {
+        assert_eq!(first_fault(&valid_role()), None);
     }
 
     #[test]
-    fn each_field_that_would_let_a_wrong_certificate_pass_is_named() {
+    fn each_field_that_would_allow_a_wrong_certificate_is_reported() {
         for (field, wrong) in [
             ("allowed_uri_sans", json!(["spiffe://one.test/*"])),
             (
@@ -209,15 +218,15 @@ mod tests {
             ("not_after_bound", json!("permit")),
             ("not_before_bound", json!("permit")),
         ] {
-            let mut role = good();
+            let mut role = valid_role();
             role[field] = wrong;
             assert_eq!(first_fault(&role), Some(field));
         }
     }
 
     #[test]
-    fn a_server_that_does_not_know_the_bounds_is_left_to_the_policy() {
-        let mut role = good();
+    fn a_server_without_the_bound_fields_passes() {
+        let mut role = valid_role();
         let fields = role.as_object_mut().unwrap();
         fields.remove("not_after_bound");
         fields.remove("not_before_bound");

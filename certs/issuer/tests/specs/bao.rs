@@ -32,28 +32,28 @@ pub(crate) struct Bao {
     http: reqwest::Client,
 }
 
-/// What it said.
+/// An answer of the server.
 #[derive(Debug)]
-pub(crate) struct Said {
+pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) body: Value,
 }
 
 impl Bao {
-    /// The one that most tests share, each with mounts of its own.
+    /// The server that most tests share, each with its own mounts.
     pub(crate) async fn shared() -> &'static Self {
         static SHARED: OnceCell<Bao> = OnceCell::const_new();
         SHARED.get_or_init(Self::own).await
     }
 
-    /// One to seal, to stop, to kill.
+    /// A separate server, to seal, stop or kill.
     pub(crate) async fn own() -> Self {
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
             .unwrap()
             .port();
-        // The shell outlives nothing: its input ends with this process, and it takes the server along.
+        // The input of the shell ends with this process; the shell then kills the server.
         let script = r#""$0" server -dev -dev-no-store-token -dev-root-token-id="$1" -dev-listen-address="$2" <&- &
             server=$!; echo "pid $server"; cat >/dev/null; kill -9 $server"#;
         let mut process = Command::new("sh")
@@ -70,7 +70,7 @@ impl Bao {
             .by_ref()
             .map_while(Result::ok)
             .find_map(|line| line.strip_prefix("Unseal Key: ").map(str::to_owned))
-            .expect("OpenBao tells its unseal key when it is up");
+            .expect("OpenBao prints its unseal key when it is up");
         std::thread::spawn(move || lines.for_each(drop));
         let bao = Self {
             address: format!("http://127.0.0.1:{port}").parse().unwrap(),
@@ -89,7 +89,7 @@ impl Bao {
     }
 
     /// A call with the administrator's token.
-    pub(crate) async fn call(&self, method: &str, path: &str, body: Value) -> Said {
+    pub(crate) async fn call(&self, method: &str, path: &str, body: Value) -> Answer {
         self.call_with(ROOT_TOKEN, method, path, body).await
     }
 
@@ -99,7 +99,7 @@ impl Bao {
         method: &str,
         path: &str,
         body: Value,
-    ) -> Said {
+    ) -> Answer {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
         let mut request = self
             .http
@@ -112,7 +112,7 @@ impl Bao {
         let answer = match request.send().await {
             Ok(answer) => answer,
             Err(error) => {
-                return Said {
+                return Answer {
                     status: 0,
                     body: error.to_string().into(),
                 };
@@ -121,14 +121,14 @@ impl Bao {
         let status = answer.status().as_u16();
         let text = answer.text().await.unwrap_or_default();
         let body = serde_json::from_str(&text).unwrap_or_default();
-        Said { status, body }
+        Answer { status, body }
     }
 
-    /// A call with the administrator's token that must succeed; its `data`.
+    /// A call with the administrator's token that must succeed. Returns its `data`.
     pub(crate) async fn write(&self, path: &str, body: Value) -> Value {
-        let said = self.call("POST", path, body).await;
-        assert!(said.status < 300, "{path}: {said:?}");
-        said.body.get("data").cloned().unwrap_or_default()
+        let answer = self.call("POST", path, body).await;
+        assert!(answer.status < 300, "{path}: {answer:?}");
+        answer.body.get("data").cloned().unwrap_or_default()
     }
 
     /// Mounts, role, policy and token of one test.
@@ -140,7 +140,7 @@ impl Bao {
         let prepared = vault_setup::prepare(&self.address, &administrator, &trust_domain, &prefix)
             .await
             .unwrap();
-        // What was written is read by everybody a moment later.
+        // Wait until the new token and role are visible.
         let token = prepared.token.expose_secret();
         let role = format!("{}/roles/{}", prepared.pki_mount, prepared.role);
         for path in ["auth/token/lookup-self", &role] {
@@ -165,16 +165,16 @@ impl Bao {
     }
 
     pub(crate) async fn unseal(&self) {
-        let said = self
+        let answer = self
             .call("PUT", "sys/unseal", json!({ "key": self.unseal_key }))
             .await;
-        assert_eq!(said.status, 200, "{said:?}");
+        assert_eq!(answer.status, 200, "{answer:?}");
         while self.call("GET", "sys/health", Value::Null).await.status != 200 {
             tokio::task::yield_now().await;
         }
     }
 
-    /// The process is there and does nothing more.
+    /// Stops the process with SIGSTOP.
     pub(crate) fn freeze(&self) {
         self.signal("-STOP");
     }
@@ -235,29 +235,29 @@ impl Mesh<'_> {
         self.prepared.token.expose_secret()
     }
 
-    pub(crate) async fn take_back(&self) {
+    pub(crate) async fn remove(&self) {
         let administrator = SecretString::from(ROOT_TOKEN);
         vault_setup::remove(&self.bao.address, &administrator, &self.prepared)
             .await
             .unwrap();
     }
 
-    /// Another token with the same policy and nothing else.
+    /// Another token with only the same policy.
     pub(crate) async fn new_token(&self, period: &str) -> String {
         let policy = &self.prepared.policy;
         let wanted = json!({ "policies": [policy], "no_default_policy": true, "period": period });
-        let said = self
+        let answer = self
             .bao
             .call("POST", "auth/token/create-orphan", wanted)
             .await;
-        said.body["auth"]["client_token"]
+        answer.body["auth"]["client_token"]
             .as_str()
             .expect("a token")
             .to_owned()
     }
 }
 
-/// The server's program: `MERLON_BAO`, what `make tools` installed, or what is in the path.
+/// The program of the server: `MERLON_BAO`, the one that `make tools` installed, or the one in PATH.
 fn program() -> PathBuf {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools/bin/bao");
     let in_path = env::var_os("PATH").into_iter().flat_map(|path| {

@@ -1,4 +1,4 @@
-//! The embedded certification authority: what it signs, and what it keeps.
+//! The embedded certification authority: its certificates and its files.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
@@ -23,7 +23,7 @@ fn issued(authority: &Embedded, roots: &Embedded) -> X509Svid {
 }
 
 #[test]
-fn a_leaf_is_backdated_nameless_and_critical_in_its_one_name() {
+fn a_leaf_is_backdated_and_has_no_subject_and_one_critical_name() {
     let folder = tempfile::tempdir().unwrap();
     let authority = open(folder.path());
     let svid = issued(&authority, &authority);
@@ -62,18 +62,18 @@ fn the_root_survives_a_restart_and_only_its_owner_can_read_the_key() {
     let now = i64::try_from(UnixTime::now().as_secs()).unwrap();
     assert!((now - validity.not_before.timestamp() - 86_400).abs() < 60);
     assert!(validity.not_after.timestamp() - now > 9 * 365 * 86_400);
-    // A later root can be cross-signed by it only without a path length.
+    // A path length would prevent the cross-signing of a later root.
     let constraints = root.basic_constraints().unwrap().unwrap();
     assert_eq!(constraints.value.path_len_constraint, None);
 }
 
 #[test]
-fn a_start_that_was_cut_off_between_key_and_root_is_taken_up_again() {
+fn a_start_that_was_interrupted_between_key_and_root_is_completed() {
     let folder = tempfile::tempdir().unwrap();
     let before = open(folder.path());
     fs::remove_file(folder.path().join("ca.pem")).unwrap();
     let after = open(folder.path());
-    // Of the same name and key, so that either root vouches for what the other signs.
+    // Both roots have the same name and key, so each verifies the leaves of the other.
     issued(&after, &before);
     issued(&before, &after);
 }
@@ -90,23 +90,23 @@ fn a_root_that_others_trust_is_never_replaced_silently() {
     let (key, root) = (folder.path().join("ca.key"), folder.path().join("ca.pem"));
     open(folder.path());
     open(other.path());
-    let kept = fs::read(&root).unwrap();
+    let original = fs::read(&root).unwrap();
 
     assert!(refusal(folder.path(), "two.test").contains("is the root of another trust domain"));
     fs::copy(other.path().join("ca.pem"), &root).unwrap();
-    assert!(refusal(folder.path(), "one.test").contains("is not for the key beside it"));
+    assert!(refusal(folder.path(), "one.test").contains("is not for the key in `ca.key`"));
     fs::write(&root, "garbage").unwrap();
-    assert!(refusal(folder.path(), "one.test").contains("does not hold one certificate"));
-    fs::write(&root, &kept).unwrap();
+    assert!(refusal(folder.path(), "one.test").contains("is not exactly one certificate"));
+    fs::write(&root, &original).unwrap();
     fs::write(&key, "garbage").unwrap();
-    assert!(refusal(folder.path(), "one.test").contains("holds no ECDSA P-256 key"));
+    assert!(refusal(folder.path(), "one.test").contains("is not an ECDSA P-256 key"));
     fs::remove_file(&key).unwrap();
-    assert!(refusal(folder.path(), "one.test").contains("has lost its key"));
-    assert_eq!(fs::read(&root).unwrap(), kept);
+    assert!(refusal(folder.path(), "one.test").contains("exists without its key"));
+    assert_eq!(fs::read(&root).unwrap(), original);
 }
 
 #[test]
-fn a_request_must_prove_a_p256_key_and_its_names_count_for_nothing() {
+fn a_request_must_prove_a_p256_key_and_its_names_are_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let authority = open(folder.path());
     let id = WEB.parse().unwrap();
@@ -118,7 +118,7 @@ fn a_request_must_prove_a_p256_key_and_its_names_count_for_nothing() {
     let key = PrivateKey::generate().unwrap();
     let good = key.csr(&id).unwrap();
     refused(b"", "not well-formed");
-    refused(&[good.as_slice(), b"\0"].concat(), "bytes behind its end");
+    refused(&[good.as_slice(), b"\0"].concat(), "trailing bytes");
     refused(&vec![0x30; 20_000], "longer than 16 KiB");
     let mut forged = good;
     *forged.last_mut().unwrap() ^= 1;
@@ -134,7 +134,7 @@ fn a_request_must_prove_a_p256_key_and_its_names_count_for_nothing() {
         .unwrap_err();
     assert_eq!(error.fault(), Fault::Request);
 
-    // The request names somebody else, and an authority's rights: the certificate does not.
+    // The request has another name and the rights of a CA; the certificate has neither.
     let mut greedy = rcgen::CertificateParams::new(["bank.example".to_owned()]).unwrap();
     greedy.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     greedy.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
@@ -145,11 +145,11 @@ fn a_request_must_prove_a_p256_key_and_its_names_count_for_nothing() {
 }
 
 #[tokio::test]
-async fn it_says_loudly_that_it_is_for_development() {
+async fn its_description_says_that_it_is_for_development_only() {
     let folder = tempfile::tempdir().unwrap();
-    let chosen = CertificateIssuer::default();
+    let configured = CertificateIssuer::default();
     let trust_domain = "one.test".parse().unwrap();
-    let issuer = CertIssuer::open(&chosen, folder.path(), &trust_domain);
+    let issuer = CertIssuer::open(&configured, folder.path(), &trust_domain);
     let issuer = issuer.await.unwrap();
     assert!(issuer.for_development());
     assert!(issuer.describe().contains("for development only"));

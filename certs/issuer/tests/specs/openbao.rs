@@ -1,4 +1,4 @@
-//! The issuer against a real OpenBao, with a token that carries the least-privilege policy and nothing else.
+//! The issuer against a real OpenBao, with a token that only has the least-privilege policy.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use crate::bao::{Bao, Mesh};
 const HOUR: Duration = Duration::from_secs(3_600);
 const WEB: &str = "spiffe://one.test/ns/shop/sa/web";
 
-/// A certificate for a new key, taken in as a proxy would.
+/// A certificate for a new key, verified as a proxy does.
 async fn issued(vault: &Vault, id: &str, lifetime: Duration) -> Result<X509Svid, IssueError> {
     let key = PrivateKey::generate().unwrap();
     let id = id.parse().unwrap();
@@ -34,14 +34,14 @@ fn csr(id: &str) -> String {
 
 async fn change_role(mesh: &Mesh<'_>, field: &str, value: Value) {
     let path = format!("{}/roles/{}", mesh.prepared.pki_mount, mesh.prepared.role);
-    let said = mesh.bao.call("GET", &path, Value::Null).await;
-    let mut role = said.body["data"].clone();
+    let answer = mesh.bao.call("GET", &path, Value::Null).await;
+    let mut role = answer.body["data"].clone();
     role[field] = value;
     mesh.bao.write(&path, role).await;
 }
 
 #[tokio::test]
-async fn a_workload_gets_a_certificate_for_its_name_and_its_key_and_nothing_more() {
+async fn a_workload_gets_a_certificate_for_only_its_name_and_its_key() {
     let mesh = Bao::shared().await.prepare("one.test").await;
     let vault = mesh.vault();
     vault.check().await.unwrap();
@@ -49,18 +49,18 @@ async fn a_workload_gets_a_certificate_for_its_name_and_its_key_and_nothing_more
     let svid = issued(&vault, WEB, HOUR).await.unwrap();
 
     assert_eq!(svid.id.to_string(), WEB);
-    // The leaf and the intermediate; never the root.
+    // The leaf and the intermediate, without the root.
     assert_eq!(svid.chain.len(), 2);
     let facts = LeafFacts::parse(&svid.chain[0]).unwrap();
     assert!(!facts.other_names);
-    let life = facts.not_after.as_secs() - facts.not_before.as_secs();
-    assert_eq!(life, 3_600 + 300);
+    let lifetime = facts.not_after.as_secs() - facts.not_before.as_secs();
+    assert_eq!(lifetime, 3_600 + 300);
     let again = issued(&vault, WEB, HOUR).await.unwrap();
     assert_ne!(svid.serial, again.serial);
 }
 
 #[tokio::test]
-async fn the_token_may_sign_names_of_its_trust_domain_and_nothing_else() {
+async fn the_token_may_only_sign_names_of_its_trust_domain() {
     let mesh = Bao::shared().await.prepare("one.test").await;
     let (int, root) = (&mesh.prepared.pki_mount, &mesh.prepared.root_mount);
     let me = mesh
@@ -142,24 +142,24 @@ async fn the_token_may_sign_names_of_its_trust_domain_and_nothing_else() {
         ("PUT", "sys/seal".to_owned(), Value::Null),
     ];
     for (method, path, body) in refused {
-        let ask = async || {
+        let call = async || {
             mesh.bao
                 .call_with(mesh.token(), method, &path, body.clone())
                 .await
         };
-        let mut said = ask().await;
-        // No answer at all, from a server that the other tests keep busy, tells nothing of rights.
-        if said.status == 0 {
-            said = ask().await;
+        let mut answer = call().await;
+        // The other tests keep the server busy; no answer shows nothing about permissions.
+        if answer.status == 0 {
+            answer = call().await;
         }
-        assert_eq!(said.status, 403, "{method} {path} {body}: {said:?}");
+        assert_eq!(answer.status, 403, "{method} {path} {body}: {answer:?}");
     }
-    let said = mesh.bao.call_with(mesh.token(), "POST", &sign, right).await;
-    assert_eq!(said.status, 200, "{said:?}");
+    let answer = mesh.bao.call_with(mesh.token(), "POST", &sign, right).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
 }
 
 #[tokio::test]
-async fn a_name_of_another_trust_domain_is_never_asked_for() {
+async fn a_name_of_another_trust_domain_is_refused_before_any_call() {
     let mesh = Bao::shared().await.prepare("one.test").await;
     let error = issued(&mesh.vault(), "spiffe://two.test/ns/shop/sa/web", HOUR)
         .await
@@ -167,38 +167,38 @@ async fn a_name_of_another_trust_domain_is_never_asked_for() {
     assert_eq!(error.fault(), Fault::Request);
     assert_eq!(
         error.to_string(),
-        "the request for a certificate is for another trust domain"
+        "the certificate request is for another trust domain"
     );
 }
 
 #[tokio::test]
-async fn what_the_server_signs_wrongly_is_noticed() {
-    // Policy and role see one text that begins rightly; the server makes two names of it.
+async fn a_wrong_certificate_from_the_server_is_detected() {
+    // Policy and role see one text with a valid prefix; the server splits it into two names.
     let mesh = Bao::shared().await.prepare("one.test").await;
     let body = json!({
         "csr": csr(WEB), "uri_sans": format!("{WEB},spiffe://one.test/ns/bank/sa/vault"), "format": "pem",
     });
     let path = format!("{}/sign/svid", mesh.prepared.pki_mount);
-    let said = mesh.bao.call_with(mesh.token(), "POST", &path, body).await;
-    assert_eq!(said.status, 200, "{said:?}");
-    let text = said.body["data"]["certificate"].as_str().unwrap();
+    let answer = mesh.bao.call_with(mesh.token(), "POST", &path, body).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let text = answer.body["data"]["certificate"].as_str().unwrap();
     let leaf = &pem::certificates(text.as_bytes()).unwrap()[0];
     assert_eq!(LeafFacts::parse(leaf), Err(LeafError::UriNames(2)));
 }
 
 #[tokio::test]
-async fn a_certificate_that_no_root_of_the_mesh_vouches_for_is_thrown_away() {
+async fn a_certificate_that_no_root_of_the_mesh_signed_is_rejected() {
     let bao = Bao::shared().await;
     let (ours, theirs) = (bao.prepare("one.test").await, bao.prepare("one.test").await);
     let both = [&ours.prepared.policy, &theirs.prepared.policy];
-    let said = bao
+    let answer = bao
         .call(
             "POST",
             "auth/token/create-orphan",
             json!({ "policies": both }),
         )
         .await;
-    let token = said.body["auth"]["client_token"].as_str().unwrap();
+    let token = answer.body["auth"]["client_token"].as_str().unwrap();
     fs::write(&ours.token_file, token).unwrap();
     let mut settings = ours.settings();
     settings.pki_mount = theirs.prepared.pki_mount.clone();
@@ -207,16 +207,15 @@ async fn a_certificate_that_no_root_of_the_mesh_vouches_for_is_thrown_away() {
     let error = issued(&vault, WEB, HOUR).await.unwrap_err();
 
     assert_eq!(error.fault(), Fault::Issuer);
-    let said = error.to_string();
+    let error = error.to_string();
     assert!(
-        said.contains("no root of the mesh vouches for it"),
-        "{said}"
+        error.contains("it is not signed by a root of the mesh"),
+        "{error}"
     );
 }
 
 #[tokio::test]
-async fn a_role_that_is_set_up_wrongly_is_named_by_its_field_and_signs_nothing_until_it_is_mended()
-{
+async fn the_wrong_field_of_a_role_is_reported_and_nothing_is_signed_until_it_is_fixed() {
     let mesh = Bao::shared().await.prepare("one.test").await;
     for (field, wrong, right) in [
         ("use_csr_sans", json!(true), json!(false)),
@@ -234,11 +233,11 @@ async fn a_role_that_is_set_up_wrongly_is_named_by_its_field_and_signs_nothing_u
         let vault = mesh.vault();
         let error = issued(&vault, WEB, HOUR).await.unwrap_err();
         assert_eq!(error.fault(), Fault::Issuer, "{field}");
-        let said = error.to_string();
-        let named = format!("`{field}` of role `{}/roles/svid`", mesh.prepared.pki_mount);
-        assert!(said.contains(&named), "{said}");
+        let error = error.to_string();
+        let expected = format!("`{field}` of role `{}/roles/svid`", mesh.prepared.pki_mount);
+        assert!(error.contains(&expected), "{error}");
         change_role(&mesh, field, right).await;
-        // The server may still answer from what it read a moment ago.
+        // The server may still answer from its cache.
         let mut tries = 0;
         while let Err(error) = issued(&vault, WEB, HOUR).await {
             tries += 1;
@@ -249,13 +248,13 @@ async fn a_role_that_is_set_up_wrongly_is_named_by_its_field_and_signs_nothing_u
 }
 
 #[tokio::test]
-async fn an_unknown_role_or_mount_is_a_persons_business() {
+async fn an_unknown_role_or_an_invalid_mount_is_an_error_of_the_set_up() {
     let mesh = Bao::shared().await.prepare("one.test").await;
     let mut settings = mesh.settings();
     settings.role = "nope".to_owned();
     let vault = Vault::connect(&settings, &mesh.trust_domain).unwrap();
     let error = issued(&vault, WEB, HOUR).await.unwrap_err();
-    // The policy does not know the role either: that is all that the server tells.
+    // The policy does not include this role either, so the server only returns 403.
     assert!(
         matches!(&error, IssueError::Forbidden(what) if what.contains("roles/nope")),
         "{error}"
@@ -273,7 +272,7 @@ async fn an_unknown_role_or_mount_is_a_persons_business() {
 #[tokio::test]
 async fn a_root_token_is_refused() {
     let mesh = Bao::shared().await.prepare("one.test").await;
-    let said = mesh
+    let answer = mesh
         .bao
         .call(
             "POST",
@@ -281,7 +280,7 @@ async fn a_root_token_is_refused() {
             json!({ "policies": ["root"] }),
         )
         .await;
-    let token = said.body["auth"]["client_token"].as_str().unwrap();
+    let token = answer.body["auth"]["client_token"].as_str().unwrap();
     fs::write(&mesh.token_file, token).unwrap();
     let error = mesh.vault().check().await.unwrap_err();
     assert!(
@@ -291,7 +290,7 @@ async fn a_root_token_is_refused() {
 }
 
 #[tokio::test]
-async fn while_the_server_is_sealed_or_hangs_issuing_waits_and_afterwards_it_works_again() {
+async fn while_the_server_is_sealed_or_hangs_the_issuer_is_unavailable_and_then_recovers() {
     let bao = Bao::own().await;
     let mesh = bao.prepare("one.test").await;
     let vault = mesh.vault();
@@ -318,7 +317,7 @@ async fn while_the_server_is_sealed_or_hangs_issuing_waits_and_afterwards_it_wor
     drop(bao);
     let error = issued(&vault, WEB, HOUR).await.unwrap_err();
     assert_eq!(error.fault(), Fault::Unavailable, "{error}");
-    // A control plane that starts meanwhile starts all the same.
+    // A control plane can start meanwhile.
     let folder = tempfile::tempdir().unwrap();
     let mut settings = settings;
     settings.token_file = Some(folder.path().join("token"));
@@ -328,14 +327,14 @@ async fn while_the_server_is_sealed_or_hangs_issuing_waits_and_afterwards_it_wor
 }
 
 #[tokio::test]
-async fn a_token_that_was_revoked_is_read_anew_from_its_file() {
+async fn a_revoked_token_is_read_again_from_its_file() {
     let mesh = Bao::shared().await.prepare("one.test").await;
     let vault = mesh.vault();
     issued(&vault, WEB, HOUR).await.unwrap();
     let revoke = json!({ "token": mesh.token() });
     mesh.bao.write("auth/token/revoke", revoke).await;
 
-    // The same dead token in the file: whoever writes the file may do so at any moment, so that it is tried again.
+    // The file still has the revoked token. It may be replaced at any time, so this error is retried.
     let error = issued(&vault, WEB, HOUR).await.unwrap_err();
     assert!(matches!(error, IssueError::Unauthenticated), "{error}");
     assert_eq!(error.fault(), Fault::Unavailable);
@@ -345,30 +344,30 @@ async fn a_token_that_was_revoked_is_read_anew_from_its_file() {
 }
 
 #[tokio::test]
-async fn the_token_is_renewed_before_it_ends() {
+async fn the_token_is_renewed_before_it_expires() {
     let mesh = Bao::shared().await.prepare("one.test").await;
-    let (kept, left) = (mesh.new_token("3s").await, mesh.new_token("3s").await);
-    fs::write(&mesh.token_file, &kept).unwrap();
+    let (renewed, unrenewed) = (mesh.new_token("3s").await, mesh.new_token("3s").await);
+    fs::write(&mesh.token_file, &renewed).unwrap();
     let vault = mesh.vault();
     let lookup = async |token: &str| {
         let path = "auth/token/lookup-self";
-        let said = mesh.bao.call_with(token, "GET", path, Value::Null).await;
-        said.status
+        let answer = mesh.bao.call_with(token, "GET", path, Value::Null).await;
+        answer.status
     };
-    let left_dies = async {
-        while lookup(&left).await == 200 {
+    let expiry = async {
+        while lookup(&unrenewed).await == 200 {
             tokio::task::yield_now().await;
         }
     };
     tokio::select! {
-        () = vault.keep_alive() => unreachable!("it runs for ever"),
-        () = left_dies => {}
+        () = vault.keep_alive() => unreachable!("it runs without end"),
+        () = expiry => {}
     }
-    assert_eq!(lookup(&kept).await, 200);
+    assert_eq!(lookup(&renewed).await, 200);
 }
 
 #[tokio::test]
-async fn the_bundle_is_every_root_and_no_cross_certificate_and_never_empty() {
+async fn the_bundle_has_every_root_and_no_cross_certificate_and_is_never_empty() {
     let mesh = Bao::shared().await.prepare("one.test").await;
     let root = &mesh.prepared.root_mount;
     let vault = mesh.vault();
@@ -400,20 +399,20 @@ async fn the_bundle_is_every_root_and_no_cross_certificate_and_never_empty() {
     let after = vault.bundle().await.unwrap();
     assert_eq!(after.roots.len(), 2);
     assert!(after.roots.contains(&before.roots[0]));
-    // The chain of what is signed now still leads to the first root.
+    // The chain of a new certificate still leads to the first root.
     issued(&vault, WEB, HOUR).await.unwrap();
 
-    let said = mesh
+    let answer = mesh
         .bao
         .call("DELETE", &format!("{root}/root"), Value::Null)
         .await;
-    assert!(said.status < 300, "{said:?}");
+    assert!(answer.status < 300, "{answer:?}");
     let error = vault.bundle().await.unwrap_err();
     assert_eq!(error.fault(), Fault::Issuer, "{error}");
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_on_this_machine_is_spoken_to_by_tls_alone() {
+async fn a_server_on_another_machine_needs_https() {
     let mesh = Bao::shared().await.prepare("one.test").await;
     let mut settings = mesh.settings();
     settings.address = "http://vault.example:8200".parse().unwrap();
@@ -428,12 +427,12 @@ async fn a_server_that_is_not_on_this_machine_is_spoken_to_by_tls_alone() {
 }
 
 #[tokio::test]
-async fn what_was_set_up_can_be_taken_back_whole() {
+async fn the_set_up_can_be_removed_completely() {
     let bao = Bao::shared().await;
     let mesh = bao.prepare("one.test").await;
     let vault = mesh.vault();
     issued(&vault, WEB, HOUR).await.unwrap();
-    mesh.take_back().await;
+    mesh.remove().await;
     assert!(issued(&vault, WEB, HOUR).await.is_err());
     let mounts = bao.call("GET", "sys/mounts", Value::Null).await.body;
     for mount in [&mesh.prepared.pki_mount, &mesh.prepared.root_mount] {
@@ -451,7 +450,7 @@ async fn debug_shows_no_token() {
 }
 
 #[tokio::test]
-async fn a_secret_is_read_below_the_prefix_and_nowhere_else_whatever_its_path_says() {
+async fn a_secret_is_only_read_below_the_prefix_for_any_path() {
     let bao = Bao::own().await;
     // A development server has the engine at `secret/` already.
     let put = async |path: &str, data: Value| {
@@ -486,9 +485,12 @@ async fn a_secret_is_read_below_the_prefix_and_nowhere_else_whatever_its_path_sa
     ] {
         let error = vault.secret(path).await.unwrap_err();
         assert!(matches!(error, IssueError::Setup(_)), "{path}: {error}");
-        assert!(error.to_string().contains("is no path"), "{path}: {error}");
+        assert!(
+            error.to_string().contains("is not a path"),
+            "{path}: {error}"
+        );
     }
-    // The policy says the same, whatever we would ask.
+    // The policy refuses it too.
     let settings = merlon_config::resource::VaultIssuer {
         kv_prefix: "other".to_owned(),
         ..mesh.settings()
