@@ -57,7 +57,7 @@ const STEPS: [(&str, &str); 15] = [
 
 /// State that steps share.
 #[derive(Debug, Default)]
-struct Scene {
+struct Shared {
     /// Alice's token.
     token: String,
     /// The decision id from the step `forbidden`.
@@ -68,10 +68,16 @@ struct Scene {
 
 /// Runs all steps, or up to the first process that exits.
 pub(crate) async fn run(mesh: &mut Mesh<'_>, report: &mut Report, sabotage: Option<Sabotage>) {
-    let mut scene = Scene::default();
+    let mut shared = Shared::default();
     for (name, title) in STEPS {
         let began = Instant::now();
-        let outcome = step(name, mesh, &mut scene, sabotage.filter(|it| it.is_of(name))).await;
+        let outcome = step(
+            name,
+            mesh,
+            &mut shared,
+            sabotage.filter(|it| it.is_of(name)),
+        )
+        .await;
         let mut outcome = outcome.unwrap_or_else(|failure| {
             let mut outcome = Outcome::expecting("the step can run");
             outcome.observed("the step could not run");
@@ -103,39 +109,39 @@ pub(crate) async fn run(mesh: &mut Mesh<'_>, report: &mut Report, sabotage: Opti
 async fn step(
     name: &str,
     mesh: &mut Mesh<'_>,
-    scene: &mut Scene,
+    shared: &mut Shared,
     sabotage: Option<Sabotage>,
 ) -> Result<Outcome, Failure> {
     let undo = match sabotage {
         Some(sabotage) => faults::inject(sabotage, mesh).await?,
         None => Undo::Nothing,
     };
-    scene.sabotaged = sabotage.is_some();
-    if scene.token.is_empty() {
-        scene.token = mesh.token("alice", "orders", 3_600).await?;
+    shared.sabotaged = sabotage.is_some();
+    if shared.token.is_empty() {
+        shared.token = mesh.token("alice", "orders", 3_600).await?;
     }
-    let outcome = run_step(name, mesh, scene).await;
+    let outcome = run_step(name, mesh, shared).await;
     undo.apply(mesh).await?;
     outcome
 }
 
-async fn run_step(name: &str, mesh: &Mesh<'_>, scene: &mut Scene) -> Result<Outcome, Failure> {
+async fn run_step(name: &str, mesh: &Mesh<'_>, shared: &mut Shared) -> Result<Outcome, Failure> {
     match name {
-        "allowed" => calls::allowed(mesh, scene).await,
+        "allowed" => calls::allowed(mesh, shared).await,
         "no-token" => tokens::none(mesh).await,
         "forged-signature" => tokens::forged(mesh).await,
         "expired" => tokens::expired(mesh).await,
         "wrong-audience" => tokens::wrong_audience(mesh).await,
         "public-key-as-secret" => tokens::public_key_as_secret(mesh).await,
         "algorithm-none" => tokens::algorithm_none(mesh).await,
-        "forbidden" => policies::forbidden(mesh, scene).await,
-        "explain" => policies::explain(mesh, scene).await,
-        "not-permitted" => policies::not_permitted(mesh, scene).await,
+        "forbidden" => policies::forbidden(mesh, shared).await,
+        "explain" => policies::explain(mesh, shared).await,
+        "not-permitted" => policies::not_permitted(mesh, shared).await,
         "rate-limited" => calls::rate_limited(mesh).await,
-        "bad-body" => calls::bad_body(mesh, scene).await,
-        "rotation" => rotation::rotate(mesh, scene).await,
-        "policy-edit" => edits::policy_edit(mesh, scene).await,
-        "broken-policy" => edits::broken_policy(mesh, scene).await,
+        "bad-body" => calls::bad_body(mesh, shared).await,
+        "rotation" => rotation::rotate(mesh, shared).await,
+        "policy-edit" => edits::policy_edit(mesh, shared).await,
+        "broken-policy" => edits::broken_policy(mesh, shared).await,
         _ => Err(Failure::runtime(format!("no step `{name}`"))),
     }
 }

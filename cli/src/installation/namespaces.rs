@@ -58,7 +58,7 @@ async fn settings(cluster: &Cluster) -> Option<String> {
 }
 
 fn pods_of(namespace: &str, pods: &[Pod], settings: Option<&str>) -> Finding {
-    let lives = |pod: &&Pod| {
+    let is_running = |pod: &&Pod| {
         let phase = pod
             .status
             .as_ref()
@@ -71,7 +71,7 @@ fn pods_of(namespace: &str, pods: &[Pod], settings: Option<&str>) -> Finding {
             && pod.metadata.deletion_timestamp.is_none()
             && !matches!(phase, Some("Succeeded" | "Failed"))
     };
-    let living: Vec<&Pod> = pods.iter().filter(lives).collect();
+    let running: Vec<&Pod> = pods.iter().filter(is_running).collect();
     let has_proxy = |pod: &&&Pod| {
         let spec = pod.spec.as_ref();
         let mut containers = spec
@@ -81,7 +81,7 @@ fn pods_of(namespace: &str, pods: &[Pod], settings: Option<&str>) -> Finding {
     };
     let restart =
         format!("kubectl rollout restart deployment,statefulset,daemonset -n {namespace}");
-    let without: Vec<String> = living
+    let without: Vec<String> = running
         .iter()
         .filter(|pod| !has_proxy(pod))
         .map(|pod| pod.name_any())
@@ -96,7 +96,7 @@ fn pods_of(namespace: &str, pods: &[Pod], settings: Option<&str>) -> Finding {
             format!("they were created before the namespace was labelled: {restart}"),
         );
     }
-    let older: Vec<String> = living
+    let older: Vec<String> = running
         .iter()
         .filter(|pod| {
             let by = pod.annotations().get(INJECTED);
@@ -116,7 +116,7 @@ fn pods_of(namespace: &str, pods: &[Pod], settings: Option<&str>) -> Finding {
     }
     Finding::ok(format!(
         "namespace `{namespace}`: {} in the mesh",
-        plural(living.len())
+        plural(running.len())
     ))
 }
 

@@ -10,7 +10,7 @@ use super::{
         trace::Trace,
         wire::{self, NoReply, Reply, request, text_at},
     },
-    Scene,
+    Shared,
 };
 use crate::failure::Failure;
 
@@ -40,12 +40,18 @@ pub(super) async fn call(
     Ok(Traced { reply, trace })
 }
 
-pub(super) async fn allowed(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
+pub(super) async fn allowed(mesh: &Mesh<'_>, shared: &Shared) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::expecting(
         "201: each sidecar authenticates the caller, and a policy permits the call",
     );
     let order = json!({"item": "battlement", "quantity": 2});
-    let mut request = request("POST", "web", "/checkout", Some(&scene.token), Some(&order));
+    let mut request = request(
+        "POST",
+        "web",
+        "/checkout",
+        Some(&shared.token),
+        Some(&order),
+    );
     let trace = Trace::begin(mesh)?;
     request.headers_mut().insert("traceparent", trace.header());
     // Directly to the program, as from a browser: the demo has no gateway in front of web.
@@ -152,13 +158,13 @@ pub(super) async fn rate_limited(mesh: &Mesh<'_>) -> Result<Outcome, Failure> {
     Ok(outcome)
 }
 
-pub(super) async fn bad_body(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
+pub(super) async fn bad_body(mesh: &Mesh<'_>, shared: &Shared) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::expecting(
         "400 with the location of the error in the body; the program receives nothing",
     );
     let order = json!({"item": "battlement", "quantity": "many"});
     let before = mesh.orders.requests().await?;
-    let request = request("POST", ORDERS, "/orders", Some(&scene.token), Some(&order));
+    let request = request("POST", ORDERS, "/orders", Some(&shared.token), Some(&order));
     let Traced { reply, trace: _ } = call(mesh, &mesh.web, request).await?;
     let seen = mesh.orders.requests().await?.saturating_sub(before);
     let place = reply.text("/place");

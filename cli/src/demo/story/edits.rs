@@ -12,20 +12,20 @@ use super::{
         resources::{GUARDRAILS, ORDERS_CEDAR},
         wire::{self, request},
     },
-    Scene,
+    Shared,
     calls::{ORDERS, PAYMENTS, WEB},
 };
 use crate::{check, failure::Failure};
 
 const FREEZE: &str = "merlon-system/guardrails#freeze";
 
-pub(super) async fn policy_edit(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
+pub(super) async fn policy_edit(mesh: &Mesh<'_>, shared: &Shared) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::expecting(format!(
         "all three sidecars refuse changes by {FREEZE} within 3 seconds, until the file is restored"
     ));
     let text = mesh.resources.read(GUARDRAILS)?;
     // Sabotage: a misspelt action does not compile, so it must not take effect.
-    let action = if scene.sabotaged { "wirte" } else { "write" };
+    let action = if shared.sabotaged { "wirte" } else { "write" };
     let frozen = format!(
         "{text}
     // Added by the demo for a moment.
@@ -40,7 +40,7 @@ pub(super) async fn policy_edit(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcom
         (&mesh.orders, &mesh.payments, PAYMENTS, "/charges"),
         (&mesh.orders, &mesh.web, WEB, "/checkout"),
     ];
-    let waiting = calls.map(|(from, at, host, path)| refusal(from, at, host, path, scene, began));
+    let waiting = calls.map(|(from, at, host, path)| refusal(from, at, host, path, shared, began));
     let live = futures_util::future::join_all(waiting).await;
     mesh.resources.put(GUARDRAILS, &text)?;
     for (name, took) in &live {
@@ -70,7 +70,7 @@ pub(super) async fn policy_edit(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcom
     let order = json!({"item": "battlement", "quantity": 1});
     let began = Instant::now();
     let status = loop {
-        let request = request("POST", ORDERS, "/orders", Some(&scene.token), Some(&order));
+        let request = request("POST", ORDERS, "/orders", Some(&shared.token), Some(&order));
         let reply = wire::send(mesh.web.outbound, request).await;
         let status = reply.map(|reply| reply.status);
         if matches!(status, Ok(201)) || began.elapsed() > TIMEOUT {
@@ -94,12 +94,12 @@ async fn refusal(
     at: &Workload,
     host: &str,
     path: &str,
-    scene: &Scene,
+    shared: &Shared,
     began: Instant,
 ) -> (&'static str, Option<Duration>) {
     let body = json!({"item": "battlement", "quantity": 1});
     loop {
-        let request = request("POST", host, path, Some(&scene.token), Some(&body));
+        let request = request("POST", host, path, Some(&shared.token), Some(&body));
         if let Ok(reply) = wire::send(from.outbound, request).await
             && reply.status == 403
             && reply.text("/policy") == FREEZE
@@ -114,11 +114,11 @@ async fn refusal(
     }
 }
 
-pub(super) async fn broken_policy(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
+pub(super) async fn broken_policy(mesh: &Mesh<'_>, shared: &Shared) -> Result<Outcome, Failure> {
     let mut outcome =
         Outcome::expecting("the control plane logs the error with its location; nothing changes");
     let text = mesh.resources.read(ORDERS_CEDAR)?;
-    let broken = if scene.sabotaged {
+    let broken = if shared.sabotaged {
         format!("{text}\n// This file is valid.\n")
     } else {
         text.replace("context.user.scopes", "context.user.scoops")
@@ -129,7 +129,7 @@ pub(super) async fn broken_policy(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outc
     mesh.resources.put(ORDERS_CEDAR, &broken)?;
     let logged = logged_error(&log, length).await;
     let problems = check::problems(mesh.resources.folder());
-    let request = request("GET", ORDERS, "/orders/7", Some(&scene.token), None);
+    let request = request("GET", ORDERS, "/orders/7", Some(&shared.token), None);
     let status = wire::send(mesh.web.outbound, request)
         .await
         .map(|reply| reply.status);

@@ -8,14 +8,14 @@ use super::{
         report::Outcome,
         wire::{request, text_at},
     },
-    Scene,
+    Shared,
     calls::{self, ORDERS, PAYMENTS, Traced, reason},
 };
 use crate::{explain, failure::Failure};
 
 const ONLY_ORDERS: &str = "payments/payments#only-orders";
 
-pub(super) async fn forbidden(mesh: &Mesh<'_>, scene: &mut Scene) -> Result<Outcome, Failure> {
+pub(super) async fn forbidden(mesh: &Mesh<'_>, shared: &mut Shared) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::expecting(format!(
         "403 by policy {ONLY_ORDERS}; the program receives nothing"
     ));
@@ -25,7 +25,7 @@ pub(super) async fn forbidden(mesh: &Mesh<'_>, scene: &mut Scene) -> Result<Outc
         "POST",
         PAYMENTS,
         "/charges",
-        Some(&scene.token),
+        Some(&shared.token),
         Some(&charge),
     );
     let Traced { reply, trace } = calls::call(mesh, &mesh.web, request).await?;
@@ -50,23 +50,23 @@ pub(super) async fn forbidden(mesh: &Mesh<'_>, scene: &mut Scene) -> Result<Outc
     outcome.must(src == mesh.web.identity(), || {
         format!("the sidecar of payments identified the caller as `{src}`")
     });
-    scene.decision = reply.text("/decision_id");
+    shared.decision = reply.text("/decision_id");
     outcome.note(format!("response to {src}: {}", reply.text("/detail")));
-    outcome.note(format!("decision {}", scene.decision));
+    outcome.note(format!("decision {}", shared.decision));
     outcome.fact("policy", policy);
-    outcome.fact("decision_id", scene.decision.as_str());
+    outcome.fact("decision_id", shared.decision.as_str());
     outcome.fact("src", src);
     Ok(outcome)
 }
 
-pub(super) async fn explain(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
+pub(super) async fn explain(mesh: &Mesh<'_>, shared: &Shared) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::expecting(format!(
         "the recorded facts, evaluated again, are denied by {ONLY_ORDERS}"
     ));
-    outcome.must(!scene.decision.is_empty(), || {
+    outcome.must(!shared.decision.is_empty(), || {
         "no decision to explain".to_owned()
     });
-    let explained = explain::look_up(&mesh.control_plane, &scene.decision).await?;
+    let explained = explain::look_up(&mesh.control_plane, &shared.decision).await?;
     let then = explained.then();
     let determining = then.map(|then| then.determining.as_slice());
     let determining = determining.unwrap_or_default().iter();
@@ -83,19 +83,19 @@ pub(super) async fn explain(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, F
     }
     outcome.note(format!(
         "full explanation: merlon explain {} --control-plane-socket {}",
-        scene.decision,
+        shared.decision,
         mesh.control_plane.socket().display()
     ));
-    outcome.fact("decision_id", scene.decision.as_str());
+    outcome.fact("decision_id", shared.decision.as_str());
     outcome.fact("determining", policies);
     Ok(outcome)
 }
 
-pub(super) async fn not_permitted(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
+pub(super) async fn not_permitted(mesh: &Mesh<'_>, shared: &Shared) -> Result<Outcome, Failure> {
     let mut outcome =
         Outcome::expecting("403 because no policy permits it; the program receives nothing");
     let before = mesh.orders.requests().await?;
-    let request = request("DELETE", ORDERS, "/orders/7", Some(&scene.token), None);
+    let request = request("DELETE", ORDERS, "/orders/7", Some(&shared.token), None);
     let Traced { reply, trace } = calls::call(mesh, &mesh.web, request).await?;
     let seen = mesh.orders.requests().await?.saturating_sub(before);
     outcome.observed(format!("{} {}", reply.status, reason(reply.status)));

@@ -22,12 +22,12 @@ use super::{
         report::Outcome,
         wire::{self, Connection, request},
     },
-    Scene,
+    Shared,
     calls::ORDERS,
 };
 use crate::failure::Failure;
 
-pub(super) async fn rotate(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Failure> {
+pub(super) async fn rotate(mesh: &Mesh<'_>, shared: &Shared) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::expecting(
         "the sidecars of web and orders use new certificates, and no request is lost",
     );
@@ -39,7 +39,7 @@ pub(super) async fn rotate(mesh: &Mesh<'_>, scene: &Scene) -> Result<Outcome, Fa
     };
     let (rotated, ..) = tokio::join!(
         rotating,
-        join_all((0..6).map(|index| traffic.flow(mesh, scene, index)))
+        join_all((0..6).map(|index| traffic.flow(mesh, shared, index)))
     );
     let (sent, lost) = (traffic.answered.get(), traffic.lost.take());
     outcome.fact("requests", sent);
@@ -137,10 +137,10 @@ struct Traffic {
 }
 
 impl Traffic {
-    async fn flow(&self, mesh: &Mesh<'_>, scene: &Scene, index: usize) {
+    async fn flow(&self, mesh: &Mesh<'_>, shared: &Shared, index: usize) {
         let mut idle = None;
         while !self.end.get() {
-            let request = request("GET", ORDERS, "/orders/7", Some(&scene.token), None);
+            let request = request("GET", ORDERS, "/orders/7", Some(&shared.token), None);
             let reply = if index.is_multiple_of(2) {
                 wire::send(mesh.web.outbound, request).await
             } else {
