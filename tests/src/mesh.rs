@@ -3,8 +3,8 @@
 pub(crate) mod admin;
 mod builder;
 mod control_plane;
-mod insider;
 mod log;
+mod peer;
 mod resources;
 mod shared;
 mod sidecar;
@@ -23,8 +23,8 @@ use tempfile::TempDir;
 
 pub use builder::{MeshBuilder, PORT, tokens_of};
 pub use control_plane::ControlPlane;
-pub use insider::{Insider, Stranger, handshake, spiffe_id};
 pub use log::LogLine;
+pub use peer::{Insider, Stranger, handshake, spiffe_id};
 pub use shared::{Guard, Shared};
 pub use sidecar::Sidecar;
 pub use standalone::Standalone;
