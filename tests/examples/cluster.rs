@@ -26,8 +26,8 @@ async fn main() {
     let forwarded = cluster.forward().await;
     write("kubeconfig", &cluster.kubeconfig_at(forwarded));
     let images = cluster.load_merlon().await;
-    cluster.define_gateways().await;
-    write("values.yaml", &merlon::values_for_trying(images));
+    cluster.install_gateway_crds().await;
+    write("values.yaml", &merlon::evaluation_values(images));
     write("node", &cluster.init().to_string());
     write("ready", "");
     tokio::select! {

@@ -125,10 +125,10 @@ async function control(request) {
       return {};
     case "fetched":
       return issuer.fetched;
-    // Signs any claims under any header with the issuer's own key (or one that it has retired, or a stranger's).
+    // Signs any claims under any header with the issuer's own key (or one that it has retired, or a key that it never published).
     case "sign": {
       const key =
-        asked.key === "stranger" ? { ...issuer.keys[0], ...(await jose.generateKeyPair(issuer.alg)) }
+        asked.key === "unknown" ? { ...issuer.keys[0], ...(await jose.generateKeyPair(issuer.alg)) }
         : asked.key === "retired" ? issuer.retired.at(-1)
         : issuer.keys[0];
       const header = { alg: key.alg, kid: key.kid, typ: "at+jwt", ...asked.header };

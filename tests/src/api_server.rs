@@ -84,13 +84,13 @@ const ADMINISTRATOR: &str = "administrators-token";
 impl ApiServer {
     /// Starts one, with Merlon's definitions, the namespaces `merlon-system` and `shop`, and the control plane's rights.
     pub async fn start() -> Self {
-        let this = Self::bare().await;
-        this.define().await;
+        let this = Self::without_crds().await;
+        this.install_crds().await;
         this
     }
 
     /// The same without Merlon's definitions.
-    pub async fn bare() -> Self {
+    pub async fn without_crds() -> Self {
         let folder = crate::folder::fresh();
         let (etcd, peers, address) = (ports::free(), ports::free(), ports::free());
         let url = |address: SocketAddr| format!("http://{address}");
@@ -119,7 +119,7 @@ impl ApiServer {
         };
         this.launch();
         // The server made its certificate when it started.
-        let certificate = wait::for_some("the API server has a certificate", async || {
+        let certificate = wait::until_some("the API server has a certificate", async || {
             let text = fs::read(this.certificate_file()).ok()?;
             Certificate::from_pem_bundle(&text)
                 .ok()
@@ -143,7 +143,7 @@ impl ApiServer {
     }
 
     /// Applies what `merlon crds` prints.
-    pub async fn define(&self) {
+    pub async fn install_crds(&self) {
         self.apply(&crds().await).await;
         wait::until("the definitions are served", async || {
             let kinds = "/apis/merlon.io/v1alpha1/requestvalidations";
@@ -153,7 +153,7 @@ impl ApiServer {
     }
 
     /// Applies Gateway API's definitions.
-    pub async fn define_gateways(&self) {
+    pub async fn install_gateway_crds(&self) {
         let file = tools::root().join(".tools/gateway-api.yaml");
         let text = fs::read_to_string(&file);
         let hint = "run `tests/tools/install kubernetes-api`";
@@ -218,7 +218,7 @@ impl ApiServer {
     }
 
     /// Starts it again where it was, and waits until it is ready.
-    pub async fn start_again(&self) {
+    pub async fn restart(&self) {
         self.launch();
         self.until_ready().await;
     }
@@ -264,7 +264,7 @@ impl ApiServer {
     ///
     /// # Errors
     /// What kubectl says.
-    pub async fn would_take(&self, text: &str) -> Result<(), String> {
+    pub async fn dry_run(&self, text: &str) -> Result<(), String> {
         self.try_apply_with(text, &["--dry-run=server", "--warnings-as-errors"])
             .await
     }
@@ -439,7 +439,7 @@ impl ApiServer {
     pub async fn until_condition(&self, path: &str, kind: &str, status: &str) -> (String, String) {
         let what = format!("{path} is {kind}={status}");
         let seen = Mutex::new(Value::Null);
-        let waited = wait::for_some(what, async || {
+        let waited = wait::until_some(what, async || {
             let object = self.try_get(path).await?;
             *seen.lock().expect("no panic") = object["status"].clone();
             let conditions = object["status"]["conditions"].as_array()?.clone();
@@ -465,7 +465,7 @@ impl fmt::Debug for ApiServer {
 /// What `merlon crds` prints.
 async fn crds() -> String {
     let folder = crate::folder::fresh();
-    let ended = Plan::new("merlon-crds", tools::ours("merlon"), folder.path())
+    let ended = Plan::new("merlon-crds", tools::binary("merlon"), folder.path())
         .arg("crds")
         .run()
         .await;

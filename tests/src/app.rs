@@ -16,7 +16,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 #[derive(Debug)]
 pub struct App {
     address: SocketAddr,
-    seen: Seen,
+    seen: RequestLog,
     task: JoinHandle<()>,
 }
 
@@ -35,9 +35,9 @@ pub struct Request {
 
 /// What a program saw so far.
 #[derive(Debug, Clone, Default)]
-pub struct Seen(Arc<Mutex<Vec<Request>>>);
+pub struct RequestLog(Arc<Mutex<Vec<Request>>>);
 
-impl Seen {
+impl RequestLog {
     fn add(&self, request: Request) {
         self.lock().push(request);
     }
@@ -73,16 +73,16 @@ impl App {
     }
 
     /// A program that says `220 ready` before it is asked anything, then echoes: as mail and database servers do.
-    pub async fn tcp_that_speaks_first() -> Self {
-        Self::serve(tcp::greet_and_echo).await
+    pub async fn tcp_server_first() -> Self {
+        Self::serve(tcp::banner_and_echo).await
     }
 
     /// A program that accepts connections and closes them at once.
-    pub async fn that_breaks_off() -> Self {
+    pub async fn that_closes_connections() -> Self {
         Self::serve(tcp::break_off).await
     }
 
-    async fn serve<F>(run: impl FnOnce(TcpListener, Seen) -> F) -> Self
+    async fn serve<F>(run: impl FnOnce(TcpListener, RequestLog) -> F) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -102,21 +102,21 @@ impl App {
         Self::serve_on(listener, chat::serve)
     }
 
-    /// As [`App::tcp_that_speaks_first`], where somebody listens already.
-    pub fn greeter_on(listener: std::net::TcpListener) -> Self {
-        Self::serve_on(listener, tcp::greet_and_echo)
+    /// As [`App::tcp_server_first`], where somebody listens already.
+    pub fn tcp_server_first_on(listener: std::net::TcpListener) -> Self {
+        Self::serve_on(listener, tcp::banner_and_echo)
     }
 
     // What the listener belongs to must outlive the test.
     fn serve_on<F>(
         listener: std::net::TcpListener,
-        run: impl FnOnce(TcpListener, Seen) -> F,
+        run: impl FnOnce(TcpListener, RequestLog) -> F,
     ) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let address = listener.local_addr().expect("an address");
-        let seen = Seen::default();
+        let seen = RequestLog::default();
         let listener = {
             let _background = crate::runtime::enter();
             TcpListener::from_std(listener).expect("a listener")

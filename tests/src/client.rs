@@ -15,7 +15,7 @@ use tokio::{
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{chat::ChatClient, wait::PATIENCE};
+use crate::{chat::ChatClient, wait::TIMEOUT};
 
 /// A program beside the sidecar whose outbound address is `to`.
 #[derive(Debug, Clone)]
@@ -143,7 +143,7 @@ impl Client {
         let _ = stream.write_all(bytes).await;
         let mut answer = Vec::new();
         let reading = stream.read_to_end(&mut answer);
-        match tokio::time::timeout(PATIENCE, reading).await {
+        match tokio::time::timeout(TIMEOUT, reading).await {
             // A reset after an answer is what a refusal of unread bytes looks like.
             Ok(_) => String::from_utf8_lossy(&answer).into_owned(),
             Err(_) => panic!("still open after: {}", String::from_utf8_lossy(&answer)),

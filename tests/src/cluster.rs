@@ -25,7 +25,7 @@ pub use sweep::sweep;
 pub use workloads::program;
 
 use crate::{
-    process::{Ended, Plan},
+    process::{Output, Plan},
     rights, tools, wait,
 };
 
@@ -170,7 +170,7 @@ impl Cluster {
     }
 
     /// Runs `kubectl`, whatever comes of it.
-    pub async fn try_kubectl(&self, arguments: &[&str]) -> Ended {
+    pub async fn try_kubectl(&self, arguments: &[&str]) -> Output {
         self.inside("kubectl", &tools::installed("kubectl"))
             .args(arguments)
             .run()
@@ -269,8 +269,8 @@ impl Cluster {
     }
 
     /// Lets the API server answer nobody until [`Cluster::resume_api_server`].
-    pub fn stop_api_server(&self) {
-        self.node.stop_api_server();
+    pub fn pause_api_server(&self) {
+        self.node.pause_api_server();
     }
 
     /// Lets it go on, and waits until it answers.
@@ -283,7 +283,7 @@ impl Cluster {
     }
 
     /// Runs a command in a pod and gives how it ended.
-    pub async fn exec(&self, namespace: &str, pod: &str, command: &[&str]) -> Ended {
+    pub async fn exec(&self, namespace: &str, pod: &str, command: &[&str]) -> Output {
         let mut all = vec!["exec", "-n", namespace, pod, "--"];
         all.extend(command);
         self.try_kubectl(&all).await

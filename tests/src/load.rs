@@ -206,7 +206,7 @@ impl Tally {
 
     /// Asserts that nothing went wrong.
     #[track_caller]
-    pub fn lost_nothing(&self) {
+    pub fn assert_no_failures(&self) {
         let failures = self.failures();
         let shown: Vec<_> = failures.iter().take(10).collect();
         assert!(

@@ -24,7 +24,7 @@ use tempfile::TempDir;
 pub use builder::{MeshBuilder, PORT, tokens_of};
 pub use control_plane::ControlPlane;
 pub use log::LogLine;
-pub use peer::{Insider, Stranger, handshake, spiffe_id};
+pub use peer::{AnonymousPeer, TestPeer, spiffe_id, tls_connect};
 pub use shared::{Guard, Shared};
 pub use sidecar::Sidecar;
 pub use standalone::Standalone;
@@ -32,7 +32,7 @@ pub use standalone::Standalone;
 use crate::{
     Client, Reply,
     app::{App, Request},
-    process::{Ended, Plan},
+    process::{Output, Plan},
     tools, wait,
 };
 
@@ -128,7 +128,7 @@ impl Mesh {
     pub async fn log_where(&self, workload: &str, field: &str, value: &str) -> LogLine {
         let sidecar = self.sidecar(workload);
         // A worker writes its lines in blocks, a moment later.
-        wait::for_some(format!("`{workload}` logs {field}={value}"), async || {
+        wait::until_some(format!("`{workload}` logs {field}={value}"), async || {
             sidecar
                 .log()
                 .into_iter()
@@ -170,8 +170,8 @@ impl Mesh {
     }
 
     /// Runs `merlon` with these arguments against this mesh's control plane.
-    pub async fn merlon(&self, args: &[&str]) -> Ended {
-        Plan::new("merlon", tools::ours("merlon"), self.folder())
+    pub async fn merlon(&self, args: &[&str]) -> Output {
+        Plan::new("merlon", tools::binary("merlon"), self.folder())
             .args(args)
             .arg("--control-plane-socket")
             .arg(self.control_plane.socket())
@@ -218,7 +218,7 @@ impl Mesh {
 
     /// Waits until the proxy of `workload` has acknowledged a state other than `version`; the new version.
     pub async fn until_acknowledged_after(&self, workload: &str, version: &str) -> String {
-        wait::for_some(
+        wait::until_some(
             format!("`{workload}` acknowledges a newer state than {version}"),
             async || {
                 let status = self.status_of(workload).await;
@@ -231,7 +231,7 @@ impl Mesh {
 
     /// The version of the state that the proxy of `workload` enforces.
     pub async fn version_of(&self, workload: &str) -> String {
-        wait::for_some(format!("`{workload}` says its version"), async || {
+        wait::until_some(format!("`{workload}` says its version"), async || {
             let status = self.status_of(workload).await;
             let version = status["snapshotVersion"].as_str().unwrap_or_default();
             (!version.is_empty()).then(|| version.to_owned())
@@ -241,7 +241,7 @@ impl Mesh {
 
     /// The id of the proxy of `workload`, which is another in each of its lives.
     pub async fn proxy_id(&self, workload: &str) -> String {
-        wait::for_some(format!("`{workload}` is connected"), async || {
+        wait::until_some(format!("`{workload}` is connected"), async || {
             let status = self.status_of(workload).await;
             status["id"].as_str().map(str::to_owned)
         })

@@ -34,7 +34,7 @@ pub struct OpenBao {
 
 /// What OpenBao said.
 #[derive(Debug, Clone)]
-pub struct Said {
+pub struct Response {
     /// The HTTP status.
     pub status: u16,
     /// The body; null when there was none.
@@ -46,11 +46,11 @@ static SHARED: OnceCell<OpenBao> = OnceCell::const_new();
 impl OpenBao {
     /// The server that the tests of this binary share. Each takes mounts of its own in it.
     pub async fn shared() -> &'static Self {
-        SHARED.get_or_init(Self::own).await
+        SHARED.get_or_init(Self::start).await
     }
 
     /// A server of one's own, to seal and to kill.
-    pub async fn own() -> Self {
+    pub async fn start() -> Self {
         let folder = crate::folder::fresh();
         let address = ports::free();
         let mut this = Self {
@@ -117,7 +117,7 @@ impl OpenBao {
     }
 
     /// Any call, with the root token.
-    pub async fn call(&self, method: Method, path: &str, body: Value) -> Said {
+    pub async fn call(&self, method: Method, path: &str, body: Value) -> Response {
         let url = format!("{}/v1/{path}", self.address());
         let mut request = self
             .http
@@ -128,7 +128,7 @@ impl OpenBao {
         }
         let response = request.send().await.expect("OpenBao answers");
         let status = response.status().as_u16();
-        Said {
+        Response {
             status,
             body: response.json().await.unwrap_or_default(),
         }
@@ -206,7 +206,7 @@ impl OpenBao {
     }
 
     /// Starts it again where it was, unsealed.
-    pub async fn start_again(&self) {
+    pub async fn restart(&self) {
         self.run().await;
         self.unseal().await;
     }

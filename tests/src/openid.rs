@@ -98,12 +98,12 @@ impl OpenIdProvider {
     }
 
     /// The same by a key of nobody's, under the provider's key id.
-    pub async fn sign_by_stranger(&self) -> String {
-        self.signed_by("stranger", json!({}), json!({})).await
+    pub async fn sign_with_unknown_key(&self) -> String {
+        self.signed_by("unknown", json!({}), json!({})).await
     }
 
     /// The same by the last key that was retired.
-    pub async fn sign_by_retired(&self) -> String {
+    pub async fn sign_with_retired_key(&self) -> String {
         self.signed_by("retired", json!({}), json!({})).await
     }
 
@@ -132,7 +132,7 @@ impl OpenIdProvider {
     }
 
     /// Makes it `ok`, `down` (closes), `silent`, `error` (500), `html`, or `huge`.
-    pub async fn become_(&self, mode: &str) {
+    pub async fn set_mode(&self, mode: &str) {
         self.control("mode", json!({ "mode": mode })).await;
     }
 

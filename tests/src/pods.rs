@@ -28,7 +28,7 @@ use crate::{
     Reply,
     app::App,
     mesh::{LogLine, identity},
-    process::{Ended, Plan, Process},
+    process::{Output, Plan, Process},
     tools, wait,
 };
 
@@ -88,7 +88,7 @@ impl Node {
         );
         let _ = write!(text, "---\n{documents}");
         fs::write(resources.join("mesh.yaml"), text).expect("a file");
-        let program = tools::ours("merlon-control-plane");
+        let program = tools::binary("merlon-control-plane");
         let control_plane = Plan::new("control-plane", program, folder.path())
             .in_namespace(&namespace.path())
             .arg("--config")
@@ -185,7 +185,7 @@ impl Node {
     }
 
     async fn join_token(&self, workload: &str) -> String {
-        let token = Plan::new("merlon", tools::ours("merlon"), self.folder.path())
+        let token = Plan::new("merlon", tools::binary("merlon"), self.folder.path())
             .args([
                 "token",
                 "create",
@@ -239,8 +239,8 @@ impl Pod {
     }
 
     /// A program that speaks first and echoes.
-    pub fn greeter(&self, port: u16) -> App {
-        App::greeter_on(self.listen(port))
+    pub fn tcp_server_first(&self, port: u16) -> App {
+        App::tcp_server_first_on(self.listen(port))
     }
 
     fn listen(&self, port: u16) -> std::net::TcpListener {
@@ -268,12 +268,12 @@ impl Pod {
     }
 
     /// Runs `merlon-intercept` in it.
-    pub async fn intercept(&self, arguments: &[&str]) -> Ended {
-        self.run(tools::ours("merlon-intercept"), arguments).await
+    pub async fn intercept(&self, arguments: &[&str]) -> Output {
+        self.run(tools::binary("merlon-intercept"), arguments).await
     }
 
     /// Runs a program in it.
-    pub async fn run(&self, program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> Ended {
+    pub async fn run(&self, program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> Output {
         let name = format!("{}-run", self.name);
         Plan::new(&name, program, &self.folder)
             .in_namespace(&self.namespace.path())
@@ -295,15 +295,20 @@ impl Pod {
         }
         let account = format!("shop/{}", self.name);
         let token = node_of.join_token(&account).await;
-        let process = Plan::as_user(&self.name, tools::ours("merlon-proxy"), &self.folder, PROXY)
-            .in_namespace(&self.namespace.path())
-            .args(["--interception", "--workers", "1"])
-            .args(["--identity", &account])
-            .args(["--control-plane", &format!("https://{}", node())])
-            .args(["--join-token", &token])
-            .arg("--state-dir")
-            .arg(&state)
-            .start();
+        let process = Plan::as_user(
+            &self.name,
+            tools::binary("merlon-proxy"),
+            &self.folder,
+            PROXY,
+        )
+        .in_namespace(&self.namespace.path())
+        .args(["--interception", "--workers", "1"])
+        .args(["--identity", &account])
+        .args(["--control-plane", &format!("https://{}", node())])
+        .args(["--join-token", &token])
+        .arg("--state-dir")
+        .arg(&state)
+        .start();
         self.sidecar = Some(process);
         wait::until(format!("{} is ready", self.name), async || {
             assert!(self.sidecar().is_alive(), "{self:?}");
@@ -322,7 +327,7 @@ impl Pod {
 
     /// The access log of its sidecar, as soon as a line has this value in this field.
     pub async fn log_where(&self, field: &str, value: &str) -> LogLine {
-        wait::for_some(format!("a line has {field} {value}"), async || {
+        wait::until_some(format!("a line has {field} {value}"), async || {
             let lines = LogLine::all(&self.sidecar().out());
             lines.into_iter().find(|line| line.text(field) == value)
         })

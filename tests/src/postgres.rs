@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use crate::{
     ports,
-    process::{Ended, NOBODY, Plan, Process},
+    process::{Output, Plan, Process, UNPRIVILEGED},
     tools,
 };
 
@@ -27,8 +27,12 @@ impl Postgres {
             std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))
                 .expect("permissions");
             std::fs::create_dir(folder.path().join("data")).expect("a folder");
-            std::os::unix::fs::chown(folder.path().join("data"), Some(NOBODY), Some(NOBODY))
-                .expect("an owner");
+            std::os::unix::fs::chown(
+                folder.path().join("data"),
+                Some(UNPRIVILEGED),
+                Some(UNPRIVILEGED),
+            )
+            .expect("an owner");
         }
         let data = folder.path().join("data");
         let made = Plan::unprivileged("initdb", tools::installed("initdb"), folder.path())
@@ -67,7 +71,7 @@ impl Postgres {
     }
 
     /// Runs `psql` against `at`, which may be another way to this server. The result is bare rows.
-    pub async fn psql(&self, at: SocketAddr, statement: &str) -> Ended {
+    pub async fn psql(&self, at: SocketAddr, statement: &str) -> Output {
         Plan::new("psql", tools::installed("psql"), self.folder.path())
             .env("PGCONNECT_TIMEOUT", "20")
             .args(["-h", "127.0.0.1", "-p", &at.port().to_string()])

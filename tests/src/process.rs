@@ -35,7 +35,7 @@ pub struct Process {
 }
 
 /// A user to run a server as that refuses to run as root.
-pub const NOBODY: u32 = 65_534;
+pub const UNPRIVILEGED: u32 = 65_534;
 
 impl Plan {
     /// `program`, whose output goes to `<folder>/<name>.out` and `<name>.err`.
@@ -43,14 +43,14 @@ impl Plan {
         Self::with(name, program, folder, &[])
     }
 
-    /// The same, as [`NOBODY`] when the tests run as root.
+    /// The same, as [`UNPRIVILEGED`] when the tests run as root.
     pub fn unprivileged(name: &str, program: impl AsRef<OsStr>, folder: &Path) -> Self {
-        let nobody: &[&str] = if rustix::process::geteuid().is_root() {
+        let user: &[&str] = if rustix::process::geteuid().is_root() {
             &["--reuid=65534", "--regid=65534", "--clear-groups"]
         } else {
             &[]
         };
-        Self::with(name, program, folder, nobody)
+        Self::with(name, program, folder, user)
     }
 
     /// The same, as this user; needs root.
@@ -147,21 +147,21 @@ impl Plan {
     ///
     /// # Panics
     /// When it cannot be started or does not end.
-    pub async fn run(self) -> Ended {
-        self.run_within(wait::PATIENCE).await
+    pub async fn run(self) -> Output {
+        self.run_within(wait::TIMEOUT).await
     }
 
     /// As [`Plan::run`], for what takes longer than one waits otherwise.
     ///
     /// # Panics
     /// When it cannot be started or does not end within `patience`.
-    pub async fn run_within(mut self, patience: Duration) -> Ended {
+    pub async fn run_within(mut self, patience: Duration) -> Output {
         // Commands of one name may run side by side.
         static RUNS: AtomicU32 = AtomicU32::new(0);
         self.name = format!("{}-{}", self.name, RUNS.fetch_add(1, Ordering::Relaxed));
         let process = self.start();
         let status = process.ended_within(patience).await;
-        Ended {
+        Output {
             status,
             out: process.out(),
             err: process.err(),
@@ -171,7 +171,7 @@ impl Plan {
 
 /// How a process ended.
 #[derive(Debug)]
-pub struct Ended {
+pub struct Output {
     /// Its exit status.
     pub status: ExitStatus,
     /// What it said.
@@ -180,7 +180,7 @@ pub struct Ended {
     pub err: String,
 }
 
-impl Ended {
+impl Output {
     /// The exit code; -1 when a signal ended it.
     pub fn code(&self) -> i32 {
         self.status.code().unwrap_or(-1)
@@ -251,12 +251,12 @@ impl Process {
 
     /// Waits for its end.
     pub async fn ended(&self) -> ExitStatus {
-        self.ended_within(wait::PATIENCE).await
+        self.ended_within(wait::TIMEOUT).await
     }
 
     async fn ended_within(&self, patience: Duration) -> ExitStatus {
         let what = format!("`{}` ends", self.name);
-        wait::for_some_within(patience, what, async || {
+        wait::until_some_within(patience, what, async || {
             self.child().try_wait().ok().flatten()
         })
         .await
@@ -321,16 +321,16 @@ fn read(path: &Path) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-type Birth = (Command, mpsc::SyncSender<std::io::Result<Child>>);
+type SpawnRequest = (Command, mpsc::SyncSender<std::io::Result<Child>>);
 
 // The kernel kills a child with the *thread* that started it, and a test's thread ends with the test while what it
 // started may be shared: one thread starts everything and lives as long as the process.
-static NURSERY: LazyLock<mpsc::Sender<Birth>> = LazyLock::new(|| {
-    let (sender, births) = mpsc::channel::<Birth>();
+static SPAWNER: LazyLock<mpsc::Sender<SpawnRequest>> = LazyLock::new(|| {
+    let (sender, requests) = mpsc::channel::<SpawnRequest>();
     std::thread::Builder::new()
-        .name("nursery".to_owned())
+        .name("spawner".to_owned())
         .spawn(move || {
-            for (mut command, answer) in births {
+            for (mut command, answer) in requests {
                 // The test that asked may be gone.
                 let _ = answer.send(command.spawn());
             }
@@ -341,11 +341,11 @@ static NURSERY: LazyLock<mpsc::Sender<Birth>> = LazyLock::new(|| {
 
 fn spawn(name: &str, command: Command) -> Child {
     let (sender, answer) = mpsc::sync_channel(1);
-    NURSERY
+    SPAWNER
         .send((command, sender))
-        .expect("the nursery lives as long as the process");
+        .expect("the spawner thread runs as long as the process");
     answer
         .recv()
-        .expect("the nursery answers")
+        .expect("an answer of the spawner thread")
         .unwrap_or_else(|error| panic!("`{name}` cannot be started by `setpriv`: {error}"))
 }

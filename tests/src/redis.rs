@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     ports,
-    process::{Ended, Plan, Process},
+    process::{Output, Plan, Process},
     tools,
 };
 
@@ -47,7 +47,7 @@ impl Redis {
     }
 
     /// Runs `redis-cli` against `at`, which may be another way to this server.
-    pub async fn cli(&self, at: SocketAddr, command: &[&str]) -> Ended {
+    pub async fn cli(&self, at: SocketAddr, command: &[&str]) -> Output {
         Plan::new(
             "redis-cli",
             tools::installed("redis-cli"),

@@ -38,7 +38,7 @@ pub fn folder() -> PathBuf {
 ///
 /// # Panics
 /// When it is not built, with the command that builds it.
-pub fn ours(name: &str) -> PathBuf {
+pub fn binary(name: &str) -> PathBuf {
     let test = env::current_exe().expect("the path of this test");
     // target/<triple>/debug/deps/<test> or target/<triple>/debug/examples/<example>
     let built = test

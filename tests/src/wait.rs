@@ -7,21 +7,24 @@ use std::{
 
 /// How long anything may take before a test gives up: not what is expected, but what is certainly too long, also on a
 /// machine that is busy with other things.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` gives a value.
 ///
 /// # Panics
-/// When that does not happen within [`PATIENCE`].
-pub async fn for_some<T>(what: impl fmt::Display, condition: impl AsyncFnMut() -> Option<T>) -> T {
-    for_some_within(PATIENCE, what, condition).await
+/// When that does not happen within [`TIMEOUT`].
+pub async fn until_some<T>(
+    what: impl fmt::Display,
+    condition: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    until_some_within(TIMEOUT, what, condition).await
 }
 
 /// The same where what is waited for waits itself.
 ///
 /// # Panics
 /// When that does not happen within `patience`.
-pub async fn for_some_within<T>(
+pub async fn until_some_within<T>(
     patience: Duration,
     what: impl fmt::Display,
     mut condition: impl AsyncFnMut() -> Option<T>,
@@ -42,9 +45,9 @@ pub async fn for_some_within<T>(
 /// Waits until `condition` holds.
 ///
 /// # Panics
-/// When that does not happen within [`PATIENCE`].
+/// When that does not happen within [`TIMEOUT`].
 pub async fn until(what: impl fmt::Display, mut condition: impl AsyncFnMut() -> bool) {
-    for_some(what, async || condition().await.then_some(())).await;
+    until_some(what, async || condition().await.then_some(())).await;
 }
 
 const PAUSE: Duration = Duration::from_millis(20);

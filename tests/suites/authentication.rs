@@ -9,7 +9,7 @@ use merlon_tests::{
     mesh::{Guard, MeshBuilder, Shared},
     openid::{AUDIENCE, OpenIdProvider, forge},
     until,
-    wait::PATIENCE,
+    wait::TIMEOUT,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -79,7 +79,7 @@ async fn is_refused(mesh: &Mesh, path: &str, token: &str, cause: &str) {
         .has("status", "401");
     assert!(line.text("cause").contains(cause), "`{cause}` in {line:?}");
     if !signature.is_empty() {
-        line.never_says(signature);
+        line.does_not_contain(signature);
     }
 }
 
@@ -98,7 +98,7 @@ async fn a_token_of_the_provider_gets_through_and_the_log_names_its_user() {
     assert!(reply.is_ok().json()["headers"]["authorization"].is_null());
     let line = mesh.log_where("orders", "path", "/good").await;
     assert!(line.text("user").contains("alice"), "{line:?}");
-    line.never_says(&token);
+    line.does_not_contain(&token);
 }
 
 #[tokio::test]
@@ -186,7 +186,7 @@ async fn no_token_is_401_with_a_bare_challenge() {
 
 #[tokio::test]
 async fn a_token_signed_by_another_key_is_refused() {
-    let forged = provider().await.sign_by_stranger().await;
+    let forged = provider().await.sign_with_unknown_key().await;
     is_refused(
         &*mesh().await,
         "/forged",
@@ -448,7 +448,7 @@ async fn keys_that_the_provider_replaces_are_picked_up_with_one_fetch() {
     // A token by a key that is not published any more, and had not been seen before.
     let reply = web
         .get("orders", "/")
-        .token(&provider.sign_by_retired().await)
+        .token(&provider.sign_with_retired_key().await)
         .await;
     assert_eq!(reply.status, StatusCode::UNAUTHORIZED, "{reply:?}");
     // Two services have the same issuer; unknown keys cost one bounded fetch, not one per request.
@@ -523,7 +523,7 @@ async fn a_stream_ends_with_the_token_that_it_was_opened_with() {
     assert!(read.starts_with(b"HTTP/1.1 200 "));
     // Nobody sends any more, and nobody changes anything.
     let mut rest = Vec::new();
-    let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest));
+    let ended = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut rest));
     let _ = ended.await.expect("the stream goes on");
     assert!(!rest.ends_with(b"0\r\n\r\n"), "it must not look whole");
     mesh.log_where("orders", "path", "/stream")
@@ -543,7 +543,7 @@ async fn tokens_of_known_keys_are_accepted_while_the_provider_is_down() {
         .is_ok();
     let fresh = provider.token_of("alice").await;
     for mode in ["down", "error", "html", "huge", "silent"] {
-        provider.become_(mode).await;
+        provider.set_mode(mode).await;
         web.get("orders", "/").token(&fresh).await.is_ok();
         let unknown = provider
             .sign(json!({ "kid": format!("kid-{mode}") }), json!({}))
@@ -560,7 +560,7 @@ async fn tokens_of_known_keys_are_accepted_while_the_provider_is_down() {
 async fn without_any_keys_tokens_are_refused_and_accepted_when_the_provider_is_back() {
     let provider = OpenIdProvider::new().await;
     let token = provider.token_of("alice").await;
-    provider.become_("error").await;
+    provider.set_mode("error").await;
     let mesh = orders_for(&provider.issuer()).start().await;
     let web = mesh.as_workload("web");
     let reply = web.get("orders", "/down").token(&token).await;
@@ -573,7 +573,7 @@ async fn without_any_keys_tokens_are_refused_and_accepted_when_the_provider_is_b
     assert!(!reply.header("retry-after").is_empty());
     assert!(mesh.seen_at("orders", "/down").is_empty());
 
-    provider.become_("ok").await;
+    provider.set_mode("ok").await;
     gets_through(&web, &token).await;
 }
 

@@ -374,9 +374,9 @@ async fn bytes_of_all_kinds_at_the_inbound_address_are_dropped() {
 #[tokio::test]
 async fn a_peer_of_the_mesh_cannot_name_a_service_that_is_not_there() {
     let mesh = mesh().await;
-    let insider = mesh.insider("web").await;
+    let peer = mesh.test_peer("web").await;
     let inbound = mesh.sidecar("orders").inbound();
-    let stream = insider
+    let stream = peer
         .dial(inbound, "orders", merlon_certs::MERLON_H2)
         .await
         .unwrap();
@@ -414,7 +414,7 @@ async fn a_peer_of_the_mesh_cannot_name_a_service_that_is_not_there() {
 #[tokio::test]
 async fn a_peer_of_the_mesh_cannot_tunnel_past_the_checks_of_an_http_service() {
     let mesh = mesh().await;
-    let insider = mesh.insider("web").await;
+    let peer = mesh.test_peer("web").await;
     let inbound = mesh.sidecar("orders").inbound();
     for claim in [
         "service=shop/orders;port=80;proto=tcp",
@@ -423,7 +423,7 @@ async fn a_peer_of_the_mesh_cannot_tunnel_past_the_checks_of_an_http_service() {
         "",
     ] {
         let alpn = merlon_certs::MERLON_TCP;
-        let mut stream = insider.dial(inbound, "orders", alpn).await.unwrap();
+        let mut stream = peer.dial(inbound, "orders", alpn).await.unwrap();
         let length = u16::try_from(claim.len()).unwrap().to_be_bytes();
         let head = "GET /tunnelled HTTP/1.1\r\nhost: orders.shop\r\n\r\n";
         let bytes = [length.as_slice(), claim.as_bytes(), head.as_bytes()].concat();
@@ -486,12 +486,12 @@ async fn the_push_takes_nobody_without_a_certificate() {
     let mesh = mesh().await;
     let token = mesh.control_plane().join_token("batch").await;
     let refused = discovery(
-        mesh.stranger(&token).channel().await,
+        mesh.anonymous_peer(&token).channel().await,
         vec![manifest(&identity("batch"))],
     )
     .await;
     assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
-    let mut inspection = InspectionClient::new(mesh.stranger(&token).channel().await);
+    let mut inspection = InspectionClient::new(mesh.anonymous_peer(&token).channel().await);
     let refused = inspection
         .serve(tokio_stream::pending::<InspectReply>())
         .await;
@@ -504,8 +504,8 @@ async fn the_push_takes_nobody_without_a_certificate() {
 #[tokio::test]
 async fn nobody_is_told_the_state_of_somebody_else() {
     let mesh = mesh().await;
-    let insider = mesh.insider("batch").await;
-    let told = discovery(insider.channel().await, vec![manifest(&identity("orders"))]).await;
+    let peer = mesh.test_peer("batch").await;
+    let told = discovery(peer.channel().await, vec![manifest(&identity("orders"))]).await;
     match told {
         Err(status) => assert!(
             matches!(
@@ -521,7 +521,7 @@ async fn nobody_is_told_the_state_of_somebody_else() {
         manifest(&identity("batch")),
         subscribe(ResourceKind::Service.type_url(), &["shop/orders"]),
     ];
-    let mut client = AggregatedDiscoveryServiceClient::new(insider.channel().await);
+    let mut client = AggregatedDiscoveryServiceClient::new(peer.channel().await);
     let requests =
         futures_util::StreamExt::chain(tokio_stream::iter(asked), tokio_stream::pending());
     let mut answers = client
@@ -593,8 +593,8 @@ async fn messages_that_make_no_sense_end_the_stream_and_not_the_control_plane() 
         ("a nonce that was never sent", vec![nonce], false),
         ("a refusal of nothing", vec![refusal], false),
     ] {
-        let insider = mesh.insider("batch").await;
-        let outcome = discovery(insider.channel().await, requests).await;
+        let peer = mesh.test_peer("batch").await;
+        let outcome = discovery(peer.channel().await, requests).await;
         if must_fail {
             let status = outcome.expect_err(what);
             assert_eq!(status.code(), Code::InvalidArgument, "{what}: {status:?}");

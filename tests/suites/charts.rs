@@ -10,7 +10,7 @@ use http::Method;
 use merlon_config::{injection::InjectionSettings, resource::MeshConfigSpec};
 use merlon_tests::{
     ApiServer, folder,
-    process::{Ended, Plan},
+    process::{Output, Plan},
     tools,
 };
 use serde_json::{Value, json};
@@ -84,7 +84,7 @@ fn charts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts")
 }
 
-async fn helm(arguments: &[&str], values: &[&str]) -> Ended {
+async fn helm(arguments: &[&str], values: &[&str]) -> Output {
     let work = folder::fresh();
     let mut plan = Plan::new("helm", tools::installed("helm"), work.path())
         .current_dir(&charts())
@@ -101,7 +101,7 @@ async fn helm(arguments: &[&str], values: &[&str]) -> Ended {
     plan.run().await
 }
 
-async fn template(values: &[&str]) -> Ended {
+async fn template(values: &[&str]) -> Output {
     let install = ["template", "merlon", "merlon", "-n", "merlon-system"];
     helm(&install, values).await
 }
@@ -370,13 +370,13 @@ async fn the_list_of_images_names_every_one_that_runs() {
 
 #[tokio::test]
 async fn a_cluster_takes_it_all_also_where_pods_must_be_restricted() {
-    let api = ApiServer::bare().await;
+    let api = ApiServer::without_crds().await;
     let definitions = helm(&["template", "merlon-crds", "merlon-crds"], &[]).await;
-    api.would_take(&definitions.out)
+    api.dry_run(&definitions.out)
         .await
         .expect("the definitions");
-    api.define().await;
-    api.define_gateways().await;
+    api.install_crds().await;
+    api.install_gateway_crds().await;
 
     // The service account that pods without one run as: nobody makes it here.
     api.account("merlon-system", "default").await;
@@ -403,7 +403,7 @@ async fn a_cluster_takes_it_all_also_where_pods_must_be_restricted() {
             .filter(|(value, _)| value["apiVersion"] != "monitoring.coreos.com/v1")
             .map(|(_, text)| text)
             .collect();
-        let taken = api.would_take(&ours.join("\n---\n")).await;
+        let taken = api.dry_run(&ours.join("\n---\n")).await;
         taken.unwrap_or_else(|error| panic!("{values:?}\n{error}"));
     }
 
@@ -417,7 +417,7 @@ async fn a_cluster_takes_it_all_also_where_pods_must_be_restricted() {
             "policyTypes" => rendered(&[EMBEDDED, EVERYTHING]).await,
             _ => text.clone(),
         };
-        let taken = api.would_take(&text.replace(right, wrong)).await;
+        let taken = api.dry_run(&text.replace(right, wrong)).await;
         let error = taken.expect_err("it is not right");
         assert!(error.contains(told), "{error}");
     }

@@ -2,7 +2,7 @@
 
 use merlon_tests::{
     Mesh, folder,
-    process::{Ended, Plan},
+    process::{Output, Plan},
     tools,
 };
 
@@ -10,12 +10,12 @@ const MESH: &str = "apiVersion: merlon.io/v1alpha1\nkind: MeshConfig\n\
                     metadata: { name: mesh, namespace: merlon-system }\nspec:\n  trustDomain: mesh.test\n";
 
 /// Runs `program` on a folder with these files until it ends.
-async fn refused(program: &str, files: &[(&str, &str)]) -> Ended {
+async fn refused(program: &str, files: &[(&str, &str)]) -> Output {
     let folder = folder::fresh();
     for (name, text) in files {
         std::fs::write(folder.path().join(name), text).unwrap();
     }
-    let plan = Plan::new(program, tools::ours(program), folder.path());
+    let plan = Plan::new(program, tools::binary(program), folder.path());
     let plan = match program {
         "merlon-control-plane" => plan
             .arg("--config")
@@ -175,14 +175,14 @@ async fn flags_that_contradict_each_other_or_do_not_exist_exit_with_2() {
         &["--config", "nowhere.yaml"],
         &[],
     ] {
-        let ended = Plan::new("proxy", tools::ours("merlon-proxy"), folder.path())
+        let ended = Plan::new("proxy", tools::binary("merlon-proxy"), folder.path())
             .args(arguments)
             .run()
             .await;
         assert_eq!(ended.code(), 2, "{arguments:?}: {ended:?}");
         assert!(!ended.err.is_empty(), "{arguments:?}: {ended:?}");
     }
-    let ended = Plan::new("proxy", tools::ours("merlon-proxy"), folder.path())
+    let ended = Plan::new("proxy", tools::binary("merlon-proxy"), folder.path())
         .args(["--inbund", "x"])
         .run()
         .await;
@@ -198,7 +198,7 @@ async fn a_bootstrap_file_is_read_like_resources_are() {
         "identity: shop/orders\ncontrol_plane: https://127.0.0.1:7564\nworkers: 0\n",
     )
     .unwrap();
-    let ended = Plan::new("proxy", tools::ours("merlon-proxy"), folder.path())
+    let ended = Plan::new("proxy", tools::binary("merlon-proxy"), folder.path())
         .arg("--config")
         .arg(&file)
         .run()
@@ -218,7 +218,7 @@ async fn an_address_that_is_taken_ends_the_process_and_names_it() {
         .start()
         .await;
     let taken = mesh.sidecar("orders").admin().to_string();
-    let ended = Plan::new("second", tools::ours("merlon-proxy"), mesh.folder())
+    let ended = Plan::new("second", tools::binary("merlon-proxy"), mesh.folder())
         .arg("--standalone")
         .arg(mesh.resources())
         .args([

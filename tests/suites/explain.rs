@@ -1,7 +1,7 @@
 //! Why was this refused: `merlon explain`.
 
 use http::StatusCode;
-use merlon_tests::{Mesh, Reply, process::Ended};
+use merlon_tests::{Mesh, Reply, process::Output};
 
 const POLICY: &str = r#"
 @id("read-own")
@@ -13,13 +13,13 @@ when { context.path like "/orders/*" };
 forbid(principal, action in Action::"http", resource) when { context.path like "/orders/frozen*" };
 "#;
 
-async fn explained(mesh: &Mesh, reply: &Reply) -> Ended {
+async fn explained(mesh: &Mesh, reply: &Reply) -> Output {
     let ended = mesh.merlon(&["explain", reply.decision_id()]).await;
     assert_eq!(ended.code(), 0, "{ended:?}");
     ended
 }
 
-fn says(ended: &Ended, what: &str) {
+fn says(ended: &Output, what: &str) {
     assert!(
         ended.out.contains(what),
         "no `{what}` in:\n{}\n{}",

@@ -3,7 +3,7 @@
 use merlon_tests::{
     Cluster,
     cluster::{self, merlon},
-    process::Ended,
+    process::Output,
     tools, wait,
 };
 use rcgen::{CertificateParams, KeyPair};
@@ -53,7 +53,7 @@ async fn edge() -> &'static Cluster {
     static EDGE: OnceCell<&Cluster> = OnceCell::const_new();
     EDGE.get_or_init(async || {
         let cluster = Cluster::shared().await;
-        cluster.define_gateways().await;
+        cluster.install_gateway_crds().await;
         cluster
             .kubectl(&["create", "namespace", merlon::NAMESPACE])
             .await;
@@ -131,7 +131,7 @@ spec:
 }
 
 /// Asks the gateway from outside of the mesh, for a URL's host.
-async fn ask(cluster: &Cluster, url: &str, more: &[&str]) -> Ended {
+async fn ask(cluster: &Cluster, url: &str, more: &[&str]) -> Output {
     let to = "::merlon-gateway.merlon-system.svc.cluster.local:";
     let arguments = [&["--connect-to", to, url], more].concat();
     cluster.curl("visitors", "visitor", &arguments).await
@@ -159,7 +159,7 @@ async fn route_says(
     condition: &str,
 ) -> (String, String) {
     let of = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    wait::for_some(format!("{route}: {condition}"), async || {
+    wait::until_some(format!("{route}: {condition}"), async || {
         let (kind, status) = condition.split_once('=').expect("a condition");
         let route = cluster
             .json(&["get", "httproute", "-n", namespace, route])

@@ -41,12 +41,9 @@ fn csr_for(workload: &str) -> Vec<u8> {
 async fn a_join_token_is_good_for_one_certificate_of_its_own_identity() {
     let mesh = mesh().await;
     let token = mesh.control_plane().join_token("batch").await;
-    let stranger = mesh.stranger(&token);
+    let peer = mesh.anonymous_peer(&token);
 
-    let refused = stranger
-        .issue(csr_for("web"), Some(&token))
-        .await
-        .unwrap_err();
+    let refused = peer.issue(csr_for("web"), Some(&token)).await.unwrap_err();
     assert!(
         matches!(
             refused.code(),
@@ -57,11 +54,8 @@ async fn a_join_token_is_good_for_one_certificate_of_its_own_identity() {
 
     // Trying to be somebody else may have cost the token; a fresh one shows that it is spent by its use.
     let token = mesh.control_plane().join_token("batch").await;
-    stranger
-        .issue(csr_for("batch"), Some(&token))
-        .await
-        .unwrap();
-    let again = stranger
+    peer.issue(csr_for("batch"), Some(&token)).await.unwrap();
+    let again = peer
         .issue(csr_for("batch"), Some(&token))
         .await
         .unwrap_err();
@@ -76,7 +70,7 @@ async fn a_join_token_is_good_for_one_certificate_of_its_own_identity() {
 async fn an_invented_join_token_is_refused() {
     let mesh = mesh().await;
     let token = mesh.control_plane().join_token("batch").await;
-    let stranger = mesh.stranger(&token);
+    let peer = mesh.anonymous_peer(&token);
     let mut parts: Vec<_> = token.split('.').map(str::to_owned).collect();
     let secret = parts.len() - 2;
     parts[secret] = "A".repeat(43);
@@ -86,17 +80,14 @@ async fn an_invented_join_token_is_refused() {
         String::new(),
         "x".repeat(100_000),
     ] {
-        let refused = stranger
+        let refused = peer
             .issue(csr_for("batch"), Some(&invented))
             .await
             .unwrap_err();
         assert_ne!(refused.code(), Code::Internal, "{refused:?}");
     }
     // The real one is still good.
-    stranger
-        .issue(csr_for("batch"), Some(&token))
-        .await
-        .unwrap();
+    peer.issue(csr_for("batch"), Some(&token)).await.unwrap();
 }
 
 #[tokio::test]
@@ -122,7 +113,7 @@ async fn without_a_token_and_without_a_certificate_nothing_is_issued() {
     let mesh = mesh().await;
     let token = mesh.control_plane().join_token("batch").await;
     let refused = mesh
-        .stranger(&token)
+        .anonymous_peer(&token)
         .issue(csr_for("batch"), None)
         .await
         .unwrap_err();
@@ -132,10 +123,10 @@ async fn without_a_token_and_without_a_certificate_nothing_is_issued() {
 #[tokio::test]
 async fn a_certificate_renews_itself_and_nobody_else() {
     let mesh = mesh().await;
-    let insider = mesh.insider("batch").await;
-    let renewed = insider.issue(csr_for("batch"), None).await.unwrap();
+    let peer = mesh.test_peer("batch").await;
+    let renewed = peer.issue(csr_for("batch"), None).await.unwrap();
     assert!(!renewed.chain.is_empty());
-    let refused = insider.issue(csr_for("web"), None).await.unwrap_err();
+    let refused = peer.issue(csr_for("web"), None).await.unwrap_err();
     assert!(
         matches!(
             refused.code(),
@@ -148,12 +139,12 @@ async fn a_certificate_renews_itself_and_nobody_else() {
 #[tokio::test]
 async fn a_request_for_a_certificate_that_is_none_is_refused() {
     let mesh = mesh().await;
-    let insider = mesh.insider("batch").await;
+    let peer = mesh.test_peer("batch").await;
     let mut broken = csr_for("batch");
     // Its last bytes are the signature.
     *broken.last_mut().unwrap() ^= 1;
     for csr in [Vec::new(), b"not DER".to_vec(), vec![0x30; 100_000], broken] {
-        let refused = insider.issue(csr, None).await.unwrap_err();
+        let refused = peer.issue(csr, None).await.unwrap_err();
         assert!(
             matches!(refused.code(), Code::InvalidArgument | Code::OutOfRange),
             "{refused:?}"
@@ -169,14 +160,14 @@ async fn a_spent_join_token_stays_spent_when_the_control_plane_comes_back() {
         .start()
         .await;
     let token = mesh.control_plane().join_token("web").await;
-    mesh.stranger(&token)
+    mesh.anonymous_peer(&token)
         .issue(csr_for("web"), Some(&token))
         .await
         .unwrap();
     mesh.control_plane().kill9();
-    mesh.control_plane().start_again().await;
+    mesh.control_plane().restart().await;
     let again = mesh
-        .stranger(&token)
+        .anonymous_peer(&token)
         .issue(csr_for("web"), Some(&token))
         .await
         .unwrap_err();
@@ -194,7 +185,7 @@ async fn a_proxy_whose_join_token_is_spent_says_how_to_get_another() {
         .start()
         .await;
     let token = mesh.control_plane().join_token("web").await;
-    mesh.stranger(&token)
+    mesh.anonymous_peer(&token)
         .issue(csr_for("web"), Some(&token))
         .await
         .unwrap();
@@ -209,8 +200,8 @@ async fn a_proxy_whose_join_token_is_spent_says_how_to_get_another() {
 
     let mending = "merlon token create --identity shop/web";
     until("it says so as an error", async || {
-        let complaints = late.complaints();
-        let mut lines = complaints.lines();
+        let log = late.process_log();
+        let mut lines = log.lines();
         lines.any(|line| line.contains("\"ERROR\"") && line.contains(mending))
     })
     .await;
@@ -226,8 +217,8 @@ async fn a_proxy_whose_join_token_is_spent_says_how_to_get_another() {
 #[tokio::test]
 async fn proxies_speak_tls_1_3_with_a_post_quantum_key_exchange() {
     let mesh = mesh().await;
-    let insider = mesh.insider("web").await;
-    let stream = insider
+    let peer = mesh.test_peer("web").await;
+    let stream = peer
         .dial(mesh.sidecar("orders").inbound(), "orders", MERLON_H2)
         .await
         .unwrap();
@@ -244,9 +235,9 @@ async fn proxies_speak_tls_1_3_with_a_post_quantum_key_exchange() {
 #[tokio::test]
 async fn the_caller_does_not_talk_to_who_is_not_the_identity_it_means() {
     let mesh = mesh().await;
-    let insider = mesh.insider("web").await;
+    let peer = mesh.test_peer("web").await;
     // Somebody else's proxy answers at the address: the handshake ends there.
-    let reached = insider
+    let reached = peer
         .dial(mesh.sidecar("payments").inbound(), "orders", MERLON_H2)
         .await;
     assert!(reached.is_err());
@@ -272,7 +263,7 @@ async fn a_service_whose_address_leads_to_somebody_else_is_refused_by_the_caller
         "orders-workload.yaml",
         &workload.replace(&orders, &payments),
     );
-    let reply = merlon_tests::wait::for_some("the wrong proxy is found out", async || {
+    let reply = merlon_tests::wait::until_some("the wrong proxy is found out", async || {
         let reply = web.get("orders", "/").await;
         (reply.json()["reason"] == "upstream.identity").then_some(reply)
     })
@@ -298,7 +289,7 @@ async fn the_inbound_side_takes_no_connection_without_a_certificate_of_the_mesh(
     let tls = bootstrap
         .client_config(&spiffe_id("orders"), &[MERLON_H2])
         .unwrap();
-    if let Ok(mut stream) = merlon_tests::mesh::handshake(inbound, tls).await {
+    if let Ok(mut stream) = merlon_tests::mesh::tls_connect(inbound, tls).await {
         let _ = stream
             .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
             .await;
@@ -308,7 +299,7 @@ async fn the_inbound_side_takes_no_connection_without_a_certificate_of_the_mesh(
     }
     // A certificate of another mesh's root.
     let other = Mesh::new().service("orders").caller("web").start().await;
-    let stranger = other.insider("web").await;
+    let stranger = other.test_peer("web").await;
     assert!(stranger.dial(inbound, "orders", MERLON_H2).await.is_err());
     assert!(mesh.seen_at("orders", "/plain").is_empty());
 }
@@ -418,7 +409,7 @@ async fn certificates_are_signed_by_openbao_with_a_token_that_may_nothing_else()
 
 #[tokio::test]
 async fn while_openbao_is_sealed_or_gone_traffic_goes_on_and_renewal_resumes_by_itself() {
-    let bao = OpenBao::own().await;
+    let bao = OpenBao::start().await;
     let folder = folder::fresh();
     let (_, spec) = bao.prepare_for_merlon(folder.path()).await;
     let mesh = Mesh::new()
@@ -450,7 +441,7 @@ async fn while_openbao_is_sealed_or_gone_traffic_goes_on_and_renewal_resumes_by_
     bao.kill9();
     assert!(!try_rotation().await.is_success());
     web.get("orders", "/").await.is_ok();
-    bao.start_again().await;
+    bao.restart().await;
     until("certificates are signed again", async || {
         try_rotation().await.is_success()
     })
@@ -460,7 +451,7 @@ async fn while_openbao_is_sealed_or_gone_traffic_goes_on_and_renewal_resumes_by_
 
 #[tokio::test]
 async fn a_token_that_openbao_revoked_is_read_anew_from_its_file() {
-    let bao = OpenBao::own().await;
+    let bao = OpenBao::start().await;
     let folder = folder::fresh();
     let (file, spec) = bao.prepare_for_merlon(folder.path()).await;
     let mesh = Mesh::new()

@@ -6,7 +6,7 @@ use merlon_tests::{
     Cluster,
     cluster::{self, merlon},
     folder,
-    process::Ended,
+    process::Output,
     tools, wait,
 };
 
@@ -49,8 +49,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    async fn types(&self, block: &str) -> Ended {
-        let merlon = tools::ours("merlon");
+    async fn types(&self, block: &str) -> Output {
+        let merlon = tools::binary("merlon");
         let programs = merlon.parent().expect("a folder").display();
         let bin = tools::folder().join("bin");
         let bin = bin.canonicalize().expect("the tools");
@@ -90,7 +90,7 @@ async fn the_guide_leads_from_nothing_to_a_first_policy_and_out_again() {
         desk.path().join("charts"),
     )
     .expect("a link");
-    let values = merlon::values_for_trying(cluster.load_merlon().await);
+    let values = merlon::evaluation_values(cluster.load_merlon().await);
     fs::write(desk.path().join("values.yaml"), values).expect("a file");
     let reader = Reader {
         cluster: &cluster,

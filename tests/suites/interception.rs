@@ -167,7 +167,7 @@ async fn a_server_that_speaks_first_is_reached_by_who_may_and_nobody_else() {
     let web = node.meshed("web", WEB, &[]).await;
     let batch = node.meshed("batch", BATCH, &[]).await;
     let orders = node.meshed("orders", ORDERS, &[]).await;
-    let program = orders.greeter(5432);
+    let program = orders.tcp_server_first(5432);
 
     let mut stream = web.connect(cluster(5432)).unwrap();
     let mut greeting = [0; 9];
@@ -482,7 +482,7 @@ async fn without_the_rights_rules_are_refused_with_what_is_needed() {
     }
     let node = Node::start("", &documents()).await;
     let pod = node.pod("bare", 30);
-    let program = tools::ours("merlon-intercept");
+    let program = tools::binary("merlon-intercept");
     let program = program.to_str().unwrap();
     let user = [
         "--reuid=7565",

@@ -168,7 +168,7 @@ async fn a_policy_is_in_force_when_its_status_says_so_and_a_broken_one_leaves_it
     replica.launch();
     replica.until_ready().await;
     until("both proxies are back", async || {
-        let proxies = replica.ask("/v1/proxies").await;
+        let proxies = replica.get("/v1/proxies").await;
         let list = proxies.as_array().expect("a list");
         list.len() == 2 && list.iter().all(|proxy| proxy["state"] == "acknowledged")
     })
@@ -178,7 +178,7 @@ async fn a_policy_is_in_force_when_its_status_says_so_and_a_broken_one_leaves_it
 
 #[tokio::test]
 async fn what_keeps_a_control_plane_from_running_is_told_with_how_to_mend_it() {
-    let api = ApiServer::bare().await;
+    let api = ApiServer::without_crds().await;
     let replica = api.launch_replica("one").await;
     until("it says that the definitions are missing", async || {
         let (status, text) = replica.page("/ready").await;
@@ -187,9 +187,9 @@ async fn what_keeps_a_control_plane_from_running_is_told_with_how_to_mend_it() {
     .await;
     assert_eq!(replica.page("/live").await.0, 200);
     // Also then it ends as asked.
-    replica.end().await;
+    replica.stop().await;
     replica.launch();
-    api.define().await;
+    api.install_crds().await;
     until("it says that there is no MeshConfig", async || {
         let (status, text) = replica.page("/ready").await;
         status == 503 && text.contains("there is no MeshConfig")
@@ -300,7 +300,9 @@ async fn a_certificate_is_given_on_the_token_of_a_living_pod_and_on_nothing_else
     std::fs::write(api.token_file(&again), "an-old-token").expect("a file");
     sidecar.launch();
     until("it is refused", async || {
-        sidecar.complaints().contains("not a service account token")
+        sidecar
+            .process_log()
+            .contains("not a service account token")
     })
     .await;
     assert_eq!(sidecar.probe("/ready").await, 503);
@@ -349,11 +351,11 @@ async fn a_certificate_renews_itself_alone_while_the_cluster_cannot_be_asked_and
         .await
         .expect_err("it may be back soon");
     assert_eq!(refused.code(), Code::PermissionDenied);
-    wait::for_some("it is away for good", async || {
+    wait::until_some("it is away for good", async || {
         replica.renew(&issued).await.ok()
     })
     .await;
-    api.start_again().await;
+    api.restart().await;
     until("the control plane is back", async || {
         replica.page("/ready").await.1 == "ready\n"
     })
@@ -373,7 +375,7 @@ async fn two_replicas_have_one_ca_count_together_and_either_may_die() {
     // Each got its certificate from another replica, and they know one another.
     shop.get().await.is_ok();
     // What concerns all proxies is counted over all replicas.
-    wait::for_some("both proxies are counted", async || {
+    wait::until_some("both proxies are counted", async || {
         let mesh = api.try_get(MESH_CONFIG).await?;
         (mesh["status"]["proxies"] == "2/2").then_some(())
     })
@@ -410,7 +412,7 @@ async fn two_replicas_have_one_ca_count_together_and_either_may_die() {
     })
     .await;
     api.namespace("late").await;
-    wait::for_some("the new namespace has the bundle", async || {
+    wait::until_some("the new namespace has the bundle", async || {
         let bundle = api
             .try_get("/api/v1/namespaces/late/configmaps/merlon-trust-bundle")
             .await?;
@@ -438,7 +440,7 @@ async fn without_the_api_server_proxies_go_on_and_afterwards_everything_is_caugh
         status == 200 && text.contains("the cluster does not answer")
     })
     .await;
-    assert!(!replica.ask("/v1/status").await["clusterAway"].is_null());
+    assert!(!replica.get("/v1/status").await["clusterAway"].is_null());
     shop.get().await.is_ok();
     // A proxy that has a certificate comes back and is served.
     shop.caller.kill9();
@@ -450,7 +452,7 @@ async fn without_the_api_server_proxies_go_on_and_afterwards_everything_is_caugh
     let refused = refused.expect_err("nobody can be asked");
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
 
-    api.start_again().await;
+    api.restart().await;
     api.apply(&policy(&WEB_MAY_GET.replace("GET", "PUT"))).await;
     api.until_condition(POLICY, "Programmed", "True").await;
     shop.get()
@@ -470,10 +472,10 @@ async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
     let api = ApiServer::start().await;
     api.apply(MESH).await;
     api.apply(WEBHOOKS).await;
-    api.ending_webhook_authority().await;
+    api.expiring_webhook_ca().await;
     let authority = "/api/v1/namespaces/merlon-system/secrets/merlon-webhook";
     let ending = api.get(authority).await;
-    let replica = api.replica_of_everything("one").await;
+    let replica = api.replica_with_webhooks("one").await;
     let shop = Shop::open(&api, &replica, &replica).await;
     api.apply(&policy(WEB_MAY_GET)).await;
     for (kind, plural, spec) in [
@@ -509,7 +511,7 @@ async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
     api.until_condition(POLICY, "Programmed", "True").await;
     shop.get().await.is_ok();
     // Gateway API may come later than who follows it.
-    api.define_gateways().await;
+    api.install_gateway_crds().await;
     api.apply(GATEWAY).await;
     let gateways = "/apis/gateway.networking.k8s.io/v1";
     let class = format!("{gateways}/gatewayclasses/merlon");
@@ -525,7 +527,7 @@ async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
     })
     .await;
     api.namespace("late").await;
-    wait::for_some("the new namespace has the bundle", async || {
+    wait::until_some("the new namespace has the bundle", async || {
         api.try_get("/api/v1/namespaces/late/configmaps/merlon-trust-bundle")
             .await
     })
@@ -542,13 +544,11 @@ async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
         .await;
     }
     // A new root is known for a minute before it signs.
-    wait::for_some_within(
-        2 * wait::PATIENCE,
-        "the authority is replaced",
-        async || (api.get(authority).await["data"] != ending["data"]).then_some(()),
-    )
+    wait::until_some_within(2 * wait::TIMEOUT, "the authority is replaced", async || {
+        (api.get(authority).await["data"] != ending["data"]).then_some(())
+    })
     .await;
-    replica.end().await;
+    replica.stop().await;
 
     let user = "system:serviceaccount:merlon-system:merlon-control-plane";
     let calls: Vec<_> = api

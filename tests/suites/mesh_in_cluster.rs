@@ -342,7 +342,7 @@ spec:
   volumes: [{ name: data, configMap: { name: data, defaultMode: 0640 } }]
 ";
     std::fs::write(place("plain.yaml"), pod).expect("a file");
-    let written = Plan::new("inject", tools::ours("merlon"), folder.path())
+    let written = Plan::new("inject", tools::binary("merlon"), folder.path())
         .args(["inject", "-n", &shop, "-f", &place("plain.yaml")])
         .args(["--settings", &place("injection.yaml")])
         .run()

@@ -129,7 +129,7 @@ impl Load {
     }
 
     /// Ends it. Every call was answered with 200.
-    async fn lost_nothing(self, mesh: &Mesh) {
+    async fn assert_no_failures(self, mesh: &Mesh) {
         let from = "deploy/web";
         mesh.cluster
             .exec("shop", from, &["touch", "/tmp/stop"])
@@ -198,7 +198,7 @@ async fn replicas_may_die_at_any_time(mesh: &Mesh) {
     mesh.cluster
         .rolled_out(merlon::NAMESPACE, "deployment/merlon-control-plane")
         .await;
-    load.lost_nothing(mesh).await;
+    load.assert_no_failures(mesh).await;
 }
 
 async fn a_rolling_restart_loses_nothing(mesh: &Mesh) {
@@ -208,7 +208,7 @@ async fn a_rolling_restart_loses_nothing(mesh: &Mesh) {
     mesh.cluster.kubectl(&all).await;
     mesh.cluster.rolled_out("shop", "deployment/orders").await;
     load.goes_on(200).await;
-    load.lost_nothing(mesh).await;
+    load.assert_no_failures(mesh).await;
 }
 
 async fn an_upgrade_and_its_rollback_lose_nothing(mesh: &Mesh) {
@@ -241,7 +241,7 @@ async fn an_upgrade_and_its_rollback_lose_nothing(mesh: &Mesh) {
     let back = ["rollback", "merlon", "-n", merlon::NAMESPACE, "--wait"];
     mesh.cluster.helm(&back).await;
     load.goes_on(200).await;
-    load.lost_nothing(mesh).await;
+    load.assert_no_failures(mesh).await;
 }
 
 /// The newer one has a field more in what every proxy is told, and one in the definition of RateLimit.
@@ -288,7 +288,7 @@ async fn a_newer_version_and_the_way_back_lose_nothing(mesh: &Mesh) {
 
     // What they cannot enforce they refuse, and go on with what they have; those of the new version enforce it.
     apply(&limit(", newer: 7")).await;
-    let refused = wait::for_some("the older ones refuse it", async || {
+    let refused = wait::until_some("the older ones refuse it", async || {
         let limit = cluster
             .json(&["get", "ratelimit", "many", "-n", "shop"])
             .await;
@@ -314,7 +314,7 @@ async fn a_newer_version_and_the_way_back_lose_nothing(mesh: &Mesh) {
     cluster.programmed("shop", "ratelimit/many").await;
     restarted().await;
     load.goes_on(100).await;
-    load.lost_nothing(mesh).await;
+    load.assert_no_failures(mesh).await;
     cluster
         .kubectl(&["delete", "ratelimit", "many", "-n", "shop"])
         .await;
@@ -338,7 +338,7 @@ async fn a_minute_without_the_api_server_loses_nothing(mesh: &Mesh) {
     let count = async || web("wc -l < /tmp/calls").await.trim().parse().unwrap_or(0);
     wait::until("calls", async || count().await > 100).await;
     let before: usize = count().await;
-    cluster.stop_api_server();
+    cluster.pause_api_server();
     // The minute is what this is about.
     tokio::time::sleep(std::time::Duration::from_secs(60)).await;
     cluster.resume_api_server().await;
@@ -415,7 +415,7 @@ async fn without_an_injector_a_meshed_pod_waits_and_all_others_start(mesh: &Mesh
     }
     let load = mesh.load();
     load.goes_on(100).await;
-    load.lost_nothing(mesh).await;
+    load.assert_no_failures(mesh).await;
     scale("--replicas=2").await;
     mesh.cluster
         .rolled_out(merlon::NAMESPACE, control_plane)
@@ -455,7 +455,7 @@ async fn a_wrong_address_of_vault_is_told_and_stops_nothing(mesh: &Mesh) {
     assert_eq!(told.code(), 1, "{told:?}");
     assert!(told.out.contains("nobody.vault.svc"), "{told:?}");
     load.goes_on(200).await;
-    load.lost_nothing(mesh).await;
+    load.assert_no_failures(mesh).await;
     mesh.cluster
         .helm_merlon("upgrade", &mesh.values, &["--wait"])
         .await;

@@ -73,7 +73,7 @@ async fn a_proxy_that_is_not_ready_says_why() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
-        .furnish()
+        .prepare()
         .await;
     // A token that nobody ever made, and nobody to show it to.
     let token = format!(

@@ -5,7 +5,7 @@ use std::fs;
 use merlon_tests::{
     Cluster,
     cluster::{self, Image},
-    process::Ended,
+    process::Output,
     tools, wait,
 };
 use rcgen::{CertificateParams, KeyPair};
@@ -35,7 +35,7 @@ async fn meshed() -> &'static Cluster {
 }
 
 fn peers(cluster: &Cluster) -> Image {
-    let chat = tools::ours("merlon").with_file_name("examples/chat");
+    let chat = tools::binary("merlon").with_file_name("examples/chat");
     assert!(chat.exists(), "run `cargo build --example chat`");
     // `initdb` asks for the name of its user.
     let users = cluster.folder().join("passwd");
@@ -136,7 +136,7 @@ async fn started(cluster: &Cluster, namespace: &str, documents: &[String]) {
         .await;
 }
 
-async fn run(cluster: &Cluster, namespace: &str, from: &str, command: &str) -> Ended {
+async fn run(cluster: &Cluster, namespace: &str, from: &str, command: &str) -> Output {
     let from = format!("deploy/{from}");
     cluster.exec(namespace, &from, &["sh", "-c", command]).await
 }
@@ -319,7 +319,7 @@ async fn tokens_of_a_provider_in_the_cluster_count_and_its_absence_and_new_keys_
     let token = async |audience: &str| {
         let at = format!("{issuer}/token");
         let resource = format!("resource={audience}");
-        let told = wait::for_some("the provider gives a token", async || {
+        let told = wait::until_some("the provider gives a token", async || {
             let form = [
                 "-k",
                 "-u",

@@ -104,7 +104,7 @@ async fn a_proxy_that_uses_three_of_a_thousand_services_holds_three_and_hears_of
     let sent = async || sent_resources(&mesh).await;
     let state = versions(&mesh.dump_of("web").await);
     mesh.control_plane().kill9();
-    mesh.control_plane().start_again().await;
+    mesh.control_plane().restart().await;
     until("all proxies are back", async || {
         let status = mesh.status().await;
         status
@@ -243,9 +243,9 @@ async fn proxy_status_shows_a_refusal_with_its_reason() {
         .await;
     // A proxy of ours refuses nothing that its control plane could compile; one of another age may.
     let _refuser = mesh
-        .insider("web")
+        .test_peer("web")
         .await
-        .refuse_state("older-build", REASON)
+        .reject_snapshot("older-build", REASON)
         .await;
     until("the refusal is known", async || {
         let list = mesh.status().await;
@@ -266,7 +266,7 @@ async fn a_cold_proxy_without_a_control_plane_is_not_ready_and_refuses_everythin
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
-        .furnish()
+        .prepare()
         .await;
     std::fs::write(mesh.folder().join("web.token"), "nothing").unwrap();
     mesh.control_plane().start().await;
@@ -286,7 +286,7 @@ async fn a_cold_proxy_without_a_control_plane_is_not_ready_and_refuses_everythin
     assert_eq!(mesh.requests_seen_by("orders"), 0);
 
     // It needs no restart when the control plane comes.
-    mesh.control_plane().start_again().await;
+    mesh.control_plane().restart().await;
     mesh.sidecar("web").until_ready().await;
 }
 
@@ -379,7 +379,7 @@ async fn a_service_never_called_before_is_refused_in_true_words_while_the_contro
     );
     assert_eq!(mesh.requests_seen_by("payments"), 0);
 
-    mesh.control_plane().start_again().await;
+    mesh.control_plane().restart().await;
     until("it can be asked again", async || {
         web.get("payments", "/").await.status == StatusCode::OK
     })

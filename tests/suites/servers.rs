@@ -11,12 +11,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 #[tokio::test]
 async fn openbao_keeps_what_it_was_told_over_a_kill() {
-    let bao = OpenBao::own().await;
+    let bao = OpenBao::start().await;
     bao.write("sys/mounts/kv", json!({ "type": "kv" })).await;
     bao.write("kv/one", json!({ "value": "1" })).await;
 
     bao.kill9();
-    bao.start_again().await;
+    bao.restart().await;
     assert_eq!(
         bao.call(Method::GET, "kv/one", Value::Null).await.body["data"]["value"],
         "1"
@@ -44,7 +44,7 @@ async fn the_openid_provider_issues_jwt_access_tokens_and_rotates_its_keys() {
     let after = provider.rotate_keys().await;
     assert_ne!(before, after);
     assert_ne!(provider.token_of("alice").await, token);
-    assert_ne!(provider.sign_by_retired().await, token);
+    assert_ne!(provider.sign_with_retired_key().await, token);
 }
 
 #[tokio::test]
@@ -121,7 +121,7 @@ async fn the_grpc_program_talks() {
 
 #[tokio::test]
 async fn the_tcp_program_greets_and_echoes() {
-    let app = App::tcp_that_speaks_first().await;
+    let app = App::tcp_server_first().await;
     let mut stream = connect(app.address()).await;
     let mut greeting = [0; 11];
     stream.read_exact(&mut greeting).await.unwrap();

@@ -76,7 +76,7 @@ async fn a_changed_file_is_taken_over_live_and_a_broken_one_is_refused_and_the_o
         &POLICY.replace("Action::\"GET\"", "Action::\"GTE\""),
     );
     until("the broken file is complained about", async || {
-        proxy.proxy().complaints().contains("GTE")
+        proxy.proxy().process_log().contains("GTE")
     })
     .await;
     assert_eq!(status("/closed/1").await, StatusCode::OK);
@@ -239,7 +239,7 @@ async fn a_gateway_whose_port_is_taken_is_not_ready_says_why_once_and_listens_on
     proxy.until_ready().await;
     let browser = Client::new(port, "shop");
     browser.get("shop.example", "/").await.is_ok();
-    let complaints = proxy.complaints();
+    let complaints = proxy.process_log();
     let told = complaints.matches("a listener cannot be opened").count();
     assert_eq!(told, 1, "once, however many workers tried: {complaints}");
     assert!(complaints.contains(&name), "{complaints}");

@@ -40,9 +40,9 @@ async fn mesh() -> Guard {
             .allow_grpc("web")
             .tcp_service("echo")
             .allow_tcp("web")
-            .service_of("mail", "tcp", App::tcp_that_speaks_first().await)
+            .service_of("mail", "tcp", App::tcp_server_first().await)
             .allow_tcp("web")
-            .service_of("broken", "http", App::that_breaks_off().await)
+            .service_of("broken", "http", App::that_closes_connections().await)
             .allow("web", "http", "/**")
             .start()
             .await

@@ -40,7 +40,7 @@ async fn load(mesh: &Mesh) -> Running {
 
 /// Counts at both ends: what was sent was answered, and the program saw each of it once.
 fn nothing_was_lost(mesh: &Mesh, tally: &Tally) {
-    tally.lost_nothing();
+    tally.assert_no_failures();
     let seen = mesh.seen_by("orders");
     let numbers: BTreeSet<_> = seen
         .iter()
@@ -103,7 +103,7 @@ async fn killing_the_control_plane_fails_no_request_and_proxies_catch_up_when_it
         "action == Action::\"GET\"",
         "action in Action::\"http\"",
     );
-    mesh.control_plane().start_again().await;
+    mesh.control_plane().restart().await;
     mesh.until_acknowledged_after("orders", &version).await;
     let reply = mesh
         .as_workload("web")
@@ -126,7 +126,7 @@ async fn killing_the_control_plane_fails_no_request_and_proxies_catch_up_when_it
 async fn twenty_rotations_of_every_certificate_lose_nothing() {
     const ROTATIONS: u32 = 20;
     let mesh = mesh().await;
-    let watcher = mesh.insider("web").await;
+    let watcher = mesh.test_peer("web").await;
     let load = load(&mesh).await;
     let time = time();
 
@@ -223,7 +223,7 @@ async fn killing_a_sidecar_closes_the_way_and_it_comes_back_by_itself_while_the_
             orders.failures().len() == failed
         })
         .await;
-        mesh.control_plane().start_again().await;
+        mesh.control_plane().restart().await;
     }
     let settled = orders.failures().len();
     orders.until_age(time).await;
@@ -250,7 +250,7 @@ async fn killing_a_sidecar_closes_the_way_and_it_comes_back_by_itself_while_the_
     }
     let tally = others.end().await;
     says("beside it", &tally, time);
-    tally.lost_nothing();
+    tally.assert_no_failures();
     assert_eq!(seen_once(&mesh, "stock"), tally.answered());
     assert_eq!(
         (mesh.requests_seen_by("chat"), mesh.requests_seen_by("echo")),
@@ -260,7 +260,7 @@ async fn killing_a_sidecar_closes_the_way_and_it_comes_back_by_itself_while_the_
 
 /// The serial number of the certificate that the proxy shows in a handshake now.
 async fn serial_shown(
-    watcher: &merlon_tests::mesh::Insider,
+    watcher: &merlon_tests::mesh::TestPeer,
     inbound: std::net::SocketAddr,
 ) -> String {
     let stream = watcher

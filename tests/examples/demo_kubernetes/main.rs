@@ -7,7 +7,7 @@ mod story;
 use merlon_tests::{
     Cluster,
     cluster::{self, merlon, openbao::ClusterBao},
-    process::Ended,
+    process::Output,
     wait,
 };
 
@@ -376,7 +376,7 @@ impl Demo<'_> {
         }
     }
 
-    async fn curl(&self, from: &str, arguments: &[&str]) -> Ended {
+    async fn curl(&self, from: &str, arguments: &[&str]) -> Output {
         self.cluster.curl("shop", from, arguments).await
     }
 }

@@ -18,7 +18,7 @@ use tonic::{Status, transport::Endpoint};
 use tower::service_fn;
 
 use super::{Pod, Replica};
-use crate::mesh::handshake;
+use crate::mesh::tls_connect;
 
 /// A certificate, with its key.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl Replica {
         let to = self.address();
         let connector = service_fn(move |_| {
             let tls = Arc::clone(&tls);
-            async move { handshake(to, tls).await.map(TokioIo::new) }
+            async move { tls_connect(to, tls).await.map(TokioIo::new) }
         });
         let channel = Endpoint::from_static("http://control-plane")
             .connect_with_connector(connector)

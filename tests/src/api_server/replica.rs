@@ -41,14 +41,14 @@ controlPlane: https://merlon-control-plane.merlon-system.svc:7564
 impl ApiServer {
     /// Starts a replica, and does not wait.
     pub async fn launch_replica(&self, name: &str) -> Replica {
-        let replica = self.furnish(name).await;
+        let replica = self.prepare(name).await;
         replica.launch();
         replica
     }
 
     /// Starts a replica that also serves the admission webhooks and Gateway API, and waits until it is ready.
-    pub async fn replica_of_everything(&self, name: &str) -> Replica {
-        let mut replica = self.furnish(name).await;
+    pub async fn replica_with_webhooks(&self, name: &str) -> Replica {
+        let mut replica = self.prepare(name).await;
         let file = replica.folder.join(format!("{name}.injection.yaml"));
         fs::write(&file, INJECTION).expect("a file");
         replica.injection = Some(file);
@@ -58,7 +58,7 @@ impl ApiServer {
     }
 
     /// An authority of the webhooks' certificate that is about to end, which a replica will find and replace.
-    pub async fn ending_webhook_authority(&self) {
+    pub async fn expiring_webhook_ca(&self) {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -75,7 +75,7 @@ impl ApiServer {
         self.call(Method::POST, secrets, Some(&secret)).await;
     }
 
-    async fn furnish(&self, name: &str) -> Replica {
+    async fn prepare(&self, name: &str) -> Replica {
         let account = ("merlon-system", "merlon-control-plane");
         let token = self.token(account, None, None).await;
         let folder = self.folder.path().to_owned();
@@ -104,7 +104,7 @@ impl ApiServer {
         let folder = self.folder.path().join(format!("trust-{namespace}"));
         fs::create_dir_all(&folder).expect("a folder");
         let path = format!("/api/v1/namespaces/{namespace}/configmaps/merlon-trust-bundle");
-        let bundle = wait::for_some("the trust bundle is in the namespace", async || {
+        let bundle = wait::until_some("the trust bundle is in the namespace", async || {
             self.try_get(&path).await
         })
         .await;
@@ -148,7 +148,7 @@ impl Replica {
     pub fn launch(&self) {
         let mut plan = Plan::new(
             &self.name,
-            tools::ours("merlon-control-plane"),
+            tools::binary("merlon-control-plane"),
             &self.folder,
         )
         .env("KUBECONFIG", &self.kubeconfig)
@@ -195,7 +195,7 @@ impl Replica {
     }
 
     /// Asks its administration socket.
-    pub async fn ask(&self, path: &str) -> Value {
+    pub async fn get(&self, path: &str) -> Value {
         admin::json(&self.socket(), Method::GET, path, &Value::Null)
             .await
             .unwrap_or_else(|error| panic!("{path}: {error}\n{}", self.log()))
@@ -222,11 +222,11 @@ impl Replica {
     }
 
     /// Asks it to end, and waits until it is gone.
-    pub async fn end(&self) {
+    pub async fn stop(&self) {
         if let Some(process) = &*self.process.lock().expect("no panic") {
             process.terminate();
         }
-        let code = wait::for_some("the replica ends", async || {
+        let code = wait::until_some("the replica ends", async || {
             let process = self.process.lock().expect("no panic");
             process.as_ref()?.exit_code()
         })

@@ -7,17 +7,17 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status, Streaming, transport::Server};
 
-use super::Seen;
+use super::RequestLog;
 use crate::chat::{
     Line,
     chat_server::{Chat, ChatServer},
 };
 
-struct Talker(Seen);
+struct Talker(RequestLog);
 
 type Lines = Pin<Box<dyn Stream<Item = Result<Line, Status>> + Send>>;
 
-pub(super) async fn serve(listener: TcpListener, seen: Seen) {
+pub(super) async fn serve(listener: TcpListener, seen: RequestLog) {
     // It ends when the program is stopped.
     let _ = Server::builder()
         .add_service(ChatServer::new(Talker(seen)))

@@ -21,11 +21,11 @@ use tokio_tungstenite::{
     tungstenite::{handshake::derive_accept_key, protocol::Role},
 };
 
-use super::Seen;
+use super::RequestLog;
 
 type Body = BoxBody<Bytes, hyper::Error>;
 
-pub(super) async fn serve(listener: TcpListener, seen: Seen) {
+pub(super) async fn serve(listener: TcpListener, seen: RequestLog) {
     while let Ok((stream, _)) = listener.accept().await {
         let seen = seen.clone();
         tokio::spawn(async move {
@@ -39,7 +39,10 @@ pub(super) async fn serve(listener: TcpListener, seen: Seen) {
     }
 }
 
-async fn answer(request: Request<Incoming>, seen: Seen) -> Result<Response<Body>, Infallible> {
+async fn answer(
+    request: Request<Incoming>,
+    seen: RequestLog,
+) -> Result<Response<Body>, Infallible> {
     seen.add(super::Request {
         method: request.method().clone(),
         target: request

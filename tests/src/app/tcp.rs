@@ -6,13 +6,13 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::{Request, Seen};
+use super::{Request, RequestLog};
 
-pub(super) async fn echo(listener: TcpListener, seen: Seen) {
+pub(super) async fn echo(listener: TcpListener, seen: RequestLog) {
     each(listener, seen, back).await;
 }
 
-pub(super) async fn greet_and_echo(listener: TcpListener, seen: Seen) {
+pub(super) async fn banner_and_echo(listener: TcpListener, seen: RequestLog) {
     each(listener, seen, |mut stream| async move {
         if stream.write_all(b"220 ready\r\n").await.is_ok() {
             back(stream).await;
@@ -21,7 +21,7 @@ pub(super) async fn greet_and_echo(listener: TcpListener, seen: Seen) {
     .await;
 }
 
-pub(super) async fn break_off(listener: TcpListener, seen: Seen) {
+pub(super) async fn break_off(listener: TcpListener, seen: RequestLog) {
     each(listener, seen, |stream| async move { drop(stream) }).await;
 }
 
@@ -32,7 +32,7 @@ async fn back(mut stream: TcpStream) {
     let _ = write.shutdown().await;
 }
 
-async fn each<F, R>(listener: TcpListener, seen: Seen, serve: F)
+async fn each<F, R>(listener: TcpListener, seen: RequestLog, serve: F)
 where
     F: Fn(TcpStream) -> R,
     R: Future<Output = ()> + Send + 'static,

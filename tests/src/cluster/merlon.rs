@@ -6,7 +6,7 @@ use tokio::sync::OnceCell;
 
 use super::Cluster;
 use crate::{
-    process::{Ended, Plan},
+    process::{Output, Plan},
     tools, wait,
 };
 
@@ -34,7 +34,7 @@ impl Images {
         static BUILT: OnceCell<Images> = OnceCell::const_new();
         BUILT
             .get_or_init(async || {
-                let proxy = tools::ours("merlon-proxy");
+                let proxy = tools::binary("merlon-proxy");
                 let programs = proxy.parent().expect("a folder");
                 let charts = tools::root().join("charts");
                 Self::of(programs, &programs.join("images"), charts).await
@@ -47,14 +47,14 @@ impl Images {
     /// # Panics
     /// When it does not compile.
     pub async fn newer() -> Self {
-        let proxy = tools::ours("merlon-proxy");
+        let proxy = tools::binary("merlon-proxy");
         // Beside the build of this version, whose libraries it shares.
         let folder = proxy.parent().expect("a folder").join("newer");
         let work = crate::folder::fresh();
         let script = tools::root().join("tests/cluster/newer");
         let ended = Plan::new("newer", script, work.path())
             .arg(&folder)
-            .run_within(20 * wait::PATIENCE)
+            .run_within(20 * wait::TIMEOUT)
             .await;
         assert_eq!(ended.code(), 0, "{}", ended.err);
         let images = folder.join("images");
@@ -68,7 +68,7 @@ impl Images {
             .arg(folder)
             .arg(programs)
             // The first time a Debian is fetched for it.
-            .run_within(5 * wait::PATIENCE)
+            .run_within(5 * wait::TIMEOUT)
             .await;
         assert_eq!(ended.code(), 0, "{}", ended.err);
         Self {
@@ -90,7 +90,7 @@ impl Images {
 }
 
 /// Values of the chart for who tries it: these images, and no Vault.
-pub fn values_for_trying(images: &Images) -> String {
+pub fn evaluation_values(images: &Images) -> String {
     format!(
         "mesh: {{ trustDomain: {TRUST_DOMAIN} }}\n\
          # A key in a Secret: for trying, not for running.\n\
@@ -102,7 +102,7 @@ pub fn values_for_trying(images: &Images) -> String {
 
 impl Cluster {
     /// Runs `helm`, whatever comes of it.
-    pub async fn try_helm(&self, arguments: &[&str]) -> Ended {
+    pub async fn try_helm(&self, arguments: &[&str]) -> Output {
         self.inside("helm", &tools::installed("helm"))
             .env("HELM_CACHE_HOME", self.folder().join("helm/cache"))
             .env("HELM_CONFIG_HOME", self.folder().join("helm/config"))

@@ -210,7 +210,7 @@ impl Node {
     }
 
     /// Lets the API server answer nobody until [`Node::resume_api_server`]; nothing of it is lost.
-    pub(super) fn stop_api_server(&self) {
+    pub(super) fn pause_api_server(&self) {
         if let Some((_, server)) = self.api_server() {
             kill_process(server, Signal::STOP).expect("a signal");
         }

@@ -9,7 +9,7 @@ use super::{
     merlon::{NAMESPACE, TRUST_DOMAIN},
 };
 use crate::{
-    process::{Ended, Plan},
+    process::{Output, Plan},
     tools, wait,
 };
 
@@ -193,7 +193,7 @@ impl ClusterBao<'_> {
     }
 
     /// Runs its command line as its administrator, whatever comes of it.
-    pub async fn try_cli(&self, arguments: &[&str]) -> Ended {
+    pub async fn try_cli(&self, arguments: &[&str]) -> Output {
         self.plan(&tools::installed("bao"))
             .args(arguments)
             .run()

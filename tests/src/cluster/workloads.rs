@@ -1,7 +1,7 @@
 //! What people do with their programs in a cluster, and with Merlon beside them.
 
 use super::{Cluster, merlon};
-use crate::{pods::Capture, process::Ended, tools};
+use crate::{pods::Capture, process::Output, tools};
 
 /// A Deployment of [`merlon::PROGRAMS`] that runs a shell command, and its service account; `more` are lines of the
 /// container, ten spaces deep.
@@ -37,7 +37,7 @@ spec:
 
 impl Cluster {
     /// Installs Gateway API's definitions.
-    pub async fn define_gateways(&self) {
+    pub async fn install_gateway_crds(&self) {
         let definitions = tools::root().join(".tools/gateway-api.yaml");
         let definitions = definitions.display().to_string();
         self.kubectl(&["apply", "--server-side", "-f", &definitions])
@@ -54,7 +54,7 @@ impl Cluster {
     }
 
     /// Applies documents in a namespace, whatever comes of it.
-    pub async fn try_apply_in(&self, namespace: &str, documents: &str) -> Ended {
+    pub async fn try_apply_in(&self, namespace: &str, documents: &str) -> Output {
         let file = tempfile::NamedTempFile::new_in(self.folder()).expect("a file");
         std::fs::write(file.path(), documents).expect("a file");
         let path = file.path().to_string_lossy();
@@ -91,7 +91,7 @@ impl Cluster {
     }
 
     /// What curl in a pod of a Deployment prints: the body and, on a line of its own, the status.
-    pub async fn curl(&self, namespace: &str, from: &str, arguments: &[&str]) -> Ended {
+    pub async fn curl(&self, namespace: &str, from: &str, arguments: &[&str]) -> Output {
         let from = format!("deploy/{from}");
         let mut all = vec!["curl", "-s", "-m", "10", "-w", "\n%{http_code}"];
         all.extend(arguments);
@@ -99,8 +99,8 @@ impl Cluster {
     }
 
     /// Runs `merlon` with the administrator's kubeconfig.
-    pub async fn merlon(&self, arguments: &[&str]) -> Ended {
-        self.inside("merlon", &tools::ours("merlon"))
+    pub async fn merlon(&self, arguments: &[&str]) -> Output {
+        self.inside("merlon", &tools::binary("merlon"))
             .args(arguments)
             .run()
             .await

@@ -176,7 +176,7 @@ impl MeshBuilder {
 
     /// Starts everything and waits until all of it is ready.
     pub async fn start(self) -> Mesh {
-        let mesh = self.furnish().await;
+        let mesh = self.prepare().await;
         mesh.control_plane.start().await;
         // Side by side: most of a start is waiting.
         let starts = mesh.sidecars.iter().map(|(name, sidecar)| {
@@ -192,7 +192,7 @@ impl MeshBuilder {
     }
 
     /// Writes everything down and starts no process.
-    pub async fn furnish(self) -> Mesh {
+    pub async fn prepare(self) -> Mesh {
         let folder = crate::folder::fresh();
         std::fs::create_dir(folder.path().join("resources")).expect("a folder");
         let control_plane = ControlPlane::new(folder.path(), self.environment.clone());

@@ -48,7 +48,7 @@ impl ControlPlane {
     pub fn launch(&self) {
         let mut plan = Plan::new(
             "control-plane",
-            tools::ours("merlon-control-plane"),
+            tools::binary("merlon-control-plane"),
             &self.folder,
         )
         .arg("--config")
@@ -84,7 +84,7 @@ impl ControlPlane {
 
     /// Waits until the process is gone, and gives its exit code.
     pub async fn until_ended(&self) -> i32 {
-        wait::for_some("the control plane ends", async || {
+        wait::until_some("the control plane ends", async || {
             self.process().as_ref()?.exit_code()
         })
         .await
@@ -96,7 +96,7 @@ impl ControlPlane {
     }
 
     /// Starts it again where it was.
-    pub async fn start_again(&self) {
+    pub async fn restart(&self) {
         self.start().await;
     }
 

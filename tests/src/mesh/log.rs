@@ -35,14 +35,14 @@ impl LogLine {
 
     /// Asserts that `field` is there and not empty.
     #[track_caller]
-    pub fn names(&self, field: &str) -> &Self {
+    pub fn has_field(&self, field: &str) -> &Self {
         assert!(!self.text(field).is_empty(), "no `{field}` in {self:?}");
         self
     }
 
     /// Asserts that `text` stands nowhere in the line.
     #[track_caller]
-    pub fn never_says(&self, text: &str) -> &Self {
+    pub fn does_not_contain(&self, text: &str) -> &Self {
         assert!(!self.0.to_string().contains(text), "`{text}` in {self:?}");
         self
     }

@@ -28,14 +28,14 @@ use super::{Mesh, TRUST_DOMAIN};
 
 /// Asks for certificates as a proxy does before it has one.
 #[derive(Debug)]
-pub struct Stranger {
+pub struct AnonymousPeer {
     control_plane: SocketAddr,
     tls: Arc<ClientConfig>,
 }
 
 /// Has a certificate of the mesh, and its key.
 #[derive(Debug)]
-pub struct Insider {
+pub struct TestPeer {
     control_plane: SocketAddr,
     tls: MeshTls,
 }
@@ -52,10 +52,10 @@ fn control_plane() -> SpiffeId {
 
 impl Mesh {
     /// Somebody who knows the mesh's root by this join token, and has no certificate.
-    pub fn stranger(&self, token: &str) -> Stranger {
+    pub fn anonymous_peer(&self, token: &str) -> AnonymousPeer {
         let token: JoinToken = token.parse().expect("a join token");
         let bootstrap = Bootstrap::RootHash(token.root_sha256());
-        Stranger {
+        AnonymousPeer {
             control_plane: self.control_plane().address(),
             tls: bootstrap
                 .client_config(&control_plane(), &[H2])
@@ -64,12 +64,12 @@ impl Mesh {
     }
 
     /// Somebody with a real certificate of `workload`.
-    pub async fn insider(&self, workload: &str) -> Insider {
+    pub async fn test_peer(&self, workload: &str) -> TestPeer {
         let token = self.control_plane().join_token(workload).await;
         let key = PrivateKey::generate().expect("a key");
         let csr = key.csr(&spiffe_id(workload)).expect("a request");
         let issued = self
-            .stranger(&token)
+            .anonymous_peer(&token)
             .issue(csr, Some(&token))
             .await
             .expect("a certificate");
@@ -77,14 +77,14 @@ impl Mesh {
         let bundle = serde_json::from_str(&issued.trust_bundle).expect("a trust bundle");
         let roots = Arc::new(TrustRoots::from_bundle(&bundle).expect("roots"));
         let svid = X509Svid::parse(chain, key, &roots, UnixTime::now()).expect("an SVID");
-        Insider {
+        TestPeer {
             control_plane: self.control_plane().address(),
             tls: MeshTls::new(Arc::new(svid), roots).expect("TLS"),
         }
     }
 }
 
-impl Stranger {
+impl AnonymousPeer {
     /// Asks for a certificate.
     ///
     /// # Errors
@@ -103,7 +103,7 @@ impl Stranger {
     }
 }
 
-impl Insider {
+impl TestPeer {
     /// Its certificate's serial number, hexadecimal.
     pub fn serial(&self) -> String {
         self.tls.svid().serial.clone()
@@ -131,7 +131,7 @@ impl Insider {
     }
 
     /// Asks for its state as a proxy does, under the node id `node`, and refuses it for this reason.
-    pub async fn refuse_state(&self, node: &str, reason: &str) -> Refuser {
+    pub async fn reject_snapshot(&self, node: &str, reason: &str) -> RejectingProxy {
         let (requests, stream) = mpsc::channel(4);
         let mut client = AggregatedDiscoveryServiceClient::new(self.channel().await);
         let say = async |request| requests.send(request).await.expect("the stream is open");
@@ -159,7 +159,7 @@ impl Insider {
             ..DeltaDiscoveryRequest::default()
         })
         .await;
-        Refuser {
+        RejectingProxy {
             _requests: requests,
         }
     }
@@ -178,13 +178,13 @@ impl Insider {
             .tls
             .client_config(&spiffe_id(workload), &[alpn])
             .expect("TLS");
-        handshake(to, tls).await
+        tls_connect(to, tls).await
     }
 }
 
 /// A proxy that takes no state: what it was sent is refused. Its stream is open as long as this lives.
 #[derive(Debug)]
-pub struct Refuser {
+pub struct RejectingProxy {
     _requests: mpsc::Sender<DeltaDiscoveryRequest>,
 }
 
@@ -192,7 +192,7 @@ pub struct Refuser {
 ///
 /// # Errors
 /// What failed in the handshake.
-pub async fn handshake(
+pub async fn tls_connect(
     to: SocketAddr,
     tls: Arc<ClientConfig>,
 ) -> std::io::Result<TlsStream<TcpStream>> {
@@ -220,7 +220,7 @@ async fn issue(
 async fn channel(to: SocketAddr, tls: Arc<ClientConfig>) -> Channel {
     let connector = service_fn(move |_| {
         let tls = Arc::clone(&tls);
-        async move { handshake(to, tls).await.map(TokioIo::new) }
+        async move { tls_connect(to, tls).await.map(TokioIo::new) }
     });
     Endpoint::from_static("http://merlon-control-plane")
         .connect_with_connector(connector)

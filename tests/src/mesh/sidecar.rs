@@ -59,7 +59,7 @@ impl Sidecar {
 
     /// Starts it and does not wait.
     pub fn launch(&self) {
-        let mut plan = Plan::new(&self.name, tools::ours("merlon-proxy"), &self.folder)
+        let mut plan = Plan::new(&self.name, tools::binary("merlon-proxy"), &self.folder)
             .args(&self.args)
             .arg("--state-dir")
             .arg(self.folder.join(&self.name))
@@ -91,7 +91,7 @@ impl Sidecar {
 
     /// Waits until the process is gone, and gives its exit code.
     pub async fn until_ended(&self) -> i32 {
-        wait::for_some(format!("the proxy of `{}` ends", self.name), async || {
+        wait::until_some(format!("the proxy of `{}` ends", self.name), async || {
             let process = self.process();
             process.as_ref()?.exit_code()
         })
@@ -157,7 +157,7 @@ impl Sidecar {
     }
 
     /// What it said beside the access log.
-    pub fn complaints(&self) -> String {
+    pub fn process_log(&self) -> String {
         let process = self.process();
         process.as_ref().map(Process::err).unwrap_or_default()
     }
