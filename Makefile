@@ -1,6 +1,6 @@
-# Merlon. `make help` says what there is.
+# Merlon. `make help` lists the targets.
 #
-# Two commands are all a newcomer needs: `make demo` and `make test`.
+# To get started: `make demo` and `make test`.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -8,57 +8,57 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 
 CARGO ?= cargo
-# Where a copy of the RustSec advisory database lies; empty: advisories are not looked at.
+# Path of a copy of the RustSec advisory database; empty: advisories are not checked.
 ADVISORY_DB ?=
-# How long `make fuzz` spends on each target, and `make soak` under load, in seconds.
+# Seconds that `make fuzz` runs each target, and that `make soak` applies load.
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 3600
-# More options for tests/bench/run.py, as `--rounds 5 --pairs merlon,envoy`.
+# More options for tests/bench/run.py, such as `--rounds 5 --pairs merlon,envoy`.
 BENCH_OPTIONS ?=
-# Crates that must never come in, not even switched off: one TLS stack, one crypto provider.
+# Crates that must not be in the dependency tree, not even behind a feature: one TLS stack, one crypto provider.
 BANNED := ring openssl openssl-sys native-tls
 
-# One profile and one target for demo, tests and lints, so that nothing is compiled twice (Cargo.toml).
+# Demo, tests and lints share one profile and one target, so that nothing is compiled twice (Cargo.toml).
 BINARIES := --bin merlon --bin merlon-proxy --bin merlon-control-plane --bin merlon-intercept
-# The shipped, fully optimised ones.
+# The release binaries, fully optimised.
 DIST := --profile dist $(BINARIES)
 
 .PHONY: help
-help: ## What there is
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- running --------------------------------------------------------------------------------------------------------
 .PHONY: demo demo-check
-demo: build ## Builds Merlon and shows it at work: services, sidecars, a control plane, real policies
+demo: build ## Build Merlon and run the demo: services, sidecars, a control plane, policies
 	@"$$(tests/tools/binary merlon)" demo
 
-demo-check: build ## The same once, without staying up: exits 0 only if every step did what it must
+demo-check: build ## Run the demo once and exit: 0 only if every step succeeded
 	@"$$(tests/tools/binary merlon)" demo --once --output json
 
 .PHONY: build release
 build:
 	@$(CARGO) build --locked $(BINARIES)
 
-release: ## The binaries as they are shipped, fully optimised
+release: ## Build the release binaries, fully optimised
 	$(CARGO) build --locked $(DIST)
 
 # --- tests ----------------------------------------------------------------------------------------------------------
 .PHONY: test tools
-test: tools ## All tests, those with real servers included
+test: tools ## Run all tests, including those with real servers
 	@$(CARGO) build --locked $(BINARIES)
 	@$(CARGO) test --locked --workspace --no-fail-fast
-	@[ "$$(id -u)" = 0 ] || printf '%s\n' "" "*** NOT RUN, for they need root: the tests between network namespaces and those on a Kubernetes cluster." \
+	@[ "$$(id -u)" = 0 ] || printf '%s\n' "" "*** NOT RUN: the tests in network namespaces and on a Kubernetes cluster need root." \
 	  "*** To run them: sudo --preserve-env=PATH,HOME make test" \
-	  "*** They are: interception, cluster, mesh_in_cluster, gateway_in_cluster, programs_in_cluster, mesh_in_trouble, installation" >&2
+	  "*** Skipped suites: interception, cluster, mesh_in_cluster, gateway_in_cluster, programs_in_cluster, mesh_in_trouble, installation" >&2
 
-tools: ## Installs the servers that the tests talk to, into the user's cache, behind the link `.tools`
+tools: ## Install the servers that the tests use into the user's cache; `.tools` links to them
 	@tests/tools/install test
 
-# Where `make cluster` puts what one needs to use it.
+# `make cluster` writes the kubeconfig, the chart's values and its log here.
 CLUSTER := target/cluster
 
 .PHONY: cluster cluster-down demo-kubernetes images
-cluster: tools build ## A real Kubernetes cluster on this machine, with Merlon's images in it, until `make cluster-down`
+cluster: tools build ## Start a Kubernetes cluster on this machine with Merlon's images; needs root
 	@$(CARGO) build --locked --example cluster
 	@$(MAKE) --no-print-directory cluster-down
 	@mkdir -p $(CLUSTER) && rm -f $(CLUSTER)/*
@@ -67,35 +67,35 @@ cluster: tools build ## A real Kubernetes cluster on this machine, with Merlon's
 	@until [ -e $(CLUSTER)/ready ]; do \
 	  kill -0 "$$(cat $(CLUSTER)/pid)" 2>/dev/null || { cat $(CLUSTER)/log >&2; exit 1; }; sleep 0.2; \
 	done
-	@printf '%s\n' "The cluster runs. To use it:" "" \
+	@printf '%s\n' "The cluster is running. To use it:" "" \
 	  "  export KUBECONFIG=$(CURDIR)/$(CLUSTER)/kubeconfig PATH=$(CURDIR)/.tools/bin:\$$PATH" \
 	  "  kubectl get nodes" \
 	  "  helm install merlon-crds charts/merlon-crds" \
 	  "  helm install merlon charts/merlon -n merlon-system --create-namespace -f $(CLUSTER)/values.yaml --wait" "" \
-	  "Images that its pods can run: those of Merlon, and localhost/programs:test with curl, redis-server and busybox." \
-	  "make cluster-down ends it and leaves nothing."
+	  "Images that pods can use: Merlon's, and localhost/programs:test with curl, redis-server and busybox." \
+	  "To stop it and remove everything: make cluster-down"
 
-demo-kubernetes: tools build ## The mesh on a Kubernetes cluster of its own, told step by step; needs root
+demo-kubernetes: tools build ## Run the demo on a temporary Kubernetes cluster; needs root
 	@$(CARGO) build --locked --example demo_kubernetes
 	@"$$(dirname "$$(tests/tools/binary merlon)")/examples/demo_kubernetes"
 
-cluster-down: ## Ends what `make cluster` started
+cluster-down: ## Stop the cluster that `make cluster` started
 	@[ ! -e $(CLUSTER)/pid ] || { \
 	  pid="$$(cat $(CLUSTER)/pid)"; kill "$$pid" 2>/dev/null || true; \
 	  while kill -0 "$$pid" 2>/dev/null; do sleep 0.2; done; rm -rf $(CLUSTER); \
 	}
 
-images: build ## Merlon's images as archives below target/, from their Dockerfiles
+images: build ## Build Merlon's images from their Dockerfiles, as archives in target/images
 	@tests/tools/install cluster
 	@tag=$$(tests/cluster/images target/images) && echo "target/images: localhost/merlon-{proxy,control-plane,intercept}:$$tag"
 
 .PHONY: soak
-soak: tools build ## The tests under load, for SOAK_SECONDS (default: an hour)
+soak: tools build ## Run the load tests for SOAK_SECONDS (default: one hour)
 	MERLON_LOAD_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked -p merlon-tests --test under_load
 
 # --- checks ---------------------------------------------------------------------------------------------------------
-.PHONY: check format lint docs banned deny advisories
-check: format lint docs banned deny advisories ## Format, lints, documentation, dependencies
+.PHONY: check format lint docs words banned deny advisories
+check: format lint docs banned deny advisories ## Check format, lints, documentation, dependencies
 
 format:
 	$(CARGO) fmt --all --check
@@ -103,10 +103,15 @@ format:
 lint:
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
-docs: ## The documentation of every crate
+docs: ## Build the documentation of every crate
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
-# Needs no tool: a crate that is not in the tree makes `cargo tree -i` fail, one that is prints who brings it.
+words: ## Check prose for words that have a plainer alternative (tests/tools/words)
+	@command -v python3 >/dev/null || { printf '%s\n' "error: python3 is needed for the word check, and is not installed" \
+	  "hint: on Debian: apt-get install python3" >&2; exit 1; }
+	@tests/tools/check-words
+
+# `cargo tree -i` fails for a crate that is not in the tree, and prints the dependents of one that is.
 banned:
 	@for crate in $(BANNED); do \
 	  if $(CARGO) tree --locked --workspace --target all -e normal,build -i "$$crate" 2>/dev/null | grep .; then \
@@ -114,7 +119,7 @@ banned:
 	  fi; \
 	done
 
-# Offline, so that it looks at nothing but this tree; all of which must be there for that, other systems' crates too.
+# Offline, so that the result depends only on this tree. All crates must be fetched first, also those of other systems.
 deny:
 	@tests/tools/install check
 	@$(CARGO) fetch --locked --quiet
@@ -122,26 +127,26 @@ deny:
 
 advisories:
 ifeq ($(ADVISORY_DB),)
-	@echo "advisories: not looked at; \`make check ADVISORY_DB=<a copy of the RustSec database>\` with cargo-audit installed does"
+	@echo "advisories: not checked. To check them, install cargo-audit and run: make check ADVISORY_DB=<path of a copy of the RustSec database>"
 else
 	$(CARGO) audit --no-fetch --stale --db "$(ADVISORY_DB)"
 endif
 
 # --- releasing (docs/releasing.md) ----------------------------------------------------------------------------------
 .PHONY: release-check
-release-check: ## Checks that all versions agree; with VERSION=x.y.z: everything for that release
+release-check: ## Check that all versions agree; with VERSION=x.y.z: all checks for that release
 	@tests/tools/release-check $(VERSION)
 
-# --- measuring and breaking -----------------------------------------------------------------------------------------
+# --- benchmarks and fuzzing -----------------------------------------------------------------------------------------
 .PHONY: bench fuzz
-bench: ## Merlon beside Envoy and HAProxy: CPU per request and memory
+bench: ## Compare Merlon, Envoy and HAProxy: CPU per request and memory
 	@tests/tools/install bench
 	$(CARGO) build --locked $(DIST) --example bench_app --example bare_pair
 	@tests/bench/run.py --programs "$$(dirname "$$(tests/tools/binary merlon-proxy dist)")" --envoy .tools/bin/envoy $(BENCH_OPTIONS)
 
-# cargo-fuzz wants unstable flags of the compiler, which RUSTC_BOOTSTRAP lets the stable one take. No sanitizer: there is
-# no unsafe code of ours to watch, and the address sanitizer does not go with a statically linked C library.
-fuzz: ## Every fuzz target for FUZZ_SECONDS (default: 60)
+# cargo-fuzz needs unstable compiler flags; RUSTC_BOOTSTRAP enables them on the stable compiler. No sanitizer: Merlon has
+# no unsafe code, and the address sanitizer does not work with a statically linked C library.
+fuzz: ## Run every fuzz target for FUZZ_SECONDS (default: 60)
 	@tests/tools/install fuzz
 	@for manifest in */fuzz/Cargo.toml */*/fuzz/Cargo.toml; do \
 	  [ -e "$$manifest" ] || continue; \
@@ -153,5 +158,5 @@ fuzz: ## Every fuzz target for FUZZ_SECONDS (default: 60)
 	done
 
 .PHONY: clean
-clean: ## Removes what was built; the tools stay in the user's cache
+clean: ## Remove build output; the tools stay in the user's cache
 	$(CARGO) clean
