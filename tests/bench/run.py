@@ -45,7 +45,7 @@ def wait_for(port, what, process=None):
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if process is not None and process.poll() is not None:
-            sys.exit(f"{what} ended with status {process.returncode}")
+            sys.exit(f"{what} exited with status {process.returncode}")
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
             return
         time.sleep(0.05)
@@ -56,7 +56,7 @@ def wait_ready(port, what, process):
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            sys.exit(f"{what} ended with status {process.returncode}")
+            sys.exit(f"{what} exited with status {process.returncode}")
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=1):
             return
         time.sleep(0.05)
@@ -64,7 +64,7 @@ def wait_ready(port, what, process):
 
 
 class Lab:
-    """Certificates, a token with its issuer, and the processes that are running."""
+    """The certificates, the token and its issuer, and the running processes."""
 
     def __init__(self, work, cores):
         self.work, self.cores, self.processes = work, cores, []
@@ -106,7 +106,7 @@ class Lab:
             "/jwks": self.jwks,
         }
 
-        class Answer(http.server.BaseHTTPRequestHandler):
+        class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
                 document = documents.get(self.path)
                 body = json.dumps(document or {}).encode()
@@ -119,7 +119,7 @@ class Lab:
             def log_message(self, *_):
                 pass
 
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", self.issuer_port), Answer)
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", self.issuer_port), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def start(self, name, *command, core, **options):
@@ -137,7 +137,7 @@ class Lab:
 
 
 def raw_signature(der):
-    """An ECDSA signature as JOSE wants it: r and s, 32 bytes each (RFC 7518 §3.4)."""
+    """Converts an ECDSA signature from DER to the JOSE form: r and s, 32 bytes each (RFC 7518 §3.4)."""
     at, parts = 2, []
     for _ in range(2):
         length = der[at + 1]
@@ -158,7 +158,7 @@ def resident_megabytes(pid):
     return 0.0
 
 
-# --- the pairs: each starts two processes and gives (outbound, inbound, port of the outbound one) ------------------
+# --- pairs: each starts two processes and returns (outbound, inbound, port of the outbound proxy, other processes) ---
 
 def bare(lab, profile, app):
     if profile == "full":
@@ -355,19 +355,19 @@ def haproxy(lab, profile, app):
 PAIRS = {"merlon": merlon, "bare": bare, "envoy": envoy, "haproxy": haproxy}
 
 
-# --- measuring -----------------------------------------------------------------------------------------------------
+# --- measurement -----------------------------------------------------------------------------------------------------
 
 def load(lab, port, seconds, connections):
-    """Sends requests for some seconds; gives how many were answered with 200 and wrk's own words."""
+    """Sends requests for `seconds`; returns the number of 200 responses and wrk's output."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-H", f"Host: {HOST}",
                "-H", f"Authorization: Bearer {lab.token}", f"http://127.0.0.1:{port}{PATH}"]
     if lab.cores > 1:
         command = ["taskset", "-c", "0", *command]
-    words = run(*command).decode()
-    requests = next(int(line.split()[0]) for line in words.splitlines() if "requests in" in line)
-    if "Non-2xx" in words or "Socket errors" in words:
-        sys.exit(f"not every request was answered well, so nothing is measured:\n{words}")
-    return requests, words
+    output = run(*command).decode()
+    requests = next(int(line.split()[0]) for line in output.splitlines() if "requests in" in line)
+    if "Non-2xx" in output or "Socket errors" in output:
+        sys.exit(f"some requests failed, so the measurement is invalid:\n{output}")
+    return requests, output
 
 
 def measure(lab, name, profile, app, rounds, seconds, connections):
@@ -378,15 +378,15 @@ def measure(lab, name, profile, app, rounds, seconds, connections):
     probe = run("curl", "-sS", "-i", "-m", "10", "-H", f"Host: {HOST}", "-H", f"Authorization: Bearer {lab.token}",
                 f"http://127.0.0.1:{port}{PATH}").decode()
     if " 200 " not in probe.splitlines()[0]:
-        sys.exit(f"{name} ({profile}) does not answer 200; logs are in {lab.work}:\n{probe}")
+        sys.exit(f"{name} ({profile}) does not answer with 200; logs are in {lab.work}:\n{probe}")
     idle = [resident_megabytes(p.pid) for p in (outbound, inbound)]
     load(lab, port, 2, connections)
     rows = []
     for _ in range(rounds):
         before = [cpu_microseconds(p.pid) for p in (outbound, inbound)]
-        requests, words = load(lab, port, seconds, connections)
+        requests, output = load(lab, port, seconds, connections)
         spent = [(cpu_microseconds(p.pid) - b) / requests for p, b in zip((outbound, inbound), before)]
-        latency = {line.split()[0]: line.split()[1] for line in words.splitlines() if line.strip().startswith(("50%", "99%"))}
+        latency = {line.split()[0]: line.split()[1] for line in output.splitlines() if line.strip().startswith(("50%", "99%"))}
         rows.append((sum(spent), *spent, requests / seconds, latency.get("50%"), latency.get("99%")))
     busy = [resident_megabytes(p.pid) for p in (outbound, inbound)]
     lab.stop(outbound, inbound, *others)
@@ -397,7 +397,7 @@ def measure(lab, name, profile, app, rounds, seconds, connections):
 
 
 def table(results):
-    lines = ["| profile | pair | CPU µs a request, out + in = sum (lowest–highest round) | requests/s | p50 / p99 | memory MB out / in, idle | after load |",
+    lines = ["| profile | pair | CPU µs per request, out + in = sum (lowest–highest round) | requests/s | p50 / p99 | memory MB out / in, idle | after load |",
              "|---|---|---|---|---|---|---|"]
     for r in results:
         lines.append(f"| {r['profile']} | {r['pair']} | {r['out_us']:.1f} + {r['in_us']:.1f} = **{r['sum_us']:.1f}** "
@@ -413,19 +413,19 @@ def machine():
 
 def main():
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--programs", type=pathlib.Path, required=True, help="folder of merlon, merlon-proxy, merlon-control-plane")
-    options.add_argument("--envoy", help="path of the envoy program; left out: not measured")
+    options.add_argument("--programs", type=pathlib.Path, required=True, help="folder with merlon, merlon-proxy and merlon-control-plane")
+    options.add_argument("--envoy", help="path of the envoy program (default: skip Envoy)")
     options.add_argument("--pairs", default=",".join(PAIRS))
     options.add_argument("--profiles", default="forward,full")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--seconds", type=int, default=8)
     options.add_argument("--connections", type=int, default=64)
-    options.add_argument("--json", type=pathlib.Path, help="also write the results here")
+    options.add_argument("--json", type=pathlib.Path, help="also write the results to this file")
     options.add_argument("--keep", action="store_true", help="keep the working folder with the logs")
     chosen = options.parse_args()
     for tool in ("wrk", "openssl", "curl", "taskset"):
         if not shutil.which(tool):
-            sys.exit(f"{tool} is missing: apt-get install wrk openssl curl util-linux")
+            sys.exit(f"{tool} is not installed; on Debian: apt-get install wrk openssl curl util-linux")
     work = pathlib.Path(tempfile.mkdtemp(prefix="merlon-bench-"))
     lab = Lab(work, os.cpu_count())
     lab.programs, lab.examples = chosen.programs.resolve(), chosen.programs.resolve() / "examples"
@@ -440,14 +440,14 @@ def main():
                 row = measure(lab, name, profile, app, chosen.rounds, chosen.seconds, chosen.connections)
                 if row:
                     results.append(row)
-                    print(f"{profile:8} {name:8} {row['sum_us']:6.1f} µs a request", file=sys.stderr, flush=True)
+                    print(f"{profile:8} {name:8} {row['sum_us']:6.1f} µs per request", file=sys.stderr, flush=True)
         good = True
     finally:
         lab.stop(*lab.processes)
         if good and not chosen.keep:
             shutil.rmtree(work)
         else:
-            print(f"logs: {work}", file=sys.stderr)
+            print(f"logs are in {work}", file=sys.stderr)
     print(f"Machine: {machine()}. {chosen.rounds} rounds of {chosen.seconds} s, {chosen.connections} connections.\n")
     print(table(results))
     if chosen.json:

@@ -1,6 +1,6 @@
-// The provider as a program in a pod: one issuer over TLS with one client, and another key at each start.
+// The OpenID provider for a pod: one issuer over TLS with one client, and a new key at each start.
 //
-// Usage: node pod.mjs ISSUER PORT FOLDER-WITH-tls.crt-AND-tls.key; its node_modules stand beside it.
+// Usage: node pod.mjs ISSUER PORT FOLDER-WITH-tls.crt-AND-tls.key; node_modules must be beside this file.
 
 import { randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";

@@ -1,8 +1,8 @@
 // A certified OpenID provider for tests: any number of issuers in one process, each with keys and clients of its own.
 //
-// Each issuer is `<base>/<name>` and is what `oidc-provider` makes of it: discovery, JWKS, token endpoint with
-// client_credentials, JWT access tokens (RFC 9068) for a resource (RFC 8707). What tests need beside that is under
-// `/control/`: making an issuer, rotating its keys, signing what no provider would sign, and making it misbehave.
+// Each issuer is served by `oidc-provider` at `<base>/<name>`: discovery, JWKS, token endpoint with client_credentials,
+// JWT access tokens (RFC 9068) for a resource (RFC 8707). Tests control it under `/control/`: create an issuer, rotate
+// its keys, sign invalid tokens, and make it misbehave.
 //
 // Usage: node provider.mjs FOLDER-WITH-NODE-MODULES; prints its base address on one line.
 
@@ -28,7 +28,7 @@ class Issuer {
     return `${base}/${this.name}`;
   }
 
-  // Replaces the keys; the old ones stay published behind the new one when `overlap` says so.
+  // Replaces the keys; with `overlap` the old ones stay published after the new one.
   async rotate(alg = this.alg, overlap = false) {
     const { publicKey, privateKey } = await jose.generateKeyPair(alg, { extractable: true });
     const kid = `${this.name}-${this.keys.length + this.retired.length + 1}`;
@@ -92,7 +92,7 @@ class Issuer {
         request.socket.destroy();
         return;
     }
-    // What mounts under a path (Connect, Express) tells the provider its prefix this way.
+    // Frameworks that mount the provider under a path (Connect, Express) pass the prefix this way.
     request.originalUrl = request.url;
     request.baseUrl = `/${this.name}`;
     request.url = request.url.slice(this.name.length + 1) || "/";
@@ -108,9 +108,9 @@ const body = async (request) => {
 
 async function control(request) {
   const [, , name, action] = request.url.split("/");
-  const asked = await body(request);
+  const options = await body(request);
   if (!action) {
-    const issuer = new Issuer(name, asked);
+    const issuer = new Issuer(name, options);
     await issuer.rotate();
     issuers.set(name, issuer);
     return { issuer: issuer.url };
@@ -118,26 +118,26 @@ async function control(request) {
   const issuer = issuers.get(name);
   switch (action) {
     case "rotate":
-      await issuer.rotate(asked.alg, asked.overlap);
+      await issuer.rotate(options.alg, options.overlap);
       return { kid: issuer.keys[0].kid };
     case "mode":
-      issuer.mode = asked.mode;
+      issuer.mode = options.mode;
       return {};
     case "fetched":
       return issuer.fetched;
-    // Signs any claims under any header with the issuer's own key (or one that it has retired, or a key that it never published).
+    // Signs any claims and header, with the issuer's current key, its last retired key, or a key that it never published.
     case "sign": {
       const key =
-        asked.key === "unknown" ? { ...issuer.keys[0], ...(await jose.generateKeyPair(issuer.alg)) }
-        : asked.key === "retired" ? issuer.retired.at(-1)
+        options.key === "unknown" ? { ...issuer.keys[0], ...(await jose.generateKeyPair(issuer.alg)) }
+        : options.key === "retired" ? issuer.retired.at(-1)
         : issuer.keys[0];
-      const header = { alg: key.alg, kid: key.kid, typ: "at+jwt", ...asked.header };
+      const header = { alg: key.alg, kid: key.kid, typ: "at+jwt", ...options.header };
       for (const name of Object.keys(header)) if (header[name] === null) delete header[name];
       const now = Math.floor(Date.now() / 1000);
-      const claims = { iss: issuer.url, sub: "alice", aud: "https://orders.example", iat: now, exp: now + 600, ...asked.claims };
+      const claims = { iss: issuer.url, sub: "alice", aud: "https://orders.example", iat: now, exp: now + 600, ...options.claims };
       for (const name of Object.keys(claims)) if (claims[name] === null) delete claims[name];
-      // The compact form by hand where the library would refuse the claims (`exp` as text and the like).
-      const payload = new TextEncoder().encode(asked.payload ?? JSON.stringify(claims));
+      // Compact serialization, because the JWT API would reject invalid claims such as a textual `exp`.
+      const payload = new TextEncoder().encode(options.payload ?? JSON.stringify(claims));
       return { token: await new jose.CompactSign(payload).setProtectedHeader(header).sign(key.privateKey) };
     }
     case "public-key":
