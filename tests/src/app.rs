@@ -1,4 +1,4 @@
-//! Programs behind sidecars: they run in the test's process and remember what they saw.
+//! Programs behind sidecars. They run in the test's process and record the requests that they receive.
 
 mod chat;
 mod http;
@@ -12,7 +12,7 @@ use std::{
 use ::http::{HeaderMap, Method, Version};
 use tokio::{net::TcpListener, task::JoinHandle};
 
-/// A program that listens on a loopback port of its own.
+/// A program that listens on its own loopback port.
 #[derive(Debug)]
 pub struct App {
     address: SocketAddr,
@@ -20,20 +20,20 @@ pub struct App {
     task: JoinHandle<()>,
 }
 
-/// A request that a program saw, as it saw it.
+/// A request as a program received it.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// The method.
     pub method: Method,
     /// Path and query.
     pub target: String,
-    /// The version that it was spoken to in.
+    /// The HTTP version.
     pub version: Version,
     /// The headers.
     pub headers: HeaderMap,
 }
 
-/// What a program saw so far.
+/// The requests that a program has received.
 #[derive(Debug, Clone, Default)]
 pub struct RequestLog(Arc<Mutex<Vec<Request>>>);
 
@@ -42,7 +42,7 @@ impl RequestLog {
         self.lock().push(request);
     }
 
-    /// Everything.
+    /// All requests.
     pub fn all(&self) -> Vec<Request> {
         self.lock().clone()
     }
@@ -55,8 +55,8 @@ impl RequestLog {
 impl App {
     /// A program that speaks HTTP/1.1, HTTP/2 with prior knowledge and WebSocket.
     ///
-    /// It answers with what it saw, as JSON (`method`, `target`, `version`, `headers`, `body`), but for some paths:
-    /// `/stream` gives each piece of the body back as it comes, `/status/503` answers with that status, `/trailers` with
+    /// It responds with the request as JSON (`method`, `target`, `version`, `headers`, `body`), except for some paths:
+    /// `/stream` echoes each chunk of the body as it arrives, `/status/503` responds with that status, `/trailers` with
     /// trailers, `/early` before it has read the body, `/socket` is a WebSocket that echoes.
     pub async fn http() -> Self {
         Self::serve(http::serve).await
@@ -72,14 +72,14 @@ impl App {
         Self::serve(tcp::echo).await
     }
 
-    /// A program that says `220 ready` before it is asked anything, then echoes: as mail and database servers do.
+    /// A server-first protocol, as of mail and database servers: sends `220 ready` on connect, then echoes.
     pub async fn tcp_server_first() -> Self {
         Self::serve(tcp::banner_and_echo).await
     }
 
     /// A program that accepts connections and closes them at once.
     pub async fn that_closes_connections() -> Self {
-        Self::serve(tcp::break_off).await
+        Self::serve(tcp::close).await
     }
 
     async fn serve<F>(run: impl FnOnce(TcpListener, RequestLog) -> F) -> Self
@@ -92,22 +92,22 @@ impl App {
         Self::serve_on(listener.into_std().expect("a listener"), run)
     }
 
-    /// As [`App::http`], where somebody listens already.
+    /// [`App::http`] on an existing listener.
     pub fn http_on(listener: std::net::TcpListener) -> Self {
         Self::serve_on(listener, http::serve)
     }
 
-    /// As [`App::grpc`], where somebody listens already.
+    /// [`App::grpc`] on an existing listener.
     pub fn grpc_on(listener: std::net::TcpListener) -> Self {
         Self::serve_on(listener, chat::serve)
     }
 
-    /// As [`App::tcp_server_first`], where somebody listens already.
+    /// [`App::tcp_server_first`] on an existing listener.
     pub fn tcp_server_first_on(listener: std::net::TcpListener) -> Self {
         Self::serve_on(listener, tcp::banner_and_echo)
     }
 
-    // What the listener belongs to must outlive the test.
+    // The listener's runtime must outlive the test.
     fn serve_on<F>(
         listener: std::net::TcpListener,
         run: impl FnOnce(TcpListener, RequestLog) -> F,
@@ -129,17 +129,17 @@ impl App {
         }
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The requests (HTTP, gRPC) or connections (TCP) that it saw.
+    /// The requests (HTTP, gRPC) or connections (TCP) that it received.
     pub fn seen(&self) -> Vec<Request> {
         self.seen.all()
     }
 
-    /// Ends it: its port refuses connections from now on.
+    /// Stops it: its port refuses connections from now on.
     pub fn stop(&self) {
         self.task.abort();
     }

@@ -17,14 +17,14 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::{chat::ChatClient, wait::TIMEOUT};
 
-/// A program beside the sidecar whose outbound address is `to`.
+/// A program whose sidecar has the outbound address `to`.
 #[derive(Debug, Clone)]
 pub struct Client {
     to: SocketAddr,
     namespace: String,
 }
 
-/// A request that is being put together. Awaiting it sends it, on a connection of its own.
+/// A builder for a request. Awaiting it sends the request on a new connection.
 #[derive(Debug)]
 #[must_use = "a request is sent when it is awaited"]
 pub struct Call {
@@ -33,7 +33,7 @@ pub struct Call {
     request: Request<Bytes>,
 }
 
-/// What came back.
+/// A response.
 #[derive(Clone)]
 pub struct Reply {
     /// The status.
@@ -47,7 +47,7 @@ pub struct Reply {
 }
 
 impl Client {
-    /// A program that calls services of `namespace` by their short names at `to`.
+    /// A program that calls services of `namespace` by their short names, through the outbound address `to`.
     pub fn new(to: SocketAddr, namespace: &str) -> Self {
         Self {
             to,
@@ -55,12 +55,12 @@ impl Client {
         }
     }
 
-    /// Where its sidecar accepts its calls.
+    /// The outbound address of its sidecar.
     pub fn address(&self) -> SocketAddr {
         self.to
     }
 
-    /// What stands in `Host`: `orders.shop`. A name with a dot is left as it is.
+    /// The value of `Host`: `orders.shop`. A name with a dot is not changed.
     pub fn host(&self, service: &str) -> String {
         if service.contains('.') {
             service.to_owned()
@@ -112,10 +112,10 @@ impl Client {
         ChatClient::new(channel)
     }
 
-    /// A WebSocket, or the reply that there was instead of one.
+    /// A WebSocket.
     ///
     /// # Errors
-    /// The status and headers of the refusal.
+    /// The HTTP response, if the upgrade was refused.
     pub async fn web_socket(
         &self,
         service: &str,
@@ -133,24 +133,27 @@ impl Client {
         }
     }
 
-    /// Sends these bytes, which no client would, and reads until the other side closes.
+    /// Sends raw bytes and reads until the peer closes the connection.
     ///
     /// # Panics
-    /// When it does not close: a test's bytes end the connection, by being wrong or by `Connection: close`.
+    /// If the peer does not close it: the bytes must be invalid or contain `Connection: close`.
     pub async fn raw(&self, bytes: &[u8]) -> String {
         let mut stream = self.tcp().await;
-        // It may refuse and close before it has read everything.
+        // The peer may close the connection before it has read everything.
         let _ = stream.write_all(bytes).await;
         let mut answer = Vec::new();
         let reading = stream.read_to_end(&mut answer);
         match tokio::time::timeout(TIMEOUT, reading).await {
-            // A reset after an answer is what a refusal of unread bytes looks like.
+            // The peer may reset the connection after the response, if it did not read all bytes.
             Ok(_) => String::from_utf8_lossy(&answer).into_owned(),
-            Err(_) => panic!("still open after: {}", String::from_utf8_lossy(&answer)),
+            Err(_) => panic!(
+                "the connection is still open after: {}",
+                String::from_utf8_lossy(&answer)
+            ),
         }
     }
 
-    /// A bare connection to the sidecar.
+    /// A TCP connection to the sidecar.
     pub async fn tcp(&self) -> TcpStream {
         connect(self.to).await
     }
@@ -176,16 +179,16 @@ impl Call {
         self
     }
 
-    /// Speaks HTTP/2 with prior knowledge instead of HTTP/1.1.
+    /// Uses HTTP/2 with prior knowledge instead of HTTP/1.1.
     pub fn over_http2(mut self) -> Self {
         self.http2 = true;
         self
     }
 
-    /// Sends it.
+    /// Sends the request.
     ///
     /// # Errors
-    /// What went wrong where no reply came back.
+    /// The cause, if there is no response.
     pub async fn send(self) -> Result<Reply, String> {
         let stream = TcpStream::connect(self.to).await.map_err(text)?;
         stream.set_nodelay(true).map_err(text)?;
@@ -193,7 +196,7 @@ impl Call {
         let body = Full::new(body);
         let io = TokioIo::new(stream);
         let response = if self.http2 {
-            // The authority is a part of the URI there.
+            // In HTTP/2, the authority is part of the URI.
             let host = head.headers.remove(header::HOST).expect("a host");
             let host = host.to_str().expect("a host in ASCII");
             head.uri = format!("http://{host}{}", head.uri).parse().expect("a URI");
@@ -221,16 +224,16 @@ impl IntoFuture for Call {
             let what = format!("{} {}", self.request.method(), self.request.uri());
             self.send()
                 .await
-                .unwrap_or_else(|error| panic!("no reply to {what}: {error}"))
+                .unwrap_or_else(|error| panic!("no response to {what}: {error}"))
         })
     }
 }
 
 impl Reply {
-    /// Reads a response to its end.
+    /// Reads a response completely.
     ///
     /// # Errors
-    /// When it breaks off.
+    /// If the connection closes before the end.
     pub async fn read(response: http::Response<hyper::body::Incoming>) -> Result<Self, String> {
         let (head, body) = response.into_parts();
         let body = body.collect().await.map_err(text)?;
@@ -242,7 +245,7 @@ impl Reply {
         })
     }
 
-    /// A header's value; empty when it is not there.
+    /// The value of a header; empty if it is missing.
     pub fn header(&self, name: &str) -> &str {
         let value = self.headers.get(name);
         value
@@ -250,7 +253,7 @@ impl Reply {
             .unwrap_or_default()
     }
 
-    /// The body as JSON; null when it is none.
+    /// The body as JSON; null if it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
@@ -260,14 +263,14 @@ impl Reply {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// Asserts that the program answered, with 200.
+    /// Asserts that the program responded with 200.
     #[track_caller]
     pub fn is_ok(&self) -> &Self {
         assert_eq!(self.status, StatusCode::OK, "{self:?}");
         self
     }
 
-    /// Asserts a refusal of ours: `application/problem+json` with this status and reason, and a decision id.
+    /// Asserts that Merlon denied the request: `application/problem+json` with this status and reason, and a decision id.
     #[track_caller]
     pub fn is_problem(&self, status: StatusCode, reason: &str) -> &Self {
         assert_eq!(self.status, status, "{self:?}");
@@ -285,7 +288,7 @@ impl Reply {
         self
     }
 
-    /// What leads to the recorded facts.
+    /// The decision id, which `merlon explain` accepts.
     pub fn decision_id(&self) -> &str {
         self.header("merlon-decision-id")
     }
@@ -301,10 +304,10 @@ impl fmt::Debug for Reply {
     }
 }
 
-/// A connection without delay.
+/// A TCP connection with `TCP_NODELAY`.
 ///
 /// # Panics
-/// When nothing listens.
+/// If it cannot be established.
 pub async fn connect(to: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(to)
         .await
@@ -313,7 +316,7 @@ pub async fn connect(to: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Hyper says what happened in the source.
+/// The error with its sources: hyper's own message does not contain the cause.
 fn text(error: impl std::error::Error) -> String {
     merlon_config::causes::chain(&error)
 }

@@ -1,4 +1,4 @@
-//! Folders for what tests write.
+//! Temporary folders for tests.
 
 use std::{fs, path::Path, sync::LazyLock};
 
@@ -6,8 +6,8 @@ use tempfile::TempDir;
 
 const PREFIX: &str = "merlon-test-";
 
-// What several tests share stands in statics, which nobody drops: its folders stay, until the next run finds that who
-// made them is gone.
+// Servers that several tests share are in statics, which are never dropped, so their folders stay. The next run removes
+// folders whose process no longer exists.
 static SWEPT: LazyLock<()> = LazyLock::new(|| {
     for entry in fs::read_dir(std::env::temp_dir())
         .into_iter()
@@ -15,20 +15,20 @@ static SWEPT: LazyLock<()> = LazyLock::new(|| {
         .flatten()
     {
         let name = entry.file_name();
-        let maker = name
+        let owner = name
             .to_str()
             .and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
-        if maker.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            // Another test binary may be sweeping too.
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Another test binary may remove it at the same time.
             let _ = fs::remove_dir_all(entry.path());
         }
     }
 });
 
-/// A folder of its own, with a short path: sockets are made in it.
+/// A new temporary folder. Its path is short, because sockets are created in it.
 ///
 /// # Panics
-/// When it cannot be made.
+/// If it cannot be created.
 pub fn fresh() -> TempDir {
     LazyLock::force(&SWEPT);
     tempfile::Builder::new()

@@ -1,4 +1,4 @@
-//! The harness of Merlon's whole-system tests: real servers, real programs, the real binaries.
+//! The harness of Merlon's end-to-end tests: real servers, real programs, the real binaries.
 #![doc = include_str!("../README.md")]
 
 pub mod api_server;

@@ -1,4 +1,4 @@
-//! Ports for processes that must be told theirs before they start.
+//! Ports for processes that need a fixed port before they start.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -7,17 +7,17 @@ use std::{
 
 static NEXT: AtomicU16 = AtomicU16::new(0);
 
-// Below what Linux gives to outgoing connections (32768 and up), so that none takes a port between our look at it and
-// the process's bind.
+// Below the range of Linux for outgoing connections (32768 and up), so that no outgoing connection takes a port between
+// this module's check and the process's bind.
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 12_000;
 
-/// A loopback address that nothing listens on; never given twice within a test binary.
+/// A loopback address that nothing listens on. Never returns the same one twice within a test binary.
 ///
-/// For what must be known beforehand (a `Workload`'s mesh address, a control plane that comes back); everything else
-/// binds port 0.
+/// For addresses that must be known beforehand (a `Workload`'s mesh address, a control plane that restarts). Everything
+/// else binds port 0.
 pub fn free() -> SocketAddr {
-    // Test binaries of two checkouts may run at once: begin at different places.
+    // Test binaries of two checkouts may run at once: start at different offsets.
     let offset = u16::try_from(std::process::id().wrapping_mul(97) % u32::from(COUNT)).unwrap_or(0);
     for _ in 0..COUNT {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -10,7 +10,7 @@ use crate::{
     tools,
 };
 
-/// A PostgreSQL server with the superuser `merlon`, who needs no password, and the database `postgres`.
+/// A PostgreSQL server with the superuser `merlon`, without a password, and the database `postgres`.
 #[derive(Debug)]
 pub struct Postgres {
     _process: Process,
@@ -23,7 +23,7 @@ impl Postgres {
     pub async fn start() -> Self {
         let folder = crate::folder::fresh();
         if rustix::process::geteuid().is_root() {
-            // It refuses to run as root, and its data must be its own.
+            // PostgreSQL refuses to run as root and must own its data.
             std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))
                 .expect("permissions");
             std::fs::create_dir(folder.path().join("data")).expect("a folder");
@@ -65,12 +65,12 @@ impl Postgres {
         this
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Runs `psql` against `at`, which may be another way to this server. The result is bare rows.
+    /// Runs `psql` against `at`, which may be a proxy of this server. The output contains only rows.
     pub async fn psql(&self, at: SocketAddr, statement: &str) -> Output {
         Plan::new("psql", tools::installed("psql"), self.folder.path())
             .env("PGCONNECT_TIMEOUT", "20")

@@ -1,4 +1,4 @@
-//! Processes that tests start, and that die with them.
+//! Processes that tests start. They are killed when the test binary exits.
 
 use std::{
     ffi::OsStr,
@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait;
 
-/// How to start a process.
+/// A builder for a process.
 #[derive(Debug)]
 pub struct Plan {
     name: String,
@@ -34,16 +34,16 @@ pub struct Process {
     err: PathBuf,
 }
 
-/// A user to run a server as that refuses to run as root.
+/// The user id for servers that refuse to run as root.
 pub const UNPRIVILEGED: u32 = 65_534;
 
 impl Plan {
-    /// `program`, whose output goes to `<folder>/<name>.out` and `<name>.err`.
+    /// Starts `program`. Its output goes to `<folder>/<name>.out` and `<folder>/<name>.err`.
     pub fn new(name: &str, program: impl AsRef<OsStr>, folder: &Path) -> Self {
         Self::with(name, program, folder, &[])
     }
 
-    /// The same, as [`UNPRIVILEGED`] when the tests run as root.
+    /// Like [`Plan::new`], as [`UNPRIVILEGED`] if the tests run as root.
     pub fn unprivileged(name: &str, program: impl AsRef<OsStr>, folder: &Path) -> Self {
         let user: &[&str] = if rustix::process::geteuid().is_root() {
             &["--reuid=65534", "--regid=65534", "--clear-groups"]
@@ -53,7 +53,7 @@ impl Plan {
         Self::with(name, program, folder, user)
     }
 
-    /// The same, as this user; needs root.
+    /// Like [`Plan::new`], as this user; needs root.
     pub fn as_user(name: &str, program: impl AsRef<OsStr>, folder: &Path, user: u32) -> Self {
         let (user, group) = (format!("--reuid={user}"), format!("--regid={user}"));
         let rights = [
@@ -67,8 +67,8 @@ impl Plan {
     }
 
     fn with(name: &str, program: impl AsRef<OsStr>, folder: &Path, user: &[&str]) -> Self {
-        // From util-linux: asks the kernel to kill the process with the thread that started it, then becomes it. What a
-        // test shares with others is in statics, which nobody drops at the end.
+        // From util-linux: asks the kernel to kill the process when the thread that started it exits, then executes the
+        // program. Processes that tests share are in statics, which are never dropped.
         let mut command = Command::new("setpriv");
         command
             .args(user)
@@ -120,17 +120,17 @@ impl Plan {
         self
     }
 
-    /// Works in this folder.
+    /// Sets the working directory.
     #[must_use]
     pub fn current_dir(mut self, folder: &Path) -> Self {
         self.command.current_dir(folder);
         self
     }
 
-    /// Starts it.
+    /// Starts the process.
     ///
     /// # Panics
-    /// When that fails.
+    /// If that fails.
     pub fn start(mut self) -> Process {
         let out = self.folder.join(format!("{}.out", self.name));
         let err = self.folder.join(format!("{}.err", self.name));
@@ -143,24 +143,24 @@ impl Plan {
         }
     }
 
-    /// Runs it to its end.
+    /// Runs the process until it exits.
     ///
     /// # Panics
-    /// When it cannot be started or does not end.
+    /// If it cannot be started or does not exit within [`wait::TIMEOUT`].
     pub async fn run(self) -> Output {
         self.run_within(wait::TIMEOUT).await
     }
 
-    /// As [`Plan::run`], for what takes longer than one waits otherwise.
+    /// [`Plan::run`] with another time-out.
     ///
     /// # Panics
-    /// When it cannot be started or does not end within `patience`.
-    pub async fn run_within(mut self, patience: Duration) -> Output {
-        // Commands of one name may run side by side.
+    /// If it cannot be started or does not exit within `timeout`.
+    pub async fn run_within(mut self, timeout: Duration) -> Output {
+        // Commands of the same name may run concurrently.
         static RUNS: AtomicU32 = AtomicU32::new(0);
         self.name = format!("{}-{}", self.name, RUNS.fetch_add(1, Ordering::Relaxed));
         let process = self.start();
-        let status = process.ended_within(patience).await;
+        let status = process.ended_within(timeout).await;
         Output {
             status,
             out: process.out(),
@@ -169,26 +169,26 @@ impl Plan {
     }
 }
 
-/// How a process ended.
+/// The exit status and output of a process.
 #[derive(Debug)]
 pub struct Output {
-    /// Its exit status.
+    /// The exit status.
     pub status: ExitStatus,
-    /// What it said.
+    /// Standard output.
     pub out: String,
-    /// What it complained about.
+    /// Standard error.
     pub err: String,
 }
 
 impl Output {
-    /// The exit code; -1 when a signal ended it.
+    /// The exit code; -1 if a signal killed it.
     pub fn code(&self) -> i32 {
         self.status.code().unwrap_or(-1)
     }
 }
 
 impl Process {
-    /// What it was started as.
+    /// The name given to [`Plan::new`].
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -198,42 +198,42 @@ impl Process {
         self.child().id()
     }
 
-    /// What it wrote to its standard output so far, over all its lives under this name.
+    /// Its standard output so far, including that of earlier processes of this name.
     pub fn out(&self) -> String {
         read(&self.out)
     }
 
-    /// The same of its standard error.
+    /// Its standard error so far, including that of earlier processes of this name.
     pub fn err(&self) -> String {
         read(&self.err)
     }
 
-    /// Whether it runs.
+    /// Whether it is running.
     pub fn is_alive(&self) -> bool {
         matches!(self.child().try_wait(), Ok(None))
     }
 
-    /// Its exit code once it has ended; -1 when a signal ended it.
+    /// Its exit code once it has exited; -1 if a signal killed it.
     pub fn exit_code(&self) -> Option<i32> {
         let status = self.child().try_wait().ok().flatten()?;
         Some(status.code().unwrap_or(-1))
     }
 
-    /// Ends it as a crash would, and waits until it is gone.
+    /// Sends SIGKILL, and waits until the process has exited.
     pub fn kill9(&self) {
         let mut child = self.child();
-        // It may have ended before.
+        // It may have exited before.
         let _ = child.kill();
         let _ = child.wait();
     }
 
-    /// Waits for its end, which something else brings about at once.
-    pub(crate) fn gone(&self) {
+    /// Blocks until it has exited, for a process that is about to exit.
+    pub(crate) fn wait_blocking(&self) {
         // It may have been waited for before.
         let _ = self.child().wait();
     }
 
-    /// Asks it to end.
+    /// Sends SIGTERM.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
@@ -244,33 +244,33 @@ impl Process {
         if self.is_alive()
             && let Some(pid) = pid
         {
-            // It may have ended just now.
+            // It may have exited just now.
             let _ = kill_process(pid, signal);
         }
     }
 
-    /// Waits for its end.
+    /// Waits until it has exited.
     pub async fn ended(&self) -> ExitStatus {
         self.ended_within(wait::TIMEOUT).await
     }
 
-    async fn ended_within(&self, patience: Duration) -> ExitStatus {
-        let what = format!("`{}` ends", self.name);
-        wait::until_some_within(patience, what, async || {
+    async fn ended_within(&self, timeout: Duration) -> ExitStatus {
+        let what = format!("`{}` exits", self.name);
+        wait::until_some_within(timeout, what, async || {
             self.child().try_wait().ok().flatten()
         })
         .await
     }
 
-    /// Waits until `ready`.
+    /// Waits until `ready` is true.
     ///
     /// # Panics
-    /// When the process ends instead, with what it wrote.
+    /// If the process exits first; the message contains its output.
     pub async fn until(&self, what: &str, mut ready: impl AsyncFnMut() -> bool) {
         wait::until(format!("`{}` {what}", self.name), async || {
             assert!(
                 self.is_alive(),
-                "`{}` ended before it {what}\n{self:?}",
+                "`{}` exited before it {what}\n{self:?}",
                 self.name
             );
             ready().await
@@ -289,14 +289,14 @@ impl Drop for Process {
     }
 }
 
-/// The end of what it wrote: what a failed test wants to show.
+/// The last lines of its output, for failed tests.
 impl fmt::Debug for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "--- {} (process {})", self.name, self.pid())?;
         for text in [self.out(), self.err()] {
             let lines: Vec<_> = text.lines().collect();
             for line in lines.iter().skip(lines.len().saturating_sub(LAST_LINES)) {
-                // An access log's lines are long; what is at their beginning tells most.
+                // Lines of the access log are long; the important fields are first.
                 let cut: String = line.chars().take(LINE_LENGTH).collect();
                 writeln!(f, "    {cut}")?;
             }
@@ -323,15 +323,15 @@ fn read(path: &Path) -> String {
 
 type SpawnRequest = (Command, mpsc::SyncSender<std::io::Result<Child>>);
 
-// The kernel kills a child with the *thread* that started it, and a test's thread ends with the test while what it
-// started may be shared: one thread starts everything and lives as long as the process.
+// The kernel kills a child when the *thread* that started it exits. A test's thread exits with the test, but other tests
+// may share the process, so one thread starts all processes and runs as long as the test binary.
 static SPAWNER: LazyLock<mpsc::Sender<SpawnRequest>> = LazyLock::new(|| {
     let (sender, requests) = mpsc::channel::<SpawnRequest>();
     std::thread::Builder::new()
         .name("spawner".to_owned())
         .spawn(move || {
             for (mut command, answer) in requests {
-                // The test that asked may be gone.
+                // The requesting test may have ended.
                 let _ = answer.send(command.spawn());
             }
         })

@@ -41,12 +41,12 @@ impl Redis {
         }
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Runs `redis-cli` against `at`, which may be another way to this server.
+    /// Runs `redis-cli` against `at`, which may be a proxy of this server.
     pub async fn cli(&self, at: SocketAddr, command: &[&str]) -> Output {
         Plan::new(
             "redis-cli",

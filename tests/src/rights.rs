@@ -1,8 +1,8 @@
-//! What tests may do on this machine.
+//! The permissions of tests on this machine.
 
 use std::io::{self, Write as _};
 
-/// Whether tests that need root for something can run. Where they cannot, it says so, loudly; in CI that is a failure.
+/// Whether tests that need root for `what` can run. Without root, prints that they did not run.
 ///
 /// # Panics
 /// In CI without root.
@@ -12,9 +12,9 @@ pub fn has_root(tests: &str, what: &str) -> bool {
     }
     assert!(
         std::env::var_os("CI").is_none(),
-        "{what} need root, and in CI nothing is skipped"
+        "{what} need root, and in CI no test is skipped"
     );
-    // Past the test harness, which would keep it for itself.
+    // Written directly, because the test runner captures `eprintln!`.
     let _ = writeln!(
         io::stderr(),
         "NOT RUN: {tests} need root for {what}; run them with: sudo -E make test"

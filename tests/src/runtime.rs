@@ -1,4 +1,4 @@
-//! Where the harness's own programs run.
+//! The runtime of the harness's own programs.
 
 use std::sync::LazyLock;
 
@@ -13,7 +13,8 @@ static BACKGROUND: LazyLock<Runtime> = LazyLock::new(|| {
         .expect("a runtime")
 });
 
-/// Runs `task` on a runtime that outlives the test: what several tests share must not end with the first of them.
+/// Runs `task` on a runtime that outlives the test, because programs that several tests share must not stop with the
+/// first of them.
 pub fn spawn<F>(task: F) -> tokio::task::JoinHandle<F::Output>
 where
     F: Future<Output: Send + 'static> + Send + 'static,
@@ -21,7 +22,7 @@ where
     BACKGROUND.spawn(task)
 }
 
-/// Makes that runtime the current one, for what must be bound to it.
+/// Makes that runtime the current one, for sockets that must be registered with it.
 pub fn enter() -> tokio::runtime::EnterGuard<'static> {
     BACKGROUND.enter()
 }

@@ -1,15 +1,15 @@
-//! Where the programs are that tests start.
+//! Paths of the programs that tests start.
 
 use std::{
     env,
     path::{Path, PathBuf},
 };
 
-/// A server that `make tools` installed: what its link leads to, since another user may start it who cannot read the
-/// cache. Only one link is followed, for some programs ask what they were called as.
+/// A program that `make tools` installed. Returns the target of its link, because the user that runs it may be unable to
+/// read the cache. Only one link is followed, because some programs check the name they were started as.
 ///
 /// # Panics
-/// When it is not installed, with the command that installs it. Nothing is skipped.
+/// If it is not installed; the message contains the command that installs it.
 pub fn installed(name: &str) -> PathBuf {
     let link = folder().join("bin").join(name);
     assert!(
@@ -23,21 +23,21 @@ pub fn installed(name: &str) -> PathBuf {
 /// The root of the checkout.
 ///
 /// # Panics
-/// When it is gone.
+/// If the folder does not exist.
 pub fn root() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     root.canonicalize().expect("the checkout")
 }
 
-/// The folder that `make tools` fills.
+/// The folder that `make tools` installs to.
 pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools")
 }
 
-/// One of our own binaries, as built beside this test.
+/// A binary of this workspace, from the folder that this test was built to.
 ///
 /// # Panics
-/// When it is not built, with the command that builds it.
+/// If it is not built; the message contains the command that builds it.
 pub fn binary(name: &str) -> PathBuf {
     let test = env::current_exe().expect("the path of this test");
     // target/<triple>/debug/deps/<test> or target/<triple>/debug/examples/<example>

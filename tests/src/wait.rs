@@ -1,18 +1,17 @@
-//! Waiting for what must become true.
+//! Waiting for conditions.
 
 use std::{
     fmt,
     time::{Duration, Instant},
 };
 
-/// How long anything may take before a test gives up: not what is expected, but what is certainly too long, also on a
-/// machine that is busy with other things.
+/// How long a test waits for anything before it fails. Long enough for a machine under heavy load.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Waits until `condition` gives a value.
+/// Waits until `condition` returns a value.
 ///
 /// # Panics
-/// When that does not happen within [`TIMEOUT`].
+/// If that does not happen within [`TIMEOUT`].
 pub async fn until_some<T>(
     what: impl fmt::Display,
     condition: impl AsyncFnMut() -> Option<T>,
@@ -20,32 +19,32 @@ pub async fn until_some<T>(
     until_some_within(TIMEOUT, what, condition).await
 }
 
-/// The same where what is waited for waits itself.
+/// [`until_some`] with another time-out, for conditions that take longer.
 ///
 /// # Panics
-/// When that does not happen within `patience`.
+/// If that does not happen within `timeout`.
 pub async fn until_some_within<T>(
-    patience: Duration,
+    timeout: Duration,
     what: impl fmt::Display,
     mut condition: impl AsyncFnMut() -> Option<T>,
 ) -> T {
-    let begun = Instant::now();
+    let start = Instant::now();
     loop {
         if let Some(value) = condition().await {
             return value;
         }
         assert!(
-            begun.elapsed() < patience,
-            "waited {patience:?} in vain until {what}"
+            start.elapsed() < timeout,
+            "timed out after {timeout:?}, waiting until {what}"
         );
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// Waits until `condition` holds.
+/// Waits until `condition` is true.
 ///
 /// # Panics
-/// When that does not happen within [`TIMEOUT`].
+/// If that does not happen within [`TIMEOUT`].
 pub async fn until(what: impl fmt::Display, mut condition: impl AsyncFnMut() -> bool) {
     until_some(what, async || condition().await.then_some(())).await;
 }

@@ -18,7 +18,7 @@ struct Talker(RequestLog);
 type Lines = Pin<Box<dyn Stream<Item = Result<Line, Status>> + Send>>;
 
 pub(super) async fn serve(listener: TcpListener, seen: RequestLog) {
-    // It ends when the program is stopped.
+    // Returns when the program is stopped.
     let _ = Server::builder()
         .add_service(ChatServer::new(Talker(seen)))
         .serve_with_incoming(TcpListenerStream::new(listener))

@@ -1,4 +1,4 @@
-//! An HTTP program that answers with what it saw.
+//! An HTTP program that responds with the request that it received.
 
 use std::convert::Infallible;
 
@@ -31,7 +31,7 @@ pub(super) async fn serve(listener: TcpListener, seen: RequestLog) {
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             let service = service_fn(|request| answer(request, seen.clone()));
-            // The caller may break off; that is its matter.
+            // The client may close the connection early.
             let _ = auto::Builder::new(TokioExecutor::new())
                 .serve_connection_with_upgrades(TokioIo::new(stream), service)
                 .await;
@@ -125,7 +125,7 @@ fn trailers() -> Response<Body> {
     response
 }
 
-/// Answers at once and reads the body afterwards.
+/// Responds at once and reads the body afterwards.
 fn early(request: Request<Incoming>) -> Response<Body> {
     tokio::spawn(request.into_body().collect());
     text(StatusCode::OK, "early")

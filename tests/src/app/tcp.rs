@@ -1,4 +1,4 @@
-//! Programs that speak no HTTP.
+//! Programs for protocols other than HTTP.
 
 use http::{HeaderMap, Method, Version};
 use tokio::{
@@ -9,25 +9,25 @@ use tokio::{
 use super::{Request, RequestLog};
 
 pub(super) async fn echo(listener: TcpListener, seen: RequestLog) {
-    each(listener, seen, back).await;
+    each(listener, seen, echo_stream).await;
 }
 
 pub(super) async fn banner_and_echo(listener: TcpListener, seen: RequestLog) {
     each(listener, seen, |mut stream| async move {
         if stream.write_all(b"220 ready\r\n").await.is_ok() {
-            back(stream).await;
+            echo_stream(stream).await;
         }
     })
     .await;
 }
 
-pub(super) async fn break_off(listener: TcpListener, seen: RequestLog) {
+pub(super) async fn close(listener: TcpListener, seen: RequestLog) {
     each(listener, seen, |stream| async move { drop(stream) }).await;
 }
 
-async fn back(mut stream: TcpStream) {
+async fn echo_stream(mut stream: TcpStream) {
     let (mut read, mut write) = stream.split();
-    // The caller may break off; that is its matter.
+    // The client may close the connection early.
     let _ = copy(&mut read, &mut write).await;
     let _ = write.shutdown().await;
 }

@@ -263,7 +263,7 @@ impl Drop for Node {
             // It may have ended just now.
             let _ = kill_process(init, Signal::KILL);
             // The kernel reports the end of a process namespace's first process when all the others are gone.
-            self.holder.gone();
+            self.holder.wait_blocking();
         }
         sweep::remove_cgroups(&sweep::cgroup(&self.folder));
     }
