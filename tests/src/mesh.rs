@@ -1,4 +1,4 @@
-//! A whole mesh: the real control plane, a real sidecar beside each program.
+//! A complete mesh: the real control plane and a real sidecar for each program.
 
 pub(crate) mod admin;
 mod builder;
@@ -36,12 +36,12 @@ use crate::{
     tools, wait,
 };
 
-/// The namespace that everything lives in when nothing else is said.
+/// The default namespace of resources.
 pub const NAMESPACE: &str = "shop";
-/// The trust domain of every mesh of tests.
+/// The trust domain of every test mesh.
 pub const TRUST_DOMAIN: &str = "mesh.test";
 
-/// A running mesh. Everything in it ends with it.
+/// A running mesh. Dropping it kills its processes.
 pub struct Mesh {
     folder: TempDir,
     control_plane: ControlPlane,
@@ -51,7 +51,7 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// An empty mesh, to be furnished and started.
+    /// A builder for a mesh.
     #[expect(
         clippy::new_ret_no_self,
         reason = "tests read `Mesh::new().service(…).start()`"
@@ -60,12 +60,12 @@ impl Mesh {
         MeshBuilder::new()
     }
 
-    /// A program beside the sidecar of `workload`.
+    /// A client that calls services through the sidecar of `workload`.
     pub fn as_workload(&self, workload: &str) -> Client {
         Client::new(self.sidecar(workload).outbound(), NAMESPACE)
     }
 
-    /// Where the program of `workload` finds the TCP service that [`MeshBuilder::outbound`] gave it.
+    /// The local address of a TCP service for `workload`, which [`MeshBuilder::outbound`] added.
     pub fn outbound(&self, workload: &str, service: &str) -> SocketAddr {
         let key = (workload.to_owned(), service.to_owned());
         *self
@@ -97,37 +97,41 @@ impl Mesh {
     pub fn app(&self, workload: &str) -> &App {
         self.apps
             .get(workload)
-            .unwrap_or_else(|| panic!("`{workload}` has no program of the harness"))
+            .unwrap_or_else(|| panic!("`{workload}` has no program in the harness"))
     }
 
-    /// What the program of `workload` saw.
+    /// The requests that the program of `workload` received.
     pub fn seen_by(&self, workload: &str) -> Vec<Request> {
         self.app(workload).seen()
     }
 
-    /// What the program of `workload` saw of one path and query: where several tests share a mesh, each has its own.
+    /// The requests with this path and query that the program of `workload` received. Tests that share a mesh use different
+    /// paths.
     pub fn seen_at(&self, workload: &str, target: &str) -> Vec<Request> {
         let mut seen = self.seen_by(workload);
         seen.retain(|request| request.target == target);
         seen
     }
 
-    /// How many requests the program of `workload` saw.
+    /// The number of requests that the program of `workload` received.
     pub fn requests_seen_by(&self, workload: &str) -> usize {
         self.app(workload).seen().len()
     }
 
-    /// The access-log line that the sidecar of `workload` wrote for this reply.
+    /// The access-log line of the sidecar of `workload` for this response.
     pub async fn log_of(&self, workload: &str, reply: &Reply) -> LogLine {
         let id = reply.decision_id();
-        assert!(!id.is_empty(), "a reply without a decision id: {reply:?}");
+        assert!(
+            !id.is_empty(),
+            "a response without a decision id: {reply:?}"
+        );
         self.log_where(workload, "decision_id", id).await
     }
 
     /// The last access-log line of the sidecar of `workload` in which `field` is `value`.
     pub async fn log_where(&self, workload: &str, field: &str, value: &str) -> LogLine {
         let sidecar = self.sidecar(workload);
-        // A worker writes its lines in blocks, a moment later.
+        // A worker writes its lines in batches, with a short delay.
         wait::until_some(format!("`{workload}` logs {field}={value}"), async || {
             sidecar
                 .log()
@@ -138,16 +142,16 @@ impl Mesh {
         .await
     }
 
-    /// Puts a resource file in place of the one of this name, or beside the others.
+    /// Creates or replaces a resource file.
     pub fn write(&self, file: &str, text: &str) {
-        // Beside and renamed, as an editor does it: nobody reads half a file.
+        // Written to a temporary file and renamed, as editors do, so that a partial file is never read.
         let path = self.resources().join(file);
         let new = self.resources().join(format!(".{file}.new"));
         std::fs::write(&new, text).expect("a file");
         std::fs::rename(&new, &path).expect("a file");
     }
 
-    /// Takes a resource file away.
+    /// Removes a resource file.
     pub fn remove(&self, file: &str) {
         std::fs::remove_file(self.resources().join(file)).expect("a file");
     }
@@ -164,7 +168,7 @@ impl Mesh {
         self.folder.path().join("resources")
     }
 
-    /// The folder of everything.
+    /// The folder of all files of this mesh.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -179,25 +183,25 @@ impl Mesh {
             .await
     }
 
-    /// What the control plane says of each connected proxy: `merlon proxy status`.
+    /// The control plane's status of each connected proxy: `merlon proxy status`.
     pub async fn status(&self) -> Vec<Value> {
         let proxies = self.control_plane.get("/v1/proxies").await;
         let list = proxies.as_array().cloned();
-        list.unwrap_or_else(|| panic!("a list of proxies, not {proxies}"))
+        list.unwrap_or_else(|| panic!("expected a list of proxies, got {proxies}"))
     }
 
-    /// What the control plane says of the proxy of `workload`; null while it is not connected.
+    /// The control plane's status of the proxy of `workload`; null while it is not connected.
     pub async fn status_of(&self, workload: &str) -> Value {
         let identity = identity(workload);
         let mut all = self.status().await;
         all.retain(|proxy| {
-            // One that went away is remembered for a while.
+            // Disconnected proxies stay in the list for a while.
             proxy["identity"] == identity.as_str() && proxy["state"] != "disconnected"
         });
         all.pop().unwrap_or_default()
     }
 
-    /// Everything that the proxy of `workload` holds: `merlon proxy config`.
+    /// The configuration of the proxy of `workload`: `merlon proxy config`.
     pub async fn dump_of(&self, workload: &str) -> Value {
         let id = self.proxy_id(workload).await;
         self.control_plane
@@ -205,7 +209,7 @@ impl Mesh {
             .await
     }
 
-    /// Has the proxy of `workload` renew its certificate now: `merlon certs rotate`. The serial numbers before and after.
+    /// Rotates the certificate of the proxy of `workload`: `merlon certs rotate`. Returns the old and the new serial number.
     pub async fn rotate(&self, workload: &str) -> (String, String) {
         let id = self.proxy_id(workload).await;
         let rotated = self
@@ -216,10 +220,10 @@ impl Mesh {
         (serial("oldSerial"), serial("newSerial"))
     }
 
-    /// Waits until the proxy of `workload` has acknowledged a state other than `version`; the new version.
+    /// Waits until the proxy of `workload` has acknowledged a snapshot other than `version`. Returns the new version.
     pub async fn until_acknowledged_after(&self, workload: &str, version: &str) -> String {
         wait::until_some(
-            format!("`{workload}` acknowledges a newer state than {version}"),
+            format!("`{workload}` acknowledges a snapshot newer than {version}"),
             async || {
                 let status = self.status_of(workload).await;
                 let now = status["snapshotVersion"].as_str()?;
@@ -229,9 +233,9 @@ impl Mesh {
         .await
     }
 
-    /// The version of the state that the proxy of `workload` enforces.
+    /// The version of the snapshot that the proxy of `workload` enforces.
     pub async fn version_of(&self, workload: &str) -> String {
-        wait::until_some(format!("`{workload}` says its version"), async || {
+        wait::until_some(format!("`{workload}` reports its version"), async || {
             let status = self.status_of(workload).await;
             let version = status["snapshotVersion"].as_str().unwrap_or_default();
             (!version.is_empty()).then(|| version.to_owned())
@@ -239,7 +243,7 @@ impl Mesh {
         .await
     }
 
-    /// The id of the proxy of `workload`, which is another in each of its lives.
+    /// The id of the proxy of `workload`. It changes with each restart.
     pub async fn proxy_id(&self, workload: &str) -> String {
         wait::until_some(format!("`{workload}` is connected"), async || {
             let status = self.status_of(workload).await;
@@ -266,7 +270,7 @@ impl fmt::Debug for Mesh {
 
 impl Drop for Mesh {
     fn drop(&mut self) {
-        // A failed test shows what its processes said.
+        // A failed test prints the output of its processes.
         if std::thread::panicking() {
             eprintln!("{self:?}");
         }

@@ -1,4 +1,4 @@
-//! The administration socket.
+//! Requests to the administration socket.
 
 use std::path::Path;
 
@@ -45,7 +45,7 @@ pub(crate) async fn call(
     Reply::read(response).await
 }
 
-/// The same, for an answer in JSON.
+/// [`call`], for a JSON response.
 pub(crate) async fn json(
     socket: &Path,
     method: Method,

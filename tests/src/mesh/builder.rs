@@ -1,4 +1,4 @@
-//! Furnishing a mesh.
+//! The builder of a mesh.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,11 +33,11 @@ enum Program {
     Http,
     Grpc,
     Tcp,
-    Ours(Arc<App>),
-    At(SocketAddr),
+    InProcess(Arc<App>),
+    External(SocketAddr),
 }
 
-/// The port that callers use for every service.
+/// The port of every service.
 pub const PORT: u16 = 80;
 
 impl MeshBuilder {
@@ -63,16 +63,16 @@ impl MeshBuilder {
         self.add(name, Program::Tcp, "tcp")
     }
 
-    /// A service that a program of the test serves.
+    /// A service that a program in the test process serves.
     #[must_use]
     pub fn service_of(self, name: &str, protocol: &'static str, app: App) -> Self {
-        self.add(name, Program::Ours(Arc::new(app)), protocol)
+        self.add(name, Program::InProcess(Arc::new(app)), protocol)
     }
 
-    /// A service that some other server serves, as PostgreSQL.
+    /// A service that an external server such as PostgreSQL serves.
     #[must_use]
     pub fn service_at(self, name: &str, protocol: &'static str, address: SocketAddr) -> Self {
-        self.add(name, Program::At(address), protocol)
+        self.add(name, Program::External(address), protocol)
     }
 
     fn add(mut self, name: &str, program: Program, protocol: &'static str) -> Self {
@@ -82,15 +82,15 @@ impl MeshBuilder {
         self
     }
 
-    /// A workload that only calls.
+    /// A workload without a service.
     #[must_use]
     pub fn caller(mut self, name: &str) -> Self {
         self.callers.insert(name.to_owned());
         self
     }
 
-    /// Permits `workload` to call the last service: `action` is an HTTP method, and in `path` `**` stands for
-    /// everything below. The workload is added if it is not there.
+    /// Permits `workload` to call the last service. `action` is an HTTP method; `**` at the end of `path` matches any
+    /// suffix. Adds the workload if it does not exist.
     #[must_use]
     pub fn allow(mut self, workload: &str, action: &str, path: &str) -> Self {
         let count = self
@@ -106,13 +106,13 @@ impl MeshBuilder {
         self.caller(workload)
     }
 
-    /// Permits `workload` every gRPC call to the last service.
+    /// Permits `workload` all gRPC calls to the last service.
     #[must_use]
     pub fn allow_grpc(self, workload: &str) -> Self {
         self.allow(workload, "grpc", "/**")
     }
 
-    /// Permits `workload` connections to the last service, and gives it a local address for them.
+    /// Permits `workload` TCP connections to the last service, and adds a local address for them.
     #[must_use]
     pub fn allow_tcp(self, workload: &str) -> Self {
         let service = self.last.clone();
@@ -120,7 +120,7 @@ impl MeshBuilder {
             .outbound(workload, &service)
     }
 
-    /// Gives the program of `workload` a local address that leads to `service`.
+    /// Adds a local address through which the program of `workload` reaches `service`.
     #[must_use]
     pub fn outbound(mut self, workload: &str, service: &str) -> Self {
         self.outbound
@@ -128,7 +128,7 @@ impl MeshBuilder {
         self
     }
 
-    /// Cedar text for the last service, as the document `<service>-policy` in `<service>-policy.yaml`.
+    /// Adds Cedar policies for the last service, to the document `<service>-policy` in `<service>-policy.yaml`.
     #[must_use]
     pub fn policy(mut self, cedar: &str) -> Self {
         self.permits
@@ -138,7 +138,7 @@ impl MeshBuilder {
         self
     }
 
-    /// A `RequestAuthentication`, `RateLimit` or `RequestValidation` for the last service, in `<service>-<kind>.yaml`.
+    /// Adds a `RequestAuthentication`, `RateLimit` or `RequestValidation` for the last service, in `<service>-<kind>.yaml`.
     #[must_use]
     pub fn with(mut self, kind: &str, spec: &str) -> Self {
         let name = format!("{}-{}", self.last, kind.to_lowercase());
@@ -153,32 +153,32 @@ impl MeshBuilder {
         self.with("RequestAuthentication", &tokens_of(issuer))
     }
 
-    /// A resource file of its own.
+    /// Adds a resource file.
     #[must_use]
     pub fn file(mut self, name: &str, text: &str) -> Self {
         self.files.push((name.to_owned(), text.to_owned()));
         self
     }
 
-    /// More of the `MeshConfig`'s `spec`, indented by two.
+    /// Adds lines to the `spec` of the `MeshConfig`, indented by two spaces.
     #[must_use]
     pub fn mesh(mut self, spec: &str) -> Self {
         self.mesh += spec;
         self
     }
 
-    /// A variable of the environment for all processes.
+    /// Sets an environment variable for all processes.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Starts everything and waits until all of it is ready.
+    /// Starts all processes and waits until they are ready.
     pub async fn start(self) -> Mesh {
         let mesh = self.prepare().await;
         mesh.control_plane.start().await;
-        // Side by side: most of a start is waiting.
+        // Concurrently, because a start is mostly waiting.
         let starts = mesh.sidecars.iter().map(|(name, sidecar)| {
             let mesh = &mesh;
             async move {
@@ -191,7 +191,7 @@ impl MeshBuilder {
         mesh
     }
 
-    /// Writes everything down and starts no process.
+    /// Writes all files, but starts no process.
     pub async fn prepare(self) -> Mesh {
         let folder = crate::folder::fresh();
         std::fs::create_dir(folder.path().join("resources")).expect("a folder");
@@ -252,8 +252,8 @@ impl MeshBuilder {
                 Program::Http => Some(Arc::new(App::http().await)),
                 Program::Grpc => Some(Arc::new(App::grpc().await)),
                 Program::Tcp => Some(Arc::new(App::tcp().await)),
-                Program::Ours(app) => Some(app),
-                Program::At(address) => {
+                Program::InProcess(app) => Some(app),
+                Program::External(address) => {
                     let text = resources::service(&name, PORT, address.port(), service.protocol);
                     mesh.write(&format!("{name}-service.yaml"), &text);
                     None

@@ -1,4 +1,4 @@
-//! The control plane's process.
+//! The process of the control plane.
 
 use std::{
     fmt,
@@ -27,7 +27,7 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// A control plane that reads `<folder>/resources`. Not started.
+    /// A control plane that reads `<folder>/resources`. Does not start it.
     pub(super) fn new(folder: &Path, environment: Vec<(String, String)>) -> Self {
         Self {
             process: Mutex::new(None),
@@ -38,13 +38,13 @@ impl ControlPlane {
         }
     }
 
-    /// Starts it, anew or after its end, and waits until it is ready.
+    /// Starts it, or starts it again after its exit, and waits until it is ready.
     pub async fn start(&self) {
         self.launch();
         self.until_ready().await;
     }
 
-    /// Starts it and does not wait.
+    /// Starts it without waiting.
     pub fn launch(&self) {
         let mut plan = Plan::new(
             "control-plane",
@@ -65,47 +65,47 @@ impl ControlPlane {
         *self.process() = Some(plan.start());
     }
 
-    /// Waits until `/ready` says so.
+    /// Waits until `/ready` responds with 200.
     pub async fn until_ready(&self) {
         wait::until("the control plane is ready", async || {
             let ended = self
                 .process()
                 .as_ref()
                 .is_none_or(|process| !process.is_alive());
-            assert!(!ended, "the control plane ended\n{self:?}");
+            assert!(!ended, "the control plane exited\n{self:?}");
             self.probe("/ready").await == 200
                 && self
-                    .ask(Method::GET, "/v1/proxies", &Value::Null)
+                    .send_json(Method::GET, "/v1/proxies", &Value::Null)
                     .await
                     .is_ok()
         })
         .await;
     }
 
-    /// Waits until the process is gone, and gives its exit code.
+    /// Waits until the process has exited. Returns its exit code.
     pub async fn until_ended(&self) -> i32 {
-        wait::until_some("the control plane ends", async || {
+        wait::until_some("the control plane exits", async || {
             self.process().as_ref()?.exit_code()
         })
         .await
     }
 
-    /// Ends it as a crash would.
+    /// Kills it with SIGKILL.
     pub fn kill9(&self) {
         drop(self.process().take());
     }
 
-    /// Starts it again where it was.
+    /// Starts it again at the same addresses.
     pub async fn restart(&self) {
         self.start().await;
     }
 
-    /// Where proxies reach it.
+    /// Its address for proxies.
     pub fn address(&self) -> SocketAddr {
         self.listen
     }
 
-    /// As proxies write it.
+    /// Its URL for proxies.
     pub fn url(&self) -> String {
         format!("https://{}", self.listen)
     }
@@ -115,54 +115,54 @@ impl ControlPlane {
         self.folder.join("control-plane.sock")
     }
 
-    /// What a page of its administration address says.
+    /// The body of a page of its administration address.
     pub async fn page(&self, path: &str) -> String {
         page(self.admin, path)
             .await
             .map_or_else(|error| error, |(_, text)| text)
     }
 
-    /// The status of a page; 0 when nothing answers.
+    /// The status of a page; 0 without a response.
     pub async fn probe(&self, path: &str) -> u16 {
         page(self.admin, path).await.map_or(0, |(status, _)| status)
     }
 
-    /// Asks the administration socket.
+    /// `GET` on the administration socket.
     pub async fn get(&self, path: &str) -> Value {
-        self.ask(Method::GET, path, &Value::Null)
+        self.send_json(Method::GET, path, &Value::Null)
             .await
             .unwrap_or_else(|error| panic!("{error}\n{self:?}"))
     }
 
-    /// Tells the administration socket.
+    /// `POST` on the administration socket.
     pub async fn post(&self, path: &str, body: &Value) -> Value {
-        self.ask(Method::POST, path, body)
+        self.send_json(Method::POST, path, body)
             .await
             .unwrap_or_else(|error| panic!("{error}\n{self:?}"))
     }
 
-    /// Any call to the administration socket, with the whole reply.
+    /// Any request to the administration socket. Returns the complete response.
     pub async fn call(&self, method: Method, path: &str, body: &Value) -> Reply {
         admin::call(&self.socket(), method, path, body)
             .await
             .unwrap_or_else(|error| panic!("{error}\n{self:?}"))
     }
 
-    async fn ask(&self, method: Method, path: &str, body: &Value) -> Result<Value, String> {
+    async fn send_json(&self, method: Method, path: &str, body: &Value) -> Result<Value, String> {
         admin::json(&self.socket(), method, path, body).await
     }
 
     /// A join token for `workload`.
     pub async fn join_token(&self, workload: &str) -> String {
-        let asked = json!({ "identity": identity(workload), "ttl": "10m" });
-        let made = self.post("/v1/join-tokens", &asked).await;
-        let token = made["token"].as_str();
+        let request = json!({ "identity": identity(workload), "ttl": "10m" });
+        let created = self.post("/v1/join-tokens", &request).await;
+        let token = created["token"].as_str();
         token
-            .unwrap_or_else(|| panic!("a token in {made}"))
+            .unwrap_or_else(|| panic!("expected a token, got {created}"))
             .to_owned()
     }
 
-    /// What it logged.
+    /// Its process log.
     pub fn log(&self) -> String {
         let process = self.process();
         process
@@ -185,7 +185,7 @@ impl fmt::Debug for ControlPlane {
     }
 }
 
-/// A page by plain HTTP.
+/// A page over plain HTTP.
 pub(super) async fn page(at: SocketAddr, path: &str) -> Result<(u16, String), String> {
     let reply = crate::Client::new(at, "")
         .get("localhost.", path)

@@ -1,4 +1,4 @@
-//! Lines of access logs.
+//! Access-log lines.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 pub struct LogLine(Value);
 
 impl LogLine {
-    /// All lines in what a proxy wrote.
+    /// All access-log lines in the output of a proxy.
     pub(crate) fn all(text: &str) -> Vec<Self> {
         let values = text
             .lines()
@@ -17,7 +17,7 @@ impl LogLine {
         values.map(Self).collect()
     }
 
-    /// A field as text; empty when it is not there.
+    /// A field as text; empty if it is missing.
     pub fn text(&self, field: &str) -> String {
         match &self.0[field] {
             Value::Null => String::new(),
@@ -33,14 +33,14 @@ impl LogLine {
         self
     }
 
-    /// Asserts that `field` is there and not empty.
+    /// Asserts that `field` is present and not empty.
     #[track_caller]
     pub fn has_field(&self, field: &str) -> &Self {
         assert!(!self.text(field).is_empty(), "no `{field}` in {self:?}");
         self
     }
 
-    /// Asserts that `text` stands nowhere in the line.
+    /// Asserts that the line does not contain `text`.
     #[track_caller]
     pub fn does_not_contain(&self, text: &str) -> &Self {
         assert!(!self.0.to_string().contains(text), "`{text}` in {self:?}");

@@ -1,4 +1,4 @@
-//! A peer of one's own making: it has an identity of the mesh, or none, and says whatever it likes.
+//! Peers that the test controls directly, with or without a certificate of the mesh.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -26,14 +26,14 @@ use tower::service_fn;
 
 use super::{Mesh, TRUST_DOMAIN};
 
-/// Asks for certificates as a proxy does before it has one.
+/// A peer without a certificate, which can request one as a new proxy does.
 #[derive(Debug)]
 pub struct AnonymousPeer {
     control_plane: SocketAddr,
     tls: Arc<ClientConfig>,
 }
 
-/// Has a certificate of the mesh, and its key.
+/// A peer with a certificate of the mesh.
 #[derive(Debug)]
 pub struct TestPeer {
     control_plane: SocketAddr,
@@ -51,7 +51,7 @@ fn control_plane() -> SpiffeId {
 }
 
 impl Mesh {
-    /// Somebody who knows the mesh's root by this join token, and has no certificate.
+    /// A peer without a certificate that trusts the mesh's root by this join token.
     pub fn anonymous_peer(&self, token: &str) -> AnonymousPeer {
         let token: JoinToken = token.parse().expect("a join token");
         let bootstrap = Bootstrap::RootHash(token.root_sha256());
@@ -63,7 +63,7 @@ impl Mesh {
         }
     }
 
-    /// Somebody with a real certificate of `workload`.
+    /// A peer with a real certificate of `workload`.
     pub async fn test_peer(&self, workload: &str) -> TestPeer {
         let token = self.control_plane().join_token(workload).await;
         let key = PrivateKey::generate().expect("a key");
@@ -85,10 +85,10 @@ impl Mesh {
 }
 
 impl AnonymousPeer {
-    /// Asks for a certificate.
+    /// Requests a certificate.
     ///
     /// # Errors
-    /// What the control plane says.
+    /// The error of the control plane.
     pub async fn issue(
         &self,
         csr: Vec<u8>,
@@ -109,10 +109,10 @@ impl TestPeer {
         self.tls.svid().serial.clone()
     }
 
-    /// Asks for a certificate by the right of the one it has, or of a join token.
+    /// Requests a certificate, authenticated by the current one and, if given, a join token.
     ///
     /// # Errors
-    /// What the control plane says.
+    /// The error of the control plane.
     pub async fn issue(
         &self,
         csr: Vec<u8>,
@@ -130,27 +130,27 @@ impl TestPeer {
         channel(self.control_plane, tls).await
     }
 
-    /// Asks for its state as a proxy does, under the node id `node`, and refuses it for this reason.
+    /// Requests its snapshot as a proxy does, with the node id `node`, and rejects it with this reason.
     pub async fn reject_snapshot(&self, node: &str, reason: &str) -> RejectingProxy {
         let (requests, stream) = mpsc::channel(4);
         let mut client = AggregatedDiscoveryServiceClient::new(self.channel().await);
-        let say = async |request| requests.send(request).await.expect("the stream is open");
-        say(DeltaDiscoveryRequest {
+        let send = async |request| requests.send(request).await.expect("the stream is open");
+        send(DeltaDiscoveryRequest {
             node: Some(merlon_api::node(node, None, env!("CARGO_PKG_VERSION"))),
             type_url: ResourceKind::Manifest.type_url().to_owned(),
             resource_names_subscribe: vec![self.tls.svid().id.to_string()],
             ..DeltaDiscoveryRequest::default()
         })
         .await;
-        let answer = client
+        let response = client
             .delta_aggregated_resources(ReceiverStream::new(stream))
             .await
             .expect("a stream");
-        let sent = answer.into_inner().message().await.expect("a response");
-        let sent = sent.expect("a manifest, not the end");
-        say(DeltaDiscoveryRequest {
-            type_url: sent.type_url,
-            response_nonce: sent.nonce,
+        let received = response.into_inner().message().await.expect("a response");
+        let received = received.expect("a manifest");
+        send(DeltaDiscoveryRequest {
+            type_url: received.type_url,
+            response_nonce: received.nonce,
             error_detail: Some(merlon_api::discovery::Status {
                 code: 3,
                 message: reason.to_owned(),
@@ -167,7 +167,7 @@ impl TestPeer {
     /// A mesh TLS connection to the proxy of `workload` at `to`.
     ///
     /// # Errors
-    /// What failed in the handshake.
+    /// The error of the handshake.
     pub async fn dial(
         &self,
         to: SocketAddr,
@@ -182,23 +182,23 @@ impl TestPeer {
     }
 }
 
-/// A proxy that takes no state: what it was sent is refused. Its stream is open as long as this lives.
+/// A proxy that has rejected its snapshot. Its stream stays open until this is dropped.
 #[derive(Debug)]
 pub struct RejectingProxy {
     _requests: mpsc::Sender<DeltaDiscoveryRequest>,
 }
 
-/// A TLS connection under any configuration.
+/// A TLS connection with any configuration.
 ///
 /// # Errors
-/// What failed in the handshake.
+/// The error of the handshake.
 pub async fn tls_connect(
     to: SocketAddr,
     tls: Arc<ClientConfig>,
 ) -> std::io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(to).await?;
-    let nameless = ServerName::from(to.ip());
-    TlsConnector::from(tls).connect(nameless, stream).await
+    let server_name = ServerName::from(to.ip());
+    TlsConnector::from(tls).connect(server_name, stream).await
 }
 
 async fn issue(

@@ -1,4 +1,4 @@
-//! The resource documents that the builder writes, as people would.
+//! The resource documents that the builder writes.
 
 use std::net::SocketAddr;
 
@@ -6,7 +6,7 @@ use super::{NAMESPACE, TRUST_DOMAIN};
 
 const HEAD: &str = "apiVersion: merlon.io/v1alpha1\n";
 
-/// The `MeshConfig`; `extra` is more of its `spec`, indented by two.
+/// The `MeshConfig`. `extra` is added to its `spec`, indented by two spaces.
 pub(super) fn mesh(extra: &str) -> String {
     format!(
         "{HEAD}kind: MeshConfig\nmetadata: {{ name: mesh, namespace: merlon-system }}\n\
@@ -14,7 +14,7 @@ pub(super) fn mesh(extra: &str) -> String {
     )
 }
 
-/// A `Workload` that runs as its own name and carries the label `app`.
+/// A `Workload` with a service account and an `app` label of the same name.
 pub(super) fn workload(
     name: &str,
     mesh_address: Option<SocketAddr>,
@@ -38,7 +38,7 @@ pub(super) fn workload(
     text
 }
 
-/// A `Service` of the workload of the same name.
+/// A `Service` for the workload of the same name.
 pub(super) fn service(name: &str, port: u16, target_port: u16, protocol: &str) -> String {
     format!(
         "{HEAD}kind: Service\nmetadata: {{ name: {name}, namespace: {NAMESPACE} }}\n\
@@ -47,7 +47,7 @@ pub(super) fn service(name: &str, port: u16, target_port: u16, protocol: &str) -
     )
 }
 
-/// A document of `kind` that is attached to a Service; `spec` is more of its `spec`, at no indentation.
+/// A document of `kind` with a target reference to a Service. `spec` is added to its `spec`, without indentation.
 pub(super) fn attached(kind: &str, name: &str, service: &str, spec: &str) -> String {
     let spec: String = spec.lines().map(|line| format!("  {line}\n")).collect();
     format!(
@@ -56,7 +56,7 @@ pub(super) fn attached(kind: &str, name: &str, service: &str, spec: &str) -> Str
     )
 }
 
-/// An `AuthorizationPolicy` of a Service.
+/// An `AuthorizationPolicy` for a Service.
 pub(super) fn policy(name: &str, service: &str, cedar: &str) -> String {
     let cedar: String = cedar
         .trim()
@@ -71,7 +71,8 @@ pub(super) fn policy(name: &str, service: &str, cedar: &str) -> String {
     )
 }
 
-/// A permit for a workload: an HTTP method or group of methods (`http`, `read`, `write`), `grpc` or `tcp`, and a path in which `**` stands for everything below.
+/// A permit policy for a workload. The action is an HTTP method, a group of methods (`http`, `read`, `write`), `grpc` or
+/// `tcp`; `**` at the end of the path matches any suffix.
 pub(super) fn permit(id: &str, workload: &str, action: &str, path: &str) -> String {
     let condition = match (action, path) {
         ("grpc" | "tcp", _) | (_, "/**") => String::new(),
@@ -80,13 +81,13 @@ pub(super) fn permit(id: &str, workload: &str, action: &str, path: &str) -> Stri
             None => format!(" when {{ context.path == \"{path}\" }}"),
         },
     };
-    let which = if ["http", "read", "write"].contains(&action) {
+    let operator = if ["http", "read", "write"].contains(&action) {
         "in"
     } else {
         "=="
     };
     format!(
         "@id(\"{id}\")\npermit(principal == Workload::\"{NAMESPACE}/{workload}\", \
-         action {which} Action::\"{action}\", resource){condition};\n"
+         action {operator} Action::\"{action}\", resource){condition};\n"
     )
 }

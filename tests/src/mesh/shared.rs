@@ -1,4 +1,4 @@
-//! A mesh that several tests use.
+//! A mesh that several tests share.
 
 use std::{future::Future, ops::Deref};
 
@@ -6,21 +6,21 @@ use tokio::sync::OnceCell;
 
 use super::Mesh;
 
-/// A mesh that is started by the first test that needs it.
+/// A mesh that the first test that needs it starts.
 #[derive(Debug)]
 pub struct Shared(OnceCell<Mesh>);
 
-/// The mesh, for one test: shows what its processes said when that test fails.
+/// A test's handle of the mesh. Prints the output of its processes if the test fails.
 #[derive(Debug)]
 pub struct Guard(&'static Mesh);
 
 impl Shared {
-    /// Not started.
+    /// A mesh that is not started yet.
     pub const fn new() -> Self {
         Self(OnceCell::const_new())
     }
 
-    /// The mesh, which `start` makes if nobody did before.
+    /// The mesh. Calls `start` if it is not started yet.
     pub async fn get<F: Future<Output = Mesh>>(&'static self, start: impl FnOnce() -> F) -> Guard {
         Guard(self.0.get_or_init(start).await)
     }

@@ -1,4 +1,4 @@
-//! A proxy's process.
+//! The process of a proxy.
 
 use std::{
     fmt,
@@ -14,7 +14,7 @@ use crate::{
     tools, wait,
 };
 
-/// The proxy beside a program.
+/// The proxy of a program.
 pub struct Sidecar {
     process: Mutex<Option<Process>>,
     name: String,
@@ -27,12 +27,12 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// A proxy with a state directory of its own and these arguments beside its addresses. Not started.
+    /// A proxy with its own state directory, and with these arguments in addition to its addresses. Does not start it.
     pub fn new(name: &str, folder: &Path, args: Vec<String>) -> Self {
         Self::at(name, folder, args, ports::free())
     }
 
-    /// The same where the address for other proxies is known beforehand.
+    /// [`Sidecar::new`] with a fixed inbound address.
     pub(crate) fn at(name: &str, folder: &Path, args: Vec<String>, inbound: SocketAddr) -> Self {
         Self {
             process: Mutex::new(None),
@@ -51,13 +51,13 @@ impl Sidecar {
         self
     }
 
-    /// Starts it, anew or after its end, and waits until it is ready.
+    /// Starts it, or starts it again after its exit, and waits until it is ready.
     pub async fn start(&self) {
         self.launch();
         self.until_ready().await;
     }
 
-    /// Starts it and does not wait.
+    /// Starts it without waiting.
     pub fn launch(&self) {
         let mut plan = Plan::new(&self.name, tools::binary("merlon-proxy"), &self.folder)
             .args(&self.args)
@@ -73,7 +73,7 @@ impl Sidecar {
         *self.process() = Some(plan.start());
     }
 
-    /// Waits until `/ready` says so.
+    /// Waits until `/ready` responds with 200.
     pub async fn until_ready(&self) {
         wait::until(
             format!("the proxy of `{}` is ready", self.name),
@@ -82,62 +82,62 @@ impl Sidecar {
                     .process()
                     .as_ref()
                     .is_none_or(|process| !process.is_alive());
-                assert!(!ended, "the proxy of `{}` ended\n{self:?}", self.name);
+                assert!(!ended, "the proxy of `{}` exited\n{self:?}", self.name);
                 self.probe("/ready").await == 200
             },
         )
         .await;
     }
 
-    /// Waits until the process is gone, and gives its exit code.
+    /// Waits until the process has exited. Returns its exit code.
     pub async fn until_ended(&self) -> i32 {
-        wait::until_some(format!("the proxy of `{}` ends", self.name), async || {
+        wait::until_some(format!("the proxy of `{}` exits", self.name), async || {
             let process = self.process();
             process.as_ref()?.exit_code()
         })
         .await
     }
 
-    /// Ends it as a crash would.
+    /// Kills it with SIGKILL.
     pub fn kill9(&self) {
         drop(self.process().take());
     }
 
-    /// Asks it to end.
+    /// Sends SIGTERM.
     pub fn terminate(&self) {
         if let Some(process) = &*self.process() {
             process.terminate();
         }
     }
 
-    /// Where other proxies reach it.
+    /// Its address for other proxies.
     pub fn inbound(&self) -> SocketAddr {
         self.inbound
     }
 
-    /// Where its program finds services.
+    /// Its address for its program.
     pub fn outbound(&self) -> SocketAddr {
         self.outbound
     }
 
-    /// Where `/live`, `/ready` and `/metrics` are.
+    /// The address of `/live`, `/ready` and `/metrics`.
     pub fn admin(&self) -> SocketAddr {
         self.admin
     }
 
-    /// What a page of its administration address says.
+    /// The body of a page of its administration address.
     pub async fn page(&self, path: &str) -> String {
         page(self.admin, path)
             .await
             .map_or_else(|error| error, |(_, text)| text)
     }
 
-    /// The status of a page; 0 when nothing answers.
+    /// The status of a page; 0 without a response.
     pub async fn probe(&self, path: &str) -> u16 {
         page(self.admin, path).await.map_or(0, |(status, _)| status)
     }
 
-    /// The sum of the metric `name` over all its labels that contain `labels`; 0 when it is not there.
+    /// The sum of the metric `name` over all series whose labels contain `labels`; 0 if there is none.
     pub async fn metric(&self, name: &str, labels: &str) -> f64 {
         let page = self.page("/metrics").await;
         page.lines()
@@ -156,7 +156,7 @@ impl Sidecar {
         LogLine::all(&process.as_ref().map(Process::out).unwrap_or_default())
     }
 
-    /// What it said beside the access log.
+    /// Its process log.
     pub fn process_log(&self) -> String {
         let process = self.process();
         process.as_ref().map(Process::err).unwrap_or_default()

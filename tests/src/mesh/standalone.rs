@@ -15,12 +15,12 @@ pub struct Standalone {
 }
 
 impl Standalone {
-    /// The sidecar of `workload`, from these files. Not started.
+    /// The sidecar of `workload`, with these resource files. Does not start it.
     pub fn sidecar(workload: &str, files: &[(&str, &str)]) -> Self {
         Self::new(&["--identity", &format!("{NAMESPACE}/{workload}")], files)
     }
 
-    /// The Gateway `name`, from these files. Not started.
+    /// The Gateway `name`, with these resource files. Does not start it.
     pub fn gateway(name: &str, files: &[(&str, &str)]) -> Self {
         Self::new(&["--gateway", &format!("{NAMESPACE}/{name}")], files)
     }
@@ -45,7 +45,7 @@ impl Standalone {
     }
 
     /// Starts it and waits until it is ready.
-    #[must_use = "it ends when it is dropped"]
+    #[must_use = "dropping it kills the proxy"]
     pub async fn start(self) -> Self {
         self.proxy.start().await;
         self
@@ -56,12 +56,12 @@ impl Standalone {
         &self.proxy
     }
 
-    /// The program beside it.
+    /// A client that calls services through the proxy.
     pub fn program(&self) -> Client {
         Client::new(self.proxy.outbound(), NAMESPACE)
     }
 
-    /// Puts a resource file in place.
+    /// Creates or replaces a resource file.
     pub fn write(&self, file: &str, text: &str) {
         let path = self.resources().join(file);
         let new = self.resources().join(format!(".{file}.new"));
@@ -77,7 +77,7 @@ impl Standalone {
 
 impl Drop for Standalone {
     fn drop(&mut self) {
-        // A failed test shows what its process said.
+        // A failed test prints the output of its process.
         if std::thread::panicking() {
             eprintln!("{:?}", self.proxy);
         }
