@@ -1,5 +1,5 @@
-//! A real Kubernetes API: etcd and kube-apiserver, without machines. Pods exist in it as objects, and their programs and
-//! proxies run on this machine.
+//! A real Kubernetes API without nodes: etcd and kube-apiserver. Pods exist as objects only; their programs and proxies
+//! run as processes on this machine.
 
 mod audit;
 mod issue;
@@ -22,7 +22,7 @@ use crate::{
 pub use audit::Call;
 pub use replica::Replica;
 
-/// A cluster's API.
+/// An API server with its etcd.
 pub struct ApiServer {
     folder: TempDir,
     address: SocketAddr,
@@ -32,8 +32,8 @@ pub struct ApiServer {
     client: reqwest::Client,
 }
 
-/// What the control plane may do: the same files that the chart gives it its rights by.
-fn rights() -> String {
+/// The RBAC rules of the control plane, from the files of the chart.
+fn rbac() -> String {
     let own = "merlon-system";
     let object = |kind: &str, namespace: &str, rest: &str| {
         format!(
@@ -65,31 +65,31 @@ fn rights() -> String {
     .concat()
 }
 
-/// A pod that exists.
+/// A pod object.
 #[derive(Debug, Clone)]
 pub struct Pod {
     /// Its namespace.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Unique for ever.
+    /// Its UID.
     pub uid: String,
-    /// Whom it runs as.
+    /// Its service account.
     pub account: String,
 }
 
-/// Of a user who may do everything.
+/// The token of a cluster administrator.
 const ADMINISTRATOR: &str = "administrators-token";
 
 impl ApiServer {
-    /// Starts one, with Merlon's definitions, the namespaces `merlon-system` and `shop`, and the control plane's rights.
+    /// Starts one with Merlon's CRDs, the namespaces `merlon-system` and `shop`, and the RBAC rules of the control plane.
     pub async fn start() -> Self {
         let this = Self::without_crds().await;
         this.install_crds().await;
         this
     }
 
-    /// The same without Merlon's definitions.
+    /// Like [`ApiServer::start`], without Merlon's CRDs.
     pub async fn without_crds() -> Self {
         let folder = crate::folder::fresh();
         let (etcd, peers, address) = (ports::free(), ports::free(), ports::free());
@@ -102,7 +102,7 @@ impl ApiServer {
             .args(["--listen-peer-urls", &url(peers)])
             .args(["--initial-advertise-peer-urls", &url(peers)])
             .args(["--initial-cluster", &format!("default={}", url(peers))])
-            // Nothing of it outlives the test.
+            // Its data need not survive the test.
             .arg("--unsafe-no-fsync")
             .start();
         process
@@ -118,7 +118,7 @@ impl ApiServer {
             server: Mutex::new(None),
         };
         this.launch();
-        // The server made its certificate when it started.
+        // The server creates its certificate when it starts.
         let certificate = wait::until_some("the API server has a certificate", async || {
             let text = fs::read(this.certificate_file()).ok()?;
             Certificate::from_pem_bundle(&text)
@@ -138,21 +138,21 @@ impl ApiServer {
             this.namespace(namespace).await;
         }
         this.account("merlon-system", "merlon-control-plane").await;
-        this.apply(&rights()).await;
+        this.apply(&rbac()).await;
         this
     }
 
-    /// Applies what `merlon crds` prints.
+    /// Applies the output of `merlon crds`.
     pub async fn install_crds(&self) {
         self.apply(&crds().await).await;
-        wait::until("the definitions are served", async || {
+        wait::until("the CRDs are served", async || {
             let kinds = "/apis/merlon.io/v1alpha1/requestvalidations";
             self.try_get(kinds).await.is_some()
         })
         .await;
     }
 
-    /// Applies Gateway API's definitions.
+    /// Applies the CRDs of Gateway API.
     pub async fn install_gateway_crds(&self) {
         let file = tools::root().join(".tools/gateway-api.yaml");
         let text = fs::read_to_string(&file);
@@ -205,19 +205,19 @@ impl ApiServer {
                 let server = self.server.lock().expect("no panic");
                 server.as_ref().is_none_or(|process| !process.is_alive())
             };
-            assert!(!ended, "the API server ended: {self:?}");
+            assert!(!ended, "the API server exited: {self:?}");
             let reply = self.send(Method::GET, "/readyz", None).await;
             reply.is_ok_and(|(status, _)| status == 200)
         })
         .await;
     }
 
-    /// Ends it as a crash would. What it knew is in etcd.
+    /// Kills it with SIGKILL. Its data is in etcd.
     pub fn kill9(&self) {
         drop(self.server.lock().expect("no panic").take());
     }
 
-    /// Starts it again where it was, and waits until it is ready.
+    /// Starts it again at the same address, and waits until it is ready.
     pub async fn restart(&self) {
         self.launch();
         self.until_ready().await;
@@ -231,12 +231,12 @@ impl ApiServer {
         self.folder.path().join("audit.log")
     }
 
-    /// Who called for what so far.
+    /// The calls in the audit log so far.
     pub fn calls(&self) -> Vec<Call> {
         audit::calls(&fs::read_to_string(self.audit_log()).unwrap_or_default())
     }
 
-    /// A kubeconfig of who has this token.
+    /// A kubeconfig with this token.
     fn kubeconfig(&self, token: &str) -> String {
         json!({
             "apiVersion": "v1",
@@ -252,18 +252,18 @@ impl ApiServer {
         .to_string()
     }
 
-    /// As `kubectl apply --server-side` does it; says what was wrong.
+    /// Applies documents with `kubectl apply --server-side`.
     ///
     /// # Errors
-    /// What kubectl says.
+    /// The error output of kubectl.
     pub async fn try_apply(&self, text: &str) -> Result<(), String> {
         self.try_apply_with(text, &[]).await
     }
 
-    /// Whether it would take documents, of which nothing becomes true: admission and all; a warning counts as an error.
+    /// Server-side dry run of documents, including admission. A warning is an error.
     ///
     /// # Errors
-    /// What kubectl says.
+    /// The error output of kubectl.
     pub async fn dry_run(&self, text: &str) -> Result<(), String> {
         self.try_apply_with(text, &["--dry-run=server", "--warnings-as-errors"])
             .await
@@ -291,19 +291,19 @@ impl ApiServer {
         }
     }
 
-    /// The same, of what is right.
+    /// Applies documents with `kubectl apply --server-side`.
     ///
     /// # Panics
-    /// When it is refused.
+    /// If kubectl fails.
     pub async fn apply(&self, text: &str) {
         let applied = self.try_apply(text).await;
         applied.unwrap_or_else(|error| panic!("{error}\n{text}"));
     }
 
-    /// Any call as the administrator.
+    /// Any request as the administrator.
     ///
     /// # Panics
-    /// When the answer is no success.
+    /// If the status is not 2xx.
     pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Value {
         let answer = self.send(method, path, body).await;
         let (status, answer) = answer.unwrap_or_else(|error| panic!("{path}: {error}"));
@@ -311,21 +311,21 @@ impl ApiServer {
         answer
     }
 
-    /// An object that is there.
+    /// An existing object.
     pub async fn get(&self, path: &str) -> Value {
         self.call(Method::GET, path, None).await
     }
 
-    /// An object, if it is there.
+    /// An object, if it exists.
     pub async fn try_get(&self, path: &str) -> Option<Value> {
         let (status, answer) = self.send(Method::GET, path, None).await.ok()?;
         (status == 200).then_some(answer)
     }
 
-    /// Removes an object at once.
+    /// Deletes an object without a grace period.
     pub async fn delete(&self, path: &str) {
-        let at_once = json!({ "gracePeriodSeconds": 0 });
-        self.call(Method::DELETE, path, Some(&at_once)).await;
+        let options = json!({ "gracePeriodSeconds": 0 });
+        self.call(Method::DELETE, path, Some(&options)).await;
     }
 
     async fn send(
@@ -350,26 +350,26 @@ impl ApiServer {
         Ok((status, value))
     }
 
-    /// A new namespace.
+    /// Creates a namespace.
     pub async fn namespace(&self, name: &str) {
         let namespace = json!({ "metadata": { "name": name } });
         self.call(Method::POST, "/api/v1/namespaces", Some(&namespace))
             .await;
     }
 
-    /// A new service account.
+    /// Creates a service account.
     pub async fn account(&self, namespace: &str, name: &str) {
         let account = json!({ "metadata": { "name": name } });
         let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts");
         self.call(Method::POST, &path, Some(&account)).await;
     }
 
-    /// A new pod with a proxy in it, at `address`, which runs as a service account of its own name.
+    /// Creates a pod with a proxy, with this address and a service account of the same name.
     pub async fn pod(&self, namespace: &str, name: &str, address: &str) -> Pod {
         self.pod_of((namespace, name), name, address).await
     }
 
-    /// A new pod with a proxy in it, at `address`, which runs as `account` of a namespace.
+    /// Creates a pod with a proxy, with this address and `account` as its service account.
     pub async fn pod_of(
         &self,
         (namespace, account): (&str, &str),
@@ -392,7 +392,7 @@ impl ApiServer {
                 }],
             },
         });
-        let made = self.call(Method::POST, &pods, Some(&pod)).await;
+        let created = self.call(Method::POST, &pods, Some(&pod)).await;
         let status = json!({ "status": {
             "phase": "Running", "podIP": address, "podIPs": [{ "ip": address }],
         } });
@@ -401,12 +401,15 @@ impl ApiServer {
         Pod {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
-            uid: made["metadata"]["uid"].as_str().expect("a uid").to_owned(),
+            uid: created["metadata"]["uid"]
+                .as_str()
+                .expect("a uid")
+                .to_owned(),
             account: account.to_owned(),
         }
     }
 
-    /// A token of a service account for an audience, bound to a pod if one is given.
+    /// Creates a token of a service account for an audience, bound to `pod` if given.
     pub async fn token(
         &self,
         (namespace, account): (&str, &str),
@@ -416,26 +419,26 @@ impl ApiServer {
         let bound = pod.map(
             |pod| json!({ "apiVersion": "v1", "kind": "Pod", "name": pod.name, "uid": pod.uid }),
         );
-        let asked = json!({ "spec": {
+        let request = json!({ "spec": {
             "audiences": audience.into_iter().collect::<Vec<_>>(),
             "expirationSeconds": 3_600,
             "boundObjectRef": bound,
         } });
         let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
-        let made = self.call(Method::POST, &path, Some(&asked)).await;
-        made["status"]["token"]
+        let created = self.call(Method::POST, &path, Some(&request)).await;
+        created["status"]["token"]
             .as_str()
             .expect("a token")
             .to_owned()
     }
 
-    /// The token that the cluster mounts into a pod for Merlon.
+    /// The token that a pod mounts for Merlon.
     pub async fn token_of(&self, pod: &Pod) -> String {
         let account = (&pod.namespace[..], &pod.account[..]);
         self.token(account, Some("merlon"), Some(pod)).await
     }
 
-    /// Waits until a condition of a resource has this status for its present generation, and gives its reason and message.
+    /// Waits until a condition of a resource has this status for the current generation. Returns its reason and message.
     pub async fn until_condition(&self, path: &str, kind: &str, status: &str) -> (String, String) {
         let what = format!("{path} is {kind}={status}");
         let seen = Mutex::new(Value::Null);
@@ -444,9 +447,9 @@ impl ApiServer {
             *seen.lock().expect("no panic") = object["status"].clone();
             let conditions = object["status"]["conditions"].as_array()?.clone();
             let found = conditions.iter().find(|one| one["type"] == kind)?;
-            let now = found["observedGeneration"] == object["metadata"]["generation"];
+            let current = found["observedGeneration"] == object["metadata"]["generation"];
             let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
-            (now && found["status"] == status).then(|| (text("reason"), text("message")))
+            (current && found["status"] == status).then(|| (text("reason"), text("message")))
         });
         waited.await
     }
@@ -455,14 +458,14 @@ impl ApiServer {
 impl fmt::Debug for ApiServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let server = self.server.lock().expect("no panic");
-        let said = server.as_ref().map(Process::err).unwrap_or_default();
-        let last: Vec<&str> = said.lines().rev().take(20).collect();
+        let log = server.as_ref().map(Process::err).unwrap_or_default();
+        let last: Vec<&str> = log.lines().rev().take(20).collect();
         let last: Vec<&str> = last.into_iter().rev().collect();
         write!(f, "the API server at {}\n{}", self.address, last.join("\n"))
     }
 }
 
-/// What `merlon crds` prints.
+/// The output of `merlon crds`.
 async fn crds() -> String {
     let folder = crate::folder::fresh();
     let ended = Plan::new("merlon-crds", tools::binary("merlon"), folder.path())

@@ -1,4 +1,4 @@
-//! Traffic that goes on while something happens, counted at both ends.
+//! Continuous traffic during a test, counted at both ends.
 
 use std::{
     net::SocketAddr,
@@ -25,7 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{Client, chat::Line, client::connect};
 
-/// Requests at a steady rate whatever becomes of them, one gRPC stream and one TCP session.
+/// Requests at a constant rate regardless of their outcome, one gRPC stream and one TCP session.
 #[derive(Debug, Clone)]
 pub struct Load {
     client: Client,
@@ -34,7 +34,7 @@ pub struct Load {
     tcp: Option<SocketAddr>,
 }
 
-/// Traffic that is going on.
+/// Running traffic.
 #[derive(Debug)]
 pub struct Running {
     tally: Arc<Tally>,
@@ -42,7 +42,7 @@ pub struct Running {
     tasks: JoinSet<()>,
 }
 
-/// What became of it.
+/// The counts and failures of the traffic.
 #[derive(Debug, Default)]
 pub struct Tally {
     begun: Mutex<Option<Instant>>,
@@ -53,28 +53,28 @@ pub struct Tally {
     failures: Mutex<Vec<Failure>>,
 }
 
-/// One thing that went wrong.
+/// A failed request or session.
 #[derive(Debug, Clone)]
 pub struct Failure {
-    /// Since the load began.
+    /// The time since the load began.
     pub at: Duration,
-    /// What was asked, and what came back.
+    /// What was sent, and the error.
     pub what: String,
 }
 
-/// Requests on connections of their own, per second.
+/// Requests on new connections, per second.
 const NEW: u64 = 60;
-/// Requests on kept connections, per second: so many connections, each so often.
-const KEPT: u64 = 8;
-const KEPT_EACH: u64 = 20;
-/// Lines on the stream and echoes on the session, per second.
+/// Keep-alive connections, and requests per second on each of them.
+const KEEP_ALIVE: u64 = 8;
+const KEEP_ALIVE_RATE: u64 = 20;
+/// Lines on the gRPC stream and messages on the TCP session, per second.
 const SESSION: u64 = 10;
 
-/// Requests per second altogether.
-pub const RATE: u64 = NEW + KEPT * KEPT_EACH;
+/// Total requests per second.
+pub const RATE: u64 = NEW + KEEP_ALIVE * KEEP_ALIVE_RATE;
 
 impl Load {
-    /// From the program of this client.
+    /// Load from this client.
     pub fn from(client: Client) -> Self {
         Self {
             client,
@@ -84,28 +84,28 @@ impl Load {
         }
     }
 
-    /// `GET /load/<number>` to this service.
+    /// Sends `GET /load/<number>` to this service.
     #[must_use]
     pub fn http(mut self, service: &str) -> Self {
         self.http.push(service.to_owned());
         self
     }
 
-    /// One stream to this gRPC service, from beginning to end.
+    /// Keeps one stream to this gRPC service open.
     #[must_use]
     pub fn grpc_stream(mut self, service: &str) -> Self {
         self.chat = Some(service.to_owned());
         self
     }
 
-    /// One connection through this address to a program that echoes, from beginning to end.
+    /// Keeps one connection through this address to an echo program open.
     #[must_use]
     pub fn tcp_session(mut self, outbound: SocketAddr) -> Self {
         self.tcp = Some(outbound);
         self
     }
 
-    /// Begins, and returns when everything has succeeded once.
+    /// Starts the traffic, and returns when each kind has succeeded once.
     pub async fn begin(self) -> Running {
         let tally = Arc::new(Tally::default());
         *tally.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
@@ -114,8 +114,8 @@ impl Load {
         for service in &self.http {
             let worker = Worker::new(&self.client, service, &tally, &stop);
             tasks.spawn(worker.clone().new_connections());
-            for _ in 0..KEPT {
-                tasks.spawn(worker.clone().kept_connection());
+            for _ in 0..KEEP_ALIVE {
+                tasks.spawn(worker.clone().keep_alive_connection());
             }
         }
         if let Some(service) = &self.chat {
@@ -125,7 +125,7 @@ impl Load {
             tasks.spawn(Worker::new(&self.client, "", &tally, &stop).session(address));
         }
         let running = Running { tally, stop, tasks };
-        let wants = (
+        let enabled = (
             !self.http.is_empty(),
             self.chat.is_some(),
             self.tcp.is_some(),
@@ -138,8 +138,8 @@ impl Load {
                 ..
             } = &*running.tally;
             let flows =
-                |wanted: bool, count: &AtomicU64| !wanted || count.load(Ordering::Relaxed) > 0;
-            flows(wants.0, answered) && flows(wants.1, lines) && flows(wants.2, echoes)
+                |enabled: bool, count: &AtomicU64| !enabled || count.load(Ordering::Relaxed) > 0;
+            flows(enabled.0, answered) && flows(enabled.1, lines) && flows(enabled.2, echoes)
         })
         .await;
         running
@@ -147,27 +147,27 @@ impl Load {
 }
 
 impl Running {
-    /// For how long it has gone on.
+    /// How long it has been running.
     pub fn age(&self) -> Duration {
         self.tally.age()
     }
 
-    /// Lets it go on until it is this old.
+    /// Lets it run until this age.
     pub async fn until_age(&self, age: Duration) {
         tokio::time::sleep(age.saturating_sub(self.age())).await;
     }
 
-    /// How many requests were answered so far.
+    /// The number of successful requests so far.
     pub fn answered(&self) -> u64 {
         self.tally.answered.load(Ordering::Relaxed)
     }
 
-    /// What went wrong so far.
+    /// The failures so far.
     pub fn failures(&self) -> Vec<Failure> {
         self.tally.failures()
     }
 
-    /// Stops sending, waits for what is open, and counts.
+    /// Stops sending, waits for open requests, and returns the result.
     pub async fn end(mut self) -> Arc<Tally> {
         self.stop.store(true, Ordering::Relaxed);
         while self.tasks.join_next().await.is_some() {}
@@ -176,27 +176,27 @@ impl Running {
 }
 
 impl Tally {
-    /// Requests that were sent.
+    /// The number of requests that were sent.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Requests that were answered with 200.
+    /// The number of requests that got 200.
     pub fn answered(&self) -> u64 {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// Lines that came back on the gRPC stream.
+    /// The number of lines received on the gRPC stream.
     pub fn lines(&self) -> u64 {
         self.lines.load(Ordering::Relaxed)
     }
 
-    /// Messages that came back on the TCP session.
+    /// The number of messages received on the TCP session.
     pub fn echoes(&self) -> u64 {
         self.echoes.load(Ordering::Relaxed)
     }
 
-    /// What went wrong.
+    /// The failures.
     pub fn failures(&self) -> Vec<Failure> {
         self.failures
             .lock()
@@ -204,7 +204,7 @@ impl Tally {
             .clone()
     }
 
-    /// Asserts that nothing went wrong.
+    /// Asserts that nothing failed.
     #[track_caller]
     pub fn assert_no_failures(&self) {
         let failures = self.failures();
@@ -263,7 +263,7 @@ impl Worker {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Open loop: a request that takes long does not keep the next from being sent.
+    /// Open loop: a slow request does not delay the next one.
     async fn new_connections(self) {
         let mut open = JoinSet::new();
         let mut tick = every(NEW);
@@ -283,29 +283,29 @@ impl Worker {
         while open.join_next().await.is_some() {}
     }
 
-    async fn kept_connection(self) {
-        let mut tick = every(KEPT_EACH);
-        let mut kept: Option<Sender> = None;
+    async fn keep_alive_connection(self) {
+        let mut tick = every(KEEP_ALIVE_RATE);
+        let mut idle: Option<Sender> = None;
         while !self.stopped() {
             tick.tick().await;
-            // The proxy may close a kept connection between two requests; that is no failed request.
-            if kept.as_ref().is_some_and(SendRequest::is_closed) {
-                kept = None;
+            // The proxy may close a keep-alive connection between two requests; that is not a failed request.
+            if idle.as_ref().is_some_and(SendRequest::is_closed) {
+                idle = None;
             }
             let number = self.next();
-            let sender = match kept.take() {
+            let sender = match idle.take() {
                 Some(sender) => Ok(sender),
                 None => self.dial().await,
             };
             let outcome = match sender {
                 Ok(mut sender) => {
                     let outcome = self.get(&mut sender, number).await;
-                    kept = outcome.is_ok().then_some(sender);
+                    idle = outcome.is_ok().then_some(sender);
                     outcome
                 }
                 Err(error) => Err(error),
             };
-            self.count("a kept connection", number, outcome);
+            self.count("a keep-alive connection", number, outcome);
         }
     }
 
@@ -372,7 +372,7 @@ impl Worker {
             Err(status) => {
                 return self
                     .tally
-                    .failed(format!("the gRPC stream did not begin: {status}"));
+                    .failed(format!("the gRPC stream did not open: {status}"));
             }
         };
         let mut answers = answers.into_inner();
@@ -382,9 +382,7 @@ impl Worker {
             tick.tick().await;
             number += 1;
             if lines.send(Line::new("load", number)).await.is_err() {
-                return self
-                    .tally
-                    .failed("the gRPC stream takes no more".to_owned());
+                return self.tally.failed("the gRPC stream is closed".to_owned());
             }
             match answers.next().await {
                 Some(Ok(line)) if line.number == number => {
@@ -412,13 +410,13 @@ impl Worker {
             tick.tick().await;
             number += 1;
             let sent = number.to_be_bytes();
-            let mut back = [0; 8];
+            let mut echo = [0; 8];
             let exchange = async {
                 stream.write_all(&sent).await?;
-                stream.read_exact(&mut back).await
+                stream.read_exact(&mut echo).await
             };
             match exchange.await {
-                Ok(_) if back == sent => {
+                Ok(_) if echo == sent => {
                     self.tally.echoes.fetch_add(1, Ordering::Relaxed);
                 }
                 other => {
@@ -433,7 +431,7 @@ impl Worker {
 
 fn every(per_second: u64) -> tokio::time::Interval {
     let mut ticks = interval(Duration::from_micros(1_000_000 / per_second));
-    // A pause of the machine must not lower the rate.
+    // After a pause of the machine, missed requests are sent at once to keep the rate.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     ticks
 }

@@ -1,4 +1,4 @@
-//! OpenBao, the real server.
+//! The OpenBao server.
 
 use std::{
     net::SocketAddr,
@@ -21,7 +21,7 @@ use crate::{
     tools,
 };
 
-/// One OpenBao server, unsealed, with its data on disk: what is in it survives [`OpenBao::kill9`].
+/// An unsealed OpenBao server. Its data is on disk and survives [`OpenBao::kill9`].
 #[derive(Debug)]
 pub struct OpenBao {
     process: Mutex<Option<Process>>,
@@ -32,24 +32,24 @@ pub struct OpenBao {
     http: reqwest::Client,
 }
 
-/// What OpenBao said.
+/// A response of OpenBao.
 #[derive(Debug, Clone)]
 pub struct Response {
     /// The HTTP status.
     pub status: u16,
-    /// The body; null when there was none.
+    /// The body; null if there is none.
     pub body: Value,
 }
 
 static SHARED: OnceCell<OpenBao> = OnceCell::const_new();
 
 impl OpenBao {
-    /// The server that the tests of this binary share. Each takes mounts of its own in it.
+    /// The server that the tests of this binary share. Each test uses its own mounts.
     pub async fn shared() -> &'static Self {
         SHARED.get_or_init(Self::start).await
     }
 
-    /// A server of one's own, to seal and to kill.
+    /// Starts a separate server, which a test can seal and kill.
     pub async fn start() -> Self {
         let folder = crate::folder::fresh();
         let address = ports::free();
@@ -59,7 +59,7 @@ impl OpenBao {
             address,
             root_token: String::new(),
             unseal_key: String::new(),
-            // It may outlive the test, and with it the runtime, that called it last.
+            // No idle connections: the server may outlive the test whose runtime drives them.
             http: reqwest::Client::builder()
                 .pool_max_idle_per_host(0)
                 .build()
@@ -99,24 +99,24 @@ impl OpenBao {
         format!("http://{}", self.address)
     }
 
-    /// The token that may do everything: for setting up, never for Merlon.
+    /// The root token, for set-up only; never used by Merlon.
     pub fn root_token(&self) -> &str {
         &self.root_token
     }
 
-    /// Writes, and expects success. The result is `data` of the answer.
+    /// Writes to a path and asserts success. Returns `data` of the response.
     pub async fn write(&self, path: &str, body: Value) -> Value {
-        let said = self.call(Method::POST, path, body).await;
+        let response = self.call(Method::POST, path, body).await;
         assert!(
-            said.status < 300,
+            response.status < 300,
             "write {path}: {} {}",
-            said.status,
-            said.body
+            response.status,
+            response.body
         );
-        said.body.get("data").cloned().unwrap_or_default()
+        response.body.get("data").cloned().unwrap_or_default()
     }
 
-    /// Any call, with the root token.
+    /// Any request, with the root token.
     pub async fn call(&self, method: Method, path: &str, body: Value) -> Response {
         let url = format!("{}/v1/{path}", self.address());
         let mut request = self
@@ -134,29 +134,30 @@ impl OpenBao {
         }
     }
 
-    /// A token that carries one policy, `text` in HCL, and nothing else.
+    /// Creates a token with only one policy: `text` in HCL.
     pub async fn token_for(&self, name: &str, text: &str) -> String {
         self.write(
             &format!("sys/policies/acl/{name}"),
             json!({ "policy": text }),
         )
         .await;
-        let said = self
+        let response = self
             .call(
                 Method::POST,
                 "auth/token/create",
                 json!({ "policies": [name], "no_default_policy": true, "no_parent": true }),
             )
             .await;
-        said.body
+        response
+            .body
             .pointer("/auth/client_token")
             .and_then(Value::as_str)
             .expect("a token")
             .to_owned()
     }
 
-    /// Prepares it for Merlon under mounts of their own, as an administrator would: the file of the control plane's token,
-    /// and what the `MeshConfig` says of it (its `spec`, indented by two).
+    /// Sets it up for Merlon with new mounts, as an administrator would. Returns the file of the control plane's token and
+    /// the lines of the `MeshConfig`'s `spec`, indented by two spaces.
     pub async fn prepare_for_merlon(&self, folder: &Path) -> (PathBuf, String) {
         static MOUNTS: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("pki-{}", MOUNTS.fetch_add(1, Ordering::Relaxed));
@@ -167,7 +168,7 @@ impl OpenBao {
             &prefix,
         )
         .await
-        .expect("OpenBao takes every step");
+        .expect("OpenBao is set up");
         let file = folder.join("openbao-token");
         std::fs::write(&file, prepared.token.expose_secret()).expect("a file");
         let spec = format!(
@@ -188,24 +189,24 @@ impl OpenBao {
             .await;
     }
 
-    /// Seals it: every call is answered with 503.
+    /// Seals it: every request gets 503.
     pub async fn seal(&self) {
         self.write("sys/seal", Value::Null).await;
     }
 
-    /// Unseals it, and waits until it serves.
+    /// Unseals it, and waits until it is active.
     pub async fn unseal(&self) {
         self.write("sys/unseal", json!({ "key": self.unseal_key }))
             .await;
         crate::until("OpenBao is active", async || self.health().await == 200).await;
     }
 
-    /// Ends it as a crash would.
+    /// Kills it with SIGKILL.
     pub fn kill9(&self) {
         drop(self.process().take());
     }
 
-    /// Starts it again where it was, unsealed.
+    /// Starts it again at the same address, and unseals it.
     pub async fn restart(&self) {
         self.run().await;
         self.unseal().await;
@@ -222,11 +223,11 @@ impl OpenBao {
         *self.process() = Some(process);
     }
 
-    /// 200 active, 501 not initialised, 503 sealed, 0 not there.
+    /// 200: active; 501: not initialised; 503: sealed; 0: no response.
     async fn health(&self) -> u16 {
         let url = format!("{}/v1/sys/health", self.address());
-        let answer = self.http.get(url).send().await;
-        answer.map_or(0, |answer| answer.status().as_u16())
+        let response = self.http.get(url).send().await;
+        response.map_or(0, |response| response.status().as_u16())
     }
 
     fn process(&self) -> std::sync::MutexGuard<'_, Option<Process>> {

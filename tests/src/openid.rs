@@ -1,4 +1,4 @@
-//! An OpenID provider, the real one of npm's `oidc-provider`.
+//! An OpenID provider: `oidc-provider` from npm.
 
 use std::{
     path::Path,
@@ -26,7 +26,7 @@ struct Server {
 static SERVER: OnceCell<Server> = OnceCell::const_new();
 static ISSUERS: AtomicU32 = AtomicU32::new(0);
 
-/// One issuer of the provider, with keys and clients of its own.
+/// An issuer of the provider, with its own keys and clients.
 #[derive(Debug)]
 pub struct OpenIdProvider {
     server: &'static Server,
@@ -34,32 +34,32 @@ pub struct OpenIdProvider {
     http: reqwest::Client,
 }
 
-/// For whom the tokens of tests are meant, when nothing else is said.
+/// The default audience of tokens.
 pub const AUDIENCE: &str = "https://orders.example";
 
 impl OpenIdProvider {
-    /// A fresh issuer with ES256 keys and the clients `alice` (group `buyers`) and `bob` (group `clerks`).
+    /// A new issuer with ES256 keys and the clients `alice` (group `buyers`) and `bob` (group `clerks`).
     pub async fn new() -> Self {
         Self::with(json!({})).await
     }
 
-    /// The same with keys for this algorithm.
+    /// Like [`OpenIdProvider::new`], with keys for this algorithm.
     pub async fn with_algorithm(algorithm: &str) -> Self {
         Self::with(json!({ "alg": algorithm })).await
     }
 
-    async fn with(mut wanted: Value) -> Self {
+    async fn with(mut options: Value) -> Self {
         let server = SERVER.get_or_init(start).await;
         let this = Self {
             server,
             name: format!("issuer-{}", ISSUERS.fetch_add(1, Ordering::Relaxed)),
             http: fresh_connections(),
         };
-        wanted["clients"] = json!([
+        options["clients"] = json!([
             { "id": "alice", "claims": { "groups": ["buyers"], "department": "sales" } },
             { "id": "bob", "claims": { "groups": ["clerks"] } },
         ]);
-        this.control("", wanted).await;
+        this.control("", options).await;
         this
     }
 
@@ -68,12 +68,12 @@ impl OpenIdProvider {
         format!("{}/{}", self.server.base, self.name)
     }
 
-    /// What a client gets at the token endpoint for [`AUDIENCE`] (client_credentials, JWT of RFC 9068).
+    /// A token for [`AUDIENCE`] that a client gets from the token endpoint (client_credentials, JWT of RFC 9068).
     pub async fn token_of(&self, client: &str) -> String {
         self.token_for(client, AUDIENCE, "orders:read").await
     }
 
-    /// The same for another audience or scope.
+    /// [`OpenIdProvider::token_of`] for another audience or scope.
     pub async fn token_for(&self, client: &str, audience: &str, scope: &str) -> String {
         let response = self
             .http
@@ -91,39 +91,39 @@ impl OpenIdProvider {
         text(&body, "access_token")
     }
 
-    /// A token that the provider would never issue, signed with its own key: `claims` and `header` replace the usual
-    /// ones, and null takes one away.
+    /// A token that the provider would not issue, signed with its current key. `claims` and `header` replace the default
+    /// ones; null removes one.
     pub async fn sign(&self, header: Value, claims: Value) -> String {
         self.signed_by("own", header, claims).await
     }
 
-    /// The same by a key of nobody's, under the provider's key id.
+    /// A token signed with a key that was never published, with the id of the provider's current key.
     pub async fn sign_with_unknown_key(&self) -> String {
         self.signed_by("unknown", json!({}), json!({})).await
     }
 
-    /// The same by the last key that was retired.
+    /// A token signed with the last retired key.
     pub async fn sign_with_retired_key(&self) -> String {
         self.signed_by("retired", json!({}), json!({})).await
     }
 
-    /// A token with these bytes as its payload, well signed.
+    /// A token with this payload and a valid signature.
     pub async fn sign_payload(&self, payload: &str) -> String {
-        let asked = json!({ "payload": payload });
-        text(&self.control("sign", asked).await, "token")
+        let options = json!({ "payload": payload });
+        text(&self.control("sign", options).await, "token")
     }
 
     async fn signed_by(&self, key: &str, header: Value, claims: Value) -> String {
-        let asked = json!({ "key": key, "header": header, "claims": claims });
-        text(&self.control("sign", asked).await, "token")
+        let options = json!({ "key": key, "header": header, "claims": claims });
+        text(&self.control("sign", options).await, "token")
     }
 
-    /// New keys in place of the old; the new key's id.
+    /// Replaces the keys. Returns the id of the new key.
     pub async fn rotate_keys(&self) -> String {
         text(&self.control("rotate", json!({})).await, "kid")
     }
 
-    /// A new key in front of the old ones, which stay published.
+    /// Adds a new current key; the old ones stay published. Returns its id.
     pub async fn add_key(&self) -> String {
         text(
             &self.control("rotate", json!({ "overlap": true })).await,
@@ -131,29 +131,29 @@ impl OpenIdProvider {
         )
     }
 
-    /// Makes it `ok`, `down` (closes), `silent`, `error` (500), `html`, or `huge`.
+    /// Sets its behaviour: `ok`, `down` (closes connections), `silent`, `error` (500), `html`, or `huge`.
     pub async fn set_mode(&self, mode: &str) {
         self.control("mode", json!({ "mode": mode })).await;
     }
 
-    /// How often its keys were fetched.
+    /// How often its JWKS was fetched.
     pub async fn keys_fetched(&self) -> u64 {
         let fetched = self.control("fetched", json!({})).await;
         fetched["jwks"].as_u64().unwrap_or_default()
     }
 
-    /// The public key of the current key, PEM, and its id.
+    /// The current public key in PEM, and its id.
     pub async fn public_key(&self) -> (String, String) {
         let key = self.control("public-key", json!({})).await;
         (text(&key, "pem"), text(&key, "kid"))
     }
 
-    async fn control(&self, action: &str, asked: Value) -> Value {
+    async fn control(&self, action: &str, options: Value) -> Value {
         let path = format!("{}/control/{}/{action}", self.server.base, self.name);
         let response = self
             .http
             .post(path.trim_end_matches('/'))
-            .json(&asked)
+            .json(&options)
             .send()
             .await
             .expect("the provider answers");
@@ -168,7 +168,7 @@ impl OpenIdProvider {
     }
 }
 
-/// A token put together by hand: no library makes these.
+/// A token assembled from parts that JWT libraries would reject.
 pub fn forge(header: &Value, claims: &Value, signature: &[u8]) -> String {
     let encode = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
     let (header, claims) = (header.to_string(), claims.to_string());
@@ -180,7 +180,7 @@ pub fn forge(header: &Value, claims: &Value, signature: &[u8]) -> String {
     )
 }
 
-/// A client that keeps no connection: an issuer may outlive the test, and with it the runtime, that called it last.
+/// A client without idle connections: an issuer may outlive the test whose runtime drives them.
 fn fresh_connections() -> reqwest::Client {
     let client = reqwest::Client::builder().pool_max_idle_per_host(0).build();
     client.expect("a client")

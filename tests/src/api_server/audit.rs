@@ -1,26 +1,26 @@
-//! The API server's audit log: who called for what, and what came of it.
+//! The API server's audit log.
 
 use serde_json::Value;
 
-/// One call that was answered.
+/// A completed API call.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Call {
-    /// Who.
+    /// The user name.
     pub user: String,
-    /// As `list`; what an apply made is a `create` too.
+    /// The verb, such as `list`. An apply that created an object is also listed as `create`.
     pub verb: String,
-    /// The API group; empty for the oldest.
+    /// The API group; empty for the core group.
     pub group: String,
-    /// With its subresource: `pods`, `meshconfigs/status`.
+    /// The resource with its subresource: `pods`, `meshconfigs/status`.
     pub resource: String,
-    /// Where; empty: everywhere.
+    /// The namespace; empty for all namespaces.
     pub namespace: String,
-    /// The status.
+    /// The HTTP status.
     pub code: u64,
 }
 
 pub(super) fn calls(log: &str) -> Vec<Call> {
-    // The last line may be on its way.
+    // The last line may be incomplete.
     let events = log
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -43,7 +43,7 @@ pub(super) fn calls(log: &str) -> Vec<Call> {
             namespace: text(&object["namespace"]),
             code: event["responseStatus"]["code"].as_u64().unwrap_or_default(),
         };
-        // What an apply finds missing it makes, and needs the right to.
+        // An apply of a missing object creates it, and needs the permission to.
         if call.verb == "patch" && call.code == 201 {
             calls.push(Call {
                 verb: "create".to_owned(),

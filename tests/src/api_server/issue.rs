@@ -1,4 +1,4 @@
-//! Asks for certificates as a pod's proxy does.
+//! Requests certificates as the proxy of a pod does.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -20,19 +20,19 @@ use tower::service_fn;
 use super::{Pod, Replica};
 use crate::mesh::tls_connect;
 
-/// A certificate, with its key.
+/// A certificate with its key.
 #[derive(Debug)]
 pub struct Issued {
-    /// The name in it.
+    /// Its SPIFFE ID.
     pub id: SpiffeId,
     tls: MeshTls,
 }
 
 impl Replica {
-    /// Asks for a certificate for a pod with a token, knowing the mesh by the files in `trust`.
+    /// Requests a certificate for a pod with a token, and with the trust bundle in the folder `trust`.
     ///
     /// # Errors
-    /// What the control plane says.
+    /// The error of the control plane.
     pub async fn issue(&self, trust: &Path, pod: &Pod, token: &str) -> Result<Issued, Status> {
         let read = |file: &str| fs::read_to_string(trust.join(file)).expect("a mounted file");
         let domain: TrustDomain = read("trust-domain").parse().expect("a trust domain");
@@ -49,10 +49,10 @@ impl Replica {
         self.sign(tls.expect("TLS"), id, evidence, roots).await
     }
 
-    /// Asks for another one on a certificate alone.
+    /// Renews a certificate, authenticated only by the current one.
     ///
     /// # Errors
-    /// What the control plane says.
+    /// The error of the control plane.
     pub async fn renew(&self, issued: &Issued) -> Result<Issued, Status> {
         let server = control_plane(issued.id.trust_domain());
         let tls = issued.tls.client_config(&server, &[H2]);

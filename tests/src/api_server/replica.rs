@@ -1,9 +1,9 @@
-//! A control plane that follows a cluster, and proxies that find it by what the cluster mounts.
+//! A control plane that watches the API server, and proxies that use the files a pod mounts.
 
 use std::{
     fs,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Mutex,
     time::{Duration, SystemTime},
 };
@@ -27,7 +27,7 @@ pub struct Replica {
     kubeconfig: PathBuf,
     listen: SocketAddr,
     admin: SocketAddr,
-    // The file of the injector's settings.
+    // The injector's configuration file.
     injection: Option<PathBuf>,
     process: Mutex<Option<Process>>,
 }
@@ -39,7 +39,7 @@ controlPlane: https://merlon-control-plane.merlon-system.svc:7564
 ";
 
 impl ApiServer {
-    /// Starts a replica, and does not wait.
+    /// Starts a replica without waiting.
     pub async fn launch_replica(&self, name: &str) -> Replica {
         let replica = self.prepare(name).await;
         replica.launch();
@@ -57,7 +57,7 @@ impl ApiServer {
         replica
     }
 
-    /// An authority of the webhooks' certificate that is about to end, which a replica will find and replace.
+    /// Creates a CA of the webhook certificate that is about to expire, for a replica to replace.
     pub async fn expiring_webhook_ca(&self) {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
@@ -99,7 +99,7 @@ impl ApiServer {
         replica
     }
 
-    /// What a pod mounts to know the control plane by: roots and trust domain, as files.
+    /// Writes the trust bundle and the trust domain to files, as a pod mounts them. Returns their folder.
     pub async fn trust(&self, namespace: &str) -> PathBuf {
         let folder = self.folder.path().join(format!("trust-{namespace}"));
         fs::create_dir_all(&folder).expect("a folder");
@@ -115,12 +115,12 @@ impl ApiServer {
         folder
     }
 
-    /// Where the token of a pod is mounted.
+    /// The path of the token of a pod.
     pub fn token_file(&self, pod: &Pod) -> PathBuf {
         self.folder.path().join(format!("token-{}", pod.uid))
     }
 
-    /// The proxy of a pod, which follows `replica`. Not started. Other proxies reach it at `inbound`.
+    /// The proxy of a pod, which connects to `replica`. `inbound` is its address for other proxies. Does not start it.
     pub async fn sidecar(&self, pod: &Pod, replica: &Replica, inbound: SocketAddr) -> Sidecar {
         let bundle = self.trust(&pod.namespace).await.join("bundle.pem");
         let token = self.token_file(pod);
@@ -144,7 +144,7 @@ impl ApiServer {
 }
 
 impl Replica {
-    /// Starts it, anew or after its end, and does not wait.
+    /// Starts it, or starts it again after its exit, without waiting.
     pub fn launch(&self) {
         let mut plan = Plan::new(
             &self.name,
@@ -168,12 +168,12 @@ impl Replica {
         *self.process.lock().expect("no panic") = Some(plan.start());
     }
 
-    /// Waits until `/ready` says so.
+    /// Waits until `/ready` responds with 200.
     pub async fn until_ready(&self) {
         wait::until(
             format!("the replica `{}` is ready", self.name),
             async || {
-                assert!(self.is_alive(), "it ended: {}", self.log());
+                assert!(self.is_alive(), "it exited: {}", self.log());
                 self.page("/ready").await.0 == 200
             },
         )
@@ -185,7 +185,7 @@ impl Replica {
         process.as_ref().is_some_and(Process::is_alive)
     }
 
-    /// What a page of its administration address says, with the status; 0 when nothing answers.
+    /// The status and body of a page of its administration address; status 0 without a response.
     pub async fn page(&self, path: &str) -> (u16, String) {
         let reply = crate::Client::new(self.admin, "").get("localhost.", path);
         match reply.send().await {
@@ -194,7 +194,7 @@ impl Replica {
         }
     }
 
-    /// Asks its administration socket.
+    /// `GET` on its administration socket.
     pub async fn get(&self, path: &str) -> Value {
         admin::json(&self.socket(), Method::GET, path, &Value::Null)
             .await
@@ -202,31 +202,30 @@ impl Replica {
     }
 
     fn socket(&self) -> PathBuf {
-        let short: &Path = &self.folder;
-        short.join(format!("{}.sock", self.name))
+        self.folder.join(format!("{}.sock", self.name))
     }
 
-    /// Where proxies reach it.
+    /// Its address for proxies.
     pub fn address(&self) -> SocketAddr {
         self.listen
     }
 
-    /// As proxies write it.
+    /// Its URL for proxies.
     pub fn url(&self) -> String {
         format!("https://{}", self.listen)
     }
 
-    /// Ends it as a crash would.
+    /// Kills it with SIGKILL.
     pub fn kill9(&self) {
         drop(self.process.lock().expect("no panic").take());
     }
 
-    /// Asks it to end, and waits until it is gone.
+    /// Sends SIGTERM, and waits until it has exited with 0.
     pub async fn stop(&self) {
         if let Some(process) = &*self.process.lock().expect("no panic") {
             process.terminate();
         }
-        let code = wait::until_some("the replica ends", async || {
+        let code = wait::until_some("the replica exits", async || {
             let process = self.process.lock().expect("no panic");
             process.as_ref()?.exit_code()
         })
@@ -234,7 +233,7 @@ impl Replica {
         assert_eq!(code, 0, "{}", self.log());
     }
 
-    /// What it logged.
+    /// Its process log.
     pub fn log(&self) -> String {
         let process = self.process.lock().expect("no panic");
         process.as_ref().map(Process::err).unwrap_or_default()
