@@ -1,4 +1,4 @@
-//! A real Kubernetes cluster of one node, in namespaces of its own.
+//! A real Kubernetes cluster of one node, in separate Linux namespaces.
 
 mod image;
 pub mod merlon;
@@ -29,64 +29,64 @@ use crate::{
     rights, tools, wait,
 };
 
-/// A cluster that this process holds: nothing of it outlives the value, and nothing but its folder and empty cgroups
-/// outlives the process, however that ends. The next start removes those.
+/// A running cluster. Dropping it removes everything. If the process exits in another way, only the cluster's folder and
+/// empty cgroups remain, and the next start removes them.
 #[derive(Debug)]
 pub struct Cluster {
-    // Dropped in this order: the folder is in use until the node is gone.
+    // Dropped in this order, because the node uses the folder.
     node: Node,
     addresses: Addresses,
     kubeconfig: PathBuf,
     folder: TempDir,
 }
 
-/// What a cluster of this number uses inside its network namespace. Clusters cannot meet unless a test joins them, and
-/// then their addresses differ.
+/// The addresses of a cluster inside its network namespace. Each index has different ones, so that a test can connect two
+/// clusters.
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {
     index: u8,
 }
 
 impl Addresses {
-    /// The node's own.
+    /// The address of the node.
     pub fn node(self) -> Ipv4Addr {
         Ipv4Addr::new(172, 31, 77 + self.index, 1)
     }
 
-    /// The range of the pods.
+    /// The address range of pods.
     pub fn pods(self) -> String {
         format!("10.{}.0.0/16", 200 + self.index)
     }
 
-    /// The range of the services.
+    /// The address range of services.
     pub fn services(self) -> String {
         format!("10.{}.0.0/16", 90 + self.index)
     }
 
-    /// The cluster's name server.
+    /// The address of the name server.
     pub fn dns(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 90 + self.index, 0, 10)
     }
 }
 
-/// How many clusters one process can have at once with different addresses.
+/// The number of clusters with different addresses in one process.
 const INDICES: u8 = 10;
 
-/// The image of programs for tests, busybox, in every cluster.
+/// The busybox image, which every cluster has.
 pub const BUSYBOX: &str = "localhost/busybox:test";
 
 static SHARED: OnceCell<Cluster> = OnceCell::const_new();
 
 impl Cluster {
-    /// The cluster that the tests of this binary share. Each takes a namespace of its own in it.
+    /// The cluster that the tests of this binary share. Each test uses its own namespace.
     pub async fn shared() -> &'static Self {
         SHARED.get_or_init(Self::start).await
     }
 
-    /// Starts one and waits until its node is ready and its name server answers.
+    /// Starts one and waits until its node and its name server are ready.
     ///
     /// # Panics
-    /// Without root, or when a program of it ends, with what that wrote.
+    /// Without root, or if one of its programs exits; the message contains the program's output.
     pub async fn start() -> Self {
         static NEXT: AtomicU8 = AtomicU8::new(0);
         Self::numbered(NEXT.fetch_add(1, Ordering::Relaxed) % INDICES).await
@@ -95,7 +95,7 @@ impl Cluster {
     async fn numbered(index: u8) -> Self {
         assert!(
             is_possible(),
-            "a cluster needs root: it makes namespaces, mounts and cgroups; run the command as root"
+            "a cluster needs root to create namespaces, mounts and cgroups; run the command as root"
         );
         sweep();
         let folder = crate::folder::fresh();
@@ -116,7 +116,7 @@ impl Cluster {
     async fn bring_up(&self) {
         self.node.start_control_plane(self).await;
         let busybox = tools::installed("busybox");
-        // What holds a pod's network while its containers come and go.
+        // The pause image, which keeps a pod's network namespace while its containers restart.
         self.load(
             &Image::new("localhost/pause:test", &busybox, "/bin/busybox")
                 .arguments(&["sleep", "2147483647"]),
@@ -142,7 +142,7 @@ impl Cluster {
         .await;
     }
 
-    /// Where its things are.
+    /// Its addresses.
     pub fn addresses(&self) -> Addresses {
         self.addresses
     }
@@ -152,24 +152,24 @@ impl Cluster {
         self.folder.path()
     }
 
-    /// Credentials of an administrator; they are of use only inside the network namespace.
+    /// The kubeconfig of an administrator. It works only inside the network namespace.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
     }
 
-    /// The process whose namespaces the cluster is in.
+    /// The id of the process whose namespaces the cluster uses.
     pub fn init(&self) -> u32 {
         self.node.init()
     }
 
-    /// `program`, to be run inside the node's namespaces with `KUBECONFIG` set.
+    /// A builder that runs `program` in the node's namespaces with `KUBECONFIG` set.
     pub fn inside(&self, name: &str, program: &Path) -> Plan {
         self.node
             .inside(name, program)
             .env("KUBECONFIG", &self.kubeconfig)
     }
 
-    /// Runs `kubectl`, whatever comes of it.
+    /// Runs `kubectl`. It may fail.
     pub async fn try_kubectl(&self, arguments: &[&str]) -> Output {
         self.inside("kubectl", &tools::installed("kubectl"))
             .args(arguments)
@@ -177,20 +177,20 @@ impl Cluster {
             .await
     }
 
-    /// Runs `kubectl` and gives what it printed.
+    /// Runs `kubectl` and returns its output.
     ///
     /// # Panics
-    /// When it fails.
+    /// If it fails.
     pub async fn kubectl(&self, arguments: &[&str]) -> String {
         let ended = self.try_kubectl(arguments).await;
         assert_eq!(ended.code(), 0, "kubectl {arguments:?}: {}", ended.err);
         ended.out
     }
 
-    /// The same as JSON: `get`, `create`.
+    /// Runs `kubectl` with `-o json` and returns its output.
     ///
     /// # Panics
-    /// When it fails or prints something else.
+    /// If it fails or does not print JSON.
     pub async fn json(&self, arguments: &[&str]) -> Value {
         let mut all = arguments.to_vec();
         all.extend(["-o", "json"]);
@@ -198,10 +198,10 @@ impl Cluster {
         serde_json::from_str(&out).unwrap_or_else(|error| panic!("kubectl {all:?}: {error}\n{out}"))
     }
 
-    /// Applies documents and gives what `kubectl` printed.
+    /// Applies documents and returns the output of `kubectl`.
     ///
     /// # Panics
-    /// When one is refused.
+    /// If one is rejected.
     pub async fn apply(&self, yaml: &str) -> String {
         let file = tempfile::NamedTempFile::new_in(self.folder()).expect("a file");
         std::fs::write(file.path(), yaml).expect("a file");
@@ -209,12 +209,12 @@ impl Cluster {
             .await
     }
 
-    /// A namespace of its own for a test, its name beginning with `name`.
+    /// Creates a namespace whose name begins with `name`.
     pub async fn namespace(&self, name: &str) -> String {
         static NEXT: AtomicU8 = AtomicU8::new(0);
         let name = format!("{name}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         self.kubectl(&["create", "namespace", &name]).await;
-        // A pod is refused before its service account exists.
+        // Pods are rejected until their service account exists.
         wait::until(format!("{name} has its service account"), async || {
             let account = ["get", "serviceaccount", "default", "-n", &name];
             self.try_kubectl(&account).await.code() == 0
@@ -223,19 +223,19 @@ impl Cluster {
         name
     }
 
-    /// Puts an image where containers find it; no registry is asked for any.
+    /// Imports an image into containerd. No registry is used.
     ///
     /// # Panics
-    /// When it is refused.
+    /// If containerd rejects it.
     pub async fn load(&self, image: &Image) {
         let archive = image.write(self.folder());
         self.load_archive(&archive).await;
     }
 
-    /// The same of a `docker-archive` or an OCI archive, as `buildah push` writes.
+    /// Imports a `docker-archive` or an OCI archive, as `buildah push` writes them, into containerd.
     ///
     /// # Panics
-    /// When it is refused.
+    /// If containerd rejects it.
     pub async fn load_archive(&self, archive: &Path) {
         let ended = self
             .inside("ctr", &tools::installed("ctr"))
@@ -248,16 +248,16 @@ impl Cluster {
         assert_eq!(ended.code(), 0, "{}: {}", archive.display(), ended.err);
     }
 
-    /// Waits as `kubectl wait` does: `&["--for=condition=Ready", "-n", "shop", "pod/web"]`.
+    /// Runs `kubectl wait`: `&["--for=condition=Ready", "-n", "shop", "pod/web"]`. Also waits for the object to exist.
     ///
     /// # Panics
-    /// When that does not come true; with what the cluster says about its pods.
+    /// If it times out; the message contains the description of all pods.
     pub async fn wait_for(&self, arguments: &[&str]) {
         let mut all = vec!["wait", "--timeout=60s"];
         all.extend(arguments);
-        wait::until(format!("there is what {arguments:?} names"), async || {
+        wait::until(format!("the objects of {arguments:?} exist"), async || {
             let ended = self.try_kubectl(&all).await;
-            // What is not there yet cannot be waited for.
+            // `kubectl wait` fails for objects that do not exist yet.
             let absent = ended.err.contains("NotFound") || ended.err.contains("no matching");
             if ended.code() != 0 && !absent {
                 let pods = self.try_kubectl(&["describe", "pods", "-A"]).await.out;
@@ -268,21 +268,21 @@ impl Cluster {
         .await;
     }
 
-    /// Lets the API server answer nobody until [`Cluster::resume_api_server`].
+    /// Suspends the API server until [`Cluster::resume_api_server`].
     pub fn pause_api_server(&self) {
         self.node.pause_api_server();
     }
 
-    /// Lets it go on, and waits until it answers.
+    /// Resumes the API server, and waits until it responds.
     pub async fn resume_api_server(&self) {
         self.node.resume_api_server();
-        wait::until("the API server answers again", async || {
+        wait::until("the API server responds again", async || {
             self.try_kubectl(&["get", "--raw", "/readyz"]).await.code() == 0
         })
         .await;
     }
 
-    /// Runs a command in a pod and gives how it ended.
+    /// Runs a command in a pod. It may fail.
     pub async fn exec(&self, namespace: &str, pod: &str, command: &[&str]) -> Output {
         let mut all = vec!["exec", "-n", namespace, pod, "--"];
         all.extend(command);
@@ -290,7 +290,7 @@ impl Cluster {
     }
 }
 
-/// Whether tests in a cluster can run. Where they cannot, it says so, loudly; in CI that is a failure.
+/// Whether tests in a cluster can run. Without root, prints that they did not run.
 ///
 /// # Panics
 /// In CI without root.

@@ -1,5 +1,5 @@
-//! A node with pods, as network namespaces on one bridge, each with its rules and its sidecar: everything of Kubernetes
-//! that interception meets, without the rest of it.
+//! A node with pods, as network namespaces on one bridge, each with interception rules and a sidecar: the parts of
+//! Kubernetes that interception depends on, without the rest.
 
 mod capture;
 mod namespace;
@@ -32,7 +32,7 @@ use crate::{
     tools, wait,
 };
 
-/// The user that proxies run as.
+/// The user id of proxies.
 const PROXY: u32 = 7565;
 /// The port of the control plane.
 const CONTROL_PLANE: u16 = 7564;
@@ -61,15 +61,15 @@ fn node() -> SocketAddr {
 }
 
 impl Node {
-    /// Starts one whose control plane has these documents beside a `MeshConfig` with `settings`.
+    /// Starts one whose control plane has these documents, and a `MeshConfig` with `settings`.
     ///
     /// # Panics
-    /// When it does not come up.
+    /// If it does not become ready.
     pub async fn start(settings: &str, documents: &str) -> Self {
         let namespace = Namespace::new("node");
         for arguments in [
-            // With a hardware address of its own: else it takes the lowest of its ports', which changes with each pod,
-            // and those that are there already send to the old one.
+            // With a fixed MAC address: by default a bridge uses the lowest one of its ports, which changes with each pod,
+            // while existing pods still send to the old one.
             "link add br0 address 02:00:0a:c8:00:01 type bridge",
             "link set br0 up",
             "addr add 10.200.0.1/24 dev br0",
@@ -78,7 +78,7 @@ impl Node {
             namespace.ip(&arguments.split(' ').collect::<Vec<_>>());
         }
         let folder = crate::folder::fresh();
-        // Proxies are other users, and each has a folder of its own in it.
+        // Proxies run as another user, and each has its own folder in it.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
         let resources = folder.path().join("resources");
         fs::create_dir(&resources).expect("a folder");
@@ -115,10 +115,10 @@ impl Node {
         this
     }
 
-    /// Changes its documents.
+    /// Replaces text in its documents.
     ///
     /// # Panics
-    /// When `from` is not in them.
+    /// If they do not contain `from`.
     pub fn edit(&self, from: &str, to: &str) {
         let file = self.folder.path().join("resources/mesh.yaml");
         let text = fs::read_to_string(&file).expect("the documents");
@@ -131,7 +131,7 @@ impl Node {
         self.control_plane.kill9();
     }
 
-    /// A pod without anything: nobody of the mesh.
+    /// A pod outside the mesh, without rules and sidecar.
     pub fn pod(&self, name: &str, number: u8) -> Pod {
         let namespace = Namespace::new(name);
         let port = format!("veth{number}");
@@ -167,10 +167,10 @@ impl Node {
         }
     }
 
-    /// A pod with its rules and its sidecar, ready.
+    /// A pod in the mesh, with rules and a ready sidecar.
     ///
     /// # Panics
-    /// When it does not become ready.
+    /// If it does not become ready.
     pub async fn meshed(&self, name: &str, number: u8, rules: &[&str]) -> Pod {
         let mut pod = self.pod(name, number);
         let applied = pod.intercept(&[&["apply"], rules].concat()).await;
@@ -179,7 +179,7 @@ impl Node {
         pod
     }
 
-    /// Sees everything that goes over the bridge.
+    /// Captures the traffic on the bridge.
     pub fn capture(&self) -> Capture {
         Capture::start(&self.namespace.path())
     }
@@ -198,47 +198,47 @@ impl Node {
             .arg(self.folder.path().join("admin.sock"))
             .run()
             .await;
-        let told: Value =
+        let created: Value =
             serde_json::from_str(&token.out).unwrap_or_else(|error| panic!("{error}: {token:?}"));
-        told["token"]
+        created["token"]
             .as_str()
-            .unwrap_or_else(|| panic!("{told}"))
+            .unwrap_or_else(|| panic!("expected a token, got {created}"))
             .to_owned()
     }
 }
 
-/// The address of the pod of a number.
+/// The IPv4 address of the pod with this number.
 pub fn ipv4(number: u8) -> IpAddr {
     Ipv4Addr::new(10, 200, 0, number).into()
 }
 
-/// Its other one.
+/// The IPv6 address of the pod with this number.
 pub fn ipv6(number: u8) -> IpAddr {
     Ipv6Addr::new(0xfd00, 0x200, 0, 0, 0, 0, 0, number.into()).into()
 }
 
 impl Pod {
-    /// Its addresses as a list in YAML.
+    /// The addresses of the pod with this number, as a list in YAML.
     pub fn addresses(number: u8) -> String {
         format!("[{}, \"{}\"]", ipv4(number), ipv6(number))
     }
 
-    /// Where it is called on a port.
+    /// Its IPv4 address with a port.
     pub fn at(&self, port: u16) -> SocketAddr {
         (ipv4(self.number), port).into()
     }
 
-    /// The same by its other address.
+    /// Its IPv6 address with a port.
     pub fn at_v6(&self, port: u16) -> SocketAddr {
         (ipv6(self.number), port).into()
     }
 
-    /// A program of HTTP on all its addresses.
+    /// Starts an HTTP program on all its addresses.
     pub fn http(&self, port: u16) -> App {
         App::http_on(self.listen(port))
     }
 
-    /// A program that speaks first and echoes.
+    /// Starts a program with a server-first protocol, which echoes.
     pub fn tcp_server_first(&self, port: u16) -> App {
         App::tcp_server_first_on(self.listen(port))
     }
@@ -247,21 +247,21 @@ impl Pod {
         self.namespace.listen((Ipv6Addr::UNSPECIFIED, port).into())
     }
 
-    /// A connection of its program.
+    /// Opens a connection from the pod.
     ///
     /// # Errors
-    /// Nobody takes it.
+    /// If the connection fails.
     pub fn connect(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
         self.namespace.connect(to).and_then(TcpStream::from_std)
     }
 
-    /// A request of its program.
+    /// Sends a request from the pod.
     ///
     /// # Errors
-    /// There is no answer.
+    /// If there is no response.
     pub async fn get(&self, to: SocketAddr, host: &str, target: &str) -> Result<Reply, String> {
-        let answer = get(&self.namespace, to, host, target).await;
-        answer.map_err(|error| match &self.sidecar {
+        let reply = get(&self.namespace, to, host, target).await;
+        reply.map_err(|error| match &self.sidecar {
             Some(sidecar) => format!("{error}\n{sidecar:?}"),
             None => error,
         })
@@ -325,12 +325,15 @@ impl Pod {
         self.sidecar().kill9();
     }
 
-    /// The access log of its sidecar, as soon as a line has this value in this field.
+    /// Waits for an access-log line of its sidecar in which `field` is `value`.
     pub async fn log_where(&self, field: &str, value: &str) -> LogLine {
-        wait::until_some(format!("a line has {field} {value}"), async || {
-            let lines = LogLine::all(&self.sidecar().out());
-            lines.into_iter().find(|line| line.text(field) == value)
-        })
+        wait::until_some(
+            format!("`{}` logs {field}={value}", self.name),
+            async || {
+                let lines = LogLine::all(&self.sidecar().out());
+                lines.into_iter().find(|line| line.text(field) == value)
+            },
+        )
         .await
     }
 
@@ -340,7 +343,7 @@ impl Pod {
             .unwrap_or_else(|| panic!("{} has no sidecar", self.name))
     }
 
-    /// Whom it runs as.
+    /// Its SPIFFE ID.
     pub fn identity(&self) -> String {
         identity(&self.name)
     }

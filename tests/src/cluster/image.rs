@@ -1,4 +1,4 @@
-//! Images of static programs, made without a container engine.
+//! Images of static programs, built without a container engine.
 
 use std::{
     fs,
@@ -19,13 +19,13 @@ pub struct Image {
     applets: bool,
 }
 
-// What tests type in a busybox container.
+// The commands that tests use in a busybox container.
 const APPLETS: [&str; 12] = [
     "sh", "wget", "httpd", "nslookup", "sleep", "cat", "nc", "id", "ls", "touch", "test", "true",
 ];
 
 impl Image {
-    /// An image in which `program`, a static binary of this machine, stands at `path` and is what a container runs.
+    /// An image with `program`, a static binary of this machine, at `path` and as its entrypoint.
     pub fn new(name: &str, program: &Path, path: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -36,10 +36,10 @@ impl Image {
         .file(program, path)
     }
 
-    /// Adds a program of this machine with the libraries that it is linked to, all where they are here.
+    /// Adds a program of this machine and its shared libraries, at the same paths.
     ///
     /// # Panics
-    /// When it is not there.
+    /// If it does not exist.
     #[must_use]
     pub fn program(self, program: &Path) -> Self {
         let program = program.canonicalize().expect("a program");
@@ -54,7 +54,7 @@ impl Image {
         })
     }
 
-    /// Adds a folder with everything in it.
+    /// Adds a folder with its content.
     ///
     /// # Panics
     /// When it cannot be read.
@@ -74,7 +74,7 @@ impl Image {
         self
     }
 
-    /// Adds arguments that the program always gets.
+    /// Adds arguments to the entrypoint.
     #[must_use]
     pub fn arguments(mut self, arguments: &[&str]) -> Self {
         self.entrypoint
@@ -90,7 +90,7 @@ impl Image {
         self
     }
 
-    /// Busybox under the names of its commands; containers say themselves what they run.
+    /// Adds links to busybox for its commands, and removes the entrypoint.
     #[must_use]
     pub fn with_applets(mut self) -> Self {
         self.applets = true;
@@ -167,7 +167,7 @@ fn sha256(bytes: &[u8]) -> String {
         .collect()
 }
 
-// As images call what Rust calls otherwise.
+// The architecture's name in images.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",

@@ -1,4 +1,4 @@
-//! Merlon in a cluster, as a platform team installs it: its images, its charts, `helm install`.
+//! Merlon in a cluster, installed as in production: images, charts, `helm install`.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use crate::{
 
 /// The namespace that Merlon is installed in.
 pub const NAMESPACE: &str = "merlon-system";
-/// The image of what stands in for people's programs: curl, Redis, BusyBox's httpd.
+/// The image of application programs: curl, Redis, BusyBox's httpd.
 pub const PROGRAMS: &str = "localhost/programs:test";
 /// The mesh's trust domain.
 pub const TRUST_DOMAIN: &str = "cluster.merlon.test";
@@ -26,10 +26,10 @@ pub struct Images {
 }
 
 impl Images {
-    /// Builds them from their `Dockerfile`s, once per test binary, and only if something changed.
+    /// Builds them from their `Dockerfile`s, once per test binary, and only after changes.
     ///
     /// # Panics
-    /// When that fails, with what was said.
+    /// If the build fails; the message contains its output.
     pub async fn built() -> &'static Self {
         static BUILT: OnceCell<Images> = OnceCell::const_new();
         BUILT
@@ -42,13 +42,13 @@ impl Images {
             .await
     }
 
-    /// Those of what could be the next version: one field more in what proxies are told, and one in a custom resource.
+    /// Builds images of a simulated next version, with a new field in the proxies' snapshot and one in a custom resource.
     ///
     /// # Panics
-    /// When it does not compile.
+    /// If the build fails.
     pub async fn newer() -> Self {
         let proxy = tools::binary("merlon-proxy");
-        // Beside the build of this version, whose libraries it shares.
+        // In the build folder of this version, because it shares its libraries.
         let folder = proxy.parent().expect("a folder").join("newer");
         let work = crate::folder::fresh();
         let script = tools::root().join("tests/cluster/newer");
@@ -67,7 +67,7 @@ impl Images {
         let ended = Plan::new("images", script, work.path())
             .arg(folder)
             .arg(programs)
-            // The first time a Debian is fetched for it.
+            // The first time, it downloads a Debian base.
             .run_within(5 * wait::TIMEOUT)
             .await;
         assert_eq!(ended.code(), 0, "{}", ended.err);
@@ -78,22 +78,22 @@ impl Images {
         }
     }
 
-    /// Where a chart is.
+    /// The path of a chart.
     pub fn chart(&self, name: &str) -> String {
         self.charts.join(name).display().to_string()
     }
 
-    /// The tag that all of them bear.
+    /// The common tag of the images.
     pub fn tag(&self) -> &str {
         &self.tag
     }
 }
 
-/// Values of the chart for who tries it: these images, and no Vault.
+/// Chart values for an evaluation: these images, and no Vault.
 pub fn evaluation_values(images: &Images) -> String {
     format!(
         "mesh: {{ trustDomain: {TRUST_DOMAIN} }}\n\
-         # A key in a Secret: for trying, not for running.\n\
+         # The CA key is in a Secret: for evaluation only.\n\
          certificates: {{ issuer: embedded }}\n\
          images: {{ registry: localhost, tag: \"{}\", pullPolicy: Never }}\n",
         images.tag()
@@ -101,7 +101,7 @@ pub fn evaluation_values(images: &Images) -> String {
 }
 
 impl Cluster {
-    /// Runs `helm`, whatever comes of it.
+    /// Runs `helm`. It may fail.
     pub async fn try_helm(&self, arguments: &[&str]) -> Output {
         self.inside("helm", &tools::installed("helm"))
             .env("HELM_CACHE_HOME", self.folder().join("helm/cache"))
@@ -112,10 +112,10 @@ impl Cluster {
             .await
     }
 
-    /// Runs `helm` and gives what it printed.
+    /// Runs `helm` and returns its output.
     ///
     /// # Panics
-    /// When it fails; with what the cluster says about Merlon's pods.
+    /// If it fails; the message contains the description and logs of Merlon's pods.
     pub async fn helm(&self, arguments: &[&str]) -> String {
         let ended = self.try_helm(arguments).await;
         if ended.code() != 0 {
@@ -141,14 +141,14 @@ impl Cluster {
         ended.out
     }
 
-    /// Puts Merlon's images into it, and [`PROGRAMS`].
+    /// Imports Merlon's images and [`PROGRAMS`].
     pub async fn load_merlon(&self) -> &'static Images {
         let images = Images::built().await;
         self.load_images(images).await;
         images
     }
 
-    /// Puts these images into it.
+    /// Imports these images.
     pub async fn load_images(&self, images: &Images) {
         for name in [
             "merlon-proxy",
@@ -161,7 +161,7 @@ impl Cluster {
         }
     }
 
-    /// Installs the charts as `docs/install.md` says, with these values beside those that name the images.
+    /// Installs the charts as in `docs/install.md`, with these values and those of the images.
     ///
     /// # Panics
     /// When Helm fails.
@@ -177,7 +177,7 @@ impl Cluster {
         .await;
     }
 
-    /// `helm install` or `upgrade` of the chart, with these values beside those that name the images.
+    /// Runs `helm install` or `helm upgrade` of the chart, with these values and those of the images.
     ///
     /// # Panics
     /// When Helm fails.
@@ -186,7 +186,7 @@ impl Cluster {
         self.helm_merlon_of(images, verb, values, more).await;
     }
 
-    /// As [`Cluster::helm_merlon`], of another version.
+    /// [`Cluster::helm_merlon`] for another version.
     ///
     /// # Panics
     /// When Helm fails.

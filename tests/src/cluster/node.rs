@@ -1,8 +1,8 @@
 //! The node: namespaces and the programs in them.
 //!
-//! All run in a process namespace whose first process the kernel kills with the one that started the cluster, and with
-//! a process namespace's first process everything in it ends, containers included. Its mounts and its network end with
-//! the last process that uses them, since nothing outside holds them.
+//! All programs run in a PID namespace. The kernel kills its init process when the process that started the cluster exits,
+//! and with init all processes of the namespace, including containers. Mounts and network are removed with the last process
+//! that uses them, because nothing outside refers to them.
 
 use std::{
     fs,
@@ -28,8 +28,8 @@ pub(super) struct Node {
     addresses: Addresses,
 }
 
-// The first process: makes the node's network and what must not be written on the machine itself, then collects what
-// has ended. A bridge without ports bears the node's address, since not every kernel has `dummy` links.
+// The init process: creates the node's network and the file systems that keep writes off the machine's own, then reaps
+// children. A bridge without ports has the node's address, because not every kernel has `dummy` links.
 const INIT: &str = r#"
 set -eu
 mount -t tmpfs tmpfs /run
@@ -109,7 +109,7 @@ impl Node {
         self.inside(name, &tools::installed(name))
     }
 
-    /// Those without which nothing else can begin, and waits for them.
+    /// Starts containerd, etcd and the API server, and waits for them.
     pub(super) async fn start_control_plane(&self, cluster: &Cluster) {
         // containerd looks for its shim, and the shim for runc, beside other programs.
         let path = format!(
@@ -126,7 +126,7 @@ impl Node {
                 .args(["-c", "containerd.toml"])
                 .env("PATH", path),
         );
-        // A cluster that dies with its holder need not survive a power failure.
+        // No fsync: the cluster's data need not survive a power failure.
         self.run(
             self.program("etcd")
                 .args(["--data-dir", "etcd", "--unsafe-no-fsync"])
@@ -163,7 +163,7 @@ impl Node {
             .await;
     }
 
-    /// The rest.
+    /// Starts the other programs.
     pub(super) async fn start_workers(&self, cluster: &Cluster) {
         let kubeconfig = format!("--kubeconfig={}", cluster.kubeconfig().display());
         self.run(
@@ -175,8 +175,8 @@ impl Node {
                     "--use-service-account-credentials",
                 ])
                 .args(["--leader-elect=false", "--bind-address=127.0.0.1"])
-                // Else it takes the only node for lost, and every pod for not ready, when the API server comes back
-                // after a minute and it looks before the node has told that it lives.
+                // With the default, it marks the only node as lost and every pod as not ready, if the API server was
+                // suspended for a minute and it runs before the node has renewed its lease.
                 .arg("--node-monitor-grace-period=3m"),
         );
         self.run(
@@ -200,7 +200,7 @@ impl Node {
                 .arg(&kubeconfig)
                 .args(["--hostname-override=node", "--proxy-mode=nftables"])
                 .arg(format!("--cluster-cidr={}", self.addresses.pods()))
-                // The limit is the machine's, and not every machine lets it be set.
+                // The limit is global, and not every machine allows setting it.
                 .arg("--conntrack-max-per-core=0"),
         );
         self.until("the node registers", async || {
@@ -209,24 +209,24 @@ impl Node {
         .await;
     }
 
-    /// Lets the API server answer nobody until [`Node::resume_api_server`]; nothing of it is lost.
+    /// Suspends the API server until [`Node::resume_api_server`]. It keeps its connections and data.
     pub(super) fn pause_api_server(&self) {
         if let Some((_, server)) = self.api_server() {
             kill_process(server, Signal::STOP).expect("a signal");
         }
     }
 
-    /// Lets it go on.
+    /// Resumes the API server.
     pub(super) fn resume_api_server(&self) {
         if let Some((starter, server)) = self.api_server() {
-            // Who started it stopped with it, and would not notice its end.
+            // `nsenter` stops with its child, and would not notice the child's exit.
             for process in [server, starter] {
                 let _ = kill_process(process, Signal::CONT);
             }
         }
     }
 
-    /// What enters the namespaces, and its child, which is the program.
+    /// The process ids of `nsenter` and of its child, the API server.
     fn api_server(&self) -> Option<(Pid, Pid)> {
         let programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = programs.iter();
@@ -240,7 +240,7 @@ impl Node {
 
     async fn until(&self, what: &str, mut ready: impl AsyncFnMut() -> bool) {
         wait::until(what, async || {
-            assert!(self.all_alive(), "a program ended before {what}\n{self:?}");
+            assert!(self.all_alive(), "a program exited before {what}\n{self:?}");
             ready().await
         })
         .await;
@@ -254,15 +254,15 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // A test may have failed while it was stopped.
+        // A test may have failed while the API server was suspended.
         self.resume_api_server();
         let init = i32::try_from(self.init).ok().and_then(Pid::from_raw);
         if self.holder.is_alive()
             && let Some(init) = init
         {
-            // It may have ended just now.
+            // It may have exited just now.
             let _ = kill_process(init, Signal::KILL);
-            // The kernel reports the end of a process namespace's first process when all the others are gone.
+            // The kernel reports the exit of an init process when all others in the namespace have exited.
             self.holder.wait_blocking();
         }
         sweep::remove_cgroups(&sweep::cgroup(&self.folder));

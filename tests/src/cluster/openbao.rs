@@ -1,4 +1,4 @@
-//! OpenBao in a cluster: the real server in a pod, unsealed, with TLS, and Merlon's set-up as its administrator makes it.
+//! OpenBao in a cluster: the real server in a pod, unsealed, with TLS, and with an administrator's set-up for Merlon.
 
 use std::{fs, path::PathBuf};
 
@@ -24,10 +24,10 @@ pub struct ClusterBao<'a> {
 }
 
 const IMAGE: &str = "localhost/openbao:test";
-/// As clients in the cluster know it.
+/// Its address for clients in the cluster.
 pub const ADDRESS: &str = "https://openbao.vault.svc:8200";
 
-/// What it needs: a pod whose service account may ask whose a token is.
+/// Its resources. Its service account may review tokens.
 const DOCUMENTS: &str = r#"
 apiVersion: v1
 kind: Namespace
@@ -84,7 +84,7 @@ spec:
           image: localhost/openbao:test
           imagePullPolicy: Never
           args: [server, -config=/config/openbao.hcl]
-          # Ready is what listens: sealed it must be reached too, to be unsealed.
+          # Ready as soon as it listens: a sealed server must be reachable, to be unsealed.
           readinessProbe: { tcpSocket: { port: 8200 }, periodSeconds: 1 }
           volumeMounts:
             - { name: config, mountPath: /config }
@@ -93,12 +93,12 @@ spec:
       volumes:
         - { name: config, configMap: { name: openbao } }
         - { name: tls, secret: { secretName: openbao-tls } }
-        # What is in it survives the container, and ends with the pod.
+        # Survives a restart of the container, but not of the pod.
         - { name: data, emptyDir: {} }
 "#;
 
 impl Cluster {
-    /// Starts the server, and has its administrator run `certs/issuer/vault/setup.sh`.
+    /// Starts the server, and runs `certs/issuer/vault/setup.sh` as its administrator.
     pub async fn openbao(&self) -> ClusterBao<'_> {
         self.load(&Image::new(IMAGE, &tools::installed("bao"), "/bin/bao"))
             .await;
@@ -142,10 +142,10 @@ impl Cluster {
             unseal_key: String::new(),
             root_token: String::new(),
         };
-        // A ready pod is reached by the Service's address when the node has its rules for it.
-        wait::until("OpenBao is reached", async || {
-            let said = bao.try_cli(&["status"]).await;
-            said.out.contains("Sealed")
+        // The Service's address works once kube-proxy has written its rules.
+        wait::until("OpenBao is reachable", async || {
+            let status = bao.try_cli(&["status"]).await;
+            status.out.contains("Sealed")
         })
         .await;
         let keys = bao
@@ -174,7 +174,7 @@ impl Cluster {
 }
 
 impl ClusterBao<'_> {
-    /// The root of its certificate, as text.
+    /// Its self-signed certificate in PEM.
     pub fn certificate(&self) -> String {
         fs::read_to_string(&self.certificate).expect("a file")
     }
@@ -192,7 +192,7 @@ impl ClusterBao<'_> {
             .env("VAULT_TOKEN", &self.root_token)
     }
 
-    /// Runs its command line as its administrator, whatever comes of it.
+    /// Runs `bao` as its administrator. It may fail.
     pub async fn try_cli(&self, arguments: &[&str]) -> Output {
         self.plan(&tools::installed("bao"))
             .args(arguments)
@@ -200,10 +200,10 @@ impl ClusterBao<'_> {
             .await
     }
 
-    /// Runs its command line as its administrator.
+    /// Runs `bao` as its administrator and returns its output.
     ///
     /// # Panics
-    /// When that fails.
+    /// If it fails.
     pub async fn cli(&self, arguments: &[&str]) -> String {
         let ended = self.try_cli(arguments).await;
         assert_eq!(
@@ -216,7 +216,7 @@ impl ClusterBao<'_> {
         ended.out
     }
 
-    /// Seals it: nothing is signed any more.
+    /// Seals it, so that it signs no certificates.
     pub async fn seal(&self) {
         self.cli(&["operator", "seal"]).await;
     }
@@ -232,7 +232,7 @@ impl ClusterBao<'_> {
         .await;
     }
 
-    /// The chart's values that name it.
+    /// The chart's values for this server.
     pub fn values(&self) -> String {
         let indented: String = self
             .certificate()

@@ -1,4 +1,4 @@
-//! The cluster's API as this machine reaches it, which has no way into the cluster's network.
+//! Access to the cluster's API from the machine's own network, which has no route to the cluster.
 
 use std::net::SocketAddr;
 
@@ -12,10 +12,10 @@ use super::Cluster;
 use crate::pods;
 
 impl Cluster {
-    /// Listens on a port of loopback that leads to the API server, as long as the runtime lives.
+    /// Forwards a loopback port to the API server for as long as the runtime runs.
     ///
     /// # Panics
-    /// When no port can be had.
+    /// If there is no free port.
     pub async fn forward(&self) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let here = listener.local_addr().expect("an address");
@@ -35,7 +35,7 @@ impl Cluster {
                         .set_nonblocking(true)
                         .and_then(|()| TcpStream::from_std(far));
                     if let Ok(mut far) = far {
-                        // Either end may end it.
+                        // Either end may close it.
                         let _ = copy_bidirectional(&mut near, &mut far).await;
                     }
                 });
@@ -44,13 +44,13 @@ impl Cluster {
         here
     }
 
-    /// Credentials of an administrator, for who reaches the API server at `address`.
+    /// The kubeconfig of an administrator, with `address` as the address of the API server.
     pub fn kubeconfig_at(&self, address: SocketAddr) -> String {
         let own = std::fs::read_to_string(self.kubeconfig()).expect("the kubeconfig");
         let mut config: serde_json::Value = serde_json::from_str(&own).expect("JSON");
         let cluster = &mut config["clusters"][0]["cluster"];
         cluster["server"] = json!(format!("https://{address}"));
-        // Its certificate names the cluster's own addresses, and this.
+        // The certificate is valid for the cluster's addresses and for this name.
         cluster["tls-server-name"] = json!("kubernetes.default.svc");
         config.to_string()
     }

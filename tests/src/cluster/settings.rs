@@ -1,4 +1,4 @@
-//! The files that a cluster's programs read.
+//! The configuration files of a cluster's programs.
 
 use std::{fs, os::unix::fs::OpenOptionsExt as _, path::Path};
 
@@ -86,8 +86,8 @@ fn network(folder: &Path, addresses: Addresses) -> String {
     .to_string()
 }
 
-// `restrict_oom_score_adj`: not every machine's root has CAP_SYS_RESOURCE. The sandbox's image is the test programs',
-// pinned since nothing could bring it back.
+// `restrict_oom_score_adj`: root does not have CAP_SYS_RESOURCE on every machine. The sandbox image is pinned, because
+// garbage collection would remove it and no registry could provide it again.
 fn containerd(folder: &Path) -> String {
     let folder_text = folder.display();
     let plugins = tools::folder().join("cni");
@@ -118,7 +118,7 @@ state = "{folder_text}/containers"
     )
 }
 
-// Anonymous callers of the kubelet are the API server's `exec` and `logs`; nobody else is in the network.
+// The kubelet accepts anonymous requests, which are the API server's `exec` and `logs`: the network has no other clients.
 fn kubelet(folder: &Path, addresses: Addresses) -> String {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -149,7 +149,7 @@ fn kubelet(folder: &Path, addresses: Addresses) -> String {
     .to_string()
 }
 
-/// Documents of the cluster's name server.
+/// The documents of the cluster's name server.
 pub(super) fn name_server(addresses: Addresses) -> String {
     include_str!("../../cluster/dns.yaml").replace("CLUSTER_DNS", &addresses.dns().to_string())
 }

@@ -1,4 +1,4 @@
-//! What the end of every process leaves: cgroups, which bear their holder's mark, and folders.
+//! Removal of the cgroups of clusters, whose names contain the process id of their owner.
 
 use std::{
     fs,
@@ -8,42 +8,42 @@ use std::{
 const ROOT: &str = "/sys/fs/cgroup";
 const PREFIX: &str = "merlon-test-";
 
-/// The name of a cluster's cgroup: that of its folder, which bears the process id of its holder.
+/// The name of a cluster's cgroup: that of its folder, which contains the process id of its owner.
 pub(super) fn cgroup(folder: &Path) -> String {
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     assert!(
         name.starts_with(PREFIX),
-        "{} bears no mark",
+        "{} does not begin with {PREFIX}",
         folder.display()
     );
     name.into_owned()
 }
 
-/// Makes it in every hierarchy, since the kubelet puts nothing into one that is not there.
+/// Creates it in every hierarchy, because the kubelet requires it to exist.
 pub(super) fn make_cgroups(folder: &Path) {
     let name = cgroup(folder);
     for hierarchy in hierarchies() {
-        // One that cannot be written to is not used for containers either.
+        // Containers do not use read-only hierarchies.
         let _ = fs::create_dir(hierarchy.join(&name));
     }
 }
 
-/// Removes it with those inside it. They are empty, for everything that was in them has ended.
+/// Removes it and the cgroups below. They are empty, because their processes have exited.
 pub(super) fn remove_cgroups(name: &str) {
     for hierarchy in hierarchies() {
         remove(&hierarchy.join(name));
     }
 }
 
-/// Removes what clusters left whose holders have died without removing it.
+/// Removes the cgroups of clusters whose owner no longer exists.
 pub fn sweep() {
     for hierarchy in hierarchies() {
         for entry in fs::read_dir(hierarchy).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let holder = name
+            let owner = name
                 .to_str()
                 .and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
-            if holder.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
                 remove(&entry.path());
             }
         }
@@ -56,7 +56,7 @@ fn remove(cgroup: &Path) {
             remove(&entry.path());
         }
     }
-    // Not there in this hierarchy, or another process removes it too.
+    // It may not exist in this hierarchy, or another process may remove it at the same time.
     let _ = fs::remove_dir(cgroup);
 }
 

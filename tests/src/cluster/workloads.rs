@@ -1,10 +1,10 @@
-//! What people do with their programs in a cluster, and with Merlon beside them.
+//! Operations on programs in a cluster with Merlon.
 
 use super::{Cluster, merlon};
 use crate::{pods::Capture, process::Output, tools};
 
-/// A Deployment of [`merlon::PROGRAMS`] that runs a shell command, and its service account; `more` are lines of the
-/// container, ten spaces deep.
+/// A Deployment of [`merlon::PROGRAMS`] that runs a shell command, and its service account. `more` is added to the
+/// container, indented by ten spaces.
 pub fn program(name: &str, replicas: u8, command: &str, more: &str) -> String {
     format!(
         "
@@ -36,7 +36,7 @@ spec:
 }
 
 impl Cluster {
-    /// Installs Gateway API's definitions.
+    /// Installs the CRDs of Gateway API.
     pub async fn install_gateway_crds(&self) {
         let definitions = tools::root().join(".tools/gateway-api.yaml");
         let definitions = definitions.display().to_string();
@@ -44,7 +44,7 @@ impl Cluster {
             .await;
     }
 
-    /// A new namespace in the mesh; gives its name, which begins with `name`.
+    /// Creates a namespace in the mesh whose name begins with `name`.
     pub async fn meshed_namespace(&self, name: &str) -> String {
         let namespace = self.namespace(name).await;
         let label = "merlon.io/inject=enabled";
@@ -53,7 +53,7 @@ impl Cluster {
         namespace
     }
 
-    /// Applies documents in a namespace, whatever comes of it.
+    /// Applies documents in a namespace. It may fail.
     pub async fn try_apply_in(&self, namespace: &str, documents: &str) -> Output {
         let file = tempfile::NamedTempFile::new_in(self.folder()).expect("a file");
         std::fs::write(file.path(), documents).expect("a file");
@@ -78,19 +78,19 @@ impl Cluster {
             .await;
     }
 
-    /// Waits until every proxy that a policy concerns enforces it: `authorizationpolicy/orders`.
+    /// Waits until every affected proxy enforces a policy: `authorizationpolicy/orders`.
     pub async fn programmed(&self, namespace: &str, policy: &str) {
         self.wait_for(&["--for=condition=Programmed", "-n", namespace, policy])
             .await;
     }
 
-    /// Waits until a Deployment's pods are those of its present template.
+    /// Waits until the rollout of a Deployment is complete.
     pub async fn rolled_out(&self, namespace: &str, what: &str) {
         self.kubectl(&["rollout", "status", "-n", namespace, what, "--timeout=60s"])
             .await;
     }
 
-    /// What curl in a pod of a Deployment prints: the body and, on a line of its own, the status.
+    /// Runs curl in a pod of a Deployment. It prints the body and, on a separate line, the status.
     pub async fn curl(&self, namespace: &str, from: &str, arguments: &[&str]) -> Output {
         let from = format!("deploy/{from}");
         let mut all = vec!["curl", "-s", "-m", "10", "-w", "\n%{http_code}"];
@@ -106,7 +106,7 @@ impl Cluster {
             .await
     }
 
-    /// What goes over the interfaces of the node from now on.
+    /// Captures the traffic on the node's interfaces from now on.
     pub fn wire(&self) -> Capture {
         Capture::start(&format!("/proc/{}/ns/net", self.init()))
     }

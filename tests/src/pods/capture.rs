@@ -1,4 +1,4 @@
-//! What goes over a wire, byte for byte.
+//! Packet capture.
 
 use std::{
     io::Read as _,
@@ -17,8 +17,8 @@ use super::namespace;
 /// `ETH_P_ALL`: frames of every protocol.
 const EVERYTHING: u16 = 3;
 
-/// Everything that was seen on the interfaces of a namespace since it began, loopback aside: what a node's own programs say
-/// to each other is on no wire.
+/// The frames on all interfaces of a network namespace since the start of the capture, except those on loopback, which
+/// never leave the node.
 #[derive(Debug)]
 pub struct Capture {
     seen: Arc<Mutex<Vec<u8>>>,
@@ -27,7 +27,7 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Begins, in the network namespace that a file names to the kernel.
+    /// Starts a capture in the network namespace of this file.
     pub fn start(namespace: &str) -> Self {
         let mut socket = namespace::within(namespace, || {
             let protocol = Protocol::from(i32::from(EVERYTHING.to_be()));
@@ -63,14 +63,14 @@ impl Capture {
         }
     }
 
-    /// Whether a text went over the wire so far.
+    /// Whether the captured frames contain a text.
     pub fn has(&self, text: &str) -> bool {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.windows(text.len())
             .any(|window| window == text.as_bytes())
     }
 
-    /// How many bytes went over the wire so far.
+    /// The number of captured bytes.
     pub fn bytes(&self) -> usize {
         self.seen
             .lock()
@@ -79,7 +79,7 @@ impl Capture {
     }
 }
 
-/// Whether a frame has neither a sender nor a receiver: only loopback's are so.
+/// Whether a frame is from loopback: only there both MAC addresses are zero.
 fn is_loopback(frame: &[u8]) -> bool {
     frame
         .get(..12)

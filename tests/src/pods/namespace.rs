@@ -1,4 +1,4 @@
-//! Network namespaces: a network of a test's own, which it needs root for.
+//! Network namespaces. Creating them needs root.
 
 use std::{
     io,
@@ -11,17 +11,17 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{rights, tools};
 
-/// A network namespace, gone when it is dropped.
+/// A network namespace. Dropping it removes it.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
 }
 
 impl Namespace {
-    /// A new one, with nothing but loopback.
+    /// Creates one with only a loopback interface.
     ///
     /// # Panics
-    /// When it cannot be made.
+    /// If it cannot be created.
     pub fn new(what: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -38,23 +38,23 @@ impl Namespace {
         &self.name
     }
 
-    /// The file that names it to the kernel.
+    /// The path of its file.
     pub fn path(&self) -> String {
         format!("/run/netns/{}", self.name)
     }
 
-    /// `ip` in it.
+    /// Runs `ip` in it.
     ///
     /// # Panics
-    /// When it fails.
+    /// If it fails.
     pub fn ip(&self, arguments: &[&str]) {
         ip(&[&["-n", &self.name], arguments].concat());
     }
 
-    /// Does something on a thread that is in it. Sockets stay in the namespace in which they were made.
+    /// Calls `what` on a thread inside it. A socket stays in the namespace in which it was created.
     ///
     /// # Panics
-    /// When it cannot be entered.
+    /// If it cannot be entered.
     pub fn within<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
         within(&self.path(), what)
     }
@@ -62,7 +62,7 @@ impl Namespace {
     /// Listens in it.
     ///
     /// # Panics
-    /// When the address cannot be had.
+    /// If the address is in use.
     pub fn listen(&self, address: SocketAddr) -> TcpListener {
         self.within(|| {
             let listener =
@@ -75,11 +75,11 @@ impl Namespace {
     /// Connects from it.
     ///
     /// # Errors
-    /// Nobody takes the connection within five seconds.
+    /// If the connection fails or is not established within 5 s.
     pub fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
         self.within(|| {
-            let patience = std::time::Duration::from_secs(5);
-            let stream = TcpStream::connect_timeout(&address, patience)?;
+            let timeout = std::time::Duration::from_secs(5);
+            let stream = TcpStream::connect_timeout(&address, timeout)?;
             stream.set_nonblocking(true)?;
             stream.set_nodelay(true)?;
             Ok(stream)
@@ -87,10 +87,10 @@ impl Namespace {
     }
 }
 
-/// Does something on a thread that is in the network namespace that a file names to the kernel.
+/// Calls `what` on a thread inside the network namespace of this file.
 ///
 /// # Panics
-/// When it cannot be entered.
+/// If it cannot be entered.
 pub fn within<T: Send>(path: &str, what: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let inside = scope.spawn(move || {
@@ -109,14 +109,14 @@ pub fn within<T: Send>(path: &str, what: impl FnOnce() -> T + Send) -> T {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // What is in it goes with it.
+        // The kernel removes its interfaces with it.
         let _ = Command::new(tools::installed("ip"))
             .args(["netns", "del", &self.name])
             .status();
     }
 }
 
-/// Removes namespaces of test processes that are gone.
+/// Removes the namespaces of test processes that no longer exist.
 fn sweep() {
     static SWEPT: std::sync::Once = std::sync::Once::new();
     SWEPT.call_once(|| {
@@ -127,10 +127,10 @@ fn sweep() {
         for entry in entries {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            let maker = name
+            let owner = name
                 .strip_prefix("merlon-test-")
                 .and_then(|rest| rest.split('-').next());
-            if maker.is_some_and(|pid| !std::path::Path::new("/proc").join(pid).exists()) {
+            if owner.is_some_and(|pid| !std::path::Path::new("/proc").join(pid).exists()) {
                 let _ = Command::new(tools::installed("ip"))
                     .args(["netns", "del", &name])
                     .status();
@@ -144,11 +144,11 @@ fn ip(arguments: &[&str]) {
         .args(arguments)
         .output();
     let ran = ran.unwrap_or_else(|error| panic!("ip: {error}"));
-    let said = String::from_utf8_lossy(&ran.stderr);
-    assert!(ran.status.success(), "ip {}: {said}", arguments.join(" "));
+    let error = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "ip {}: {error}", arguments.join(" "));
 }
 
-/// Whether tests that need root can run. Where they cannot, it says so, loudly; in CI that is a failure.
+/// Whether tests that need root can run. Without root, prints that they did not run.
 ///
 /// # Panics
 /// In CI without root.
