@@ -1,7 +1,7 @@
-//! Two proxies that do nothing but carry requests over mutual TLS: what `make bench` measures each of Merlon's layers
-//! against. No checks, no limits, errors end a connection: a floor, not something to run.
+//! Two proxies that only forward requests over mutual TLS: the baseline of `make bench`. They have no checks and no limits,
+//! and an error closes the connection, so they are not for production.
 //!
-//! `bare_pair out|in DIR LISTEN TO` where DIR holds `ca.pem`, `client.pem`, `client.key`, `server.pem`, `server.key`.
+//! `bare_pair out|in DIR LISTEN TO` where DIR contains `ca.pem`, `client.pem`, `client.key`, `server.pem`, `server.key`.
 
 use std::{
     cell::RefCell, collections::VecDeque, error::Error, future::Future, net::SocketAddr,
@@ -21,9 +21,9 @@ use tokio::{
     task::{LocalSet, spawn_local},
 };
 
-type Problem = Box<dyn Error + Send + Sync>;
+type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Tasks stay on the one thread there is.
+/// Spawns tasks on the only thread.
 #[derive(Clone, Copy)]
 struct Local;
 
@@ -33,7 +33,7 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
     }
 }
 
-fn main() -> Result<(), Problem> {
+fn main() -> Result<(), BoxError> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [role, dir, listen, to] = arguments.as_slice() else {
         return Err("usage: bare_pair out|in DIR LISTEN TO".into());
@@ -53,7 +53,7 @@ fn main() -> Result<(), Problem> {
 fn identity(
     dir: &Path,
     name: &str,
-) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Problem> {
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), BoxError> {
     let chain = CertificateDer::pem_file_iter(dir.join(format!("{name}.pem")))?
         .collect::<Result<_, _>>()?;
     Ok((
@@ -62,7 +62,7 @@ fn identity(
     ))
 }
 
-fn roots(dir: &Path) -> Result<Arc<RootCertStore>, Problem> {
+fn roots(dir: &Path) -> Result<Arc<RootCertStore>, BoxError> {
     let mut roots = RootCertStore::empty();
     for root in CertificateDer::pem_file_iter(dir.join("ca.pem"))? {
         roots.add(root?)?;
@@ -70,7 +70,7 @@ fn roots(dir: &Path) -> Result<Arc<RootCertStore>, Problem> {
     Ok(Arc::new(roots))
 }
 
-async fn outbound(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<(), Problem> {
+async fn outbound(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<(), BoxError> {
     let (chain, key) = identity(dir, "client")?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
@@ -102,7 +102,7 @@ async fn outbound(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<(), 
             continue;
         };
         spawn_local(async move {
-            let pass = service_fn(move |request| carry(sender.clone(), request));
+            let pass = service_fn(move |request| forward_http2(sender.clone(), request));
             let served = server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(None)
@@ -112,10 +112,10 @@ async fn outbound(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<(), 
     }
 }
 
-async fn carry(
+async fn forward_http2(
     mut sender: client::conn::http2::SendRequest<Incoming>,
     request: Request<Incoming>,
-) -> Result<Response<Incoming>, Problem> {
+) -> Result<Response<Incoming>, BoxError> {
     let (mut parts, body) = request.into_parts();
     let host = parts
         .headers
@@ -134,7 +134,7 @@ async fn carry(
 
 type Idle = Rc<RefCell<VecDeque<client::conn::http1::SendRequest<Incoming>>>>;
 
-async fn inbound(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<(), Problem> {
+async fn inbound(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<(), BoxError> {
     let (chain, key) = identity(dir, "server")?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier =
@@ -155,7 +155,7 @@ async fn inbound(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<(), P
             let Ok(tls) = acceptor.accept(stream).await else {
                 return;
             };
-            let pass = service_fn(move |request| hand_over(Rc::clone(&idle), to, request));
+            let pass = service_fn(move |request| forward_http1(Rc::clone(&idle), to, request));
             let served = server::conn::http2::Builder::new(Local)
                 .initial_stream_window_size(1 << 20)
                 .initial_connection_window_size(1 << 24)
@@ -166,11 +166,11 @@ async fn inbound(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<(), P
     }
 }
 
-async fn hand_over(
+async fn forward_http1(
     idle: Idle,
     to: SocketAddr,
     request: Request<Incoming>,
-) -> Result<Response<Incoming>, Problem> {
+) -> Result<Response<Incoming>, BoxError> {
     let (mut parts, body) = request.into_parts();
     if let Some(authority) = parts.uri.authority() {
         parts
@@ -184,16 +184,16 @@ async fn hand_over(
         .as_str()
         .parse()?;
     parts.version = http::Version::HTTP_11;
-    let kept = {
+    let reused = {
         let mut idle = idle.borrow_mut();
         let ready = idle
             .iter()
             .position(client::conn::http1::SendRequest::is_ready);
-        let kept = ready.and_then(|at| idle.remove(at));
+        let reused = ready.and_then(|at| idle.remove(at));
         idle.retain(|sender| !sender.is_closed());
-        kept
+        reused
     };
-    let mut sender = match kept {
+    let mut sender = match reused {
         Some(sender) => sender,
         None => {
             let stream = TcpStream::connect(to).await?;

@@ -1,5 +1,5 @@
-//! The program behind the proxies in `make bench`: answers every request with the same small body, on one thread,
-//! so that its own cost is small and the same for every proxy.
+//! The program behind the proxies in `make bench`. It responds to every request with the same small body, on one thread, so
+//! that its own cost is small and equal for all proxies.
 //!
 //! `bench_app PORT`
 
@@ -27,7 +27,7 @@ async fn main() -> std::io::Result<()> {
                     b"{\"id\":1,\"state\":\"paid\"}\n",
                 ))))
             });
-            // A connection that the load generator cuts is not of interest here.
+            // The load generator may close the connection at any time.
             drop(
                 http1::Builder::new()
                     .serve_connection(TokioIo::new(stream), answer)

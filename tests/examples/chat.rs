@@ -1,7 +1,7 @@
 //! A gRPC program for pods, and its client.
 //!
-//! `chat serve PORT` says on standard output which methods were called. `chat say|count|fail URL NUMBER` calls one and
-//! prints what came back: a line for each message, and `status CODE` in the end.
+//! `chat serve PORT` prints the method of each call. `chat say|count|fail URL NUMBER` calls a method and prints a line for
+//! each message of the response, then `status CODE`.
 
 use std::{io::Write as _, net::TcpListener, process::ExitCode, time::Duration};
 
@@ -23,7 +23,7 @@ async fn main() -> ExitCode {
                 Ok(()) => 0,
                 Err(status) => i32::from(status.code()),
             };
-            say(&format!("status {code}"));
+            print(&format!("status {code}"));
             ExitCode::SUCCESS
         }
         _ => ExitCode::FAILURE,
@@ -39,13 +39,13 @@ async fn serve(port: &str) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let app = App::grpc_on(listener);
-    let mut told = 0;
+    let mut printed = 0;
     loop {
         let seen = app.seen();
-        for request in seen.iter().skip(told) {
-            say(&request.target);
+        for request in seen.iter().skip(printed) {
+            print(&request.target);
         }
-        told = seen.len();
+        printed = seen.len();
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -55,11 +55,11 @@ async fn call(method: &str, url: &str, number: u64) -> Result<(), Status> {
     let mut client = client.map_err(|error| Status::unknown(error.to_string()))?;
     let line = Line::new("hello", number);
     match method {
-        "say" => say(&client.say(line).await?.into_inner().text),
+        "say" => print(&client.say(line).await?.into_inner().text),
         "count" => {
             let mut lines = client.count(line).await?.into_inner();
             while let Some(line) = lines.message().await? {
-                say(&format!("{} {}", line.text, line.number));
+                print(&format!("{} {}", line.text, line.number));
             }
         }
         _ => drop(client.fail(line).await?),
@@ -67,7 +67,7 @@ async fn call(method: &str, url: &str, number: u64) -> Result<(), Status> {
     Ok(())
 }
 
-fn say(line: &str) {
-    // Whoever reads it may be gone.
+fn print(line: &str) {
+    // The reader may have exited.
     let _ = writeln!(std::io::stdout(), "{line}");
 }

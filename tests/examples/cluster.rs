@@ -1,7 +1,7 @@
-//! Holds a cluster until it is told to end: `make cluster`.
+//! `make cluster`: runs a cluster until SIGTERM or Ctrl-C.
 //!
-//! `cluster FOLDER`: writes there `kubeconfig`, which works on this machine, and `values.yaml`, by which the chart finds the
-//! images that were loaded; then `ready`; and stays until SIGTERM or Ctrl-C.
+//! `cluster FOLDER` writes these files to the folder: `kubeconfig`, which works on this machine; `values.yaml`, the chart's
+//! values for the loaded images; `node`, the process id of the node; and last `ready`.
 
 use std::path::{Path, PathBuf};
 
@@ -11,12 +11,12 @@ use tokio::signal::unix::{SignalKind, signal};
 #[tokio::main]
 async fn main() {
     let Some(folder) = std::env::args().nth(1).map(PathBuf::from) else {
-        eprintln!("error: no folder is given\nhint: cluster FOLDER");
+        eprintln!("error: the folder is missing\nhint: cluster FOLDER");
         std::process::exit(2);
     };
     if !cluster::is_possible() {
         eprintln!(
-            "error: a cluster needs root: it makes namespaces, mounts and cgroups\nhint: sudo make cluster"
+            "error: a cluster needs root to create namespaces, mounts and cgroups\nhint: sudo make cluster"
         );
         std::process::exit(1);
     }

@@ -1,4 +1,4 @@
-//! What is applied in the story.
+//! The resources that the demo applies.
 
 pub(crate) const PROGRAMS: &str = r#"
 apiVersion: v1
@@ -78,10 +78,10 @@ spec:
 ---
 apiVersion: v1
 kind: Pod
-metadata: { name: stranger, namespace: default }
+metadata: { name: outsider, namespace: default }
 spec:
   terminationGracePeriodSeconds: 0
-  containers: [{ name: stranger, image: 'localhost/programs:test', imagePullPolicy: Never, command: [sleep, infinity] }]
+  containers: [{ name: outsider, image: 'localhost/programs:test', imagePullPolicy: Never, command: [sleep, infinity] }]
 "#;
 
 pub(crate) const POLICY: &str = r#"

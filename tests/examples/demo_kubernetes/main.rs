@@ -1,5 +1,5 @@
-//! `make demo-kubernetes`: Merlon on a Kubernetes cluster of its own, told step by step. Ends with 0 only if every step did
-//! what it must, and says which did not.
+//! `make demo-kubernetes`: a demo of Merlon on a temporary Kubernetes cluster, step by step. Exits with 0 only if every step
+//! succeeded, and lists the steps that failed.
 
 mod documents;
 mod story;
@@ -22,17 +22,17 @@ const CANARY: &str = "two-orders-of-ada";
 async fn main() -> std::process::ExitCode {
     if !cluster::is_possible() {
         eprintln!(
-            "error: a cluster needs root: it makes namespaces, mounts and cgroups\nhint: sudo make demo-kubernetes"
+            "error: a cluster needs root to create namespaces, mounts and cgroups\nhint: sudo make demo-kubernetes"
         );
         return std::process::ExitCode::FAILURE;
     }
     let mut story = Story::default();
     println!(
-        "A Kubernetes cluster of one node begins: API server, kubelet, containerd, kube-proxy, CoreDNS."
+        "Starting a Kubernetes cluster with one node: API server, kubelet, containerd, kube-proxy, CoreDNS."
     );
     let cluster = Cluster::start().await;
     let demo = Demo { cluster: &cluster };
-    tell(&demo, &mut story).await;
+    run(&demo, &mut story).await;
     story.end()
 }
 
@@ -40,19 +40,19 @@ struct Demo<'a> {
     cluster: &'a Cluster,
 }
 
-async fn tell(demo: &Demo<'_>, story: &mut Story) {
+async fn run(demo: &Demo<'_>, story: &mut Story) {
     let cluster = demo.cluster;
     let mut bao = None;
     story
         .step(
-            "OpenBao runs in the cluster, and its administrator runs certs/issuer/vault/setup.sh",
+            "start OpenBao in the cluster and set it up with certs/issuer/vault/setup.sh",
             async {
                 let own = cluster.openbao().await;
                 let policy = own.cli(&["policy", "read", "merlon-control-plane"]).await;
                 bao = Some(own);
-                says(
+                outcome(
                     policy.contains("pki-int/sign/svid"),
-                    "its policy lets the control plane sign, and nothing else",
+                    "its policy allows the control plane to sign certificates and nothing else",
                 )
             },
         )
@@ -64,52 +64,52 @@ async fn tell(demo: &Demo<'_>, story: &mut Story) {
             let checked = demo.cluster.merlon(&["check"]).await;
             let seen = checked.out.lines().find(|line| line.contains("replicas"));
             let seen = seen.unwrap_or(&checked.out).trim_start_matches("ok").trim();
-            says(checked.code() == 0, &format!("`merlon check`: {seen}"))
+            outcome(checked.code() == 0, &format!("`merlon check`: {seen}"))
         })
         .await;
     before(demo, story).await;
-    inside(demo, story).await;
+    permitted(demo, story).await;
     refusals(demo, story).await;
-    trouble(demo, story, &bao).await;
+    outages(demo, story, &bao).await;
 }
 
-/// Services as they are without a mesh.
+/// The services before and after they join the mesh.
 async fn before(demo: &Demo<'_>, story: &mut Story) {
     story
         .step(
-            "two services that know nothing of a mesh: web calls http://orders.shop",
+            "two services without a mesh: web calls http://orders.shop",
             async {
                 demo.cluster.apply(PROGRAMS).await;
                 demo.available("shop").await;
                 let wire = demo.cluster.wire();
                 let answer = demo.curl("web", &["http://orders.shop/"]).await;
-                says(
+                outcome(
                     answer.out.ends_with("\n200") && wire.has(CANARY),
-                    "200, and whoever listens on the wire reads the answer",
+                    "200, and the response is in plain text on the network",
                 )
             },
         )
         .await;
     story
-        .step("kubectl label namespace shop merlon.io/inject=enabled, and a restart", async {
+        .step("kubectl label namespace shop merlon.io/inject=enabled, then kubectl rollout restart", async {
             let label = ["label", "namespace", "shop", "merlon.io/inject=enabled"];
             demo.cluster.kubectl(&label).await;
             demo.restart().await;
             let pods = demo.cluster.json(&["get", "pods", "-n", "shop", "-l", "merlon.io/meshed=true"]).await;
             let count = pods["items"].as_array().map_or(0, Vec::len);
             let answer = demo.curl("web", &["http://orders.shop/"]).await;
-            says(
+            outcome(
                 count >= 4 && answer.out.ends_with("\n403"),
-                &format!("{count} pods have a sidecar; the same call gets 403: nothing is allowed until a policy allows it"),
+                &format!("{count} pods have a sidecar; the same call gets 403, because no policy permits it"),
             )
         })
         .await;
 }
 
-/// The mesh as it is meant.
-async fn inside(demo: &Demo<'_>, story: &mut Story) {
+/// Permitted calls.
+async fn permitted(demo: &Demo<'_>, story: &mut Story) {
     story
-        .step("kubectl apply of a policy: web may read orders", async {
+        .step("kubectl apply a policy: web may call orders", async {
             demo.cluster.apply(POLICY).await;
             demo.cluster
                 .programmed("shop", "authorizationpolicy/orders")
@@ -124,7 +124,7 @@ async fn inside(demo: &Demo<'_>, story: &mut Story) {
                 .unwrap_or_default()
                 .split_whitespace()
                 .collect();
-            says(
+            outcome(
                 row.get(1..4) == Some(&["True", "True", "2/2"]),
                 &format!("kubectl get shows: {}", row.join(" ")),
             )
@@ -134,15 +134,15 @@ async fn inside(demo: &Demo<'_>, story: &mut Story) {
         .step("the same call again", async {
             let wire = demo.cluster.wire();
             let answer = demo.curl("web", &["http://orders.shop/"]).await;
-            says(
+            outcome(
                 answer.out.ends_with("\n200") && wire.bytes() > 0 && !wire.has(CANARY),
-                "200, and on the wire there is nothing to read: mutual TLS between the two service accounts",
+                "200, encrypted on the network: mutual TLS between the two service accounts",
             )
         })
         .await;
     story
         .step(
-            "orders is told who called, and a forged header does not get through",
+            "orders receives the identity of the caller; a forged header is removed",
             async {
                 let forged = [
                     "http://orders.shop/cgi-bin/head",
@@ -154,7 +154,7 @@ async fn inside(demo: &Demo<'_>, story: &mut Story) {
                     "HTTP_MERLON_CALLER=spiffe://{}/ns/shop/sa/web\n",
                     merlon::TRUST_DOMAIN
                 );
-                says(
+                outcome(
                     answer.out.contains(&caller) && !answer.out.contains("forged"),
                     caller.trim(),
                 )
@@ -163,11 +163,11 @@ async fn inside(demo: &Demo<'_>, story: &mut Story) {
         .await;
 }
 
-/// Those who may not.
+/// Denied calls and rejected resources.
 async fn refusals(demo: &Demo<'_>, story: &mut Story) {
     story
         .step(
-            "another service account of the same namespace calls, and merlon explain says why not",
+            "another service account of the namespace calls; merlon explain shows why it is denied",
             async {
                 let answer = demo.curl("other", &["http://orders.shop/"]).await;
                 let id = answer
@@ -179,21 +179,21 @@ async fn refusals(demo: &Demo<'_>, story: &mut Story) {
                     .cluster
                     .merlon(&["explain", "--kubernetes", id.unwrap_or_default()])
                     .await;
-                let told = explained
+                let decision = explained
                     .out
                     .lines()
                     .find(|line| line.starts_with("Decided"))
                     .unwrap_or_default();
-                says(
+                outcome(
                     answer.out.ends_with("\n403") && explained.out.contains("sa/other"),
-                    &format!("403; {told}"),
+                    &format!("403; {decision}"),
                 )
             },
         )
         .await;
     story
         .step(
-            "a pod outside of the mesh calls the meshed port directly",
+            "a pod outside the mesh calls a pod of orders directly",
             async {
                 let pods = demo
                     .cluster
@@ -206,61 +206,64 @@ async fn refusals(demo: &Demo<'_>, story: &mut Story) {
                 let url = format!("http://{address}:8080/");
                 let answer = demo
                     .cluster
-                    .exec("default", "stranger", &["curl", "-s", "-m", "10", &url])
+                    .exec("default", "outsider", &["curl", "-s", "-m", "10", &url])
                     .await;
-                says(
+                outcome(
                     answer.code() != 0 && !answer.out.contains(CANARY),
-                    "refused before it could say anything",
+                    "the connection is refused before any request is read",
                 )
             },
         )
         .await;
     story
-        .step("a policy with a mistake in it", async {
+        .step("kubectl apply a policy with an error", async {
             let file = demo.cluster.folder().join("broken.yaml");
             std::fs::write(&file, BROKEN).expect("a file");
             let refused = demo
                 .cluster
                 .try_kubectl(&["apply", "-f", &file.display().to_string()])
                 .await;
-            let told = refused
+            let reason = refused
                 .err
                 .split("denied the request: ")
                 .nth(1)
                 .unwrap_or(&refused.err);
-            says(
+            outcome(
                 refused.code() != 0 && refused.err.contains("line 4, column 13"),
-                &format!("refused at admission: {}", told.trim()),
+                &format!("rejected at admission: {}", reason.trim()),
             )
         })
         .await;
     story
-        .step("a body that is not what orders takes", async {
-            demo.cluster.apply(SCHEMA).await;
-            demo.cluster
-                .programmed("shop", "requestvalidation/orders")
-                .await;
-            let post = |body: &'static str| {
-                [
-                    "http://orders.shop/cgi-bin/order",
-                    "-H",
-                    "content-type: application/json",
-                    "-d",
-                    body,
-                ]
-            };
-            let wrong = demo.curl("web", &post(r#"{"quantity":0}"#)).await;
-            let right = demo.curl("web", &post(r#"{"quantity":2}"#)).await;
-            says(
-                wrong.out.ends_with("\n400")
-                    && wrong.out.contains("/quantity")
-                    && right.out.ends_with("\n200"),
-                "400 that names the place, /quantity; with a right one 200",
-            )
-        })
+        .step(
+            "a request body that violates the JSON Schema of orders",
+            async {
+                demo.cluster.apply(SCHEMA).await;
+                demo.cluster
+                    .programmed("shop", "requestvalidation/orders")
+                    .await;
+                let post = |body: &'static str| {
+                    [
+                        "http://orders.shop/cgi-bin/order",
+                        "-H",
+                        "content-type: application/json",
+                        "-d",
+                        body,
+                    ]
+                };
+                let wrong = demo.curl("web", &post(r#"{"quantity":0}"#)).await;
+                let right = demo.curl("web", &post(r#"{"quantity":2}"#)).await;
+                outcome(
+                    wrong.out.ends_with("\n400")
+                        && wrong.out.contains("/quantity")
+                        && right.out.ends_with("\n200"),
+                    "400 with the location, /quantity; a valid body gets 200",
+                )
+            },
+        )
         .await;
     story
-        .step("more calls than a limit lets through", async {
+        .step("more calls than a rate limit permits", async {
             demo.cluster.apply(LIMIT).await;
             demo.cluster.programmed("shop", "ratelimit/orders").await;
             let answer = demo
@@ -272,26 +275,26 @@ async fn refusals(demo: &Demo<'_>, story: &mut Story) {
                 .cluster
                 .kubectl(&["delete", "ratelimit", "orders", "-n", "shop"])
                 .await;
-            says(
+            outcome(
                 passed > 0 && refused > 0 && passed + refused == 20 && gone.contains("deleted"),
-                &format!("{passed} of 20 passed, {refused} got 429"),
+                &format!("{passed} of 20 calls passed, {refused} got 429"),
             )
         })
         .await;
 }
 
-/// What goes on when something is away.
-async fn trouble(demo: &Demo<'_>, story: &mut Story, bao: &ClusterBao<'_>) {
+/// An outage of the control plane and OpenBao, recovery, and uninstallation.
+async fn outages(demo: &Demo<'_>, story: &mut Story, bao: &ClusterBao<'_>) {
     let cluster = demo.cluster;
     let calls = async |count: usize| {
         let url = format!("http://orders.shop/?[1-{count}]");
         let answer = demo.curl("web", &["-o", "/dev/null", &url]).await;
         answer.out.lines().filter(|line| *line == "200").count()
     };
-    wait::until("the limit is gone", async || calls(20).await == 20).await;
+    wait::until("the rate limit is removed", async || calls(20).await == 20).await;
     story
         .step(
-            "all replicas of the control plane are deleted, and OpenBao is sealed",
+            "delete all replicas of the control plane and seal OpenBao",
             async {
                 bao.seal().await;
                 let selector = "app.kubernetes.io/component=control-plane";
@@ -306,16 +309,16 @@ async fn trouble(demo: &Demo<'_>, story: &mut Story, bao: &ClusterBao<'_>) {
                 ];
                 cluster.kubectl(&deleted).await;
                 let passed = calls(500).await;
-                says(
+                outcome(
                     passed == 500,
-                    &format!("{passed} of 500 calls meanwhile were answered"),
+                    &format!("{passed} of 500 calls during the outage succeeded"),
                 )
             },
         )
         .await;
     story
         .step(
-            "OpenBao is unsealed, the control plane comes back, and all pods are made anew",
+            "unseal OpenBao, wait for the control plane, restart all pods",
             async {
                 bao.unseal().await;
                 let deployment = "deployment/merlon-control-plane";
@@ -331,15 +334,15 @@ async fn trouble(demo: &Demo<'_>, story: &mut Story, bao: &ClusterBao<'_>) {
                 demo.restart().await;
                 let passed = calls(100).await;
                 let checked = demo.cluster.merlon(&["check"]).await;
-                says(
+                outcome(
                     passed == 100 && checked.code() == 0,
-                    "new certificates are issued, `merlon check` finds all well",
+                    "new certificates are issued, and `merlon check` reports no problems",
                 )
             },
         )
         .await;
     story
-        .step("helm uninstall, and a restart", async {
+        .step("helm uninstall, then kubectl rollout restart", async {
             cluster
                 .kubectl(&["label", "namespace", "shop", "merlon.io/inject-"])
                 .await;
@@ -347,13 +350,13 @@ async fn trouble(demo: &Demo<'_>, story: &mut Story, bao: &ClusterBao<'_>) {
                 .helm(&["uninstall", "merlon", "-n", merlon::NAMESPACE, "--wait"])
                 .await;
             demo.restart().await;
-            // A node forgets the pods that were a moment after they are gone.
-            wait::until("the services run as they did before", async || {
+            // kube-proxy updates its rules shortly after the old pods are deleted.
+            wait::until("the services work without the mesh", async || {
                 let answer = demo.curl("web", &["http://orders.shop/"]).await;
                 answer.out.ends_with("\n200")
             })
             .await;
-            says(true, "the services run as they did before")
+            outcome(true, "the services work as before, without the mesh")
         })
         .await;
 }
@@ -362,7 +365,7 @@ impl Demo<'_> {
     async fn available(&self, namespace: &str) {
         self.cluster.available(namespace).await;
         self.cluster
-            .wait_for(&["--for=condition=Ready", "-n", "default", "pod/stranger"])
+            .wait_for(&["--for=condition=Ready", "-n", "default", "pod/outsider"])
             .await;
     }
 
@@ -381,10 +384,10 @@ impl Demo<'_> {
     }
 }
 
-/// What a step came to: whether it did what it must, and what was seen.
-fn says(right: bool, seen: &str) -> Result<String, String> {
-    match right {
-        true => Ok(seen.to_owned()),
-        false => Err(format!("not so: {seen}")),
+/// The result of a step: whether it succeeded, and what was observed.
+fn outcome(succeeded: bool, observed: &str) -> Result<String, String> {
+    match succeeded {
+        true => Ok(observed.to_owned()),
+        false => Err(format!("not true: {observed}")),
     }
 }

@@ -1,4 +1,4 @@
-//! Steps that are told, counted, and not believed.
+//! The steps of the demo: printed, checked and counted.
 
 use std::{panic::AssertUnwindSafe, process::ExitCode, time::Instant};
 
@@ -6,40 +6,40 @@ use futures_util::FutureExt as _;
 
 #[derive(Default)]
 pub(crate) struct Story {
-    told: usize,
+    steps: usize,
     failed: Vec<String>,
-    begun: Option<Instant>,
+    start: Option<Instant>,
 }
 
 impl Story {
-    /// Does one step. A step that panics has failed, and the story goes on.
+    /// Runs one step. A step that panics has failed; the demo continues.
     pub(crate) async fn step(
         &mut self,
         what: &str,
         step: impl Future<Output = Result<String, String>>,
     ) {
-        self.begun.get_or_insert_with(Instant::now);
-        self.told += 1;
-        println!("\n{:>2}. {what}", self.told);
-        let came = AssertUnwindSafe(step).catch_unwind().await;
-        let came = came.unwrap_or_else(|_| Err("it broke off; what broke stands above".to_owned()));
-        match came {
-            Ok(seen) => println!("    {seen}"),
+        self.start.get_or_insert_with(Instant::now);
+        self.steps += 1;
+        println!("\n{:>2}. {what}", self.steps);
+        let result = AssertUnwindSafe(step).catch_unwind().await;
+        let result = result.unwrap_or_else(|_| Err("panicked; see the message above".to_owned()));
+        match result {
+            Ok(observed) => println!("    {observed}"),
             Err(why) => {
-                println!("    FAILED {why}");
-                self.failed.push(format!("{}. {what}", self.told));
+                println!("    FAILED: {why}");
+                self.failed.push(format!("{}. {what}", self.steps));
             }
         }
     }
 
     pub(crate) fn end(self) -> ExitCode {
         let seconds = self
-            .begun
-            .map_or(0.0, |begun| begun.elapsed().as_secs_f64());
-        let right = self.told - self.failed.len();
+            .start
+            .map_or(0.0, |start| start.elapsed().as_secs_f64());
+        let succeeded = self.steps - self.failed.len();
         println!(
-            "\n{right} of {} steps did what they must, in {seconds:.0} s",
-            self.told
+            "\n{succeeded} of {} steps succeeded in {seconds:.0} s",
+            self.steps
         );
         for step in &self.failed {
             println!("  failed: {step}");
