@@ -23,7 +23,11 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::{Client, chat::Line, client::connect};
+use crate::{
+    chat::Line,
+    client::{Client, connect},
+    wait,
+};
 
 /// Requests at a constant rate regardless of their outcome, one gRPC stream and one TCP session.
 #[derive(Debug, Clone)]
@@ -130,7 +134,7 @@ impl Load {
             self.chat.is_some(),
             self.tcp.is_some(),
         );
-        crate::until("load flows", async || {
+        wait::until("load flows", async || {
             let Tally {
                 answered,
                 lines,

@@ -30,8 +30,8 @@ pub use sidecar::Sidecar;
 pub use standalone::Standalone;
 
 use crate::{
-    Client, Reply,
     app::{App, Request},
+    client::{Client, Reply},
     process::{Output, Plan},
     tools, wait,
 };

@@ -18,7 +18,7 @@ use tokio::sync::OnceCell;
 use crate::{
     ports,
     process::{Plan, Process},
-    tools,
+    tools, wait,
 };
 
 /// An unsealed OpenBao server. Its data is on disk and survives [`OpenBao::kill9`].
@@ -198,7 +198,7 @@ impl OpenBao {
     pub async fn unseal(&self) {
         self.write("sys/unseal", json!({ "key": self.unseal_key }))
             .await;
-        crate::until("OpenBao is active", async || self.health().await == 200).await;
+        wait::until("OpenBao is active", async || self.health().await == 200).await;
     }
 
     /// Kills it with SIGKILL.

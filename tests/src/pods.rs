@@ -25,8 +25,8 @@ pub use self::{
     namespace::{Namespace, are_possible, within},
 };
 use crate::{
-    Reply,
     app::App,
+    client::Reply,
     mesh::{LogLine, identity},
     process::{Output, Plan, Process},
     tools, wait,

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use crate::{
     ports,
     process::{Output, Plan, Process, UNPRIVILEGED},
-    tools,
+    tools, wait,
 };
 
 /// A PostgreSQL server with the superuser `merlon`, without a password, and the database `postgres`.
@@ -58,7 +58,7 @@ impl Postgres {
             address,
             folder,
         };
-        crate::until("PostgreSQL answers", async || {
+        wait::until("PostgreSQL answers", async || {
             this.psql(address, "select 1").await.status.success()
         })
         .await;

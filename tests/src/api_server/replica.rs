@@ -187,7 +187,7 @@ impl Replica {
 
     /// The status and body of a page of its administration address; status 0 without a response.
     pub async fn page(&self, path: &str) -> (u16, String) {
-        let reply = crate::Client::new(self.admin, "").get("localhost.", path);
+        let reply = crate::client::Client::new(self.admin, "").get("localhost.", path);
         match reply.send().await {
             Ok(reply) => (reply.status.as_u16(), reply.text()),
             Err(error) => (0, error),

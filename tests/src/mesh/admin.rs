@@ -1,6 +1,6 @@
-//! Requests to the administration socket.
+//! Requests to the administration socket and the administration address.
 
-use std::path::Path;
+use std::{net::SocketAddr, path::Path};
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-use crate::Reply;
+use crate::client::{Client, Reply};
 
 /// One request to the Unix socket at `socket`.
 pub(crate) async fn call(
@@ -57,4 +57,10 @@ pub(crate) async fn json(
         StatusCode::OK | StatusCode::CREATED => Ok(reply.json()),
         _ => Err(format!("{path}: {reply:?}")),
     }
+}
+
+/// The status and body of a page of an administration address.
+pub(super) async fn page(at: SocketAddr, path: &str) -> Result<(u16, String), String> {
+    let reply = Client::new(at, "").get("localhost.", path).send().await?;
+    Ok((reply.status.as_u16(), reply.text()))
 }

@@ -10,9 +10,13 @@ use std::{
 use http::Method;
 use serde_json::{Value, json};
 
-use super::{admin, identity};
+use super::{
+    admin::{self, page},
+    identity,
+};
 use crate::{
-    Reply, ports,
+    client::Reply,
+    ports,
     process::{Plan, Process},
     tools, wait,
 };
@@ -183,13 +187,4 @@ impl fmt::Debug for ControlPlane {
             None => f.write_str("(the control plane is stopped)"),
         }
     }
-}
-
-/// A page over plain HTTP.
-pub(super) async fn page(at: SocketAddr, path: &str) -> Result<(u16, String), String> {
-    let reply = crate::Client::new(at, "")
-        .get("localhost.", path)
-        .send()
-        .await?;
-    Ok((reply.status.as_u16(), reply.text()))
 }

@@ -7,7 +7,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use super::{LogLine, control_plane::page};
+use super::{LogLine, admin::page};
 use crate::{
     ports,
     process::{Plan, Process},

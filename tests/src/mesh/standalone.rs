@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 use super::{NAMESPACE, Sidecar, resources};
-use crate::Client;
+use crate::client::Client;
 
 /// `merlon-proxy --standalone`: the proxy and its folder of resource files.
 #[derive(Debug)]
