@@ -48,12 +48,12 @@ fn rbac() -> String {
         )
     };
     let everywhere = [
-        include_str!("../../charts/merlon/rights/cluster.yaml"),
-        include_str!("../../charts/merlon/rights/gateway.yaml"),
+        include_str!("../../../charts/merlon/rights/cluster.yaml"),
+        include_str!("../../../charts/merlon/rights/gateway.yaml"),
     ];
     let here = [
-        include_str!("../../charts/merlon/rights/own.yaml"),
-        include_str!("../../charts/merlon/rights/gateway-own.yaml"),
+        include_str!("../../../charts/merlon/rights/own.yaml"),
+        include_str!("../../../charts/merlon/rights/gateway-own.yaml"),
     ];
     let (everywhere, here) = (everywhere.concat(), here.concat());
     [
