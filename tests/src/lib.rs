@@ -1,16 +1,13 @@
 //! The harness of Merlon's end-to-end tests: real servers, real programs, the real binaries.
 #![doc = include_str!("../README.md")]
 
-#[path = "api_server/server.rs"]
 pub mod api_server;
 pub mod app;
 pub mod chat;
 pub mod client;
-#[path = "cluster/running.rs"]
 pub mod cluster;
 pub mod folder;
 pub mod load;
-#[path = "mesh/running.rs"]
 pub mod mesh;
 pub mod openbao;
 pub mod openid;

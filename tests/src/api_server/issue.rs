@@ -17,7 +17,7 @@ use rustls_pki_types::UnixTime;
 use tonic::{Status, transport::Endpoint};
 use tower::service_fn;
 
-use super::{Pod, Replica};
+use super::{replica::Replica, server::Pod};
 use crate::mesh::tls_connect;
 
 /// A certificate with its key.

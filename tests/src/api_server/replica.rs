@@ -12,7 +12,7 @@ use http::Method;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose};
 use serde_json::{Value, json};
 
-use super::{ApiServer, Pod};
+use super::server::{ApiServer, Pod};
 use crate::{
     mesh::{Sidecar, admin},
     ports,

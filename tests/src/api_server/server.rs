@@ -1,9 +1,4 @@
-//! A real Kubernetes API without nodes: etcd and kube-apiserver. Pods exist as objects only; their programs and proxies
-//! run as processes on this machine.
-
-mod audit;
-mod issue;
-mod replica;
+//! The API server and its objects.
 
 use std::{fmt, fs, net::SocketAddr, path::Path, sync::Mutex};
 
@@ -13,18 +8,16 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
+use super::audit;
 use crate::{
     ports,
     process::{Plan, Process},
     tools, wait,
 };
 
-pub use audit::Call;
-pub use replica::Replica;
-
 /// An API server with its etcd.
 pub struct ApiServer {
-    folder: TempDir,
+    pub(super) folder: TempDir,
     address: SocketAddr,
     etcd: SocketAddr,
     _etcd: Process,
@@ -232,12 +225,12 @@ impl ApiServer {
     }
 
     /// The calls in the audit log so far.
-    pub fn calls(&self) -> Vec<Call> {
+    pub fn calls(&self) -> Vec<audit::Call> {
         audit::calls(&fs::read_to_string(self.audit_log()).unwrap_or_default())
     }
 
     /// A kubeconfig with this token.
-    fn kubeconfig(&self, token: &str) -> String {
+    pub(super) fn kubeconfig(&self, token: &str) -> String {
         json!({
             "apiVersion": "v1",
             "kind": "Config",

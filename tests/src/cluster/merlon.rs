@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::OnceCell;
 
-use super::Cluster;
+use super::running::Cluster;
 use crate::{
     process::{Output, Plan},
     tools, wait,

@@ -12,9 +12,9 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Addresses, Cluster, sweep};
+use super::{addresses::Addresses, sweep};
 use crate::{
-    process::{Plan, Process},
+    process::{Output, Plan, Process},
     tools, wait,
 };
 
@@ -86,7 +86,17 @@ impl Node {
         self.folder.join("containerd.sock")
     }
 
-    pub(super) fn inside(&self, name: &str, program: &Path) -> Plan {
+    pub(super) fn kubeconfig(&self) -> PathBuf {
+        self.folder.join("kubeconfig")
+    }
+
+    /// A builder that runs a client of the API server in the namespaces.
+    pub(super) fn client(&self, name: &str, program: &Path) -> Plan {
+        self.inside(name, program)
+            .env("KUBECONFIG", self.kubeconfig())
+    }
+
+    fn inside(&self, name: &str, program: &Path) -> Plan {
         Plan::new(name, "nsenter", &self.folder)
             .args([
                 "--target",
@@ -100,6 +110,13 @@ impl Node {
             .arg(program)
     }
 
+    pub(super) async fn try_kubectl(&self, arguments: &[&str]) -> Output {
+        self.client("kubectl", &tools::installed("kubectl"))
+            .args(arguments)
+            .run()
+            .await
+    }
+
     fn run(&self, plan: Plan) {
         let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
         programs.push(plan.start());
@@ -110,7 +127,7 @@ impl Node {
     }
 
     /// Starts containerd, etcd and the API server, and waits for them.
-    pub(super) async fn start_control_plane(&self, cluster: &Cluster) {
+    pub(super) async fn start_control_plane(&self) {
         // containerd looks for its shim, and the shim for runc, beside other programs.
         let path = format!(
             "{}:{}",
@@ -152,11 +169,7 @@ impl Node {
             "--kubelet-preferred-address-types=InternalIP".to_owned(),
         ]));
         self.until("the API server is ready", async || {
-            cluster
-                .try_kubectl(&["get", "--raw", "/readyz"])
-                .await
-                .code()
-                == 0
+            self.try_kubectl(&["get", "--raw", "/readyz"]).await.code() == 0
         })
         .await;
         self.until("containerd listens", async || self.containerd().exists())
@@ -164,8 +177,8 @@ impl Node {
     }
 
     /// Starts the other programs.
-    pub(super) async fn start_workers(&self, cluster: &Cluster) {
-        let kubeconfig = format!("--kubeconfig={}", cluster.kubeconfig().display());
+    pub(super) async fn start_workers(&self) {
+        let kubeconfig = format!("--kubeconfig={}", self.kubeconfig().display());
         self.run(
             self.program("kube-controller-manager")
                 .arg(&kubeconfig)
@@ -204,7 +217,7 @@ impl Node {
                 .arg("--conntrack-max-per-core=0"),
         );
         self.until("the node registers", async || {
-            cluster.try_kubectl(&["get", "node", "node"]).await.code() == 0
+            self.try_kubectl(&["get", "node", "node"]).await.code() == 0
         })
         .await;
     }

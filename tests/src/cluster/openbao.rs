@@ -5,8 +5,9 @@ use std::{fs, path::PathBuf};
 use serde_json::Value;
 
 use super::{
-    Cluster, Image,
+    image::Image,
     merlon::{NAMESPACE, TRUST_DOMAIN},
+    running::Cluster,
 };
 use crate::{
     process::{Output, Plan},

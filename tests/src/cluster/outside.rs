@@ -8,7 +8,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::Cluster;
+use super::running::Cluster;
 use crate::pods;
 
 impl Cluster {

@@ -1,16 +1,6 @@
-//! A real Kubernetes cluster of one node, in separate Linux namespaces.
-
-mod image;
-pub mod merlon;
-mod node;
-pub mod openbao;
-mod outside;
-mod settings;
-mod sweep;
-mod workloads;
+//! The running cluster.
 
 use std::{
-    net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU8, Ordering},
 };
@@ -19,11 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
-pub use image::Image;
-use node::Node;
-pub use sweep::sweep;
-pub use workloads::program;
-
+use super::{addresses::Addresses, image::Image, node::Node, settings, sweep::sweep};
 use crate::{
     process::{Output, Plan},
     rights, tools, wait,
@@ -36,37 +22,7 @@ pub struct Cluster {
     // Dropped in this order, because the node uses the folder.
     node: Node,
     addresses: Addresses,
-    kubeconfig: PathBuf,
     folder: TempDir,
-}
-
-/// The addresses of a cluster inside its network namespace. Each index has different ones, so that a test can connect two
-/// clusters.
-#[derive(Debug, Clone, Copy)]
-pub struct Addresses {
-    index: u8,
-}
-
-impl Addresses {
-    /// The address of the node.
-    pub fn node(self) -> Ipv4Addr {
-        Ipv4Addr::new(172, 31, 77 + self.index, 1)
-    }
-
-    /// The address range of pods.
-    pub fn pods(self) -> String {
-        format!("10.{}.0.0/16", 200 + self.index)
-    }
-
-    /// The address range of services.
-    pub fn services(self) -> String {
-        format!("10.{}.0.0/16", 90 + self.index)
-    }
-
-    /// The address of the name server.
-    pub fn dns(self) -> Ipv4Addr {
-        Ipv4Addr::new(10, 90 + self.index, 0, 10)
-    }
 }
 
 /// The number of clusters with different addresses in one process.
@@ -101,12 +57,10 @@ impl Cluster {
         let folder = crate::folder::fresh();
         let addresses = Addresses { index };
         settings::write(folder.path(), addresses);
-        let kubeconfig = folder.path().join("kubeconfig");
         let node = Node::start(folder.path(), addresses).await;
         let this = Self {
             node,
             addresses,
-            kubeconfig,
             folder,
         };
         this.bring_up().await;
@@ -114,7 +68,7 @@ impl Cluster {
     }
 
     async fn bring_up(&self) {
-        self.node.start_control_plane(self).await;
+        self.node.start_control_plane().await;
         let busybox = tools::installed("busybox");
         // The pause image, which keeps a pod's network namespace while its containers restart.
         self.load(
@@ -130,7 +84,7 @@ impl Cluster {
             "/coredns",
         ))
         .await;
-        self.node.start_workers(self).await;
+        self.node.start_workers().await;
         self.apply(&settings::name_server(self.addresses)).await;
         self.wait_for(&["--for=condition=Ready", "node/node"]).await;
         self.wait_for(&[
@@ -153,8 +107,8 @@ impl Cluster {
     }
 
     /// The kubeconfig of an administrator. It works only inside the network namespace.
-    pub fn kubeconfig(&self) -> &Path {
-        &self.kubeconfig
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.node.kubeconfig()
     }
 
     /// The id of the process whose namespaces the cluster uses.
@@ -164,17 +118,12 @@ impl Cluster {
 
     /// A builder that runs `program` in the node's namespaces with `KUBECONFIG` set.
     pub fn inside(&self, name: &str, program: &Path) -> Plan {
-        self.node
-            .inside(name, program)
-            .env("KUBECONFIG", &self.kubeconfig)
+        self.node.client(name, program)
     }
 
     /// Runs `kubectl`. It may fail.
     pub async fn try_kubectl(&self, arguments: &[&str]) -> Output {
-        self.inside("kubectl", &tools::installed("kubectl"))
-            .args(arguments)
-            .run()
-            .await
+        self.node.try_kubectl(arguments).await
     }
 
     /// Runs `kubectl` and returns its output.

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::OpenOptionsExt as _, path::Path};
 use aws_lc_rs::rand;
 use serde_json::json;
 
-use super::{Addresses, sweep};
+use super::{addresses::Addresses, sweep};
 use crate::tools;
 
 /// Writes them.

@@ -1,6 +1,6 @@
 //! Operations on programs in a cluster with Merlon.
 
-use super::{Cluster, merlon};
+use super::{merlon, running::Cluster};
 use crate::{pods::Capture, process::Output, tools};
 
 /// A Deployment of [`merlon::PROGRAMS`] that runs a shell command, and its service account. `more` is added to the

@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{ControlPlane, Mesh, NAMESPACE, Sidecar, resources};
+use super::{
+    control_plane::ControlPlane, names::NAMESPACE, resources, running::Mesh, sidecar::Sidecar,
+};
 use crate::{app::App, ports};
 
 /// A mesh that is not started yet. Each service is a workload of the same name with one sidecar.
@@ -40,11 +42,18 @@ enum Program {
 /// The port of every service.
 pub const PORT: u16 = 80;
 
-impl MeshBuilder {
-    pub(super) fn new() -> Self {
-        Self::default()
+impl Mesh {
+    /// A builder for a mesh.
+    #[expect(
+        clippy::new_ret_no_self,
+        reason = "tests read `Mesh::new().service(…).start()`"
+    )]
+    pub fn new() -> MeshBuilder {
+        MeshBuilder::default()
     }
+}
 
+impl MeshBuilder {
     /// A service whose program speaks HTTP (see [`App::http`]).
     #[must_use]
     pub fn service(self, name: &str) -> Self {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{
     admin::{self, page},
-    identity,
+    names::identity,
 };
 use crate::{
     client::Reply,

@@ -24,7 +24,10 @@ use tonic::{
 };
 use tower::service_fn;
 
-use super::{Mesh, TRUST_DOMAIN};
+use super::{
+    names::{TRUST_DOMAIN, spiffe_id},
+    running::Mesh,
+};
 
 /// A peer without a certificate, which can request one as a new proxy does.
 #[derive(Debug)]
@@ -38,11 +41,6 @@ pub struct AnonymousPeer {
 pub struct TestPeer {
     control_plane: SocketAddr,
     tls: MeshTls,
-}
-
-/// The identity of a workload of the tests' namespace.
-pub fn spiffe_id(workload: &str) -> SpiffeId {
-    super::identity(workload).parse().expect("a SPIFFE ID")
 }
 
 fn control_plane() -> SpiffeId {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{NAMESPACE, TRUST_DOMAIN};
+use super::names::{NAMESPACE, TRUST_DOMAIN};
 
 const HEAD: &str = "apiVersion: merlon.io/v1alpha1\n";
 

@@ -1,14 +1,4 @@
-//! A complete mesh: the real control plane and a real sidecar for each program.
-
-pub(crate) mod admin;
-mod builder;
-mod control_plane;
-mod log;
-mod peer;
-mod resources;
-mod shared;
-mod sidecar;
-mod standalone;
+//! The running mesh.
 
 use std::{
     collections::BTreeMap,
@@ -21,14 +11,12 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-pub use builder::{MeshBuilder, PORT, tokens_of};
-pub use control_plane::ControlPlane;
-pub use log::LogLine;
-pub use peer::{AnonymousPeer, TestPeer, spiffe_id, tls_connect};
-pub use shared::{Guard, Shared};
-pub use sidecar::Sidecar;
-pub use standalone::Standalone;
-
+use super::{
+    control_plane::ControlPlane,
+    log::LogLine,
+    names::{NAMESPACE, identity},
+    sidecar::Sidecar,
+};
 use crate::{
     app::{App, Request},
     client::{Client, Reply},
@@ -36,36 +24,22 @@ use crate::{
     tools, wait,
 };
 
-/// The default namespace of resources.
-pub const NAMESPACE: &str = "shop";
-/// The trust domain of every test mesh.
-pub const TRUST_DOMAIN: &str = "mesh.test";
-
 /// A running mesh. Dropping it kills its processes.
 pub struct Mesh {
-    folder: TempDir,
-    control_plane: ControlPlane,
-    sidecars: BTreeMap<String, Sidecar>,
-    apps: BTreeMap<String, Arc<App>>,
-    outbound: BTreeMap<(String, String), SocketAddr>,
+    pub(super) folder: TempDir,
+    pub(super) control_plane: ControlPlane,
+    pub(super) sidecars: BTreeMap<String, Sidecar>,
+    pub(super) apps: BTreeMap<String, Arc<App>>,
+    pub(super) outbound: BTreeMap<(String, String), SocketAddr>,
 }
 
 impl Mesh {
-    /// A builder for a mesh.
-    #[expect(
-        clippy::new_ret_no_self,
-        reason = "tests read `Mesh::new().service(…).start()`"
-    )]
-    pub fn new() -> MeshBuilder {
-        MeshBuilder::new()
-    }
-
     /// A client that calls services through the sidecar of `workload`.
     pub fn as_workload(&self, workload: &str) -> Client {
         Client::new(self.sidecar(workload).outbound(), NAMESPACE)
     }
 
-    /// The local address of a TCP service for `workload`, which [`MeshBuilder::outbound`] added.
+    /// The local address of a TCP service for `workload`, which [`outbound`](super::MeshBuilder::outbound) added.
     pub fn outbound(&self, workload: &str, service: &str) -> SocketAddr {
         let key = (workload.to_owned(), service.to_owned());
         *self
@@ -251,11 +225,6 @@ impl Mesh {
         })
         .await
     }
-}
-
-/// The SPIFFE ID of a workload of [`NAMESPACE`].
-pub fn identity(workload: &str) -> String {
-    format!("spiffe://{TRUST_DOMAIN}/ns/{NAMESPACE}/sa/{workload}")
 }
 
 impl fmt::Debug for Mesh {

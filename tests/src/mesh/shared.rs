@@ -4,7 +4,7 @@ use std::{future::Future, ops::Deref};
 
 use tokio::sync::OnceCell;
 
-use super::Mesh;
+use super::running::Mesh;
 
 /// A mesh that the first test that needs it starts.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use super::{LogLine, admin::page};
+use super::{admin::page, log::LogLine};
 use crate::{
     ports,
     process::{Plan, Process},

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-use super::{NAMESPACE, Sidecar, resources};
+use super::{names::NAMESPACE, resources, sidecar::Sidecar};
 use crate::client::Client;
 
 /// `merlon-proxy --standalone`: the proxy and its folder of resource files.

@@ -1,0 +1,18 @@
+//! A real Kubernetes cluster of one node, in separate Linux namespaces.
+
+mod addresses;
+mod image;
+pub mod merlon;
+mod node;
+pub mod openbao;
+mod outside;
+mod running;
+mod settings;
+mod sweep;
+mod workloads;
+
+pub use addresses::Addresses;
+pub use image::Image;
+pub use running::{BUSYBOX, Cluster, are_possible, is_possible};
+pub use sweep::sweep;
+pub use workloads::program;

@@ -1,0 +1,23 @@
+//! A complete mesh: the real control plane and a real sidecar for each program.
+
+pub(crate) mod admin;
+mod builder;
+mod control_plane;
+mod log;
+mod names;
+mod peer;
+mod resources;
+mod running;
+mod shared;
+mod sidecar;
+mod standalone;
+
+pub use builder::{MeshBuilder, PORT, tokens_of};
+pub use control_plane::ControlPlane;
+pub use log::LogLine;
+pub use names::{NAMESPACE, TRUST_DOMAIN, identity, spiffe_id};
+pub use peer::{AnonymousPeer, TestPeer, tls_connect};
+pub use running::Mesh;
+pub use shared::{Guard, Shared};
+pub use sidecar::Sidecar;
+pub use standalone::Standalone;
