@@ -2,15 +2,15 @@
 
 mod chat;
 mod http;
+mod requests;
 mod tcp;
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::net::{Ipv4Addr, SocketAddr};
 
-use ::http::{HeaderMap, Method, Version};
 use tokio::{net::TcpListener, task::JoinHandle};
+
+pub use requests::Request;
+use requests::RequestLog;
 
 /// A program that listens on its own loopback port.
 #[derive(Debug)]
@@ -18,38 +18,6 @@ pub struct App {
     address: SocketAddr,
     seen: RequestLog,
     task: JoinHandle<()>,
-}
-
-/// A request as a program received it.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// The method.
-    pub method: Method,
-    /// Path and query.
-    pub target: String,
-    /// The HTTP version.
-    pub version: Version,
-    /// The headers.
-    pub headers: HeaderMap,
-}
-
-/// The requests that a program has received.
-#[derive(Debug, Clone, Default)]
-pub struct RequestLog(Arc<Mutex<Vec<Request>>>);
-
-impl RequestLog {
-    fn add(&self, request: Request) {
-        self.lock().push(request);
-    }
-
-    /// All requests.
-    pub fn all(&self) -> Vec<Request> {
-        self.lock().clone()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Request>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl App {

@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status, Streaming, transport::Server};
 
-use super::RequestLog;
+use super::requests::{self, RequestLog};
 use crate::chat::{
     Line,
     chat_server::{Chat, ChatServer},
@@ -27,7 +27,7 @@ pub(super) async fn serve(listener: TcpListener, seen: RequestLog) {
 
 impl Talker {
     fn note<T>(&self, method: &str, request: &Request<T>) {
-        self.0.add(super::Request {
+        self.0.add(requests::Request {
             method: http::Method::POST,
             target: format!("/merlon.test.v1.Chat/{method}"),
             version: http::Version::HTTP_2,

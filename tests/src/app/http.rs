@@ -21,7 +21,7 @@ use tokio_tungstenite::{
     tungstenite::{handshake::derive_accept_key, protocol::Role},
 };
 
-use super::RequestLog;
+use super::requests::{self, RequestLog};
 
 type Body = BoxBody<Bytes, hyper::Error>;
 
@@ -43,7 +43,7 @@ async fn answer(
     request: Request<Incoming>,
     seen: RequestLog,
 ) -> Result<Response<Body>, Infallible> {
-    seen.add(super::Request {
+    seen.add(requests::Request {
         method: request.method().clone(),
         target: request
             .uri()

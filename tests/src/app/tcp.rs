@@ -6,7 +6,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::{Request, RequestLog};
+use super::requests::{Request, RequestLog};
 
 pub(super) async fn echo(listener: TcpListener, seen: RequestLog) {
     each(listener, seen, echo_stream).await;

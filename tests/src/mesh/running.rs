@@ -39,7 +39,7 @@ impl Mesh {
         Client::new(self.sidecar(workload).outbound(), NAMESPACE)
     }
 
-    /// The local address of a TCP service for `workload`, which [`outbound`](super::MeshBuilder::outbound) added.
+    /// The local address of a TCP service for `workload`, which `MeshBuilder::outbound` added.
     pub fn outbound(&self, workload: &str, service: &str) -> SocketAddr {
         let key = (workload.to_owned(), service.to_owned());
         *self
