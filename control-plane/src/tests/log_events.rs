@@ -83,7 +83,8 @@ fn collect(directory: &Path, events: &mut Events) {
 fn events_of(text: &str, place: &str, events: &mut Events) {
     for (name, level) in LEVELS {
         for (at, start) in text.match_indices(&format!("tracing::{name}!(")) {
-            let mut arguments = arguments(&text[at + start.len()..]);
+            let (_, call) = text.split_at(at + start.len());
+            let mut arguments = arguments(call);
             let event = arguments.pop().unwrap_or_default();
             let event = event.trim_matches('"').to_owned();
             let dotted = event.split('.').count() > 1

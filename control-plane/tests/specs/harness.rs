@@ -33,7 +33,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A control plane with a directory of resources.
 pub(crate) struct Plane {
@@ -165,7 +165,7 @@ impl Plane {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        match tokio::time::timeout(PATIENCE, waiting).await {
+        match tokio::time::timeout(TIMEOUT, waiting).await {
             Ok(status) => status,
             Err(_) => panic!("still {}", self.status(node).await),
         }
@@ -318,7 +318,7 @@ impl Stream {
     }
 
     pub(crate) async fn next(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
-        let message = tokio::time::timeout(PATIENCE, self.responses.message()).await;
+        let message = tokio::time::timeout(TIMEOUT, self.responses.message()).await;
         Ok(message
             .expect("a response in time")?
             .expect("a response, not the end"))

@@ -213,7 +213,7 @@ async fn an_identity_without_a_resource_is_not_renewed() {
             }
         }
     };
-    let status = tokio::time::timeout(crate::harness::PATIENCE, gone)
+    let status = tokio::time::timeout(crate::harness::TIMEOUT, gone)
         .await
         .unwrap();
     refused(&status, Code::PermissionDenied, "no Workload or Gateway");

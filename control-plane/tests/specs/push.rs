@@ -4,7 +4,7 @@ use merlon_api::discovery::DeltaDiscoveryRequest;
 use merlon_config::snapshot::{Destination, Manifest, ResourceKind};
 use tonic::Code;
 
-use crate::harness::{MESH, Member, PATIENCE, Plane, Stream, service};
+use crate::harness::{MESH, Member, Plane, Stream, TIMEOUT, service};
 
 /// Subscribes to the manifest and to every resource in it, and acknowledges.
 async fn follow(stream: &mut Stream) -> (Manifest, merlon_api::discovery::DeltaDiscoveryResponse) {
@@ -280,7 +280,7 @@ async fn a_proxy_that_does_not_read_delays_no_other() {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, arrived).await.unwrap();
+        tokio::time::timeout(TIMEOUT, arrived).await.unwrap();
     }
 }
 
