@@ -22,3 +22,6 @@ pub mod record;
 pub mod schema;
 pub mod service;
 pub mod validate;
+
+#[cfg(test)]
+mod tests;

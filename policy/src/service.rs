@@ -336,4 +336,4 @@ impl<'a> LazyInputs<'a> {
 mod equality;
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

@@ -3,7 +3,7 @@ use merlon_config::{
     snapshot::{InboundService, MeshState, PolicyDocument},
 };
 
-use crate::{problem::PolicyProblem, service::ServicePolicy};
+use crate::{problem::PolicyProblem, tests::ServicePolicy};
 
 fn mesh() -> MeshState {
     MeshState {

@@ -4,10 +4,7 @@ use super::*;
 use crate::{
     decision::Decision,
     principal::Principal,
-    service::{
-        ServicePolicy,
-        tests::{alice, mesh, service},
-    },
+    tests::{ServicePolicy, alice, mesh, service},
 };
 
 const POLICIES: &str = r#"

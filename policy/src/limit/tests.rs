@@ -14,7 +14,7 @@ use super::*;
 use crate::{
     authn::User,
     principal::{PeerFacts, Principal},
-    service::tests::mesh,
+    tests::mesh,
 };
 
 fn service(per: &str, requests: u32, burst: Option<u32>) -> InboundService {

@@ -10,15 +10,13 @@ use jiff::Timestamp;
 use merlon_config::snapshot::InboundService;
 use proptest::{prelude::*, sample::select, test_runner::Config};
 
-use super::{
-    tests::{alice, mesh, service},
-    *,
-};
+use super::*;
 use crate::{
     authn::User,
     decision::Effect,
     document::Parsed,
     facts::{GrpcFacts, HttpFacts, TcpFacts, TlsFacts},
+    tests::{alice, mesh, service},
 };
 
 /// Number of policy sets, each evaluated on [`REQUESTS`] requests.
