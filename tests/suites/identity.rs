@@ -41,9 +41,12 @@ fn csr_for(workload: &str) -> Vec<u8> {
 async fn a_join_token_is_good_for_one_certificate_of_its_own_identity() {
     let mesh = mesh().await;
     let token = mesh.control_plane().join_token("batch").await;
-    let peer = mesh.anonymous_peer(&token);
+    let stranger = mesh.anonymous_peer(&token);
 
-    let refused = peer.issue(csr_for("web"), Some(&token)).await.unwrap_err();
+    let refused = stranger
+        .issue(csr_for("web"), Some(&token))
+        .await
+        .unwrap_err();
     assert!(
         matches!(
             refused.code(),
@@ -54,8 +57,11 @@ async fn a_join_token_is_good_for_one_certificate_of_its_own_identity() {
 
     // Trying to be somebody else may have cost the token; a fresh one shows that it is spent by its use.
     let token = mesh.control_plane().join_token("batch").await;
-    peer.issue(csr_for("batch"), Some(&token)).await.unwrap();
-    let again = peer
+    stranger
+        .issue(csr_for("batch"), Some(&token))
+        .await
+        .unwrap();
+    let again = stranger
         .issue(csr_for("batch"), Some(&token))
         .await
         .unwrap_err();
@@ -70,7 +76,7 @@ async fn a_join_token_is_good_for_one_certificate_of_its_own_identity() {
 async fn an_invented_join_token_is_refused() {
     let mesh = mesh().await;
     let token = mesh.control_plane().join_token("batch").await;
-    let peer = mesh.anonymous_peer(&token);
+    let stranger = mesh.anonymous_peer(&token);
     let mut parts: Vec<_> = token.split('.').map(str::to_owned).collect();
     let secret = parts.len() - 2;
     parts[secret] = "A".repeat(43);
@@ -80,14 +86,17 @@ async fn an_invented_join_token_is_refused() {
         String::new(),
         "x".repeat(100_000),
     ] {
-        let refused = peer
+        let refused = stranger
             .issue(csr_for("batch"), Some(&invented))
             .await
             .unwrap_err();
         assert_ne!(refused.code(), Code::Internal, "{refused:?}");
     }
     // The real one is still good.
-    peer.issue(csr_for("batch"), Some(&token)).await.unwrap();
+    stranger
+        .issue(csr_for("batch"), Some(&token))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -200,8 +209,8 @@ async fn a_proxy_whose_join_token_is_spent_says_how_to_get_another() {
 
     let mending = "merlon token create --identity shop/web";
     until("it says so as an error", async || {
-        let log = late.process_log();
-        let mut lines = log.lines();
+        let complaints = late.process_log();
+        let mut lines = complaints.lines();
         lines.any(|line| line.contains("\"ERROR\"") && line.contains(mending))
     })
     .await;

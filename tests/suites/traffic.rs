@@ -1,32 +1,25 @@
 //! What goes through two sidecars comes out as it went in.
 
-use std::time::Duration;
+#[path = "traffic/grpc.rs"]
+mod grpc;
+#[path = "traffic/streaming.rs"]
+mod streaming;
+#[path = "traffic/tcp.rs"]
+mod tcp;
 
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
-use http::{HeaderMap, Method, Request, StatusCode};
-use http_body_util::{BodyExt as _, Empty, StreamBody};
-use hyper::{
-    body::Frame,
-    client::conn::{http1, http2},
-};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use http::{Method, Request, StatusCode};
+use http_body_util::Empty;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use merlon_tests::{
     Mesh,
     app::App,
-    chat::Line,
-    client::connect,
     mesh::{Guard, Shared},
-    postgres::Postgres,
-    redis::Redis,
 };
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    sync::mpsc,
-};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_tungstenite::tungstenite::Message;
-use tonic::Code;
 
 static MESH: Shared = Shared::new();
 
@@ -104,122 +97,6 @@ async fn large_bodies_arrive_whole_in_both_directions() {
             reply.body.len()
         );
     }
-}
-
-#[tokio::test]
-async fn a_streamed_body_is_passed_on_piece_by_piece_over_http_1() {
-    let mesh = mesh().await;
-    let (pieces, body) = piecemeal();
-    let io = TokioIo::new(mesh.as_workload("web").tcp().await);
-    let (mut sender, connection) = http1::handshake(io).await.unwrap();
-    tokio::spawn(connection);
-    let request = Request::post("/stream")
-        .header("host", "orders.shop")
-        .body(body)
-        .unwrap();
-    each_piece_comes_back_before_the_next_is_sent(pieces, sender.send_request(request)).await;
-}
-
-#[tokio::test]
-async fn a_streamed_body_is_passed_on_piece_by_piece_over_http_2() {
-    let mesh = mesh().await;
-    let (pieces, body) = piecemeal();
-    let io = TokioIo::new(mesh.as_workload("web").tcp().await);
-    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
-    tokio::spawn(connection);
-    let request = Request::post("http://orders.shop/stream")
-        .body(body)
-        .unwrap();
-    each_piece_comes_back_before_the_next_is_sent(pieces, sender.send_request(request)).await;
-}
-
-type Pieces = mpsc::Sender<Result<Frame<Bytes>, std::convert::Infallible>>;
-type Piecemeal = StreamBody<ReceiverStream<Result<Frame<Bytes>, std::convert::Infallible>>>;
-
-fn piecemeal() -> (Pieces, Piecemeal) {
-    let (sender, receiver) = mpsc::channel(1);
-    (sender, StreamBody::new(ReceiverStream::new(receiver)))
-}
-
-/// The program gives each piece back as it comes: whoever buffers on the way makes this wait for ever.
-async fn each_piece_comes_back_before_the_next_is_sent(
-    pieces: Pieces,
-    response: impl Future<Output = hyper::Result<http::Response<hyper::body::Incoming>>>,
-) {
-    pieces
-        .send(Ok(Frame::data("piece 0".into())))
-        .await
-        .unwrap();
-    let response = response.await.unwrap();
-    assert_eq!(response.status(), StatusCode::OK);
-    let mut body = response.into_body();
-    for number in 0..5 {
-        let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();
-        assert_eq!(piece, format!("piece {number}"));
-        let next = format!("piece {}", number + 1);
-        pieces.send(Ok(Frame::data(next.into()))).await.unwrap();
-    }
-    drop(pieces);
-    assert_eq!(body.collect().await.unwrap().to_bytes(), "piece 5");
-}
-
-#[tokio::test]
-async fn trailers_survive_in_both_versions() {
-    let mesh = mesh().await;
-    let web = mesh.as_workload("web");
-    let reply = web.get("orders", "/trailers").over_http2().await;
-    assert_eq!(reply.is_ok().trailers["x-checksum"], "c0ffee");
-
-    let reply = web
-        .get("orders", "/trailers")
-        .header("te", "trailers")
-        .await;
-    assert_eq!(reply.is_ok().trailers["x-checksum"], "c0ffee");
-}
-
-#[tokio::test]
-async fn trailers_of_a_request_reach_the_program() {
-    let mesh = mesh().await;
-    let trailers = HeaderMap::from_iter([("x-sum".parse().unwrap(), "42".parse().unwrap())]);
-    let (pieces, body) = piecemeal();
-    pieces
-        .send(Ok(Frame::data("counted".into())))
-        .await
-        .unwrap();
-    let io = TokioIo::new(mesh.as_workload("web").tcp().await);
-    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
-    tokio::spawn(connection);
-    let request = Request::post("http://orders.shop/request-trailers")
-        .body(body)
-        .unwrap();
-    let response = sender.send_request(request);
-    pieces.send(Ok(Frame::trailers(trailers))).await.unwrap();
-    drop(pieces);
-    let reply = merlon_tests::Reply::read(response.await.unwrap())
-        .await
-        .unwrap();
-    assert_eq!(reply.is_ok().json()["trailers"]["x-sum"], "42");
-}
-
-#[tokio::test]
-async fn an_answer_before_the_end_of_the_request_arrives() {
-    let mesh = mesh().await;
-    let (pieces, body) = piecemeal();
-    pieces
-        .send(Ok(Frame::data("the beginning".into())))
-        .await
-        .unwrap();
-    let io = TokioIo::new(mesh.as_workload("web").tcp().await);
-    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
-    tokio::spawn(connection);
-    let request = Request::post("http://orders.shop/early")
-        .body(body)
-        .unwrap();
-    let response = sender.send_request(request).await.unwrap();
-    assert_eq!(
-        response.into_body().collect().await.unwrap().to_bytes(),
-        "early"
-    );
 }
 
 #[tokio::test]
@@ -387,144 +264,4 @@ async fn a_web_socket_talks_in_both_directions_and_closes() {
     }
     socket.close(None).await.unwrap();
     while let Some(Ok(_)) = socket.next().await {}
-}
-
-// --- gRPC -----------------------------------------------------------------------------------------------------------
-
-#[tokio::test]
-async fn grpc_calls_of_all_four_kinds_are_answered() {
-    let mesh = mesh().await;
-    let mut chat = mesh.as_workload("web").chat("chat").await;
-
-    let said = chat.say(Line::new("hello", 1)).await.unwrap().into_inner();
-    assert_eq!(said, Line::new("heard hello", 1));
-
-    let counted = chat.count(Line::new("n", 100)).await.unwrap().into_inner();
-    assert_eq!(counted.count().await, 100);
-
-    let lines = tokio_stream::iter((1..=10).map(|n| Line::new("", n)));
-    assert_eq!(chat.collect(lines).await.unwrap().into_inner().number, 55);
-
-    let (lines, outgoing) = mpsc::channel(1);
-    let mut answers = chat
-        .talk(ReceiverStream::new(outgoing))
-        .await
-        .unwrap()
-        .into_inner();
-    for number in 1..=5 {
-        lines.send(Line::new("you", number)).await.unwrap();
-        let answer = answers.message().await.unwrap().unwrap();
-        assert_eq!(answer, Line::new("heard you", number));
-    }
-    drop(lines);
-    assert!(answers.message().await.unwrap().is_none());
-}
-
-#[tokio::test]
-async fn a_grpc_error_arrives_with_its_code_and_message() {
-    let mesh = mesh().await;
-    let mut chat = mesh.as_workload("web").chat("chat").await;
-    let error = chat
-        .fail(Line::new("no such order: 50 % off", 5))
-        .await
-        .unwrap_err();
-    assert_eq!(error.code(), Code::NotFound);
-    assert_eq!(error.message(), "no such order: 50 % off");
-}
-
-#[tokio::test]
-async fn a_grpc_deadline_is_the_programs_to_see() {
-    let mesh = mesh().await;
-    let mut chat = mesh.as_workload("web").chat("chat").await;
-    let mut request = tonic::Request::new(Line::new("soon", 1));
-    request.set_timeout(Duration::from_secs(30));
-    request
-        .metadata_mut()
-        .insert("x-tenant", "green".parse().unwrap());
-    chat.say(request).await.unwrap();
-    let seen = mesh.seen_by("chat");
-    let seen = seen.iter().find(|seen| {
-        seen.headers
-            .get("x-tenant")
-            .is_some_and(|tenant| tenant == "green")
-    });
-    assert!(seen.expect("the call").headers.contains_key("grpc-timeout"));
-}
-
-// --- TCP ------------------------------------------------------------------------------------------------------------
-
-#[tokio::test]
-async fn opaque_bytes_go_both_ways_until_both_sides_have_ended() {
-    let mesh = mesh().await;
-    let mut stream = connect(mesh.outbound("web", "echo")).await;
-    let sent: Vec<u8> = (0..=255).cycle().take(1 << 20).collect();
-    let (mut read, mut write) = stream.split();
-    let mut back = Vec::new();
-    let sending = async {
-        write.write_all(&sent).await.unwrap();
-        // Half closed: what is still on its way back must come.
-        write.shutdown().await.unwrap();
-    };
-    tokio::join!(sending, async {
-        read.read_to_end(&mut back).await.unwrap()
-    });
-    assert!(back == sent, "{} bytes came back", back.len());
-}
-
-#[tokio::test]
-async fn a_server_that_speaks_first_is_heard() {
-    let mesh = mesh().await;
-    let mut stream = connect(mesh.outbound("web", "mail")).await;
-    let mut greeting = [0; 11];
-    stream.read_exact(&mut greeting).await.unwrap();
-    assert_eq!(&greeting, b"220 ready\r\n");
-}
-
-#[tokio::test]
-async fn redis_and_postgres_clients_work_through_two_sidecars() {
-    let (redis, postgres) = tokio::join!(Redis::start(), Postgres::start());
-    let mesh = Mesh::new()
-        .service_at("cache", "tcp", redis.address())
-        .allow_tcp("web")
-        .service_at("ledger", "tcp", postgres.address())
-        .allow_tcp("web")
-        .start()
-        .await;
-
-    let cache = mesh.outbound("web", "cache");
-    assert_eq!(
-        redis.cli(cache, &["SET", "order:1", "paid"]).await.out,
-        "OK\n"
-    );
-    assert_eq!(
-        redis.cli(redis.address(), &["GET", "order:1"]).await.out,
-        "paid\n"
-    );
-
-    let ledger = mesh.outbound("web", "ledger");
-    let made = postgres
-        .psql(
-            ledger,
-            "create table entries as select * from generate_series(1, 1000) n",
-        )
-        .await;
-    assert!(made.status.success(), "{made:?}");
-    assert_eq!(
-        postgres
-            .psql(ledger, "select sum(n) from entries")
-            .await
-            .out,
-        "500500\n"
-    );
-    assert_eq!(
-        postgres
-            .psql(postgres.address(), "select count(*) from entries")
-            .await
-            .out,
-        "1000\n"
-    );
-
-    mesh.log_where("cache", "src", &merlon_tests::mesh::identity("web"))
-        .await
-        .has("reason", "");
 }

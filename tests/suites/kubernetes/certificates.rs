@@ -1,0 +1,150 @@
+//! Certificates on service account tokens, and their renewal.
+
+use std::net::SocketAddr;
+
+use merlon_tests::{ApiServer, until, wait};
+use tonic::Code;
+
+use super::MESH;
+
+#[tokio::test]
+async fn a_certificate_is_given_on_the_token_of_a_living_pod_and_on_nothing_else() {
+    let api = ApiServer::start().await;
+    api.apply(MESH).await;
+    let replica = api.replica("one").await;
+    let web = api.pod("shop", "web", "127.1.0.3").await;
+    let account = ("shop", "web");
+    let trust = api.trust("shop").await;
+
+    let right = api.token_of(&web).await;
+    let issued = replica.issue(&trust, &web, &right).await;
+    assert_eq!(
+        issued.expect("a certificate").id.to_string(),
+        "spiffe://cluster.merlon.test/ns/shop/sa/web"
+    );
+
+    let other = api.pod("shop", "orders", "127.1.0.2").await;
+    let foreign = api.token_of(&other).await;
+    let (head, signature) = right.rsplit_once('.').expect("three parts");
+    let (_, of_other) = foreign.rsplit_once('.').expect("three parts");
+    assert_ne!(signature, of_other);
+    for (what, token, code) in [
+        (
+            "for another audience",
+            api.token(account, Some("vault"), Some(&web)).await,
+            Code::PermissionDenied,
+        ),
+        (
+            "for the API server",
+            api.token(account, None, Some(&web)).await,
+            Code::PermissionDenied,
+        ),
+        (
+            "not bound to a pod",
+            api.token(account, Some("merlon"), None).await,
+            Code::PermissionDenied,
+        ),
+        (
+            "signed by no key of this cluster",
+            format!("{head}.{of_other}"),
+            Code::PermissionDenied,
+        ),
+        ("of another account", foreign, Code::InvalidArgument),
+        (
+            "no token at all",
+            "nothing".to_owned(),
+            Code::PermissionDenied,
+        ),
+    ] {
+        let refused = replica.issue(&trust, &web, &token).await.expect_err(what);
+        assert_eq!(refused.code(), code, "{what}: {refused:?}");
+    }
+
+    // Gone is gone, also under the same name.
+    api.delete("/api/v1/namespaces/shop/pods/web").await;
+    let refused = replica
+        .issue(&trust, &web, &right)
+        .await
+        .expect_err("the pod is gone");
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
+    let again = api.pod("shop", "web", "127.1.0.3").await;
+    let refused = replica
+        .issue(&trust, &web, &right)
+        .await
+        .expect_err("another pod's token");
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
+    let token = api.token_of(&again).await;
+    replica
+        .issue(&trust, &again, &token)
+        .await
+        .expect("a certificate");
+    // The cluster renews the file under a proxy that waits.
+    let sidecar = api
+        .sidecar(&again, &replica, SocketAddr::from(([127, 1, 0, 3], 0)))
+        .await;
+    std::fs::write(api.token_file(&again), "an-old-token").expect("a file");
+    sidecar.launch();
+    until("it is refused", async || {
+        sidecar
+            .process_log()
+            .contains("not a service account token")
+    })
+    .await;
+    assert_eq!(sidecar.probe("/ready").await, 503);
+    std::fs::write(api.token_file(&again), &token).expect("a file");
+    sidecar.until_ready().await;
+
+    let page = replica.page("/metrics").await.1;
+    assert!(
+        page.contains("merlon_certificates_issued_total{evidence=\"service-account\"} 3"),
+        "{page}"
+    );
+}
+
+#[tokio::test]
+async fn a_certificate_renews_itself_alone_while_the_cluster_cannot_be_asked_and_not_after_its_pod()
+{
+    let api = ApiServer::start().await;
+    api.apply(MESH).await;
+    let replica = api.replica("one").await;
+    let web = api.pod("shop", "web", "127.1.0.3").await;
+    // The account goes on to have a pod when this one is gone.
+    let _other = api.pod_of(("shop", "web"), "web-2", "127.1.0.4").await;
+    let trust = api.trust("shop").await;
+    let token = api.token_of(&web).await;
+    let issued = replica.issue(&trust, &web, &token).await;
+    let issued = issued.expect("a certificate");
+
+    api.delete("/api/v1/namespaces/shop/pods/web").await;
+    let refused = replica.issue(&trust, &web, &token).await;
+    assert_eq!(
+        refused.expect_err("its pod is gone").code(),
+        Code::PermissionDenied
+    );
+    let refused = replica.renew(&issued).await.expect_err("its pod is gone");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().contains("its pod's token"), "{refused:?}");
+
+    // Who cannot be asked cannot say no: what runs goes on.
+    api.kill9();
+    until("the control plane notices", async || {
+        replica.page("/ready").await.1.contains("since when")
+    })
+    .await;
+    let refused = replica
+        .renew(&issued)
+        .await
+        .expect_err("it may be back soon");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    wait::until_some("it is away for good", async || {
+        replica.renew(&issued).await.ok()
+    })
+    .await;
+    api.restart().await;
+    until("the control plane is back", async || {
+        replica.page("/ready").await.1 == "ready\n"
+    })
+    .await;
+    let refused = replica.renew(&issued).await.expect_err("its pod is gone");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+}

@@ -1,0 +1,186 @@
+//! The rights of the control plane's service account.
+
+use std::collections::BTreeSet;
+
+use merlon_tests::{ApiServer, until, wait};
+use serde_json::Value;
+
+use super::{MESH, POLICY, Shop, WEB_MAY_GET, policy};
+
+/// The names are what matters: nobody is asked.
+const WEBHOOKS: &str = "
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingWebhookConfiguration
+metadata: { name: merlon-injector }
+webhooks:
+  - { name: inject.merlon.io, admissionReviewVersions: [v1], sideEffects: None, clientConfig: { url: 'https://127.0.0.1:1/' } }
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingWebhookConfiguration
+metadata: { name: merlon-validator }
+webhooks:
+  - { name: policies.merlon.io, admissionReviewVersions: [v1], sideEffects: None, clientConfig: { url: 'https://127.0.0.1:1/' } }
+";
+
+const GATEWAY: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: { name: merlon }
+spec: { controllerName: merlon.io/gateway }
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: { name: edge, namespace: merlon-system }
+spec:
+  gatewayClassName: merlon
+  listeners:
+    - { name: http, port: 80, protocol: HTTP, allowedRoutes: { namespaces: { from: All } } }
+    - { name: https, port: 443, protocol: HTTPS, tls: { certificateRefs: [{ name: gone }] } }
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: orders, namespace: shop }
+spec:
+  parentRefs: [{ name: edge, namespace: merlon-system }]
+  rules: [{ backendRefs: [{ name: orders, port: 80 }] }]
+";
+
+#[tokio::test]
+async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
+    let api = ApiServer::start().await;
+    api.apply(MESH).await;
+    api.apply(WEBHOOKS).await;
+    api.expiring_webhook_ca().await;
+    let authority = "/api/v1/namespaces/merlon-system/secrets/merlon-webhook";
+    let ending = api.get(authority).await;
+    let replica = api.replica_with_webhooks("one").await;
+    let shop = Shop::open(&api, &replica, &replica).await;
+    api.apply(&policy(WEB_MAY_GET)).await;
+    for (kind, plural, spec) in [
+        (
+            "RateLimit",
+            "ratelimits",
+            "limits: [{ name: a, rate: { requests: 9, per: 1s } }]",
+        ),
+        (
+            "RequestValidation",
+            "requestvalidations",
+            "limits: { body: 1MiB }",
+        ),
+        (
+            "SecretGrant",
+            "secretgrants",
+            "serviceAccount: orders, path: db, files: {}",
+        ),
+        (
+            "RequestAuthentication",
+            "requestauthentications",
+            "required: false, issuers: [{ name: a, issuer: \"http://127.0.0.1:1\", audiences: [a] }]",
+        ),
+    ] {
+        api.apply(&format!(
+            "apiVersion: merlon.io/v1alpha1\nkind: {kind}\nmetadata: {{ name: a, namespace: shop }}\n\
+             spec: {{ {spec} }}\n"
+        ))
+        .await;
+        let path = format!("/apis/merlon.io/v1alpha1/namespaces/shop/{plural}/a");
+        api.until_condition(&path, "Accepted", "True").await;
+    }
+    api.until_condition(POLICY, "Programmed", "True").await;
+    shop.get().await.is_ok();
+    // Gateway API may come later than who follows it.
+    api.install_gateway_crds().await;
+    api.apply(GATEWAY).await;
+    let gateways = "/apis/gateway.networking.k8s.io/v1";
+    let class = format!("{gateways}/gatewayclasses/merlon");
+    api.until_condition(&class, "Accepted", "True").await;
+    let gateway = format!("{gateways}/namespaces/merlon-system/gateways/edge");
+    let (reason, _) = api.until_condition(&gateway, "Accepted", "True").await;
+    assert_eq!(reason, "ListenersNotValid");
+    api.until_condition(&gateway, "Programmed", "False").await;
+    let route = format!("{gateways}/namespaces/shop/httproutes/orders");
+    until("the route is told that it is accepted", async || {
+        let parent = &api.get(&route).await["status"]["parents"][0];
+        parent["conditions"][0]["status"] == "True"
+    })
+    .await;
+    api.namespace("late").await;
+    wait::until_some("the new namespace has the bundle", async || {
+        api.try_get("/api/v1/namespaces/late/configmaps/merlon-trust-bundle")
+            .await
+    })
+    .await;
+    for plural in [
+        "mutatingwebhookconfigurations/merlon-injector",
+        "validatingwebhookconfigurations/merlon-validator",
+    ] {
+        let path = format!("/apis/admissionregistration.k8s.io/v1/{plural}");
+        until("its webhook has the roots", async || {
+            let bundle = &api.get(&path).await["webhooks"][0]["clientConfig"]["caBundle"];
+            bundle.is_string()
+        })
+        .await;
+    }
+    // A new root is known for a minute before it signs.
+    wait::until_some_within(2 * wait::TIMEOUT, "the authority is replaced", async || {
+        (api.get(authority).await["data"] != ending["data"]).then_some(())
+    })
+    .await;
+    replica.stop().await;
+
+    let user = "system:serviceaccount:merlon-system:merlon-control-plane";
+    let calls: Vec<_> = api
+        .calls()
+        .into_iter()
+        .filter(|call| call.user == user)
+        .collect();
+    let forbidden: Vec<_> = calls.iter().filter(|call| call.code == 403).collect();
+    assert!(forbidden.is_empty(), "{forbidden:#?}");
+    let roles = "/apis/rbac.authorization.k8s.io/v1";
+    for (place, path) in [
+        ("", format!("{roles}/clusterroles/merlon-control-plane")),
+        (
+            "merlon-system",
+            format!("{roles}/namespaces/merlon-system/roles/merlon-control-plane"),
+        ),
+    ] {
+        let role = api.get(&path).await;
+        let unused: BTreeSet<_> = granted(&role)
+            .into_iter()
+            .filter(|(group, resource, verb)| {
+                !calls.iter().any(|call| {
+                    (&call.group, &call.resource, &call.verb) == (group, resource, verb)
+                        && (place.is_empty() || call.namespace == place)
+                        // What is looked for and not there was looked for.
+                        && (call.code < 400 || call.code == 404)
+                })
+            })
+            .collect();
+        assert!(
+            unused.is_empty(),
+            "granted by {path} and not used: {unused:#?}"
+        );
+    }
+}
+
+/// Group, resource and verb of everything that a role grants.
+fn granted(role: &Value) -> Vec<(String, String, String)> {
+    let list = |rule: &Value, field: &str| -> Vec<String> {
+        let items = rule[field].as_array().cloned().unwrap_or_default();
+        items
+            .iter()
+            .filter_map(|item| item.as_str().map(str::to_owned))
+            .collect()
+    };
+    let mut granted = Vec::new();
+    for rule in role["rules"].as_array().expect("rules") {
+        for group in list(rule, "apiGroups") {
+            for resource in list(rule, "resources") {
+                for verb in list(rule, "verbs") {
+                    granted.push((group.clone(), resource.clone(), verb));
+                }
+            }
+        }
+    }
+    granted
+}
