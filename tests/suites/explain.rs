@@ -1,4 +1,4 @@
-//! Why was this refused: `merlon explain`.
+//! `merlon explain`: why a request was refused.
 
 use http::StatusCode;
 use merlon_tests::{Mesh, Reply, process::Output};
@@ -13,13 +13,13 @@ when { context.path like "/orders/*" };
 forbid(principal, action in Action::"http", resource) when { context.path like "/orders/frozen*" };
 "#;
 
-async fn explained(mesh: &Mesh, reply: &Reply) -> Output {
+async fn explain(mesh: &Mesh, reply: &Reply) -> Output {
     let ended = mesh.merlon(&["explain", reply.decision_id()]).await;
     assert_eq!(ended.code(), 0, "{ended:?}");
     ended
 }
 
-fn says(ended: &Output, what: &str) {
+fn shows(ended: &Output, what: &str) {
     assert!(
         ended.out.contains(what),
         "no `{what}` in:\n{}\n{}",
@@ -29,7 +29,7 @@ fn says(ended: &Output, what: &str) {
 }
 
 #[tokio::test]
-async fn a_refusal_is_explained_with_its_facts_the_policies_and_the_one_that_decided() {
+async fn an_explanation_of_a_refusal_shows_the_request_the_policies_and_the_one_that_decided() {
     let mesh = Mesh::new()
         .service("orders")
         .policy(POLICY)
@@ -42,16 +42,16 @@ async fn a_refusal_is_explained_with_its_facts_the_policies_and_the_one_that_dec
         .await;
     refused.is_problem(StatusCode::FORBIDDEN, "authz.denied");
 
-    let ended = explained(&mesh, &refused).await;
-    says(&ended, "denied");
-    says(&ended, "/orders/frozen-7");
-    says(&ended, "spiffe://mesh.test/ns/shop/sa/web");
-    says(&ended, "read-own");
-    says(&ended, "frozen");
+    let ended = explain(&mesh, &refused).await;
+    shows(&ended, "denied");
+    shows(&ended, "/orders/frozen-7");
+    shows(&ended, "spiffe://mesh.test/ns/shop/sa/web");
+    shows(&ended, "read-own");
+    shows(&ended, "frozen");
 }
 
 #[tokio::test]
-async fn a_refusal_by_default_says_which_permit_came_near_and_what_did_not_hold() {
+async fn a_denial_by_default_shows_the_closest_permit_and_the_condition_that_failed() {
     let mesh = Mesh::new()
         .service("orders")
         .policy(POLICY)
@@ -60,13 +60,13 @@ async fn a_refusal_by_default_says_which_permit_came_near_and_what_did_not_hold(
         .await;
     let refused = mesh.as_workload("web").get("orders", "/elsewhere").await;
     refused.is_problem(StatusCode::FORBIDDEN, "authz.denied");
-    let ended = explained(&mesh, &refused).await;
-    says(&ended, "read-own");
-    says(&ended, "/elsewhere");
+    let ended = explain(&mesh, &refused).await;
+    shows(&ended, "read-own");
+    shows(&ended, "/elsewhere");
 }
 
 #[tokio::test]
-async fn after_the_policy_has_changed_it_says_what_was_and_what_today_would_be() {
+async fn after_a_policy_change_explain_shows_the_decision_then_and_the_decision_now() {
     let mesh = Mesh::new()
         .service("orders")
         .policy(POLICY)
@@ -96,7 +96,7 @@ async fn after_the_policy_has_changed_it_says_what_was_and_what_today_would_be()
 }
 
 #[tokio::test]
-async fn a_decision_that_nobody_remembers_is_said_to_be_so() {
+async fn an_unknown_decision_id_is_an_error() {
     let mesh = Mesh::new()
         .service("orders")
         .policy(POLICY)
@@ -111,7 +111,7 @@ async fn a_decision_that_nobody_remembers_is_said_to_be_so() {
 }
 
 #[tokio::test]
-async fn a_control_plane_that_is_away_is_said_to_be_away() {
+async fn an_unavailable_control_plane_is_an_error_with_a_hint() {
     let mesh = Mesh::new()
         .service("orders")
         .policy(POLICY)
@@ -124,8 +124,8 @@ async fn a_control_plane_that_is_away_is_said_to_be_away() {
     assert!(ended.err.contains("hint: "), "{ended:?}");
 }
 
-/// What a script reads of an explanation.
-async fn told(mesh: &Mesh, id: &str) -> serde_json::Value {
+/// The explanation as JSON, as a script reads it.
+async fn explain_json(mesh: &Mesh, id: &str) -> serde_json::Value {
     let ended = mesh.merlon(&["explain", id, "--output", "json"]).await;
     assert_eq!(ended.code(), 0, "{ended:?}");
     serde_json::from_str(&ended.out).expect("JSON")
@@ -140,7 +140,7 @@ routes:
 ";
 
 #[tokio::test]
-async fn a_request_without_a_token_was_denied_by_authentication_and_not_by_policy() {
+async fn a_request_without_a_token_is_explained_as_denied_by_authentication_and_not_by_policy() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "http", "/**")
@@ -150,24 +150,27 @@ async fn a_request_without_a_token_was_denied_by_authentication_and_not_by_polic
     let refused = mesh.as_workload("web").get("orders", "/orders/7").await;
     refused.is_problem(StatusCode::UNAUTHORIZED, "authn.missing");
 
-    let ended = explained(&mesh, &refused).await;
-    says(
+    let ended = explain(&mesh, &refused).await;
+    shows(
         &ended,
         "denied by authentication, before policies were evaluated",
     );
-    says(&ended, "401 authn.missing: a bearer token is required");
-    says(&ended, "Authorization: Bearer");
+    shows(&ended, "401 authn.missing: a bearer token is required");
+    shows(&ended, "Authorization: Bearer");
     assert!(!ended.out.contains("Decided"), "{}", ended.out);
 
-    let told = told(&mesh, refused.decision_id()).await;
-    assert_eq!(told["allowed"], false, "{told:#}");
-    assert_eq!(told["decidedBy"], "check");
-    assert_eq!(told["refusal"]["reason"], "authn.missing");
-    assert!(told["then"].is_null(), "policies were not asked: {told:#}");
+    let explained = explain_json(&mesh, refused.decision_id()).await;
+    assert_eq!(explained["allowed"], false, "{explained:#}");
+    assert_eq!(explained["decidedBy"], "check");
+    assert_eq!(explained["refusal"]["reason"], "authn.missing");
+    assert!(
+        explained["then"].is_null(),
+        "no policy was evaluated: {explained:#}"
+    );
 }
 
 #[tokio::test]
-async fn a_token_that_will_not_do_is_explained_with_the_cause_that_its_caller_is_not_told() {
+async fn an_invalid_token_is_explained_with_the_cause_that_its_caller_does_not_see() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "http", "/**")
@@ -179,14 +182,14 @@ async fn a_token_that_will_not_do_is_explained_with_the_cause_that_its_caller_is
     assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{refused:?}");
     let line = mesh.log_of("orders", &refused).await;
 
-    let ended = explained(&mesh, &refused).await;
-    says(&ended, "denied by authentication");
-    says(&ended, &line.text("cause"));
+    let ended = explain(&mesh, &refused).await;
+    shows(&ended, "denied by authentication");
+    shows(&ended, &line.text("cause"));
     assert!(!refused.text().contains(&line.text("cause")));
 }
 
 #[tokio::test]
-async fn a_spent_limit_was_denied_by_the_limit_and_says_when_to_come_back() {
+async fn a_request_over_a_rate_limit_is_explained_with_the_name_of_the_limit() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "http", "/**")
@@ -201,16 +204,17 @@ async fn a_spent_limit_was_denied_by_the_limit_and_says_when_to_come_back() {
     let refused = web.get("orders", "/").await;
     refused.is_problem(StatusCode::TOO_MANY_REQUESTS, "rate.limited");
 
-    let ended = explained(&mesh, &refused).await;
-    says(
+    let ended = explain(&mesh, &refused).await;
+    shows(
         &ended,
         "denied by a rate limit, before policies were evaluated",
     );
-    says(&ended, "the limit `few` is spent");
+    shows(&ended, "the limit `few` is spent");
 }
 
 #[tokio::test]
-async fn what_validation_refuses_was_permitted_by_policy_and_says_where_it_is_wrong() {
+async fn a_request_that_validation_refuses_is_explained_as_permitted_by_policy_with_the_invalid_place()
+ {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "http", "/**")
@@ -229,23 +233,23 @@ async fn what_validation_refuses_was_permitted_by_policy_and_says_where_it_is_wr
         .await;
     bad_type.is_problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "http.media_type");
 
-    let ended = explained(&mesh, &bad_body).await;
-    says(
+    let ended = explain(&mesh, &bad_body).await;
+    shows(
         &ended,
         "denied by request validation, after policies permitted it",
     );
-    says(&ended, "/quantity");
+    shows(&ended, "/quantity");
     for refused in [&bad_body, &bad_method, &bad_type] {
-        let told = told(&mesh, refused.decision_id()).await;
-        assert_eq!(told["allowed"], false, "{told:#}");
-        assert_eq!(told["decidedBy"], "check", "{told:#}");
-        assert_eq!(told["then"]["allowed"], true, "{told:#}");
+        let explained = explain_json(&mesh, refused.decision_id()).await;
+        assert_eq!(explained["allowed"], false, "{explained:#}");
+        assert_eq!(explained["decidedBy"], "check", "{explained:#}");
+        assert_eq!(explained["then"]["allowed"], true, "{explained:#}");
     }
     assert_eq!(mesh.requests_seen_by("orders"), 0);
 }
 
 #[tokio::test]
-async fn what_never_left_the_callers_side_is_explained_too() {
+async fn a_refusal_by_the_callers_own_proxy_is_explained_too() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "http", "/**")
@@ -254,11 +258,11 @@ async fn what_never_left_the_callers_side_is_explained_too() {
     let web = mesh.as_workload("web");
     let nowhere = web.get("nowhere", "/x").await;
     assert_ne!(nowhere.status, StatusCode::OK, "{nowhere:?}");
-    let ended = explained(&mesh, &nowhere).await;
-    says(&ended, "GET /x to host nowhere.shop");
+    let ended = explain(&mesh, &nowhere).await;
+    shows(&ended, "GET /x to host nowhere.shop");
     let problem = nowhere.json();
-    says(&ended, problem["reason"].as_str().unwrap_or_default());
-    says(&ended, "outbound");
+    shows(&ended, problem["reason"].as_str().unwrap_or_default());
+    shows(&ended, "outbound");
 
     let raw = web
         .raw(b"GET /x HTTP/1.1\r\nhost: orders.shop\r\nhost: other.shop\r\n\r\n")
@@ -267,14 +271,14 @@ async fn what_never_left_the_callers_side_is_explained_too() {
         .lines()
         .find_map(|line| line.strip_prefix("merlon-decision-id: "))
         .unwrap_or_else(|| panic!("no decision id in {raw}"));
-    let told = told(&mesh, id.trim()).await;
-    assert_eq!(told["allowed"], false, "{told:#}");
-    assert_eq!(told["refusal"]["status"], 400, "{told:#}");
+    let explained = explain_json(&mesh, id.trim()).await;
+    assert_eq!(explained["allowed"], false, "{explained:#}");
+    assert_eq!(explained["refusal"]["status"], 400, "{explained:#}");
     assert_eq!(mesh.requests_seen_by("orders"), 0);
 }
 
 #[tokio::test]
-async fn a_proxy_that_died_took_its_decisions_with_it_and_nobody_says_otherwise() {
+async fn the_decisions_of_a_proxy_that_died_are_reported_as_lost() {
     let mesh = Mesh::new()
         .service("orders")
         .policy(POLICY)
@@ -288,12 +292,12 @@ async fn a_proxy_that_died_took_its_decisions_with_it_and_nobody_says_otherwise(
         let mut all = mesh.status().await.into_iter();
         all.find(|proxy| proxy["state"] == "disconnected")
     };
-    merlon_tests::until("it is known to be gone", async || gone().await.is_some()).await;
+    merlon_tests::until("the proxy is disconnected", async || gone().await.is_some()).await;
 
     let status = gone().await.unwrap_or_default();
     assert!(status["snapshotAgeSeconds"].is_null(), "{status:#}");
     let listed = mesh.merlon(&["proxy", "status"]).await;
-    says(&listed, "s ago");
+    shows(&listed, "s ago");
     let ended = mesh.merlon(&["explain", refused.decision_id()]).await;
     assert_eq!(ended.code(), 1, "{ended:?}");
     assert!(ended.err.contains("decisions are lost"), "{ended:?}");

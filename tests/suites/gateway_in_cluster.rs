@@ -1,4 +1,4 @@
-//! The edge of the mesh on a real Kubernetes cluster: Gateway API's own resources, requests from outside the mesh.
+//! The gateway on a real Kubernetes cluster: resources of Gateway API, requests from outside the mesh.
 
 #[path = "gateway_in_cluster/certificates.rs"]
 mod certificates;
@@ -13,7 +13,7 @@ use rcgen::{CertificateParams, KeyPair};
 use serde_json::Value;
 use tokio::sync::{Mutex, OnceCell};
 
-/// One port for everybody, and one with a certificate for each of two hosts.
+/// One port without TLS for all hosts, and one with a certificate for each of two hosts.
 const VALUES: &str = "
 mesh: { trustDomain: cluster.merlon.test }
 certificates: { issuer: embedded }
@@ -36,7 +36,7 @@ gateway:
       allowedRoutes: { namespaces: { from: Selector, selector: { matchLabels: { money: 'yes' } } } }
 ";
 
-/// Everybody may ask the gateway; what is behind it decides again.
+/// The gateway permits `GET` for all clients; the services behind it decide again.
 const OPEN: &str = "
 apiVersion: merlon.io/v1alpha1
 kind: AuthorizationPolicy
@@ -44,14 +44,14 @@ metadata: { name: gateway, namespace: merlon-system }
 spec:
   targetRefs: [{ kind: Gateway, name: merlon-gateway }]
   policies: |
-    @id(\"everybody\")
+    @id(\"public-reads\")
     permit (principal, action == Action::\"GET\", resource);
 ";
 
-/// Held by those who care which pods the gateway has.
+/// Held by tests that compare the gateway's pods.
 static PODS: Mutex<()> = Mutex::const_new(());
 
-/// The cluster that these tests share, with Gateway API, Merlon and somebody outside of the mesh in it.
+/// The cluster that these tests share, with Gateway API, Merlon and a client outside the mesh in it.
 async fn edge() -> &'static Cluster {
     static EDGE: OnceCell<&Cluster> = OnceCell::const_new();
     EDGE.get_or_init(async || {
@@ -77,7 +77,7 @@ async fn edge() -> &'static Cluster {
     .await
 }
 
-/// Puts a new certificate for a host into a Secret; gives it as PEM.
+/// Puts a new certificate for a host into a Secret; returns it as PEM.
 async fn certificate(cluster: &Cluster, name: &str, host: &str) -> String {
     let key = KeyPair::generate().expect("a key");
     let params = CertificateParams::new([host.to_owned()]).expect("a host");
@@ -95,7 +95,7 @@ async fn certificate(cluster: &Cluster, name: &str, host: &str) -> String {
     leaf.pem()
 }
 
-/// A namespace in the mesh with services that say their names, which the gateway may read.
+/// A namespace in the mesh with services that return their names and permit the gateway.
 async fn namespace(cluster: &Cluster, name: &str, services: &[&str]) -> String {
     let namespace = cluster.meshed_namespace(name).await;
     for service in services {
@@ -133,20 +133,20 @@ spec:
     namespace
 }
 
-/// Asks the gateway from outside of the mesh, for a URL's host.
-async fn ask(cluster: &Cluster, url: &str, more: &[&str]) -> Output {
+/// Calls the gateway from outside the mesh, for the URL's host.
+async fn call(cluster: &Cluster, url: &str, more: &[&str]) -> Output {
     let to = "::merlon-gateway.merlon-system.svc.cluster.local:";
     let arguments = [&["--connect-to", to, url], more].concat();
     cluster.curl("visitors", "visitor", &arguments).await
 }
 
 async fn until_answered(cluster: &Cluster, url: &str, more: &[&str], expected: &str) {
-    let said = [more, &["-S"]].concat();
+    let arguments = [more, &["-S"]].concat();
     wait::until(format!("{url} {more:?}: {expected:?}"), async || {
-        let answer = ask(cluster, url, &said).await;
+        let answer = call(cluster, url, &arguments).await;
         let right = answer.out.contains(expected);
         if !right {
-            // What was wrong last, if it stays so.
+            // Shows the last answer if the wait times out.
             eprintln!("{url}: {:?} {:?}", answer.out, answer.err);
         }
         right
@@ -154,8 +154,8 @@ async fn until_answered(cluster: &Cluster, url: &str, more: &[&str], expected: &
     .await;
 }
 
-/// Waits for a condition of an HTTPRoute at its first parent; gives reason and message.
-async fn route_says(
+/// Waits for a condition of an HTTPRoute at its first parent; returns its reason and message.
+async fn route_condition(
     cluster: &Cluster,
     namespace: &str,
     route: &str,
@@ -195,7 +195,7 @@ spec:
 }
 
 #[tokio::test]
-async fn requests_from_outside_are_routed_by_path_header_and_weight_as_an_identity_of_the_gateways_own()
+async fn requests_from_outside_are_routed_by_path_header_and_weight_under_the_gateways_own_identity()
  {
     if !cluster::are_possible() {
         return;
@@ -214,8 +214,8 @@ async fn requests_from_outside_are_routed_by_path_header_and_weight_as_an_identi
     cluster
         .apply_in(&shop, &route("shop", "routes.example", rules))
         .await;
-    route_says(cluster, &shop, "shop", "Accepted=True").await;
-    let (reason, message) = route_says(cluster, &shop, "shop", "ResolvedRefs=False").await;
+    route_condition(cluster, &shop, "shop", "Accepted=True").await;
+    let (reason, message) = route_condition(cluster, &shop, "shop", "ResolvedRefs=False").await;
     assert_eq!(reason, "BackendNotFound");
     assert!(
         message.contains("spec.rules[3].backendRefs[0]"),
@@ -242,7 +242,7 @@ async fn requests_from_outside_are_routed_by_path_header_and_weight_as_an_identi
         "-H",
         "x-forwarded-for: 1.2.3.4",
     ];
-    let answer = ask(cluster, say, &forged).await;
+    let answer = call(cluster, say, &forged).await;
     assert!(answer.out.contains("orders\n"), "{answer:?}");
     let caller = format!(
         "HTTP_MERLON_CALLER=spiffe://{}/ns/merlon-system/sa/merlon-gateway\n",
@@ -253,7 +253,7 @@ async fn requests_from_outside_are_routed_by_path_header_and_weight_as_an_identi
         !answer.out.contains("forged") && !answer.out.contains("1.2.3.4"),
         "{answer:?}"
     );
-    let answer = ask(cluster, say, &["-H", "X-Version: next"]).await;
+    let answer = call(cluster, say, &["-H", "X-Version: next"]).await;
     assert!(answer.out.contains("next\n"), "{answer:?}");
     let both = ["-H", "X-Share: both"];
     for expected in ["orders\n", "stock\n"] {
@@ -265,21 +265,21 @@ async fn requests_from_outside_are_routed_by_path_header_and_weight_as_an_identi
         ("http://other.example/cgi-bin/say", "404"),
         ("http://routes.example/gone", "500"),
     ] {
-        let answer = ask(cluster, url, &[]).await;
+        let answer = call(cluster, url, &[]).await;
         assert!(
             answer.out.ends_with(&format!("\n{status}")),
             "{url}: {answer:?}"
         );
     }
-    // A younger route that is equal takes nothing, though it is the first by name and writes its prefix longer.
+    // A younger route with the same match gets no requests, although its name sorts first and its prefix is written longer.
     let younger = "
     - matches: [{ path: { type: PathPrefix, value: /cgi-bin/ } }]
       backendRefs: [{ name: next, port: 80 }]";
     cluster
         .apply_in(&shop, &route("a-younger", "routes.example", younger))
         .await;
-    route_says(cluster, &shop, "a-younger", "Accepted=True").await;
-    // As soon as what only the younger one has is in force.
+    route_condition(cluster, &shop, "a-younger", "Accepted=True").await;
+    // Wait for a match that only the younger route has.
     let mark = "
     - matches: [{ path: { type: PathPrefix, value: /cgi-bin/ } }, { path: { value: /cgi-bin/say/younger, type: Exact } }]
       backendRefs: [{ name: next, port: 80 }]";
@@ -288,34 +288,34 @@ async fn requests_from_outside_are_routed_by_path_header_and_weight_as_an_identi
         .await;
     let only = "http://routes.example/cgi-bin/say/younger";
     until_answered(cluster, only, &[], "next\n").await;
-    let answer = ask(cluster, say, &[]).await;
+    let answer = call(cluster, say, &[]).await;
     assert!(answer.out.contains("orders\n"), "{answer:?}");
     cluster
         .kubectl(&["delete", "httproute", "a-younger", "-n", &shop])
         .await;
 
-    // The gateway's own policy lets nobody write, whatever the service would say.
-    let answer = ask(cluster, say, &["-X", "POST"]).await;
+    // The gateway's own policy permits no writes, whatever the service's policy is.
+    let answer = call(cluster, say, &["-X", "POST"]).await;
     assert!(answer.out.ends_with("\n403"), "{answer:?}");
     assert!(
-        !answer.out.contains("everybody"),
-        "a policy's name is nobody's business outside: {answer:?}"
+        !answer.out.contains("public-reads"),
+        "a client outside the mesh sees no policy name: {answer:?}"
     );
 
-    // The service decides for itself about the gateway.
+    // The service's own policy applies to the gateway.
     cluster
         .kubectl(&["delete", "authorizationpolicy", "stock", "-n", &shop])
         .await;
     until_answered(cluster, say, &both, "\n403").await;
 
-    // What is refused as a whole is refused at all of its hosts; a right change is in force at once.
+    // A route that is rejected as a whole serves none of its hosts; a valid change takes effect at once.
     let filters = "
     - filters: [{ type: RequestHeaderModifier, requestHeaderModifier: { set: [{ name: a, value: b }] } }]
       backendRefs: [{ name: orders, port: 80 }]";
     cluster
         .apply_in(&shop, &route("shop", "routes.example", filters))
         .await;
-    let (reason, message) = route_says(cluster, &shop, "shop", "Accepted=False").await;
+    let (reason, message) = route_condition(cluster, &shop, "shop", "Accepted=False").await;
     assert_eq!(reason, "UnsupportedValue");
     assert!(message.starts_with("spec.rules[0].filters: "), "{message}");
     until_answered(cluster, say, &[], "\n404").await;
@@ -328,7 +328,7 @@ async fn requests_from_outside_are_routed_by_path_header_and_weight_as_an_identi
 }
 
 #[tokio::test]
-async fn a_route_reaches_another_namespace_only_with_that_namespaces_leave() {
+async fn a_route_reaches_another_namespace_only_with_a_reference_grant() {
     if !cluster::are_possible() {
         return;
     }
@@ -339,7 +339,7 @@ async fn a_route_reaches_another_namespace_only_with_that_namespaces_leave() {
     cluster
         .apply_in(&shop, &route("far", "far.example", &rules))
         .await;
-    let (reason, message) = route_says(cluster, &shop, "far", "ResolvedRefs=False").await;
+    let (reason, message) = route_condition(cluster, &shop, "far", "ResolvedRefs=False").await;
     assert_eq!(reason, "RefNotPermitted");
     assert!(message.contains("ReferenceGrant"), "{message}");
     let say = "http://far.example/cgi-bin/say";
@@ -354,7 +354,7 @@ async fn a_route_reaches_another_namespace_only_with_that_namespaces_leave() {
         )
         .await;
     until_answered(cluster, say, &[], "accounts\n").await;
-    route_says(cluster, &shop, "far", "ResolvedRefs=True").await;
+    route_condition(cluster, &shop, "far", "ResolvedRefs=True").await;
     cluster
         .kubectl(&["delete", "referencegrant", "shop", "-n", &bank])
         .await;
@@ -362,7 +362,7 @@ async fn a_route_reaches_another_namespace_only_with_that_namespaces_leave() {
 }
 
 #[tokio::test]
-async fn gateways_are_restarted_one_after_the_other_and_nobody_outside_notices() {
+async fn a_rolling_restart_of_the_gateways_loses_no_request() {
     if !cluster::are_possible() {
         return;
     }
@@ -392,7 +392,7 @@ async fn gateways_are_restarted_one_after_the_other_and_nobody_outside_notices()
         .kubectl(&["rollout", "restart", "-n", merlon::NAMESPACE, gateway])
         .await;
     cluster.rolled_out(merlon::NAMESPACE, gateway).await;
-    wait::until("the old ones are gone", async || {
+    wait::until("the old pods are gone", async || {
         let now = gateway_pods(cluster).await;
         now.iter().all(|pod| !before.contains(pod))
     })

@@ -1,5 +1,5 @@
-//! The mesh on a real Kubernetes cluster, as its users meet it: installed by Helm, certificates from OpenBao, programs that
-//! know nothing of it.
+//! The mesh on a real Kubernetes cluster: installed by Helm, with certificates from OpenBao and programs that are unaware
+//! of it.
 
 #[path = "mesh_in_cluster/injection.rs"]
 mod injection;
@@ -37,7 +37,7 @@ async fn install(cluster: &Cluster) -> ClusterBao<'_> {
     bao
 }
 
-/// Speaks HTTP on 8080: `/` says `canary`, `/cgi-bin/head` the request's head as CGI has it.
+/// An HTTP server on 8080: `/` returns `canary-of-orders`, `/cgi-bin/head` the request's headers as CGI variables.
 fn orders(replicas: u8) -> String {
     let site = "mkdir -p /site/cgi-bin && echo canary-of-orders > /site/index.html \
                 && printf '#!/bin/sh\\necho; env | grep ^HTTP_' > /site/cgi-bin/head \
@@ -64,7 +64,7 @@ fn caller(name: &str) -> String {
     cluster::program(name, 1, "exec sleep infinity", "")
 }
 
-/// Lets `web` of the namespace read what `services` serve.
+/// Permits `GET` on `orders` for `web` of the namespace.
 fn web_reads(namespace: &str) -> String {
     format!(
         "
@@ -93,8 +93,7 @@ async fn address_of(cluster: &Cluster, namespace: &str, labels: &str) -> String 
 }
 
 #[tokio::test]
-async fn services_speak_mutual_tls_without_noticing_and_nobody_is_let_in_before_a_policy_lets_them()
-{
+async fn services_use_mutual_tls_transparently_and_are_closed_until_a_policy_permits() {
     if !cluster::are_possible() {
         return;
     }
@@ -116,11 +115,11 @@ async fn services_speak_mutual_tls_without_noticing_and_nobody_is_let_in_before_
         .await;
     let capture = cluster.wire();
     let each = format!("http://orders-each.{shop}.svc.cluster.local:8080/");
-    let told = format!(
+    let caller = format!(
         "HTTP_MERLON_CALLER=spiffe://{}/ns/{shop}/sa/web\n",
         merlon::TRUST_DOMAIN
     );
-    let said = [
+    let headers = [
         "-H",
         "canary: sealed-by-the-mesh",
         "-H",
@@ -131,19 +130,19 @@ async fn services_speak_mutual_tls_without_noticing_and_nobody_is_let_in_before_
         assert_eq!(answer.out, "canary-of-orders\n\n200", "{url}: {answer:?}");
         let head = format!("{url}cgi-bin/head");
         let head = cluster
-            .curl(&shop, "web", &[&[&head[..]], &said[..]].concat())
+            .curl(&shop, "web", &[&[&head[..]], &headers[..]].concat())
             .await;
         let sealed = "HTTP_CANARY=sealed-by-the-mesh\n";
         assert!(head.out.contains(sealed), "{url}: {head:?}");
-        assert!(head.out.contains(&told), "{url}: {head:?}");
+        assert!(head.out.contains(&caller), "{url}: {head:?}");
         assert!(!head.out.contains("forged"), "{url}: {head:?}");
     }
     assert!(capture.bytes() > 0);
     assert!(
         !capture.has("canary-of-orders"),
-        "a payload crossed the wire in plain"
+        "a payload crossed the wire in plain text"
     );
-    // Another of the same namespace, and another method.
+    // Another workload of the namespace and another method are refused.
     for (from, more) in [("other", &[][..]), ("web", &["-X", "POST"])] {
         let answer = cluster
             .curl(&shop, from, &[&[&at[..]], more].concat())
@@ -151,7 +150,7 @@ async fn services_speak_mutual_tls_without_noticing_and_nobody_is_let_in_before_
         assert!(answer.out.ends_with("\n403"), "{answer:?}");
     }
 
-    // What is outside the mesh is passed on, and listed.
+    // Connections to destinations outside the mesh are passed on and listed.
     let api = "https://kubernetes.default/version";
     let answer = cluster.curl(&shop, "other", &["-k", api]).await;
     assert!(answer.out.ends_with("\n200"), "{answer:?}");
@@ -163,35 +162,35 @@ async fn services_speak_mutual_tls_without_noticing_and_nobody_is_let_in_before_
     let who = format!("/ns/{shop}/sa/other");
     assert!(row.contains(&who) && row.contains(":443"), "{row}");
 
-    // Somebody outside, at the program's own address and at the service's.
+    // A pod outside the mesh reaches neither the program's own address nor the service's.
     let outside = cluster.namespace("outside").await;
     cluster
-        .apply_in(&outside, &[caller("stranger"), orders(1)].concat())
+        .apply_in(&outside, &[caller("outsider"), orders(1)].concat())
         .await;
     cluster.available(&outside).await;
     let pod = address_of(cluster, &shop, "app=orders").await;
     for url in [format!("http://{pod}:8080/"), at.clone()] {
-        let answer = cluster.curl(&outside, "stranger", &[&url]).await;
+        let answer = cluster.curl(&outside, "outsider", &[&url]).await;
         assert!(answer.out.ends_with("\n000"), "{answer:?}");
         assert!(!answer.out.contains("canary"), "{answer:?}");
     }
-    // The same capture does see what is not in the mesh.
+    // The same capture does see plain text outside the mesh.
     let plain = format!("http://orders.{outside}/cgi-bin/head");
-    // A node lays down its rules for a new Service a moment after its pods are ready.
-    wait::until("who is outside reaches who is outside", async || {
+    // A node programs its rules for a new Service shortly after the pods are ready.
+    wait::until("pods outside the mesh reach each other", async || {
         let canary = ["-H", "canary: open-outside-the-mesh", &plain];
-        let answer = cluster.curl(&outside, "stranger", &canary).await;
+        let answer = cluster.curl(&outside, "outsider", &canary).await;
         answer.out.ends_with("\n200") && capture.has("HTTP_CANARY=open-outside-the-mesh")
     })
     .await;
     assert!(
         !capture.has("sealed-by-the-mesh"),
-        "a payload crossed the wire in plain"
+        "a payload crossed the wire in plain text"
     );
 }
 
 #[tokio::test]
-async fn a_resource_is_judged_before_it_is_there_and_says_afterwards_who_enforces_it() {
+async fn admission_validates_a_resource_and_its_status_counts_the_proxies_that_enforce_it() {
     if !cluster::are_possible() {
         return;
     }
@@ -219,9 +218,9 @@ async fn a_resource_is_judged_before_it_is_there_and_says_afterwards_who_enforce
     let wrong = web_reads(&shop).replace("\"GET\"", "\"GIT\"");
     let refused = cluster.try_apply_in(&shop, &wrong).await;
     assert_ne!(refused.code(), 0);
-    let told = "spec.policies line 4, column 13: unrecognized action `Action::\"GIT\"` \
+    let expected = "spec.policies line 4, column 13: unrecognized action `Action::\"GIT\"` \
                 (hint: did you mean `Action::\"GET\"`?)";
-    assert!(refused.err.contains(told), "{}", refused.err);
+    assert!(refused.err.contains(expected), "{}", refused.err);
     let at = format!("http://orders.{shop}/");
     let answer = cluster.curl(&shop, "web", &[&at]).await;
     assert_eq!(answer.out, "canary-of-orders\n\n200", "{answer:?}");
@@ -237,7 +236,7 @@ spec: { limits: [{ name: few, rate: { requests: 0, per: 1s }, burst: 1 }] }
 }
 
 #[tokio::test]
-async fn a_redis_client_reaches_its_server_through_the_mesh_and_others_do_not() {
+async fn a_permitted_redis_client_reaches_its_server_through_the_mesh_and_others_do_not() {
     if !cluster::are_possible() {
         return;
     }
@@ -293,11 +292,11 @@ spec:
 }
 
 #[tokio::test]
-async fn certificates_come_from_openbao_and_a_sealed_one_stops_nothing_that_runs() {
+async fn certificates_come_from_openbao_and_sealing_it_interrupts_no_running_workload() {
     if !cluster::are_possible() {
         return;
     }
-    // Its own: what is sealed here would hold up others.
+    // A cluster of its own: sealing OpenBao here would delay other tests.
     let cluster = Cluster::start().await;
     let bao = install(&cluster).await;
     let shop = cluster.meshed_namespace("vault").await;
@@ -322,7 +321,7 @@ async fn certificates_come_from_openbao_and_a_sealed_one_stops_nothing_that_runs
     bao.seal().await;
     let answer = cluster.curl(&shop, "web", &[&at]).await;
     assert!(answer.out.ends_with("\n200"), "{answer:?}");
-    // A new pod waits for its certificate, and is not let in without.
+    // A new pod waits for its certificate and is not ready without it.
     cluster
         .kubectl(&["scale", "-n", &shop, "deployment/orders", "--replicas=2"])
         .await;

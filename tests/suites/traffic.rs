@@ -1,4 +1,4 @@
-//! What goes through two sidecars comes out as it went in.
+//! Traffic passes two sidecars unchanged.
 
 #[path = "traffic/grpc.rs"]
 mod grpc;
@@ -23,7 +23,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 static MESH: Shared = Shared::new();
 
-/// A program for each protocol, and `web`, who may call them all.
+/// A program for each protocol, and `web`, which may call them all.
 async fn mesh() -> Guard {
     MESH.get(async || {
         Mesh::new()
@@ -64,7 +64,7 @@ async fn an_http_1_request_arrives_with_its_method_target_headers_and_body() {
 }
 
 #[tokio::test]
-async fn http_2_with_prior_knowledge_comes_out_as_http_2() {
+async fn http_2_with_prior_knowledge_arrives_as_http_2() {
     let mesh = mesh().await;
     let web = mesh.as_workload("web");
     let saw = web
@@ -137,7 +137,7 @@ async fn requests_sent_in_one_go_are_answered_in_order() {
 }
 
 #[tokio::test]
-async fn who_waits_for_100_continue_gets_it() {
+async fn a_client_that_waits_for_100_continue_gets_it() {
     let mesh = mesh().await;
     let mut stream = mesh.as_workload("web").tcp().await;
     stream
@@ -182,7 +182,7 @@ async fn a_head_request_is_answered_without_a_body() {
 }
 
 #[tokio::test]
-async fn what_only_proxies_may_say_is_stripped_from_what_programs_say() {
+async fn headers_that_only_proxies_may_send_are_stripped_from_a_programs_request() {
     let mesh = mesh().await;
     let reply = mesh
         .as_workload("web")
@@ -201,14 +201,14 @@ async fn what_only_proxies_may_say_is_stripped_from_what_programs_say() {
 }
 
 #[tokio::test]
-async fn a_program_that_breaks_off_is_502_and_tells_whose_fault_it_is() {
+async fn a_program_that_resets_the_connection_is_502_with_upstream_reset() {
     let mesh = mesh().await;
     let reply = mesh.as_workload("web").get("broken", "/").await;
     reply.is_problem(StatusCode::BAD_GATEWAY, "upstream.reset");
 }
 
 #[tokio::test]
-async fn a_program_that_is_not_there_is_503() {
+async fn a_program_that_is_not_running_is_503() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
@@ -228,7 +228,7 @@ async fn a_program_that_is_not_there_is_503() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_not_in_the_mesh_is_refused_with_its_name() {
+async fn a_service_that_is_not_in_the_mesh_is_refused_with_a_problem() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
@@ -251,7 +251,7 @@ async fn a_service_that_is_not_in_the_mesh_is_refused_with_its_name() {
 // --- WebSocket ------------------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn a_web_socket_talks_in_both_directions_and_closes() {
+async fn a_web_socket_carries_messages_in_both_directions_and_closes() {
     let mesh = mesh().await;
     let mut socket = mesh
         .as_workload("web")

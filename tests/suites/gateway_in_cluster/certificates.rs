@@ -8,11 +8,11 @@ use merlon_tests::{
 use serde_json::Value;
 
 use super::{
-    PODS, ask, certificate, edge, gateway_pods, namespace, route, route_says, until_answered,
+    PODS, call, certificate, edge, gateway_pods, namespace, route, route_condition, until_answered,
 };
 
 #[tokio::test]
-async fn each_host_has_its_certificate_from_a_secret_and_a_new_one_is_served_within_seconds() {
+async fn each_host_has_its_certificate_from_a_secret_and_a_new_one_is_served_without_a_restart() {
     if !cluster::are_possible() {
         return;
     }
@@ -24,7 +24,7 @@ async fn each_host_has_its_certificate_from_a_secret_and_a_new_one_is_served_wit
         .apply_in(&shop, &route("shop", "shop.example", everything))
         .await;
     cluster.apply_in(&shop, &accounts).await;
-    route_says(cluster, &shop, "shop", "Accepted=True").await;
+    route_condition(cluster, &shop, "shop", "Accepted=True").await;
 
     let capture = cluster.wire();
     let pem = secret(cluster, "shop-cert").await;
@@ -33,17 +33,17 @@ async fn each_host_has_its_certificate_from_a_secret_and_a_new_one_is_served_wit
     let trusting = ["--cacert", "/tmp/ca.pem"];
     until_answered(cluster, say, &trusting, "\n200").await;
     let sealed = ["-H", "canary: sealed-for-the-secure-shop"];
-    let answer = ask(cluster, say, &[trusting, sealed].concat()).await;
-    for told in [
+    let answer = call(cluster, say, &[trusting, sealed].concat()).await;
+    for expected in [
         "HTTP_X_FORWARDED_PROTO=https\n",
         "HTTP_CANARY=sealed-for-the-secure-shop\n",
     ] {
-        assert!(answer.out.contains(told), "{told}: {answer:?}");
+        assert!(answer.out.contains(expected), "{expected}: {answer:?}");
     }
-    // What is asked in plain afterwards is found, so that what was asked before would have been found as well.
+    // The capture does find a later request in plain text, so it would have found the earlier one too.
     let open = ["-H", "canary: open-to-the-secure-shop"];
     let plain = "http://shop.example/cgi-bin/say";
-    let answer = ask(cluster, plain, &open).await;
+    let answer = call(cluster, plain, &open).await;
     assert!(answer.out.ends_with("\n200"), "{answer:?}");
     wait::until("the capture has it", async || {
         capture.has("open-to-the-secure-shop")
@@ -51,23 +51,23 @@ async fn each_host_has_its_certificate_from_a_secret_and_a_new_one_is_served_wit
     .await;
     assert!(
         !capture.has("sealed-for-the-secure-shop"),
-        "a payload crossed the wire in plain"
+        "a payload crossed the wire in plain text"
     );
 
-    // The bank's listener takes routes of namespaces with a label that this one does not have.
-    let (reason, _) = route_says(cluster, &shop, "bank", "Accepted=True").await;
-    assert_eq!(reason, "Accepted", "by the listener for every host");
+    // The bank's listener accepts routes only from namespaces with a label, which this one does not have.
+    let (reason, _) = route_condition(cluster, &shop, "bank", "Accepted=True").await;
+    assert_eq!(reason, "Accepted", "by the listener for all hosts");
     let bank = "https://my.bank.example/cgi-bin/say";
-    let answer = ask(cluster, bank, &["-k"]).await;
+    let answer = call(cluster, bank, &["-k"]).await;
     assert!(answer.out.ends_with("\n404"), "{answer:?}");
     cluster
         .kubectl(&["label", "namespace", &shop, "money=yes"])
         .await;
     until_answered(cluster, bank, &["-k"], "\n200").await;
-    // With the certificate of one host nobody gets to another; without the name of a host there is none.
-    let answer = ask(cluster, say, &["-k", "-H", "Host: my.bank.example"]).await;
+    // A connection for one host cannot request another; an unknown host gets no certificate.
+    let answer = call(cluster, say, &["-k", "-H", "Host: my.bank.example"]).await;
     assert!(answer.out.ends_with("\n421"), "{answer:?}");
-    let answer = ask(cluster, "https://unknown.example/", &["-k"]).await;
+    let answer = call(cluster, "https://unknown.example/", &["-k"]).await;
     assert!(answer.out.ends_with("\n000"), "{answer:?}");
 
     let _pods = PODS.lock().await;
@@ -75,7 +75,7 @@ async fn each_host_has_its_certificate_from_a_secret_and_a_new_one_is_served_wit
     let new = certificate(cluster, "shop-cert", "shop.example").await;
     trust(cluster, &new).await;
     until_answered(cluster, say, &trusting, "\n200").await;
-    // A broken one takes its own listener away, and nobody else's.
+    // A broken certificate disables its own listener and no other.
     cluster
         .kubectl(&[
             "patch",
@@ -87,19 +87,19 @@ async fn each_host_has_its_certificate_from_a_secret_and_a_new_one_is_served_wit
             r#"{"stringData":{"tls.crt":"nonsense"}}"#,
         ])
         .await;
-    wait::until("the listener is told of", async || {
+    wait::until("the status reports the listener", async || {
         let gateway = cluster
             .json(&["get", "gateway", "merlon-gateway", "-n", merlon::NAMESPACE])
             .await;
-        let said = gateway["status"]["listeners"].to_string();
-        said.contains("InvalidCertificateRef") && said.contains("merlon-system/bank-cert")
+        let listeners = gateway["status"]["listeners"].to_string();
+        listeners.contains("InvalidCertificateRef") && listeners.contains("merlon-system/bank-cert")
     })
     .await;
     until_answered(cluster, bank, &["-k"], "\n000").await;
-    let told = cluster.merlon(&["check"]).await;
+    let report = cluster.merlon(&["check"]).await;
     let problem = "the listener `bank` is not served: the Secret `merlon-system/bank-cert`";
-    assert!(told.out.contains(problem), "{told:?}");
-    let answer = ask(cluster, say, &trusting).await;
+    assert!(report.out.contains(problem), "{report:?}");
+    let answer = call(cluster, say, &trusting).await;
     assert!(answer.out.ends_with("\n200"), "{answer:?}");
     certificate(cluster, "bank-cert", "*.bank.example").await;
     until_answered(cluster, bank, &["-k"], "\n200").await;
@@ -109,7 +109,7 @@ async fn each_host_has_its_certificate_from_a_secret_and_a_new_one_is_served_wit
         "no gateway was restarted"
     );
 
-    // A key is nobody's business: neither in what a proxy shows nor in a log.
+    // A proxy's dump names the Secret and does not contain its key.
     let proxies = ["proxy", "status", "--kubernetes", "--output", "json"];
     let proxies: Value = serde_json::from_str(&cluster.merlon(&proxies).await.out).expect("JSON");
     let mut all = proxies.as_array().expect("proxies").iter();
@@ -126,7 +126,7 @@ async fn each_host_has_its_certificate_from_a_secret_and_a_new_one_is_served_wit
     assert!(!shown.out.contains("PRIVATE KEY"), "{}", shown.out);
 }
 
-/// The certificate that a Secret holds.
+/// The certificate in a Secret.
 async fn secret(cluster: &Cluster, name: &str) -> String {
     let template = r#"-o=go-template={{index .data "tls.crt" | base64decode}}"#;
     cluster
@@ -134,7 +134,7 @@ async fn secret(cluster: &Cluster, name: &str) -> String {
         .await
 }
 
-/// What the visitor's curl trusts from now on.
+/// Sets the CA certificate that the visitor's curl trusts.
 async fn trust(cluster: &Cluster, pem: &str) {
     let write = ["sh", "-c", "printf %s \"$0\" > /tmp/ca.pem", pem];
     let ended = cluster.exec("visitors", "deploy/visitor", &write).await;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{meshed, orders, web_reads};
 
 #[tokio::test]
-async fn a_pod_that_cannot_be_in_the_mesh_is_refused_with_what_to_do_and_may_decline() {
+async fn a_pod_that_cannot_join_the_mesh_is_refused_with_the_fix_and_may_opt_out() {
     if !cluster::are_possible() {
         return;
     }
@@ -31,7 +31,7 @@ spec:
         )
     };
     let typo = ", annotations: { merlon.io/exclude-outbound-port: '5432' }";
-    for (metadata, spec, told) in [
+    for (metadata, spec, expected) in [
         ("", "hostNetwork: true", "or remove `hostNetwork`"),
         (typo, "", "did you mean `merlon.io/exclude-outbound-ports`?"),
         ("", "securityContext: { runAsUser: 7565 }", "7565"),
@@ -40,18 +40,18 @@ spec:
             .try_apply_in(&shop, &pod("refused", metadata, spec))
             .await;
         assert_ne!(refused.code(), 0);
-        assert!(refused.err.contains(told), "{}", refused.err);
+        assert!(refused.err.contains(expected), "{}", refused.err);
     }
-    let declining = ", labels: { merlon.io/inject: disabled }";
+    let opted_out = ", labels: { merlon.io/inject: disabled }";
     cluster
-        .apply_in(&shop, &pod("declining", declining, ""))
+        .apply_in(&shop, &pod("opted-out", opted_out, ""))
         .await;
     let made = cluster
-        .json(&["get", "pod", "declining", "-n", &shop])
+        .json(&["get", "pod", "opted-out", "-n", &shop])
         .await;
     assert!(made["spec"]["initContainers"].is_null(), "{made}");
 
-    // What runs beside a program does not have its rights at the API server.
+    // The sidecar containers do not get the program's token for the API server.
     cluster.apply_in(&shop, &pod("meshed", "", "")).await;
     let made = cluster.json(&["get", "pod", "meshed", "-n", &shop]).await;
     let mounts = |container: &Value| -> Vec<String> {
@@ -78,14 +78,14 @@ spec:
 }
 
 #[tokio::test]
-async fn what_merlon_inject_writes_is_what_the_webhook_makes_and_leaves() {
+async fn merlon_inject_writes_the_pod_that_the_webhook_makes_and_the_webhook_leaves_it_unchanged() {
     if !cluster::are_possible() {
         return;
     }
     let cluster = meshed().await;
     let shop = cluster.meshed_namespace("offline").await;
     let folder = tempfile::tempdir_in(cluster.folder()).expect("a folder");
-    let place = |name: &str| folder.path().join(name).display().to_string();
+    let path_of = |name: &str| folder.path().join(name).display().to_string();
     let settings = ["get", "configmap", "merlon-injection"];
     let entry = [
         "-n",
@@ -96,7 +96,7 @@ async fn what_merlon_inject_writes_is_what_the_webhook_makes_and_leaves() {
     let settings = cluster
         .kubectl(&[settings.as_slice(), &entry].concat())
         .await;
-    std::fs::write(place("injection.yaml"), settings).expect("a file");
+    std::fs::write(path_of("injection.yaml"), settings).expect("a file");
     let pod = "
 apiVersion: v1
 kind: Pod
@@ -114,26 +114,26 @@ spec:
       volumeMounts: [{ name: data, mountPath: /data }]
   volumes: [{ name: data, configMap: { name: data, defaultMode: 0640 } }]
 ";
-    std::fs::write(place("plain.yaml"), pod).expect("a file");
+    std::fs::write(path_of("plain.yaml"), pod).expect("a file");
     let written = Plan::new("inject", tools::binary("merlon"), folder.path())
-        .args(["inject", "-n", &shop, "-f", &place("plain.yaml")])
-        .args(["--settings", &place("injection.yaml")])
+        .args(["inject", "-n", &shop, "-f", &path_of("plain.yaml")])
+        .args(["--settings", &path_of("injection.yaml")])
         .run()
         .await;
     assert_eq!(written.code(), 0, "{}", written.err);
-    std::fs::write(place("meshed.yaml"), &written.out).expect("a file");
+    std::fs::write(path_of("meshed.yaml"), &written.out).expect("a file");
 
     let (mut made, mut keys) = (Vec::new(), std::collections::BTreeSet::new());
     for file in ["plain.yaml", "meshed.yaml"] {
-        let file = place(file);
+        let file = path_of(file);
         let create = ["create", "--dry-run=server", "-n", &shop, "-f", &file];
         let mut pod = cluster.json(&create).await;
-        // Kubernetes gives it anew to each pod.
+        // Kubernetes names this volume differently in each pod.
         let text = pod["spec"].to_string();
-        let at = text.find("kube-api-access-").expect("its token");
+        let at = text.find("kube-api-access-").expect("the token volume");
         let volume = &text[at..at + "kube-api-access-12345".len()];
         let text = text.replace(volume, "kube-api-access");
-        // As does whoever injects.
+        // The injector makes a new probe key for each pod.
         let (_, key) = text.split_once("/probe/orders/preStop/").expect("a hook");
         let key = key.get(..32).expect("a key");
         assert!(key.bytes().all(|b| b.is_ascii_hexdigit()), "{key}");
@@ -141,7 +141,7 @@ spec:
         keys.insert(key.to_owned());
         made.push(pod);
     }
-    assert_eq!(keys.len(), 2, "each has a key of its own: {keys:?}");
+    assert_eq!(keys.len(), 2, "each pod has a key of its own: {keys:?}");
     let (online, offline) = (&made[0], &made[1]);
     assert_eq!(online["spec"]["initContainers"][1]["name"], "merlon-proxy");
     assert_eq!(online["spec"], offline["spec"]);
@@ -151,7 +151,7 @@ spec:
 }
 
 #[tokio::test]
-async fn jobs_end_and_what_begins_a_pod_has_the_network_of_the_mesh() {
+async fn jobs_complete_and_init_containers_reach_the_mesh() {
     if !cluster::are_possible() {
         return;
     }
@@ -186,9 +186,9 @@ spec:
         .wait_for(&["--for=condition=Complete", "-n", &shop, "job/once"])
         .await;
     for container in ["before", "program"] {
-        let said = cluster
+        let output = cluster
             .kubectl(&["logs", "-n", &shop, "job/once", "-c", container])
             .await;
-        assert_eq!(said, "canary-of-orders\n", "{container}");
+        assert_eq!(output, "canary-of-orders\n", "{container}");
     }
 }

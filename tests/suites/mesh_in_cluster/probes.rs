@@ -1,4 +1,4 @@
-//! What a node asks of a program, through its sidecar.
+//! A node's probes and hooks, through the sidecar.
 
 use merlon_tests::{
     cluster::{self, merlon},
@@ -8,7 +8,7 @@ use merlon_tests::{
 use super::{address_of, caller, meshed};
 
 #[tokio::test]
-async fn a_dead_program_is_seen_as_dead_through_its_sidecar() {
+async fn a_dead_program_fails_its_probes_through_the_sidecar() {
     if !cluster::are_possible() {
         return;
     }
@@ -50,14 +50,14 @@ async fn a_dead_program_is_seen_as_dead_through_its_sidecar() {
 }
 
 #[tokio::test]
-async fn the_node_fires_a_hook_and_a_stranger_does_not() {
+async fn the_node_can_call_a_hook_and_a_pod_outside_the_mesh_cannot() {
     if !cluster::are_possible() {
         return;
     }
     let cluster = meshed().await;
     let shop = cluster.meshed_namespace("hooks").await;
     let outside = cluster.namespace("hooks-outside").await;
-    cluster.apply_in(&outside, &caller("stranger")).await;
+    cluster.apply_in(&outside, &caller("outsider")).await;
     let pod = format!(
         "
 apiVersion: v1
@@ -74,7 +74,7 @@ spec:
         - -c
         - |
           mkdir -p /site/cgi-bin
-          printf '#!/bin/sh\\necho; echo bye; echo bye >> /site/said' > /site/cgi-bin/quit
+          printf '#!/bin/sh\\necho; echo bye; echo bye >> /site/calls' > /site/cgi-bin/quit
           chmod +x /site/cgi-bin/quit
           busybox httpd -p 8080 -h /site
           trap '' TERM
@@ -89,22 +89,22 @@ spec:
         .wait_for(&["--for=condition=Ready", "-n", &shop, "pod/web"])
         .await;
     cluster.available(&outside).await;
-    let said = async || {
-        let file = ["sh", "-c", "cat /site/said || true"];
+    let hook_calls = async || {
+        let file = ["sh", "-c", "cat /site/calls || true"];
         cluster.exec(&shop, "pod/web", &file).await.out
     };
     let address = address_of(cluster, &shop, "app=web").await;
     for path in ["", "/", "/0123456789abcdef0123456789abcdef"] {
         let url = format!("http://{address}:7563/probe/web/preStop{path}");
-        let answer = cluster.curl(&outside, "stranger", &[&url]).await;
+        let answer = cluster.curl(&outside, "outsider", &[&url]).await;
         assert!(answer.out.ends_with("\n404"), "{answer:?}");
     }
-    assert_eq!(said().await, "");
+    assert_eq!(hook_calls().await, "");
 
     let delete = ["delete", "pod", "web", "-n", &shop, "--wait=false"];
     cluster.kubectl(&delete).await;
-    wait::until("the node has fired the hook", async || {
-        said().await == "bye\n"
+    wait::until("the node has called the hook", async || {
+        hook_calls().await == "bye\n"
     })
     .await;
     cluster

@@ -1,4 +1,4 @@
-//! Secrets of OpenBao for one workload.
+//! Secrets from OpenBao that are granted to one workload.
 
 use merlon_tests::{
     cluster::{self, merlon},
@@ -8,7 +8,7 @@ use merlon_tests::{
 use super::{caller, meshed_with_bao, orders, web_reads};
 
 #[tokio::test]
-async fn a_granted_secret_reaches_the_one_workload_it_is_for_and_follows_every_change() {
+async fn a_granted_secret_reaches_only_its_workload_and_follows_every_change() {
     if !cluster::are_possible() {
         return;
     }
@@ -27,7 +27,7 @@ async fn a_granted_secret_reaches_the_one_workload_it_is_for_and_follows_every_c
              files: {{}}\n  headers: [{{ service: {shop}/orders, name: X-Api-Key, key: password, prefix: 'Key ' }}]\n"
         )
     };
-    // No path leads to another namespace's.
+    // No path reaches another namespace's secrets.
     let refused = cluster.try_apply_in(&shop, &grant("../elsewhere/db")).await;
     assert!(
         refused
@@ -36,14 +36,14 @@ async fn a_granted_secret_reaches_the_one_workload_it_is_for_and_follows_every_c
         "{refused:?}"
     );
     cluster.apply_in(&shop, &grant("db")).await;
-    let everybody = web_reads(&shop).replace(
+    let everyone = web_reads(&shop).replace(
         &format!("principal == Workload::\"{shop}/web\""),
         "principal",
     );
     cluster
         .apply_in(
             &shop,
-            &[orders(1), caller("web"), caller("other"), everybody].concat(),
+            &[orders(1), caller("web"), caller("other"), everyone].concat(),
         )
         .await;
     let mount =
@@ -58,7 +58,7 @@ async fn a_granted_secret_reaches_the_one_workload_it_is_for_and_follows_every_c
     }
     cluster.available(&shop).await;
 
-    // A program that runs has its secret: nothing waits for it here.
+    // A running program already has its secret, so nothing waits for it here.
     let folder = "/var/run/secrets/merlon.io";
     let file = format!("{folder}/db/password");
     let read = async || {
@@ -92,12 +92,12 @@ async fn a_granted_secret_reaches_the_one_workload_it_is_for_and_follows_every_c
     assert_eq!(call("other").await, "HTTP_X_API_KEY=own");
 
     put("the-second").await;
-    wait::until("the file follows", async || read().await == "the-second").await;
-    wait::until("the header follows", async || {
+    wait::until("the file is updated", async || read().await == "the-second").await;
+    wait::until("the header is updated", async || {
         call("web").await == "HTTP_X_API_KEY=Key the-second"
     })
     .await;
-    let said = async |status: &str| {
+    let status_when = async |status: &str| {
         let condition = format!("--for=condition=SecretRead={status}");
         cluster
             .wait_for(&[&condition, "-n", &shop, "secretgrant/db"])
@@ -114,23 +114,23 @@ async fn a_granted_secret_reaches_the_one_workload_it_is_for_and_follows_every_c
             ])
             .await
     };
-    // Each replica reads for itself, and the leader, who writes it there, may be the last to.
-    wait::until("the status follows", async || {
-        let status = said("True").await;
+    // Each replica reads the secret itself. The leader, which writes the status, may be the last to read it.
+    wait::until("the status is updated", async || {
+        let status = status_when("True").await;
         status.contains("version 2 of the secret") && status.contains("\"proxies\":\"1/1\"")
     })
     .await;
 
-    // What is gone from Vault stays with those who have it, and is told.
+    // A secret that is deleted in Vault stays with the workload that has it, and the status reports it.
     bao.cli(&["kv", "delete", "-mount=secret", &own]).await;
-    let status = said("False").await;
+    let status = status_when("False").await;
     assert!(status.contains(&format!("secret/{own}")), "{status}");
-    let told = cluster.merlon(&["check"]).await;
+    let report = cluster.merlon(&["check"]).await;
     let problem = format!("SecretGrant {shop}/db: the secret cannot be read: ");
-    assert!(told.out.contains(&problem), "{told:?}");
+    assert!(report.out.contains(&problem), "{report:?}");
     assert_eq!(read().await, "the-second");
     assert_eq!(call("web").await, "HTTP_X_API_KEY=Key the-second");
-    // Nobody is shown it.
+    // No log and no status contains the secret.
     let logs = cluster
         .kubectl(&["logs", "-n", &shop, "deploy/web", "-c", "merlon-proxy"])
         .await;
@@ -151,7 +151,8 @@ async fn a_granted_secret_reaches_the_one_workload_it_is_for_and_follows_every_c
         );
     }
 
-    // Another secret for another workload: that never sees this one, though the new one cannot be read.
+    // The grant now names another secret and another workload. That workload never gets the old secret, even while
+    // the new one cannot be read.
     let another = grant("nowhere").replace("serviceAccount: web", "serviceAccount: other");
     cluster.apply_in(&shop, &another).await;
     wait::until("the file is gone", async || read().await.is_empty()).await;
@@ -160,14 +161,14 @@ async fn a_granted_secret_reaches_the_one_workload_it_is_for_and_follows_every_c
     })
     .await;
     wait::until("the status is of the new path", async || {
-        said("False").await.contains("/nowhere")
+        status_when("False").await.contains("/nowhere")
     })
     .await;
     let of_other = async || {
         let all = ["sh", "-c", "cat /var/run/secrets/merlon.io/*/*"];
         cluster.exec(&shop, "deploy/other", &all).await.out
     };
-    wait::until("other's sidecar knows of the grant", async || {
+    wait::until("other's sidecar has the grant", async || {
         call("other").await != "HTTP_X_API_KEY=own"
     })
     .await;
@@ -177,12 +178,12 @@ async fn a_granted_secret_reaches_the_one_workload_it_is_for_and_follows_every_c
     let nowhere = format!("merlon/{shop}/nowhere");
     bao.cli(&["kv", "put", "-mount=secret", &nowhere, "password=the-third"])
         .await;
-    wait::until("other has what it was granted", async || {
+    wait::until("other has its secret", async || {
         of_other().await == "the-third"
     })
     .await;
 
-    // Not granted any more.
+    // The grant is deleted.
     cluster
         .kubectl(&["delete", "secretgrant", "db", "-n", &shop])
         .await;

@@ -15,8 +15,8 @@ async fn grpc_calls_of_all_four_kinds_are_answered() {
     let mesh = mesh().await;
     let mut chat = mesh.as_workload("web").chat("chat").await;
 
-    let said = chat.say(Line::new("hello", 1)).await.unwrap().into_inner();
-    assert_eq!(said, Line::new("heard hello", 1));
+    let reply = chat.say(Line::new("hello", 1)).await.unwrap().into_inner();
+    assert_eq!(reply, Line::new("heard hello", 1));
 
     let counted = chat.count(Line::new("n", 100)).await.unwrap().into_inner();
     assert_eq!(counted.count().await, 100);
@@ -52,7 +52,7 @@ async fn a_grpc_error_arrives_with_its_code_and_message() {
 }
 
 #[tokio::test]
-async fn a_grpc_deadline_is_the_programs_to_see() {
+async fn a_grpc_deadline_reaches_the_program() {
     let mesh = mesh().await;
     let mut chat = mesh.as_workload("web").chat("chat").await;
     let mut request = tonic::Request::new(Line::new("soon", 1));

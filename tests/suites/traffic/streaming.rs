@@ -48,7 +48,7 @@ fn piecemeal() -> (Pieces, Piecemeal) {
     (sender, StreamBody::new(ReceiverStream::new(receiver)))
 }
 
-/// The program gives each piece back as it comes: whoever buffers on the way makes this wait for ever.
+/// The program returns each piece as it arrives: a proxy that buffers makes this wait forever.
 async fn each_piece_comes_back_before_the_next_is_sent(
     pieces: Pieces,
     response: impl Future<Output = hyper::Result<http::Response<hyper::body::Incoming>>>,
@@ -71,7 +71,7 @@ async fn each_piece_comes_back_before_the_next_is_sent(
 }
 
 #[tokio::test]
-async fn trailers_survive_in_both_versions() {
+async fn response_trailers_arrive_in_both_http_versions() {
     let mesh = mesh().await;
     let web = mesh.as_workload("web");
     let reply = web.get("orders", "/trailers").over_http2().await;
@@ -85,7 +85,7 @@ async fn trailers_survive_in_both_versions() {
 }
 
 #[tokio::test]
-async fn trailers_of_a_request_reach_the_program() {
+async fn request_trailers_reach_the_program() {
     let mesh = mesh().await;
     let trailers = HeaderMap::from_iter([("x-sum".parse().unwrap(), "42".parse().unwrap())]);
     let (pieces, body) = piecemeal();
@@ -109,7 +109,7 @@ async fn trailers_of_a_request_reach_the_program() {
 }
 
 #[tokio::test]
-async fn an_answer_before_the_end_of_the_request_arrives() {
+async fn a_response_before_the_end_of_the_request_arrives() {
     let mesh = mesh().await;
     let (pieces, body) = piecemeal();
     pieces

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::mesh;
 
 #[tokio::test]
-async fn opaque_bytes_go_both_ways_until_both_sides_have_ended() {
+async fn opaque_bytes_go_both_ways_until_both_sides_have_closed() {
     let mesh = mesh().await;
     let mut stream = connect(mesh.outbound("web", "echo")).await;
     let sent: Vec<u8> = (0..=255).cycle().take(1 << 20).collect();
@@ -14,7 +14,7 @@ async fn opaque_bytes_go_both_ways_until_both_sides_have_ended() {
     let mut back = Vec::new();
     let sending = async {
         write.write_all(&sent).await.unwrap();
-        // Half closed: what is still on its way back must come.
+        // Half closed: the bytes still on their way back must arrive.
         write.shutdown().await.unwrap();
     };
     tokio::join!(sending, async {
@@ -24,7 +24,7 @@ async fn opaque_bytes_go_both_ways_until_both_sides_have_ended() {
 }
 
 #[tokio::test]
-async fn a_server_that_speaks_first_is_heard() {
+async fn the_first_bytes_of_a_server_that_speaks_first_arrive() {
     let mesh = mesh().await;
     let mut stream = connect(mesh.outbound("web", "mail")).await;
     let mut greeting = [0; 11];
