@@ -1,4 +1,4 @@
-//! The cluster that tests of Merlon on Kubernetes stand on: a real one, and gone when it is dropped.
+//! The cluster that the tests of Merlon on Kubernetes use: it is real, and leaves nothing when it is dropped.
 
 use merlon_tests::{Cluster, cluster};
 use serde_json::json;
@@ -22,7 +22,7 @@ async fn caller(cluster: &Cluster, namespace: &str) {
 }
 
 #[tokio::test]
-async fn a_native_sidecar_is_up_before_the_program_and_does_not_keep_a_job_from_its_end() {
+async fn a_native_sidecar_starts_before_the_program_and_does_not_keep_a_job_from_completing() {
     if !cluster::are_possible() {
         return;
     }
@@ -52,14 +52,14 @@ spec:
     cluster
         .wait_for(&["--for=condition=Complete", "-n", &namespace, "job/once"])
         .await;
-    let said = cluster
+    let output = cluster
         .kubectl(&["logs", "-n", &namespace, "job/once", "-c", "program"])
         .await;
-    assert_eq!(said, "beside\n");
+    assert_eq!(output, "beside\n");
 }
 
 #[tokio::test]
-async fn a_projected_token_is_its_service_accounts_for_its_audience_alone() {
+async fn a_projected_token_authenticates_its_service_account_for_its_audience_only() {
     if !cluster::are_possible() {
         return;
     }
@@ -112,30 +112,30 @@ spec:
 }
 
 #[tokio::test]
-async fn two_clusters_stand_side_by_side_and_a_dropped_one_leaves_nothing() {
+async fn two_clusters_run_side_by_side_and_a_dropped_one_leaves_nothing() {
     if !cluster::are_possible() {
         return;
     }
-    let staying = Cluster::shared().await;
-    let leaving = Cluster::start().await;
-    assert_ne!(staying.addresses().node(), leaving.addresses().node());
-    let namespace = leaving.namespace("gone").await;
-    caller(&leaving, &namespace).await;
-    let elsewhere = staying.try_kubectl(&["get", "namespace", &namespace]).await;
+    let kept = Cluster::shared().await;
+    let dropped = Cluster::start().await;
+    assert_ne!(kept.addresses().node(), dropped.addresses().node());
+    let namespace = dropped.namespace("gone").await;
+    caller(&dropped, &namespace).await;
+    let elsewhere = kept.try_kubectl(&["get", "namespace", &namespace]).await;
     assert!(elsewhere.err.contains("NotFound"), "{elsewhere:?}");
 
-    let folder = leaving.folder().to_owned();
+    let folder = dropped.folder().to_owned();
     let mark = folder
         .file_name()
         .expect("a name")
         .to_string_lossy()
         .into_owned();
-    let network = std::fs::read_link(format!("/proc/{}/ns/net", leaving.init())).expect("a link");
+    let network = std::fs::read_link(format!("/proc/{}/ns/net", dropped.init())).expect("a link");
     assert!(
         !traces_of(&mark).is_empty(),
-        "a cluster that runs is seen by these means"
+        "a running cluster leaves traces"
     );
-    drop(leaving);
+    drop(dropped);
 
     assert_eq!(traces_of(&mark), Vec::<String>::new());
     assert!(!folder.exists());
@@ -143,10 +143,10 @@ async fn two_clusters_stand_side_by_side_and_a_dropped_one_leaves_nothing() {
         let other = std::fs::read_link(process.path().join("ns/net")).ok();
         assert_ne!(other.as_ref(), Some(&network), "{:?}", process.path());
     }
-    staying.kubectl(&["get", "node", "node"]).await;
+    kept.kubectl(&["get", "node", "node"]).await;
 }
 
-/// Processes, mounts and cgroups of this machine that bear a cluster's mark, this test's own process aside.
+/// Processes, mounts and cgroups of this machine that contain a cluster's mark.
 fn traces_of(mark: &str) -> Vec<String> {
     let mut found = Vec::new();
     for process in std::fs::read_dir("/proc").expect("/proc").flatten() {

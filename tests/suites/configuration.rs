@@ -1,4 +1,4 @@
-//! What is wrong in a configuration is said at once, with its place, and changes nothing.
+//! Errors in a configuration end the program at startup and are reported with their place.
 
 use merlon_tests::{
     Mesh, folder,
@@ -10,7 +10,7 @@ const MESH: &str = "apiVersion: merlon.io/v1alpha1\nkind: MeshConfig\n\
                     metadata: { name: mesh, namespace: merlon-system }\nspec:\n  trustDomain: mesh.test\n";
 
 /// Runs `program` on a folder with these files until it ends.
-async fn refused(program: &str, files: &[(&str, &str)]) -> Output {
+async fn run(program: &str, files: &[(&str, &str)]) -> Output {
     let folder = folder::fresh();
     for (name, text) in files {
         std::fs::write(folder.path().join(name), text).unwrap();
@@ -34,12 +34,12 @@ async fn refused(program: &str, files: &[(&str, &str)]) -> Output {
     plan.run().await
 }
 
-/// Both programs read the same files, and both say the same about them.
-async fn both_refuse(files: &[(&str, &str)], says: &[&str]) {
+/// Both programs read the same files and report the same errors.
+async fn both_refuse(files: &[(&str, &str)], expected: &[&str]) {
     for program in ["merlon-control-plane", "merlon-proxy"] {
-        let ended = refused(program, files).await;
+        let ended = run(program, files).await;
         assert_eq!(ended.code(), 2, "{program}: {ended:?}");
-        for text in says {
+        for text in expected {
             assert!(
                 ended.err.contains(text),
                 "{program}: no `{text}` in\n{}",
@@ -61,7 +61,7 @@ async fn an_unknown_field_is_named_with_file_line_column_and_the_nearest_known_n
 }
 
 #[tokio::test]
-async fn every_problem_of_every_file_is_told_at_once() {
+async fn every_problem_of_every_file_is_reported_at_once() {
     let limit = "apiVersion: merlon.io/v1alpha1\nkind: RateLimit\nmetadata: { name: a, namespace: shop }\n\
                  spec:\n  limits: [{ name: x, rate: { requests: many, per: 1s } }]\n";
     let unknown = "apiVersion: merlon.io/v1alpha1\nkind: RateLimits\nmetadata: { name: b, namespace: shop }\nspec: {}\n";
@@ -89,7 +89,7 @@ async fn every_problem_of_every_file_is_told_at_once() {
 }
 
 #[tokio::test]
-async fn yaml_that_is_none_is_told_with_its_place() {
+async fn invalid_yaml_is_reported_with_its_place() {
     both_refuse(
         &[
             ("mesh.yaml", MESH),
@@ -106,7 +106,7 @@ async fn yaml_that_is_none_is_told_with_its_place() {
 }
 
 #[tokio::test]
-async fn a_policy_that_is_no_cedar_is_told_with_its_place_in_the_file() {
+async fn an_invalid_cedar_policy_is_reported_with_its_place_in_the_file() {
     let service = "apiVersion: merlon.io/v1alpha1\nkind: Service\nmetadata: { name: orders, namespace: shop }\n\
                    spec:\n  selector: { app: orders }\n  ports: [{ port: 80 }]\n---\n\
                    apiVersion: merlon.io/v1alpha1\nkind: Workload\n\
@@ -137,7 +137,7 @@ async fn a_folder_without_a_mesh_config_is_refused() {
 }
 
 #[tokio::test]
-async fn values_out_of_range_are_told_with_the_range() {
+async fn values_out_of_range_are_reported_with_the_range() {
     let mesh = format!("{MESH}  certificates: {{ lifetime: 5s }}\n");
     both_refuse(&[("mesh.yaml", &mesh)], &["mesh.yaml:6:", "30s"]).await;
     let mesh = MESH.replace("mesh.test", "Mesh_Test");
@@ -190,7 +190,7 @@ async fn flags_that_contradict_each_other_or_do_not_exist_exit_with_2() {
 }
 
 #[tokio::test]
-async fn a_bootstrap_file_is_read_like_resources_are() {
+async fn an_error_in_a_bootstrap_file_is_reported_like_one_in_a_resource() {
     let folder = folder::fresh();
     let file = folder.path().join("proxy.yaml");
     std::fs::write(
@@ -211,7 +211,7 @@ async fn a_bootstrap_file_is_read_like_resources_are() {
 }
 
 #[tokio::test]
-async fn an_address_that_is_taken_ends_the_process_and_names_it() {
+async fn an_address_that_is_in_use_ends_the_process_with_an_error_that_names_it() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")

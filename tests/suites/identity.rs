@@ -1,4 +1,4 @@
-//! Who may be whom: certificates, join tokens, and the two sides of every connection between proxies.
+//! Workload identity: certificates, join tokens, and both sides of a connection between proxies.
 
 use http::{Method, StatusCode};
 use merlon_certs::{MERLON_H2, PrivateKey};
@@ -38,12 +38,12 @@ fn csr_for(workload: &str) -> Vec<u8> {
 // --- join tokens ----------------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn a_join_token_is_good_for_one_certificate_of_its_own_identity() {
+async fn a_join_token_is_valid_for_one_certificate_of_its_own_identity() {
     let mesh = mesh().await;
     let token = mesh.control_plane().join_token("batch").await;
-    let stranger = mesh.anonymous_peer(&token);
+    let client = mesh.anonymous_peer(&token);
 
-    let refused = stranger
+    let refused = client
         .issue(csr_for("web"), Some(&token))
         .await
         .unwrap_err();
@@ -55,13 +55,10 @@ async fn a_join_token_is_good_for_one_certificate_of_its_own_identity() {
         "{refused:?}"
     );
 
-    // Trying to be somebody else may have cost the token; a fresh one shows that it is spent by its use.
+    // The refused request may have used up the token; a new one shows that a successful request does.
     let token = mesh.control_plane().join_token("batch").await;
-    stranger
-        .issue(csr_for("batch"), Some(&token))
-        .await
-        .unwrap();
-    let again = stranger
+    client.issue(csr_for("batch"), Some(&token)).await.unwrap();
+    let again = client
         .issue(csr_for("batch"), Some(&token))
         .await
         .unwrap_err();
@@ -76,7 +73,7 @@ async fn a_join_token_is_good_for_one_certificate_of_its_own_identity() {
 async fn an_invented_join_token_is_refused() {
     let mesh = mesh().await;
     let token = mesh.control_plane().join_token("batch").await;
-    let stranger = mesh.anonymous_peer(&token);
+    let client = mesh.anonymous_peer(&token);
     let mut parts: Vec<_> = token.split('.').map(str::to_owned).collect();
     let secret = parts.len() - 2;
     parts[secret] = "A".repeat(43);
@@ -86,21 +83,18 @@ async fn an_invented_join_token_is_refused() {
         String::new(),
         "x".repeat(100_000),
     ] {
-        let refused = stranger
+        let refused = client
             .issue(csr_for("batch"), Some(&invented))
             .await
             .unwrap_err();
         assert_ne!(refused.code(), Code::Internal, "{refused:?}");
     }
-    // The real one is still good.
-    stranger
-        .issue(csr_for("batch"), Some(&token))
-        .await
-        .unwrap();
+    // The real one is still valid.
+    client.issue(csr_for("batch"), Some(&token)).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_join_token_is_not_made_for_who_is_not_in_the_mesh() {
+async fn no_join_token_is_made_for_an_identity_outside_the_mesh() {
     let mesh = mesh().await;
     for wrong in [
         "spiffe://other.test/ns/shop/sa/web",
@@ -108,10 +102,10 @@ async fn a_join_token_is_not_made_for_who_is_not_in_the_mesh() {
         "nonsense",
         "",
     ] {
-        let asked = json!({ "identity": wrong });
+        let request = json!({ "identity": wrong });
         let reply = mesh
             .control_plane()
-            .call(Method::POST, "/v1/join-tokens", &asked)
+            .call(Method::POST, "/v1/join-tokens", &request)
             .await;
         assert!(reply.status.is_client_error(), "{wrong}: {reply:?}");
     }
@@ -130,7 +124,7 @@ async fn without_a_token_and_without_a_certificate_nothing_is_issued() {
 }
 
 #[tokio::test]
-async fn a_certificate_renews_itself_and_nobody_else() {
+async fn a_certificate_renews_its_own_identity_and_no_other() {
     let mesh = mesh().await;
     let peer = mesh.test_peer("batch").await;
     let renewed = peer.issue(csr_for("batch"), None).await.unwrap();
@@ -146,7 +140,7 @@ async fn a_certificate_renews_itself_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_request_for_a_certificate_that_is_none_is_refused() {
+async fn an_invalid_certificate_request_is_refused() {
     let mesh = mesh().await;
     let peer = mesh.test_peer("batch").await;
     let mut broken = csr_for("batch");
@@ -162,7 +156,7 @@ async fn a_request_for_a_certificate_that_is_none_is_refused() {
 }
 
 #[tokio::test]
-async fn a_spent_join_token_stays_spent_when_the_control_plane_comes_back() {
+async fn a_used_join_token_stays_invalid_after_the_control_plane_restarts() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
@@ -187,7 +181,7 @@ async fn a_spent_join_token_stays_spent_when_the_control_plane_comes_back() {
 }
 
 #[tokio::test]
-async fn a_proxy_whose_join_token_is_spent_says_how_to_get_another() {
+async fn a_proxy_with_a_used_join_token_reports_how_to_get_another() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
@@ -207,16 +201,16 @@ async fn a_proxy_whose_join_token_is_spent_says_how_to_get_another() {
     let late = Sidecar::new("late", mesh.folder(), flags.map(str::to_owned).collect());
     late.launch();
 
-    let mending = "merlon token create --identity shop/web";
-    until("it says so as an error", async || {
+    let fix = "merlon token create --identity shop/web";
+    until("the proxy logs it as an error", async || {
         let complaints = late.process_log();
         let mut lines = complaints.lines();
-        lines.any(|line| line.contains("\"ERROR\"") && line.contains(mending))
+        lines.any(|line| line.contains("\"ERROR\"") && line.contains(fix))
     })
     .await;
     let ready = late.page("/ready").await;
     assert!(
-        ready.contains("tls.no_identity") && ready.contains(mending),
+        ready.contains("tls.no_identity") && ready.contains(fix),
         "{ready}"
     );
 }
@@ -242,10 +236,10 @@ async fn proxies_speak_tls_1_3_with_a_post_quantum_key_exchange() {
 }
 
 #[tokio::test]
-async fn the_caller_does_not_talk_to_who_is_not_the_identity_it_means() {
+async fn a_caller_refuses_a_peer_of_another_identity_in_the_handshake() {
     let mesh = mesh().await;
     let peer = mesh.test_peer("web").await;
-    // Somebody else's proxy answers at the address: the handshake ends there.
+    // Another workload's proxy answers at the address, so the handshake fails.
     let reached = peer
         .dial(mesh.sidecar("payments").inbound(), "orders", MERLON_H2)
         .await;
@@ -253,7 +247,7 @@ async fn the_caller_does_not_talk_to_who_is_not_the_identity_it_means() {
 }
 
 #[tokio::test]
-async fn a_service_whose_address_leads_to_somebody_else_is_refused_by_the_callers_proxy() {
+async fn a_service_address_that_leads_to_another_workload_is_refused_by_the_callers_proxy() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
@@ -265,14 +259,14 @@ async fn a_service_whose_address_leads_to_somebody_else_is_refused_by_the_caller
     let address = |workload| mesh.sidecar(workload).inbound().to_string();
     let (orders, payments) = (address("orders"), address("payments"));
     let workload = std::fs::read_to_string(mesh.resources().join("orders-workload.yaml")).unwrap();
-    // No two may be at one address: each is said to be where the other is.
+    // Two workloads must not have the same address, so they swap theirs.
     mesh.remove("orders-workload.yaml");
     mesh.edit("payments-workload.yaml", &payments, &orders);
     mesh.write(
         "orders-workload.yaml",
         &workload.replace(&orders, &payments),
     );
-    let reply = merlon_tests::wait::until_some("the wrong proxy is found out", async || {
+    let reply = merlon_tests::wait::until_some("the wrong identity is detected", async || {
         let reply = web.get("orders", "/").await;
         (reply.json()["reason"] == "upstream.identity").then_some(reply)
     })
@@ -282,7 +276,7 @@ async fn a_service_whose_address_leads_to_somebody_else_is_refused_by_the_caller
 }
 
 #[tokio::test]
-async fn the_inbound_side_takes_no_connection_without_a_certificate_of_the_mesh() {
+async fn the_inbound_address_accepts_no_connection_without_a_certificate_of_the_mesh() {
     let mesh = mesh().await;
     let inbound = mesh.sidecar("orders").inbound();
     // Plain HTTP.
@@ -291,7 +285,7 @@ async fn the_inbound_side_takes_no_connection_without_a_certificate_of_the_mesh(
         .send()
         .await;
     assert!(plain.is_err(), "{plain:?}");
-    // TLS without a certificate: in TLS 1.3 the client learns of the refusal when it reads.
+    // TLS without a certificate: in TLS 1.3 the client sees the refusal when it reads.
     let token = mesh.control_plane().join_token("web").await;
     let token: merlon_api::JoinToken = token.parse().unwrap();
     let bootstrap = merlon_certs::Bootstrap::RootHash(token.root_sha256());
@@ -306,15 +300,15 @@ async fn the_inbound_side_takes_no_connection_without_a_certificate_of_the_mesh(
         let _ = stream.read_to_end(&mut answer).await;
         assert!(answer.is_empty(), "{answer:?}");
     }
-    // A certificate of another mesh's root.
+    // A certificate that another mesh's root signed.
     let other = Mesh::new().service("orders").caller("web").start().await;
-    let stranger = other.test_peer("web").await;
-    assert!(stranger.dial(inbound, "orders", MERLON_H2).await.is_err());
+    let foreign = other.test_peer("web").await;
+    assert!(foreign.dial(inbound, "orders", MERLON_H2).await.is_err());
     assert!(mesh.seen_at("orders", "/plain").is_empty());
 }
 
 #[tokio::test]
-async fn a_certificate_says_who_calls_whatever_headers_say() {
+async fn the_certificate_identifies_the_caller_whatever_the_headers_contain() {
     let mesh = mesh().await;
     let reply = mesh
         .as_workload("batch")
@@ -332,8 +326,8 @@ async fn a_certificate_says_who_calls_whatever_headers_say() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_crashes_comes_back_with_its_identity_and_state_while_the_control_plane_is_away()
- {
+async fn a_proxy_that_crashes_restarts_with_its_identity_and_state_while_the_control_plane_is_down()
+{
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
@@ -380,7 +374,7 @@ async fn a_rotation_replaces_the_certificate_and_keeps_open_connections() {
 // --- OpenBao --------------------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn certificates_are_signed_by_openbao_with_a_token_that_may_nothing_else() {
+async fn certificates_are_signed_by_openbao_with_a_token_that_has_no_other_rights() {
     let bao = OpenBao::shared().await;
     let folder = folder::fresh();
     let (token, spec) = bao.prepare_for_merlon(folder.path()).await;
@@ -396,7 +390,7 @@ async fn certificates_are_signed_by_openbao_with_a_token_that_may_nothing_else()
     assert_ne!(old, new);
     mesh.as_workload("web").get("orders", "/").await.is_ok();
 
-    // The token that Merlon holds is no root token, and cannot become one.
+    // The token that Merlon holds is not a root token and cannot become one.
     let token = std::fs::read_to_string(token).unwrap();
     let http = reqwest::Client::new();
     for (method, path) in [
@@ -417,7 +411,7 @@ async fn certificates_are_signed_by_openbao_with_a_token_that_may_nothing_else()
 }
 
 #[tokio::test]
-async fn while_openbao_is_sealed_or_gone_traffic_goes_on_and_renewal_resumes_by_itself() {
+async fn while_openbao_is_sealed_or_down_traffic_continues_and_renewal_resumes_on_its_own() {
     let bao = OpenBao::start().await;
     let folder = folder::fresh();
     let (_, spec) = bao.prepare_for_merlon(folder.path()).await;
@@ -459,7 +453,7 @@ async fn while_openbao_is_sealed_or_gone_traffic_goes_on_and_renewal_resumes_by_
 }
 
 #[tokio::test]
-async fn a_token_that_openbao_revoked_is_read_anew_from_its_file() {
+async fn after_openbao_revokes_a_token_the_new_one_is_read_from_its_file() {
     let bao = OpenBao::start().await;
     let folder = folder::fresh();
     let (file, spec) = bao.prepare_for_merlon(folder.path()).await;
@@ -470,16 +464,16 @@ async fn a_token_that_openbao_revoked_is_read_anew_from_its_file() {
         .start()
         .await;
     let old = std::fs::read_to_string(&file).unwrap();
-    let said = bao
+    let found = bao
         .call(
             Method::POST,
             "auth/token/lookup",
             json!({ "token": old.trim() }),
         )
         .await;
-    let policies = said.body["data"]["policies"].clone();
-    let asked = json!({ "policies": policies, "no_default_policy": true, "no_parent": true });
-    let made = bao.call(Method::POST, "auth/token/create", asked).await;
+    let policies = found.body["data"]["policies"].clone();
+    let request = json!({ "policies": policies, "no_default_policy": true, "no_parent": true });
+    let made = bao.call(Method::POST, "auth/token/create", request).await;
     bao.revoke(old.trim()).await;
     std::fs::write(&file, made.body["auth"]["client_token"].as_str().unwrap()).unwrap();
     let (before, after) = mesh.rotate("orders").await;

@@ -1,4 +1,4 @@
-//! The guide to an installation, followed word for word in a real cluster.
+//! The installation guide, followed word for word in a real cluster.
 
 use std::{env, fs, os::unix::fs::symlink, path::Path};
 
@@ -12,7 +12,7 @@ use merlon_tests::{
 
 const GUIDE: &str = include_str!("../../docs/install.md");
 
-/// What stands between fences that say `sh` below a heading, as one types it.
+/// The `sh` blocks below a heading of the guide.
 fn blocks(heading: &str) -> Vec<String> {
     let (_, rest) = GUIDE
         .split_once(&format!("\n{heading}\n"))
@@ -27,15 +27,15 @@ fn blocks(heading: &str) -> Vec<String> {
         let typed = lines.by_ref().take_while(|line| line.trim() != "```");
         found.push(
             typed
-                .map(|line| as_here(line.get(indent..).unwrap_or_default()) + "\n")
+                .map(|line| adapted(line.get(indent..).unwrap_or_default()) + "\n")
                 .collect::<String>(),
         );
     }
     found
 }
 
-/// With an image of this cluster, whose nodes fetch none, and without a wait for programs that do not end when asked to.
-fn as_here(line: &str) -> String {
+/// Uses an image of this cluster, whose nodes pull none, and does not wait for programs that ignore SIGTERM.
+fn adapted(line: &str) -> String {
     line.replace("docker.io/library/busybox:1.37", cluster::BUSYBOX)
         .replace(
             "      serviceAccountName:",
@@ -45,11 +45,11 @@ fn as_here(line: &str) -> String {
 
 struct Reader<'a> {
     cluster: &'a Cluster,
-    desk: &'a Path,
+    work: &'a Path,
 }
 
 impl Reader<'_> {
-    async fn types(&self, block: &str) -> Output {
+    async fn run(&self, block: &str) -> Output {
         let merlon = tools::binary("merlon");
         let programs = merlon.parent().expect("a folder").display();
         let bin = tools::folder().join("bin");
@@ -58,19 +58,19 @@ impl Reader<'_> {
         self.cluster
             .inside("bash", Path::new("/bin/bash"))
             .env("PATH", format!("{}:{programs}:{path}", bin.display()))
-            .env("HOME", self.desk)
+            .env("HOME", self.work)
             .args(["-eu", "-o", "pipefail", "-c"])
-            // Entering the node's namespaces leads to the root of its files.
-            .arg(format!("cd {}\n{block}", self.desk.display()))
+            // Entering the node's namespaces changes to the root of its file system.
+            .arg(format!("cd {}\n{block}", self.work.display()))
             .run()
             .await
     }
 
-    async fn sees(&self, block: &str) -> String {
-        let mut ended = self.types(block).await;
-        // People do not restart the same thing twice in a second, and kubectl does not let them.
+    async fn output(&self, block: &str) -> String {
+        let mut ended = self.run(block).await;
+        // kubectl refuses to restart an object twice within a second, which a person does not do.
         while ended.err.contains("within the past second") {
-            ended = self.types(block).await;
+            ended = self.run(block).await;
         }
         assert_eq!(ended.code(), 0, "{block}\n{}{}", ended.out, ended.err);
         ended.out
@@ -78,84 +78,84 @@ impl Reader<'_> {
 }
 
 #[tokio::test]
-async fn the_guide_leads_from_nothing_to_a_first_policy_and_out_again() {
+async fn the_guide_works_from_an_empty_cluster_to_a_first_policy_and_to_uninstallation() {
     if !cluster::are_possible() {
         return;
     }
     let cluster = Cluster::start().await;
-    let desk = folder::fresh();
+    let work = folder::fresh();
     let charts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts");
     symlink(
         charts.canonicalize().expect("the charts"),
-        desk.path().join("charts"),
+        work.path().join("charts"),
     )
     .expect("a link");
     let values = merlon::evaluation_values(cluster.load_merlon().await);
-    fs::write(desk.path().join("values.yaml"), values).expect("a file");
+    fs::write(work.path().join("values.yaml"), values).expect("a file");
     let reader = Reader {
         cluster: &cluster,
-        desk: desk.path(),
+        work: work.path(),
     };
 
     for block in blocks("## 4. The charts") {
-        reader.sees(&block).await;
+        reader.output(&block).await;
     }
     let [look] = &blocks("## 5. Check the installation")[..] else {
         panic!("one block")
     };
-    let seen = reader.sees(look).await;
+    let seen = reader.output(look).await;
     assert!(seen.contains("Phase:          Succeeded"), "{seen}");
 
     let first = blocks("## 6. The first namespace");
     let [programs, label, refused, policy, ..] = &first[..] else {
         panic!("four blocks: {first:?}")
     };
-    let seen = reader.sees(programs).await;
+    let seen = reader.output(programs).await;
     assert!(seen.ends_with("two orders\n"), "{seen}");
-    reader.sees(label).await;
+    reader.output(label).await;
     let meshed = "kubectl get pods --all-namespaces --selector merlon.io/meshed=true --output name";
     assert_eq!(
         reader
-            .sees(meshed)
+            .output(meshed)
             .await
             .lines()
             .filter(|pod| !pod.contains("merlon-test"))
             .count(),
         2
     );
-    let answer = reader.types(refused).await;
+    let answer = reader.run(refused).await;
     assert!(answer.err.contains("403 Forbidden"), "{answer:?}");
-    let seen = reader.sees(policy).await;
+    let seen = reader.output(policy).await;
     assert!(seen.ends_with("two orders\n"), "{seen}");
     let wrong = policy.replace("Action::\"read\"", "Action::\"reed\"");
     assert_ne!(wrong, *policy);
-    let answer = reader.types(&wrong).await;
+    let answer = reader.run(&wrong).await;
     assert!(
         answer.err.contains("did you mean `Action::\"read\"`"),
         "{answer:?}"
     );
 
     for block in blocks("## Upgrade and rollback") {
-        reader.sees(&block).await;
+        reader.output(&block).await;
     }
 
-    reader.sees("merlon check").await;
+    reader.output("merlon check").await;
 
     let last = blocks("## Uninstall");
     let [out, uninstall, left, definitions] = &last[..] else {
         panic!("four blocks: {last:?}")
     };
-    reader.sees(out).await;
-    wait::until("no pod is meshed any more", async || {
+    reader.output(out).await;
+    wait::until("no pod is meshed", async || {
         reader
-            .sees(meshed)
+            .output(meshed)
             .await
             .lines()
             .all(|pod| pod.contains("merlon-test"))
     })
     .await;
     for block in [uninstall, left, definitions] {
-        reader.sees(block).await;
+        reader.output(block).await;
     }
     let kinds = "all,configmaps,secrets,serviceaccounts,leases,roles,rolebindings,clusterroles,\
                  clusterrolebindings,poddisruptionbudgets,mutatingwebhookconfigurations,\
@@ -169,5 +169,5 @@ async fn the_guide_leads_from_nothing_to_a_first_policy_and_out_again() {
         .collect();
     assert!(ours.is_empty(), "left behind: {ours:#?}");
     let call = "kubectl exec --namespace shop deployment/web -- wget -qO- http://orders";
-    assert_eq!(reader.sees(call).await, "two orders\n");
+    assert_eq!(reader.output(call).await, "two orders\n");
 }

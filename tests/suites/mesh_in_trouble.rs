@@ -1,6 +1,6 @@
-//! The mesh on a real Kubernetes cluster when parts of it are away: what runs goes on, what cannot be told waits.
+//! The mesh on a real Kubernetes cluster while parts of it are down: running workloads continue, and changes wait.
 //!
-//! One after the other in one cluster, since each takes something away that the others need.
+//! The parts run one after another in one cluster, because each takes down something that the others need.
 
 use merlon_tests::{
     Cluster,
@@ -10,8 +10,8 @@ use merlon_tests::{
 };
 use serde_json::Value;
 
-/// Two replicas that end as programs should: they take nothing new, finish what they have, and are gone soon, long before
-/// anybody was told. And who calls them.
+/// Two replicas that stop as programs should: they accept nothing new, finish open requests and end soon, long before
+/// the proxies know of their removal. And their caller.
 const SHOP: &str = r#"
 apiVersion: v1
 kind: Namespace
@@ -85,9 +85,9 @@ impl Mesh {
         this
     }
 
-    /// Calls at 200 a second, until [`Load::stop`].
+    /// Calls at 200 a second, until [`Load::assert_no_failures`].
     fn load(&self) -> Load {
-        // A pause between requests and not a rate: on a busy machine it must not fall behind and hurry.
+        // A pause between requests, not a fixed rate: on a busy machine the load must not fall behind and catch up.
         let script = "while [ ! -e /tmp/stop ]; do \
                       curl -s -m 10 --rate 200/s -o /dev/null -w '%{http_code}\\n' 'http://orders.shop/?[1-100]'; done; \
                       rm /tmp/stop; echo end";
@@ -112,7 +112,7 @@ impl Mesh {
     }
 }
 
-/// Requests that go on.
+/// Requests that continue in the background.
 struct Load {
     running: Process,
 }
@@ -122,13 +122,13 @@ impl Load {
         self.running.out().lines().count()
     }
 
-    /// Waits until so many more were answered.
-    async fn goes_on(&self, more: usize) {
+    /// Waits until `more` further requests are answered.
+    async fn continues(&self, more: usize) {
         let aim = self.count() + more;
         wait::until(format!("{more} more calls"), async || self.count() >= aim).await;
     }
 
-    /// Ends it. Every call was answered with 200.
+    /// Ends the load. Every call was answered with 200.
     async fn assert_no_failures(self, mesh: &Mesh) {
         let from = "deploy/web";
         mesh.cluster
@@ -152,34 +152,34 @@ impl Load {
 }
 
 #[tokio::test]
-async fn what_runs_goes_on_whatever_is_away() {
+async fn running_workloads_continue_while_parts_of_the_mesh_are_down() {
     if !cluster::are_possible() {
         return;
     }
     let mesh = Mesh::start(Cluster::start().await).await;
-    // What is said of a failure does not tell how far it came.
-    let begins = |what: &str| eprintln!("--- {what}");
-    begins("replicas");
+    // A failure message does not show which part was running.
+    let part = |what: &str| eprintln!("--- {what}");
+    part("replicas");
     replicas_may_die_at_any_time(&mesh).await;
-    begins("restart");
+    part("restart");
     a_rolling_restart_loses_nothing(&mesh).await;
-    begins("upgrade");
+    part("upgrade");
     an_upgrade_and_its_rollback_lose_nothing(&mesh).await;
-    begins("version");
-    a_newer_version_and_the_way_back_lose_nothing(&mesh).await;
-    begins("API server");
+    part("version");
+    a_newer_version_and_its_rollback_lose_nothing(&mesh).await;
+    part("API server");
     a_minute_without_the_api_server_loses_nothing(&mesh).await;
-    begins("injector");
-    without_an_injector_a_meshed_pod_waits_and_all_others_start(&mesh).await;
-    begins("vault");
-    a_wrong_address_of_vault_is_told_and_stops_nothing(&mesh).await;
-    begins("uninstall");
-    nothing_is_left_when_it_is_taken_away(&mesh).await;
+    part("injector");
+    without_an_injector_meshed_pods_are_refused_and_all_others_start(&mesh).await;
+    part("vault");
+    a_wrong_vault_address_is_reported_and_interrupts_nothing(&mesh).await;
+    part("uninstall");
+    uninstalling_leaves_nothing(&mesh).await;
 }
 
 async fn replicas_may_die_at_any_time(mesh: &Mesh) {
     let load = mesh.load();
-    load.goes_on(100).await;
+    load.continues(100).await;
     for _ in 0..2 {
         mesh.cluster
             .kubectl(&[
@@ -193,7 +193,7 @@ async fn replicas_may_die_at_any_time(mesh: &Mesh) {
                 "--force",
             ])
             .await;
-        load.goes_on(200).await;
+        load.continues(200).await;
     }
     mesh.cluster
         .rolled_out(merlon::NAMESPACE, "deployment/merlon-control-plane")
@@ -203,17 +203,17 @@ async fn replicas_may_die_at_any_time(mesh: &Mesh) {
 
 async fn a_rolling_restart_loses_nothing(mesh: &Mesh) {
     let load = mesh.load();
-    load.goes_on(100).await;
+    load.continues(100).await;
     let all = ["rollout", "restart", "-n", "shop", "deployment/orders"];
     mesh.cluster.kubectl(&all).await;
     mesh.cluster.rolled_out("shop", "deployment/orders").await;
-    load.goes_on(200).await;
+    load.continues(200).await;
     load.assert_no_failures(mesh).await;
 }
 
 async fn an_upgrade_and_its_rollback_lose_nothing(mesh: &Mesh) {
     let load = mesh.load();
-    load.goes_on(100).await;
+    load.continues(100).await;
     let changed = "controlPlane.logFilter=debug";
     mesh.cluster
         .helm_merlon(
@@ -228,24 +228,26 @@ async fn an_upgrade_and_its_rollback_lose_nothing(mesh: &Mesh) {
             ],
         )
         .await;
-    // Pods that are made from now on have the new settings; `check` names those that have not.
-    let told = mesh.cluster.merlon(&["check"]).await;
-    assert_eq!(told.code(), 0, "{told:?}");
+    // New pods have the new settings; `check` names the pods that do not.
+    let report = mesh.cluster.merlon(&["check"]).await;
+    assert_eq!(report.code(), 0, "{report:?}");
     assert!(
-        told.out.contains("not injected with the current settings"),
-        "{told:?}"
+        report
+            .out
+            .contains("not injected with the current settings"),
+        "{report:?}"
     );
     let restart = ["rollout", "restart", "-n", "shop", "deployment/orders"];
     mesh.cluster.kubectl(&restart).await;
     mesh.cluster.rolled_out("shop", "deployment/orders").await;
     let back = ["rollback", "merlon", "-n", merlon::NAMESPACE, "--wait"];
     mesh.cluster.helm(&back).await;
-    load.goes_on(200).await;
+    load.continues(200).await;
     load.assert_no_failures(mesh).await;
 }
 
-/// The newer one has a field more in what every proxy is told, and one in the definition of RateLimit.
-async fn a_newer_version_and_the_way_back_lose_nothing(mesh: &Mesh) {
+/// The newer version adds a field to the state that every proxy receives, and one to the definition of RateLimit.
+async fn a_newer_version_and_its_rollback_lose_nothing(mesh: &Mesh) {
     let cluster = &mesh.cluster;
     let newer = merlon::Images::newer().await;
     cluster.load_images(&newer).await;
@@ -256,7 +258,7 @@ async fn a_newer_version_and_the_way_back_lose_nothing(mesh: &Mesh) {
              limits: [{{ name: many, rate: {{ requests: 100000, per: 1s }}{more} }}]\n"
         )
     };
-    // For a moment after a replica ended the API server may still ask it.
+    // Shortly after a replica has ended, the API server may still call its webhook.
     let apply = async |documents: &str| {
         wait::until("admission answers", async || {
             cluster.try_apply_in("shop", documents).await.code() == 0
@@ -271,7 +273,7 @@ async fn a_newer_version_and_the_way_back_lose_nothing(mesh: &Mesh) {
         cluster.rolled_out("shop", orders).await;
     };
     let load = mesh.load();
-    load.goes_on(100).await;
+    load.continues(100).await;
 
     // Definitions first, as the guide says.
     let definitions = newer.chart("merlon-crds");
@@ -281,14 +283,14 @@ async fn a_newer_version_and_the_way_back_lose_nothing(mesh: &Mesh) {
     cluster
         .helm_merlon_of(&newer, "upgrade", &mesh.values, &["--wait"])
         .await;
-    // Sidecars of the version before are told more than they know, and take it.
+    // Sidecars of the previous version receive a field that they do not know, and accept it.
     apply(&limit("")).await;
     cluster.programmed("shop", "ratelimit/many").await;
-    load.goes_on(100).await;
+    load.continues(100).await;
 
-    // What they cannot enforce they refuse, and go on with what they have; those of the new version enforce it.
+    // They reject what they cannot enforce and keep their state; sidecars of the new version enforce it.
     apply(&limit(", newer: 7")).await;
-    let refused = wait::until_some("the older ones refuse it", async || {
+    let refused = wait::until_some("the older sidecars reject it", async || {
         let limit = cluster
             .json(&["get", "ratelimit", "many", "-n", "shop"])
             .await;
@@ -299,21 +301,21 @@ async fn a_newer_version_and_the_way_back_lose_nothing(mesh: &Mesh) {
     })
     .await;
     assert!(refused.contains("unknown field `newer`"), "{refused}");
-    load.goes_on(100).await;
+    load.continues(100).await;
     restarted().await;
     cluster.programmed("shop", "ratelimit/many").await;
-    load.goes_on(100).await;
+    load.continues(100).await;
 
-    // And back, while sidecars are of the newer version.
+    // The rollback, while sidecars are of the newer version.
     cluster
         .helm(&["rollback", "merlon", "-n", merlon::NAMESPACE, "--wait"])
         .await;
     cluster.helm(&["rollback", "merlon-crds", "--wait"]).await;
-    load.goes_on(100).await;
+    load.continues(100).await;
     apply(&limit("")).await;
     cluster.programmed("shop", "ratelimit/many").await;
     restarted().await;
-    load.goes_on(100).await;
+    load.continues(100).await;
     load.assert_no_failures(mesh).await;
     cluster
         .kubectl(&["delete", "ratelimit", "many", "-n", "shop"])
@@ -322,7 +324,7 @@ async fn a_newer_version_and_the_way_back_lose_nothing(mesh: &Mesh) {
 
 async fn a_minute_without_the_api_server_loses_nothing(mesh: &Mesh) {
     let cluster = &mesh.cluster;
-    // In the pod alone: what the other loads say comes through the API server.
+    // This load runs in the pod alone: the output of the other loads comes through the API server.
     let calls = "while [ ! -e /tmp/stop ]; do \
                  curl -s -m 10 --rate 100/s -o /dev/null -w '%{http_code}\\n' 'http://orders.shop/?[1-100]'; done > /tmp/calls; \
                  rm /tmp/stop; touch /tmp/ended";
@@ -339,7 +341,7 @@ async fn a_minute_without_the_api_server_loses_nothing(mesh: &Mesh) {
     wait::until("calls", async || count().await > 100).await;
     let before: usize = count().await;
     cluster.pause_api_server();
-    // The minute is what this is about.
+    // The minute itself is under test.
     tokio::time::sleep(std::time::Duration::from_secs(60)).await;
     cluster.resume_api_server().await;
     web("touch /tmp/stop").await;
@@ -348,27 +350,27 @@ async fn a_minute_without_the_api_server_loses_nothing(mesh: &Mesh) {
         cluster.exec("shop", "deploy/web", &ended).await.code() == 0
     })
     .await;
-    let said = web("cat /tmp/calls").await;
-    let lost: Vec<&str> = said.lines().filter(|line| *line != "200").collect();
-    assert!(lost.is_empty(), "{lost:?} of {}", said.lines().count());
+    let answers = web("cat /tmp/calls").await;
+    let lost: Vec<&str> = answers.lines().filter(|line| *line != "200").collect();
+    assert!(lost.is_empty(), "{lost:?} of {}", answers.lines().count());
     assert!(
-        said.lines().count() > before + 500,
+        answers.lines().count() > before + 500,
         "{}",
-        said.lines().count()
+        answers.lines().count()
     );
-    // What changes afterwards is in force as ever.
-    let none = "apiVersion: merlon.io/v1alpha1\nkind: RateLimit\nmetadata: { name: after, namespace: shop }\nspec:\n  \
+    // Later changes take effect as before.
+    let limit = "apiVersion: merlon.io/v1alpha1\nkind: RateLimit\nmetadata: { name: after, namespace: shop }\nspec:\n  \
                 targetRefs: [{ kind: Service, name: orders }]\n  limits: [{ name: after, rate: { requests: 100000, per: 1s } }]\n";
     wait::until("admission answers again", async || {
-        cluster.try_apply_in("shop", none).await.code() == 0
+        cluster.try_apply_in("shop", limit).await.code() == 0
     })
     .await;
     cluster.programmed("shop", "ratelimit/after").await;
     cluster
         .kubectl(&["delete", "ratelimit", "after", "-n", "shop"])
         .await;
-    // A node that could not say that it lives counts as lost for a moment, and its pods as not ready.
-    wait::until("all is well again", async || {
+    // A node that could not report its status counts as lost for a moment, and its pods as not ready.
+    wait::until("`merlon check` succeeds again", async || {
         cluster.merlon(&["check"]).await.code() == 0
     })
     .await;
@@ -383,7 +385,7 @@ spec:
   containers: [{ name: late, image: 'localhost/programs:test', imagePullPolicy: Never, command: [sleep, infinity] }]
 ";
 
-async fn without_an_injector_a_meshed_pod_waits_and_all_others_start(mesh: &Mesh) {
+async fn without_an_injector_meshed_pods_are_refused_and_all_others_start(mesh: &Mesh) {
     let cluster = &mesh.cluster;
     let control_plane = "deployment/merlon-control-plane";
     let scale = async |replicas: &str| {
@@ -414,13 +416,13 @@ async fn without_an_injector_a_meshed_pod_waits_and_all_others_start(mesh: &Mesh
             .await;
     }
     let load = mesh.load();
-    load.goes_on(100).await;
+    load.continues(100).await;
     load.assert_no_failures(mesh).await;
     scale("--replicas=2").await;
     mesh.cluster
         .rolled_out(merlon::NAMESPACE, control_plane)
         .await;
-    wait::until("the pod is taken in", async || {
+    wait::until("the pod is injected", async || {
         cluster.try_kubectl(&["apply", "-f", &path]).await.code() == 0
     })
     .await;
@@ -429,16 +431,16 @@ async fn without_an_injector_a_meshed_pod_waits_and_all_others_start(mesh: &Mesh
         .await;
 }
 
-async fn a_wrong_address_of_vault_is_told_and_stops_nothing(mesh: &Mesh) {
+async fn a_wrong_vault_address_is_reported_and_interrupts_nothing(mesh: &Mesh) {
     let load = mesh.load();
     mesh.cluster
         .helm_merlon(
             "upgrade",
             &mesh.values,
-            &["--set", "vault.address=https://nobody.vault.svc:8200"],
+            &["--set", "vault.address=https://missing.vault.svc:8200"],
         )
         .await;
-    // A replica that begins now has no certificate, and says why.
+    // A replica that starts now has no certificate and reports why.
     let restart = [
         "rollout",
         "restart",
@@ -451,10 +453,10 @@ async fn a_wrong_address_of_vault_is_told_and_stops_nothing(mesh: &Mesh) {
     mesh.cluster
         .wait_for(&[condition, "-n", merlon::NAMESPACE, "meshconfig/mesh"])
         .await;
-    let told = mesh.cluster.merlon(&["check"]).await;
-    assert_eq!(told.code(), 1, "{told:?}");
-    assert!(told.out.contains("nobody.vault.svc"), "{told:?}");
-    load.goes_on(200).await;
+    let report = mesh.cluster.merlon(&["check"]).await;
+    assert_eq!(report.code(), 1, "{report:?}");
+    assert!(report.out.contains("missing.vault.svc"), "{report:?}");
+    load.continues(200).await;
     load.assert_no_failures(mesh).await;
     mesh.cluster
         .helm_merlon("upgrade", &mesh.values, &["--wait"])
@@ -462,11 +464,11 @@ async fn a_wrong_address_of_vault_is_told_and_stops_nothing(mesh: &Mesh) {
     mesh.cluster
         .rolled_out(merlon::NAMESPACE, "deployment/merlon-control-plane")
         .await;
-    let told = mesh.cluster.merlon(&["check"]).await;
-    assert_eq!(told.code(), 0, "{told:?}");
+    let report = mesh.cluster.merlon(&["check"]).await;
+    assert_eq!(report.code(), 0, "{report:?}");
 }
 
-async fn nothing_is_left_when_it_is_taken_away(mesh: &Mesh) {
+async fn uninstalling_leaves_nothing(mesh: &Mesh) {
     let cluster = &mesh.cluster;
     cluster
         .kubectl(&["label", "namespace", "shop", "merlon.io/inject-"])
@@ -479,7 +481,7 @@ async fn nothing_is_left_when_it_is_taken_away(mesh: &Mesh) {
     cluster.kubectl(&restart).await;
     mesh.cluster.rolled_out("shop", "deployment/orders").await;
     mesh.cluster.rolled_out("shop", "deployment/web").await;
-    // A node forgets the pods that were a moment after they are gone.
+    // A node removes its rules for pods shortly after they are gone.
     let ask = ["curl", "-s", "-m", "10", "http://orders/"];
     wait::until("the services run as they did before", async || {
         cluster.exec("shop", "deploy/web", &ask).await.out == "hello\n"

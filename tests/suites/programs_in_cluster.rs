@@ -1,4 +1,4 @@
-//! Programs of the kinds that people run, in pods of a real Kubernetes cluster: a database, gRPC, an OpenID provider.
+//! Common programs in pods of a real Kubernetes cluster: a database, gRPC, an OpenID provider.
 
 use std::fs;
 
@@ -18,7 +18,7 @@ certificates: { issuer: embedded }
 
 /// The image with all of these programs.
 const PEERS: &str = "localhost/peers:test";
-/// In it, where the OpenID provider stands beside its modules.
+/// The folder of the OpenID provider and its modules in that image.
 const PROVIDER: &str = "/provider";
 
 /// The cluster that these tests share, with Merlon and the programs in it.
@@ -37,7 +37,7 @@ async fn meshed() -> &'static Cluster {
 fn peers(cluster: &Cluster) -> Image {
     let chat = tools::binary("merlon").with_file_name("examples/chat");
     assert!(chat.exists(), "run `cargo build --example chat`");
-    // `initdb` asks for the name of its user.
+    // `initdb` looks up the name of its user.
     let users = cluster.folder().join("passwd");
     fs::write(
         &users,
@@ -78,7 +78,7 @@ fn which(program: &str) -> std::path::PathBuf {
         .unwrap_or_else(|| panic!("`{program}` is not on PATH: run `tests/tools/install test`"))
 }
 
-/// A program of the image and its service account; `name` is what it is called everywhere.
+/// A program of the image and its service account, both named `name`.
 fn program(name: &str, command: &str, more: &str) -> String {
     let lines = format!(
         "          securityContext: {{ runAsUser: 65534 }}\n          env: [{{ name: PATH, value: {} }}]\n{more}",
@@ -108,7 +108,7 @@ fn sleeper(name: &str) -> String {
     program(name, "exec sleep 2147483647", "")
 }
 
-/// A Service before the program of the same name; `more` as `clusterIP: None, `.
+/// A Service for the program `of`; `more` adds fields, such as `clusterIP: None, `.
 fn service(name: &str, of: &str, port: u16, more: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{ name: {name} }}\n\
@@ -142,7 +142,7 @@ async fn run(cluster: &Cluster, namespace: &str, from: &str, command: &str) -> O
 }
 
 #[tokio::test]
-async fn a_database_is_reached_by_its_clients_as_mutual_tls_and_by_nobody_else() {
+async fn a_database_is_reached_over_mutual_tls_and_only_by_permitted_clients() {
     if !cluster::are_possible() {
         return;
     }
@@ -162,7 +162,7 @@ async fn a_database_is_reached_by_its_clients_as_mutual_tls_and_by_nobody_else()
             program("db", server, ready),
             service("db", "db", 5432, ""),
             sleeper("orders"),
-            sleeper("stranger"),
+            sleeper("other"),
             policy(&["db"], &allowed),
         ],
     )
@@ -178,30 +178,30 @@ async fn a_database_is_reached_by_its_clients_as_mutual_tls_and_by_nobody_else()
     assert!(capture.bytes() > 0);
     assert!(
         !capture.has("canary-of-the-database"),
-        "it crossed the wire in plain"
+        "it crossed the wire in plain text"
     );
 
-    let refused = run(cluster, &shop, "stranger", &psql("select text from notes")).await;
+    let refused = run(cluster, &shop, "other", &psql("select text from notes")).await;
     assert_ne!(refused.code(), 0, "{refused:?}");
     assert!(!refused.out.contains("canary"), "{refused:?}");
-    // A connection that is open ends with the permission.
+    // An open connection ends when its permit is removed.
     let open = psql("select pg_sleep(60)");
     let open = run(cluster, &shop, "orders", &open);
-    let taken = async {
+    let revoked = async {
         wait::until("the connection is open", async || {
             let count = psql("select count(*) from pg_stat_activity where query like '%pg_sleep(60)%' and pid <> pg_backend_pid()");
             run(cluster, &shop, "orders", &count).await.out.trim() == "1"
         })
         .await;
-        let nobody = policy(&["db"], "forbid (principal, action, resource);");
-        cluster.apply_in(&shop, &nobody).await;
+        let none = policy(&["db"], "forbid (principal, action, resource);");
+        cluster.apply_in(&shop, &none).await;
     };
-    let (ended, ()) = tokio::join!(open, taken);
+    let (ended, ()) = tokio::join!(open, revoked);
     assert_ne!(ended.code(), 0, "{ended:?}");
 }
 
 #[tokio::test]
-async fn grpc_goes_by_service_and_by_pod_and_is_decided_by_its_methods() {
+async fn grpc_works_by_service_and_by_pod_and_is_authorized_by_method() {
     if !cluster::are_possible() {
         return;
     }
@@ -219,7 +219,7 @@ async fn grpc_goes_by_service_and_by_pod_and_is_decided_by_its_methods() {
             service("grpc", "chat", 9090, ""),
             service("grpc-each", "chat", 9090, "clusterIP: None, "),
             sleeper("web"),
-            sleeper("stranger"),
+            sleeper("other"),
             policy(&["grpc", "grpc-each"], &allowed),
         ],
     )
@@ -243,9 +243,9 @@ async fn grpc_goes_by_service_and_by_pod_and_is_decided_by_its_methods() {
             "hello 1\nhello 2\nhello 3\nstatus 0\n",
             "{host}"
         );
-        // PERMISSION_DENIED, and what is refused is not seen.
+        // PERMISSION_DENIED; the program does not see refused calls.
         assert_eq!(call("web", "fail").await, "status 7\n", "{host}");
-        assert_eq!(call("stranger", "say").await, "status 7\n", "{host}");
+        assert_eq!(call("other", "say").await, "status 7\n", "{host}");
     }
     let seen = cluster
         .kubectl(&["logs", "-n", &shop, "deploy/chat", "-c", "chat"])
@@ -259,7 +259,8 @@ async fn grpc_goes_by_service_and_by_pod_and_is_decided_by_its_methods() {
 }
 
 #[tokio::test]
-async fn tokens_of_a_provider_in_the_cluster_count_and_its_absence_and_new_keys_are_no_trouble() {
+async fn tokens_of_a_provider_in_the_cluster_are_accepted_also_while_it_is_down_and_after_its_keys_change()
+ {
     if !cluster::are_possible() {
         return;
     }
@@ -315,11 +316,11 @@ async fn tokens_of_a_provider_in_the_cluster_count_and_its_absence_and_new_keys_
         .programmed(&shop, "requestauthentication/login")
         .await;
 
-    // The program itself asks the provider, which is outside of the mesh.
+    // The program requests tokens from the provider, which is outside the mesh.
     let token = async |audience: &str| {
         let at = format!("{issuer}/token");
         let resource = format!("resource={audience}");
-        let told = wait::until_some("the provider gives a token", async || {
+        let issued = wait::until_some("the provider issues a token", async || {
             let form = [
                 "-k",
                 "-u",
@@ -337,7 +338,7 @@ async fn tokens_of_a_provider_in_the_cluster_count_and_its_absence_and_new_keys_
             let body: serde_json::Value = serde_json::from_str(body).ok()?;
             Some(body["access_token"].as_str()?.to_owned())
         });
-        told.await
+        issued.await
     };
     let call = async |token: Option<&str>| {
         let bearer = format!("Authorization: Bearer {}", token.unwrap_or_default());
@@ -369,7 +370,7 @@ async fn tokens_of_a_provider_in_the_cluster_count_and_its_absence_and_new_keys_
     let forged = call(Some(&forged)).await;
     assert!(forged.ends_with("\n401"), "{forged}");
 
-    // Away: what it signed counts as before.
+    // While the provider is down, the tokens it signed stay valid.
     let deployment = "deployment/login";
     let scale = async |replicas: &str| {
         cluster
@@ -382,7 +383,7 @@ async fn tokens_of_a_provider_in_the_cluster_count_and_its_absence_and_new_keys_
         .await;
     let away = call(Some(&good)).await;
     assert!(away.ends_with("\n200"), "{away}");
-    // Back, with another key.
+    // The provider returns with another key.
     scale("--replicas=1").await;
     cluster.rolled_out(&login, deployment).await;
     let new = token(right).await;

@@ -1,4 +1,4 @@
-//! The servers and programs of the harness themselves: what else is tested stands on them.
+//! The servers and programs of the harness itself, on which the other suites depend.
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::Method;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 #[tokio::test]
-async fn openbao_keeps_what_it_was_told_over_a_kill() {
+async fn openbao_keeps_its_data_across_a_kill() {
     let bao = OpenBao::start().await;
     bao.write("sys/mounts/kv", json!({ "type": "kv" })).await;
     bao.write("kv/one", json!({ "value": "1" })).await;
@@ -61,7 +61,7 @@ async fn postgres_answers_its_client() {
 }
 
 #[tokio::test]
-async fn the_http_program_tells_what_it_saw_in_both_versions() {
+async fn the_http_program_reports_what_it_saw_in_both_versions() {
     let app = App::http().await;
     let client = Client::new(app.address(), "shop");
     let reply = client
@@ -86,7 +86,7 @@ async fn the_http_program_tells_what_it_saw_in_both_versions() {
 }
 
 #[tokio::test]
-async fn the_http_program_speaks_web_socket() {
+async fn the_http_program_echoes_web_socket_messages() {
     let app = App::http().await;
     let client = Client::new(app.address(), "shop");
     let mut socket = client
@@ -101,7 +101,7 @@ async fn the_http_program_speaks_web_socket() {
 }
 
 #[tokio::test]
-async fn the_grpc_program_talks() {
+async fn the_grpc_program_answers() {
     let app = App::grpc().await;
     let client = Client::new(app.address(), "shop");
     let mut chat = client.chat("chat").await;
