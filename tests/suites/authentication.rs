@@ -1,4 +1,4 @@
-//! Who is it: tokens of a real OpenID provider, and everything that only looks like one.
+//! Authentication of requests: tokens of a real OpenID provider, and invalid tokens.
 
 #[path = "authentication/keys.rs"]
 mod keys;
@@ -28,7 +28,7 @@ async fn mesh() -> Guard {
         .await
 }
 
-/// `orders` and `chat`, which take tokens of this issuer, and of them those that policies permit.
+/// `orders` and `chat`, which accept tokens of this issuer that policies permit.
 fn orders_for(issuer: &str) -> MeshBuilder {
     Mesh::new()
         .service("orders")
@@ -55,8 +55,8 @@ permit(principal == Workload::"shop/web", action in Action::"http", resource)
 when { context has user && context.user.scopes.contains("orders:write") && context.path == "/by-scope" };
 "#;
 
-/// Asserts that `token` is refused with 401 at a path of its own, that the program saw nothing, and that the log says
-/// why (`cause`) but not the token. The caller is told that the token will not do, and no more.
+/// Asserts that `token` is refused with 401 at a path of its own, that the program saw nothing, and that the log has the
+/// `cause` but not the token. The response states only that the token is invalid.
 async fn is_refused(mesh: &Mesh, path: &str, token: &str, cause: &str) {
     let reply = mesh
         .as_workload("web")
@@ -81,10 +81,10 @@ async fn is_refused(mesh: &Mesh, path: &str, token: &str, cause: &str) {
     }
 }
 
-// --- what is accepted -----------------------------------------------------------------------------------------------
+// --- accepted tokens -------------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn a_token_of_the_provider_gets_through_and_the_log_names_its_user() {
+async fn a_token_of_the_provider_is_accepted_and_the_log_names_its_user() {
     let mesh = mesh().await;
     let token = provider().await.token_of("alice").await;
     let reply = mesh
@@ -92,7 +92,7 @@ async fn a_token_of_the_provider_gets_through_and_the_log_names_its_user() {
         .get("orders", "/good")
         .token(&token)
         .await;
-    // The token is not the program's to have unless the policy says so.
+    // The proxy does not forward the token unless it is configured to.
     assert!(reply.is_ok().json()["headers"]["authorization"].is_null());
     let line = mesh.log_where("orders", "path", "/good").await;
     assert!(line.text("user").contains("alice"), "{line:?}");
@@ -152,7 +152,7 @@ async fn rsa_and_edwards_keys_are_accepted_with_their_algorithms() {
 }
 
 #[tokio::test]
-async fn clocks_may_differ_a_little_and_not_more() {
+async fn a_small_clock_difference_is_tolerated() {
     let mesh = mesh().await;
     let provider = provider().await;
     let now = now();
@@ -171,7 +171,7 @@ async fn clocks_may_differ_a_little_and_not_more() {
         .is_ok();
 }
 
-// --- what is not ----------------------------------------------------------------------------------------------------
+// --- refused tokens --------------------------------------------------------------------------------------------------
 
 #[tokio::test]
 async fn no_token_is_401_with_a_bare_challenge() {
@@ -235,7 +235,7 @@ async fn a_token_that_is_not_valid_yet_is_refused() {
 }
 
 #[tokio::test]
-async fn a_token_without_an_end_is_refused() {
+async fn a_token_without_an_expiry_is_refused() {
     let endless = provider()
         .await
         .sign(json!({}), json!({ "exp": null }))
@@ -244,7 +244,7 @@ async fn a_token_without_an_end_is_refused() {
 }
 
 #[tokio::test]
-async fn a_token_for_somebody_else_is_refused() {
+async fn a_token_for_another_audience_is_refused() {
     let provider = provider().await;
     let other = provider
         .token_for("alice", "https://payments.example", "orders:read")
@@ -256,13 +256,13 @@ async fn a_token_for_somebody_else_is_refused() {
 
 #[tokio::test]
 async fn a_token_of_another_issuer_is_refused() {
-    let stranger = OpenIdProvider::new().await;
-    let token = stranger.token_of("alice").await;
+    let foreign = OpenIdProvider::new().await;
+    let token = foreign.token_of("alice").await;
     is_refused(&*mesh().await, "/issuer", &token, "the issuer").await;
-    // The right key under a foreign name, too.
+    // The same for the right key with a foreign issuer.
     let token = provider()
         .await
-        .sign(json!({}), json!({ "iss": stranger.issuer() }))
+        .sign(json!({}), json!({ "iss": foreign.issuer() }))
         .await;
     is_refused(&*mesh().await, "/issuer-name", &token, "the issuer").await;
 }
@@ -270,7 +270,7 @@ async fn a_token_of_another_issuer_is_refused() {
 #[tokio::test]
 async fn a_token_of_another_type_is_refused() {
     let provider = provider().await;
-    // An ID token is for the client that asked for it, not for us.
+    // An ID token is for the client that requested it, not for this service.
     let id_token = provider.sign(json!({ "typ": "JWT" }), json!({})).await;
     is_refused(&*mesh().await, "/type", &id_token, "the token type").await;
     let untyped = provider.sign(json!({ "typ": null }), json!({})).await;
@@ -291,7 +291,7 @@ async fn an_unsigned_token_is_refused() {
 }
 
 #[tokio::test]
-async fn the_public_key_is_no_hmac_secret() {
+async fn the_public_key_is_not_accepted_as_an_hmac_secret() {
     let provider = provider().await;
     let (pem, kid) = provider.public_key().await;
     let header = json!({ "alg": "HS256", "typ": "at+jwt", "kid": kid });
@@ -315,7 +315,7 @@ async fn a_key_is_used_with_its_own_algorithm_only() {
 }
 
 #[tokio::test]
-async fn a_critical_extension_that_nobody_knows_is_refused() {
+async fn an_unknown_critical_extension_is_refused() {
     let token = forge(
         &json!({ "alg": "ES256", "typ": "at+jwt", "crit": ["exp2"], "exp2": 1 }),
         &good_claims().await,
@@ -331,11 +331,11 @@ async fn a_critical_extension_that_nobody_knows_is_refused() {
 }
 
 #[tokio::test]
-async fn what_is_no_token_at_all_is_refused() {
+async fn a_value_that_is_not_a_token_is_refused() {
     let mesh = mesh().await;
     let web = mesh.as_workload("web");
     let good = provider().await.token_of("alice").await;
-    let broken = |call: merlon_tests::client::Call| async {
+    let is_unauthorized = |call: merlon_tests::client::Call| async {
         let reply = call.await;
         assert_eq!(reply.status, StatusCode::UNAUTHORIZED, "{reply:?}");
         assert!(
@@ -352,7 +352,7 @@ async fn what_is_no_token_at_all_is_refused() {
         "e30.e30.",
         &"A".repeat(40_000),
     ] {
-        broken(web.get("orders", "/no-token").token(token)).await;
+        is_unauthorized(web.get("orders", "/no-token").token(token)).await;
     }
     for value in [
         "Bearer",
@@ -360,7 +360,7 @@ async fn what_is_no_token_at_all_is_refused() {
         &format!("Bearer  {good} x"),
         &format!("bearer{good}"),
     ] {
-        broken(
+        is_unauthorized(
             web.get("orders", "/no-token")
                 .header("authorization", value),
         )
@@ -370,7 +370,7 @@ async fn what_is_no_token_at_all_is_refused() {
 }
 
 #[tokio::test]
-async fn a_payload_that_says_a_thing_twice_is_refused() {
+async fn an_ambiguous_or_malformed_payload_is_refused() {
     let provider = provider().await;
     let (iss, exp) = (provider.issuer(), now() + 600);
     for payload in [

@@ -1,4 +1,4 @@
-//! Who may do what, and what a refusal says to whom.
+//! Authorization, and the content of refusals.
 
 use http::{Method, StatusCode};
 use merlon_tests::{
@@ -12,7 +12,7 @@ use tonic::Code;
 
 static MESH: Shared = Shared::new();
 
-/// `ledger`, which `web` may read; `batch`, whom nobody knows; every protocol.
+/// `ledger`, which `web` may read; `batch`, which no policy names; every protocol.
 async fn mesh() -> Guard {
     MESH.get(async || {
         Mesh::new()
@@ -47,12 +47,12 @@ permit(principal in Namespace::"shop", action == Action::"GET", resource)
 when { context.path == "/tenant" && context.headers has "x-tenant" && context.headers["x-tenant"] == "blue" };
 
 @id("never-secrets")
-@reason("Secrets are read by nobody.")
+@reason("Secrets are never read.")
 forbid(principal, action in Action::"http", resource) when { context.path like "/entries/secret*" };
 "#;
 
 #[tokio::test]
-async fn a_workload_with_a_permit_gets_through_and_the_log_says_who_called_whom() {
+async fn a_request_with_a_permit_is_let_through_and_the_log_names_its_caller() {
     let mesh = mesh().await;
     let reply = mesh
         .as_workload("web")
@@ -88,7 +88,7 @@ async fn a_workload_without_a_permit_gets_403_and_the_upstream_sees_nothing() {
 }
 
 #[tokio::test]
-async fn a_service_without_policies_refuses_everybody() {
+async fn a_service_without_policies_refuses_every_caller() {
     let mesh = mesh().await;
     let reply = mesh.as_workload("web").get("bare", "/").await;
     reply.is_problem(StatusCode::FORBIDDEN, "authz.denied");
@@ -105,14 +105,14 @@ async fn another_method_or_path_than_permitted_is_refused() {
     web.get("ledger", "/elsewhere")
         .await
         .is_problem(StatusCode::FORBIDDEN, "authz.denied");
-    // Not the path that `/entries/**` means, though its letters begin alike.
+    // `/entries/**` does not match this path, although the prefix is the same.
     web.get("ledger", "/entriesx")
         .await
         .is_problem(StatusCode::FORBIDDEN, "authz.denied");
 }
 
 #[tokio::test]
-async fn a_forbid_beats_a_permit_and_is_named_with_its_reason_to_a_workload() {
+async fn a_forbid_overrides_a_permit_and_a_workload_sees_its_name_and_reason() {
     let mesh = mesh().await;
     let reply = mesh
         .as_workload("web")
@@ -121,7 +121,7 @@ async fn a_forbid_beats_a_permit_and_is_named_with_its_reason_to_a_workload() {
     reply.is_problem(StatusCode::FORBIDDEN, "authz.denied");
     let problem = reply.json();
     assert_eq!(problem["policy"], "shop/ledger-policy#never-secrets");
-    assert_eq!(problem["detail"], "Secrets are read by nobody.");
+    assert_eq!(problem["detail"], "Secrets are never read.");
     mesh.log_of("ledger", &reply)
         .await
         .has("policy", "shop/ledger-policy#never-secrets");
@@ -159,10 +159,10 @@ async fn policies_read_headers_and_namespaces() {
 }
 
 #[tokio::test]
-async fn the_policy_and_the_program_see_one_and_the_same_path() {
+async fn the_policy_and_the_program_see_the_same_path() {
     let mesh = mesh().await;
     let web = mesh.as_workload("web");
-    // What looks permitted and means something else.
+    // Targets that look permitted and normalize to another path.
     for target in [
         "/entries/../elsewhere",
         "/entries/%2e%2e/elsewhere",
@@ -173,16 +173,16 @@ async fn the_policy_and_the_program_see_one_and_the_same_path() {
             .await
             .is_problem(StatusCode::FORBIDDEN, "authz.denied");
     }
-    // What looks forbidden and is written in another way.
+    // A forbidden path in another spelling.
     web.get("ledger", "/entries/%73ecret-1")
         .await
         .is_problem(StatusCode::FORBIDDEN, "authz.denied");
-    // What means a permitted path arrives in its one form.
+    // A permitted path in another spelling arrives normalized.
     let reply = web
         .get("ledger", "/elsewhere/..//entries/%6eormal?q=%6e")
         .await;
     assert_eq!(reply.is_ok().json()["target"], "/entries/normal?q=%6e");
-    // What cannot be read in one way only is refused before any policy is asked.
+    // An ambiguous path is refused before any policy is evaluated.
     for target in [
         "/entries/%2fetc",
         "/entries/%5c..",
@@ -244,7 +244,7 @@ async fn a_refused_tcp_connection_is_closed_before_a_byte_reaches_the_program() 
 }
 
 #[tokio::test]
-async fn a_refused_web_socket_is_refused_before_it_is_one() {
+async fn a_web_socket_is_refused_before_the_upgrade() {
     let mesh = mesh().await;
     let refused = mesh
         .as_workload("batch")
@@ -289,7 +289,7 @@ spec:
 }
 
 #[tokio::test]
-async fn nothing_of_a_refusal_reaches_the_log_that_was_secret() {
+async fn the_log_of_a_refusal_contains_no_secrets() {
     let mesh = mesh().await;
     let reply = mesh
         .as_workload("batch")

@@ -1,4 +1,4 @@
-//! What strangers send: nothing of it reaches a program, and nobody falls over.
+//! Malformed and hostile input: none of it reaches a program, and no process fails.
 
 #[path = "bad_input/control_plane.rs"]
 mod control_plane;
@@ -27,7 +27,7 @@ async fn mesh() -> Guard {
 }
 
 #[tokio::test]
-async fn bytes_of_all_kinds_at_the_inbound_address_are_dropped() {
+async fn arbitrary_bytes_at_the_inbound_address_are_dropped() {
     let mesh = mesh().await;
     let inbound = mesh.sidecar("orders").inbound();
     for bytes in [
@@ -57,7 +57,7 @@ async fn bytes_of_all_kinds_at_the_inbound_address_are_dropped() {
 }
 
 #[tokio::test]
-async fn a_peer_of_the_mesh_cannot_name_a_service_that_is_not_there() {
+async fn a_peer_of_the_mesh_cannot_name_a_service_that_the_proxy_does_not_serve() {
     let mesh = mesh().await;
     let peer = mesh.test_peer("web").await;
     let inbound = mesh.sidecar("orders").inbound();
@@ -104,7 +104,7 @@ async fn a_peer_of_the_mesh_cannot_tunnel_past_the_checks_of_an_http_service() {
     for claim in [
         "service=shop/orders;port=80;proto=tcp",
         "service=shop/orders;port=80;proto=http/1.1",
-        "service=shop/nobody;port=80;proto=tcp",
+        "service=shop/missing;port=80;proto=tcp",
         "",
     ] {
         let alpn = merlon_certs::MERLON_TCP;

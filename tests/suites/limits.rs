@@ -1,17 +1,17 @@
-//! How much is let through.
+//! Rate limits.
 
 use http::StatusCode;
 use merlon_tests::{Mesh, Reply, chat::Line, openid::OpenIdProvider};
 use tonic::Code;
 
 fn limit(per: &str, requests: u32) -> String {
-    // So slow that nothing comes back while the test runs.
+    // So slow that nothing refills while the test runs.
     format!(
         "limits:\n  - name: test\n    per: {per}\n    rate: {{ requests: {requests}, per: 1h }}\n"
     )
 }
 
-fn is_spent(reply: &Reply) {
+fn is_limited(reply: &Reply) {
     reply.is_problem(StatusCode::TOO_MANY_REQUESTS, "rate.limited");
     let seconds: u64 = reply
         .header("retry-after")
@@ -34,7 +34,7 @@ async fn each_principal_has_a_limit_of_its_own_and_over_it_gets_429_with_retry_a
         web.get("orders", "/").await.is_ok();
     }
     let refused = web.get("orders", "/").await;
-    is_spent(&refused);
+    is_limited(&refused);
     mesh.log_of("orders", &refused)
         .await
         .has("reason", "rate.limited")
@@ -45,7 +45,7 @@ async fn each_principal_has_a_limit_of_its_own_and_over_it_gets_429_with_retry_a
 }
 
 #[tokio::test]
-async fn an_address_has_one_limit_for_all_who_call_from_it() {
+async fn an_address_has_one_limit_for_all_its_callers() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
@@ -55,8 +55,8 @@ async fn an_address_has_one_limit_for_all_who_call_from_it() {
         .await;
     mesh.as_workload("web").get("orders", "/").await.is_ok();
     mesh.as_workload("batch").get("orders", "/").await.is_ok();
-    is_spent(&mesh.as_workload("web").get("orders", "/").await);
-    is_spent(&mesh.as_workload("batch").get("orders", "/").await);
+    is_limited(&mesh.as_workload("web").get("orders", "/").await);
+    is_limited(&mesh.as_workload("batch").get("orders", "/").await);
     assert_eq!(mesh.requests_seen_by("orders"), 2);
 }
 
@@ -76,9 +76,9 @@ async fn each_user_has_a_limit_of_its_own_behind_one_workload() {
         provider.token_of("bob").await,
     );
     web.get("orders", "/").token(&alice).await.is_ok();
-    is_spent(&web.get("orders", "/").token(&alice).await);
-    // Another token of the same user is no other user.
-    is_spent(
+    is_limited(&web.get("orders", "/").token(&alice).await);
+    // Another token of the same user counts against the same limit.
+    is_limited(
         &web.get("orders", "/")
             .token(&provider.token_of("alice").await)
             .await,
@@ -101,7 +101,7 @@ async fn all_limits_must_pass_and_a_burst_may_be_larger_than_the_rate() {
     web.get("orders", "/").await.is_ok();
     web.get("orders", "/").await.is_ok();
     let refused = web.get("orders", "/").await;
-    is_spent(&refused);
+    is_limited(&refused);
     assert!(
         refused.json()["detail"]
             .as_str()
@@ -124,7 +124,7 @@ async fn over_the_address_limit_and_without_a_token_is_429_and_not_401() {
     web.get("orders", "/")
         .await
         .is_problem(StatusCode::UNAUTHORIZED, "authn.missing");
-    is_spent(&web.get("orders", "/").await);
+    is_limited(&web.get("orders", "/").await);
     assert_eq!(mesh.requests_seen_by("orders"), 0);
 }
 
@@ -145,7 +145,7 @@ async fn a_limited_grpc_call_is_resource_exhausted() {
 }
 
 #[tokio::test]
-async fn a_limit_keeps_its_count_over_a_change_of_something_else() {
+async fn a_limit_keeps_its_count_across_an_unrelated_change() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
@@ -158,5 +158,5 @@ async fn a_limit_keeps_its_count_over_a_change_of_something_else() {
     mesh.edit("orders-policy.yaml", "Action::\"GET\"", "Action::\"read\"");
     mesh.edit("orders-policy.yaml", "action ==", "action in");
     mesh.until_acknowledged_after("orders", &version).await;
-    is_spent(&web.get("orders", "/").await);
+    is_limited(&web.get("orders", "/").await);
 }

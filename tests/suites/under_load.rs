@@ -1,4 +1,4 @@
-//! What may happen while two hundred requests come every second, and a gRPC stream and a TCP session are open.
+//! Failures and rotations under load: two hundred requests a second, an open gRPC stream and an open TCP session.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -9,7 +9,7 @@ use merlon_tests::{
     until,
 };
 
-/// How long each test keeps its load up: fifty seconds, or what `make soak` says.
+/// How long each test keeps its load up: fifty seconds, or the time that `make soak` sets.
 fn time() -> Duration {
     let seconds = std::env::var("MERLON_LOAD_SECONDS")
         .ok()
@@ -38,7 +38,7 @@ async fn load(mesh: &Mesh) -> Running {
         .await
 }
 
-/// Counts at both ends: what was sent was answered, and the program saw each of it once.
+/// Compares the counts of both ends: each request was answered, and the program saw it once.
 fn nothing_was_lost(mesh: &Mesh, tally: &Tally) {
     tally.assert_no_failures();
     let seen = mesh.seen_by("orders");
@@ -69,7 +69,7 @@ fn nothing_was_lost(mesh: &Mesh, tally: &Tally) {
     );
 }
 
-fn says(what: &str, tally: &Arc<Tally>, time: Duration) {
+fn print_summary(what: &str, tally: &Arc<Tally>, time: Duration) {
     println!(
         "{what}: {} requests in {time:?}, {} answered, {} lines on one stream, {} messages on one session, {} failures",
         tally.sent(),
@@ -81,7 +81,7 @@ fn says(what: &str, tally: &Arc<Tally>, time: Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killing_the_control_plane_fails_no_request_and_proxies_catch_up_when_it_is_back() {
+async fn killing_the_control_plane_fails_no_request_and_proxies_catch_up_after_it_restarts() {
     let mesh = mesh().await;
     let load = load(&mesh).await;
     let time = time();
@@ -97,7 +97,7 @@ async fn killing_the_control_plane_fails_no_request_and_proxies_catch_up_when_it
     })
     .await;
     load.until_age(time / 2).await;
-    // Changed while nobody was there to tell it.
+    // A change while the control plane is down.
     mesh.edit(
         "orders-policy.yaml",
         "action == Action::\"GET\"",
@@ -118,7 +118,7 @@ async fn killing_the_control_plane_fails_no_request_and_proxies_catch_up_when_it
     load.until_age(time).await;
     let age = load.age();
     let tally = load.end().await;
-    says("kill -9 of the control plane", &tally, age);
+    print_summary("kill -9 of the control plane", &tally, age);
     nothing_was_lost(&mesh, &tally);
 }
 
@@ -146,14 +146,14 @@ async fn twenty_rotations_of_every_certificate_lose_nothing() {
     }
     let age = load.age();
     let tally = load.end().await;
-    says("20 rotations of four certificates", &tally, age);
+    print_summary("20 rotations of four certificates", &tally, age);
     nothing_was_lost(&mesh, &tally);
-    // Old and new were both seen in handshakes by somebody who dialled all the while.
+    // A client that dialled throughout saw each certificate, old and new, in a handshake.
     assert_eq!(shown.len(), ROTATIONS as usize + 1, "{shown:?}");
     assert_eq!(shown, issued);
 }
 
-/// What is asked of `orders`, whose sidecar or whose caller's sidecar ends, and streams to others, which must go on.
+/// Load on `orders`, whose sidecar or whose caller's sidecar is killed, and load on other services, which must continue.
 async fn load_beside(mesh: &Mesh) -> (Running, Running) {
     let orders = Load::from(mesh.as_workload("web"))
         .http("orders")
@@ -182,7 +182,7 @@ async fn mesh_of_two_callers() -> Mesh {
         .await
 }
 
-/// What a program saw of the load, each request once at most.
+/// The number of requests that a program saw, each at most once.
 fn seen_once(mesh: &Mesh, workload: &str) -> u64 {
     let seen = mesh.seen_by(workload);
     let targets: Vec<_> = seen.iter().map(|seen| seen.target.as_str()).collect();
@@ -192,8 +192,7 @@ fn seen_once(mesh: &Mesh, workload: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killing_a_sidecar_closes_the_way_and_it_comes_back_by_itself_while_the_control_plane_is_away()
- {
+async fn killing_a_sidecar_blocks_its_traffic_and_it_recovers_without_the_control_plane() {
     let mesh = mesh_of_two_callers().await;
     let (orders, others) = load_beside(&mesh).await;
     let time = time();
@@ -206,7 +205,7 @@ async fn killing_a_sidecar_closes_the_way_and_it_comes_back_by_itself_while_the_
             orders.failures().len() > before + 20
         })
         .await;
-        // Nothing finds its way around it.
+        // No request bypasses the dead sidecar.
         let seen = mesh.requests_seen_by("orders");
         let failed = orders.failures().len();
         until("more calls fail", async || {
@@ -229,10 +228,10 @@ async fn killing_a_sidecar_closes_the_way_and_it_comes_back_by_itself_while_the_
     orders.until_age(time).await;
 
     let tally = orders.end().await;
-    says("kill -9 of two sidecars", &tally, time);
+    print_summary("kill -9 of two sidecars", &tally, time);
     assert_eq!(tally.failures().len(), settled, "nothing failed afterwards");
     assert!(seen_once(&mesh, "orders") >= tally.answered());
-    // Refused by the caller's proxy, or by nobody being there; never answered by anything else.
+    // The caller's proxy refused each of these, or no proxy accepted the connection; nothing else answered.
     for failure in tally.failures() {
         let known = [
             "503",
@@ -249,7 +248,7 @@ async fn killing_a_sidecar_closes_the_way_and_it_comes_back_by_itself_while_the_
         );
     }
     let tally = others.end().await;
-    says("beside it", &tally, time);
+    print_summary("beside it", &tally, time);
     tally.assert_no_failures();
     assert_eq!(seen_once(&mesh, "stock"), tally.answered());
     assert_eq!(

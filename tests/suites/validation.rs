@@ -1,4 +1,4 @@
-//! What a request may look like.
+//! Validation of requests.
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -45,7 +45,7 @@ async fn mesh() -> Guard {
     .await
 }
 
-/// Posts a body to `/orders` and asserts that it was refused with 400 naming this place.
+/// Posts a body to `/orders` and asserts that it is refused with 400 and this place.
 async fn is_invalid_at(body: impl Into<Bytes>, place: &str) -> Reply {
     let mesh = mesh().await;
     let before = mesh.seen_at("orders", "/orders").len();
@@ -58,7 +58,7 @@ async fn is_invalid_at(body: impl Into<Bytes>, place: &str) -> Reply {
         "{reply:?}"
     );
     mesh.log_of("orders", &reply).await.has("status", "400");
-    // Other tests post good orders at the same time; this one's must not be among what came.
+    // Other tests post valid orders at the same time; the program must not see this one.
     let after = mesh.seen_at("orders", "/orders");
     let id = reply.header("x-request");
     assert!(
@@ -77,7 +77,7 @@ async fn post(mesh: &Mesh, body: impl Into<Bytes>) -> Reply {
 }
 
 #[tokio::test]
-async fn a_body_that_keeps_its_schema_arrives_as_it_was() {
+async fn a_body_that_matches_its_schema_arrives_unchanged() {
     let mesh = mesh().await;
     let body = r#"{ "quantity": 2,  "item": "apple" }"#;
     let reply = mesh
@@ -89,7 +89,7 @@ async fn a_body_that_keeps_its_schema_arrives_as_it_was() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_its_schema_is_400_with_the_place() {
+async fn a_body_that_violates_its_schema_is_400_with_the_place() {
     is_invalid_at(r#"{"item":"apple","quantity":"two"}"#, "/quantity").await;
     is_invalid_at(r#"{"item":"apple","quantity":11}"#, "/quantity").await;
     is_invalid_at(
@@ -113,7 +113,7 @@ async fn a_body_that_breaks_its_schema_is_400_with_the_place() {
 }
 
 #[tokio::test]
-async fn what_two_parsers_could_read_differently_is_400() {
+async fn a_body_that_two_parsers_could_read_differently_is_400() {
     let mesh = mesh().await;
     let deep = format!(
         r#"{{"item":"a","quantity":1,"deep":{}{}}}"#,
@@ -140,7 +140,7 @@ async fn what_two_parsers_could_read_differently_is_400() {
 }
 
 #[tokio::test]
-async fn a_body_larger_than_its_route_takes_is_413_however_it_is_sent() {
+async fn a_body_larger_than_its_route_allows_is_413_with_a_length_and_chunked() {
     let mesh = mesh().await;
     let large = json!({ "item": "a", "quantity": 1, "deep": "x".repeat(5_000) }).to_string();
     let declared = post(&mesh, large.clone()).await;
@@ -166,7 +166,7 @@ async fn a_body_larger_than_its_route_takes_is_413_however_it_is_sent() {
 }
 
 #[tokio::test]
-async fn a_body_larger_than_the_service_takes_is_413() {
+async fn a_body_larger_than_the_service_allows_is_413() {
     let mesh = mesh().await;
     let web = mesh.as_workload("web");
     web.call(Method::PUT, "orders", "/uploads/small")
@@ -202,7 +202,7 @@ async fn a_long_uri_is_414_and_many_headers_are_431() {
 }
 
 #[tokio::test]
-async fn a_method_that_the_route_has_not_is_405_with_those_it_has() {
+async fn a_method_that_the_route_does_not_list_is_405_with_the_allowed_ones() {
     let mesh = mesh().await;
     let reply = mesh
         .as_workload("web")
@@ -218,7 +218,7 @@ async fn a_method_that_the_route_has_not_is_405_with_those_it_has() {
 }
 
 #[tokio::test]
-async fn a_media_type_that_the_route_has_not_is_415() {
+async fn a_media_type_that_the_route_does_not_list_is_415() {
     let mesh = mesh().await;
     for media_type in [
         "text/xml",
@@ -250,7 +250,7 @@ async fn a_media_type_that_the_route_has_not_is_415() {
 }
 
 #[tokio::test]
-async fn a_route_that_nobody_described_is_404_where_the_rules_say_so() {
+async fn an_unknown_route_is_404_where_the_rules_refuse_it() {
     let mesh = mesh().await;
     let reply = mesh.as_workload("web").get("orders", "/admin").await;
     assert_eq!(reply.status, StatusCode::NOT_FOUND, "{reply:?}");
@@ -259,7 +259,7 @@ async fn a_route_that_nobody_described_is_404_where_the_rules_say_so() {
 }
 
 #[tokio::test]
-async fn nobodys_body_is_validated_before_they_may_send_it() {
+async fn a_body_is_validated_only_after_authorization() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "POST", "/**")
@@ -275,7 +275,7 @@ async fn nobodys_body_is_validated_before_they_may_send_it() {
 }
 
 #[tokio::test]
-async fn an_encoded_body_is_refused_where_it_would_be_read() {
+async fn an_encoded_body_is_refused_where_it_must_be_validated() {
     let mesh = mesh().await;
     for coding in ["gzip", "br, identity", "GZIP"] {
         let reply = mesh
@@ -300,7 +300,7 @@ async fn an_encoded_body_is_refused_where_it_would_be_read() {
 }
 
 #[tokio::test]
-async fn a_number_that_would_be_rounded_before_it_is_compared_is_refused() {
+async fn a_number_that_rounding_would_change_before_comparison_is_refused() {
     for quantity in [
         "10.00000000000000000001",
         "9.9999999999999999999",
@@ -308,7 +308,7 @@ async fn a_number_that_would_be_rounded_before_it_is_compared_is_refused() {
     ] {
         is_invalid_at(format!(r#"{{"item":"apple","quantity":{quantity}}}"#), "").await;
     }
-    // As large as it looks: found by the schema, at its place.
+    // An exact number: the schema refuses it, with its place.
     is_invalid_at(
         r#"{"item":"apple","quantity":9007199254740993}"#,
         "/quantity",
@@ -317,7 +317,7 @@ async fn a_number_that_would_be_rounded_before_it_is_compared_is_refused() {
 }
 
 #[tokio::test]
-async fn the_name_of_an_unexpected_property_is_told_short_and_escaped() {
+async fn the_name_of_an_unexpected_property_is_reported_shortened_and_escaped() {
     let name = format!("<b>\\u0007\\u202e{}", "x".repeat(2_000));
     let body = format!(r#"{{"item":"apple","quantity":1,"{name}":1,"zzz":2}}"#);
     let reply = is_invalid_at(body, "").await;

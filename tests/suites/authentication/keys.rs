@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::{mesh, now, orders_for, provider};
 
 #[tokio::test]
-async fn a_key_that_the_provider_adds_is_picked_up_and_the_old_one_still_counts() {
+async fn a_key_that_the_provider_adds_is_picked_up_and_the_old_one_stays_valid() {
     let provider = OpenIdProvider::new().await;
     let mesh = orders_for(&provider.issuer()).start().await;
     let web = mesh.as_workload("web");
@@ -17,7 +17,7 @@ async fn a_key_that_the_provider_adds_is_picked_up_and_the_old_one_still_counts(
 
     provider.add_key().await;
     let new = provider.token_of("alice").await;
-    gets_through(&web, &new).await;
+    until_accepted(&web, &new).await;
     web.get("orders", "/").token(&old).await.is_ok();
 }
 
@@ -33,8 +33,8 @@ async fn keys_that_the_provider_replaces_are_picked_up_with_one_fetch() {
 
     provider.rotate_keys().await;
     let before = provider.keys_fetched().await;
-    gets_through(&web, &provider.token_of("alice").await).await;
-    // A token by a key that is not published any more, and had not been seen before.
+    until_accepted(&web, &provider.token_of("alice").await).await;
+    // A token signed by a key that is no longer published and was not seen before.
     let reply = web
         .get("orders", "/")
         .token(&provider.sign_with_retired_key().await)
@@ -55,7 +55,7 @@ async fn unknown_keys_do_not_make_the_proxy_fetch_once_per_request() {
         .is_ok();
     let before = provider.keys_fetched().await;
     for number in 0..20 {
-        let header = json!({ "kid": format!("nobody-{number}") });
+        let header = json!({ "kid": format!("unknown-{number}") });
         let token = provider.sign(header, json!({})).await;
         let reply = web.get("orders", "/").token(&token).await;
         assert_eq!(reply.status, StatusCode::UNAUTHORIZED, "{reply:?}");
@@ -64,11 +64,11 @@ async fn unknown_keys_do_not_make_the_proxy_fetch_once_per_request() {
 }
 
 #[tokio::test]
-async fn whoever_invents_keys_delays_a_real_new_one_by_seconds_at_most() {
+async fn invented_keys_delay_a_real_new_key_by_seconds_at_most() {
     let provider = OpenIdProvider::new().await;
     let mesh = orders_for(&provider.issuer()).start().await;
     let web = mesh.as_workload("web");
-    gets_through(&web, &provider.token_of("alice").await).await;
+    until_accepted(&web, &provider.token_of("alice").await).await;
     let mut number = 0;
     let mut invent = async || {
         number += 1;
@@ -77,26 +77,26 @@ async fn whoever_invents_keys_delays_a_real_new_one_by_seconds_at_most() {
         let reply = web.get("orders", "/invented").token(&token).await;
         assert_eq!(reply.status, StatusCode::UNAUTHORIZED, "{reply:?}");
     };
-    // The fetch that this causes comes before the change.
+    // This request causes a fetch before the keys change.
     invent().await;
     provider.rotate_keys().await;
-    let begun = std::time::Instant::now();
+    let start = std::time::Instant::now();
     let new = provider.token_of("alice").await;
     until("the new key is known", async || {
         invent().await;
         web.get("orders", "/").token(&new).await.status == StatusCode::OK
     })
     .await;
-    let took = begun.elapsed();
-    assert!(took < std::time::Duration::from_secs(20), "{took:?}");
+    let elapsed = start.elapsed();
+    assert!(elapsed < std::time::Duration::from_secs(20), "{elapsed:?}");
     assert!(mesh.seen_at("orders", "/invented").is_empty());
 }
 
 #[tokio::test]
-async fn a_stream_ends_with_the_token_that_it_was_opened_with() {
+async fn a_stream_ends_when_the_token_it_was_opened_with_expires() {
     let mesh = mesh().await;
     let now = now();
-    // Accepted for two seconds more: clocks may differ by 30.
+    // Accepted for two more seconds: the clock tolerance is 30 seconds.
     let claims = json!({ "groups": ["buyers"], "exp": now - 28, "nbf": now - 60, "iat": now - 60 });
     let token = provider().await.sign(json!({}), claims).await;
     let mut stream = mesh.as_workload("web").tcp().await;
@@ -110,11 +110,14 @@ async fn a_stream_ends_with_the_token_that_it_was_opened_with() {
         read.push(stream.read_u8().await.unwrap());
     }
     assert!(read.starts_with(b"HTTP/1.1 200 "));
-    // Nobody sends any more, and nobody changes anything.
+    // From here on no bytes are sent and no configuration changes.
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut rest));
-    let _ = ended.await.expect("the stream goes on");
-    assert!(!rest.ends_with(b"0\r\n\r\n"), "it must not look whole");
+    let _ = ended.await.expect("the stream did not end");
+    assert!(
+        !rest.ends_with(b"0\r\n\r\n"),
+        "the body must not look complete"
+    );
     mesh.log_where("orders", "path", "/stream")
         .await
         .has("aborted", "true")
@@ -163,10 +166,10 @@ async fn without_any_keys_tokens_are_refused_and_accepted_when_the_provider_is_b
     assert!(mesh.seen_at("orders", "/down").is_empty());
 
     provider.set_mode("ok").await;
-    gets_through(&web, &token).await;
+    until_accepted(&web, &token).await;
 }
 
-async fn gets_through(web: &Client, token: &str) {
+async fn until_accepted(web: &Client, token: &str) {
     until("the token is accepted", async || {
         web.get("orders", "/").token(token).await.status == StatusCode::OK
     })

@@ -14,13 +14,13 @@ use tonic::{Code, transport::Channel};
 
 use super::mesh;
 
-/// Sends these requests on one delta stream and gives what the stream says first.
+/// Sends these requests on one delta stream and returns the first response.
 async fn discovery(
     channel: Channel,
     requests: Vec<DeltaDiscoveryRequest>,
 ) -> Result<Value, tonic::Status> {
     let mut client = AggregatedDiscoveryServiceClient::new(channel);
-    // The requests stay open behind their end: the control plane must answer, not be left.
+    // The request stream stays open, so that the control plane must answer.
     let requests =
         futures_util::StreamExt::chain(tokio_stream::iter(requests), tokio_stream::pending());
     let mut answers = client
@@ -54,7 +54,7 @@ fn manifest(name: &str) -> DeltaDiscoveryRequest {
 }
 
 #[tokio::test]
-async fn the_push_takes_nobody_without_a_certificate() {
+async fn discovery_and_inspection_require_a_certificate() {
     let mesh = mesh().await;
     let token = mesh.control_plane().join_token("batch").await;
     let refused = discovery(
@@ -74,11 +74,11 @@ async fn the_push_takes_nobody_without_a_certificate() {
 }
 
 #[tokio::test]
-async fn nobody_is_told_the_state_of_somebody_else() {
+async fn a_workload_does_not_receive_the_state_of_another() {
     let mesh = mesh().await;
     let peer = mesh.test_peer("batch").await;
-    let told = discovery(peer.channel().await, vec![manifest(&identity("orders"))]).await;
-    match told {
+    let outcome = discovery(peer.channel().await, vec![manifest(&identity("orders"))]).await;
+    match outcome {
         Err(status) => assert!(
             matches!(
                 status.code(),
@@ -88,14 +88,14 @@ async fn nobody_is_told_the_state_of_somebody_else() {
         ),
         Ok(answer) => assert_eq!(answer["resources"], json!([]), "{answer}"),
     }
-    // Nor the inbound policies of a service that it does not serve.
-    let asked = vec![
+    // It does not receive the inbound policies of a service that it does not serve either.
+    let subscriptions = vec![
         manifest(&identity("batch")),
         subscribe(ResourceKind::Service.type_url(), &["shop/orders"]),
     ];
     let mut client = AggregatedDiscoveryServiceClient::new(peer.channel().await);
     let requests =
-        futures_util::StreamExt::chain(tokio_stream::iter(asked), tokio_stream::pending());
+        futures_util::StreamExt::chain(tokio_stream::iter(subscriptions), tokio_stream::pending());
     let mut answers = client
         .delta_aggregated_resources(requests)
         .await
@@ -110,7 +110,7 @@ async fn nobody_is_told_the_state_of_somebody_else() {
 }
 
 #[tokio::test]
-async fn messages_that_make_no_sense_end_the_stream_and_not_the_control_plane() {
+async fn invalid_messages_end_at_most_their_own_stream() {
     let mesh = mesh().await;
     let own = identity("batch");
     let long = "x".repeat(300);
@@ -163,7 +163,7 @@ async fn messages_that_make_no_sense_end_the_stream_and_not_the_control_plane() 
             false,
         ),
         ("a nonce that was never sent", vec![nonce], false),
-        ("a refusal of nothing", vec![refusal], false),
+        ("a rejection of no response", vec![refusal], false),
     ] {
         let peer = mesh.test_peer("batch").await;
         let outcome = discovery(peer.channel().await, requests).await;
@@ -182,7 +182,7 @@ async fn messages_that_make_no_sense_end_the_stream_and_not_the_control_plane() 
 }
 
 #[tokio::test]
-async fn bytes_of_all_kinds_at_the_control_planes_address_are_dropped() {
+async fn arbitrary_bytes_at_the_control_planes_address_are_dropped() {
     let mesh = mesh().await;
     for bytes in [
         b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".as_slice(),
@@ -205,7 +205,7 @@ async fn bytes_of_all_kinds_at_the_control_planes_address_are_dropped() {
 }
 
 #[tokio::test]
-async fn the_administration_answers_nonsense_with_problems() {
+async fn the_admin_api_answers_invalid_requests_with_problems() {
     let mesh = mesh().await;
     let control_plane = mesh.control_plane();
     for (method, path, body) in [
@@ -230,9 +230,9 @@ async fn the_administration_answers_nonsense_with_problems() {
             "/v1/join-tokens",
             json!({ "identity": "shop/web", "tll": "1m" }),
         ),
-        (Method::GET, "/v1/proxies/nobody", Value::Null),
+        (Method::GET, "/v1/proxies/missing", Value::Null),
         (Method::GET, "/v1/proxies/%00/config", Value::Null),
-        (Method::POST, "/v1/proxies/nobody/rotate", Value::Null),
+        (Method::POST, "/v1/proxies/missing/rotate", Value::Null),
         (Method::GET, "/v1/decisions/..%2f..%2fetc", Value::Null),
         (Method::DELETE, "/v1/proxies", Value::Null),
         (Method::GET, "/v2/proxies", Value::Null),

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::mesh;
 
-/// A request that must not be read in any way, and what is answered at most: any of these statuses, or nothing.
+/// Requests with broken framing, which the proxy must not interpret in any way.
 const FRAMING: &[(&str, &str)] = &[
     (
         "length and encoding",
@@ -39,7 +39,7 @@ const FRAMING: &[(&str, &str)] = &[
         "POST /bad HTTP/1.1\r\nhost: orders.shop\r\ncontent-length: 0x5\r\n\r\nhello",
     ),
     (
-        "a length beyond all numbers",
+        "a length that overflows",
         "POST /bad HTTP/1.1\r\nhost: orders.shop\r\ncontent-length: 99999999999999999999\r\n\r\n",
     ),
     (
@@ -55,7 +55,7 @@ const FRAMING: &[(&str, &str)] = &[
         "POST /bad HTTP/1.1\r\nhost: orders.shop\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     ),
     (
-        "chunked with a tail",
+        "chunked with a suffix",
         "POST /bad HTTP/1.1\r\nhost: orders.shop\r\ntransfer-encoding: chunkedx\r\n\r\n0\r\n\r\n",
     ),
     (
@@ -137,9 +137,9 @@ const FRAMING: &[(&str, &str)] = &[
         "a version in small letters",
         "GET /bad http/1.1\r\nhost: orders.shop\r\n\r\n",
     ),
-    ("a lonely method", "GET\r\n\r\n"),
+    ("a method alone", "GET\r\n\r\n"),
     (
-        "a method of brackets",
+        "a method in brackets",
         "<GET> /bad HTTP/1.1\r\nhost: orders.shop\r\n\r\n",
     ),
     (
@@ -155,7 +155,7 @@ const FRAMING: &[(&str, &str)] = &[
         "POST /bad-chunk HTTP/1.1\r\nhost: orders.shop\r\ntransfer-encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n",
     ),
     (
-        "a chunk that is longer than it says",
+        "a chunk that is longer than its size",
         "POST /bad-chunk HTTP/1.1\r\nhost: orders.shop\r\ntransfer-encoding: chunked\r\n\r\n3\r\nhello\r\n0\r\n\r\n",
     ),
     (
@@ -170,13 +170,10 @@ const FRAMING: &[(&str, &str)] = &[
         "TLS to a plain port",
         "\x16\x03\x01\x02\0\x01\0\x01\u{fc}\x03\x03nonsense\r\n\r\n",
     ),
-    (
-        "bytes that are nothing",
-        "\x01\x02\x03\x04\x05\x06\x07\r\n\r\n",
-    ),
+    ("arbitrary bytes", "\x01\x02\x03\x04\x05\x06\x07\r\n\r\n"),
 ];
 
-/// Each connection ends, with 4xx or 5xx or without a word; none is answered by a program.
+/// Asserts that each connection ends with 4xx, 5xx or no response, and that no program answers.
 async fn refuses_framing(to: SocketAddr) {
     let client = Client::new(to, "shop");
     for (what, bytes) in FRAMING {
@@ -195,10 +192,10 @@ async fn refuses_framing(to: SocketAddr) {
 }
 
 #[tokio::test]
-async fn broken_framing_from_a_program_ends_the_connection_and_reaches_nobody() {
+async fn broken_framing_from_a_program_ends_the_connection_and_reaches_no_program() {
     let mesh = mesh().await;
     refuses_framing(mesh.sidecar("web").outbound()).await;
-    // A chunk is found out after its head was passed on; what was broken is never finished.
+    // A broken chunk is detected after the head was passed on; that request never completes.
     assert!(mesh.seen_at("orders", "/bad").is_empty());
     mesh.as_workload("web")
         .get("orders", "/after-framing")
@@ -207,7 +204,7 @@ async fn broken_framing_from_a_program_ends_the_connection_and_reaches_nobody() 
 }
 
 #[tokio::test]
-async fn broken_framing_at_a_plain_inbound_address_ends_the_connection_and_reaches_nobody() {
+async fn broken_framing_at_a_plain_inbound_address_ends_the_connection_and_reaches_no_program() {
     let app = App::http().await;
     let files = format!(
         "apiVersion: merlon.io/v1alpha1\nkind: Service\nmetadata: {{ name: orders, namespace: shop }}\n\
@@ -230,7 +227,7 @@ async fn broken_framing_at_a_plain_inbound_address_ends_the_connection_and_reach
 }
 
 #[tokio::test]
-async fn what_follows_a_broken_request_on_its_connection_is_not_read() {
+async fn bytes_after_a_broken_request_on_its_connection_are_not_read() {
     let mesh = mesh().await;
     let answer = mesh
         .as_workload("web")
@@ -244,7 +241,7 @@ async fn what_follows_a_broken_request_on_its_connection_is_not_read() {
 }
 
 #[tokio::test]
-async fn heads_without_measure_are_refused_while_they_come() {
+async fn oversized_heads_are_refused_while_they_arrive() {
     let mesh = mesh().await;
     let web = mesh.as_workload("web");
     let long_line = format!(
@@ -276,7 +273,7 @@ async fn heads_without_measure_are_refused_while_they_come() {
 }
 
 #[tokio::test]
-async fn http_2_frames_that_are_none_end_the_connection() {
+async fn invalid_http_2_frames_end_the_connection() {
     let mesh = mesh().await;
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     for frames in [
@@ -301,7 +298,7 @@ async fn http_2_frames_that_are_none_end_the_connection() {
 }
 
 #[tokio::test]
-async fn methods_that_are_nobodys_are_405() {
+async fn trace_and_connect_are_405() {
     let mesh = mesh().await;
     let web = mesh.as_workload("web");
     let reply = web.call(Method::TRACE, "orders", "/trace").await;
