@@ -1,4 +1,4 @@
-//! The charts, as Helm and a real Kubernetes API take them.
+//! The charts, checked with Helm and a real Kubernetes API.
 
 use std::{
     collections::BTreeSet,
@@ -15,7 +15,7 @@ use merlon_tests::{
 };
 use serde_json::{Value, json};
 
-/// The least that must be given.
+/// The smallest set of values.
 const EMBEDDED: &str = "
 mesh: { trustDomain: prod.example.org }
 certificates: { issuer: embedded }
@@ -32,7 +32,7 @@ vault:
     -----END CERTIFICATE-----
 ";
 
-/// Beside one of those: everything that is off or empty by itself.
+/// Added to one of those: everything that is off or empty by default.
 const EVERYTHING: &str = r#"
 mesh: { outbound: deny, permissiveNamespaces: [legacy] }
 images:
@@ -140,7 +140,7 @@ fn settings(text: &str) -> InjectionSettings {
 }
 
 #[tokio::test]
-async fn helm_finds_nothing_to_complain_about() {
+async fn helm_lint_finds_no_problem() {
     for (chart, values) in [
         ("merlon-crds", &[][..]),
         ("merlon", &[EMBEDDED]),
@@ -152,7 +152,7 @@ async fn helm_finds_nothing_to_complain_about() {
 }
 
 #[tokio::test]
-async fn whatever_is_installed_is_what_the_control_plane_and_the_injector_read() {
+async fn the_control_plane_and_the_injector_can_read_every_configuration_that_is_rendered() {
     for values in [
         &[EMBEDDED][..],
         &[VAULT],
@@ -160,7 +160,7 @@ async fn whatever_is_installed_is_what_the_control_plane_and_the_injector_read()
         &[VAULT, EVERYTHING],
     ] {
         let text = rendered(values).await;
-        assert_eq!(text, rendered(values).await, "not the same a second time");
+        assert_eq!(text, rendered(values).await, "the second rendering differs");
         settings(&text);
         let mesh = find(&text, "MeshConfig", "mesh");
         let spec: MeshConfigSpec =
@@ -183,7 +183,7 @@ async fn everything_switched_on_looks_like_this() {
 }
 
 #[tokio::test]
-async fn only_what_is_read_at_the_start_restarts_the_control_plane() {
+async fn only_values_that_are_read_at_startup_restart_the_control_plane() {
     let pods = async |values: &[&str]| {
         let text = rendered(values).await;
         find(&text, "Deployment", "merlon-control-plane")["spec"]["template"].clone()
@@ -206,8 +206,8 @@ async fn only_what_is_read_at_the_start_restarts_the_control_plane() {
 }
 
 #[tokio::test]
-async fn wrong_values_are_refused_in_words_that_say_what_would_be_right() {
-    let mut said = Vec::new();
+async fn wrong_values_are_refused_with_an_error_that_shows_the_right_form() {
+    let mut reported = Vec::new();
     for (given, wrong) in [
         ("", ""),
         ("", "mesh: { trustDomain: prod.example.org }"),
@@ -239,24 +239,30 @@ async fn wrong_values_are_refused_in_words_that_say_what_would_be_right() {
         (EMBEDDED, "injection: { failurePolicy: Open }"),
     ] {
         let ended = template(&[given, wrong]).await;
-        assert_ne!(ended.code(), 0, "taken: {wrong}\n{}", ended.out);
+        assert_ne!(ended.code(), 0, "accepted: {wrong}\n{}", ended.out);
         let about = ended
             .err
             .replace("\n\nUse --debug flag to render out invalid YAML", "");
-        said.push(format!("{wrong}\n\n{}", about.trim()));
+        reported.push(format!("{wrong}\n\n{}", about.trim()));
     }
-    insta::assert_snapshot!(said.join("\n\n==========\n\n"));
+    insta::assert_snapshot!(reported.join("\n\n==========\n\n"));
 }
 
-/// A value that people may give: where, what it is by itself, what it is for.
-struct Known {
+/// A value of the chart: its path, default and description.
+struct ChartValue {
     path: String,
     default: String,
     description: String,
 }
 
-/// What the schema and the file of values say together.
-fn known(schema: &Value, root: &Value, values: &Value, path: &str, found: &mut Vec<Known>) {
+/// Collects the values that the schema and `values.yaml` both list.
+fn collect_values(
+    schema: &Value,
+    root: &Value,
+    values: &Value,
+    path: &str,
+    found: &mut Vec<ChartValue>,
+) {
     let target = schema["$ref"].as_str().map(|name| {
         let name = name.trim_start_matches('#');
         root.pointer(name).expect("a definition")
@@ -268,7 +274,7 @@ fn known(schema: &Value, root: &Value, values: &Value, path: &str, found: &mut V
         assert_eq!(described["additionalProperties"], false, "{path}");
         let given = values
             .as_object()
-            .unwrap_or_else(|| panic!("{path} is no object"));
+            .unwrap_or_else(|| panic!("{path} is not an object"));
         let names = |keys: Vec<&String>| -> BTreeSet<String> {
             keys.into_iter()
                 .filter(|name| *name != "global")
@@ -286,13 +292,13 @@ fn known(schema: &Value, root: &Value, values: &Value, path: &str, found: &mut V
             } else {
                 format!("{path}.{name}")
             };
-            known(&listed[name], root, value, &path, found);
+            collect_values(&listed[name], root, value, &path, found);
         }
         return;
     }
     let description = schema["description"].as_str().unwrap_or_default();
     assert!(!description.is_empty(), "`{path}` is not described");
-    found.push(Known {
+    found.push(ChartValue {
         path: path.to_owned(),
         default: values.to_string(),
         description: description.to_owned(),
@@ -300,12 +306,12 @@ fn known(schema: &Value, root: &Value, values: &Value, path: &str, found: &mut V
 }
 
 #[tokio::test]
-async fn every_value_has_a_default_a_meaning_and_its_line_in_the_readme() {
+async fn every_value_has_a_default_a_description_and_a_line_in_the_readme() {
     let chart = charts().join("merlon");
     let read = |name: &str| fs::read_to_string(chart.join(name)).expect("a file of the chart");
     let schema: Value = serde_json::from_str(&read("values.schema.json")).expect("JSON");
     let mut found = Vec::new();
-    known(
+    collect_values(
         &schema,
         &schema,
         &parsed(&read("values.yaml")),
@@ -333,12 +339,12 @@ async fn every_value_has_a_default_a_meaning_and_its_line_in_the_readme() {
     }
     assert_eq!(
         written, table,
-        "charts/merlon/README.md is not what values and schema say; MERLON_BLESS=1 writes it"
+        "charts/merlon/README.md differs from values and schema; run with MERLON_BLESS=1 to update it"
     );
 }
 
 #[tokio::test]
-async fn the_list_of_images_names_every_one_that_runs() {
+async fn the_list_of_images_names_every_image_that_runs() {
     let chart = fs::read_to_string(charts().join("merlon/Chart.yaml")).expect("a file");
     let chart = parsed(&chart);
     assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
@@ -369,7 +375,7 @@ async fn the_list_of_images_names_every_one_that_runs() {
 }
 
 #[tokio::test]
-async fn a_cluster_takes_it_all_also_where_pods_must_be_restricted() {
+async fn a_cluster_accepts_the_charts_also_with_restricted_pod_security() {
     let api = ApiServer::without_crds().await;
     let definitions = helm(&["template", "merlon-crds", "merlon-crds"], &[]).await;
     api.dry_run(&definitions.out)
@@ -378,7 +384,7 @@ async fn a_cluster_takes_it_all_also_where_pods_must_be_restricted() {
     api.install_crds().await;
     api.install_gateway_crds().await;
 
-    // The service account that pods without one run as: nobody makes it here.
+    // The service account of pods that name none: no controller creates it here.
     api.account("merlon-system", "default").await;
     let labels = json!({ "metadata": { "labels": {
         "pod-security.kubernetes.io/enforce": "restricted",
@@ -397,19 +403,19 @@ async fn a_cluster_takes_it_all_also_where_pods_must_be_restricted() {
         &[VAULT, EVERYTHING],
     ] {
         let text = rendered(values).await;
-        // Those of the Prometheus operator are not defined here.
+        // The kinds of the Prometheus operator are not defined here.
         let ours: Vec<_> = documents(&text)
             .into_iter()
             .filter(|(value, _)| value["apiVersion"] != "monitoring.coreos.com/v1")
             .map(|(_, text)| text)
             .collect();
-        let taken = api.dry_run(&ours.join("\n---\n")).await;
-        taken.unwrap_or_else(|error| panic!("{values:?}\n{error}"));
+        let result = api.dry_run(&ours.join("\n---\n")).await;
+        result.unwrap_or_else(|error| panic!("{values:?}\n{error}"));
     }
 
-    // What is not right is seen by these means.
+    // The same check finds mistakes.
     let text = rendered(&[EMBEDDED]).await;
-    for (right, wrong, told) in [
+    for (right, wrong, expected) in [
         ("runAsNonRoot: true", "runAsNonRoot: false", "runAsNonRoot"),
         ("policyTypes", "policyType", "policyType"),
     ] {
@@ -417,8 +423,8 @@ async fn a_cluster_takes_it_all_also_where_pods_must_be_restricted() {
             "policyTypes" => rendered(&[EMBEDDED, EVERYTHING]).await,
             _ => text.clone(),
         };
-        let taken = api.dry_run(&text.replace(right, wrong)).await;
-        let error = taken.expect_err("it is not right");
-        assert!(error.contains(told), "{error}");
+        let result = api.dry_run(&text.replace(right, wrong)).await;
+        let error = result.expect_err("the chart is wrong");
+        assert!(error.contains(expected), "{error}");
     }
 }

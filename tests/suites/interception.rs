@@ -1,4 +1,4 @@
-//! A pod's connections go through its sidecar, and neither the program nor its caller notices.
+//! A pod's connections are redirected through its sidecar, transparently to the program and its caller.
 
 use std::net::SocketAddr;
 
@@ -15,7 +15,7 @@ const ORDERS: u8 = 12;
 const BATCH: u8 = 13;
 const OUTSIDER: u8 = 14;
 
-/// The cluster address of `orders`: there is nothing that it would lead to but what Merlon makes of it.
+/// The cluster address of `orders`, which leads nowhere without Merlon.
 const CLUSTER: &str = "10.90.0.1";
 
 fn documents() -> String {
@@ -39,7 +39,7 @@ spec:
 apiVersion: merlon.io/v1alpha1
 kind: Service
 metadata: {{ name: asleep, namespace: shop }}
-spec: {{ selector: {{ app: nobody }}, addresses: [10.90.0.2], endpoints: [], ports: [{{ port: 80 }}] }}
+spec: {{ selector: {{ app: none }}, addresses: [10.90.0.2], endpoints: [], ports: [{{ port: 80 }}] }}
 ---
 apiVersion: merlon.io/v1alpha1
 kind: AuthorizationPolicy
@@ -67,17 +67,17 @@ fn cluster(port: u16) -> SocketAddr {
     at(&format!("{CLUSTER}:{port}"))
 }
 
-/// The caller that the program was told of.
+/// The caller in the headers that the program received.
 fn caller(reply: &Reply) -> String {
-    let told = reply.json();
-    told["headers"]["merlon-caller"]
+    let saw = reply.json();
+    saw["headers"]["merlon-caller"]
         .as_str()
         .unwrap_or_default()
         .to_owned()
 }
 
 #[tokio::test]
-async fn a_call_to_a_cluster_address_is_mutual_tls_between_pods_and_decided_by_policy() {
+async fn a_call_to_a_cluster_address_is_mutual_tls_between_pods_and_authorized_by_policy() {
     if !are_possible() {
         return;
     }
@@ -98,7 +98,11 @@ async fn a_call_to_a_cluster_address_is_mutual_tls_between_pods_and_decided_by_p
         .await
         .unwrap();
     refused.is_problem(StatusCode::FORBIDDEN, "authz.denied");
-    assert_eq!(program.seen().len(), 1, "the refused one was not seen");
+    assert_eq!(
+        program.seen().len(),
+        1,
+        "the program does not see the refused one"
+    );
 
     // The address decides, not the host.
     let reply = web
@@ -121,13 +125,13 @@ async fn a_call_to_a_cluster_address_is_mutual_tls_between_pods_and_decided_by_p
 
     assert!(
         wire.bytes() > 1_000 && !wire.has("canary-in-the-mesh"),
-        "it went over the wire in plain"
+        "it crossed the wire in plain text"
     );
-    // The same wire does show it where no mesh is.
-    let (nobody, naked) = (node.pod("nobody", 20), node.pod("naked", 21));
-    let _program = naked.http(8080);
-    nobody
-        .get(naked.at(8080), "naked", "/open/canary-in-the-mesh")
+    // The same capture does see the request outside the mesh.
+    let (client, unmeshed) = (node.pod("client", 20), node.pod("unmeshed", 21));
+    let _program = unmeshed.http(8080);
+    client
+        .get(unmeshed.at(8080), "unmeshed", "/open/canary-in-the-mesh")
         .await
         .unwrap()
         .is_ok();
@@ -138,7 +142,7 @@ async fn a_call_to_a_cluster_address_is_mutual_tls_between_pods_and_decided_by_p
 }
 
 #[tokio::test]
-async fn who_is_not_of_the_mesh_is_not_answered_and_the_program_sees_nothing() {
+async fn a_client_outside_the_mesh_gets_no_answer_and_the_program_sees_nothing() {
     if !are_possible() {
         return;
     }
@@ -159,7 +163,7 @@ async fn who_is_not_of_the_mesh_is_not_answered_and_the_program_sees_nothing() {
 }
 
 #[tokio::test]
-async fn a_server_that_speaks_first_is_reached_by_who_may_and_nobody_else() {
+async fn a_server_that_speaks_first_is_reached_only_by_permitted_callers() {
     if !are_possible() {
         return;
     }
@@ -183,7 +187,7 @@ async fn a_server_that_speaks_first_is_reached_by_who_may_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn when_the_proxy_dies_the_way_is_closed_in_both_directions() {
+async fn when_the_proxy_dies_traffic_is_blocked_in_both_directions() {
     if !are_possible() {
         return;
     }
@@ -191,13 +195,13 @@ async fn when_the_proxy_dies_the_way_is_closed_in_both_directions() {
     let web = node.meshed("web", WEB, &[]).await;
     let mut orders = node.meshed("orders", ORDERS, &[]).await;
     let program = orders.http(8080);
-    let naked = node.pod("naked", 21);
-    let outside = naked.http(8080);
+    let unmeshed = node.pod("unmeshed", 21);
+    let outside = unmeshed.http(8080);
     web.get(cluster(80), "orders", "/open/x")
         .await
         .unwrap()
         .is_ok();
-    web.get(naked.at(8080), "naked", "/x")
+    web.get(unmeshed.at(8080), "unmeshed", "/x")
         .await
         .unwrap()
         .is_ok();
@@ -206,13 +210,13 @@ async fn when_the_proxy_dies_the_way_is_closed_in_both_directions() {
     let answer = web.get(cluster(80), "orders", "/open/x").await.unwrap();
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{answer:?}");
     web.kill_sidecar();
-    for to in [cluster(80), orders.at(8080), naked.at(8080)] {
+    for to in [cluster(80), orders.at(8080), unmeshed.at(8080)] {
         let answer = web.get(to, "orders", "/open/x").await;
         assert!(answer.is_err(), "{to}: {answer:?}");
     }
     assert_eq!((program.seen().len(), outside.seen().len()), (1, 1));
 
-    // And it comes back by itself.
+    // Traffic resumes after the sidecar restarts.
     orders.start_sidecar(&node).await;
     let batch = node.meshed("batch", BATCH, &[]).await;
     batch
@@ -240,19 +244,19 @@ async fn a_service_may_call_itself_by_its_own_address() {
 }
 
 #[tokio::test]
-async fn destinations_outside_are_passed_on_and_recorded_or_refused() {
+async fn connections_to_destinations_outside_are_passed_on_and_logged_or_refused() {
     if !are_possible() {
         return;
     }
     let node = Node::start("", &documents()).await;
     let web = node.meshed("web", WEB, &[]).await;
-    let naked = node.pod("naked", 21);
-    let program = naked.http(8080);
-    web.get(naked.at(8080), "naked", "/x")
+    let unmeshed = node.pod("unmeshed", 21);
+    let program = unmeshed.http(8080);
+    web.get(unmeshed.at(8080), "unmeshed", "/x")
         .await
         .unwrap()
         .is_ok();
-    let line = web.log_where("dst", &naked.at(8080).to_string()).await;
+    let line = web.log_where("dst", &unmeshed.at(8080).to_string()).await;
     line.has("direction", "outbound").has("protocol", "tcp");
 
     node.edit(
@@ -260,17 +264,17 @@ async fn destinations_outside_are_passed_on_and_recorded_or_refused() {
         "trustDomain: mesh.test, outbound: deny",
     );
     until("it is refused", async || {
-        web.get(naked.at(8080), "naked", "/x").await.is_err()
+        web.get(unmeshed.at(8080), "unmeshed", "/x").await.is_err()
     })
     .await;
     web.log_where("reason", "egress.denied").await;
     let seen = program.seen().len();
-    assert!(web.get(naked.at(8080), "naked", "/x").await.is_err());
+    assert!(web.get(unmeshed.at(8080), "unmeshed", "/x").await.is_err());
     assert_eq!(program.seen().len(), seen);
 }
 
 #[tokio::test]
-async fn a_service_that_nobody_serves_at_the_moment_is_not_outside() {
+async fn a_service_without_endpoints_is_not_treated_as_outside() {
     if !are_possible() {
         return;
     }
@@ -278,7 +282,7 @@ async fn a_service_that_nobody_serves_at_the_moment_is_not_outside() {
     let web = node.meshed("web", WEB, &[]).await;
     let answer = web.get(at("10.90.0.2:80"), "asleep", "/").await.unwrap();
     answer.is_problem(StatusCode::SERVICE_UNAVAILABLE, "upstream.no_endpoint");
-    // Nor is a port of a meshed pod that no Service has.
+    // A port of a meshed pod that no Service has is not outside either.
     let orders = node.meshed("orders", ORDERS, &[]).await;
     let program = orders.http(9999);
     assert!(web.get(orders.at(9999), "orders", "/").await.is_err());
@@ -286,7 +290,7 @@ async fn a_service_that_nobody_serves_at_the_moment_is_not_outside() {
 }
 
 #[tokio::test]
-async fn while_nobody_can_be_asked_nobody_new_counts_as_outside() {
+async fn without_a_control_plane_no_new_address_is_treated_as_outside() {
     if !are_possible() {
         return;
     }
@@ -323,7 +327,7 @@ async fn while_nobody_can_be_asked_nobody_new_counts_as_outside() {
 }
 
 #[tokio::test]
-async fn a_permissive_namespace_takes_plaintext_as_anonymous_and_the_rest_does_not() {
+async fn a_namespace_accepts_plain_text_as_anonymous_only_while_it_is_permissive() {
     if !are_possible() {
         return;
     }
@@ -341,7 +345,7 @@ async fn a_permissive_namespace_takes_plaintext_as_anonymous_and_the_rest_does_n
         .await
         .unwrap();
     assert_eq!(reply.status, StatusCode::OK, "{reply:?}");
-    assert_eq!(caller(&reply), "", "nobody is told who it is");
+    assert_eq!(caller(&reply), "", "an anonymous caller has no identity");
     let refused = outsider
         .get(orders.at(8080), "orders", "/open/x")
         .await
@@ -349,7 +353,11 @@ async fn a_permissive_namespace_takes_plaintext_as_anonymous_and_the_rest_does_n
     refused.is_problem(StatusCode::FORBIDDEN, "authz.denied");
     assert_eq!(program.seen().len(), 1);
     let reply = web.get(cluster(80), "orders", "/open/x").await.unwrap();
-    assert_eq!(caller(&reply), web.identity(), "the mesh still is the mesh");
+    assert_eq!(
+        caller(&reply),
+        web.identity(),
+        "a meshed caller keeps its identity"
+    );
 
     node.edit(", permissiveNamespaces: [shop]", "");
     until("plaintext is refused", async || {
@@ -362,7 +370,7 @@ async fn a_permissive_namespace_takes_plaintext_as_anonymous_and_the_rest_does_n
 }
 
 #[tokio::test]
-async fn what_is_excluded_goes_past_the_proxy() {
+async fn excluded_ports_and_addresses_bypass_the_proxy() {
     if !are_possible() {
         return;
     }
@@ -392,7 +400,7 @@ async fn what_is_excluded_goes_past_the_proxy() {
 }
 
 #[tokio::test]
-async fn rules_are_applied_again_checked_shown_and_taken_away_without_a_trace() {
+async fn rules_are_reapplied_checked_shown_and_removed_without_a_trace() {
     if !are_possible() {
         return;
     }
@@ -440,7 +448,7 @@ async fn rules_are_applied_again_checked_shown_and_taken_away_without_a_trace() 
         assert_eq!(
             pod.intercept(&["remove"]).await.code(),
             0,
-            "also where there is nothing"
+            "also without rules"
         );
         let after = pod.run(&nft, &["list", "ruleset"]).await.out;
         assert!(!after.to_lowercase().contains("merlon"), "{after}");
@@ -451,7 +459,7 @@ async fn rules_are_applied_again_checked_shown_and_taken_away_without_a_trace() 
 }
 
 #[tokio::test]
-async fn iptables_leads_the_same_way() {
+async fn iptables_redirects_in_the_same_way() {
     if !are_possible() {
         return;
     }
@@ -476,7 +484,7 @@ async fn iptables_leads_the_same_way() {
 }
 
 #[tokio::test]
-async fn without_the_rights_rules_are_refused_with_what_is_needed() {
+async fn without_privileges_rules_are_refused_with_the_missing_capability() {
     if !are_possible() {
         return;
     }

@@ -38,7 +38,7 @@ fn policy(text: &str) -> String {
 }
 
 const WEB_MAY_GET: &str = "@id(\"web\")\npermit (\n  principal == Workload::\"shop/web\",\n  action == Action::\"GET\",\n  resource\n);";
-const NONSENSE: &str = "@id(\"web\")\npermit (\n  principal == Workload::\"shop/web\",\n  action == Action::\"GIT\",\n  resource\n);";
+const INVALID: &str = "@id(\"web\")\npermit (\n  principal == Workload::\"shop/web\",\n  action == Action::\"GIT\",\n  resource\n);";
 
 /// A program behind its proxy, and another that calls it through its own.
 struct Shop {
@@ -49,11 +49,11 @@ struct Shop {
 }
 
 impl Shop {
-    /// Two pods, whose proxies follow these replicas.
+    /// Two pods, whose proxies connect to these replicas.
     async fn open(api: &ApiServer, of_server: &Replica, of_caller: &Replica) -> Self {
         let orders = App::http().await;
         let port = orders.address().port();
-        // As interception would have it: other proxies reach this one at the pod's address and the program's port.
+        // As with interception, other proxies reach this one at the pod's address and the program's port.
         let inbound = SocketAddr::from(([127, 1, 0, 2], port));
         let pod = api.pod("shop", "orders", "127.1.0.2").await;
         let web = api.pod("shop", "web", "127.1.0.3").await;
@@ -90,7 +90,7 @@ impl Shop {
 }
 
 #[tokio::test]
-async fn a_policy_is_in_force_when_its_status_says_so_and_a_broken_one_leaves_it_in_force() {
+async fn a_policy_is_in_force_when_its_status_reports_it_and_a_broken_edit_leaves_it_in_force() {
     let api = ApiServer::start().await;
     api.apply(MESH).await;
     let replica = api.replica("one").await;
@@ -106,7 +106,7 @@ async fn a_policy_is_in_force_when_its_status_says_so_and_a_broken_one_leaves_it
     shop.get().await.is_ok();
     assert_eq!(shop.orders.seen().len(), 1);
 
-    api.apply(&policy(NONSENSE)).await;
+    api.apply(&policy(INVALID)).await;
     let (reason, message) = api.until_condition(POLICY, "Accepted", "False").await;
     assert_eq!(reason, "Invalid");
     assert!(
@@ -117,7 +117,7 @@ async fn a_policy_is_in_force_when_its_status_says_so_and_a_broken_one_leaves_it
     assert!(message.contains("generation 1 stays in force"), "{message}");
     shop.get().await.is_ok();
 
-    // Another is not held up by it.
+    // The broken policy does not delay another resource.
     api.apply(
         "apiVersion: merlon.io/v1alpha1\nkind: RateLimit\nmetadata: { name: few, namespace: shop }\n\
          spec:\n  limits: [{ name: few, rate: { requests: 1, per: 1h }, burst: 1 }]\n",
@@ -129,7 +129,7 @@ async fn a_policy_is_in_force_when_its_status_says_so_and_a_broken_one_leaves_it
     api.delete(limit).await;
     shop.until_answered(StatusCode::OK).await;
 
-    // What a replica that begins now finds in force is the same.
+    // A replica that starts now has the same state in force.
     replica.kill9();
     replica.launch();
     replica.until_ready().await;
@@ -143,20 +143,20 @@ async fn a_policy_is_in_force_when_its_status_says_so_and_a_broken_one_leaves_it
 }
 
 #[tokio::test]
-async fn what_keeps_a_control_plane_from_running_is_told_with_how_to_mend_it() {
+async fn a_control_plane_that_is_not_ready_reports_the_cause_and_the_fix() {
     let api = ApiServer::without_crds().await;
     let replica = api.launch_replica("one").await;
-    until("it says that the definitions are missing", async || {
+    until("the page reports the missing definitions", async || {
         let (status, text) = replica.page("/ready").await;
         status == 503 && text.contains("merlon crds | kubectl apply")
     })
     .await;
     assert_eq!(replica.page("/live").await.0, 200);
-    // Also then it ends as asked.
+    // It also ends in this state when it is asked to.
     replica.stop().await;
     replica.launch();
     api.install_crds().await;
-    until("it says that there is no MeshConfig", async || {
+    until("the page reports the missing MeshConfig", async || {
         let (status, text) = replica.page("/ready").await;
         status == 503 && text.contains("there is no MeshConfig")
     })
@@ -178,27 +178,27 @@ async fn what_keeps_a_control_plane_from_running_is_told_with_how_to_mend_it() {
     let refused = api
         .try_apply(&other)
         .await
-        .expect_err("a mesh has one name");
+        .expect_err("the trust domain cannot change");
     assert!(refused.contains("`trustDomain` cannot change"), "{refused}");
     let wrong = policy(WEB_MAY_GET).replace("kind: Service, name: orders", "kind: Service");
     let refused = api
         .try_apply(&wrong)
         .await
-        .expect_err("a target has a name");
+        .expect_err("a target needs a name");
     assert!(refused.contains("`name` is missing"), "{refused}");
 }
 
 #[tokio::test]
-async fn two_replicas_have_one_ca_count_together_and_either_may_die() {
+async fn two_replicas_share_one_ca_count_together_and_either_may_die() {
     let api = ApiServer::start().await;
     api.apply(MESH).await;
     let (first, second) = tokio::join!(api.replica("one"), api.replica("two"));
     let shop = Shop::open(&api, &first, &second).await;
     api.apply(&policy(WEB_MAY_GET)).await;
     api.until_condition(POLICY, "Programmed", "True").await;
-    // Each got its certificate from another replica, and they know one another.
+    // Each proxy got its certificate from another replica, and they trust each other.
     shop.get().await.is_ok();
-    // What concerns all proxies is counted over all replicas.
+    // The status counts the proxies of all replicas.
     wait::until_some("both proxies are counted", async || {
         let mesh = api.try_get(MESH_CONFIG).await?;
         (mesh["status"]["proxies"] == "2/2").then_some(())
@@ -220,18 +220,18 @@ async fn two_replicas_have_one_ca_count_together_and_either_may_die() {
         (&second, &first)
     };
     leads.kill9();
-    until("the other leads", async || holder().await != leader).await;
-    api.apply(&policy(NONSENSE)).await;
+    until("the other replica leads", async || holder().await != leader).await;
+    api.apply(&policy(INVALID)).await;
     let (_, message) = api.until_condition(POLICY, "Accepted", "False").await;
     assert!(message.contains("generation 1 stays in force"), "{message}");
     shop.get().await.is_ok();
 
-    // A bundle that somebody broke is mended, and a new namespace gets one.
+    // A modified bundle is restored, and a new namespace gets one.
     let bundle = "/api/v1/namespaces/shop/configmaps/merlon-trust-bundle";
     let right = api.get(bundle).await["data"].clone();
     let broken = serde_json::json!({ "data": { "bundle.pem": "" } });
     api.call(http::Method::PATCH, bundle, Some(&broken)).await;
-    until("the bundle is right again", async || {
+    until("the bundle is restored", async || {
         api.get(bundle).await["data"] == right
     })
     .await;
@@ -247,7 +247,7 @@ async fn two_replicas_have_one_ca_count_together_and_either_may_die() {
 }
 
 #[tokio::test]
-async fn without_the_api_server_proxies_go_on_and_afterwards_everything_is_caught_up() {
+async fn without_the_api_server_proxies_continue_and_later_changes_are_picked_up() {
     let api = ApiServer::start().await;
     api.apply(MESH).await;
     let replica = api.replica("one").await;
@@ -259,21 +259,21 @@ async fn without_the_api_server_proxies_go_on_and_afterwards_everything_is_caugh
     let trust = api.trust("shop").await;
 
     api.kill9();
-    until("the replica says that the cluster is away", async || {
+    until("the replica reports the outage", async || {
         let (status, text) = replica.page("/ready").await;
         status == 200 && text.contains("the cluster does not answer")
     })
     .await;
     assert!(!replica.get("/v1/status").await["clusterAway"].is_null());
     shop.get().await.is_ok();
-    // A proxy that has a certificate comes back and is served.
+    // A proxy that has a certificate restarts and gets its state.
     shop.caller.kill9();
     shop.caller.start().await;
     shop.get().await.is_ok();
     let seen = shop.orders.seen().len();
-    // One that would need the cluster to prove itself gets nothing.
+    // A proxy that needs the API server to prove its identity gets no certificate.
     let refused = replica.issue(&trust, &shop.web, &token).await;
-    let refused = refused.expect_err("nobody can be asked");
+    let refused = refused.expect_err("the API server is down");
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
 
     api.restart().await;
@@ -283,10 +283,9 @@ async fn without_the_api_server_proxies_go_on_and_afterwards_everything_is_caugh
         .await
         .is_problem(StatusCode::FORBIDDEN, "authz.denied");
     assert_eq!(shop.orders.seen().len(), seen);
-    until(
-        "the replica says nothing of the kind any more",
-        async || replica.page("/ready").await == (200, "ready\n".to_owned()),
-    )
+    until("the replica no longer reports the outage", async || {
+        replica.page("/ready").await == (200, "ready\n".to_owned())
+    })
     .await;
     assert_eq!(shop.server.probe("/ready").await, 200);
 }

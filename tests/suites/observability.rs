@@ -1,4 +1,4 @@
-//! What can be seen from outside.
+//! Probes, metrics, traces and termination.
 
 use std::{
     net::SocketAddr,
@@ -9,7 +9,7 @@ use merlon_tests::{Client, Mesh, until};
 use tokio::net::TcpListener;
 
 #[tokio::test]
-async fn every_process_is_live_ready_and_has_metrics_and_nothing_else_there() {
+async fn every_process_serves_its_probes_and_metrics_and_no_other_page() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
@@ -39,13 +39,13 @@ async fn every_process_is_live_ready_and_has_metrics_and_nothing_else_there() {
         assert!(page.contains("# TYPE merlon_"), "{page}");
         assert!(
             page.trim_end().ends_with("# EOF"),
-            "OpenMetrics ends so: {page}"
+            "OpenMetrics ends with `# EOF`: {page}"
         );
     }
 }
 
 #[tokio::test]
-async fn what_is_let_through_and_what_is_refused_is_counted() {
+async fn requests_and_refusals_are_counted() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/open")
@@ -69,13 +69,13 @@ async fn what_is_let_through_and_what_is_refused_is_counted() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_is_not_ready_says_why() {
+async fn a_proxy_that_is_not_ready_reports_why() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
         .prepare()
         .await;
-    // A token that nobody ever made, and nobody to show it to.
+    // An invented token, and no control plane to present it to.
     let token = format!(
         "merlon-join.1.mesh.test.{}.{}",
         "A".repeat(43),
@@ -84,14 +84,17 @@ async fn a_proxy_that_is_not_ready_says_why() {
     std::fs::write(mesh.folder().join("web.token"), token).unwrap();
     let web = mesh.sidecar("web");
     web.launch();
-    until("it lives", async || web.probe("/live").await == 200).await;
+    until("the proxy is live", async || {
+        web.probe("/live").await == 200
+    })
+    .await;
     assert_eq!(web.probe("/ready").await, 503);
     let why = web.page("/ready").await;
     assert!(why.contains("tls.no_identity"), "{why}");
 }
 
 #[tokio::test]
-async fn the_trace_that_a_caller_began_is_passed_on_to_the_program() {
+async fn the_trace_context_of_a_caller_is_passed_on_to_the_program() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
@@ -115,7 +118,7 @@ async fn the_trace_that_a_caller_began_is_passed_on_to_the_program() {
         .await
         .has("path", "/traced");
 
-    // What is no trace context is not passed on as one.
+    // An invalid trace context is not passed on.
     for bad in [
         "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
         "nonsense",
@@ -132,7 +135,7 @@ async fn the_trace_that_a_caller_began_is_passed_on_to_the_program() {
 }
 
 #[tokio::test]
-async fn spans_are_exported_where_the_standard_variables_say() {
+async fn spans_are_exported_to_the_endpoint_in_the_standard_variables() {
     let collector = Collector::start().await;
     let mesh = Mesh::new()
         .service("orders")
@@ -164,7 +167,7 @@ async fn spans_are_exported_where_the_standard_variables_say() {
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_delays_no_request() {
+async fn an_unavailable_collector_fails_no_request() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
@@ -176,7 +179,7 @@ async fn a_collector_that_is_away_delays_no_request() {
     }
 }
 
-/// Takes OTLP over gRPC, and remembers the bytes: a trace id is looked for in them as it is.
+/// Accepts OTLP over gRPC and keeps the bytes, in which a test searches for a trace id.
 struct Collector {
     address: SocketAddr,
     received: Arc<Mutex<Vec<u8>>>,
@@ -202,7 +205,7 @@ impl Collector {
                             .headers()
                             .get("grpc-encoding")
                             .is_some_and(|encoding| encoding == "gzip");
-                        assert!(!gzip, "asked for compression where nobody configured it");
+                        assert!(!gzip, "compression is not configured");
                         let bytes = request.into_body().collect().await?.to_bytes();
                         kept.lock().unwrap().extend_from_slice(&bytes);
                         let response = http::Response::builder()
@@ -232,7 +235,7 @@ impl Collector {
 }
 
 #[tokio::test]
-async fn a_gentle_end_finishes_what_is_open_and_takes_nothing_new() {
+async fn a_terminated_proxy_exits_with_0_and_accepts_nothing_new() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")

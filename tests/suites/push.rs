@@ -1,4 +1,4 @@
-//! How a change reaches the proxies that it concerns, and no others.
+//! A change reaches the proxies that it concerns, and no others.
 
 use std::collections::BTreeSet;
 
@@ -43,7 +43,7 @@ fn thousand_services() -> String {
 }
 
 #[tokio::test]
-async fn a_proxy_that_uses_three_of_a_thousand_services_holds_three_and_hears_of_no_other() {
+async fn a_proxy_that_uses_three_of_a_thousand_services_holds_three_and_receives_no_other() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
@@ -78,7 +78,7 @@ async fn a_proxy_that_uses_three_of_a_thousand_services_holds_three_and_hears_of
     };
     let (state, updates) = (versions(&mesh.dump_of("web").await), received().await);
     mesh.edit("thousand.yaml", "other-7 }", "other-8 }");
-    // That everybody has seen the change is known by one that they all must hear of.
+    // A later change that concerns the proxy shows when the first one has been distributed.
     mesh.edit("orders-service.yaml", "port: 80", "port: 81");
     until("the other change has arrived", async || {
         mesh.dump_of("web")
@@ -100,7 +100,7 @@ async fn a_proxy_that_uses_three_of_a_thousand_services_holds_three_and_hears_of
     );
     assert_eq!(received().await, updates + 1.0);
 
-    // A reconnect sends it no resource: what it has is what there is.
+    // A reconnect sends no resource, because the proxy's state is current.
     let sent = async || sent_resources(&mesh).await;
     let state = versions(&mesh.dump_of("web").await);
     mesh.control_plane().kill9();
@@ -129,7 +129,7 @@ async fn sent_resources(mesh: &Mesh) -> f64 {
 }
 
 #[tokio::test]
-async fn a_policy_edited_on_disk_is_live_a_moment_later() {
+async fn a_policy_edited_on_disk_takes_effect_without_a_restart() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/open/**")
@@ -152,7 +152,7 @@ async fn a_policy_edited_on_disk_is_live_a_moment_later() {
 }
 
 #[tokio::test]
-async fn a_broken_edit_is_refused_with_its_place_and_the_old_state_stays() {
+async fn a_broken_edit_is_rejected_with_its_place_and_the_old_state_stays() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
@@ -161,23 +161,23 @@ async fn a_broken_edit_is_refused_with_its_place_and_the_old_state_stays() {
     let web = mesh.as_workload("web");
     let version = mesh.version_of("orders").await;
     mesh.edit("orders-policy.yaml", "Action::\"GET\"", "Action::\"GTE\"");
-    until("the control plane complains", async || {
+    until("the control plane logs the error", async || {
         let log = mesh.control_plane().log();
         log.contains("orders-policy.yaml") && log.contains("GTE")
     })
     .await;
     web.get("orders", "/").await.is_ok();
     assert_eq!(mesh.version_of("orders").await, version);
-    // It is not only in a log: who asks is told.
+    // The status reports the error too.
     let status = mesh.control_plane().get("/v1/status").await;
     assert!(
         status["source"].to_string().contains("orders-policy.yaml"),
         "{status}"
     );
 
-    // Another good change waits until the folder is whole again, and then both are there.
+    // Once the folder is valid again, its state takes effect.
     mesh.edit("orders-policy.yaml", "Action::\"GTE\"", "Action::\"POST\"");
-    until("the mended file is live", async || {
+    until("the fixed file is live", async || {
         web.post("orders", "/", "1").await.status == StatusCode::OK
     })
     .await;
@@ -241,13 +241,13 @@ async fn proxy_status_shows_a_refusal_with_its_reason() {
         .allow("web", "GET", "/**")
         .start()
         .await;
-    // A proxy of ours refuses nothing that its control plane could compile; one of another age may.
+    // A proxy of this version rejects nothing that its control plane could compile; one of another version may.
     let _refuser = mesh
         .test_peer("web")
         .await
         .reject_snapshot("older-build", REASON)
         .await;
-    until("the refusal is known", async || {
+    until("the refusal is reported", async || {
         let list = mesh.status().await;
         list.iter().any(|proxy| proxy["state"] == "refused")
     })
@@ -274,7 +274,7 @@ async fn a_cold_proxy_without_a_control_plane_is_not_ready_and_refuses_everythin
     std::fs::write(mesh.folder().join("web.token"), token).unwrap();
     mesh.control_plane().kill9();
     mesh.sidecar("web").launch();
-    until("the proxy lives", async || {
+    until("the proxy is live", async || {
         mesh.sidecar("web").probe("/live").await == 200
     })
     .await;
@@ -285,13 +285,13 @@ async fn a_cold_proxy_without_a_control_plane_is_not_ready_and_refuses_everythin
     }
     assert_eq!(mesh.requests_seen_by("orders"), 0);
 
-    // It needs no restart when the control plane comes.
+    // The proxy needs no restart when the control plane starts.
     mesh.control_plane().restart().await;
     mesh.sidecar("web").until_ready().await;
 }
 
 #[tokio::test]
-async fn what_outlives_a_request_is_decided_again_when_its_permit_goes() {
+async fn open_web_sockets_and_tcp_sessions_end_when_their_permit_is_removed() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
@@ -311,7 +311,7 @@ async fn what_outlives_a_request_is_decided_again_when_its_permit_goes() {
 
     mesh.edit("orders-policy.yaml", "shop/web", "shop/orders");
     mesh.edit("echo-policy.yaml", "shop/web", "shop/echo");
-    // Both end by themselves.
+    // The proxy ends both.
     while let Some(Ok(message)) = socket.next().await {
         if message.is_close() {
             break;
@@ -321,7 +321,7 @@ async fn what_outlives_a_request_is_decided_again_when_its_permit_goes() {
 }
 
 #[tokio::test]
-async fn a_new_service_is_found_without_a_restart_and_one_that_goes_is_gone() {
+async fn a_new_service_is_found_without_a_restart_and_a_removed_one_is_gone() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
@@ -350,7 +350,7 @@ async fn a_new_service_is_found_without_a_restart_and_one_that_goes_is_gone() {
 }
 
 #[tokio::test]
-async fn a_service_never_called_before_is_refused_in_true_words_while_the_control_plane_is_away() {
+async fn a_service_never_called_before_is_refused_with_the_cause_while_the_control_plane_is_down() {
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
@@ -380,7 +380,7 @@ async fn a_service_never_called_before_is_refused_in_true_words_while_the_contro
     assert_eq!(mesh.requests_seen_by("payments"), 0);
 
     mesh.control_plane().restart().await;
-    until("it can be asked again", async || {
+    until("the service is known", async || {
         web.get("payments", "/").await.status == StatusCode::OK
     })
     .await;

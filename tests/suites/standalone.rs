@@ -1,4 +1,4 @@
-//! One proxy from files, without a control plane.
+//! One proxy with its configuration in files, without a control plane.
 
 use http::StatusCode;
 use merlon_tests::{Client, app::App, mesh::Standalone, until};
@@ -20,7 +20,7 @@ metadata: { name: orders, namespace: shop }
 spec:
   targetRefs: [{ kind: Service, name: orders }]
   policies: |
-    @id("anybody-reads")
+    @id("anyone-reads")
     @reason("It is a trial on one machine.")
     permit(principal, action == Action::"GET", resource) when { context.path like "/open/*" };
 "#;
@@ -38,17 +38,17 @@ async fn a_sidecar_from_files_protects_its_program() {
     )
     .start()
     .await;
-    let stranger = Client::new(proxy.proxy().inbound(), "shop");
-    stranger.get("orders", "/open/1").await.is_ok();
-    let refused = stranger.get("orders", "/closed/1").await;
+    let client = Client::new(proxy.proxy().inbound(), "shop");
+    client.get("orders", "/open/1").await.is_ok();
+    let refused = client.get("orders", "/closed/1").await;
     refused.is_problem(StatusCode::FORBIDDEN, "authz.denied");
-    // A stranger is not told which policy there is.
+    // An unauthenticated client sees no policy name.
     assert!(refused.json()["policy"].is_null(), "{refused:?}");
     assert_eq!(app.seen().len(), 1);
 }
 
 #[tokio::test]
-async fn a_changed_file_is_taken_over_live_and_a_broken_one_is_refused_and_the_old_state_kept() {
+async fn a_changed_file_takes_effect_live_and_a_broken_one_is_rejected_and_the_old_state_stays() {
     let app = App::http().await;
     let proxy = Standalone::sidecar(
         "orders",
@@ -60,8 +60,8 @@ async fn a_changed_file_is_taken_over_live_and_a_broken_one_is_refused_and_the_o
     )
     .start()
     .await;
-    let stranger = Client::new(proxy.proxy().inbound(), "shop");
-    let status = async |path: &str| stranger.get("orders", path).await.status;
+    let client = Client::new(proxy.proxy().inbound(), "shop");
+    let status = async |path: &str| client.get("orders", path).await.status;
     assert_eq!(status("/closed/1").await, StatusCode::FORBIDDEN);
 
     proxy.write("policy.yaml", &POLICY.replace("/open/", "/closed/"));
@@ -75,7 +75,7 @@ async fn a_changed_file_is_taken_over_live_and_a_broken_one_is_refused_and_the_o
         "policy.yaml",
         &POLICY.replace("Action::\"GET\"", "Action::\"GTE\""),
     );
-    until("the broken file is complained about", async || {
+    until("the broken file is logged", async || {
         proxy.proxy().process_log().contains("GTE")
     })
     .await;
@@ -83,7 +83,7 @@ async fn a_changed_file_is_taken_over_live_and_a_broken_one_is_refused_and_the_o
     assert_eq!(status("/open/1").await, StatusCode::FORBIDDEN);
 
     proxy.write("policy.yaml", POLICY);
-    until("the mended file is live", async || {
+    until("the fixed file is live", async || {
         status("/open/1").await == StatusCode::OK
     })
     .await;
@@ -132,7 +132,7 @@ spec:
   targetRefs: [{{ kind: Gateway, name: edge }}]
   policies: |
     @id("public")
-    @reason("The shop is open to everybody.")
+    @reason("The shop is public.")
     permit(principal, action in Action::"http", resource) unless {{ context.path like "/orders/internal*" }};
 "#,
         port.port()
@@ -167,13 +167,13 @@ spec:
     refused.is_problem(StatusCode::FORBIDDEN, "authz.denied");
     assert!(
         refused.json()["policy"].is_null(),
-        "the outside is told no policy: {refused:?}"
+        "a client outside sees no policy name: {refused:?}"
     );
     assert_eq!((orders.seen().len(), web.seen().len()), (2, 1));
     assert_eq!(proxy.proxy().probe("/ready").await, 200);
 }
 
-/// A gateway on this port, open to everybody, in front of `orders`.
+/// A gateway on this port, open to all clients, in front of `orders`.
 fn gateway_on(port: u16, orders: &App) -> Standalone {
     let text = format!(
         r#"apiVersion: gateway.networking.k8s.io/v1
@@ -197,7 +197,7 @@ spec:
   targetRefs: [{{ kind: Gateway, name: edge }}]
   policies: |
     @id("public")
-    @reason("The shop is open to everybody.")
+    @reason("The shop is public.")
     permit(principal, action in Action::"http", resource);
 ---
 apiVersion: merlon.io/v1alpha1
@@ -219,7 +219,7 @@ spec: {{ serviceAccount: orders, meshAddress: {} }}
 }
 
 #[tokio::test]
-async fn a_gateway_whose_port_is_taken_is_not_ready_says_why_once_and_listens_once_it_is_free() {
+async fn a_gateway_whose_port_is_in_use_is_not_ready_logs_it_once_and_listens_when_it_is_free() {
     let app = App::http().await;
     let port = merlon_tests::ports::free();
     let taken = std::net::TcpListener::bind(("0.0.0.0", port.port())).unwrap();
@@ -227,32 +227,32 @@ async fn a_gateway_whose_port_is_taken_is_not_ready_says_why_once_and_listens_on
     let proxy = gateway.proxy();
     proxy.launch();
     let name = format!("listener `http` (port {})", port.port());
-    until("it says what it lacks", async || {
+    until("the page names the listener", async || {
         let page = proxy.page("/ready").await;
         page.contains("listener.failed") && page.contains(&name)
     })
     .await;
     assert_eq!(proxy.probe("/ready").await, 503);
     let page = proxy.page("/ready").await;
-    assert!(page.contains("another port"), "how to mend it: {page}");
+    assert!(page.contains("another port"), "how to fix it: {page}");
     drop(taken);
     proxy.until_ready().await;
     let browser = Client::new(port, "shop");
     browser.get("shop.example", "/").await.is_ok();
     let complaints = proxy.process_log();
-    let told = complaints.matches("a listener cannot be opened").count();
-    assert_eq!(told, 1, "once, however many workers tried: {complaints}");
+    let logged = complaints.matches("a listener cannot be opened").count();
+    assert_eq!(logged, 1, "once, however many workers tried: {complaints}");
     assert!(complaints.contains(&name), "{complaints}");
 }
 
 #[tokio::test]
-async fn two_gateways_never_share_a_port_and_the_second_takes_over_when_the_first_has_ended() {
+async fn two_gateways_never_share_a_port_and_the_second_takes_over_after_the_first_has_ended() {
     let (one, other) = (App::http().await, App::http().await);
     let port = merlon_tests::ports::free();
     let first = gateway_on(port.port(), &one).start().await;
     let second = gateway_on(port.port(), &other);
     second.proxy().launch();
-    until("the second says that it has no port", async || {
+    until("the second reports the listener", async || {
         let page = second.proxy().page("/ready").await;
         page.contains("listener `http`")
     })

@@ -8,7 +8,7 @@ use tonic::Code;
 use super::MESH;
 
 #[tokio::test]
-async fn a_certificate_is_given_on_the_token_of_a_living_pod_and_on_nothing_else() {
+async fn a_certificate_is_issued_for_the_token_of_an_existing_pod_and_for_nothing_else() {
     let api = ApiServer::start().await;
     api.apply(MESH).await;
     let replica = api.replica("one").await;
@@ -60,7 +60,7 @@ async fn a_certificate_is_given_on_the_token_of_a_living_pod_and_on_nothing_else
         assert_eq!(refused.code(), code, "{what}: {refused:?}");
     }
 
-    // Gone is gone, also under the same name.
+    // The token is refused after its pod is deleted, even when a pod of the same name exists.
     api.delete("/api/v1/namespaces/shop/pods/web").await;
     let refused = replica
         .issue(&trust, &web, &right)
@@ -78,13 +78,13 @@ async fn a_certificate_is_given_on_the_token_of_a_living_pod_and_on_nothing_else
         .issue(&trust, &again, &token)
         .await
         .expect("a certificate");
-    // The cluster renews the file under a proxy that waits.
+    // A proxy that waits picks up a renewed token file.
     let sidecar = api
         .sidecar(&again, &replica, SocketAddr::from(([127, 1, 0, 3], 0)))
         .await;
     std::fs::write(api.token_file(&again), "an-old-token").expect("a file");
     sidecar.launch();
-    until("it is refused", async || {
+    until("the old token is refused", async || {
         sidecar
             .process_log()
             .contains("not a service account token")
@@ -102,13 +102,12 @@ async fn a_certificate_is_given_on_the_token_of_a_living_pod_and_on_nothing_else
 }
 
 #[tokio::test]
-async fn a_certificate_renews_itself_alone_while_the_cluster_cannot_be_asked_and_not_after_its_pod()
-{
+async fn a_certificate_is_renewed_after_its_pod_is_gone_only_while_the_api_server_is_down() {
     let api = ApiServer::start().await;
     api.apply(MESH).await;
     let replica = api.replica("one").await;
     let web = api.pod("shop", "web", "127.1.0.3").await;
-    // The account goes on to have a pod when this one is gone.
+    // The service account still has a pod after this one is deleted.
     let _other = api.pod_of(("shop", "web"), "web-2", "127.1.0.4").await;
     let trust = api.trust("shop").await;
     let token = api.token_of(&web).await;
@@ -125,7 +124,7 @@ async fn a_certificate_renews_itself_alone_while_the_cluster_cannot_be_asked_and
     assert_eq!(refused.code(), Code::PermissionDenied);
     assert!(refused.message().contains("its pod's token"), "{refused:?}");
 
-    // Who cannot be asked cannot say no: what runs goes on.
+    // An API server that is down cannot refuse, so running workloads keep their identity.
     api.kill9();
     until("the control plane notices", async || {
         replica.page("/ready").await.1.contains("since when")
@@ -134,9 +133,9 @@ async fn a_certificate_renews_itself_alone_while_the_cluster_cannot_be_asked_and
     let refused = replica
         .renew(&issued)
         .await
-        .expect_err("it may be back soon");
+        .expect_err("the outage may be short");
     assert_eq!(refused.code(), Code::PermissionDenied);
-    wait::until_some("it is away for good", async || {
+    wait::until_some("the outage is long enough", async || {
         replica.renew(&issued).await.ok()
     })
     .await;

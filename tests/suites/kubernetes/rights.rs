@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{MESH, POLICY, Shop, WEB_MAY_GET, policy};
 
-/// The names are what matters: nobody is asked.
+/// Only the names matter: no webhook is called.
 const WEBHOOKS: &str = "
 apiVersion: admissionregistration.k8s.io/v1
 kind: MutatingWebhookConfiguration
@@ -88,7 +88,7 @@ async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
     }
     api.until_condition(POLICY, "Programmed", "True").await;
     shop.get().await.is_ok();
-    // Gateway API may come later than who follows it.
+    // Gateway API may be installed after the control plane has started.
     api.install_gateway_crds().await;
     api.apply(GATEWAY).await;
     let gateways = "/apis/gateway.networking.k8s.io/v1";
@@ -99,7 +99,7 @@ async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
     assert_eq!(reason, "ListenersNotValid");
     api.until_condition(&gateway, "Programmed", "False").await;
     let route = format!("{gateways}/namespaces/shop/httproutes/orders");
-    until("the route is told that it is accepted", async || {
+    until("the status of the route is accepted", async || {
         let parent = &api.get(&route).await["status"]["parents"][0];
         parent["conditions"][0]["status"] == "True"
     })
@@ -121,7 +121,7 @@ async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
         })
         .await;
     }
-    // A new root is known for a minute before it signs.
+    // A new root is distributed for a minute before it signs.
     wait::until_some_within(2 * wait::TIMEOUT, "the authority is replaced", async || {
         (api.get(authority).await["data"] != ending["data"]).then_some(())
     })
@@ -151,7 +151,7 @@ async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
                 !calls.iter().any(|call| {
                     (&call.group, &call.resource, &call.verb) == (group, resource, verb)
                         && (place.is_empty() || call.namespace == place)
-                        // What is looked for and not there was looked for.
+                        // A lookup that finds nothing is a use as well.
                         && (call.code < 400 || call.code == 404)
                 })
             })
