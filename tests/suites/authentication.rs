@@ -81,7 +81,7 @@ async fn is_refused(mesh: &Mesh, path: &str, token: &str, cause: &str) {
     }
 }
 
-// --- accepted tokens -------------------------------------------------------------------------------------------------
+// --- accepted tokens ------------------------------------------------------------------------------------------------
 
 #[tokio::test]
 async fn a_token_of_the_provider_is_accepted_and_the_log_names_its_user() {
@@ -171,7 +171,7 @@ async fn a_small_clock_difference_is_tolerated() {
         .is_ok();
 }
 
-// --- refused tokens --------------------------------------------------------------------------------------------------
+// --- refused tokens -------------------------------------------------------------------------------------------------
 
 #[tokio::test]
 async fn no_token_is_401_with_a_bare_challenge() {

@@ -232,7 +232,7 @@ async fn a_refused_grpc_call_is_permission_denied_and_the_program_sees_nothing()
 async fn a_refused_tcp_connection_is_closed_before_a_byte_reaches_the_program() {
     let mesh = mesh().await;
     let mut stream = connect(mesh.outbound("batch", "echo")).await;
-    // It may be closed before this is written.
+    // The proxy may close the connection before this is written.
     let _ = stream.write_all(b"hello").await;
     let mut back = Vec::new();
     let _ = stream.read_to_end(&mut back).await;

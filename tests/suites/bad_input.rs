@@ -112,7 +112,7 @@ async fn a_peer_of_the_mesh_cannot_tunnel_past_the_checks_of_an_http_service() {
         let length = u16::try_from(claim.len()).unwrap().to_be_bytes();
         let head = "GET /tunnelled HTTP/1.1\r\nhost: orders.shop\r\n\r\n";
         let bytes = [length.as_slice(), claim.as_bytes(), head.as_bytes()].concat();
-        // It may be closed before this is written.
+        // The proxy may close the connection before this is written.
         let _ = stream.write_all(&bytes).await;
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer).await;

@@ -275,7 +275,7 @@ async fn a_newer_version_and_its_rollback_lose_nothing(mesh: &Mesh) {
     let load = mesh.load();
     load.continues(100).await;
 
-    // Definitions first, as the guide says.
+    // Definitions first, as the guide requires.
     let definitions = newer.chart("merlon-crds");
     cluster
         .helm(&["upgrade", "merlon-crds", &definitions])
