@@ -115,7 +115,7 @@ async fn services_use_mutual_tls_transparently_and_are_closed_until_a_policy_per
         .await;
     let capture = cluster.wire();
     let each = format!("http://orders-each.{shop}.svc.cluster.local:8080/");
-    let caller = format!(
+    let caller_line = format!(
         "HTTP_MERLON_CALLER=spiffe://{}/ns/{shop}/sa/web\n",
         merlon::TRUST_DOMAIN
     );
@@ -134,7 +134,7 @@ async fn services_use_mutual_tls_transparently_and_are_closed_until_a_policy_per
             .await;
         let sealed = "HTTP_CANARY=sealed-by-the-mesh\n";
         assert!(head.out.contains(sealed), "{url}: {head:?}");
-        assert!(head.out.contains(&caller), "{url}: {head:?}");
+        assert!(head.out.contains(&caller_line), "{url}: {head:?}");
         assert!(!head.out.contains("forged"), "{url}: {head:?}");
     }
     assert!(capture.bytes() > 0);
