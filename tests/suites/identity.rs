@@ -203,8 +203,8 @@ async fn a_proxy_with_a_used_join_token_reports_how_to_get_another() {
 
     let fix = "merlon token create --identity shop/web";
     until("the proxy logs it as an error", async || {
-        let complaints = late.process_log();
-        let mut lines = complaints.lines();
+        let log = late.process_log();
+        let mut lines = log.lines();
         lines.any(|line| line.contains("\"ERROR\"") && line.contains(fix))
     })
     .await;

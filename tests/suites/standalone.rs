@@ -239,10 +239,10 @@ async fn a_gateway_whose_port_is_in_use_is_not_ready_logs_it_once_and_listens_wh
     proxy.until_ready().await;
     let browser = Client::new(port, "shop");
     browser.get("shop.example", "/").await.is_ok();
-    let complaints = proxy.process_log();
-    let logged = complaints.matches("a listener cannot be opened").count();
-    assert_eq!(logged, 1, "once, however many workers tried: {complaints}");
-    assert!(complaints.contains(&name), "{complaints}");
+    let log = proxy.process_log();
+    let logged = log.matches("a listener cannot be opened").count();
+    assert_eq!(logged, 1, "once, however many workers tried: {log}");
+    assert!(log.contains(&name), "{log}");
 }
 
 #[tokio::test]
