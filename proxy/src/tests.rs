@@ -7,6 +7,7 @@ mod gateway;
 mod harness;
 mod inbound;
 mod interception;
+mod layers;
 mod mesh;
 mod outbound;
 mod revocation;
