@@ -1,5 +1,5 @@
-//! The Markdown pages agree with the tree: links lead somewhere, and `docs/capabilities.md` names tests that exist.
-//! Needs no servers.
+//! The Markdown pages match the tree: links have a target, and `docs/capabilities.md` names tests that exist.
+//! These tests need no servers.
 
 use std::{
     collections::BTreeSet,
@@ -7,7 +7,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// The capabilities that are listed today, roughly: with fewer the page is not parsed as it is meant.
+/// Roughly the number of listed capabilities: with fewer rows, the page is not parsed correctly.
 const LEAST_ROWS: usize = 60;
 
 fn root() -> PathBuf {
@@ -17,7 +17,7 @@ fn root() -> PathBuf {
         .to_owned()
 }
 
-/// All files below a folder that end in this, without what is built or installed.
+/// All files below a folder with this extension, except build output and installed tools.
 fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).expect("a folder") {
@@ -57,7 +57,7 @@ fn tests_in(source: &str) -> BTreeSet<String> {
     found
 }
 
-/// The tests of a suite below `tests/suites`, or of a crate, whose name is written as in Rust. Empty if there is none.
+/// The tests of a suite below `tests/suites` or of a crate, named as in Rust. Empty if neither exists.
 fn tests_of(owner: &str) -> BTreeSet<String> {
     let suites = root().join("tests/suites");
     let suite = suites.join(format!("{owner}.rs"));
@@ -128,7 +128,7 @@ fn every_capability_names_tests_that_exist() {
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 
-/// The page without what is code: there, brackets are not links.
+/// The page without code, where brackets are not links.
 fn prose(page: &str) -> String {
     let mut fenced = false;
     let outside = page.lines().filter(|line| {
