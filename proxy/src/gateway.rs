@@ -71,7 +71,7 @@ pub(crate) async fn forward(
     };
     let matched = routes::listener(gateway, peer.own_port, name)
         .and_then(|listener| routes::find(gateway, listener, &asked))
-        .ok_or(Denial::NoRoute("no route of this gateway fits".into()))?;
+        .ok_or(Denial::NoRoute("no route of this gateway matches".into()))?;
     let backend = matched
         .backend(call.local.random.next())
         .ok_or(Denial::NoBackend)?;

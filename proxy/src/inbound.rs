@@ -148,7 +148,7 @@ fn receive(
     let (mut head, body) = request.into_parts();
     // Of two values it is unknown which one is meant. Those of clients outside the mesh are removed, whatever they are.
     if peer.is_meshed() && peer_header::is_repeated(&head.headers) {
-        let denial = Denial::Header("`merlon-peer` came twice");
+        let denial = Denial::Header("`merlon-peer` is repeated");
         return Err((denial, exchange));
     }
     let claim = head.headers.remove(peer_header::NAME);

@@ -111,18 +111,18 @@ pub(crate) fn socket(
         .shared
         .listeners
         .listen(address, name)
-        .map_err(|error| format!("{error}; {}", mending(&error)))?;
-    let socket = adopt(socket).ok_or("the system cannot serve it")?;
+        .map_err(|error| format!("{error}; {}", remedy(&error)))?;
+    let socket = adopt(socket).ok_or("the socket cannot be registered with the runtime")?;
     Ok((socket, part))
 }
 
-fn mending(error: &io::Error) -> &'static str {
+fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "end what listens there, or give one of the two another port",
+        io::ErrorKind::AddrInUse => "stop the other listener, or change the port of one of the two",
         io::ErrorKind::PermissionDenied => {
-            "take a port from 1024 on, or give the process CAP_NET_BIND_SERVICE"
+            "use a port of 1024 or above, or grant the process CAP_NET_BIND_SERVICE"
         }
-        io::ErrorKind::AddrNotAvailable => "take an address of this machine",
-        _ => "see the cause",
+        io::ErrorKind::AddrNotAvailable => "use an address of this machine",
+        _ => "see the error",
     }
 }

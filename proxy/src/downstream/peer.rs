@@ -90,7 +90,7 @@ impl Peer {
     pub(crate) fn dials(&self, target: &Target) -> Result<(), Denial> {
         match self.dialled {
             Some(port) if port != target.program.port() => Err(Denial::NoRoute(
-                "the service that is meant is not at the port that was called".into(),
+                "the requested service does not listen on the port that was called".into(),
             )),
             _ => Ok(()),
         }

@@ -53,7 +53,7 @@ pub(crate) async fn accept(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
     exchange.protocol = "tcp";
     let admitted = match timeout(PREAMBLE, read_claim(&mut stream)).await {
         Ok(Some(claim)) => admit(peer, &claim, &mut exchange),
-        _ => Err(Denial::NoRoute("the tunnel does not say where to".into())),
+        _ => Err(Denial::NoRoute("the tunnel names no destination".into())),
     };
     let (target, open_permit) = match admitted {
         Ok(admitted) => admitted,
@@ -111,7 +111,7 @@ pub(crate) fn admit(
     let target = Target::claimed(snapshot, &claim.service, claim.port, &peer.principal)
         .filter(|target| target.protocol == AppProtocol::Tcp)
         .ok_or(Denial::NoRoute(
-            "no service of this workload is meant".into(),
+            "the tunnel names no service of this workload".into(),
         ))?;
     let target = Rc::new(target);
     exchange.dst = Some(Rc::clone(&target.name));

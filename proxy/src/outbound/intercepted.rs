@@ -56,7 +56,7 @@ pub(crate) async fn accept(local: Rc<WorkerContext>, stream: TcpStream, address:
             tcp::forward_to(&local, stream, address, service_port, exchange).await;
         }
         AddressState::Closed => exchange.refused(Denial::NoRoute(
-            "somebody of the mesh is there, who serves nothing on this port".into(),
+            "the address belongs to a meshed workload that serves nothing on this port".into(),
         )),
         AddressState::Outside => outside(&local, stream, original_dst, exchange).await,
     }

@@ -133,7 +133,7 @@ pub(crate) async fn destination(
         .ask(name.clone())
         .await
         .map_err(|error| match error {
-            LookupError::Unknown => Denial::NoRoute("the mesh has no service of this name".into()),
+            LookupError::Unknown => Denial::NoRoute("no service of the mesh has this name".into()),
             LookupError::Unavailable => Denial::Unasked,
         })
 }

@@ -44,7 +44,7 @@ impl Claims {
                 socket
             }
             Some(held) => {
-                let why = format!("{} of this process has it", held.by);
+                let why = format!("{} of this process uses it", held.by);
                 return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
             }
             None => {

@@ -85,13 +85,15 @@ fn strip_nominated(headers: &mut HeaderMap) -> Result<(), Denial> {
                     || option.eq_ignore_ascii_case(b"http2-settings") => {}
                 _ if is_protected(option) => {
                     return Err(Denial::Header(
-                        "`Connection` names a header that is not its to name",
+                        "`Connection` names a header that is not hop-by-hop",
                     ));
                 }
                 _ => match HeaderName::from_bytes(option) {
                     Ok(name) => nominated.push(name),
                     Err(_) => {
-                        return Err(Denial::Header("`Connection` holds what is no header name"));
+                        return Err(Denial::Header(
+                            "`Connection` contains an invalid header name",
+                        ));
                     }
                 },
             }

@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(answer.headers[GRPC_STATUS], "8");
         assert_eq!(
             answer.headers[GRPC_MESSAGE],
-            "rate.limited: the limit `per-user 100%25` is spent; try again in 3 s"
+            "rate.limited: the rate limit `per-user 100%25` is exceeded; try again in 3 s"
         );
         assert_eq!(answer.headers[header::RETRY_AFTER], "3");
         assert!(answer.body.is_empty());

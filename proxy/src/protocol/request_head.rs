@@ -88,7 +88,7 @@ fn fields(map: &HeaderMap, version: Version) -> Result<u64, Denial> {
     let mut bytes = 0;
     for (name, value) in map {
         if name.as_str().as_bytes().contains(&b'_') {
-            return Err(Denial::Header("a header name holds `_`"));
+            return Err(Denial::Header("a header name contains `_`"));
         }
         bytes += name.as_str().len() + value.len() + 4;
     }
@@ -109,7 +109,7 @@ fn fields(map: &HeaderMap, version: Version) -> Result<u64, Denial> {
                 .iter()
                 .any(|name| map.get_all(name).iter().nth(1).is_some())
         {
-            return Err(Denial::Header("a header that may come once came twice"));
+            return Err(Denial::Header("a header that must be unique is repeated"));
         }
     }
     Ok(bytes as u64)
@@ -172,7 +172,9 @@ fn path(head: &mut Parts) -> Result<(), Denial> {
     let whole = uri.path_and_query().map_or("", uri::PathAndQuery::as_str);
     if whole == "*" || uri.path() == "*" {
         if head.method != Method::OPTIONS {
-            return Err(Denial::NoRoute("`*` is only for OPTIONS".into()));
+            return Err(Denial::NoRoute(
+                "the request target `*` is valid only for OPTIONS".into(),
+            ));
         }
         head.uri = Uri::from_static("*");
         return Ok(());

@@ -19,7 +19,7 @@ use crate::protocol::{http1::may_be_trailer, revocation::Revocation};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
     /// The sender broke off or broke the framing.
-    #[error("the body broke off")]
+    #[error("the body is incomplete")]
     Broken(#[from] hyper::Error),
     /// It grew past its limit.
     #[error("the body is larger than {0} bytes")]

@@ -73,7 +73,7 @@ impl Route {
         };
         let found = found.ok_or(Denial::NoRoute("the service has no such port".into()))?;
         if found.protocol == AppProtocol::Tcp {
-            return Err(Denial::NoRoute("this port does not speak HTTP".into()));
+            return Err(Denial::NoRoute("this port is not an HTTP port".into()));
         }
         let claim = |proto| {
             let claim = Claim {

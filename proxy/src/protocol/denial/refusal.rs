@@ -44,7 +44,7 @@ pub struct Refusal<'d> {
 /// The last segment of a problem's `type`, and its title.
 pub(super) type ProblemType = (&'static str, &'static str);
 
-const DEADLINE: ProblemType = ("deadline", "Too late");
+const DEADLINE: ProblemType = ("deadline", "Deadline exceeded");
 const INTERNAL: ProblemType = ("internal", "Internal error");
 const INVALID: ProblemType = ("invalid", "Invalid request");
 const KEYS_UNAVAILABLE: ProblemType = ("keys-unavailable", "Keys not available");
@@ -52,10 +52,10 @@ const MALFORMED: ProblemType = ("malformed", "Malformed request");
 const MEDIA_TYPE: ProblemType = ("media-type", "Media type not accepted");
 const METHOD: ProblemType = ("method-not-allowed", "Method not allowed");
 const NOT_PERMITTED: ProblemType = ("not-permitted", "Not permitted");
-const NO_ROUTE: ProblemType = ("no-route", "Nothing answers here");
-const OVERLOADED: ProblemType = ("overloaded", "Not available");
+const NO_ROUTE: ProblemType = ("no-route", "No route");
+const OVERLOADED: ProblemType = ("overloaded", "Service unavailable");
 const QUOTA_SPENT: ProblemType = ("quota-spent", "Too many requests");
-const TIMEOUT: ProblemType = ("timeout", "Too slow");
+const TIMEOUT: ProblemType = ("timeout", "Request timed out");
 const TOO_LARGE: ProblemType = ("too-large", "Too large");
 const UNAUTHENTICATED: ProblemType = ("unauthenticated", "Not authenticated");
 const UPSTREAM: ProblemType = ("upstream-failed", "Upstream failed");
@@ -81,59 +81,57 @@ impl<'d> Refusal<'d> {
                 MALFORMED,
                 "this host is not served on this connection",
             ),
-            Denial::Path(problem) => {
-                Self::new(400, "http.path", MALFORMED, Text::Display(problem))
-            }
+            Denial::Path(problem) => Self::new(400, "http.path", MALFORMED, Text::Display(problem)),
             Denial::TokenInQuery => Self::new(
                 400,
                 "authn.malformed",
                 UNAUTHENTICATED,
-                "a token must not stand in a query",
+                "a token must not be sent in the query",
             ),
             Denial::Method => {
                 let allow = Some(METHODS.to_owned());
                 Self {
                     allow,
-                    ..Self::new(405, "http.method", METHOD, "this method is not served")
+                    ..Self::new(405, "http.method", METHOD, "this method is not supported")
                 }
             }
             Denial::Expectation => Self::new(
                 417,
                 "http.header",
                 MALFORMED,
-                "only `100-continue` can be expected",
+                "`Expect` supports only `100-continue`",
             ),
             Denial::HeadTooLarge => Self::new(
                 431,
                 "http.limit",
                 TOO_LARGE,
-                "the headers are larger than 65536 bytes or more than 100",
+                "the headers exceed 65536 bytes, or there are more than 100",
             ),
             Denial::TargetTooLong => Self::new(
                 414,
                 "http.limit",
                 TOO_LARGE,
-                "path and query are longer than 8192 bytes",
+                "the path and query are longer than 8192 bytes",
             ),
             Denial::BodyTooLarge(limit) => {
                 Self::new(413, "http.limit", TOO_LARGE, Text::BodyTooLarge(*limit))
             }
-            Denial::BodyTimeout => Self::new(
-                408,
-                "http.timeout",
-                TIMEOUT,
-                "the body did not come in time",
+            Denial::BodyTimeout => {
+                Self::new(408, "http.timeout", TIMEOUT, "the request body timed out").closing()
+            }
+            Denial::BodyBroken => Self::new(
+                400,
+                "http.framing",
+                MALFORMED,
+                "the request body is incomplete or malformed",
             )
             .closing(),
-            Denial::BodyBroken => {
-                Self::new(400, "http.framing", MALFORMED, "the body broke off").closing()
-            }
             Denial::NoRoute(sentence) => Self::new(404, "http.no_route", NO_ROUTE, &**sentence),
             Denial::NoBackend => Self::new(
                 500,
                 "upstream.no_backend",
                 UPSTREAM,
-                "the route leads nowhere",
+                "the route has no backend",
             ),
             Denial::TokenMissing => Self::new(
                 401,
@@ -146,7 +144,7 @@ impl<'d> Refusal<'d> {
                 401,
                 "authn.malformed",
                 UNAUTHENTICATED,
-                "`Authorization` is not one bearer token",
+                "`Authorization` must hold exactly one bearer token",
             )
             .challenging("Bearer error=\"invalid_request\""),
             Denial::Token(problem @ TokenProblem::KeysUnavailable { .. }) => Self::new(
@@ -169,14 +167,14 @@ impl<'d> Refusal<'d> {
                 401,
                 "authn.invalid_token",
                 UNAUTHENTICATED,
-                "the token expired before there was an answer",
+                "the token expired before the response started",
             )
             .challenging(INVALID_TOKEN)
             .caused_by(Text::Expired(*at))
             .recorded(),
             Denial::Policy(deny) => {
                 let (problem, detail) = match (deny.status(), deny.reason()) {
-                    (403, None) => (NOT_PERMITTED, "policy does not permit this".into()),
+                    (403, None) => (NOT_PERMITTED, "policy does not permit this request".into()),
                     (403, Some(reason)) => (NOT_PERMITTED, reason.into()),
                     (_, Some(reason)) => (MALFORMED, reason.into()),
                     (_, None) => (MALFORMED, Text::Display(&**deny)),
@@ -192,7 +190,7 @@ impl<'d> Refusal<'d> {
                 403,
                 "authz.denied",
                 NOT_PERMITTED,
-                "policy no longer permits this",
+                "policy no longer permits this request",
             )
             .recorded(),
             Denial::RateLimited { limit, retry_after } => {
@@ -200,9 +198,13 @@ impl<'d> Refusal<'d> {
                 Self::new(429, "rate.limited", QUOTA_SPENT, detail).retrying(*retry_after)
             }
             Denial::Invalid(violation) => Self::invalid(violation),
-            Denial::Overload => {
-                Self::new(503, "overload", OVERLOADED, "too much at once; try again").retrying(SOON)
-            }
+            Denial::Overload => Self::new(
+                503,
+                "overload",
+                OVERLOADED,
+                "too many requests in progress; try again",
+            )
+            .retrying(SOON),
             Denial::Unconfigured => Self::new(
                 503,
                 "config.unavailable",
@@ -214,7 +216,7 @@ impl<'d> Refusal<'d> {
                 503,
                 "config.unavailable",
                 OVERLOADED,
-                "the proxy does not know this service yet, and the control plane cannot be asked about it now",
+                "the proxy does not know this service yet, and the control plane is unavailable",
             )
             .retrying(SOON),
             Denial::Egress => Self::new(
@@ -228,7 +230,7 @@ impl<'d> Refusal<'d> {
                 500,
                 "internal.panic",
                 INTERNAL,
-                "the proxy failed at this request",
+                "an internal error occurred",
             ),
         }
     }
@@ -264,25 +266,25 @@ impl<'d> Refusal<'d> {
                 503,
                 "upstream.no_endpoint",
                 UPSTREAM,
-                "nothing serves this at the moment",
+                "no healthy endpoint is available",
             ),
             Upstream::Connect => (
                 503,
                 "upstream.connect",
                 UPSTREAM,
-                "the upstream cannot be reached",
+                "cannot connect to the upstream",
             ),
             Upstream::ConnectTimeout => (
                 503,
                 "upstream.connect_timeout",
                 UPSTREAM,
-                "connecting to the upstream took too long",
+                "connecting to the upstream timed out",
             ),
             Upstream::Handshake => (
                 503,
                 "upstream.identity",
                 UPSTREAM,
-                "what answered is not the workload that was meant",
+                "the upstream's identity is not the expected one",
             ),
             Upstream::Dns => (
                 503,
@@ -294,19 +296,19 @@ impl<'d> Refusal<'d> {
                 502,
                 "upstream.reset",
                 UPSTREAM,
-                "the upstream broke off before it answered",
+                "the upstream closed the connection before its response was complete",
             ),
             Upstream::Protocol => (
                 502,
                 "upstream.protocol",
                 UPSTREAM,
-                "what the upstream answered is not HTTP",
+                "the upstream's response is not valid HTTP",
             ),
             Upstream::Timeout => (
                 504,
                 "upstream.timeout",
                 DEADLINE,
-                "the upstream took too long to answer",
+                "the upstream did not respond in time",
             ),
         };
         Self::new(status, reason, problem, sentence)
@@ -425,7 +427,10 @@ impl fmt::Display for Text<'_> {
             Self::Display(value) => value.fmt(f),
             Self::BodyTooLarge(limit) => write!(f, "the body is larger than {limit} bytes"),
             Self::RateLimited(limit, seconds) => {
-                write!(f, "the limit `{limit}` is spent; try again in {seconds} s")
+                write!(
+                    f,
+                    "the rate limit `{limit}` is exceeded; try again in {seconds} s"
+                )
             }
             Self::Expired(at) => write!(f, "the token expired at {at}"),
         }

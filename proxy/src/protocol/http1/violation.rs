@@ -72,27 +72,27 @@ impl Violation {
     /// What was wrong, for the caller; never what it sent.
     pub const fn sentence(self) -> &'static str {
         match self {
-            Self::LineEnd => "a line does not end in CR LF, or CR stands within a line",
+            Self::LineEnd => "a line does not end in CR LF, or contains a bare CR",
             Self::RequestLine => "the request line is malformed",
-            Self::Version => "only HTTP/1.1, HTTP/1.0 and HTTP/2 are spoken here",
+            Self::Version => "only HTTP/1.0, HTTP/1.1 and HTTP/2 are supported",
             Self::Target => "the request target is malformed",
             Self::TargetTooLong => "the request target is longer than 8192 bytes",
-            Self::FieldName => "a header name is not a token, holds `_`, or is followed by space",
-            Self::FieldValue => "a header value holds a control byte",
-            Self::Folded => "a header is folded over several lines",
+            Self::FieldName => {
+                "a header name is not a token, contains `_`, or is followed by a space"
+            }
+            Self::FieldValue => "a header value contains a control character",
+            Self::Folded => "a header value is folded over several lines",
             Self::HeadTooLarge => "the headers are larger than 65536 bytes",
             Self::TooManyFields => "there are more than 100 headers",
-            Self::Host => "there must be exactly one `Host`",
-            Self::Repeated => "a header that may come once came twice",
-            Self::ContentLength => "`Content-Length` is not one plain number",
+            Self::Host => "there must be exactly one `Host` header",
+            Self::Repeated => "a header that must be unique is repeated",
+            Self::ContentLength => "`Content-Length` is not a single decimal number",
             Self::TransferEncoding => "`Transfer-Encoding` is not exactly one `chunked`",
-            Self::LengthAndEncoding => {
-                "`Content-Length` and `Transfer-Encoding` stand side by side"
-            }
+            Self::LengthAndEncoding => "`Content-Length` and `Transfer-Encoding` are both present",
             Self::Chunk => "the chunked body is malformed",
             Self::ChunkExtensions => "the chunk extensions are larger than 16384 bytes",
             Self::Trailer => "a trailer is malformed or not allowed",
-            Self::Timeout => "the headers did not come in time",
+            Self::Timeout => "the request headers timed out",
         }
     }
 }

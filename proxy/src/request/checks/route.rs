@@ -19,10 +19,10 @@ pub(crate) fn route(call: &mut Call, target: Option<Rc<Target>>) -> Result<Route
         return Err(Denial::Unconfigured);
     }
     let target = target.ok_or(Denial::NoRoute(
-        "no service of this workload is meant".into(),
+        "the request names no service of this workload".into(),
     ))?;
     if target.protocol == AppProtocol::Tcp {
-        return Err(Denial::NoRoute("this port does not speak HTTP".into()));
+        return Err(Denial::NoRoute("this port is not an HTTP port".into()));
     }
     call.exchange.dst = Some(Rc::clone(&target.name));
     call.route = target
