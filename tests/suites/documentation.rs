@@ -128,6 +128,26 @@ fn every_capability_names_tests_that_exist() {
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 
+#[test]
+fn every_path_in_the_guide_for_contributors_exists() {
+    let page = fs::read_to_string(root().join("CONTRIBUTING.md")).expect("the page");
+    let mut missing = Vec::new();
+    let mut paths = 0;
+    for code in page.split('`').skip(1).step_by(2) {
+        let path = code.split_whitespace().next().unwrap_or_default();
+        let folder = path.split('/').next().unwrap_or_default();
+        let is_path = path.contains('/') && !path.contains(['<', '*']) && !folder.is_empty();
+        if is_path && root().join(folder).is_dir() {
+            paths += 1;
+            if !root().join(path).exists() {
+                missing.push(path);
+            }
+        }
+    }
+    assert!(paths >= 20, "only {paths} paths were found");
+    assert!(missing.is_empty(), "these do not exist: {missing:?}");
+}
+
 /// The page without code, where brackets are not links.
 fn prose(page: &str) -> String {
     let mut fenced = false;
