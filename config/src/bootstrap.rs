@@ -1,6 +1,6 @@
-//! What a process is told at its start: a small YAML file of the same fields as its flags.
+//! The start-up settings of a process: a small YAML file with the same fields as its flags.
 //!
-//! A flag beats the environment and the environment beats the file, field by field; hence every field may be left out.
+//! For each field, a flag overrides the environment and the environment overrides the file, so every field is optional.
 
 use std::{
     net::SocketAddr,
@@ -24,64 +24,65 @@ use crate::{
     unit::Span,
 };
 
-/// The start of a `merlon-proxy`. Relative paths are meant from the file's folder.
+/// Start-up settings of `merlon-proxy`. Relative paths are relative to the file's directory.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ProxyBootstrap {
     /// Runs without a control plane, from the resource files in this directory.
     pub standalone: Option<PathBuf>,
-    /// Whom the workload that this proxy stands beside runs as: `namespace/service-account`, as `shop/orders`.
+    /// The service account of this sidecar's workload, written `namespace/service-account`, for example `shop/orders`.
     pub identity: Option<WorkloadId>,
-    /// The Gateway that this proxy is, as `shop/edge`. It runs as `shop/edge`, or as `identity` when that is given.
+    /// The Gateway that this proxy runs, for example `shop/edge`. Its service account is `shop/edge`, or `identity` if set.
     pub gateway: Option<ServiceName>,
-    /// Which Workload this proxy stands beside, by name, where several with different settings run as `identity`.
+    /// The name of this sidecar's Workload. Needed only if several Workloads with different settings share `identity`.
     pub workload: Option<ResourceName>,
-    /// Where the control plane is, as `https://127.0.0.1:7564`.
+    /// The control plane's URL, for example `https://127.0.0.1:7564`.
     pub control_plane: Option<Url>,
-    /// The namespace in which the control plane's identity is. Default: `merlon-system`.
+    /// The namespace of the control plane's identity. Default: `merlon-system`.
     pub root_namespace: Option<Namespace>,
-    /// The join token for the first certificate. A file (`joinTokenFile`) keeps it apart from what is shown around.
+    /// The join token for the first certificate. Prefer `joinTokenFile`, so that this file holds no secret.
     #[schemars(with = "Option<String>")]
     pub join_token: Option<SecretString>,
     /// A file that holds the join token.
     pub join_token_file: Option<PathBuf>,
-    /// In a cluster, instead of a join token: a file that holds the pod's projected token of the audience `merlon`.
+    /// In Kubernetes, instead of a join token: a file that holds the pod's projected token with the audience `merlon`.
     pub token_file: Option<PathBuf>,
-    /// With `tokenFile`: a file that holds the trust domain. Default: `trust-domain` beside `trustBundle`.
+    /// With `tokenFile`: a file that holds the trust domain. Default: `trust-domain` in the directory of `trustBundle`.
     pub trust_domain_file: Option<PathBuf>,
-    /// PEM file with the mesh's roots; left out: the root that the join token pins.
+    /// PEM file with the mesh's root certificates. If omitted, the root that the join token pins.
     pub trust_bundle: Option<PathBuf>,
     /// PEM file with this proxy's certificate chain, leaf first. Only with `standalone`, `key` and `trustBundle`.
     pub certificate: Option<PathBuf>,
     /// PEM file with the certificate's private key (PKCS#8). Only with `certificate`.
     pub key: Option<PathBuf>,
-    /// Where the key, the certificate and the last snapshot are kept over a restart. Left out: nowhere.
+    /// Directory that keeps the key, the certificate and the last snapshot across restarts. If omitted, nothing is kept.
     pub state_dir: Option<PathBuf>,
-    /// Where the program finds the secrets that it was granted as files; a memory file system. Left out: nowhere.
+    /// Directory for secrets that are granted to the program as files, on a memory file system. If omitted, no files are
+    /// written.
     pub secrets_dir: Option<PathBuf>,
-    /// Where other proxies reach this one. Default: `0.0.0.0:7561`.
+    /// The address that other proxies connect to. Default: `0.0.0.0:7561`.
     #[schemars(with = "Option<String>")]
     pub inbound: Option<SocketAddr>,
-    /// Where the program finds services. Default: `127.0.0.1:7560`.
+    /// The address through which the program calls services. Default: `127.0.0.1:7560`.
     #[schemars(with = "Option<String>")]
     pub outbound: Option<SocketAddr>,
-    /// Whether rules, as those of `merlon-intercept`, lead connections to `inbound` and `outbound` that were meant to go
-    /// elsewhere. Default: `false`.
+    /// Whether firewall rules, such as those of `merlon-intercept`, redirect connections with other destinations to
+    /// `inbound` and `outbound`. Default: `false`.
     pub interception: Option<bool>,
-    /// `/live`, `/ready`, `/metrics`. Default: `127.0.0.1:7562`.
+    /// The address of `/live`, `/ready` and `/metrics`. Default: `127.0.0.1:7562`.
     #[schemars(with = "Option<String>")]
     pub admin: Option<SocketAddr>,
-    /// Where a Kubernetes node's probes of the program are answered, each by the very same probe at the program. Only with
-    /// `probes`; left out: nowhere.
+    /// The address for the kubelet's probes of the program. The proxy answers each probe by sending the same probe to the
+    /// program. Requires `probes`. If omitted, probes are not served.
     #[schemars(with = "Option<String>")]
     pub probes_address: Option<SocketAddr>,
-    /// Those probes, by the path at `probesAddress`.
+    /// The probes of `probesAddress`, by path.
     pub probes: Option<Probes>,
-    /// Threads that carry requests. 1–1024; default: the CPUs that may be used.
+    /// Number of threads that process requests. 1–1024; default: the number of available CPUs.
     pub workers: Option<u16>,
     /// Which requests are logged. Default: `all`.
     pub access_log: Option<AccessLogMode>,
-    /// How long open requests may take to finish at the end. Default: `30s`.
+    /// How long open requests may take to finish at shutdown. Default: `30s`.
     pub drain_timeout: Option<Span>,
 }
 
@@ -89,43 +90,43 @@ pub struct ProxyBootstrap {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, serde::Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum AccessLogMode {
-    /// Each one.
+    /// All requests.
     #[default]
     All,
-    /// Those that Merlon refused.
+    /// Requests that Merlon denied.
     Refusals,
-    /// None.
+    /// No requests.
     Off,
 }
 
-/// The start of a `merlon-control-plane`. Relative paths are meant from the file's folder.
+/// Start-up settings of `merlon-control-plane`. Relative paths are relative to the file's directory.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ControlPlaneBootstrap {
     /// The directory of resource files.
     pub config: Option<PathBuf>,
-    /// Whether resources are those of a Kubernetes cluster, instead of `config`. Default: false.
+    /// Whether resources come from a Kubernetes cluster, instead of `config`. Default: false.
     pub kubernetes: Option<bool>,
-    /// With `kubernetes`: the name of this replica, which is its pod's. Default: the host's name.
+    /// With `kubernetes`: the name of this replica, which is the name of its pod. Default: the host name.
     pub replica: Option<String>,
     /// With `kubernetes`: the namespace of Merlon's own objects. Default: `merlon-system`.
     pub namespace: Option<String>,
-    /// With `kubernetes`: whether Gateway API is served too. Default: false.
+    /// With `kubernetes`: whether Gateway API is supported. Default: false.
     pub gateway_api: Option<bool>,
-    /// With `kubernetes`: file of the injector's settings; with it the admission webhooks are served.
+    /// With `kubernetes`: file with the injector's settings. It enables the admission webhooks.
     pub injection: Option<PathBuf>,
-    /// With `injection`: where the API server calls the admission webhooks. Default: `0.0.0.0:7566`.
+    /// With `injection`: the address of the admission webhooks, which the API server calls. Default: `0.0.0.0:7566`.
     #[schemars(with = "Option<String>")]
     pub webhook: Option<SocketAddr>,
-    /// Where proxies reach it. Default: `0.0.0.0:7564`.
+    /// The address that proxies connect to. Default: `0.0.0.0:7564`.
     #[schemars(with = "Option<String>")]
     pub listen: Option<SocketAddr>,
     /// The Unix socket for administration. Default: `admin.sock` in `stateDir`.
     pub admin_socket: Option<PathBuf>,
-    /// `/live`, `/ready`, `/metrics`. Default: `127.0.0.1:7565`.
+    /// The address of `/live`, `/ready` and `/metrics`. Default: `127.0.0.1:7565`.
     #[schemars(with = "Option<String>")]
     pub admin: Option<SocketAddr>,
-    /// Where the embedded CA, join tokens and history are kept.
+    /// Directory that keeps the embedded CA, join tokens and history.
     pub state_dir: Option<PathBuf>,
 }
 
@@ -133,7 +134,7 @@ impl ProxyBootstrap {
     /// Reads a bootstrap file.
     ///
     /// # Errors
-    /// Everything that is wrong in it.
+    /// All problems in the file.
     pub fn load(file: &Path) -> Result<Self, Report> {
         let mut this: Self = load(file)?;
         let paths = [
@@ -147,14 +148,14 @@ impl ProxyBootstrap {
             &mut this.state_dir,
             &mut this.secrets_dir,
         ];
-        from_folder_of(file, paths);
+        resolve_from(file, paths);
         Ok(this)
     }
 
-    /// The same from a text in memory; paths stay as they are.
+    /// Reads a bootstrap file from memory. Relative paths stay relative.
     ///
     /// # Errors
-    /// Everything that is wrong in it.
+    /// All problems in the file.
     pub fn parse(file: &str, text: &str) -> Result<Self, Report> {
         parse(file, text)
     }
@@ -164,7 +165,7 @@ impl ControlPlaneBootstrap {
     /// Reads a bootstrap file.
     ///
     /// # Errors
-    /// Everything that is wrong in it.
+    /// All problems in the file.
     pub fn load(file: &Path) -> Result<Self, Report> {
         let mut this: Self = load(file)?;
         let paths = [
@@ -173,20 +174,20 @@ impl ControlPlaneBootstrap {
             &mut this.admin_socket,
             &mut this.state_dir,
         ];
-        from_folder_of(file, paths);
+        resolve_from(file, paths);
         Ok(this)
     }
 
-    /// The same from a text in memory; paths stay as they are.
+    /// Reads a bootstrap file from memory. Relative paths stay relative.
     ///
     /// # Errors
-    /// Everything that is wrong in it.
+    /// All problems in the file.
     pub fn parse(file: &str, text: &str) -> Result<Self, Report> {
         parse(file, text)
     }
 }
 
-fn from_folder_of<const N: usize>(file: &Path, paths: [&mut Option<PathBuf>; N]) {
+fn resolve_from<const N: usize>(file: &Path, paths: [&mut Option<PathBuf>; N]) {
     let Some(folder) = file.parent() else {
         return;
     };
@@ -196,13 +197,13 @@ fn from_folder_of<const N: usize>(file: &Path, paths: [&mut Option<PathBuf>; N])
     }
 }
 
-/// What serde cannot know: fields that do not go together, and ranges.
-pub(crate) trait Sensible {
-    /// Each field that makes no sense, with why.
+/// Checks that serde cannot do: ranges, and fields that exclude or require each other.
+pub(crate) trait Validate {
+    /// Each invalid field with its message.
     fn problems(&self) -> Vec<(&'static str, &'static str)>;
 }
 
-impl Sensible for ProxyBootstrap {
+impl Validate for ProxyBootstrap {
     fn problems(&self) -> Vec<(&'static str, &'static str)> {
         let mut found = Vec::new();
         let mut when = |wrong: bool, field, message| {
@@ -213,7 +214,7 @@ impl Sensible for ProxyBootstrap {
         when(
             self.workload.is_some() && self.gateway.is_some(),
             "workload",
-            "a proxy stands beside a `workload` or is a `gateway`, not both",
+            "`workload` and `gateway` are mutually exclusive: a proxy is either a sidecar or a gateway",
         );
         when(
             self.certificate.is_some() != self.key.is_some(),
@@ -222,29 +223,29 @@ impl Sensible for ProxyBootstrap {
             } else {
                 "certificate"
             },
-            "`certificate` and `key` belong together",
+            "`certificate` and `key` must be set together",
         );
         when(
             self.certificate.is_some() && self.control_plane.is_some(),
             "certificate",
-            "the control plane issues this proxy's certificate: `certificate` is only for `standalone`",
+            "`certificate` is only for `standalone`: the control plane issues this proxy's certificate",
         );
         when(
             self.standalone.is_some() && self.control_plane.is_some(),
             "controlPlane",
-            "a proxy is `standalone` or follows a `controlPlane`, not both",
+            "`standalone` and `controlPlane` are mutually exclusive",
         );
         when(
             self.join_token.is_some() && self.join_token_file.is_some(),
             "joinTokenFile",
-            "the join token stands here (`joinToken`) or in a file (`joinTokenFile`), not both",
+            "`joinToken` and `joinTokenFile` are mutually exclusive",
         );
         when(
             self.control_plane
                 .as_ref()
                 .is_some_and(|url| url.scheme() != "https"),
             "controlPlane",
-            "the control plane is reached by `https` only",
+            "the control plane's URL must begin with `https://`",
         );
         when(
             self.probes.is_some() != self.probes_address.is_some(),
@@ -253,7 +254,7 @@ impl Sensible for ProxyBootstrap {
             } else {
                 "probesAddress"
             },
-            "`probes` and `probesAddress` belong together",
+            "`probes` and `probesAddress` must be set together",
         );
         when(
             self.workers
@@ -265,18 +266,17 @@ impl Sensible for ProxyBootstrap {
     }
 }
 
-impl Sensible for ControlPlaneBootstrap {
+impl Validate for ControlPlaneBootstrap {
     fn problems(&self) -> Vec<(&'static str, &'static str)> {
         let both = self.kubernetes == Some(true) && self.config.is_some();
-        let message =
-            "resources come from a cluster (`kubernetes`) or from files (`config`), not both";
+        let message = "`kubernetes` and `config` are mutually exclusive: resources come from a cluster or from files";
         both.then_some(("kubernetes", message))
             .into_iter()
             .collect()
     }
 }
 
-pub(crate) fn load<T: DeserializeOwned + Default + Sensible>(file: &Path) -> Result<T, Report> {
+pub(crate) fn load<T: DeserializeOwned + Default + Validate>(file: &Path) -> Result<T, Report> {
     let name = file.display().to_string();
     match text_of(file) {
         Ok(text) => parse(&name, &text),
@@ -284,7 +284,7 @@ pub(crate) fn load<T: DeserializeOwned + Default + Sensible>(file: &Path) -> Res
     }
 }
 
-pub(crate) fn parse<T: DeserializeOwned + Default + Sensible>(
+pub(crate) fn parse<T: DeserializeOwned + Default + Validate>(
     file: &str,
     text: &str,
 ) -> Result<T, Report> {
@@ -304,15 +304,15 @@ pub(crate) fn parse<T: DeserializeOwned + Default + Sensible>(
                 }
                 value
             }
-            Err(misfits) => {
-                for misfit in misfits {
-                    error(misfit.at, &misfit.path, &misfit.message, misfit.hint);
+            Err(mismatches) => {
+                for one in mismatches {
+                    error(one.at, &one.path, &one.message, one.hint);
                 }
                 T::default()
             }
         },
         [_, second, ..] => {
-            let message = "a second document: a bootstrap file has only one";
+            let message = "unexpected second document: a bootstrap file has only one";
             error(second.at, "", message, None);
             T::default()
         }
@@ -329,13 +329,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_file_says_nothing_and_is_right() {
+    fn an_empty_file_is_valid_and_sets_nothing() {
         let bootstrap = ProxyBootstrap::parse("proxy.yaml", "# nothing yet\n").unwrap();
         assert!(bootstrap.identity.is_none());
     }
 
     #[test]
-    fn everything_wrong_in_a_bootstrap_file_is_told_at_once() {
+    fn all_problems_of_a_bootstrap_file_are_reported_at_once() {
         let text = "\
 identity: shop
 gateway: shop/edge
@@ -350,7 +350,7 @@ drainTimeout: 30
     }
 
     #[test]
-    fn fields_that_exclude_each_other_are_told() {
+    fn mutually_exclusive_fields_are_reported() {
         let text = "\
 gateway: shop/edge
 workload: web
@@ -379,7 +379,7 @@ workers: 2000
     }
 
     #[test]
-    fn paths_are_meant_from_the_folder_of_the_file() {
+    fn paths_are_relative_to_the_directory_of_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("control-plane.yaml");
         std::fs::write(&file, "config: shop\nstateDir: /var/lib/merlon\n").unwrap();

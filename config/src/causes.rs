@@ -1,11 +1,11 @@
-//! What went wrong, with everything that caused it.
+//! Formats an error together with its causes.
 
 use std::{error::Error, iter};
 
-/// An error and its causes in one line, for those whose own words leave the causes out: `cannot read: no such file`.
+/// An error and its causes in one line, for errors whose own message does not include them: `cannot read: no such file`.
 pub fn chain(error: &dyn Error) -> String {
     let causes = iter::successors(error.source(), |cause| (**cause).source());
-    causes.fold(error.to_string(), |said, cause| format!("{said}: {cause}"))
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 #[cfg(test)]
@@ -17,10 +17,10 @@ mod tests {
     struct Caused(&'static str, #[source] Option<Box<Self>>);
 
     #[test]
-    fn causes_are_told_in_their_order() {
+    fn causes_are_listed_in_order() {
         let root = Caused("no route", None);
         let middle = Caused("cannot connect", Some(Box::new(root)));
-        let whole = Caused("cannot ask", Some(Box::new(middle)));
-        assert_eq!(chain(&whole), "cannot ask: cannot connect: no route");
+        let outer = Caused("request failed", Some(Box::new(middle)));
+        assert_eq!(chain(&outer), "request failed: cannot connect: no route");
     }
 }

@@ -1,6 +1,6 @@
-//! Whether the resources make sense together: what refers to what, what excludes what, and what is out of range.
+//! Checks the resources together: references, contradictions and ranges.
 //!
-//! One kind, one file; each says everything that is wrong, and goes on.
+//! Each kind has its own file. A check reports every problem and continues.
 
 mod authentication;
 mod gateway;
@@ -22,46 +22,46 @@ use crate::{
     resources::Resources,
 };
 
-/// That something is named, whether or not the rest of it can be read.
+/// A resource that is declared, whether or not the rest of its document can be read.
 #[derive(Debug, Clone)]
-pub(crate) struct Claim {
+pub(crate) struct Declaration {
     pub(crate) kind: &'static str,
     pub(crate) namespace: Namespace,
     pub(crate) name: ResourceName,
     pub(crate) origin: String,
 }
 
-/// What was read, as the checks see it.
+/// What was read: the input of the checks.
 pub(crate) struct Checked<'a> {
     pub(crate) resources: &'a Resources,
-    pub(crate) claims: &'a [Claim],
-    /// Whether it is known of every document what it names: only then is something that is not there missing.
+    pub(crate) declared: &'a [Declaration],
+    /// Whether the name and kind of every document are known. Only then are undeclared resources reported as missing.
     pub(crate) complete: bool,
-    /// Whether a target that is not there is a reason to warn, and not to refuse.
-    pub(crate) targets_may_come_later: bool,
-    /// The directory, for what is wrong with no file of it.
+    /// Whether a missing target is a warning instead of an error.
+    pub(crate) allow_missing_targets: bool,
+    /// The directory, for problems that belong to no file.
     pub(crate) place: &'a str,
 }
 
 impl Checked<'_> {
-    /// Whether every resource of a kind that is named could also be read.
+    /// Whether every declared resource of a kind could be read.
     pub(crate) fn all_read(&self, kind: &str) -> bool {
-        let named = self.claims.iter().filter(|claim| claim.kind == kind);
+        let declared = self.declared.iter().filter(|one| one.kind == kind);
         let read = self.resources.list.iter();
         self.complete
-            && named.count() == read.filter(|resource| resource.spec.kind() == kind).count()
+            && declared.count() == read.filter(|resource| resource.spec.kind() == kind).count()
     }
 }
 
-/// Adds everything that is wrong to `report`.
+/// Adds all problems to `report`.
 pub(crate) fn check(checked: &Checked<'_>, report: &mut Report) {
     let mut checker = Checker { checked, report };
     checker.unique_names();
-    checker.one_mesh();
-    checker.issuers_mean_one_thing();
-    checker.mesh_addresses();
-    checker.own_addresses();
-    checker.secret_headers_are_one();
+    checker.single_mesh_config();
+    checker.unique_issuer_names();
+    checker.unique_mesh_addresses();
+    checker.unique_addresses();
+    checker.unique_secret_headers();
     for resource in &checked.resources.list {
         checker.resource(resource);
     }
@@ -81,8 +81,8 @@ impl<'a> Checker<'a, '_> {
             Spec::AuthorizationPolicy(spec) => {
                 self.targets(resource, &spec.target_refs);
                 if spec.policies.trim().is_empty() {
-                    let hint = "without a policy everything is denied, and that needs no document: leave it out";
-                    self.error(resource, "spec.policies", "there is no policy in this text")
+                    let hint = "remove the document: without a policy, every request is denied";
+                    self.error(resource, "spec.policies", "`policies` contains no policy")
                         .hint(hint);
                 }
             }
@@ -105,73 +105,80 @@ impl<'a> Checker<'a, '_> {
     }
 
     fn unique_names(&mut self) {
-        let mut first: BTreeMap<_, &Claim> = BTreeMap::new();
-        for claim in self.checked.claims {
-            // Policies call a Gateway `Service::"namespace/name"`, so it shares the names of Services.
-            let kind = match claim.kind {
+        let mut first: BTreeMap<_, &Declaration> = BTreeMap::new();
+        for one in self.checked.declared {
+            // Policies refer to a Gateway as `Service::"namespace/name"`, so it shares the names of Services.
+            let kind = match one.kind {
                 "Gateway" => "Service",
                 other => other,
             };
-            let Some(other) = first.get(&(kind, &claim.namespace, &claim.name)) else {
-                first.insert((kind, &claim.namespace, &claim.name), claim);
+            let Some(other) = first.get(&(kind, &one.namespace, &one.name)) else {
+                first.insert((kind, &one.namespace, &one.name), one);
                 continue;
             };
-            let message = if other.kind == claim.kind {
-                format!(
-                    "there are two {}s `{}/{}`",
-                    claim.kind, claim.namespace, claim.name
-                )
+            let message = if other.kind == one.kind {
+                format!("duplicate {} `{}/{}`", one.kind, one.namespace, one.name)
             } else {
                 format!(
-                    "a {} and a {} are both `{}/{}`, and policies could not tell them apart",
-                    other.kind, claim.kind, claim.namespace, claim.name
+                    "a {} and a {} are both named `{}/{}`, which is ambiguous in policies",
+                    other.kind, one.kind, one.namespace, one.name
                 )
             };
-            let hint = format!("the first is at {}", other.origin);
-            self.at(&claim.origin, "metadata.name", &message).hint(hint);
+            let hint = format!("the first is defined at {}", other.origin);
+            self.at(&one.origin, "metadata.name", &message).hint(hint);
         }
     }
 
-    /// The names of a kind in a namespace, also of those that could not be read.
+    /// The declared names of a kind in a namespace, including resources that could not be read.
     fn names_in(
         &self,
         kind: &'static str,
         namespace: &'a Namespace,
     ) -> impl Iterator<Item = &'a ResourceName> + use<'a> {
-        let claims = self.checked.claims.iter();
-        claims
-            .filter(move |claim| claim.kind == kind && claim.namespace == *namespace)
-            .map(|claim| &claim.name)
+        let declared = self.checked.declared.iter();
+        declared
+            .filter(move |one| one.kind == kind && one.namespace == *namespace)
+            .map(|one| &one.name)
     }
 
     fn all_read(&self, kind: &str) -> bool {
         self.checked.all_read(kind)
     }
 
-    fn error(&mut self, resource: &Resource, field: &str, message: impl AsRef<str>) -> Said<'_> {
+    fn error(
+        &mut self,
+        resource: &Resource,
+        field: &str,
+        message: impl AsRef<str>,
+    ) -> PendingProblem<'_> {
         self.at(&resource.origin, field, message)
     }
 
-    fn warning(&mut self, resource: &Resource, field: &str, message: impl AsRef<str>) -> Said<'_> {
-        let mut said = self.at(&resource.origin, field, message);
-        said.problem = said.problem.take().map(Problem::warning);
-        said
+    fn warning(
+        &mut self,
+        resource: &Resource,
+        field: &str,
+        message: impl AsRef<str>,
+    ) -> PendingProblem<'_> {
+        let mut pending = self.at(&resource.origin, field, message);
+        pending.problem = pending.problem.take().map(Problem::warning);
+        pending
     }
 
-    fn at(&mut self, origin: &str, field: &str, message: impl AsRef<str>) -> Said<'_> {
+    fn at(&mut self, origin: &str, field: &str, message: impl AsRef<str>) -> PendingProblem<'_> {
         let problem = self.checked.resources.problem_at(origin, field, message);
-        self.say(problem)
+        self.push(problem)
     }
 
-    fn say(&mut self, problem: Problem) -> Said<'_> {
-        Said {
+    fn push(&mut self, problem: Problem) -> PendingProblem<'_> {
+        PendingProblem {
             problem: Some(problem),
             report: self.report,
         }
     }
 
-    /// Says of each that stands in a list for the second time that it does.
-    fn twice<T: Eq + std::hash::Hash + std::fmt::Display>(
+    /// Reports each item that occurs in the list before.
+    fn duplicates<T: Eq + std::hash::Hash + std::fmt::Display>(
         &mut self,
         resource: &Resource,
         what: &str,
@@ -181,16 +188,16 @@ impl<'a> Checker<'a, '_> {
         for (field, item) in items {
             let text = item.to_string();
             if !seen.insert(item) {
-                self.error(resource, &field, format!("there are two {what} `{text}`"));
+                self.error(resource, &field, format!("duplicate {what} `{text}`"));
             }
         }
     }
 
-    /// Says that a number is out of its range, if it is.
-    fn range(&mut self, resource: &Resource, field: &str, value: u64, (least, most): (u64, u64)) {
-        if !(least..=most).contains(&value) {
+    /// Reports a number that is out of range.
+    fn range(&mut self, resource: &Resource, field: &str, value: u64, (min, max): (u64, u64)) {
+        if !(min..=max).contains(&value) {
             let name = field.rsplit('.').next().unwrap_or(field);
-            let message = format!("`{name}` must be from {least} to {most}, not {value}");
+            let message = format!("`{name}` must be from {min} to {max}, not {value}");
             self.error(resource, field, message);
         }
     }
@@ -200,13 +207,13 @@ impl<'a> Checker<'a, '_> {
     }
 }
 
-/// A problem on its way into the report, to which a hint may be added.
-struct Said<'r> {
+/// A problem to which a hint may be added before it enters the report.
+struct PendingProblem<'r> {
     problem: Option<Problem>,
     report: &'r mut Report,
 }
 
-impl Said<'_> {
+impl PendingProblem<'_> {
     fn hint(self, hint: impl AsRef<str>) {
         self.maybe_hint(Some(hint));
     }
@@ -216,7 +223,7 @@ impl Said<'_> {
     }
 }
 
-impl Drop for Said<'_> {
+impl Drop for PendingProblem<'_> {
     fn drop(&mut self) {
         if let Some(problem) = self.problem.take() {
             self.report.push(problem);

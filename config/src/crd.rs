@@ -1,8 +1,8 @@
-//! Custom resource definitions of Merlon's kinds, made of the same types as everything else that is said of them.
+//! Custom resource definitions of Merlon's kinds, generated from the types in [`crate::resource`].
 //!
-//! A cluster takes less than JSON Schema says: no `$ref`, one type per value, no `additionalProperties: false` beside
-//! `properties` (it drops unknown fields by itself, and tells of them), no types inside `oneOf`. So the schema of a type is
-//! rewritten into that, and rules that it cannot say stand beside it in CEL.
+//! Kubernetes accepts less than JSON Schema (structural schemas): no `$ref`, one type per value, no
+//! `additionalProperties: false` beside `properties` (the API server drops unknown fields itself and warns of them), no
+//! types inside `oneOf`. So the schema of a type is rewritten accordingly, and CEL rules check what it cannot express.
 
 mod rules;
 mod structural;
@@ -24,20 +24,21 @@ pub const GROUP: &str = "merlon.io";
 /// The version of Merlon's kinds.
 pub const VERSION: &str = "v1alpha1";
 
-/// A kind that lives in a cluster. `Workload` and `Service` do not: there, pods and Services say the same.
+/// A kind with a custom resource definition. `Workload` and `Service` have none: in a cluster they are derived from pods
+/// and Kubernetes Services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Kind {
-    /// As it is written.
+    /// The kind.
     pub kind: &'static str,
-    /// In the path of its API, in lower case.
+    /// The plural name in the API's path, in lower case.
     pub plural: &'static str,
-    /// In lower case.
+    /// The singular name, in lower case.
     pub singular: &'static str,
-    /// For who types it often.
+    /// The short name for `kubectl`.
     pub short: &'static str,
 }
 
-/// All of them.
+/// All kinds with a custom resource definition.
 pub const CLUSTER_KINDS: [Kind; 6] = [
     Kind {
         kind: "AuthorizationPolicy",
@@ -77,7 +78,7 @@ pub const CLUSTER_KINDS: [Kind; 6] = [
     },
 ];
 
-/// Every definition with the name of its file: `<plural>.yaml`.
+/// Every definition with the name of its file, `<plural>.yaml`.
 pub fn definitions() -> Vec<(String, Value)> {
     CLUSTER_KINDS
         .iter()
@@ -91,15 +92,15 @@ pub fn definitions() -> Vec<(String, Value)> {
 /// A definition as YAML text.
 ///
 /// # Errors
-/// None that a definition could cause.
+/// Does not occur for definitions.
 pub fn yaml(definition: &Value) -> Result<String, serde_saphyr::SerializeError> {
     serde_saphyr::to_string(definition)
 }
 
-/// A resource as the text that loading reads, with its texts as blocks, so that their lines are lines here too.
+/// A resource as YAML text for loading. Multi-line strings are block scalars, so that their lines are lines of the text.
 ///
 /// # Errors
-/// None that JSON could cause.
+/// Does not occur for JSON values.
 pub fn document(
     kind: &str,
     (namespace, name): (&str, &str),
@@ -131,7 +132,7 @@ fn definition(kind: &Kind) -> Value {
         "metadata": {
             "name": format!("{}.{GROUP}", kind.plural),
             "labels": { "app.kubernetes.io/part-of": "merlon" },
-            // With a definition goes every resource of its kind: no policy may end by an uninstallation.
+            // Deleting a definition deletes all resources of its kind: `helm uninstall` must not delete policies.
             "annotations": { "helm.sh/resource-policy": "keep" },
         },
         "spec": {
@@ -176,26 +177,22 @@ fn of<T: JsonSchema>() -> Value {
 }
 
 fn columns() -> Value {
-    let condition = |name: &str, of: &str, says: &str| {
+    let condition = |name: &str, description: &str| {
         json!({
             "name": name,
             "type": "string",
-            "jsonPath": format!(".status.conditions[?(@.type==\"{of}\")].status"),
-            "description": says,
+            "jsonPath": format!(".status.conditions[?(@.type==\"{name}\")].status"),
+            "description": description,
         })
     };
     json!([
-        condition("Accepted", "Accepted", "Whether it is right and in force."),
-        condition(
-            "Programmed",
-            "Programmed",
-            "Whether every proxy that it concerns enforces it."
-        ),
+        condition("Accepted", "Whether the resource is valid and in force."),
+        condition("Programmed", "Whether every affected proxy enforces it."),
         {
             "name": "Proxies",
             "type": "string",
             "jsonPath": ".status.proxies",
-            "description": "How many proxies enforce it, of those that it concerns.",
+            "description": "How many of the affected proxies enforce it.",
         },
         {
             "name": "Age",
@@ -206,18 +203,17 @@ fn columns() -> Value {
 }
 
 fn status() -> Value {
-    let text = |says: &str| json!({ "type": "string", "description": says });
-    let generation =
-        |says: &str| json!({ "type": "integer", "format": "int64", "description": says });
+    let text = |description: &str| json!({ "type": "string", "description": description });
+    let generation = |description: &str| json!({ "type": "integer", "format": "int64", "description": description });
     json!({
         "type": "object",
-        "description": "What the control plane says of it.",
+        "description": "The status that the control plane reports.",
         "properties": {
-            "observedGeneration": generation("The generation that all of this is about."),
-            "proxies": text("How many proxies enforce it, of those that it concerns, as `2/3`."),
+            "observedGeneration": generation("The generation that this status refers to."),
+            "proxies": text("How many of the affected proxies enforce the resource, for example `2/3`."),
             "conditions": {
                 "type": "array",
-                "description": "`Accepted`: it is right and in force. `Programmed`: every proxy that it concerns enforces it.",
+                "description": "`Accepted`: the resource is valid and in force. `Programmed`: every affected proxy enforces it.",
                 "x-kubernetes-list-type": "map",
                 "x-kubernetes-list-map-keys": ["type"],
                 "items": {
@@ -228,27 +224,27 @@ fn status() -> Value {
                         "status": {
                             "type": "string",
                             "enum": ["True", "False", "Unknown"],
-                            "description": "Whether it is so.",
+                            "description": "Whether the condition holds.",
                         },
-                        "reason": text("Why, in one word that stays the same."),
-                        "message": text("Why, for people: what is wrong, where, and how to mend it."),
-                        "observedGeneration": generation("The generation that this is about."),
+                        "reason": text("The reason, as a stable identifier."),
+                        "message": text("The reason for humans: what is wrong, where, and how to fix it."),
+                        "observedGeneration": generation("The generation that this condition refers to."),
                         "lastTransitionTime": {
                             "type": "string",
                             "format": "date-time",
-                            "description": "When `status` became what it is.",
+                            "description": "When `status` last changed.",
                         },
                     },
                 },
             },
             "inForce": {
                 "type": "object",
-                "description": "The last right version, which stays in force while the present one is wrong.",
+                "description": "The last valid version. It stays in force while the current one is invalid.",
                 "properties": {
-                    "generation": generation("Which."),
+                    "generation": generation("The generation of that version."),
                     "spec": {
                         "type": "object",
-                        "description": "What it says.",
+                        "description": "The spec of that version.",
                         "x-kubernetes-preserve-unknown-fields": true,
                     },
                 },

@@ -1,4 +1,4 @@
-//! From a file's text to its documents.
+//! Splits a file into its documents and parses each into a tree.
 
 use serde_saphyr::{Error, MergeKeyPolicy, Options, budget::BudgetBreach};
 
@@ -8,16 +8,16 @@ use crate::{
     resources::File,
 };
 
-/// The largest document, in bytes.
-pub(crate) const MOST_BYTES: usize = 1 << 20;
+/// Maximum size of a document, in bytes.
+pub(crate) const MAX_BYTES: usize = 1 << 20;
 
-/// How deep lists and maps may stand in each other.
-const MOST_DEPTH: usize = 64;
+/// Maximum nesting of lists and maps.
+const MAX_DEPTH: usize = 64;
 
-/// How many values a document may have.
-const MOST_NODES: usize = 100_000;
+/// Maximum number of values in a document.
+const MAX_NODES: usize = 100_000;
 
-/// The trees of all documents of a YAML text; what cannot be read is reported and left out.
+/// The trees of all documents of a YAML file. Documents that cannot be parsed are reported and skipped.
 pub(crate) fn documents(file: &File, report: &mut Report) -> Vec<Node> {
     split(&file.text)
         .filter_map(|chunk| match parse(chunk.text) {
@@ -48,8 +48,8 @@ struct Chunk<'a> {
     text: &'a str,
 }
 
-/// Documents begin at lines that begin with `---`: YAML 1.2 §9.1.2 forbids these lines within any scalar, so that
-/// looking at the lines alone is right, and a document that cannot be parsed does not hide those after it.
+/// Splits at lines that begin with `---`. YAML 1.2 §9.1.2 forbids such lines within scalars, so no parser is needed, and a
+/// document that cannot be parsed does not hide the documents after it.
 fn split(text: &str) -> impl Iterator<Item = Chunk<'_>> {
     let mut rest = Some(text);
     let mut lines_before = 0_u32;
@@ -87,7 +87,7 @@ struct Unreadable {
 }
 
 fn parse(text: &str) -> Result<Node, Unreadable> {
-    if text.len() > MOST_BYTES {
+    if text.len() > MAX_BYTES {
         return Err(Unreadable {
             at: Mark {
                 line: 1,
@@ -95,7 +95,7 @@ fn parse(text: &str) -> Result<Node, Unreadable> {
                 width: 1,
             },
             message: format!(
-                "this document has {} bytes; at most {MOST_BYTES} (1MiB) are read",
+                "this document has {} bytes; the maximum is {MAX_BYTES} (1MiB)",
                 text.len()
             ),
             hint: Some("split it into several documents"),
@@ -123,46 +123,46 @@ fn options() -> Options {
         merge_keys: MergeKeyPolicy::Error,
         with_snippet: false,
         budget: serde_saphyr::budget! {
-            max_depth: MOST_DEPTH,
-            max_nodes: MOST_NODES,
+            max_depth: MAX_DEPTH,
+            max_nodes: MAX_NODES,
             max_aliases: 0,
             max_anchors: 0,
         },
     }
 }
 
-/// The library's words where they are good, ours where its speak of its own settings.
+/// The library's message, or a clearer one where the library refers to its own settings.
 fn explain(error: &Error) -> (String, Option<&'static str>) {
     match error {
         Error::DuplicateMappingKey { key, .. } => (
             match key {
-                Some(key) => format!("`{key}` stands here twice"),
-                None => "this key stands here twice".to_owned(),
+                Some(key) => format!("duplicate key `{key}`"),
+                None => "duplicate key".to_owned(),
             },
-            Some("keep one of them"),
+            Some("remove one of them"),
         ),
         Error::MergeKeyNotAllowed { .. } => (
-            "merge keys (`<<`) are not read".to_owned(),
+            "merge keys (`<<`) are not supported".to_owned(),
             Some("write the fields out"),
         ),
         Error::Budget { breach, .. } => match breach {
             BudgetBreach::Aliases { .. } | BudgetBreach::Anchors { .. } => (
-                "anchors and aliases (`&name`, `*name`) are not read".to_owned(),
+                "anchors and aliases (`&name`, `*name`) are not supported".to_owned(),
                 Some("write the value out, or put it in quotes if it begins with `&` or `*`"),
             ),
             BudgetBreach::Depth { .. } => (
-                format!("lists and maps stand more than {MOST_DEPTH} deep in each other"),
+                format!("lists and maps are nested more than {MAX_DEPTH} deep"),
                 None,
             ),
             BudgetBreach::Nodes { .. } => (
-                format!("this document has more than {MOST_NODES} values"),
+                format!("this document has more than {MAX_NODES} values"),
                 Some("split it into several documents"),
             ),
-            _ => ("this document is too large to be read".to_owned(), None),
+            _ => ("this document is too large".to_owned(), None),
         },
         Error::MultipleDocuments { .. } => (
-            "a document begins here without `---`".to_owned(),
-            Some("begin it with a line `---`"),
+            "a second document begins here without `---`".to_owned(),
+            Some("insert a line `---` before it"),
         ),
         Error::Message { .. } | Error::ExternalMessage { .. } => (
             without_place(&error.without_snippet().to_string()),
@@ -172,7 +172,7 @@ fn explain(error: &Error) -> (String, Option<&'static str>) {
     }
 }
 
-/// The library ends its messages with the place, which we print ourselves and count from the file's first line.
+/// Removes the position from the library's message: reports print it themselves, counted from the file's first line.
 fn without_place(message: &str) -> String {
     let line = message.lines().next().unwrap_or_default();
     let end = line.rfind(" at line ").unwrap_or(line.len());

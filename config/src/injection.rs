@@ -1,4 +1,4 @@
-//! What every injected pod gets: the settings of the injector, a small YAML file.
+//! The injector's settings for every injected pod, in a small YAML file.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use crate::{
-    bootstrap::{AccessLogMode, Sensible, load, parse},
+    bootstrap::{AccessLogMode, Validate, load, parse},
     name::Namespace,
     report::Report,
     unit::Span,
@@ -18,49 +18,49 @@ use crate::{
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct InjectionSettings {
-    /// The image of `merlon-proxy`. Compulsory.
+    /// The image of `merlon-proxy`. Required.
     #[serde(default)]
     pub proxy_image: String,
-    /// The image of `merlon-intercept`. Compulsory.
+    /// The image of `merlon-intercept`. Required.
     #[serde(default)]
     pub intercept_image: String,
-    /// As Kubernetes has it: `Always`, `IfNotPresent` or `Never`. Default: left to Kubernetes.
+    /// `imagePullPolicy` of the containers: `Always`, `IfNotPresent` or `Never`. Default: Kubernetes decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_pull_policy: Option<PullPolicy>,
-    /// Where proxies find the control plane, as `https://merlon-control-plane.merlon-system.svc:7564`. Compulsory.
+    /// The control plane's URL, for example `https://merlon-control-plane.merlon-system.svc:7564`. Required.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control_plane: Option<Url>,
-    /// The namespace in which the control plane's identity is. Default: `merlon-system`.
+    /// The namespace of the control plane's identity. Default: `merlon-system`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_namespace: Option<Namespace>,
-    /// What the proxy's container may use, as in a container's `resources`.
+    /// `resources` of the proxy's container.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub proxy_resources: Map<String, Value>,
-    /// What the container that lays down the rules may use, as in a container's `resources`.
+    /// `resources` of the container that installs the interception rules.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub intercept_resources: Map<String, Value>,
     /// Which requests are logged. Default: the proxy's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLogMode>,
-    /// How long open requests may take to finish at the end. Default: the proxy's own.
+    /// How long open requests may take to finish at shutdown. Default: the proxy's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_timeout: Option<Span>,
-    /// Which of its events the proxy logs, as `RUST_LOG` says it: `info`, `merlon_proxy=debug`. Default: the proxy's own.
+    /// The proxy's log filter, in the syntax of `RUST_LOG`: `info`, `merlon_proxy=debug`. Default: the proxy's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_filter: Option<String>,
-    /// Addresses to which no pod's connections are led through its proxy, as `10.0.0.0/8`.
+    /// Destination addresses that are not redirected to the proxy in any pod, for example `10.0.0.0/8`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_outbound_ip_ranges: Vec<IpNet>,
 }
 
-/// When a node fetches an image.
+/// When a node pulls an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PullPolicy {
-    /// Each time.
+    /// At each start.
     Always,
-    /// When it does not have it.
+    /// If the node does not have it.
     IfNotPresent,
-    /// Not at all.
+    /// Never.
     Never,
 }
 
@@ -68,21 +68,21 @@ impl InjectionSettings {
     /// Reads a file of settings.
     ///
     /// # Errors
-    /// Everything that is wrong in it.
+    /// All problems in the file.
     pub fn load(file: &Path) -> Result<Self, Report> {
         load(file)
     }
 
-    /// The same from a text in memory.
+    /// Reads settings from memory.
     ///
     /// # Errors
-    /// Everything that is wrong in it.
+    /// All problems in the file.
     pub fn parse(file: &str, text: &str) -> Result<Self, Report> {
         parse(file, text)
     }
 }
 
-impl Sensible for InjectionSettings {
+impl Validate for InjectionSettings {
     fn problems(&self) -> Vec<(&'static str, &'static str)> {
         let mut found = Vec::new();
         let mut when = |wrong: bool, field, message| {
@@ -103,14 +103,14 @@ impl Sensible for InjectionSettings {
         when(
             self.control_plane.is_none(),
             "controlPlane",
-            "`controlPlane` is missing: where proxies find it, as `https://merlon-control-plane.merlon-system.svc:7564`",
+            "`controlPlane` is missing: its URL, for example `https://merlon-control-plane.merlon-system.svc:7564`",
         );
         when(
             self.control_plane
                 .as_ref()
                 .is_some_and(|url| url.scheme() != "https"),
             "controlPlane",
-            "the control plane is reached by `https` only",
+            "the control plane's URL must begin with `https://`",
         );
         found
     }
@@ -137,7 +137,7 @@ excludeOutboundIpRanges: [169.254.169.254/32]
     }
 
     #[test]
-    fn everything_that_is_missing_or_wrong_is_told() {
+    fn all_missing_and_invalid_settings_are_reported() {
         let text = "proxyImages: a\ncontrolPlane: http://merlon:7564\n";
         insta::assert_snapshot!(InjectionSettings::parse("injection.yaml", text).unwrap_err());
         let text = "controlPlane: http://merlon:7564\n";

@@ -1,6 +1,6 @@
-//! The words that Merlon's users write, and the state that is made of them.
+//! The configuration that Merlon's users write, and the state that is compiled from it.
 //!
-//! Everything else stands on this crate and it stands on nothing of ours.
+//! All other crates depend on this one. It depends on no other crate of the workspace.
 #![doc = include_str!("../README.md")]
 
 mod check;

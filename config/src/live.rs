@@ -5,14 +5,14 @@ use std::{fmt, sync::Arc};
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
-/// A value that is swapped whole: read without a lock, awaited when it changes.
+/// A value that is replaced as a whole. Reads take no lock, and tasks can wait for changes.
 pub struct Live<T> {
     value: Arc<ArcSwap<T>>,
     changed: watch::Sender<u64>,
 }
 
 impl<T> Live<T> {
-    /// Begins with `value`.
+    /// Starts with `value`.
     pub fn new(value: T) -> Self {
         Self {
             value: Arc::new(ArcSwap::from_pointee(value)),
@@ -20,28 +20,28 @@ impl<T> Live<T> {
         }
     }
 
-    /// The value of this moment, for use within one synchronous step.
+    /// The current value, for use within one synchronous step.
     pub fn load(&self) -> Guard<Arc<T>> {
         self.value.load()
     }
 
-    /// The value of this moment, to keep across awaits: a request takes it once.
+    /// The current value, to keep across awaits. A request loads it once.
     pub fn load_full(&self) -> Arc<T> {
         self.value.load_full()
     }
 
-    /// Puts `value` in place of the old one and wakes who watches.
+    /// Replaces the value and wakes all watchers.
     pub fn publish(&self, value: T) {
         self.publish_arc(Arc::new(value));
     }
 
-    /// As [`Live::publish`], for a value that others hold already.
+    /// Like [`Live::publish`], for a value that is already shared.
     pub fn publish_arc(&self, value: Arc<T>) {
         self.value.store(value);
         self.changed.send_modify(|generation| *generation += 1);
     }
 
-    /// Resolves whenever a value was published after the last look.
+    /// A receiver that is notified when a value is published.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }

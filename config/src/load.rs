@@ -1,4 +1,4 @@
-//! From files to resources: all of them or, if anything is wrong anywhere, a report of everything that is.
+//! Loads files into resources: either all of them, or a report of every problem in any file.
 
 use std::{
     collections::BTreeMap,
@@ -10,12 +10,12 @@ use std::{
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
-    check::{self, Checked, Claim},
-    document::{self, MOST_BYTES},
+    check::{self, Checked, Declaration},
+    document::{self, MAX_BYTES},
     name::{Namespace, ResourceName},
     nearest,
     node::{Mark, Node, Value, cut},
-    read::{Misfit, read},
+    read::{Mismatch, read},
     report::{Problem, Report},
     resource::{AuthorizationPolicySpec, KINDS, Resource, Spec},
     resources::{File, Resources, Source},
@@ -23,18 +23,18 @@ use crate::{
 
 /// Reads every `.yaml`, `.yml` and `.cedar` file below a directory, in order of path.
 ///
-/// Names that begin with a dot are passed over: Kubernetes keeps the real files of a mounted ConfigMap there, and the
-/// visible names are links to them. A `.cedar` file is one `AuthorizationPolicy`: its folder names the namespace
-/// (`default` directly in the directory) and its name without the ending the policy. It has no `targetRefs`, so it
-/// reaches its namespace.
+/// Names that begin with a dot are ignored: Kubernetes keeps the real files of a mounted ConfigMap there, and the visible
+/// names are links to them. A `.cedar` file is one `AuthorizationPolicy`: the name of its folder is the namespace
+/// (`default` for files directly in the directory), and its own name without the extension is the policy's name. It has no
+/// `targetRefs`, so it applies to its namespace.
 ///
 /// # Errors
-/// Everything that is wrong in any file. Nothing of what was read is then to be used.
+/// All problems in all files.
 pub fn load_dir(directory: &Path) -> Result<Resources, Report> {
     read_dir(directory).into_result()
 }
 
-/// As [`load_dir`], for those who look for more that is wrong.
+/// Like [`load_dir`], but also returns the resources of a load with errors, so that the caller can find more problems.
 pub fn read_dir(directory: &Path) -> Loaded {
     let mut report = Report::new();
     let mut files = Vec::new();
@@ -55,24 +55,24 @@ pub fn read_dir(directory: &Path) -> Loaded {
             Err(message) => report.push(Problem::error(name, message)),
         }
     }
-    let given = Given {
+    let input = Input {
         texts,
-        ..Given::default()
+        ..Input::default()
     };
-    load(&directory.display().to_string(), given, report)
+    load(&directory.display().to_string(), input, report)
 }
 
-/// The same from texts in memory, each with its file's name.
+/// Loads files in memory, each with its name.
 ///
 /// # Errors
-/// Everything that is wrong in any text.
+/// All problems in all files.
 pub fn load_texts<N: Into<String>, T: Into<String>>(
     texts: impl IntoIterator<Item = (N, T)>,
 ) -> Result<Resources, Report> {
     read_texts(texts).into_result()
 }
 
-/// As [`load_texts`], for those who look for more that is wrong.
+/// Like [`load_texts`], but also returns the resources of a load with errors, so that the caller can find more problems.
 pub fn read_texts<N: Into<String>, T: Into<String>>(
     texts: impl IntoIterator<Item = (N, T)>,
 ) -> Loaded {
@@ -80,46 +80,47 @@ pub fn read_texts<N: Into<String>, T: Into<String>>(
         .into_iter()
         .map(|(name, text)| (name.into(), text.into()))
         .collect();
-    let given = Given {
+    let input = Input {
         texts,
-        ..Given::default()
+        ..Input::default()
     };
-    load("resources", given, Report::new())
+    load("resources", input, Report::new())
 }
 
-/// The same in a cluster: texts that people wrote, and the Workloads and Services that the cluster knows by itself.
+/// Reads the resources of a cluster: the documents that users wrote, and the Workloads and Services that are derived from
+/// the cluster's pods and Services.
 ///
-/// What a policy is attached to may come later or be gone: that is a warning here, and not an error.
+/// The target of a policy may be created later or may have been deleted, so a missing target is a warning, not an error.
 pub fn read_cluster<N: Into<String>, T: Into<String>>(
     texts: impl IntoIterator<Item = (N, T)>,
-    found: Vec<Resource>,
+    derived: Vec<Resource>,
 ) -> Loaded {
     let texts = texts.into_iter();
-    let given = Given {
+    let input = Input {
         texts: texts
             .map(|(name, text)| (name.into(), text.into()))
             .collect(),
-        found,
-        targets_may_come_later: true,
+        derived,
+        allow_missing_targets: true,
     };
-    load("the cluster", given, Report::new())
+    load("the cluster", input, Report::new())
 }
 
 /// What is loaded.
 #[derive(Default)]
-struct Given {
-    /// Each with its file's name.
+struct Input {
+    /// The content of each file, with its name.
     texts: Vec<(String, String)>,
-    /// What no file holds.
-    found: Vec<Resource>,
-    targets_may_come_later: bool,
+    /// Resources that are not written in files.
+    derived: Vec<Resource>,
+    allow_missing_targets: bool,
 }
 
-/// How deep folders may stand in each other, so that a link to a folder above does not lead in circles.
-const MOST_FOLDERS: usize = 16;
+/// Maximum nesting of folders, so that a link to a parent folder does not cause an endless loop.
+const MAX_FOLDER_DEPTH: usize = 16;
 
-/// The largest file, in bytes: it may hold several documents.
-const MOST_FILE_BYTES: u64 = 16 << 20;
+/// Maximum size of a file, in bytes. A file may hold several documents.
+const MAX_FILE_BYTES: u64 = 16 << 20;
 
 fn list(
     folder: &Path,
@@ -136,22 +137,18 @@ fn list(
         if name.starts_with('.') {
             continue;
         }
-        // Follows links. A file that vanishes between the two looks is not there.
+        // Follows links. A file that is removed after the directory was listed is ignored.
         let Ok(metadata) = fs::metadata(&path) else {
             continue;
         };
-        if metadata.is_dir() && depth < MOST_FOLDERS {
+        if metadata.is_dir() && depth < MAX_FOLDER_DEPTH {
             folders.push((path, depth + 1));
-        } else if kind_of_file(&path).is_some() && is_text(&metadata) {
+        // Reading a pipe or a device could block forever.
+        } else if kind_of_file(&path).is_some() && metadata.is_file() {
             files.push(path);
         }
     }
     Ok(())
-}
-
-/// A pipe or a device would keep the reader waiting for ever.
-fn is_text(metadata: &fs::Metadata) -> bool {
-    metadata.is_file()
 }
 
 enum FileKind {
@@ -170,9 +167,9 @@ fn kind_of_file(path: &Path) -> Option<FileKind> {
 pub(crate) fn text_of(path: &Path) -> Result<String, String> {
     let unreadable = |error: io::Error| format!("this file cannot be read: {error}");
     let size = fs::metadata(path).map_err(unreadable)?.len();
-    if size > MOST_FILE_BYTES {
+    if size > MAX_FILE_BYTES {
         return Err(format!(
-            "this file has {size} bytes; at most {MOST_FILE_BYTES} (16MiB) are read"
+            "this file has {size} bytes; the maximum is {MAX_FILE_BYTES} (16MiB)"
         ));
     }
     let bytes = fs::read(path).map_err(unreadable)?;
@@ -186,22 +183,22 @@ pub(crate) fn text_of(path: &Path) -> Result<String, String> {
     })
 }
 
-/// What could be read, and everything that is wrong.
+/// What could be read, and all problems.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    /// Every document that could be read. For use only when the report has no error.
+    /// Every document that could be read. They must not be used if the report has errors.
     pub resources: Resources,
     /// Errors and warnings.
     pub report: Report,
-    /// Kinds of which not every document could be read; none when not even the kinds of all are known.
+    /// Kinds of which a document could not be read. `None` if there is a document whose kind is unknown.
     unread: Option<Vec<&'static str>>,
 }
 
 impl Loaded {
-    /// The resources with their warnings, where nothing is wrong.
+    /// The resources with their warnings.
     ///
     /// # Errors
-    /// What is.
+    /// The report, if it has errors.
     pub fn into_result(self) -> Result<Resources, Report> {
         if self.report.has_errors() {
             return Err(self.report);
@@ -212,21 +209,21 @@ impl Loaded {
         })
     }
 
-    /// Whether every document of these kinds was read, so that what none of them declares is declared nowhere.
+    /// Whether every document of these kinds could be read, so that their declarations are complete.
     pub fn all_read(&self, kinds: &[&str]) -> bool {
         let unread = self.unread.as_ref();
         unread.is_some_and(|unread| !unread.iter().any(|kind| kinds.contains(kind)))
     }
 }
 
-fn load(place: &str, given: Given, mut report: Report) -> Loaded {
+fn load(place: &str, input: Input, mut report: Report) -> Loaded {
     let mut loader = Loader {
-        // A file that cannot be read may hold what others refer to.
+        // A file that cannot be read may declare resources that others refer to.
         complete: !report.has_errors(),
         ..Loader::default()
     };
-    for resource in given.found {
-        loader.claims.push(Claim {
+    for resource in input.derived {
+        loader.declared.push(Declaration {
             kind: resource.spec.kind(),
             namespace: resource.namespace.clone(),
             name: resource.name.clone(),
@@ -234,7 +231,7 @@ fn load(place: &str, given: Given, mut report: Report) -> Loaded {
         });
         loader.resources.list.push(resource);
     }
-    for (name, text) in given.texts {
+    for (name, text) in input.texts {
         let file = Arc::new(File::new(name, text));
         match kind_of_file(Path::new(&file.name)) {
             Some(FileKind::Cedar) => loader.cedar(&file, &mut report),
@@ -243,9 +240,9 @@ fn load(place: &str, given: Given, mut report: Report) -> Loaded {
     }
     let checked = Checked {
         resources: &loader.resources,
-        claims: &loader.claims,
+        declared: &loader.declared,
         complete: loader.complete,
-        targets_may_come_later: given.targets_may_come_later,
+        allow_missing_targets: input.allow_missing_targets,
         place,
     };
     check::check(&checked, &mut report);
@@ -261,9 +258,9 @@ fn load(place: &str, given: Given, mut report: Report) -> Loaded {
 #[derive(Default)]
 struct Loader {
     resources: Resources,
-    /// What is named anywhere, also where the rest of it is wrong, so that who refers to it is not blamed.
-    claims: Vec<Claim>,
-    /// Whether every document could be read so far that it is known what it names.
+    /// All declared resources, including those with errors, so that references to them are not reported as well.
+    declared: Vec<Declaration>,
+    /// Whether the kind and name of every document could be read.
     complete: bool,
 }
 
@@ -285,24 +282,21 @@ impl Loader {
         let Some(tree) = source.tree.clone() else {
             return;
         };
-        let mut reading = Reading {
+        let mut reader = DocumentReader {
             source: &source,
             tree: &tree,
             report,
         };
-        let kind = reading.kind();
-        let metadata = reading.metadata();
-        reading.other_fields();
-        let spec = match kind {
-            Some(kind) => reading.spec(kind),
-            None => None,
-        };
+        let kind = reader.kind();
+        let metadata = reader.metadata();
+        reader.unknown_fields();
+        let spec = kind.and_then(|kind| reader.spec(kind));
         let origin = format!("{}:{}:{}", source.file.name, tree.at.line, tree.at.column);
         let (Some(kind), Some(metadata)) = (kind, metadata) else {
             self.complete = false;
             return;
         };
-        self.claims.push(Claim {
+        self.declared.push(Declaration {
             kind,
             namespace: metadata.namespace.clone(),
             name: metadata.name.clone(),
@@ -322,12 +316,12 @@ impl Loader {
     }
 
     fn cedar(&mut self, file: &Arc<File>, report: &mut Report) {
-        let mut refuse = |message: String| {
+        let mut reject = |message: String| {
             report.push(Problem::error(&file.name, message));
         };
-        if file.text.len() > MOST_BYTES {
-            return refuse(format!(
-                "this file has {} bytes; at most {MOST_BYTES} (1MiB) are read",
+        if file.text.len() > MAX_BYTES {
+            return reject(format!(
+                "this file has {} bytes; the maximum is {MAX_BYTES} (1MiB)",
                 file.text.len()
             ));
         }
@@ -344,14 +338,14 @@ impl Loader {
         let (namespace, name) = match (namespace, stem.parse::<ResourceName>()) {
             (Ok(namespace), Ok(name)) => (namespace, name),
             (Err(error), _) => {
-                return refuse(format!("its folder's name must be a namespace: {error}"));
+                return reject(format!("the folder's name must be a namespace: {error}"));
             }
             (_, Err(error)) => {
-                return refuse(format!("its own name must be the policy's: {error}"));
+                return reject(format!("the file's name must be a policy name: {error}"));
             }
         };
         let origin = format!("{}:1:1", file.name);
-        self.claims.push(Claim {
+        self.declared.push(Declaration {
             kind: "AuthorizationPolicy",
             namespace: namespace.clone(),
             name: name.clone(),
@@ -376,8 +370,8 @@ impl Loader {
     }
 }
 
-/// One document on its way from tree to resource.
-struct Reading<'a> {
+/// Reads the tree of one document into a resource.
+struct DocumentReader<'a> {
     source: &'a Source,
     tree: &'a Node,
     report: &'a mut Report,
@@ -396,8 +390,8 @@ struct Metadata {
     _annotations: BTreeMap<String, String>,
 }
 
-/// What a cluster adds to `metadata`: passed over, so that what it returned can be read again.
-const OF_THE_CLUSTER: [&str; 8] = [
+/// Fields that the API server adds to `metadata`. They are ignored, so that the output of `kubectl get` can be read.
+const SERVER_FIELDS: [&str; 8] = [
     "creationTimestamp",
     "deletionTimestamp",
     "finalizers",
@@ -408,7 +402,7 @@ const OF_THE_CLUSTER: [&str; 8] = [
     "uid",
 ];
 
-impl Reading<'_> {
+impl DocumentReader<'_> {
     fn error(&mut self, mark: Mark, field: &str, message: &str, hint: Option<String>) {
         let problem = self.source.problem(mark, message);
         self.report.push(problem.field(field).maybe_hint(hint));
@@ -419,7 +413,7 @@ impl Reading<'_> {
             Some((key, node)) => match node.text() {
                 Some(text) => Some((node.at, text.to_owned())),
                 None => {
-                    let message = format!("expected a text, found {}", node.describe());
+                    let message = format!("expected a string, found {}", node.describe());
                     self.error(node.mark_under(key), name, &message, Some(hint.to_owned()));
                     None
                 }
@@ -443,7 +437,7 @@ impl Reading<'_> {
             "apiVersion",
             "Merlon's own kinds have `apiVersion: merlon.io/v1alpha1`",
         );
-        let (at, kind) = self.text("kind", "say what this is, as `kind: Service`")?;
+        let (at, kind) = self.text("kind", "set the kind, for example `kind: Service`")?;
         let Some((right_version, kind)) = KINDS.iter().find(|(_, known)| *known == kind) else {
             let message = format!("unknown kind `{}`", cut(&kind));
             let hint = nearest::hint(&kind, KINDS.iter().map(|(_, kind)| *kind));
@@ -452,7 +446,7 @@ impl Reading<'_> {
         };
         let (at, version) = version?;
         if version != *right_version {
-            let message = format!("there is no `{kind}` in `{}`", cut(&version));
+            let message = format!("there is no kind `{kind}` in `{}`", cut(&version));
             let hint = format!("write `apiVersion: {right_version}`");
             self.error(at, "apiVersion", &message, Some(hint));
         }
@@ -464,7 +458,7 @@ impl Reading<'_> {
             return None;
         };
         let Some((key, node)) = self.tree.get("metadata") else {
-            let hint = "give it a name: `metadata: { name: orders, namespace: shop }`";
+            let hint = "set a name, for example `metadata: { name: orders, namespace: shop }`";
             self.error(
                 self.tree.at,
                 "metadata",
@@ -476,12 +470,12 @@ impl Reading<'_> {
         let mut node = node.clone();
         let at = node.mark_under(key);
         if let Value::Map(entries) = &mut node.value {
-            entries.retain(|(key, _)| !OF_THE_CLUSTER.contains(&key.text.as_str()));
+            entries.retain(|(key, _)| !SERVER_FIELDS.contains(&key.text.as_str()));
         }
         self.read(&node, "metadata", at)
     }
 
-    fn other_fields(&mut self) {
+    fn unknown_fields(&mut self) {
         const FIELDS: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
         let Value::Map(entries) = &self.tree.value else {
             return;
@@ -512,7 +506,7 @@ impl Reading<'_> {
             "SecretGrant" => self.read(node, "spec", at).map(Spec::SecretGrant),
             "Gateway" => self.read(node, "spec", at).map(Spec::Gateway),
             "HTTPRoute" => self.read(node, "spec", at).map(Spec::HttpRoute),
-            // `KINDS` has no other: a test reads one of each.
+            // `KINDS` has no other kind: a test reads one document of each.
             _ => None,
         }
     }
@@ -520,13 +514,13 @@ impl Reading<'_> {
     fn read<T: DeserializeOwned>(&mut self, node: &Node, path: &str, at: Mark) -> Option<T> {
         match read(node, path, at) {
             Ok(value) => Some(value),
-            Err(misfits) => {
-                for Misfit {
+            Err(mismatches) => {
+                for Mismatch {
                     at,
                     path,
                     message,
                     hint,
-                } in misfits
+                } in mismatches
                 {
                     self.error(at, &path, &message, hint);
                 }

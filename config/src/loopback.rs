@@ -1,4 +1,4 @@
-//! Which URLs stay within the machine: only there does plain `http` protect what it carries.
+//! Recognizes URLs that do not leave the machine. Only these may use plain `http` for confidential data.
 
 use url::{Host, Url};
 

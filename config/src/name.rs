@@ -1,11 +1,11 @@
-//! Names: strings parsed once, so that the rest of the program cannot hold a wrong one.
+//! Names: strings that are parsed once, so that the rest of the program cannot hold an invalid one.
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// Why a string is not the name it was meant to be.
+/// Why a string is not a valid name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not {what}: {why}")]
 pub struct NameError {
@@ -15,12 +15,12 @@ pub struct NameError {
 }
 
 fn bad<T>(what: &'static str, text: &str, why: &'static str) -> Result<T, NameError> {
-    // A stranger's bytes end in logs: cut what is too long to be read.
+    // The text may come from an untrusted peer and ends up in logs: limit its length.
     let text = text.chars().take(256).collect();
     Err(NameError { what, text, why })
 }
 
-/// DNS-1123 label: 1–63 of `a-z0-9-`, neither first nor last a hyphen.
+/// DNS-1123 label: 1–63 characters of `a-z0-9-`, without a leading or trailing hyphen.
 fn is_label(text: &str) -> bool {
     let bytes = text.as_bytes();
     (1..=63).contains(&bytes.len())
@@ -95,7 +95,7 @@ macro_rules! string_serde {
 }
 
 text_name!(
-    /// What one root vouches for, as `demo.merlon.test` (SPIFFE-ID §2.1).
+    /// The scope of one root of trust, for example `demo.merlon.test` (SPIFFE-ID §2.1).
     TrustDomain, "a trust domain", is_subdomain, "lower-case letters, digits and hyphens in labels joined by dots"
 );
 text_name!(
@@ -124,8 +124,8 @@ impl TrustDomain {
     }
 }
 
-/// Whom a workload runs as within its trust domain: `shop/orders` is the
-/// service account `orders` of the namespace `shop`.
+/// A workload's service account within its trust domain: `shop/orders` is the service account `orders` of the namespace
+/// `shop`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkloadId {
     /// The namespace.
@@ -158,14 +158,17 @@ impl fmt::Display for WorkloadId {
     }
 }
 
-string_serde!(WorkloadId, "a workload, as `namespace/service-account`");
+string_serde!(
+    WorkloadId,
+    "a workload, written `namespace/service-account`"
+);
 
-/// A Service, as `shop/orders`.
+/// A Service, for example `shop/orders`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceName {
     /// The namespace.
     pub namespace: Namespace,
-    /// The name in it.
+    /// The name in the namespace.
     pub name: ResourceName,
 }
 
@@ -189,12 +192,12 @@ impl fmt::Display for ServiceName {
     }
 }
 
-string_serde!(ServiceName, "a service, as `namespace/name`");
+string_serde!(ServiceName, "a service, written `namespace/name`");
 
 /// `spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>` (SPIFFE-ID §2).
 ///
-/// One grammar for what we ask for, what an issuer returns and what a peer shows: no query, fragment,
-/// port, user information, percent-encoding, empty or dot segment, no upper case, 2,048 bytes at most.
+/// The same grammar applies to what a proxy requests, what an issuer returns and what a peer presents: no query, fragment,
+/// port, user information, percent-encoding, empty or dot segment or upper case, and at most 2,048 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SpiffeId {
     trust_domain: TrustDomain,
@@ -202,12 +205,12 @@ pub struct SpiffeId {
 }
 
 impl SpiffeId {
-    /// The trust domain, in which the root must be looked up.
+    /// The trust domain, whose roots verify the identity.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }
 
-    /// The workload within it.
+    /// The workload within the trust domain.
     pub fn workload(&self) -> &WorkloadId {
         &self.workload
     }
@@ -263,7 +266,7 @@ impl fmt::Display for SpiffeId {
 
 string_serde!(
     SpiffeId,
-    "a SPIFFE ID, as `spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>`"
+    "a SPIFFE ID, written `spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>`"
 );
 
 #[cfg(test)]
@@ -273,10 +276,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_spiffe_id_has_one_form_only() {
-        let right = "spiffe://example.org/ns/shop/sa/orders";
-        let id: SpiffeId = right.parse().unwrap();
-        assert_eq!(id.to_string(), right);
+    fn a_spiffe_id_has_only_one_form() {
+        let valid = "spiffe://example.org/ns/shop/sa/orders";
+        let id: SpiffeId = valid.parse().unwrap();
+        assert_eq!(id.to_string(), valid);
         assert_eq!(id.workload().to_string(), "shop/orders");
         for wrong in [
             "",
@@ -304,7 +307,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_a_name_that_prints_as_itself_or_is_refused(text in "[a-zA-Z0-9./:%@?# \\-]{0,80}|\\PC{0,40}") {
+        fn any_string_is_rejected_or_a_name_that_prints_as_itself(text in "[a-zA-Z0-9./:%@?# \\-]{0,80}|\\PC{0,40}") {
             if let Ok(name) = text.parse::<SpiffeId>() { prop_assert_eq!(name.to_string(), &*text); }
             if let Ok(name) = text.parse::<WorkloadId>() { prop_assert_eq!(name.to_string(), &*text); }
             if let Ok(name) = text.parse::<ServiceName>() { prop_assert_eq!(name.to_string(), &*text); }
@@ -313,7 +316,7 @@ mod tests {
         }
 
         #[test]
-        fn every_right_spiffe_id_is_taken(
+        fn every_valid_spiffe_id_is_accepted(
             domain in "[a-z0-9]{1,8}(\\.[a-z0-9]{1,8}){0,3}",
             namespace in "[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?",
             account in "[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?",

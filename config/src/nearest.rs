@@ -1,13 +1,13 @@
-//! The nearest known name, for who has mistyped one.
+//! Suggests the nearest known name for a misspelled one.
 
-/// What to say about `wrong`, of which only `known` are meant: the nearest one, and all if they are few.
+/// A hint for the unknown name `wrong`: the nearest of `known`, and all of them if they are few.
 pub fn hint<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let known: Vec<&str> = known.into_iter().collect();
-    advice(nearest(wrong, known.iter().copied()), known)
+    suggestion(nearest(wrong, known.iter().copied()), known)
 }
 
-/// The same where the nearest one is known already, or that none is.
-pub(crate) fn advice(nearest: Option<&str>, mut known: Vec<&str>) -> Option<String> {
+/// Like [`hint`], with the nearest name, if there is one.
+pub(crate) fn suggestion(nearest: Option<&str>, mut known: Vec<&str>) -> Option<String> {
     known.sort_unstable();
     known.dedup();
     let all = || {
@@ -16,19 +16,19 @@ pub(crate) fn advice(nearest: Option<&str>, mut known: Vec<&str>) -> Option<Stri
     };
     match (nearest, known.len()) {
         (_, 0) => None,
-        (Some(name), 2..=12) => Some(format!("did you mean `{name}`? Known here: {}", all())),
+        (Some(name), 2..=12) => Some(format!("did you mean `{name}`? Available: {}", all())),
         (Some(name), _) => Some(format!("did you mean `{name}`?")),
-        (None, 1..=12) => Some(format!("known here: {}", all())),
+        (None, 1..=12) => Some(format!("available: {}", all())),
         (None, _) => None,
     }
 }
 
-/// The known name that is at most a third of its letters away, and nearest.
+/// The nearest known name whose distance is at most one more than a third of its length.
 pub(crate) fn nearest<'a>(
     wrong: &str,
     known: impl IntoIterator<Item = &'a str>,
 ) -> Option<&'a str> {
-    // A stranger's text may be of any length; no name of ours is longer.
+    // Untrusted input may have any length; no known name is longer.
     if wrong.len() > 256 {
         return None;
     }
@@ -40,8 +40,8 @@ pub(crate) fn nearest<'a>(
         .map(|(_, name)| name)
 }
 
-/// Edits from one to the other (insert, remove, replace, swap neighbours), with case counting as less than a letter:
-/// `Post` is `POST`, and is not `PUT`.
+/// Number of edits from one to the other: insert, remove, replace, or swap neighbours. Case is ignored, so that `Post` is
+/// nearest to `POST` and not to `PUT`.
 fn distance(from: &str, to: &str) -> usize {
     if from.eq_ignore_ascii_case(to) {
         return 0;
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_far_from_everything_has_no_nearest() {
+    fn a_name_that_is_far_from_all_known_names_has_no_nearest() {
         assert_eq!(nearest("zebra", ["requests", "per"]), None);
         assert_eq!(nearest("ordres", ["orders", "payments"]), Some("orders"));
         assert_eq!(nearest(&"a".repeat(100_000), ["orders"]), None);

@@ -1,4 +1,4 @@
-//! A YAML document as a tree that knows where everything was written.
+//! A YAML document as a tree of values with their positions.
 
 use std::fmt;
 
@@ -8,21 +8,21 @@ use serde::{
 };
 use serde_saphyr::{Location, Spanned};
 
-/// A value and where it was written.
+/// A value and its position.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Node {
     pub(crate) at: Mark,
     pub(crate) value: Value,
 }
 
-/// A key of a map and where it was written.
+/// A key of a map and its position.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Key {
     pub(crate) at: Mark,
     pub(crate) text: String,
 }
 
-/// Line and column from 1, and how many characters are meant.
+/// Line and column from 1, and the number of characters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Mark {
     pub(crate) line: u32,
@@ -30,7 +30,7 @@ pub(crate) struct Mark {
     pub(crate) width: u32,
 }
 
-/// What YAML 1.2 has (core schema, without what JSON could not say).
+/// A value of the YAML 1.2 core schema that JSON can represent.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Value {
     Null,
@@ -44,7 +44,7 @@ pub(crate) enum Value {
 }
 
 impl Node {
-    /// The value of a key, when this is a map that has it.
+    /// The value of a key, if this is a map that contains the key.
     pub(crate) fn get(&self, name: &str) -> Option<&(Key, Self)> {
         match &self.value {
             Value::Map(entries) => entries.iter().find(|(key, _)| key.text == name),
@@ -52,7 +52,7 @@ impl Node {
         }
     }
 
-    /// The text, when it is one.
+    /// The string, if this is one.
     pub(crate) fn text(&self) -> Option<&str> {
         match &self.value {
             Value::Text(text) => Some(text),
@@ -60,7 +60,7 @@ impl Node {
         }
     }
 
-    /// What it is, in words for people.
+    /// Describes the value in an error message.
     pub(crate) fn describe(&self) -> String {
         match &self.value {
             Value::Null => "nothing".to_owned(),
@@ -68,13 +68,13 @@ impl Node {
             Value::Unsigned(value) => format!("the number `{value}`"),
             Value::Signed(value) => format!("the number `{value}`"),
             Value::Float(value) => format!("the number `{value}`"),
-            Value::Text(text) => format!("the text `{}`", cut(text)),
+            Value::Text(text) => format!("the string `{}`", cut(text)),
             Value::List(_) => "a list".to_owned(),
             Value::Map(_) => "a map".to_owned(),
         }
     }
 
-    /// Where `path` leads, and how far it could be followed: the mark of the last part that is there.
+    /// The node at `path`, if it exists, and the mark of the last existing part of `path`.
     pub(crate) fn find(&self, path: &str) -> (Mark, Option<&Self>) {
         let mut node = self;
         let mut mark = self.at;
@@ -97,7 +97,7 @@ impl Node {
         (mark, Some(node))
     }
 
-    /// What to underline: a short value itself; a list, a map or a long text by its key.
+    /// What to underline: the value itself if it is short, or the key of a list, a map or a multi-line string.
     pub(crate) fn mark_under(&self, key: &Key) -> Mark {
         match &self.value {
             Value::List(_) | Value::Map(_) | Value::Null => key.at,
@@ -107,10 +107,10 @@ impl Node {
     }
 }
 
-/// The beginning of a text that may be long.
+/// The first 60 characters of a string.
 pub(crate) fn cut(text: &str) -> String {
-    const MOST: usize = 60;
-    match text.char_indices().nth(MOST) {
+    const MAX: usize = 60;
+    match text.char_indices().nth(MAX) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
         None => text.to_owned(),
     }
@@ -122,7 +122,7 @@ enum Step<'a> {
     Index(usize),
 }
 
-/// `spec.limits[0].rate` step by step; keys that are not plain words stand as `["app.kubernetes.io/name"]`.
+/// The steps of `spec.limits[0].rate`. Keys that are not plain words are written `["app.kubernetes.io/name"]`.
 fn steps(path: &str) -> impl Iterator<Item = Step<'_>> {
     let mut rest = path;
     std::iter::from_fn(move || {
@@ -147,7 +147,7 @@ fn steps(path: &str) -> impl Iterator<Item = Step<'_>> {
     })
 }
 
-/// A key as a part of a field path.
+/// Appends a key to a field path.
 pub(crate) fn join_key(path: &str, key: &str) -> String {
     let plain = !key.is_empty()
         && key

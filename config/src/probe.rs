@@ -1,37 +1,37 @@
-//! A Kubernetes node's probes of a program, as its proxy makes them in the node's place.
+//! The kubelet's probes of a program, which the proxy sends in the kubelet's place.
 //!
-//! The node's own request would end at the proxy: one by TCP would pass with the program dead, and one by HTTP carries
-//! no mesh identity. So the injector turns each to the proxy's probe listener, and tells the proxy here what to ask.
+//! The kubelet's own probe would reach the proxy instead of the program: a TCP probe would succeed although the program is
+//! dead, and an HTTP probe carries no mesh identity. So the injector redirects each probe to the proxy's probe listener,
+//! and these types describe the probe that the proxy sends to the program.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// All probes of a pod and the hooks of its containers' lives, by their path at the probe listener: what `MERLON_PROBES`
-/// holds as JSON.
+/// All probes and lifecycle hooks of a pod, by their path at the probe listener. `MERLON_PROBES` holds them as JSON.
 pub type Probes = BTreeMap<String, Probe>;
 
 /// One probe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Probe {
-    /// What is asked.
+    /// The request to send.
     pub handler: Handler,
-    /// How long the program may take, in seconds. From 1; default: 1, as Kubernetes has it.
+    /// Time-out of the probe, in seconds. From 1; default: 1, as in Kubernetes.
     #[serde(default = "one")]
     pub timeout_seconds: u32,
 }
 
-/// What is asked of the program, on its own address.
+/// The request that is sent to the program, on its own address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Handler {
-    /// An HTTP request; right are 200 to 399.
+    /// An HTTP request. It succeeds with a status of 200 to 399.
     HttpGet(HttpGet),
-    /// A TCP connection; right is one that opens.
+    /// A TCP connection. It succeeds if the connection opens.
     TcpSocket(TcpSocket),
-    /// A call of `grpc.health.v1.Health/Check`; right is `SERVING`.
+    /// A call of `grpc.health.v1.Health/Check`. It succeeds with `SERVING`.
     Grpc(Grpc),
 }
 
@@ -44,22 +44,22 @@ pub struct HttpGet {
     /// Path and query.
     #[serde(default = "root")]
     pub path: String,
-    /// `https` is not verified, as the node does not either.
+    /// `http` or `https`. The certificate is not verified; the kubelet does not verify it either.
     #[serde(default)]
     pub scheme: Scheme,
-    /// Header fields in their order; one name may occur more than once. `Host` is meant as such.
+    /// Header fields in order. A name may occur more than once. `Host` sets the request's host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<(String, String)>,
 }
 
-/// How a probe by HTTP is carried.
+/// The scheme of an HTTP probe.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Scheme {
-    /// Plainly.
+    /// Plain text.
     #[default]
     Http,
-    /// In TLS whose certificate is not verified.
+    /// TLS without verification of the certificate.
     Https,
 }
 
@@ -77,23 +77,23 @@ pub struct TcpSocket {
 pub struct Grpc {
     /// The program's port.
     pub port: u16,
-    /// Whose health is asked; empty: the whole program's.
+    /// The service to check. Empty: the whole program.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub service: String,
 }
 
-/// When a node asks.
+/// The probe or lifecycle hook of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Occasion {
-    /// Whether the program lives.
+    /// Whether the program is alive.
     Liveness,
-    /// Whether it may be sent requests.
+    /// Whether the program accepts requests.
     Readiness,
-    /// Whether it has begun.
+    /// Whether the program has started.
     Startup,
-    /// Right after a container has begun.
+    /// The hook right after a container starts.
     PostStart,
-    /// Right before a container ends.
+    /// The hook right before a container is terminated.
     PreStop,
 }
 
@@ -110,34 +110,34 @@ impl fmt::Display for Occasion {
 }
 
 impl Occasion {
-    /// Whether it is a hook of a container's life, which does something, and not a question.
+    /// Whether it is a lifecycle hook, which has an effect, and not a probe.
     pub fn is_hook(self) -> bool {
         matches!(self, Self::PostStart | Self::PreStop)
     }
 }
 
-/// Where a probe of a container is asked for at the probe listener: `/probe/web/readiness`.
+/// The path of a container's probe at the probe listener: `/probe/web/readiness`.
 pub fn path(container: &str, occasion: Occasion) -> String {
     format!("/probe/{container}/{occasion}")
 }
 
-/// Where a hook of a container is asked for: `/probe/web/preStop/5d1c…`. Whoever reaches the pod reaches the listener, so
-/// the last part is what only the pod's own description tells.
+/// The path of a container's hook: `/probe/web/preStop/5d1c…`. Any client that reaches the pod can reach the listener, so
+/// the last segment is a key that only the pod's spec contains.
 pub fn hook_path(container: &str, occasion: Occasion, key: &HookKey) -> String {
     format!("{}/{key}", path(container, occasion))
 }
 
-/// What nobody guesses who cannot read the pod: 128 bits, as 32 lower-case hexadecimal digits.
+/// A key that cannot be guessed without read access to the pod: 128 bits, as 32 lower-case hexadecimal digits.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HookKey(String);
 
 impl HookKey {
-    /// Of bits that must be random.
+    /// Makes a key of `random`, which must be random.
     pub fn new(random: u128) -> Self {
         Self(format!("{random:032x}"))
     }
 
-    /// The one that a [`hook_path`] ends in.
+    /// The key at the end of a [`hook_path`].
     pub fn of_path(path: &str) -> Option<Self> {
         let (_, key) = path.rsplit_once('/')?;
         let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
@@ -158,7 +158,7 @@ impl fmt::Debug for HookKey {
 }
 
 impl Probe {
-    /// How long the program may take.
+    /// The time-out of the probe.
     pub fn timeout(&self) -> Duration {
         Duration::from_secs(u64::from(self.timeout_seconds.max(1)))
     }
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_is_asked_for_by_a_key_of_32_digits() {
+    fn a_hook_path_ends_in_a_key_of_32_digits() {
         let key = HookKey::new(0xfeed);
         let path = hook_path("web", Occasion::PreStop, &key);
         let wanted = format!("/probe/web/preStop/{}feed", "0".repeat(28));
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_said_is_as_kubernetes_has_it() {
+    fn omitted_fields_have_the_defaults_of_kubernetes() {
         let text = r#"{ "/probe/web/liveness": { "handler": { "httpGet": { "port": 80 } } } }"#;
         let probes: Probes = serde_json::from_str(text).unwrap();
         let probe = &probes["/probe/web/liveness"];

@@ -1,7 +1,7 @@
-//! From the tree to the types, with every problem and not only the first.
+//! Reads a tree into a type and reports every problem, not only the first.
 //!
-//! Serde gives up at the first problem, so a tree is read again and again, each time without the parts that were found
-//! wrong before, until nothing more is found. What then is missing only because it was taken out is not a problem.
+//! Serde stops at the first problem, so a tree is read repeatedly, each time without the parts that were found invalid
+//! before, until no more problems are found. A part that is missing only because it was skipped is not a problem.
 
 use std::{
     cell::{Cell, RefCell},
@@ -19,24 +19,24 @@ use crate::{
     node::{Key, Mark, Node, Value, cut, join_key},
 };
 
-/// Something in a tree that does not fit its type.
+/// A part of a tree that does not fit its type.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Misfit {
+pub(crate) struct Mismatch {
     pub(crate) at: Mark,
     pub(crate) path: String,
     pub(crate) message: String,
     pub(crate) hint: Option<String>,
 }
 
-/// Reads `node`, which stands at `path` and whose problems are underlined at `at` when they concern all of it.
+/// Reads `node`, which is at `path`. A problem with the whole node is underlined at `at`.
 ///
 /// # Errors
-/// Everything that does not fit; never empty.
+/// All mismatches; never empty.
 pub(crate) fn read<T: DeserializeOwned>(
     node: &Node,
     path: &str,
     at: Mark,
-) -> Result<T, Vec<Misfit>> {
+) -> Result<T, Vec<Mismatch>> {
     let state = State::default();
     loop {
         let reader = Reader {
@@ -46,31 +46,31 @@ pub(crate) fn read<T: DeserializeOwned>(
             state: &state,
         };
         let result = reader.seed(std::marker::PhantomData::<T>);
-        let wrong = match result {
+        let error = match result {
             Ok(value) if state.found.borrow().is_empty() => return Ok(value),
             Ok(_) => return Err(state.found.into_inner()),
-            Err(wrong) => wrong,
+            Err(error) => error,
         };
-        let id = wrong.place.as_ref().map_or(id(node), |place| place.id);
-        if let (false, Some(Place { at, path, .. })) = (wrong.follows, wrong.place) {
-            state.found.borrow_mut().push(Misfit {
+        let id = error.place.as_ref().map_or(id(node), |place| place.id);
+        if let (false, Some(Place { at, path, .. })) = (error.consequential, error.place) {
+            state.found.borrow_mut().push(Mismatch {
                 at,
                 path,
-                message: wrong.message,
-                hint: wrong.hint,
+                message: error.message,
+                hint: error.hint,
             });
         }
-        state.without.borrow_mut().insert(id);
-        // The second condition cannot be while each round takes something out that was still in; it keeps a mistake
-        // here from becoming an endless loop.
+        state.skipped.borrow_mut().insert(id);
+        // The second condition never holds, because each round skips one more node; it keeps a mistake here from
+        // becoming an endless loop.
         state.rounds.set(state.rounds.get() + 1);
-        if id == self::id(node) || state.rounds.get() > MOST {
+        if id == self::id(node) || state.rounds.get() > MAX_PROBLEMS {
             let mut found = state.found.into_inner();
             if found.is_empty() {
-                found.push(Misfit {
+                found.push(Mismatch {
                     at,
                     path: path.to_owned(),
-                    message: "this cannot be read".to_owned(),
+                    message: "this value cannot be read".to_owned(),
                     hint: None,
                 });
             }
@@ -79,20 +79,20 @@ pub(crate) fn read<T: DeserializeOwned>(
     }
 }
 
-/// How many problems of one document are looked for.
-const MOST: usize = 100;
+/// Maximum number of problems that are searched for in one document.
+const MAX_PROBLEMS: usize = 100;
 
 #[derive(Default)]
 struct State {
-    /// Nodes that were found wrong: they are passed over.
-    without: RefCell<HashSet<usize>>,
-    /// Fields of nodes that a wrong name was probably meant for: they are not missing as well.
-    meant: RefCell<HashSet<(usize, &'static str)>>,
-    found: RefCell<Vec<Misfit>>,
+    /// Nodes that were found invalid.
+    skipped: RefCell<HashSet<usize>>,
+    /// Fields of nodes that an unknown field was probably meant to be: they are not reported as missing.
+    misspelled: RefCell<HashSet<(usize, &'static str)>>,
+    found: RefCell<Vec<Mismatch>>,
     rounds: Cell<usize>,
 }
 
-/// A node's address names it: the tree does not change while it is read.
+/// A node's address identifies it: the tree does not change while it is read.
 fn id(node: &Node) -> usize {
     std::ptr::from_ref(node).addr()
 }
@@ -106,36 +106,36 @@ struct Place {
 
 /// Why reading stopped.
 #[derive(Debug)]
-struct Stop {
+struct ReadError {
     message: String,
     hint: Option<String>,
     place: Option<Place>,
     missing: Option<&'static str>,
-    /// It is the consequence of a problem that is known.
-    follows: bool,
+    /// It is the consequence of another problem, which is reported already.
+    consequential: bool,
 }
 
-impl Stop {
+impl ReadError {
     fn new(message: String, hint: Option<String>) -> Self {
         Self {
             message,
             hint,
             place: None,
             missing: None,
-            follows: false,
+            consequential: false,
         }
     }
 }
 
-impl fmt::Display for Stop {
+impl fmt::Display for ReadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl std::error::Error for Stop {}
+impl std::error::Error for ReadError {}
 
-impl de::Error for Stop {
+impl de::Error for ReadError {
     fn custom<T: fmt::Display>(message: T) -> Self {
         Self::new(message.to_string(), None)
     }
@@ -146,7 +146,7 @@ impl de::Error for Stop {
 
     fn invalid_value(unexpected: Unexpected<'_>, expected: &dyn Expected) -> Self {
         let found = match unexpected {
-            Unexpected::Str(text) => format!("the text `{}`", cut(text)),
+            Unexpected::Str(text) => format!("the string `{}`", cut(text)),
             Unexpected::Unsigned(number) => format!("the number `{number}`"),
             Unexpected::Signed(number) => format!("the number `{number}`"),
             Unexpected::Float(number) => format!("the number `{number}`"),
@@ -163,14 +163,14 @@ impl de::Error for Stop {
             | Unexpected::Signed(_)
             | Unexpected::Float(_)
             | Unexpected::Bool(_)
-                if words == "a text" =>
+                if words == "a string" =>
             {
                 Some(format!("put it in quotes: `{}`", Quoted(&unexpected)))
             }
             Unexpected::Str(text)
-                if words.starts_with("a whole number") && text.parse::<u64>().is_ok() =>
+                if words.contains("integer") && text.parse::<u64>().is_ok() =>
             {
-                Some(format!("leave the quotes out: `{text}`"))
+                Some(format!("remove the quotes: `{text}`"))
             }
             Unexpected::Str("yes" | "on" | "Yes" | "On" | "True" | "TRUE")
                 if words == "`true` or `false`" =>
@@ -193,7 +193,7 @@ impl de::Error for Stop {
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
         Self::new(
-            format!("`{}` is not known here", cut(variant)),
+            format!("unknown value `{}`", cut(variant)),
             nearest::hint(variant, expected.iter().copied()),
         )
     }
@@ -213,7 +213,7 @@ impl de::Error for Stop {
     }
 
     fn duplicate_field(field: &'static str) -> Self {
-        Self::new(format!("`{field}` stands here twice"), None)
+        Self::new(format!("duplicate field `{field}`"), None)
     }
 }
 
@@ -234,23 +234,23 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// Serde's names of what it wants, in the words of people who write YAML.
+/// Translates serde's name of an expected type for users who write YAML.
 fn words(expected: &str) -> String {
     match expected {
-        "u16" => "a whole number from 0 to 65535".to_owned(),
-        "u32" => "a whole number from 0 to 4294967295".to_owned(),
-        "u8" | "u64" | "usize" => "a whole number that is not negative".to_owned(),
-        "i32" | "i64" => "a whole number".to_owned(),
-        "a string" | "a borrowed string" | "path string" | "a string representing an URL" => {
-            "a text".to_owned()
+        "u16" => "an integer from 0 to 65535".to_owned(),
+        "u32" => "an integer from 0 to 4294967295".to_owned(),
+        "u8" | "u64" | "usize" => "a non-negative integer".to_owned(),
+        "i32" | "i64" => "an integer".to_owned(),
+        "a borrowed string" | "path string" | "a string representing an URL" => {
+            "a string".to_owned()
         }
         "a boolean" => "`true` or `false`".to_owned(),
         "a sequence" => "a list".to_owned(),
         "a map" => "a map".to_owned(),
-        "socket address" => "an address and port, as `127.0.0.1:7561`".to_owned(),
+        "socket address" => "an address and port, such as `127.0.0.1:7561`".to_owned(),
         other if other.starts_with("struct ") => "a map".to_owned(),
-        // The `url` crate gives the reason in the place of the expectation.
-        other if is_url_reason(other) => "a URL, as `https://login.example.org`".to_owned(),
+        // The `url` crate gives the reason instead of the expectation.
+        other if is_url_reason(other) => "a URL, such as `https://login.example.org`".to_owned(),
         other => other.to_owned(),
     }
 }
@@ -286,56 +286,57 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Says where it was, unless something deeper has said so.
-    fn placed<T>(&self, result: Result<T, Stop>) -> Result<T, Stop> {
-        result.map_err(|stop| self.place(stop))
+    /// Adds this node's place to an error, unless a deeper node has added its own.
+    fn placed<T>(&self, result: Result<T, ReadError>) -> Result<T, ReadError> {
+        result.map_err(|error| self.place(error))
     }
 
-    fn place(&self, mut stop: Stop) -> Stop {
-        if stop.place.is_some() {
-            return stop;
+    fn place(&self, mut error: ReadError) -> ReadError {
+        if error.place.is_some() {
+            return error;
         }
         let mut path = self.path.clone();
-        if let Some(field) = stop.missing {
-            stop.follows = self.was_wrong(field);
+        if let Some(field) = error.missing {
+            error.consequential = self.is_reported(field);
             path = join_key(&path, field);
         }
         if let (Value::Text(text), "invalid socket address syntax") =
-            (&self.node.value, stop.message.as_str())
+            (&self.node.value, error.message.as_str())
         {
-            stop.message = format!("`{}` is not an address and port", cut(text));
-            stop.hint = Some("write it as `127.0.0.1:7561`; names are not looked up".to_owned());
+            error.message = format!("`{}` is not an address and port", cut(text));
+            let hint = "write an IP address and a port, such as `127.0.0.1:7561`; host names are not resolved";
+            error.hint = Some(hint.to_owned());
         }
-        stop.place = Some(Place {
+        error.place = Some(Place {
             id: id(self.node),
             at: self.at,
             path,
         });
-        stop
+        error
     }
 
-    /// Reads with a seed. What the seed finds wrong with a value that serde could read is about that value.
-    fn seed<'de, T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Stop> {
+    /// Reads with a seed. An error that the seed itself returns is about this node's value.
+    fn seed<'de, T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, ReadError> {
         let again = Reader {
             path: self.path.clone(),
             ..self
         };
-        seed.deserialize(self).map_err(|stop| again.place(stop))
+        seed.deserialize(self).map_err(|error| again.place(error))
     }
 
-    /// Whether what is missing was there, and is told of already.
-    fn was_wrong(&self, field: &'static str) -> bool {
+    /// Whether a missing field is there, but with a problem that is reported already.
+    fn is_reported(&self, field: &'static str) -> bool {
         let here = self.node.get(field);
-        here.is_some_and(|(_, node)| self.state.without.borrow().contains(&id(node)))
-            || self.state.meant.borrow().contains(&(id(self.node), field))
+        here.is_some_and(|(_, node)| self.state.skipped.borrow().contains(&id(node)))
+            || (self.state.misspelled.borrow()).contains(&(id(self.node), field))
     }
 
-    fn stop<T>(&self, expected: &str) -> Result<T, Stop> {
+    fn mismatch<T>(&self, expected: &str) -> Result<T, ReadError> {
         let message = format!("expected {expected}, found {}", self.node.describe());
-        self.placed(Err(Stop::new(message, None)))
+        self.placed(Err(ReadError::new(message, None)))
     }
 
-    fn any<'de, V: Visitor<'de>>(&self, visitor: V) -> Result<V::Value, Stop> {
+    fn any<'de, V: Visitor<'de>>(&self, visitor: V) -> Result<V::Value, ReadError> {
         match &self.node.value {
             Value::Null => visitor.visit_unit(),
             Value::Bool(value) => visitor.visit_bool(*value),
@@ -358,14 +359,14 @@ impl Reader<'_> {
 
 macro_rules! as_written {
     ($($method:ident)*) => {$(
-        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
             self.placed(self.any(visitor))
         }
     )*};
 }
 
 impl<'de> de::Deserializer<'de> for Reader<'_> {
-    type Error = Stop;
+    type Error = ReadError;
 
     as_written! {
         deserialize_any deserialize_bool deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64
@@ -374,11 +375,11 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
         deserialize_unit deserialize_seq deserialize_map deserialize_identifier
     }
 
-    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         visitor.visit_unit()
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         match self.node.value {
             Value::Null => visitor.visit_none(),
             _ => visitor.visit_some(self),
@@ -389,7 +390,7 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
         self,
         _: &'static str,
         visitor: V,
-    ) -> Result<V::Value, Stop> {
+    ) -> Result<V::Value, ReadError> {
         self.deserialize_unit(visitor)
     }
 
@@ -397,11 +398,11 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
         self,
         _: &'static str,
         visitor: V,
-    ) -> Result<V::Value, Stop> {
+    ) -> Result<V::Value, ReadError> {
         visitor.visit_newtype_struct(self)
     }
 
-    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, Stop> {
+    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, ReadError> {
         self.deserialize_seq(visitor)
     }
 
@@ -410,7 +411,7 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
         _: &'static str,
         _: usize,
         visitor: V,
-    ) -> Result<V::Value, Stop> {
+    ) -> Result<V::Value, ReadError> {
         self.deserialize_seq(visitor)
     }
 
@@ -419,31 +420,32 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
         _: &'static str,
         fields: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Stop> {
+    ) -> Result<V::Value, ReadError> {
         let Value::Map(entries) = &self.node.value else {
-            return self.stop("a map");
+            return self.mismatch("a map");
         };
-        // Serde would stop at the first unknown field: all of them are told at once, and passed over.
+        // Serde would stop at the first unknown field. All of them are reported at once, and skipped.
         for (key, node) in entries {
             if fields.contains(&key.text.as_str())
-                || !self.state.without.borrow_mut().insert(id(node))
+                || !self.state.skipped.borrow_mut().insert(id(node))
             {
                 continue;
             }
-            if self.state.found.borrow().len() >= MOST {
+            if self.state.found.borrow().len() >= MAX_PROBLEMS {
                 continue;
             }
-            // A field that stands here correctly already is not what was meant by the wrong one.
+            // A known field that is already set is not what the unknown field was meant to be.
             let free = fields
                 .iter()
                 .copied()
                 .filter(|field| self.node.get(field).is_none());
             let near = nearest::nearest(&key.text, free);
             if let Some(field) = near {
-                self.state.meant.borrow_mut().insert((id(self.node), field));
+                let mut misspelled = self.state.misspelled.borrow_mut();
+                misspelled.insert((id(self.node), field));
             }
-            let hint = nearest::advice(near, fields.to_vec());
-            self.state.found.borrow_mut().push(Misfit {
+            let hint = nearest::suggestion(near, fields.to_vec());
+            self.state.found.borrow_mut().push(Mismatch {
                 at: key.at,
                 path: join_key(&self.path, &key.text),
                 message: format!("unknown field `{}`", cut(&key.text)),
@@ -458,7 +460,7 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
         _: &'static str,
         variants: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Stop> {
+    ) -> Result<V::Value, ReadError> {
         let result = match &self.node.value {
             Value::Text(text) => visitor.visit_enum(Variant {
                 name: text,
@@ -467,13 +469,13 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
             Value::Map(entries) => match entries.as_slice() {
                 [(key, node)] => {
                     if !variants.contains(&key.text.as_str()) {
-                        let mut stop: Stop = de::Error::unknown_variant(&key.text, variants);
-                        stop.place = Some(Place {
+                        let mut error: ReadError = de::Error::unknown_variant(&key.text, variants);
+                        error.place = Some(Place {
                             id: id(self.node),
                             at: key.at,
                             path: join_key(&self.path, &key.text),
                         });
-                        return Err(stop);
+                        return Err(error);
                     }
                     visitor.visit_enum(Variant {
                         name: &key.text,
@@ -492,10 +494,10 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
                         "expected exactly one of {}, found {found}",
                         listed(variants)
                     );
-                    return self.placed(Err(Stop::new(message, None)));
+                    return self.placed(Err(ReadError::new(message, None)));
                 }
             },
-            _ => return self.stop(&format!("one of {}", listed(variants))),
+            _ => return self.mismatch(&format!("one of {}", listed(variants))),
         };
         self.placed(result)
     }
@@ -523,14 +525,14 @@ struct Items<'r, 'a> {
 }
 
 impl<'de> SeqAccess<'de> for Items<'_, '_> {
-    type Error = Stop;
+    type Error = ReadError;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(
         &mut self,
         seed: T,
-    ) -> Result<Option<T::Value>, Stop> {
+    ) -> Result<Option<T::Value>, ReadError> {
         for (index, node) in self.rest.by_ref() {
-            if self.list.state.without.borrow().contains(&id(node)) {
+            if self.list.state.skipped.borrow().contains(&id(node)) {
                 continue;
             }
             let reader = Reader {
@@ -552,33 +554,33 @@ struct Entries<'r, 'a> {
 }
 
 impl<'de> MapAccess<'de> for Entries<'_, '_> {
-    type Error = Stop;
+    type Error = ReadError;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(
         &mut self,
         seed: K,
-    ) -> Result<Option<K::Value>, Stop> {
+    ) -> Result<Option<K::Value>, ReadError> {
         for (key, node) in self.rest.by_ref() {
-            if self.map.state.without.borrow().contains(&id(node)) {
+            if self.map.state.skipped.borrow().contains(&id(node)) {
                 continue;
             }
             self.value = Some((key, node));
-            let name = StrDeserializer::<Stop>::new(&key.text);
-            return seed.deserialize(name).map(Some).map_err(|mut stop| {
-                if stop.place.is_none() {
-                    stop.place = Some(Place {
+            let name = StrDeserializer::<ReadError>::new(&key.text);
+            return seed.deserialize(name).map(Some).map_err(|mut error| {
+                if error.place.is_none() {
+                    error.place = Some(Place {
                         id: id(node),
                         at: key.at,
                         path: join_key(&self.map.path, &key.text),
                     });
                 }
-                stop
+                error
             });
         }
         Ok(None)
     }
 
-    fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Stop> {
+    fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, ReadError> {
         let Some((key, node)) = self.value.take() else {
             return Err(de::Error::custom("a value without a key"));
         };
@@ -593,14 +595,14 @@ struct Variant<'a> {
 }
 
 impl<'de, 'a> EnumAccess<'de> for Variant<'a> {
-    type Error = Stop;
+    type Error = ReadError;
     type Variant = Content<'a>;
 
     fn variant_seed<T: DeserializeSeed<'de>>(
         self,
         seed: T,
-    ) -> Result<(T::Value, Content<'a>), Stop> {
-        let name = seed.deserialize(StrDeserializer::<Stop>::new(self.name))?;
+    ) -> Result<(T::Value, Content<'a>), ReadError> {
+        let name = seed.deserialize(StrDeserializer::<ReadError>::new(self.name))?;
         let content = Content {
             name: self.name,
             reader: self.content,
@@ -615,13 +617,13 @@ struct Content<'a> {
 }
 
 impl<'a> Content<'a> {
-    fn reader(self) -> Result<Reader<'a>, Stop> {
+    fn reader(self) -> Result<Reader<'a>, ReadError> {
         let Self { name, reader } = self;
         reader.ok_or_else(|| {
-            Stop::new(
-                format!("`{name}` must be written as a map, with what it needs below it"),
+            ReadError::new(
+                format!("`{name}` must be a map with its settings"),
                 Some(format!(
-                    "write `{name}: {{ … }}`; where nothing is needed, `{name}: {{}}`"
+                    "write `{name}: {{ … }}`, or `{name}: {{}}` without settings"
                 )),
             )
         })
@@ -629,20 +631,20 @@ impl<'a> Content<'a> {
 }
 
 impl<'de> VariantAccess<'de> for Content<'_> {
-    type Error = Stop;
+    type Error = ReadError;
 
-    fn unit_variant(self) -> Result<(), Stop> {
+    fn unit_variant(self) -> Result<(), ReadError> {
         match self.reader {
             None => Ok(()),
-            Some(reader) => reader.stop("nothing below this"),
+            Some(reader) => reader.mismatch("no value"),
         }
     }
 
-    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Stop> {
+    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, ReadError> {
         self.reader()?.seed(seed)
     }
 
-    fn tuple_variant<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, Stop> {
+    fn tuple_variant<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, ReadError> {
         de::Deserializer::deserialize_tuple(self.reader()?, length, visitor)
     }
 
@@ -650,7 +652,7 @@ impl<'de> VariantAccess<'de> for Content<'_> {
         self,
         fields: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Stop> {
+    ) -> Result<V::Value, ReadError> {
         de::Deserializer::deserialize_struct(self.reader()?, "", fields, visitor)
     }
 }

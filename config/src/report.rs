@@ -1,4 +1,4 @@
-//! What is wrong with what was written, where, and how it prints.
+//! Problems in configuration files: where they are, how to fix them, and how they are printed.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 /// A place in a file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Position {
-    /// As it was named when it was read, relative to the directory.
+    /// The file's name, relative to the directory.
     pub file: String,
     /// From 1.
     pub line: u32,
@@ -21,38 +21,38 @@ impl fmt::Display for Position {
     }
 }
 
-/// Whether a problem keeps the files from being taken.
+/// Whether a problem prevents the use of the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Severity {
-    /// Nothing of what was read is used.
+    /// The files are rejected.
     Error,
-    /// It is used; it probably is not what was meant.
+    /// The files are used, but they probably contain a mistake.
     Warning,
 }
 
-/// One thing that is wrong.
+/// One problem in a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
-    /// How bad it is.
+    /// Error or warning.
     pub severity: Severity,
     /// The file, or the directory.
     pub file: String,
-    /// From 1; 0 when the file as a whole is meant.
+    /// From 1; 0 if the problem concerns the whole file.
     pub line: u32,
-    /// From 1, in characters; 0 when the file as a whole is meant.
+    /// From 1, in characters; 0 if the problem concerns the whole file.
     pub column: u32,
-    /// How many characters are meant; at least 1.
+    /// Number of characters to underline; at least 1.
     pub width: u32,
-    /// The field, as `spec.limits[0].rate.requests`; may be empty.
+    /// The field, for example `spec.limits[0].rate.requests`; may be empty.
     pub field: String,
-    /// What is wrong, in lower case and without a full stop.
+    /// The message, in lower case and without a full stop.
     pub message: String,
-    /// What to do about it.
+    /// How to fix the problem.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// The line as it was written, without its end.
+    /// The line of the file, without its end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
 }
@@ -73,7 +73,7 @@ impl Problem {
         }
     }
 
-    /// The same, at a place.
+    /// Sets the place.
     #[must_use]
     pub fn at(mut self, line: u32, column: u32, width: u32) -> Self {
         self.line = line;
@@ -82,21 +82,21 @@ impl Problem {
         self
     }
 
-    /// The same, about a field.
+    /// Sets the field.
     #[must_use]
     pub fn field(mut self, field: impl Into<String>) -> Self {
         self.field = field.into();
         self
     }
 
-    /// The same, with advice.
+    /// Sets the hint.
     #[must_use]
     pub fn hint(mut self, hint: impl AsRef<str>) -> Self {
         self.hint = Some(printable(hint.as_ref()));
         self
     }
 
-    /// The same, with advice if there is some.
+    /// Sets the hint, if there is one.
     #[must_use]
     pub fn maybe_hint(self, hint: Option<impl AsRef<str>>) -> Self {
         match hint {
@@ -105,14 +105,14 @@ impl Problem {
         }
     }
 
-    /// The same, as a warning.
+    /// Makes the problem a warning.
     #[must_use]
     pub fn warning(mut self) -> Self {
         self.severity = Severity::Warning;
         self
     }
 
-    /// The same, with the line it is about taken from the text of its file.
+    /// Quotes the line of the problem from the text of its file.
     #[must_use]
     pub fn quote(mut self, text: &str) -> Self {
         if let Some(before) = self.line.checked_sub(1) {
@@ -128,7 +128,7 @@ impl Problem {
         (&self.file, self.line, self.column)
     }
 
-    /// The place, unless the file as a whole is meant.
+    /// The place, unless the problem concerns the whole file.
     pub fn position(&self) -> Option<Position> {
         (self.line > 0).then(|| Position {
             file: self.file.clone(),
@@ -138,7 +138,7 @@ impl Problem {
     }
 }
 
-/// Text that came from a file may hold anything; a terminal must not obey it, nor a log be flooded by it.
+/// Text from a file may contain anything: removes control characters, which terminals interpret, and limits the length.
 fn printable(text: &str) -> String {
     text.chars()
         .take(1_000)
@@ -188,22 +188,22 @@ struct Excerpt {
     caret: String,
 }
 
-/// The line and what underlines the place in it; of a very long line, the part around the place.
+/// The line and the carets below it. A very long line is cut to the part around the place.
 fn excerpt(source: &str, column: u32, width: u32) -> Excerpt {
-    const MOST: usize = 120;
+    const MAX: usize = 120;
     let start = usize::try_from(column.saturating_sub(1)).unwrap_or(0);
-    let skip = if source.chars().count() > MOST {
-        start.saturating_sub(MOST / 2)
+    let skip = if source.chars().count() > MAX {
+        start.saturating_sub(MAX / 2)
     } else {
         0
     };
     let text: String = source
         .chars()
         .skip(skip)
-        .take(MOST)
+        .take(MAX)
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
-    let before = start.saturating_sub(skip).min(MOST);
+    let before = start.saturating_sub(skip).min(MAX);
     let room = text.chars().count().saturating_sub(before).max(1);
     let width = usize::try_from(width).unwrap_or(1).clamp(1, room);
     Excerpt {
@@ -212,30 +212,30 @@ fn excerpt(source: &str, column: u32, width: u32) -> Excerpt {
     }
 }
 
-/// Everything that is wrong, in the order of the files.
+/// All problems, in the order of the files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     problems: Vec<Problem>,
-    /// Errors that are only counted.
+    /// Number of errors beyond the maximum, which are not kept.
     more: usize,
 }
 
-/// How many problems are kept: nobody reads more, and a broken file can have a hundred thousand.
-const MOST_PROBLEMS: usize = 1_000;
+/// Maximum number of problems that are kept: a broken file can have a hundred thousand.
+const MAX_PROBLEMS: usize = 1_000;
 
 impl Report {
-    /// Nothing wrong yet.
+    /// An empty report.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds one, in its place. One that is there already is not told twice.
+    /// Inserts a problem in the order of its place. A duplicate is ignored.
     pub fn push(&mut self, problem: Problem) {
-        if self.problems.len() >= MOST_PROBLEMS {
+        if self.problems.len() >= MAX_PROBLEMS {
             self.more += usize::from(problem.severity == Severity::Error);
             return;
         }
-        // Problems mostly come in order: look from the end.
+        // Problems mostly arrive in order, so the search starts at the end.
         let before = |other: &Problem| other.place() <= problem.place();
         let after = self.problems.iter().rposition(before).map_or(0, |i| i + 1);
         let known = self.problems.iter().take(after).rev();
@@ -250,17 +250,17 @@ impl Report {
         &self.problems
     }
 
-    /// Whether nothing is wrong at all.
+    /// Whether there are no problems.
     pub fn is_empty(&self) -> bool {
         self.problems.is_empty()
     }
 
-    /// Whether what was read must not be used.
+    /// Whether there are errors, so that the files are rejected.
     pub fn has_errors(&self) -> bool {
         self.count(Severity::Error) > 0
     }
 
-    /// How many there are of a severity.
+    /// Number of problems of a severity.
     pub fn count(&self, severity: Severity) -> usize {
         let kept = self.problems.iter();
         let kept = kept.filter(|problem| problem.severity == severity).count();
@@ -331,7 +331,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn problems_stand_in_the_order_of_the_files_however_they_come() {
+    fn problems_are_in_the_order_of_the_files_whatever_order_they_arrive_in() {
         let at = |file: &str, line, column| Problem::error(file, "x").at(line, column, 1);
         let report = Report::from_iter([
             at("b", 1, 1),
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_hundred_thousand_problems_a_thousand_are_kept_and_all_counted() {
+    fn a_thousand_problems_are_kept_and_all_are_counted() {
         let report: Report = (1..=100_000)
             .map(|line| Problem::error("a", "x").at(line, 1, 1))
             .collect();
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_very_long_line_the_part_around_the_place_is_shown() {
+    fn a_very_long_line_is_cut_to_the_part_around_the_place() {
         let text = format!("{}HERE{}", "a".repeat(5_000), "b".repeat(5_000));
         let problem = Problem::error("a", "x")
             .at(1, 5_001, 4)
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_behind_the_end_of_its_line_is_still_underlined() {
+    fn a_place_beyond_the_end_of_its_line_is_still_underlined() {
         let problem = Problem::error("a", "x")
             .at(1, 9, 3)
             .quote("abc")

@@ -1,7 +1,7 @@
-//! The resources: what stands in YAML documents, as files or as custom resources, the very same text.
+//! The resources. Files and custom resources hold the same YAML documents.
 //!
-//! Every kind is one file here. Unknown fields are errors. All of `spec` is plain data; what it means together
-//! with other resources is `merlon-compile`'s matter.
+//! Each kind has one file here. Unknown fields are errors. `spec` is plain data; `merlon-compile` combines it with other
+//! resources.
 
 mod authentication;
 mod authorization;
@@ -36,21 +36,21 @@ use crate::name::{Namespace, ResourceName};
 /// A resource of any kind with its name and where it was written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resource {
-    /// Where it lives. Resources that name no namespace are in `default`.
+    /// The namespace. Resources without one are in `default`.
     pub namespace: Namespace,
-    /// Its name, unique within kind and namespace.
+    /// The name, unique within kind and namespace.
     pub name: ResourceName,
     /// `metadata.labels`.
     pub labels: std::collections::BTreeMap<String, String>,
-    /// When a cluster says that it came to be, in seconds since 1970. Where resources are files, nobody knows.
+    /// When the cluster created it, in seconds since 1970. `None` for resources from files.
     pub created: Option<i64>,
-    /// What it says.
+    /// The content.
     pub spec: Spec,
-    /// Where it says so, as `policies/orders.yaml:12:1`.
+    /// Where it is defined, for example `policies/orders.yaml:12:1`.
     pub origin: String,
 }
 
-/// What a resource says, by kind.
+/// The `spec` of a resource, by kind.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(missing_docs, reason = "each variant is the kind of its content")]
 pub enum Spec {
@@ -69,7 +69,7 @@ pub enum Spec {
 /// `apiVersion` of Merlon's own kinds.
 pub const MERLON: &str = "merlon.io/v1alpha1";
 
-/// `apiVersion` of the kinds that are Gateway API's.
+/// `apiVersion` of the Gateway API kinds.
 pub const GATEWAY_API: &str = "gateway.networking.k8s.io/v1";
 
 /// Every kind with its `apiVersion`.
@@ -87,7 +87,7 @@ pub const KINDS: [(&str, &str); 10] = [
 ];
 
 impl Spec {
-    /// What a policy is attached to; empty: its whole namespace. `None` for what is no policy.
+    /// The targets of a policy. Empty: its whole namespace. `None` for kinds that are not policies.
     pub fn target_refs(&self) -> Option<&[TargetRef]> {
         match self {
             Self::AuthorizationPolicy(spec) => Some(&spec.target_refs),

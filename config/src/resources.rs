@@ -1,4 +1,4 @@
-//! All resources that were read, and where each of their fields stands.
+//! All loaded resources, with the position of each of their fields.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -9,48 +9,48 @@ use crate::{
     resource::{MeshConfigSpec, Resource, Spec},
 };
 
-/// Everything that was read, checked.
+/// All loaded resources, checked.
 #[derive(Debug, Clone, Default)]
 pub struct Resources {
     /// In the order of files and documents.
     pub list: Vec<Resource>,
-    /// What probably is not what was meant.
+    /// Probable mistakes.
     pub warnings: Report,
     pub(crate) sources: HashMap<String, Source>,
 }
 
-/// Where a resource came from.
+/// The source of a resource.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
     pub(crate) file: Arc<File>,
-    /// `None` when the whole file is Cedar text.
+    /// `None` if the whole file is Cedar text.
     pub(crate) tree: Option<Arc<Node>>,
 }
 
-/// A file's text, with where its lines begin: a problem in the last of many lines is told as fast as one in the first.
+/// A file's text with the offsets of its lines, so that quoting a line takes constant time.
 #[derive(Debug)]
 pub(crate) struct File {
     pub(crate) name: String,
     pub(crate) text: String,
-    begins: Vec<usize>,
+    line_offsets: Vec<usize>,
 }
 
 impl File {
     pub(crate) fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
         let text = text.into();
         let ends = text.match_indices('\n').map(|(end, _)| end + 1);
-        let begins = std::iter::once(0).chain(ends).collect();
+        let line_offsets = std::iter::once(0).chain(ends).collect();
         Self {
             name: name.into(),
             text,
-            begins,
+            line_offsets,
         }
     }
 
     /// A line by its number, without its end.
     fn line(&self, number: u32) -> Option<&str> {
         let index = usize::try_from(number.checked_sub(1)?).ok()?;
-        let from_here = self.text.get(*self.begins.get(index)?..)?;
+        let from_here = self.text.get(*self.line_offsets.get(index)?..)?;
         from_here.lines().next()
     }
 
@@ -64,7 +64,7 @@ impl File {
 }
 
 impl Resources {
-    /// The mesh's own settings with their resource; checked resources always have it.
+    /// The MeshConfig with its resource. Checked resources always have one.
     pub fn mesh(&self) -> Option<(&Resource, &MeshConfigSpec)> {
         self.list.iter().find_map(|resource| match &resource.spec {
             Spec::MeshConfig(spec) => Some((resource, spec)),
@@ -72,7 +72,7 @@ impl Resources {
         })
     }
 
-    /// The resource of a kind, as `Service`, with a name.
+    /// Finds the resource of a kind, for example `Service`, by name.
     pub fn find(
         &self,
         kind: &str,
@@ -86,8 +86,8 @@ impl Resources {
         })
     }
 
-    /// Where a field stands, as `spec.limits[0].rate.requests`; where it is not there, where the nearest part around it
-    /// stands. `None` for resources that no file holds.
+    /// The position of a field, for example `spec.limits[0].rate.requests`, or of its nearest existing parent. `None` for
+    /// resources that are not from a file.
     pub fn locate(&self, resource: &Resource, field: &str) -> Option<Position> {
         let source = self.sources.get(&resource.origin)?;
         let mark = source.mark(field);
@@ -98,7 +98,8 @@ impl Resources {
         })
     }
 
-    /// Where a line and column (both from 1) of a text field stand in the file: for Cedar in `spec.policies`.
+    /// The position in the file of a line and column (both from 1) within a string field, such as Cedar text in
+    /// `spec.policies`.
     pub fn locate_in_text(
         &self,
         resource: &Resource,
@@ -115,7 +116,7 @@ impl Resources {
         })
     }
 
-    /// A problem with a field of a resource, at its place.
+    /// A problem with a field of a resource, at the field's position.
     pub fn problem(&self, resource: &Resource, field: &str, message: impl AsRef<str>) -> Problem {
         self.problem_at(&resource.origin, field, message)
     }
@@ -133,7 +134,7 @@ impl Resources {
         source.problem(mark, message).field(field)
     }
 
-    /// A problem at a line and column (both from 1) within a text field of a resource.
+    /// A problem at a line and column (both from 1) within a string field of a resource.
     pub fn problem_in_text(
         &self,
         resource: &Resource,
@@ -150,7 +151,7 @@ impl Resources {
 }
 
 impl FromIterator<Resource> for Resources {
-    /// Resources that no file holds, unchecked.
+    /// Resources that are not from files, unchecked.
     fn from_iter<I: IntoIterator<Item = Resource>>(list: I) -> Self {
         Self {
             list: list.into_iter().collect(),
@@ -195,21 +196,21 @@ impl Source {
                     at,
                     value: Value::Text(text),
                 }),
-            ) => match self.begin_of_text(*at, text) {
-                Some(begin) => inside(begin),
+            ) => match self.start_of_text(*at, text) {
+                Some(start) => inside(start),
                 None => mark,
             },
             (mark, _) => mark,
         }
     }
 
-    /// Where the first character of a text stands, if its lines are the file's lines: in block scalars (`|`), and in
-    /// other ones that have only one line.
-    fn begin_of_text(&self, at: Mark, text: &str) -> Option<Mark> {
+    /// The position of a string's first character, if its lines are the file's lines: in block scalars (`|`), and in other
+    /// scalars of only one line.
+    fn start_of_text(&self, at: Mark, text: &str) -> Option<Mark> {
         let line = self.file.line(at.line)?;
         let before = usize::try_from(at.column.checked_sub(1)?).ok()?;
         let from_here: String = line.chars().skip(before).collect();
-        // The parser gives the first line of a block that has anything on it.
+        // The parser returns the position of the first line that is not empty.
         let empty = text.chars().take_while(|c| *c == '\n').count();
         let first = text.lines().nth(empty)?;
         let same = !first.is_empty() && from_here.trim_end() == first.trim_end();
@@ -220,7 +221,7 @@ impl Source {
                 ..at
             });
         }
-        // In one line: as it was written, if no escape and no fold came between.
+        // A scalar of one line equals the file's text if it has no escapes and is not folded.
         let inside = from_here.strip_prefix(['"', '\'']);
         let quote = u32::from(inside.is_some());
         let written = inside.unwrap_or(&from_here);
@@ -279,7 +280,7 @@ spec:
     }
 
     #[test]
-    fn a_place_in_a_policy_text_is_a_place_in_the_file() {
+    fn a_position_in_a_policy_text_is_a_position_in_the_file() {
         let resources =
             load_texts([("all.yaml", TEXT), ("shop/own.cedar", "permit(\n  x")]).unwrap();
         // The block begins with an empty line, which Cedar counts.
@@ -289,12 +290,12 @@ spec:
         assert_eq!(place(&resources, "line", 1, 1), "all.yaml:19:20");
         assert_eq!(place(&resources, "line", 1, 9), "all.yaml:19:28");
         assert_eq!(place(&resources, "own", 2, 3), "shop/own.cedar:2:3");
-        // Folding joins lines: only the field can be named.
+        // Folding joins lines, so only the position of the field is known.
         assert_eq!(place(&resources, "folded", 1, 9), "all.yaml:25:3");
     }
 
     #[test]
-    fn a_field_that_is_not_there_is_the_nearest_part_around_it() {
+    fn a_missing_field_is_located_at_its_nearest_existing_parent() {
         let resources = load_texts([("all.yaml", TEXT)]).unwrap();
         let (mesh, _) = resources.mesh().unwrap();
         let at = |field: &str| resources.locate(mesh, field).unwrap().to_string();
@@ -325,7 +326,7 @@ spec:
     }
 
     #[test]
-    fn the_examples_are_right_and_need_no_warning() {
+    fn the_examples_are_valid_and_have_no_warnings() {
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
         for folder in ["shop", "standalone-gateway/resources"] {
             let resources =

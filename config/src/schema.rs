@@ -1,5 +1,5 @@
-//! JSON Schema of everything that users write: what editors check while one types. The text of each description is the
-//! Rust documentation of its field.
+//! JSON Schema of all files that users write, for validation in editors. The description of each field is its Rust
+//! documentation.
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// Every schema with the name of its file: `<Kind>.json` for each kind, and one for each bootstrap.
+/// Every schema with the name of its file: `<Kind>.json` for each kind, and one for each bootstrap file.
 pub fn schemas() -> Vec<(&'static str, Value)> {
     vec![
         (
@@ -65,7 +65,7 @@ fn plain<T: JsonSchema>() -> Value {
     sorted(schema.to_value())
 }
 
-/// Sorted, so that the files do not change with the order in which a feature of `serde_json` keeps its maps.
+/// Sorts all maps, so that the files do not depend on the order that a feature of `serde_json` selects.
 pub(crate) fn sorted(value: Value) -> Value {
     match value {
         Value::Object(map) => {
@@ -110,7 +110,7 @@ fn resource<T: JsonSchema>(version: &str, kind: &str) -> Value {
                 },
             },
             "spec": spec,
-            "status": { "description": "Passed over." },
+            "status": { "description": "Ignored." },
         },
         "$defs": definitions,
     }))
@@ -124,7 +124,7 @@ mod tests {
     use crate::resource::KINDS;
 
     #[test]
-    fn there_is_a_schema_of_every_kind() {
+    fn every_kind_has_a_schema() {
         for (_, kind) in KINDS {
             let file = format!("{kind}.json");
             assert!(schemas().iter().any(|(name, _)| *name == file), "{file}");
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_in_schema_are_what_the_types_say() {
+    fn the_files_in_schema_match_the_types() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema");
         let bless = std::env::var_os("MERLON_BLESS").is_some();
         for (name, schema) in schemas() {
@@ -145,7 +145,7 @@ mod tests {
             let written = fs::read_to_string(&path).unwrap_or_default();
             assert!(
                 written == text,
-                "{} is not what the types say: run `MERLON_BLESS=1 cargo test -p merlon-config schema`",
+                "{} does not match the types: run `MERLON_BLESS=1 cargo test -p merlon-config schema`",
                 path.display()
             );
         }
@@ -153,34 +153,34 @@ mod tests {
     }
 
     #[test]
-    fn every_field_says_what_it_means() {
-        fn silent(path: &str, schema: &Value, found: &mut Vec<String>) {
+    fn every_field_has_a_description() {
+        fn undescribed(path: &str, schema: &Value, found: &mut Vec<String>) {
             let Some(map) = schema.as_object() else {
                 return;
             };
             if let Some(Value::Object(fields)) = map.get("properties") {
                 for (name, field) in fields {
                     let path = format!("{path}.{name}");
-                    let says = ["description", "$ref", "const"]
+                    let described = ["description", "$ref", "const"]
                         .iter()
                         .any(|key| field.get(key).is_some());
                     let known = ["metadata", "labels", "annotations", "namespace", "spec"]
                         .contains(&name.as_str());
-                    if !says && !known {
+                    if !described && !known {
                         found.push(path.clone());
                     }
-                    silent(&path, field, found);
+                    undescribed(&path, field, found);
                 }
             }
             if let Some(Value::Object(definitions)) = map.get("$defs") {
                 for (name, definition) in definitions {
-                    silent(&format!("{path}#{name}"), definition, found);
+                    undescribed(&format!("{path}#{name}"), definition, found);
                 }
             }
         }
         let mut found = Vec::new();
         for (name, schema) in schemas() {
-            silent(name, &schema, &mut found);
+            undescribed(name, &schema, &mut found);
         }
         assert!(found.is_empty(), "without a description: {found:?}");
     }

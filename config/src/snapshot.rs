@@ -1,11 +1,11 @@
-//! One proxy's state as data: what the compiler makes of the resources, what the push carries, what the proxy compiles.
+//! One proxy's state as data: the compiler produces it from the resources, the push transfers it, and the proxy compiles
+//! it.
 //!
-//! These types cross the wire as JSON between builds of different age. So fields are only ever added, with a default,
-//! and unknown ones are passed over; a change of meaning is a new field. What people wrote (the types of
-//! [`crate::resource`]) is the exception: a proxy that does not know a field of it refuses the state and keeps the one
-//! before, since what it passed over could have been a restriction; so a new field there is left out where it says
-//! nothing, and old proxies never see one that nobody uses. They are complete: a proxy that holds the
-//! resources its [`Manifest`] names needs nothing else.
+//! These types cross the wire as JSON between builds of different versions. So fields are only added, with a default,
+//! unknown fields are ignored, and a change of meaning is a new field. The types of [`crate::resource`] are the exception:
+//! a proxy that does not know one of their fields rejects the state and keeps the previous one, because an ignored field
+//! could have been a restriction. So a new field there is not serialized if it has its default, and old proxies never see
+//! a field that is not used. The state is complete: a proxy that has all resources of its [`Manifest`] needs nothing else.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// SHA-256 of a resource's bytes, or of a manifest's, in lower-case hexadecimal.
+/// SHA-256 of the bytes of a resource or manifest, in lower-case hexadecimal.
 ///
 /// A version is a content hash, so that replicas and restarts of the control plane agree on it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -48,7 +48,7 @@ impl Version {
         &self.0
     }
 
-    /// The first twelve, for people.
+    /// The first 12 characters, for display.
     pub fn short(&self) -> &str {
         self.0.get(..12).unwrap_or(&self.0)
     }
@@ -72,27 +72,27 @@ impl fmt::Debug for Version {
     }
 }
 
-/// The kinds of resource that the push carries. Each has a type URL of its own.
+/// The kinds of resource that the push transfers. Each has its own type URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ResourceKind {
-    /// [`Manifest`]; one, named as the proxy's identity.
+    /// [`Manifest`]; one, named after the proxy's identity.
     Manifest,
     /// [`MeshState`]; one, named `mesh`.
     Mesh,
-    /// [`TrustBundle`]; named as its trust domain.
+    /// [`TrustBundle`]; named after its trust domain.
     TrustBundle,
-    /// [`WorkloadState`]; named as the workload, or the gateway, as `namespace/name`.
+    /// [`WorkloadState`]; named `namespace/name` after the workload or gateway.
     Workload,
     /// [`InboundService`]; named `namespace/name`.
     Service,
     /// [`Destination`]; named `namespace/name`.
     Destination,
-    /// [`AddressState`]; named as the address, `10.0.0.7:80` or `[fd00::7]:80`.
+    /// [`AddressState`]; named after the address, `10.0.0.7:80` or `[fd00::7]:80`.
     Address,
-    /// [`CertificateState`]; named `namespace/name` as the Secret that it was read from.
+    /// [`CertificateState`]; named `namespace/name` after its Secret.
     Certificate,
-    /// [`SecretState`]; named `namespace/name` as its `SecretGrant`.
+    /// [`SecretState`]; named `namespace/name` after its `SecretGrant`.
     Secret,
 }
 
@@ -110,7 +110,8 @@ impl ResourceKind {
         Self::Secret,
     ];
 
-    /// Those that came after the first release of the wire: a proxy says which of them it knows, and is told of no other.
+    /// Kinds that were added after the first version of the protocol. A proxy announces which of them it supports and
+    /// receives no others.
     pub const LATER: [Self; 2] = [Self::Certificate, Self::Secret];
 
     /// The type URL in the delta stream.
@@ -134,13 +135,13 @@ impl ResourceKind {
     }
 }
 
-/// What names one resource of the push.
+/// Identifies one resource of the push.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourceKey {
-    /// Its kind.
+    /// The kind.
     pub kind: ResourceKind,
-    /// Its name within the kind.
+    /// The name, unique within the kind.
     pub name: String,
 }
 
@@ -150,11 +151,11 @@ impl fmt::Display for ResourceKey {
     }
 }
 
-/// Names every resource of one proxy's state with its version: the state is consistent when all are there.
+/// Lists every resource of one proxy's state with its version. The state is consistent when all of them are present.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
-    /// In order of key, so that equal states have equal bytes.
+    /// Sorted by key, so that equal states have equal bytes.
     pub entries: Vec<ManifestEntry>,
 }
 
@@ -162,34 +163,34 @@ pub struct Manifest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ManifestEntry {
-    /// Which.
+    /// The resource.
     #[serde(flatten)]
     pub key: ResourceKey,
-    /// In which version.
+    /// Its version.
     pub version: Version,
 }
 
-/// What holds for the whole mesh.
+/// Settings of the whole mesh.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MeshState {
-    /// The own trust domain.
+    /// The mesh's trust domain.
     pub trust_domain: TrustDomain,
-    /// The namespace whose policies reach all others.
+    /// The namespace whose policies may apply to all others.
     pub root_namespace: Namespace,
-    /// What happens to calls to destinations outside the mesh.
+    /// What happens to connections to destinations outside the mesh.
     #[serde(default)]
     pub outbound: OutboundMode,
-    /// Whom gateways run as: what they say of where a request came from is believed.
+    /// Identities of gateways. Their statement of a request's origin is trusted.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub gateways: BTreeSet<SpiffeId>,
 }
 
-/// The roots of one trust domain.
+/// The root certificates of one trust domain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TrustBundle {
-    /// Whose roots these are.
+    /// The trust domain.
     pub trust_domain: TrustDomain,
     /// PEM certificates, self-signed CAs; never empty.
     pub roots: Vec<String>,
@@ -199,38 +200,38 @@ pub struct TrustBundle {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WorkloadState {
-    /// Whom it runs as.
+    /// The proxy's identity.
     pub identity: SpiffeId,
-    /// The Services whose requests come in here.
+    /// The Services that the workload serves.
     #[serde(default)]
     pub services: Vec<ServiceName>,
-    /// Where its program finds services, where nothing intercepts.
+    /// Local addresses through which the program reaches services if its connections are not intercepted.
     #[serde(default)]
     pub outbound: Vec<OutboundListener>,
-    /// Whether it also takes calls that are not mutual TLS.
+    /// Whether connections without mutual TLS are accepted too.
     #[serde(default)]
     pub permissive: bool,
-    /// What it gets of Vault, in order of name.
+    /// Secrets from Vault, sorted by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<GrantedSecret>,
-    /// What makes this proxy a gateway.
+    /// Listeners and routes, if this proxy is a gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<GatewayState>,
 }
 
-/// How a secret is delivered. Its content is a [`SecretState`] of the same name, which comes when it was read.
+/// How a secret is delivered. Its content is a [`SecretState`] of the same name, which is pushed once it has been read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GrantedSecret {
     /// The `SecretGrant`, as `namespace/name`.
     pub name: ServiceName,
-    /// Which secret, below the grant's namespace. A content that was read elsewhere is not what was granted.
+    /// The secret's path below the grant's namespace. Content that was read from another path is not delivered.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub path: String,
-    /// As files.
+    /// Delivery as files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<SecretFiles>,
-    /// As headers.
+    /// Delivery as headers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<SecretHeader>,
 }
@@ -239,12 +240,12 @@ pub struct GrantedSecret {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GatewayState {
-    /// The name under which policies know it: `Service::"<namespace>/<gateway>"`. It is also among
-    /// [`WorkloadState::services`], so that its policies, limits and checks are an [`InboundService`] like any other.
+    /// The gateway's name in policies: `Service::"<namespace>/<gateway>"`. It is also in [`WorkloadState::services`], so
+    /// that its policies, limits and validation are an [`InboundService`] like those of a Service.
     pub name: ServiceName,
-    /// Where it listens.
+    /// The listeners.
     pub listeners: Vec<GatewayListener>,
-    /// Its routes, each with the namespace it was written in. Of two that fit a request equally well, the first takes it.
+    /// The routes, each with its namespace. If two match a request equally well, the first is selected.
     #[serde(default)]
     pub routes: Vec<GatewayRoute>,
 }
@@ -253,53 +254,53 @@ pub struct GatewayState {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GatewayRoute {
-    /// As `namespace/name`.
+    /// The `HTTPRoute`, as `namespace/name`.
     pub name: ServiceName,
-    /// What it says; references are resolved within [`GatewayRoute::name`]'s namespace.
+    /// The route's `spec`. References are relative to the namespace of [`GatewayRoute::name`].
     pub spec: HttpRouteSpec,
 }
 
-/// A Service as the proxies of its own workloads enforce it (or a Gateway as its proxy does).
+/// A Service as the proxies of its workloads enforce it, or a Gateway as its proxy does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InboundService {
-    /// Which.
+    /// The Service or Gateway.
     pub name: ServiceName,
-    /// Its ports. Empty for a Gateway.
+    /// The Service's ports. Empty for a Gateway.
     #[serde(default)]
     pub ports: Vec<InboundPort>,
-    /// `ServiceGroup`s that it is in.
+    /// `ServiceGroup`s that it belongs to.
     #[serde(default)]
     pub groups: Vec<String>,
-    /// The Cedar documents that reach it, the root namespace's first.
+    /// The Cedar documents that apply to it, those of the root namespace first.
     #[serde(default)]
     pub policies: Vec<PolicyDocument>,
-    /// Members of each `WorkloadGroup` that these policies name.
+    /// Members of each `WorkloadGroup` that these policies refer to.
     #[serde(default)]
     pub workload_groups: BTreeMap<String, Vec<WorkloadId>>,
-    /// Claims and path parameters that these policies name and that only documents on other targets declare:
-    /// a policy for the whole mesh may read a claim that this service's own issuers do not have.
+    /// Claims and path parameters that these policies refer to but only documents on other targets declare: a policy for
+    /// the whole mesh may read a claim that this service's issuers do not have.
     #[serde(default)]
     pub declared_elsewhere: DeclaredNames,
-    /// Which tokens are accepted; none of them: no user, and tokens are left alone.
+    /// Accepted tokens. If empty, requests have no user, and tokens are not checked.
     #[serde(default)]
     pub authentication: Vec<Attached<RequestAuthenticationSpec>>,
-    /// All must pass.
+    /// Rate limits. A request must pass all of them.
     #[serde(default)]
     pub limits: Vec<Attached<RateLimitRule>>,
-    /// All must pass.
+    /// Request validation. A request must pass all of it.
     #[serde(default)]
     pub validation: Vec<Attached<RequestValidationSpec>>,
 }
 
-/// Names that the policies' schema must know.
+/// Names that the policies' schema must declare.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeclaredNames {
-    /// `context.user.claims`, with their types.
+    /// Claims in `context.user.claims`, with their types.
     #[serde(default)]
     pub claims: BTreeMap<String, ClaimType>,
-    /// `context.params`, in order.
+    /// Parameters in `context.params`, sorted.
     #[serde(default)]
     pub params: Vec<String>,
 }
@@ -312,18 +313,18 @@ pub struct InboundPort {
     pub port: u16,
     /// The port that the program listens on.
     pub target_port: u16,
-    /// What is spoken.
+    /// The protocol.
     #[serde(default)]
     pub protocol: AppProtocol,
 }
 
-/// Something that was attached to a target, with the resource it came from.
+/// A setting that is attached to a target, with its resource.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Attached<T> {
     /// The resource, as `namespace/name`.
     pub from: ServiceName,
-    /// What it says.
+    /// The setting.
     pub spec: T,
 }
 
@@ -331,25 +332,25 @@ pub struct Attached<T> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyDocument {
-    /// The `AuthorizationPolicy`, as `namespace/name`: with a policy's `@id` it names a policy everywhere,
-    /// as `shop/orders#read-own`.
+    /// The `AuthorizationPolicy`, as `namespace/name`. Together with a policy's `@id`, it identifies a policy:
+    /// `shop/orders#read-own`.
     pub name: ServiceName,
-    /// Where it was written, as `policies/orders.yaml:12:1`.
+    /// Where it is defined, for example `policies/orders.yaml:12:1`.
     #[serde(default)]
     pub origin: String,
     /// Cedar text.
     pub text: String,
 }
 
-/// A Service as its callers' proxies see it.
+/// A Service as the proxies of its clients see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Destination {
-    /// Which.
+    /// The Service.
     pub name: ServiceName,
-    /// Its ports.
+    /// The Service's ports.
     pub ports: Vec<DestinationPort>,
-    /// Who serves it, in order of address.
+    /// The endpoints, sorted by address.
     #[serde(default)]
     pub endpoints: Vec<Endpoint>,
 }
@@ -358,9 +359,9 @@ pub struct Destination {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DestinationPort {
-    /// The port that callers use.
+    /// The port that clients use.
     pub port: u16,
-    /// What is spoken.
+    /// The protocol.
     #[serde(default)]
     pub protocol: AppProtocol,
 }
@@ -369,19 +370,20 @@ pub struct DestinationPort {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
-    /// Where its proxy accepts mesh TLS; in standalone mode without identities, where the program listens.
+    /// Where its proxy accepts mesh TLS. In standalone mode without identities, where the program listens.
     pub address: SocketAddr,
-    /// Whom the caller's proxy must find there. Absent only in standalone mode without identities: then plain.
+    /// The identity that the client's proxy requires. `None` only in standalone mode without identities: the connection is
+    /// then plain text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<SpiffeId>,
-    /// The port to dial for each port of the Service, where connections to it are intercepted; a port that is not here
-    /// is reached at `address`.
+    /// The port to dial for each port of the Service, if connections to it are intercepted. Other ports are reached at
+    /// `address`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<u16, u16>,
 }
 
 impl Endpoint {
-    /// Where to dial for a port of the Service.
+    /// The address to dial for a port of the Service.
     pub fn dial(&self, port: u16) -> SocketAddr {
         match self.ports.get(&port) {
             Some(port) => SocketAddr::new(self.address.ip(), *port),
@@ -389,48 +391,48 @@ impl Endpoint {
         }
     }
 
-    /// Whether its program is called at this address, where connections to it are intercepted.
+    /// Whether this is an address of its program, if connections to it are intercepted.
     pub fn is_at(&self, address: SocketAddr) -> bool {
         self.address.ip() == address.ip() && self.ports.values().any(|port| *port == address.port())
     }
 }
 
-/// The port on which a proxy takes what is intercepted on its way in.
+/// The port on which a proxy accepts intercepted inbound connections.
 pub const INBOUND_PORT: u16 = 7561;
 
-/// What an address and port are, for the proxy of a program that connects to it.
+/// The meaning of an address and port for the proxy of a program that connects to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum AddressState {
     /// A port of a Service. Its [`Destination`] is in the same state.
     Service {
-        /// Which.
+        /// The Service.
         service: ServiceName,
-        /// Its port.
+        /// The Service's port.
         port: u16,
-        /// The one workload that was meant, by the first of its addresses, where one of them was called.
+        /// The workload, by the first of its addresses, if the address belongs to one workload.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         workload: Option<IpAddr>,
-        /// Other Services that this one workload serves on the same port, in order of name: what the caller was granted
-        /// for one of them goes along.
+        /// Other Services that this workload serves on the same port, sorted by name. Secret headers that the caller was
+        /// granted for any of them are added.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         also: Vec<ServiceName>,
     },
-    /// Somebody of the mesh is there, and serves nothing on this port: nothing may go there.
+    /// The address belongs to the mesh but serves nothing on this port. Connections are refused.
     Closed,
-    /// Nobody of the mesh is there.
+    /// The address is outside the mesh.
     Outside,
 }
 
-/// What a gateway's listener proves itself with. Told to the proxies of that gateway and to nobody else.
+/// The certificate of a gateway's listener. Only the proxies of that gateway receive it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CertificateState {
     /// The Secret that it was read from.
     pub name: ServiceName,
-    /// PEM, the leaf first.
+    /// PEM certificates, leaf first.
     pub chain: String,
-    /// PEM: PKCS #8, PKCS #1 or SEC 1. Never shown.
+    /// PEM private key: PKCS #8, PKCS #1 or SEC 1. `Debug` omits it.
     pub key: String,
 }
 
@@ -442,18 +444,18 @@ impl fmt::Debug for CertificateState {
     }
 }
 
-/// A secret's content. Told to the proxies of the workload that it is granted to, and to nobody else.
+/// A secret's content. Only the proxies of the workload that it is granted to receive it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretState {
     /// The `SecretGrant`.
     pub name: ServiceName,
-    /// Where it was read, below the grant's namespace.
+    /// The path that it was read from, below the grant's namespace.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub path: String,
-    /// Its version in Vault.
+    /// The secret's version in Vault.
     pub version: u64,
-    /// Its keys. Never shown.
+    /// The secret's keys and values. `Debug` omits them.
     pub data: BTreeMap<String, String>,
 }
 
@@ -466,12 +468,12 @@ impl fmt::Debug for SecretState {
     }
 }
 
-/// A policy's name everywhere: `shop/orders#read-own`.
+/// The name of a policy: `shop/orders#read-own`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PolicyName {
-    /// The document.
+    /// The `AuthorizationPolicy`.
     pub document: ServiceName,
-    /// The `@id` in it.
+    /// The policy's `@id`.
     pub id: String,
 }
 

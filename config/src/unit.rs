@@ -1,28 +1,30 @@
-//! Durations and sizes as people write them: `30s`, `64KiB`.
+//! Durations and sizes as users write them: `30s`, `64KiB`.
 
 use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A span of time, written as `250ms`, `30s`, `1m30s` or `24h`.
+/// A duration, written `250ms`, `30s`, `1m30s` or `24h`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Span(pub Duration);
 
-/// A number of bytes, written as `512`, `64KiB` or `1MiB`.
+/// A number of bytes, written `512`, `64KiB` or `1MiB`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Size(pub u64);
 
-/// Why a text is not a duration or a size.
+/// Why a string is not a duration or a size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
     /// Not a duration.
     #[error(
-        "`{0}` is not a duration: write a number and a unit, as `250ms`, `30s`, `1m30s` or `24h`"
+        "`{0}` is not a duration: write a number and a unit, such as `250ms`, `30s`, `1m30s` or `24h`"
     )]
     Span(String),
     /// Not a size.
-    #[error("`{0}` is not a size: write bytes, as `512`, or with a unit, as `64KiB` or `1MiB`")]
+    #[error(
+        "`{0}` is not a size: write a number of bytes, such as `512`, or a number with a unit, such as `64KiB` or `1MiB`"
+    )]
     Size(String),
 }
 
@@ -132,19 +134,19 @@ macro_rules! unit_traits {
 
 unit_traits!(
     Span,
-    "a duration, as `30s`",
+    "a duration, such as `30s`",
     json_schema!({
         "type": "string",
-        "description": "A duration: a number and a unit, as `250ms`, `30s`, `1m30s` or `24h`.",
+        "description": "A duration: a number and a unit, such as `250ms`, `30s`, `1m30s` or `24h`.",
         "examples": ["30s"],
     }),
 );
 unit_traits!(
     Size,
-    "a size, as `64KiB`",
+    "a size, such as `64KiB`",
     json_schema!({
         "type": ["string", "integer"],
-        "description": "A size: a number of bytes, as `512`, or with a unit, as `64KiB` or `1MiB`.",
+        "description": "A size: a number of bytes, such as `512`, or a number with a unit, such as `64KiB` or `1MiB`.",
         "examples": ["64KiB"],
     }),
     fn visit_u64<E>(self, bytes: u64) -> Result<Size, E> {
@@ -167,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_negative_or_too_large_is_refused() {
+    fn negative_malformed_and_too_large_units_are_rejected() {
         for text in [
             "-1",
             "+1",
@@ -187,12 +189,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_a_unit_or_is_refused(text in any::<String>()) {
+        fn parsing_any_string_does_not_panic(text in any::<String>()) {
             let _ = (text.parse::<Span>(), text.parse::<Size>());
         }
 
         #[test]
-        fn what_is_printed_reads_as_the_same(bytes in any::<u64>(), millis in 0..=u64::from(u32::MAX)) {
+        fn a_printed_unit_parses_to_the_same_value(bytes in any::<u64>(), millis in 0..=u64::from(u32::MAX)) {
             prop_assert_eq!(Size(bytes).to_string().parse(), Ok(Size(bytes)));
             let span = Span(Duration::from_millis(millis));
             prop_assert_eq!(span.to_string().parse(), Ok(span));

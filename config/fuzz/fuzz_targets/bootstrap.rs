@@ -1,4 +1,4 @@
-//! Any text is the start of a process, or is refused with reasons that print.
+//! Any text is a valid bootstrap file, or is rejected with reasons that can be printed.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Any text beside a right mesh is taken, or refused with reasons that print.
+//! Any text, together with a valid MeshConfig, is accepted, or rejected with reasons that can be printed.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! A name prints as it was written, or is not one: there is one way only to write an identity.
+//! A valid name prints as it was written: there is only one way to write an identity.
 #![no_main]
 
 use std::{fmt::Display, str::FromStr};

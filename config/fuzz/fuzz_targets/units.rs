@@ -1,4 +1,4 @@
-//! A size or duration prints as something that means the same.
+//! A printed size or duration parses to the same value.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -8,7 +8,7 @@ fuzz_target!(|text: &str| {
     if let Ok(size) = text.parse::<Size>() {
         assert_eq!(size.to_string().parse(), Ok(size));
     }
-    // Printed in milliseconds: what is finer is lost.
+    // Durations are printed in milliseconds, so finer parts are lost.
     if let Ok(Span(span)) = text.parse::<Span>()
         && span.subsec_nanos() % 1_000_000 == 0
     {

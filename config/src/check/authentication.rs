@@ -11,11 +11,11 @@ use crate::{
     resource::{RequestAuthenticationSpec, Resource, Spec, TokenIssuer},
 };
 
-const MOST_SKEW: Duration = Duration::from_secs(5 * 60);
+const MAX_SKEW: Duration = Duration::from_secs(5 * 60);
 
 impl<'a> Checker<'a, '_> {
-    /// A name stands for one issuer wherever both documents reach: else two issuers' `alice` would be one user.
-    pub(super) fn issuers_mean_one_thing(&mut self) {
+    /// A name refers to one issuer wherever both documents apply: otherwise `alice` of two issuers would be one user.
+    pub(super) fn unique_issuer_names(&mut self) {
         let root = self.root_namespace().cloned();
         let mut known: Vec<(&Resource, &TokenIssuer)> = Vec::new();
         let mut by_name: HashMap<&ResourceName, Vec<usize>> = HashMap::new();
@@ -47,11 +47,11 @@ impl<'a> Checker<'a, '_> {
         for (resource, index, issuer, other, theirs) in clashes {
             let field = format!("spec.issuers[{index}].name");
             let message = format!(
-                "the name `{}` stands for `{}` already",
+                "the issuer name `{}` already refers to `{}`",
                 issuer.name, theirs.issuer
             );
             let hint = format!(
-                "in `{}/{}` at {}; take another name",
+                "it is defined in `{}/{}` at {}; use a different name",
                 other.namespace, other.name, other.origin
             );
             self.error(resource, &field, message).hint(hint);
@@ -64,8 +64,8 @@ impl<'a> Checker<'a, '_> {
         spec: &'a RequestAuthenticationSpec,
     ) {
         if spec.issuers.is_empty() {
-            self.error(resource, "spec.issuers", "there is no issuer in this list")
-                .hint("leave the document out to accept requests without looking at tokens");
+            self.error(resource, "spec.issuers", "`issuers` is empty")
+                .hint("to accept requests without checking tokens, remove the document");
         }
         for (index, issuer) in spec.issuers.iter().enumerate() {
             self.issuer(resource, &format!("spec.issuers[{index}]"), issuer);
@@ -83,35 +83,36 @@ impl<'a> Checker<'a, '_> {
         if let Some(pem) = &issuer.ca_certificates {
             let field = format!("{field}.caCertificates");
             if pem.contains("PRIVATE KEY-----") {
-                let message = "a private key stands here, where only certificates belong";
+                let message = "`caCertificates` contains a private key";
                 self.error(resource, &field, message)
-                    .hint("take it out, and consider it known: make a new one");
+                    .hint("remove the key and replace it with a new one: it may be compromised");
             } else if !pem.contains("-----BEGIN CERTIFICATE-----") {
-                self.error(resource, &field, "there is no PEM certificate in this text");
+                let message = "`caCertificates` contains no PEM certificate";
+                self.error(resource, &field, message);
             }
         }
         let lists = [
             (
                 "audiences",
                 issuer.audiences.is_empty(),
-                "whom a token must be meant for",
+                "the audiences that tokens may be issued for",
             ),
             (
                 "algorithms",
                 issuer.algorithms.is_empty(),
-                "how a token may be signed",
+                "the algorithms that tokens may be signed with",
             ),
             (
                 "tokenTypes",
                 issuer.token_types.is_empty(),
-                "which `typ` a token may have",
+                "the `typ` values that tokens may have",
             ),
         ];
         for (name, empty, what) in lists {
             if empty {
-                let message = format!("`{name}` is empty, so that no token could pass");
+                let message = format!("`{name}` is empty, so every token would be rejected");
                 self.error(resource, &format!("{field}.{name}"), message)
-                    .hint(format!("say {what}"));
+                    .hint(format!("list {what}"));
             }
         }
         for (index, audience) in issuer.audiences.iter().enumerate() {
@@ -119,36 +120,36 @@ impl<'a> Checker<'a, '_> {
                 self.error(
                     resource,
                     &format!("{field}.audiences[{index}]"),
-                    "an audience is not empty",
+                    "an audience must not be empty",
                 );
             }
         }
         for (index, kind) in issuer.token_types.iter().enumerate() {
             let field = format!("{field}.tokenTypes[{index}]");
             if let Some(short) = kind.strip_prefix("application/") {
-                let message = format!("`{kind}` is written without `application/`");
+                let message = format!("`{kind}` must not begin with `application/`");
                 self.error(resource, &field, message)
                     .hint(format!("write `{short}`"));
             } else if !is_token(kind) {
                 self.error(resource, &field, format!("`{kind}` is not a token type"));
             }
         }
-        if issuer.clock_skew.0 > MOST_SKEW {
-            let message = format!("clocks may differ by 5m at most, not {}", issuer.clock_skew);
+        if issuer.clock_skew.0 > MAX_SKEW {
+            let message = format!("`clockSkew` must be at most 5m, not {}", issuer.clock_skew);
             self.error(resource, &format!("{field}.clockSkew"), message);
         }
         if issuer.groups_claim.is_empty() {
             self.error(
                 resource,
                 &format!("{field}.groupsClaim"),
-                "the name of a claim is not empty",
+                "`groupsClaim` must not be empty",
             );
         }
         if issuer.claims.contains_key("") {
             self.error(
                 resource,
                 &format!("{field}.claims"),
-                "the name of a claim is not empty",
+                "a claim name must not be empty",
             );
         }
     }
@@ -158,7 +159,7 @@ impl<'a> Checker<'a, '_> {
             Err(_) => Some("it is not a URL"),
             // OpenID Connect Discovery 1.0 §4, RFC 8414 §2.
             Ok(url) if url.query().is_some() || url.fragment().is_some() => {
-                Some("an issuer has no query and no fragment")
+                Some("it must not have a query or a fragment")
             }
             Ok(url) => url_problem(&url),
         };

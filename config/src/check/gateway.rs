@@ -13,13 +13,13 @@ use crate::{
     },
 };
 
-const MOST_WEIGHT: u64 = 1_000_000;
+const MAX_WEIGHT: u64 = 1_000_000;
 
 impl<'a> Checker<'a, '_> {
     pub(super) fn gateway(&mut self, resource: &'a Resource, spec: &'a GatewaySpec) {
         if spec.gateway_class_name != "merlon" {
             let message = format!(
-                "`{}` is not a class that Merlon runs",
+                "`{}` is not a Gateway class of Merlon",
                 spec.gateway_class_name
             );
             self.error(resource, "spec.gatewayClassName", message)
@@ -29,7 +29,7 @@ impl<'a> Checker<'a, '_> {
             self.error(
                 resource,
                 "spec.listeners",
-                "a Gateway has at least one listener",
+                "a Gateway must have at least one listener",
             );
         }
         for (index, listener) in spec.listeners.iter().enumerate() {
@@ -39,25 +39,28 @@ impl<'a> Checker<'a, '_> {
         let names = listeners
             .clone()
             .map(|(index, listener)| (format!("spec.listeners[{index}].name"), &listener.name));
-        self.twice(resource, "listeners called", names);
+        self.duplicates(resource, "listener name", names);
         let hosts = listeners.clone().map(|(index, listener)| {
             let host = listener.hostname.as_deref().unwrap_or("*");
             let address = format!("{}` for host `{host}", listener.port);
             (format!("spec.listeners[{index}].port"), address)
         });
-        self.twice(resource, "listeners on port", hosts);
-        // One port cannot begin with TLS for some hosts and without it for others: nobody knows the host before that.
-        let mut spoken = BTreeMap::new();
+        self.duplicates(resource, "listener on port", hosts);
+        // A port uses TLS for all hosts or for none: the host is not known yet when a connection starts.
+        let mut protocols = BTreeMap::new();
         for (index, listener) in listeners {
-            let other = *spoken.entry(listener.port).or_insert(&listener.protocol);
+            let other = *protocols.entry(listener.port).or_insert(&listener.protocol);
             if *other != listener.protocol {
-                let message = format!("port {} is `{other}` for another listener", listener.port);
+                let message = format!(
+                    "another listener uses the protocol `{other}` on port {}",
+                    listener.port
+                );
                 self.error(
                     resource,
                     &format!("spec.listeners[{index}].protocol"),
                     message,
                 )
-                .hint("give the two protocols different ports");
+                .hint("use different ports for the two protocols");
             }
         }
     }
@@ -66,11 +69,12 @@ impl<'a> Checker<'a, '_> {
         self.port(resource, &format!("{field}.port"), listener.port);
         match (listener.protocol.as_str(), &listener.tls) {
             ("HTTPS", None) => {
-                self.error(resource, &format!("{field}.tls"), "`HTTPS` needs `tls`")
-                    .hint("name `certificateFile` and `keyFile` in it");
+                self.error(resource, &format!("{field}.tls"), "`HTTPS` requires `tls`")
+                    .hint("set `certificateFile` and `keyFile` in it");
             }
             ("HTTP", Some(_)) => {
-                self.error(resource, &format!("{field}.tls"), "`HTTP` has no `tls`")
+                let message = "`tls` is not allowed with `HTTP`";
+                self.error(resource, &format!("{field}.tls"), message)
                     .hint("write `protocol: HTTPS`");
             }
             ("HTTPS", Some(tls)) => self.certificate(resource, &format!("{field}.tls"), tls),
@@ -80,7 +84,7 @@ impl<'a> Checker<'a, '_> {
                 self.error(
                     resource,
                     &format!("{field}.protocol"),
-                    format!("`{other}` is not known here"),
+                    format!("unknown protocol `{other}`"),
                 )
                 .maybe_hint(hint);
             }
@@ -90,9 +94,9 @@ impl<'a> Checker<'a, '_> {
         }
     }
 
-    /// Two files, or in a cluster a Secret.
+    /// A certificate is two files, or a Secret in a cluster.
     fn certificate(&mut self, resource: &Resource, field: &str, tls: &ListenerTls) {
-        let in_cluster = self.checked.targets_may_come_later;
+        let in_cluster = self.checked.allow_missing_targets;
         match (
             &tls.certificate_file,
             &tls.key_file,
@@ -101,24 +105,24 @@ impl<'a> Checker<'a, '_> {
             (Some(_), Some(_), []) => {}
             (None, None, [_]) if in_cluster => {}
             (None, None, [_]) => {
-                let message = "there are no Secrets outside a cluster";
+                let message = "`certificateRefs` is available only in Kubernetes";
                 self.error(resource, &format!("{field}.certificateRefs"), message)
-                    .hint("name `certificateFile` and `keyFile` instead");
+                    .hint("set `certificateFile` and `keyFile` instead");
             }
             (None, None, [_, _, ..]) => {
-                let message = "a listener has one certificate";
+                let message = "a listener has only one certificate";
                 self.error(resource, &format!("{field}.certificateRefs"), message)
-                    .hint("write a listener for each host, all on this port");
+                    .hint("write one listener for each host, all on the same port");
             }
             (_, _, [_, ..]) => {
-                let message = "files and a Secret are named at once";
+                let message = "certificate files and `certificateRefs` are mutually exclusive";
                 self.error(resource, field, message)
-                    .hint("name one of them");
+                    .hint("set only one of them");
             }
             (_, _, []) => {
-                let message = "a certificate is two files";
+                let message = "a certificate consists of two files";
                 self.error(resource, field, message)
-                    .hint("name both `certificateFile` and `keyFile`");
+                    .hint("set both `certificateFile` and `keyFile`");
             }
         }
     }
@@ -126,7 +130,7 @@ impl<'a> Checker<'a, '_> {
     fn hostname(&mut self, resource: &Resource, field: &str, name: &str) {
         if !is_hostname(name) {
             let message = format!("`{name}` is not a host name");
-            let hint = "lower-case letters, digits and hyphens in labels joined by dots; `*.` may stand in front";
+            let hint = "use labels of lower-case letters, digits and hyphens, joined by dots, with an optional leading `*.`";
             self.error(resource, field, message).hint(hint);
         }
     }
@@ -136,7 +140,7 @@ impl<'a> Checker<'a, '_> {
             self.error(
                 resource,
                 "spec.parentRefs",
-                "a route belongs to at least one Gateway",
+                "a route must have at least one parent Gateway",
             );
         }
         for (index, parent) in spec.parent_refs.iter().enumerate() {
@@ -146,7 +150,7 @@ impl<'a> Checker<'a, '_> {
             self.hostname(resource, &format!("spec.hostnames[{index}]"), name);
         }
         if spec.rules.is_empty() {
-            self.error(resource, "spec.rules", "a route has at least one rule");
+            self.error(resource, "spec.rules", "a route must have at least one rule");
         }
         for (index, rule) in spec.rules.iter().enumerate() {
             let field = format!("spec.rules[{index}]");
@@ -161,11 +165,14 @@ impl<'a> Checker<'a, '_> {
 
     fn parent(&mut self, resource: &'a Resource, field: &str, parent: &'a ParentRef) {
         let namespace = parent.namespace.as_ref().unwrap_or(&resource.namespace);
-        // In a cluster it is known beforehand which routes a listener takes.
-        if *namespace != resource.namespace && !self.checked.targets_may_come_later {
-            // `allowedRoutes` of Gateway API begins with `Same`: else anyone could publish under another team's host.
-            let message = format!("a Gateway takes routes of its own namespace `{namespace}` only");
-            let hint = format!("write this route in `{namespace}`; its backends may be elsewhere");
+        // In a cluster, the control plane has already decided which routes a listener accepts.
+        if *namespace != resource.namespace && !self.checked.allow_missing_targets {
+            // `allowedRoutes` of Gateway API defaults to `Same`: otherwise any team could publish under another's host.
+            let message =
+                format!("a Gateway accepts only routes of its own namespace, `{namespace}`");
+            let hint = format!(
+                "move this route to `{namespace}`; its backends may be in other namespaces"
+            );
             self.error(resource, &format!("{field}.namespace"), message)
                 .hint(hint);
             return;
@@ -221,14 +228,15 @@ impl<'a> Checker<'a, '_> {
                     .bytes()
                     .all(|b| b.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&b));
             if !normal {
-                let message = format!("no normalised path is `{value}`");
+                let message = format!("`{value}` is not a normalized path");
+                let hint = "it must begin with `/` and have no `//`, no `.` or `..` segment, no query and no parameter";
                 self.error(resource, &format!("{field}.path.value"), message)
-                    .hint("it begins with `/` and has no `//`, `.`, `..`, query or parameter");
+                    .hint(hint);
             }
         }
         for (index, header) in one.headers.iter().enumerate() {
             if !is_token(&header.name) {
-                let message = format!("`{}` is not the name of a header", header.name);
+                let message = format!("`{}` is not a header name", header.name);
                 self.error(resource, &format!("{field}.headers[{index}].name"), message);
             }
         }
@@ -247,7 +255,7 @@ impl<'a> Checker<'a, '_> {
             resource,
             &format!("{field}.weight"),
             weight,
-            (0, MOST_WEIGHT),
+            (0, MAX_WEIGHT),
         );
         let service = ServiceName {
             namespace: backend
@@ -256,7 +264,7 @@ impl<'a> Checker<'a, '_> {
                 .unwrap_or_else(|| resource.namespace.clone()),
             name: backend.name.clone(),
         };
-        // Gateway API answers 500 for a backend that is not there, so it may come later.
+        // Gateway API specifies 500 for a missing backend, so the backend may be created later.
         if let Err(missing) = self.service_port(&service, backend.port) {
             let part = match missing.part {
                 "service" => "name",

@@ -7,36 +7,32 @@ use crate::{
     resource::{CertificateIssuer, MeshConfigSpec, Resource},
 };
 
-const LEAST: Duration = Duration::from_secs(30);
-const USUAL: Duration = Duration::from_secs(5 * 60);
-const MOST: Duration = Duration::from_secs(7 * 24 * 3_600);
+const MIN_LIFETIME: Duration = Duration::from_secs(30);
+const SHORT_LIFETIME: Duration = Duration::from_secs(5 * 60);
+const MAX_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 impl Checker<'_, '_> {
-    pub(super) fn one_mesh(&mut self) {
-        let claims = self.checked.claims;
-        let mut meshes = claims.iter().filter(|claim| claim.kind == "MeshConfig");
+    pub(super) fn single_mesh_config(&mut self) {
+        let declared = self.checked.declared;
+        let mut meshes = declared.iter().filter(|one| one.kind == "MeshConfig");
         let Some(first) = meshes.next() else {
             if self.checked.complete {
-                let hint = "begin with `apiVersion: merlon.io/v1alpha1`, `kind: MeshConfig`, \
+                let hint = "start with `apiVersion: merlon.io/v1alpha1`, `kind: MeshConfig`, \
                             `metadata: { name: mesh, namespace: merlon-system }`, `spec: { trustDomain: example.org }`";
-                let message = "there is no MeshConfig, and there must be one";
-                self.say(Problem::error(self.checked.place, message))
+                let message = "there is no MeshConfig; exactly one is required";
+                self.push(Problem::error(self.checked.place, message))
                     .hint(hint);
             }
             return;
         };
         for other in meshes {
-            let hint = format!("the first is at {}", first.origin);
-            self.at(
-                &other.origin,
-                "kind",
-                "there is a second MeshConfig, and there must be one",
-            )
-            .hint(hint);
+            let hint = format!("the first is defined at {}", first.origin);
+            let message = "there is more than one MeshConfig; exactly one is required";
+            self.at(&other.origin, "kind", message).hint(hint);
         }
     }
 
-    /// The namespace whose policies reach all others, when it is known.
+    /// The namespace whose policies may apply to all others, if it is known.
     pub(super) fn root_namespace(&self) -> Option<&Namespace> {
         self.checked
             .resources
@@ -47,7 +43,7 @@ impl Checker<'_, '_> {
     pub(super) fn mesh(&mut self, resource: &Resource, spec: &MeshConfigSpec) {
         if resource.namespace != spec.root_namespace {
             let message = format!(
-                "the MeshConfig stands in `{}`, but the root namespace is `{}`",
+                "the MeshConfig is in `{}`, but the root namespace is `{}`",
                 resource.namespace, spec.root_namespace
             );
             let hint = format!("write `namespace: {}`", spec.root_namespace);
@@ -56,17 +52,17 @@ impl Checker<'_, '_> {
         }
         let field = "spec.certificates.lifetime";
         let lifetime = spec.certificates.lifetime;
-        if !(LEAST..=MOST).contains(&lifetime.0) {
+        if !(MIN_LIFETIME..=MAX_LIFETIME).contains(&lifetime.0) {
             let message = format!(
                 "a certificate's lifetime must be from 30s to 168h (7 days), not {lifetime}"
             );
             self.error(resource, field, message);
-        } else if lifetime.0 < USUAL {
+        } else if lifetime.0 < SHORT_LIFETIME {
             let message = format!(
-                "a lifetime of {lifetime} leaves little time when the control plane is away"
+                "with a lifetime of {lifetime}, certificates expire soon after the control plane becomes unavailable"
             );
             self.warning(resource, field, message)
-                .hint("below 5m is for tests");
+                .hint("use less than 5m only for tests");
         }
         if let CertificateIssuer::Vault(vault) = &spec.certificates.issuer {
             let part = "spec.certificates.issuer.vault";
@@ -83,12 +79,12 @@ impl Checker<'_, '_> {
                 names.push(("kubernetesAuth.mount", &login.mount));
                 names.push(("kubernetesAuth.role", &login.role));
                 if vault.token_file.is_some() {
-                    let message = "the control plane has a token (`tokenFile`) or gets one by `kubernetesAuth`, not both";
+                    let message = "`tokenFile` and `kubernetesAuth` are mutually exclusive";
                     self.error(resource, &format!("{part}.kubernetesAuth"), message);
                 }
             }
             for (field, name) in names {
-                // They become parts of a URL's path.
+                // The names become part of a URL's path.
                 let plain = |part: &str| {
                     !matches!(part, "" | "." | "..")
                         && part
@@ -96,9 +92,9 @@ impl Checker<'_, '_> {
                             .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
                 };
                 if !name.split('/').all(plain) || (field.ends_with("role") && name.contains('/')) {
-                    let message = format!("`{name}` is not a name in Vault");
+                    let message = format!("`{name}` is not a valid name in Vault");
                     let hint =
-                        "letters, digits, `-`, `_` and `.`, in a mount also `/` between them";
+                        "use letters, digits, `-`, `_` and `.`; a mount may also contain `/`";
                     self.error(resource, &format!("{part}.{field}"), message)
                         .hint(hint);
                 }

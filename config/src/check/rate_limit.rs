@@ -3,15 +3,15 @@ use std::time::Duration;
 use super::Checker;
 use crate::resource::{RateLimitSpec, Resource};
 
-const MOST: u64 = 1_000_000;
-const SHORTEST: Duration = Duration::from_millis(1);
-const LONGEST: Duration = Duration::from_secs(24 * 3_600);
+const MAX_REQUESTS: u64 = 1_000_000;
+const MIN_PERIOD: Duration = Duration::from_millis(1);
+const MAX_PERIOD: Duration = Duration::from_secs(24 * 3_600);
 
 impl Checker<'_, '_> {
     pub(super) fn rate_limit(&mut self, resource: &Resource, spec: &RateLimitSpec) {
         if spec.limits.is_empty() {
-            self.error(resource, "spec.limits", "there is no limit in this list")
-                .hint("leave the document out, or add a limit");
+            self.error(resource, "spec.limits", "`limits` is empty")
+                .hint("add a limit, or remove the document");
         }
         for (index, limit) in spec.limits.iter().enumerate() {
             let field = format!("spec.limits[{index}]");
@@ -20,18 +20,19 @@ impl Checker<'_, '_> {
                 resource,
                 &format!("{field}.rate.requests"),
                 requests,
-                (1, MOST),
+                (1, MAX_REQUESTS),
             );
-            if !(SHORTEST..=LONGEST).contains(&limit.rate.per.0) {
+            if !(MIN_PERIOD..=MAX_PERIOD).contains(&limit.rate.per.0) {
                 let message = format!("`per` must be from 1ms to 24h, not {}", limit.rate.per);
                 self.error(resource, &format!("{field}.rate.per"), message);
             }
             if let Some(burst) = limit.burst {
-                self.range(resource, &format!("{field}.burst"), burst.into(), (1, MOST));
+                let field = format!("{field}.burst");
+                self.range(resource, &field, burst.into(), (1, MAX_REQUESTS));
             }
         }
         let names = spec.limits.iter().enumerate();
         let names = names.map(|(index, limit)| (format!("spec.limits[{index}].name"), &limit.name));
-        self.twice(resource, "limits called", names);
+        self.duplicates(resource, "limit name", names);
     }
 }

@@ -4,15 +4,15 @@ use crate::resource::{Resource, ServiceSpec, Spec};
 impl<'a> Checker<'a, '_> {
     pub(super) fn service(&mut self, resource: &'a Resource, spec: &ServiceSpec) {
         if spec.selector.is_empty() {
-            let hint = "name labels of its Workloads, as `selector: { app: orders }`";
-            self.error(resource, "spec.selector", "a Service must select something")
+            let hint = "set labels of its Workloads, for example `selector: { app: orders }`";
+            self.error(resource, "spec.selector", "`selector` must not be empty")
                 .hint(hint);
         } else if spec.endpoints.is_none()
             && self.all_read("Workload")
             && !self.selects_any(resource, spec)
         {
             let message = format!(
-                "no Workload in `{}` has these labels, so nobody serves this",
+                "no Workload in `{}` has these labels, so the Service has no endpoints",
                 resource.namespace
             );
             self.warning(resource, "spec.selector", message);
@@ -21,7 +21,8 @@ impl<'a> Checker<'a, '_> {
             self.reachable(resource, &format!("spec.addresses[{index}]"), *address);
         }
         if spec.ports.is_empty() {
-            self.error(resource, "spec.ports", "a Service has at least one port");
+            let message = "a Service must have at least one port";
+            self.error(resource, "spec.ports", message);
         }
         let several = spec.ports.len() > 1;
         for (index, port) in spec.ports.iter().enumerate() {
@@ -31,7 +32,7 @@ impl<'a> Checker<'a, '_> {
                 self.port(resource, &format!("{field}.targetPort"), target);
             }
             if several && port.name.is_none() {
-                let message = "`name` is missing: of several ports each has one";
+                let message = "`name` is missing: each of several ports must have one";
                 self.error(resource, &format!("{field}.name"), message);
             }
         }
@@ -39,12 +40,12 @@ impl<'a> Checker<'a, '_> {
         let numbers = ports
             .clone()
             .map(|(index, port)| (format!("spec.ports[{index}].port"), port.port));
-        self.twice(resource, "ports", numbers);
+        self.duplicates(resource, "port", numbers);
         let names = ports.filter_map(|(index, port)| {
             let name = port.name.as_ref()?;
             Some((format!("spec.ports[{index}].name"), name))
         });
-        self.twice(resource, "ports called", names);
+        self.duplicates(resource, "port name", names);
     }
 
     fn selects_any(&self, resource: &Resource, spec: &ServiceSpec) -> bool {

@@ -13,42 +13,47 @@ impl<'a> Checker<'a, '_> {
             .iter()
             .all(|target| target.kind == TargetKind::Namespace);
         if whole_namespace {
-            self.reaches_something(resource, targets.is_empty());
+            self.namespace_target(resource, targets.is_empty());
         }
         let mut seen = HashSet::new();
         for (index, target) in targets.iter().enumerate() {
             let field = format!("spec.targetRefs[{index}]");
             if !seen.insert(target) {
-                self.warning(resource, &field, "this target stands here twice");
+                self.warning(resource, &field, "duplicate target");
                 continue;
             }
             match (target.kind, &target.name) {
-                (TargetKind::Service, Some(name)) => self.own(resource, &field, "Service", name),
-                (TargetKind::Gateway, Some(name)) => self.own(resource, &field, "Gateway", name),
+                (TargetKind::Service, Some(name)) => {
+                    self.named_target(resource, &field, "Service", name);
+                }
+                (TargetKind::Gateway, Some(name)) => {
+                    self.named_target(resource, &field, "Gateway", name);
+                }
                 (TargetKind::Service | TargetKind::Gateway, None) => {
-                    let hint = "for all of this namespace write `kind: Namespace`";
+                    let hint = "to target the whole namespace, write `kind: Namespace`";
                     self.error(resource, &format!("{field}.name"), "`name` is missing")
                         .hint(hint);
                 }
                 (TargetKind::Namespace, Some(name)) => {
                     if name.as_str() != resource.namespace.as_str() {
                         let message = format!(
-                            "a policy in `{}` cannot reach the namespace `{name}`",
+                            "a policy in `{}` cannot apply to the namespace `{name}`",
                             resource.namespace
                         );
-                        let hint = "write it in that namespace, or for all of the mesh in the root namespace";
+                        let hint = "move it to that namespace, or to the root namespace for the whole mesh";
                         self.error(resource, &format!("{field}.name"), message)
                             .hint(hint);
                     }
                 }
                 (TargetKind::Namespace, None) => {}
-                (TargetKind::Mesh, name) => self.whole_mesh(resource, &field, name.as_ref()),
+                (TargetKind::Mesh, name) => self.mesh_target(resource, &field, name.as_ref()),
             }
         }
     }
 
-    /// A guardrail that was meant for the mesh and reaches nothing would be noticed only when it is needed.
-    fn reaches_something(&mut self, resource: &'a Resource, by_default: bool) {
+    /// Warns of a policy without effect: a mesh-wide guardrail with the wrong target would otherwise go unnoticed until it
+    /// is needed.
+    fn namespace_target(&mut self, resource: &'a Resource, by_default: bool) {
         let mut here = ["Service", "Gateway"]
             .into_iter()
             .flat_map(|kind| self.names_in(kind, &resource.namespace));
@@ -56,11 +61,12 @@ impl<'a> Checker<'a, '_> {
             return;
         }
         let message = format!(
-            "this reaches nothing: there is no Service and no Gateway in `{}`",
+            "this policy has no effect: there is no Service and no Gateway in `{}`",
             resource.namespace
         );
         let root = self.root_namespace() == Some(&resource.namespace);
-        let hint = root.then_some("for the whole mesh write `targetRefs: [{ kind: Mesh }]`");
+        let hint =
+            root.then_some("to target the whole mesh, write `targetRefs: [{ kind: Mesh }]`");
         let field = if by_default {
             "spec"
         } else {
@@ -69,27 +75,27 @@ impl<'a> Checker<'a, '_> {
         self.warning(resource, field, message).maybe_hint(hint);
     }
 
-    fn whole_mesh(&mut self, resource: &Resource, field: &str, name: Option<&ResourceName>) {
+    fn mesh_target(&mut self, resource: &Resource, field: &str, name: Option<&ResourceName>) {
         if name.is_some() {
             let field = format!("{field}.name");
-            self.error(resource, &field, "the mesh has no name")
-                .hint("leave `name` out");
+            self.error(resource, &field, "a `Mesh` target has no `name`")
+                .hint("remove `name`");
         }
         let Some(root) = self.root_namespace().cloned() else {
             return;
         };
         if resource.namespace != root {
             let message = format!(
-                "only the root namespace `{root}` writes for the whole mesh, and this stands in `{}`",
+                "only policies in the root namespace `{root}` can target the whole mesh, but this one is in `{}`",
                 resource.namespace
             );
             self.error(resource, &format!("{field}.kind"), message)
-                .hint("for all of this namespace write `kind: Namespace`");
+                .hint("to target the whole namespace, write `kind: Namespace`");
         }
     }
 
     /// A Service or Gateway of the resource's own namespace.
-    fn own(
+    fn named_target(
         &mut self,
         resource: &'a Resource,
         field: &str,
@@ -106,23 +112,23 @@ impl<'a> Checker<'a, '_> {
         }
         let elsewhere = self
             .checked
-            .claims
+            .declared
             .iter()
-            .find(|claim| claim.kind == kind && claim.name == *name);
+            .find(|one| one.kind == kind && one.name == *name);
         let hint = match elsewhere {
-            Some(claim) => Some(format!(
-                "there is one in `{}`; a policy reaches only its own namespace: write it there",
-                claim.namespace
+            Some(other) => Some(format!(
+                "there is one in `{}`; a policy applies only to its own namespace, so move it there",
+                other.namespace
             )),
             None => nearest::hint(name.as_str(), here),
         };
         let message = format!("there is no {kind} `{name}` in `{namespace}`");
         let field = format!("{field}.name");
-        let said = if self.checked.targets_may_come_later {
+        let problem = if self.checked.allow_missing_targets {
             self.warning(resource, &field, message)
         } else {
             self.error(resource, &field, message)
         };
-        said.maybe_hint(hint);
+        problem.maybe_hint(hint);
     }
 }

@@ -1,7 +1,7 @@
 use crate::load::load_texts;
 
-/// What is said of documents, each given as `Kind namespace/name` and what it says, beside a right MeshConfig.
-fn said_of(documents: &[(&str, &str)]) -> String {
+/// The report on documents, each given as `Kind namespace/name` and its `spec`, together with a valid MeshConfig.
+fn report_on(documents: &[(&str, &str)]) -> String {
     let mesh = ("MeshConfig merlon-system/mesh", "trustDomain: example.org");
     let texts: Vec<(String, String)> = std::iter::once(&mesh)
         .chain(documents)
@@ -9,7 +9,7 @@ fn said_of(documents: &[(&str, &str)]) -> String {
         .map(|(index, (head, spec))| (format!("{index}.yaml"), document(head, spec)))
         .collect();
     match load_texts(texts) {
-        Ok(resources) => format!("taken\n{}", resources.warnings),
+        Ok(resources) => format!("accepted\n{}", resources.warnings),
         Err(report) => report.to_string(),
     }
 }
@@ -35,7 +35,7 @@ const ORDERS: (&str, &str) = (
 const ORDERS_WORKLOAD: (&str, &str) = ("Workload shop/orders", "serviceAccount: orders");
 
 #[test]
-fn a_target_must_exist_in_the_own_namespace() {
+fn a_target_must_exist_in_the_policys_own_namespace() {
     let limit = |target: &str| {
         format!("targetRefs: [{target}]\nlimits: [{{ name: a, rate: {{ requests: 1, per: 1s }} }}]")
     };
@@ -47,7 +47,7 @@ fn a_target_must_exist_in_the_own_namespace() {
         limit("{ kind: Namespace, name: shop }"),
         limit("{ kind: Mesh, name: mesh }"),
     );
-    insta::assert_snapshot!(said_of(&[
+    insta::assert_snapshot!(report_on(&[
         ORDERS,
         ORDERS_WORKLOAD,
         ("RateLimit shop/near", &near),
@@ -61,9 +61,9 @@ fn a_target_must_exist_in_the_own_namespace() {
 }
 
 #[test]
-fn a_guardrail_that_reaches_nothing_is_told() {
+fn a_guardrail_without_effect_is_reported() {
     let policy = "policies: 'forbid (principal, action, resource);'";
-    insta::assert_snapshot!(said_of(&[
+    insta::assert_snapshot!(report_on(&[
         ORDERS,
         ORDERS_WORKLOAD,
         ("AuthorizationPolicy merlon-system/guardrails", policy),
@@ -76,8 +76,8 @@ fn a_guardrail_that_reaches_nothing_is_told() {
 }
 
 #[test]
-fn a_name_stands_for_one_resource_of_a_kind() {
-    insta::assert_snapshot!(said_of(&[
+fn a_name_refers_to_one_resource_of_a_kind() {
+    insta::assert_snapshot!(report_on(&[
         ORDERS,
         ORDERS_WORKLOAD,
         ORDERS,
@@ -89,7 +89,7 @@ fn a_name_stands_for_one_resource_of_a_kind() {
 }
 
 #[test]
-fn there_is_one_mesh_config_in_its_root_namespace() {
+fn there_is_exactly_one_mesh_config_in_its_root_namespace() {
     let first = document("MeshConfig shop/mesh", "trustDomain: example.org");
     let second = document("MeshConfig merlon-system/other", "trustDomain: example.org");
     let report = load_texts([("a.yaml", first), ("b.yaml", second)]).unwrap_err();
@@ -99,30 +99,30 @@ fn there_is_one_mesh_config_in_its_root_namespace() {
 }
 
 #[test]
-fn a_mesh_has_lifetimes_and_an_issuer_that_can_be() {
-    let said = |spec: &str| {
+fn a_mesh_has_a_valid_lifetime_and_issuer() {
+    let report = |spec: &str| {
         let text = document("MeshConfig merlon-system/mesh", spec);
         match load_texts([("mesh.yaml", text)]) {
-            Ok(resources) => format!("taken\n{}", resources.warnings),
+            Ok(resources) => format!("accepted\n{}", resources.warnings),
             Err(report) => report.to_string(),
         }
     };
     insta::assert_snapshot!(
         "mesh-wrong",
-        said(
+        report(
             "trustDomain: example.org\ncertificates:\n  lifetime: 10s\n  issuer:\n    vault:\n      \
              address: http://vault.example.org:8200\n      pkiMount: ../sys\n      role: svid/x"
         )
     );
     insta::assert_snapshot!(
         "mesh-short",
-        said("trustDomain: example.org\ncertificates: { lifetime: 1m }")
+        report("trustDomain: example.org\ncertificates: { lifetime: 1m }")
     );
 }
 
 #[test]
-fn services_and_workloads_fit_together() {
-    insta::assert_snapshot!(said_of(&[
+fn references_between_services_and_workloads_are_valid() {
+    insta::assert_snapshot!(report_on(&[
         (
             "Workload shop/web",
             "serviceAccount: web
@@ -155,8 +155,8 @@ ports:
 }
 
 #[test]
-fn limits_are_in_their_ranges() {
-    insta::assert_snapshot!(said_of(&[(
+fn limits_are_in_range() {
+    insta::assert_snapshot!(report_on(&[(
         "RateLimit shop/a",
         "limits:
   - { name: a, rate: { requests: 0, per: 0s } }
@@ -165,8 +165,8 @@ fn limits_are_in_their_ranges() {
 }
 
 #[test]
-fn token_issuers_are_safe_and_named_once() {
-    insta::assert_snapshot!(said_of(&[
+fn token_issuers_are_safe_and_have_unique_names() {
+    insta::assert_snapshot!(report_on(&[
         (
             "RequestAuthentication shop/a",
             "issuers:
@@ -197,8 +197,8 @@ fn token_issuers_are_safe_and_named_once() {
 }
 
 #[test]
-fn routes_are_templates_that_fit_different_requests() {
-    insta::assert_snapshot!(said_of(&[(
+fn routes_are_templates_that_match_different_requests() {
+    insta::assert_snapshot!(report_on(&[(
         "RequestValidation shop/a",
         "limits: { headers: 65KiB, uri: 9KiB, body: 32MiB }
 routes:
@@ -218,8 +218,8 @@ routes:
 }
 
 #[test]
-fn gateways_and_their_routes_lead_somewhere() {
-    insta::assert_snapshot!(said_of(&[
+fn gateways_and_their_routes_have_valid_references() {
+    insta::assert_snapshot!(report_on(&[
         ORDERS,
         ORDERS_WORKLOAD,
         (
@@ -252,8 +252,8 @@ rules:
 }
 
 #[test]
-fn a_granted_secret_stays_within_its_namespace_and_arrives_somewhere() {
-    insta::assert_snapshot!(said_of(&[
+fn a_granted_secret_stays_in_its_namespace_and_is_delivered() {
+    insta::assert_snapshot!(report_on(&[
         (
             "SecretGrant shop/a",
             "serviceAccount: web\npath: ../billing/db\nfiles: { keys: [\"../x\", good] }"
@@ -282,16 +282,16 @@ headers:
 }
 
 #[test]
-fn a_policy_without_text_is_not_a_policy() {
-    insta::assert_snapshot!(said_of(&[(
+fn a_policy_without_text_is_rejected() {
+    insta::assert_snapshot!(report_on(&[(
         "AuthorizationPolicy shop/a",
         "policies: \"  \""
     )]));
 }
 
 #[test]
-fn what_refers_to_an_unreadable_resource_is_not_blamed_for_it() {
-    let said = said_of(&[
+fn a_reference_to_an_unreadable_resource_is_not_a_problem() {
+    let report = report_on(&[
         ("Service shop/orders", "selector: 7\nports: []"),
         (
             "RateLimit shop/a",
@@ -302,5 +302,5 @@ fn what_refers_to_an_unreadable_resource_is_not_blamed_for_it() {
             "serviceAccount: web\noutbound: [{ listen: 127.0.0.1:1, service: shop/orders, port: 80 }]",
         ),
     ]);
-    assert!(said.ends_with("\n1 error"), "{said}");
+    assert!(report.ends_with("\n1 error"), "{report}");
 }

@@ -1,4 +1,4 @@
-//! Whether texts are what they are meant to be, where their type is text.
+//! Checks of string fields: tokens, methods, host names and URLs.
 
 use std::net::IpAddr;
 
@@ -14,34 +14,34 @@ pub(super) fn is_token(text: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }
 
-/// Why a method is not one, if it is not. Methods are exact: `get` is not `GET` (RFC 9110 §9.1).
+/// Why a string is not a valid method, with a hint. Methods are case-sensitive: `get` is not `GET` (RFC 9110 §9.1).
 pub(super) fn method_problem(method: &str) -> Option<(String, Option<String>)> {
     if !is_token(method) {
         return Some((format!("`{method}` is not a method"), None));
     }
     let upper = method.to_ascii_uppercase();
     (upper != method).then(|| {
-        let message = format!("`{method}` is not in upper case, and methods are compared exactly");
+        let message = format!("`{method}` is not in upper case; methods are case-sensitive");
         (message, Some(format!("write `{upper}`")))
     })
 }
 
-/// A host name, or `*.` and one.
+/// A host name, with an optional leading `*.`.
 pub(super) fn is_hostname(text: &str) -> bool {
     let name = text.strip_prefix("*.").unwrap_or(text);
     name.parse::<ResourceName>().is_ok() && name.parse::<IpAddr>().is_err()
 }
 
-/// Why a URL may not be asked for keys or signatures, if it may not: plain `http` only within the machine.
+/// Why a URL is not safe to fetch keys or signatures from: plain `http` is allowed only within the machine.
 pub(super) fn url_problem(url: &Url) -> Option<&'static str> {
     match url.scheme() {
         "https" if url.host().is_some() => {}
         "http" if is_loopback(url) => {}
-        "http" => return Some("plain `http` is accepted only to a loopback address"),
+        "http" => return Some("plain `http` is allowed only for a loopback address"),
         _ => return Some("it must begin with `https://`"),
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Some("it must not hold a user or a password");
+        return Some("it must not contain a user or a password");
     }
     None
 }
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_only_for_the_first_labels_of_a_host() {
+    fn a_star_is_allowed_only_as_the_first_label_of_a_host() {
         assert!(is_hostname("shop.example.org"));
         assert!(is_hostname("*.example.org"));
         assert!(!is_hostname("*"));

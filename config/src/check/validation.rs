@@ -9,9 +9,9 @@ use crate::{
     unit::Size,
 };
 
-const MOST_HEADERS: Size = Size(64 << 10);
-const MOST_URI: Size = Size(8 << 10);
-const MOST_CHECKED_BODY: Size = Size(16 << 20);
+const MAX_HEADERS: Size = Size(64 << 10);
+const MAX_URI: Size = Size(8 << 10);
+const MAX_CHECKED_BODY: Size = Size(16 << 20);
 
 impl<'a> Checker<'a, '_> {
     pub(super) fn validation(&mut self, resource: &'a Resource, spec: &'a RequestValidationSpec) {
@@ -19,9 +19,9 @@ impl<'a> Checker<'a, '_> {
             resource,
             "spec.limits.headers",
             spec.limits.headers,
-            MOST_HEADERS,
+            MAX_HEADERS,
         );
-        self.size(resource, "spec.limits.uri", spec.limits.uri, MOST_URI);
+        self.size(resource, "spec.limits.uri", spec.limits.uri, MAX_URI);
         for (index, route) in spec.routes.iter().enumerate() {
             self.route_rule(
                 resource,
@@ -33,17 +33,14 @@ impl<'a> Checker<'a, '_> {
         self.ambiguous(resource, &spec.routes);
     }
 
-    fn size(&mut self, resource: &Resource, field: &str, size: Size, most: Size) {
+    fn size(&mut self, resource: &Resource, field: &str, size: Size, max: Size) {
         let name = field.rsplit('.').next().unwrap_or(field);
         if size.0 == 0 {
-            let message = format!("`{name}` of 0 bytes would refuse every request");
+            let message = format!("a limit of 0 bytes for `{name}` would reject every request");
             self.error(resource, field, message);
-        } else if size > most {
-            self.error(
-                resource,
-                field,
-                format!("`{name}` must be at most {most}, not {size}"),
-            );
+        } else if size > max {
+            let message = format!("`{name}` must be at most {max}, not {size}");
+            self.error(resource, field, message);
         }
     }
 
@@ -70,26 +67,27 @@ impl<'a> Checker<'a, '_> {
         }
         let methods = route.methods.iter().enumerate();
         let methods = methods.map(|(index, method)| (format!("{field}.methods[{index}]"), method));
-        self.twice(resource, "methods", methods);
+        self.duplicates(resource, "method", methods);
         for (index, kind) in route.content_types.iter().enumerate() {
             let field = format!("{field}.contentTypes[{index}]");
             let halves = kind.split_once('/');
             if !halves.is_some_and(|(kind, subkind)| is_token(kind) && is_token(subkind)) {
                 let message = format!("`{kind}` is not a media type");
                 self.error(resource, &field, message)
-                    .hint("write it without parameters, as `application/json`");
+                    .hint("write it without parameters, for example `application/json`");
             } else if kind.contains('*') || kind.bytes().any(|b| b.is_ascii_uppercase()) {
-                let message = format!("`{kind}` is compared exactly, and no request would fit it");
+                let message =
+                    format!("`{kind}` matches no request: media types are compared exactly");
                 self.error(resource, &field, message)
-                    .hint("name each type, in lower case");
+                    .hint("list each type, in lower case");
             }
         }
-        let most = route.max_body.or(*body);
-        if let (Some(_), Some(most)) = (&route.body, most)
-            && most > MOST_CHECKED_BODY
+        let max = route.max_body.or(*body);
+        if let (Some(_), Some(max)) = (&route.body, max)
+            && max > MAX_CHECKED_BODY
         {
             let message = format!(
-                "a body that is checked is held whole, so that it may have {MOST_CHECKED_BODY} at most, not {most}"
+                "a body with a schema is buffered, so its limit must be at most {MAX_CHECKED_BODY}, not {max}"
             );
             let at = if route.max_body.is_some() {
                 format!("{field}.maxBody")
@@ -99,12 +97,12 @@ impl<'a> Checker<'a, '_> {
             self.error(resource, &at, message);
         }
         if route.max_body == Some(Size(0)) && route.body.is_some() {
-            let message = "no JSON fits into 0 bytes";
+            let message = "a `maxBody` of 0 bytes would reject every JSON body";
             self.error(resource, &format!("{field}.maxBody"), message);
         }
     }
 
-    /// Two routes that fit the same requests: which of them counts would be chance.
+    /// Two routes that match the same requests are ambiguous.
     fn ambiguous(&mut self, resource: &Resource, routes: &[RouteRule]) {
         for (index, route) in routes.iter().enumerate() {
             let Ok(shape) = template(&route.path) else {
@@ -121,11 +119,11 @@ impl<'a> Checker<'a, '_> {
             });
             if let Some((first, other)) = same {
                 let message = format!(
-                    "`{}` fits the same requests as `{}`",
+                    "`{}` matches the same requests as `{}`",
                     route.path, other.path
                 );
                 let hint = format!(
-                    "they are `spec.routes[{first}]` and this: join them, or give them different methods"
+                    "the other route is `spec.routes[{first}]`: merge the two, or give them different methods"
                 );
                 self.error(resource, &format!("spec.routes[{index}].path"), message)
                     .hint(hint);
@@ -134,7 +132,7 @@ impl<'a> Checker<'a, '_> {
     }
 }
 
-/// A part of a template, with the names of parameters left out: what it fits.
+/// A segment of a template without parameter names, which do not affect what it matches.
 #[derive(Debug, PartialEq, Eq)]
 enum Part<'t> {
     Literal(&'t str),
@@ -148,7 +146,7 @@ struct TemplateProblem {
     hint: Option<&'static str>,
 }
 
-/// What a template fits.
+/// Parses a template into what it matches.
 fn template(path: &str) -> Result<Vec<Part<'_>>, TemplateProblem> {
     let problem = |message: String, hint| Err(TemplateProblem { message, hint });
     let Some(rest) = path.strip_prefix('/') else {
@@ -164,24 +162,25 @@ fn template(path: &str) -> Result<Vec<Part<'_>>, TemplateProblem> {
             .and_then(|text| text.strip_suffix('}'));
         let Some(inside) = inside else {
             if segment.contains(['{', '}']) {
-                let message = format!("in `{segment}` a parameter is not the whole segment");
+                let message = format!("in `{segment}`, the parameter is not a whole segment");
                 return problem(
                     message,
-                    Some("a parameter stands between two slashes: `/orders/{id}/items`"),
+                    Some("write a parameter between two slashes: `/orders/{id}/items`"),
                 );
             }
             if segment.is_empty() && !last {
                 return problem("it has an empty segment (`//`)".to_owned(), None);
             }
             if matches!(segment, "." | "..") {
-                return problem(format!("`{segment}` never is in a normalised path"), None);
+                let message = format!("a normalized path has no `{segment}` segment");
+                return problem(message, None);
             }
             let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@%".contains(&b);
             if !segment.bytes().all(plain) {
-                let message = format!("`{segment}` has characters that no path has");
+                let message = format!("`{segment}` has characters that are not allowed in a path");
                 return problem(
                     message,
-                    Some("a query is not part of a path; others are percent-encoded"),
+                    Some("remove a query, and percent-encode other characters"),
                 );
             }
             parts.push(Part::Literal(segment));
@@ -193,19 +192,19 @@ fn template(path: &str) -> Result<Vec<Part<'_>>, TemplateProblem> {
                 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
         };
         if !word(name) {
-            let message = format!("`{name}` is not the name of a parameter");
+            let message = format!("`{name}` is not a parameter name");
             return problem(
                 message,
-                Some("letters, digits and `_`, the first not a digit"),
+                Some("use letters, digits and `_`, without a leading digit"),
             );
         }
         if !names.insert(name) {
-            return problem(format!("it has two parameters `{name}`"), None);
+            return problem(format!("duplicate parameter `{name}`"), None);
         }
         if inside.ends_with('*') {
             if !last {
                 let message =
-                    format!("`{segment}` takes all that is left, so nothing can follow it");
+                    format!("`{segment}` matches the rest of the path, so nothing can follow it");
                 return problem(message, None);
             }
             parts.push(Part::Rest);
@@ -221,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_template_is_what_it_fits_and_not_how_its_parameters_are_called() {
+    fn templates_that_differ_only_in_parameter_names_are_equal() {
         assert_eq!(template("/orders/{id}"), template("/orders/{order}"));
         assert_ne!(template("/orders/{id}"), template("/orders/id"));
         assert_ne!(template("/orders/{id}"), template("/orders/{rest*}"));
@@ -230,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_never_fit_is_not_a_template() {
+    fn a_path_that_could_never_match_is_not_a_template() {
         for path in [
             "",
             "orders",

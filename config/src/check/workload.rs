@@ -11,8 +11,8 @@ use crate::{
 };
 
 impl<'a> Checker<'a, '_> {
-    /// Two proxies at one address would each be taken for the other, and refused for it.
-    pub(super) fn mesh_addresses(&mut self) {
+    /// Two proxies at one address would be mistaken for each other, and peers would reject both.
+    pub(super) fn unique_mesh_addresses(&mut self) {
         let mut first: HashMap<SocketAddr, &Resource> = HashMap::new();
         for resource in &self.checked.resources.list {
             let Spec::Workload(spec) = &resource.spec else {
@@ -23,10 +23,10 @@ impl<'a> Checker<'a, '_> {
             };
             if let Some(other) = first.get(&address) {
                 let message = format!(
-                    "the Workload `{}/{}` is at `{address}` already",
+                    "the Workload `{}/{}` already has the address `{address}`",
                     other.namespace, other.name
                 );
-                let hint = format!("it stands at {}", other.origin);
+                let hint = format!("it is defined at {}", other.origin);
                 self.error(resource, "spec.meshAddress", message).hint(hint);
             } else {
                 first.insert(address, resource);
@@ -34,8 +34,8 @@ impl<'a> Checker<'a, '_> {
         }
     }
 
-    /// One address means one Workload, or one Service.
-    pub(super) fn own_addresses(&mut self) {
+    /// An address belongs to one Workload or one Service.
+    pub(super) fn unique_addresses(&mut self) {
         let mut first: HashMap<IpAddr, &Resource> = HashMap::new();
         for resource in &self.checked.resources.list {
             let addresses = match &resource.spec {
@@ -48,26 +48,23 @@ impl<'a> Checker<'a, '_> {
                     continue;
                 };
                 let message = format!(
-                    "the {} `{}/{}` has the address `{address}` already",
+                    "the {} `{}/{}` already has the address `{address}`",
                     other.spec.kind(),
                     other.namespace,
                     other.name
                 );
-                let hint = format!("it stands at {}", other.origin);
+                let hint = format!("it is defined at {}", other.origin);
                 self.error(resource, &format!("spec.addresses[{index}]"), message)
                     .hint(hint);
             }
         }
     }
 
-    /// An address that others can call.
+    /// Reports an address that clients cannot connect to.
     pub(super) fn reachable(&mut self, resource: &Resource, field: &str, address: IpAddr) {
         if address.is_unspecified() || address.is_multicast() {
-            self.error(
-                resource,
-                field,
-                format!("nobody can be called at `{address}`"),
-            );
+            let message = format!("clients cannot connect to `{address}`");
+            self.error(resource, field, message);
         }
     }
 
@@ -76,7 +73,7 @@ impl<'a> Checker<'a, '_> {
             if address.ip().is_unspecified() || address.ip().is_multicast() {
                 let message = format!("other proxies cannot reach `{}`", address.ip());
                 self.error(resource, "spec.meshAddress", message)
-                    .hint("write the address of this workload's machine");
+                    .hint("use an address of this workload's machine");
             }
             if address.port() == 0 {
                 let message = "other proxies cannot reach port 0";
@@ -91,13 +88,13 @@ impl<'a> Checker<'a, '_> {
         }
         let addresses = spec.outbound.iter().enumerate();
         let addresses = addresses.map(|(i, o)| (format!("spec.outbound[{i}].listen"), o.listen));
-        self.twice(resource, "listeners at", addresses);
+        self.duplicates(resource, "listener at", addresses);
     }
 
     fn outbound(&mut self, resource: &Resource, field: &str, listener: &'a OutboundListener) {
         if !listener.listen.ip().is_loopback() {
             let message = format!(
-                "`{}` is not a loopback address, so that others could call in this workload's name",
+                "`{}` is not a loopback address, so other machines could use this workload's identity",
                 listener.listen.ip()
             );
             let hint = format!("write `127.0.0.1:{}`", listener.listen.port());
@@ -105,7 +102,7 @@ impl<'a> Checker<'a, '_> {
                 .hint(hint);
         }
         if listener.listen.port() == 0 {
-            let message = "the program cannot find port 0";
+            let message = "the program cannot connect to port 0";
             self.error(resource, &format!("{field}.listen"), message);
         }
         if let Err(Missing {
@@ -119,7 +116,7 @@ impl<'a> Checker<'a, '_> {
         }
     }
 
-    /// Whether a Service has a port.
+    /// Checks that a Service has a port.
     pub(super) fn service_port(&self, service: &'a ServiceName, port: u16) -> Result<(), Missing> {
         let ServiceName { namespace, name } = service;
         let found = self.checked.resources.find("Service", namespace, name);
@@ -139,11 +136,11 @@ impl<'a> Checker<'a, '_> {
             let hint = if here.is_empty() {
                 let everywhere = self
                     .checked
-                    .claims
+                    .declared
                     .iter()
-                    .filter(|claim| claim.kind == "Service");
+                    .filter(|one| one.kind == "Service");
                 let full: Vec<String> = everywhere
-                    .map(|claim| format!("{}/{}", claim.namespace, claim.name))
+                    .map(|one| format!("{}/{}", one.namespace, one.name))
                     .collect();
                 nearest::hint(&service.to_string(), full.iter().map(String::as_str))
             } else {
@@ -166,12 +163,12 @@ impl<'a> Checker<'a, '_> {
         Err(Missing {
             part: "port",
             message: format!("the Service `{service}` has no port {port}"),
-            hint: (!ports.is_empty()).then(|| format!("it has {}", ports.join(", "))),
+            hint: (!ports.is_empty()).then(|| format!("available ports: {}", ports.join(", "))),
         })
     }
 }
 
-/// What of a reference to a Service's port is not there.
+/// The part of a reference to a Service's port that does not exist.
 pub(super) struct Missing {
     pub(super) part: &'static str,
     pub(super) message: String,

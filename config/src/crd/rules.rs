@@ -1,4 +1,4 @@
-//! What a schema cannot say, in CEL: the same that loading refuses, said before it is stored.
+//! CEL rules for what a schema cannot express. The API server rejects the same resources as loading, before storing them.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ pub(super) fn add(kind: &str, spec: &mut Value) {
             let now = format!("(has(self.{field}) ? self.{field} : '{default}')");
             json!({
                 "rule": format!("{now} == {}", now.replace("self.", "oldSelf.")),
-                "message": format!("`{field}` cannot change while the mesh runs: every identity is made of it"),
+                "message": format!("`{field}` cannot change while the mesh runs: every identity depends on it"),
             })
         };
         put(
@@ -23,7 +23,7 @@ pub(super) fn add(kind: &str, spec: &mut Value) {
     let Some(targets) = spec.pointer_mut("/properties/targetRefs") else {
         return;
     };
-    // A bound, so that a cluster can tell beforehand what the rules cost.
+    // The API server needs a bound to estimate the cost of the rules.
     if let Some(map) = targets.as_object_mut() {
         map.insert("maxItems".to_owned(), 64.into());
     }
@@ -33,11 +33,11 @@ pub(super) fn add(kind: &str, spec: &mut Value) {
             json!([
                 {
                     "rule": "!(self.kind in ['Service', 'Gateway']) || has(self.name)",
-                    "message": "`name` is missing: for all of this namespace write `kind: Namespace`",
+                    "message": "`name` is missing: to target the whole namespace, write `kind: Namespace`",
                 },
                 {
                     "rule": "self.kind != 'Mesh' || !has(self.name)",
-                    "message": "the mesh has no name: leave `name` out",
+                    "message": "a `Mesh` target has no `name`: remove `name`",
                 },
             ]),
         );

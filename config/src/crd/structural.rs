@@ -1,9 +1,9 @@
-//! From JSON Schema to what a cluster calls a structural schema.
+//! Converts JSON Schema into a structural schema of Kubernetes.
 
 use serde_json::{Map, Value, json};
 
 /// Keywords that mean the same in both.
-const KEPT: [&str; 11] = [
+const SHARED_KEYWORDS: [&str; 11] = [
     "description",
     "enum",
     "maxItems",
@@ -17,7 +17,7 @@ const KEPT: [&str; 11] = [
     "pattern",
 ];
 
-/// Formats that a cluster checks; it warns of others.
+/// Formats that the API server checks. It warns of others.
 const FORMATS: [&str; 4] = ["date-time", "int32", "int64", "uri"];
 
 /// The schema of `root`, without references and with one type per value.
@@ -45,7 +45,7 @@ impl Rewriter<'_> {
         if let Some(alternatives) = map.get("anyOf").or_else(|| map.get("oneOf")) {
             self.alternatives(alternatives, &mut out);
         }
-        for key in KEPT {
+        for key in SHARED_KEYWORDS {
             if let Some(value) = map.get(key) {
                 out.insert(key.to_owned(), value.clone());
             }
@@ -73,12 +73,12 @@ impl Rewriter<'_> {
         if let Some(items) = map.get("items") {
             out.insert("items".to_owned(), self.schema(items));
         }
-        // `false` needs no saying: a cluster drops what it does not know.
+        // `false` is the default: the API server drops unknown fields.
         if let Some(values @ Value::Object(_)) = map.get("additionalProperties") {
             out.insert("additionalProperties".to_owned(), self.schema(values));
         }
-        let said = ["type", "x-kubernetes-int-or-string", "enum"];
-        if !said.iter().any(|key| out.contains_key(*key)) {
+        let typed = ["type", "x-kubernetes-int-or-string", "enum"];
+        if !typed.iter().any(|key| out.contains_key(*key)) {
             let preserve = "x-kubernetes-preserve-unknown-fields";
             out.insert(preserve.to_owned(), true.into());
         }
@@ -111,8 +111,8 @@ impl Rewriter<'_> {
         }
     }
 
-    /// What may also be left out is only that, names of which one is chosen are an enumeration, and of several objects
-    /// exactly one stands there.
+    /// Converts alternatives: an optional value becomes the value, constants become an enumeration, and several objects
+    /// become an object with exactly one of their properties.
     fn alternatives(&self, alternatives: &Value, out: &mut Map<String, Value>) {
         let all: Vec<&Value> = alternatives.as_array().into_iter().flatten().collect();
         let null = |schema: &&Value| schema.get("type").and_then(Value::as_str) == Some("null");

@@ -32,7 +32,7 @@ fn schema(definition: &Value) -> &Value {
 }
 
 #[test]
-fn every_kind_of_ours_has_a_definition_but_those_that_a_cluster_has_itself() {
+fn every_merlon_kind_has_a_definition_except_workload_and_service() {
     for (version, kind) in KINDS {
         let ours = version == MERLON && !["Workload", "Service"].contains(&kind);
         let found = CLUSTER_KINDS.iter().any(|known| known.kind == kind);
@@ -52,8 +52,11 @@ fn every_value_of_a_definition_has_one_type() {
             ];
             let free = free.iter().any(|key| map.contains_key(*key));
             assert!(typed != free || (typed && free), "{file}: {map:?}");
-            for refused in ["$ref", "oneOf", "anyOf", "const", "examples", "default"] {
-                assert!(!map.contains_key(refused), "{file}: {refused} in {map:?}");
+            for forbidden in ["$ref", "oneOf", "anyOf", "const", "examples", "default"] {
+                assert!(
+                    !map.contains_key(forbidden),
+                    "{file}: {forbidden} in {map:?}"
+                );
             }
         });
     }
@@ -82,12 +85,12 @@ fn a_size_may_be_a_number_and_a_choice_is_an_enumeration() {
 }
 
 #[test]
-fn the_chart_is_what_the_types_say() {
+fn the_chart_matches_the_types() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/merlon-crds/templates");
     let bless = std::env::var_os("MERLON_BLESS").is_some();
     for (file, definition) in definitions() {
         let text = yaml(&definition).unwrap();
-        // The chart's files are templates: what would mean something to Helm must not stand in them.
+        // The chart's files are templates, so they must not contain Helm syntax.
         assert!(!text.contains("{{"), "{file}");
         let path = folder.join(&file);
         if bless {
@@ -97,7 +100,7 @@ fn the_chart_is_what_the_types_say() {
         let written = fs::read_to_string(&path).unwrap_or_default();
         assert!(
             written == text,
-            "{} is not what the types say: run `MERLON_BLESS=1 cargo test -p merlon-config crd`",
+            "{} does not match the types: run `MERLON_BLESS=1 cargo test -p merlon-config crd`",
             path.display()
         );
     }
@@ -105,7 +108,7 @@ fn the_chart_is_what_the_types_say() {
 }
 
 #[test]
-fn a_line_of_a_policy_in_a_cluster_is_found_again() {
+fn a_position_in_a_policy_of_a_cluster_is_located() {
     let mesh = document(
         "MeshConfig",
         ("merlon-system", "mesh"),
@@ -137,9 +140,9 @@ fn a_line_of_a_policy_in_a_cluster_is_found_again() {
             (third.line - begin.line, third.column - begin.column),
             (2, 1)
         );
-        let warned = resources.warnings.problems();
+        let warnings = resources.warnings.problems();
         assert!(
-            warned
+            warnings
                 .iter()
                 .any(|problem| problem.message.contains("`later`"))
         );

@@ -10,16 +10,16 @@ metadata: { name: mesh, namespace: merlon-system }
 spec: { trustDomain: example.org }
 ";
 
-/// What is said of a file that stands beside a right MeshConfig.
-fn said_of(text: &str) -> String {
+/// The report on a file, together with a valid MeshConfig.
+fn report_on(text: &str) -> String {
     match load_texts([("mesh.yaml", MESH), ("wrong.yaml", text)]) {
-        Ok(resources) => format!("taken\n{}", resources.warnings),
+        Ok(resources) => format!("accepted\n{}", resources.warnings),
         Err(report) => report.to_string(),
     }
 }
 
 #[test]
-fn all_problems_of_all_files_are_told_at_once_in_their_order() {
+fn all_problems_of_all_files_are_reported_at_once_in_order() {
     let orders = "\
 apiVersion: merlon.io/v1alpha1
 kind: Service
@@ -62,8 +62,8 @@ spec:
 }
 
 #[test]
-fn an_unknown_field_is_answered_with_the_nearest_known_one() {
-    insta::assert_snapshot!(said_of(
+fn the_hint_for_an_unknown_field_is_the_nearest_known_one() {
+    insta::assert_snapshot!(report_on(
         "\
 apiVersion: merlon.io/v1alpha1
 kind: Workload
@@ -77,8 +77,8 @@ spec:
 }
 
 #[test]
-fn a_value_of_the_wrong_type_says_what_was_expected_and_how_to_write_it() {
-    insta::assert_snapshot!(said_of(
+fn a_value_of_the_wrong_type_is_reported_with_the_expected_type_and_a_fix() {
+    insta::assert_snapshot!(report_on(
         "\
 apiVersion: merlon.io/v1alpha1
 kind: RequestAuthentication
@@ -101,8 +101,8 @@ spec:
 }
 
 #[test]
-fn a_duplicate_key_is_refused_and_not_overwritten() {
-    insta::assert_snapshot!(said_of(
+fn a_duplicate_key_is_rejected_and_not_overwritten() {
+    insta::assert_snapshot!(report_on(
         "\
 apiVersion: merlon.io/v1alpha1
 kind: RateLimit
@@ -116,14 +116,14 @@ spec:
 }
 
 #[test]
-fn anchors_aliases_and_merge_keys_are_refused() {
-    insta::assert_snapshot!("anchor", said_of("a: &x 1\nb: *x\n"));
-    insta::assert_snapshot!("merge", said_of("a:\n  <<: { b: 1 }\n"));
+fn anchors_aliases_and_merge_keys_are_rejected() {
+    insta::assert_snapshot!("anchor", report_on("a: &x 1\nb: *x\n"));
+    insta::assert_snapshot!("merge", report_on("a:\n  <<: { b: 1 }\n"));
 }
 
 #[test]
-fn an_unreadable_document_does_not_hide_those_after_it() {
-    insta::assert_snapshot!(said_of(
+fn an_unreadable_document_does_not_hide_the_documents_after_it() {
+    insta::assert_snapshot!(report_on(
         "\
 kind: Service
   metadata: { name: a }
@@ -139,8 +139,8 @@ spec: { selector: { app: b }, ports: [{ port: 80, taget: 81 }] }
 }
 
 #[test]
-fn what_is_not_a_resource_is_told_what_one_has() {
-    insta::assert_snapshot!(said_of(
+fn a_document_that_is_not_a_resource_is_reported_with_its_missing_parts() {
+    insta::assert_snapshot!(report_on(
         "\
 - a
 ---
@@ -163,7 +163,7 @@ just a text
 }
 
 #[test]
-fn a_tagged_union_takes_exactly_one_of_its_names() {
+fn a_tagged_union_has_exactly_one_of_its_names() {
     let issuer = |text: &str| {
         let text = format!(
             "apiVersion: merlon.io/v1alpha1\nkind: MeshConfig\nmetadata: {{ name: mesh, namespace: merlon-system }}\n\
@@ -190,52 +190,52 @@ fn a_tagged_union_takes_exactly_one_of_its_names() {
 }
 
 #[test]
-fn depth_and_size_have_an_end() {
+fn depth_and_size_are_limited() {
     let deep = format!("a: {}{}\n", "[".repeat(80), "]".repeat(80));
     assert!(
-        said_of(&deep).contains("more than 64 deep"),
+        report_on(&deep).contains("more than 64 deep"),
         "{}",
-        said_of(&deep)
+        report_on(&deep)
     );
-    let abyss = "[".repeat(200_000);
+    let unclosed = "[".repeat(200_000);
     assert!(
-        said_of(&abyss).starts_with("error: "),
+        report_on(&unclosed).starts_with("error: "),
         "{}",
-        said_of(&abyss)
+        report_on(&unclosed)
     );
     let large = format!("a: \"{}\"\n", "x".repeat(1 << 20));
-    assert!(said_of(&large).contains("1MiB"), "{}", said_of(&large));
+    assert!(report_on(&large).contains("1MiB"), "{}", report_on(&large));
     let many = format!("a: [{}]\n", "1,".repeat(150_000));
     assert!(
-        said_of(&many).contains("more than 100000 values"),
+        report_on(&many).contains("more than 100000 values"),
         "{}",
-        said_of(&many)
+        report_on(&many)
     );
 }
 
 #[test]
-fn a_file_of_problems_is_told_in_time() {
+fn a_file_with_many_problems_is_reported_in_reasonable_time() {
     let fields: String = (0..45_000).map(|n| format!("  x{n}: 1\n")).collect();
     let one = format!(
         "apiVersion: merlon.io/v1alpha1\nkind: RateLimit\nmetadata: {{ name: a }}\nspec:\n{fields}"
     );
-    assert!(said_of(&one).ends_with("\n101 errors"), "{}", said_of(&one));
+    assert!(report_on(&one).ends_with("\n101 errors"), "{}", report_on(&one));
     let many = "---\nkind: [\n".repeat(100_000);
-    assert!(said_of(&many).ends_with("\n100000 errors"));
+    assert!(report_on(&many).ends_with("\n100000 errors"));
 }
 
 #[test]
 fn control_characters_of_a_file_do_not_reach_the_terminal() {
-    let said =
-        said_of("apiVersion: \"\\e[31mred\"\nkind: \"\\e]0;title\\a\"\nmetadata: { name: a }\n");
+    let report =
+        report_on("apiVersion: \"\\e[31mred\"\nkind: \"\\e]0;title\\a\"\nmetadata: { name: a }\n");
     assert!(
-        !said.contains('\u{1b}') && !said.contains('\u{7}'),
-        "{said:?}"
+        !report.contains('\u{1b}') && !report.contains('\u{7}'),
+        "{report:?}"
     );
 }
 
 #[test]
-fn status_and_what_a_cluster_adds_are_passed_over() {
+fn status_and_metadata_of_the_api_server_are_ignored() {
     let text = "\
 apiVersion: merlon.io/v1alpha1
 kind: Workload
@@ -255,7 +255,7 @@ status: { conditions: [{ type: Accepted }] }
 }
 
 #[test]
-fn every_kind_can_be_written() {
+fn every_kind_can_be_loaded() {
     let specs = [
         (
             "MeshConfig",
@@ -303,7 +303,7 @@ fn every_kind_can_be_written() {
 }
 
 #[test]
-fn a_directory_is_read_with_its_folders_and_without_hidden_names() {
+fn a_directory_is_read_with_its_folders_but_without_hidden_files() {
     let folder = tempfile::tempdir().unwrap();
     let put = |name: &str, text: &str| {
         let path = folder.path().join(name);
@@ -342,7 +342,7 @@ fn a_directory_is_read_with_its_folders_and_without_hidden_names() {
 }
 
 #[test]
-fn a_file_that_is_not_text_and_a_name_that_is_none_are_told_with_the_rest() {
+fn files_that_are_not_text_and_invalid_file_names_are_reported_together() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     fs::write(path("bytes.yaml"), b"a: 1\nb: \xff\n").unwrap();
@@ -350,18 +350,17 @@ fn a_file_that_is_not_text_and_a_name_that_is_none_are_told_with_the_rest() {
     fs::create_dir(path("Folder")).unwrap();
     fs::write(path("Folder/a.cedar"), "").unwrap();
     std::os::unix::fs::symlink(folder.path(), path("circle")).unwrap();
-    let report = load_dir(folder.path()).unwrap_err();
-    let said = report.to_string();
+    let report = load_dir(folder.path()).unwrap_err().to_string();
     assert!(
-        said.contains("not UTF-8 text: see line 2\n  --> bytes.yaml"),
-        "{said}"
+        report.contains("not UTF-8 text: see line 2\n  --> bytes.yaml"),
+        "{report}"
     );
-    assert!(said.contains("--> Wrong Name.cedar"), "{said}");
-    assert!(said.contains("--> Folder/a.cedar"), "{said}");
+    assert!(report.contains("--> Wrong Name.cedar"), "{report}");
+    assert!(report.contains("--> Folder/a.cedar"), "{report}");
 }
 
 #[test]
-fn a_directory_that_is_not_there_is_an_error_and_not_an_empty_mesh() {
+fn a_missing_directory_is_an_error_and_not_an_empty_mesh() {
     let report = load_dir(Path::new("/nowhere/at/all")).unwrap_err();
     assert_eq!(report.count(Severity::Error), 1);
     assert!(
@@ -375,7 +374,7 @@ mod any_bytes {
 
     use super::*;
 
-    /// Pieces that lead further into the loader than letters alone.
+    /// Fragments of YAML, which get further into the loader than random characters.
     fn yaml() -> impl Strategy<Value = String> {
         let piece = prop_oneof![
             Just("apiVersion: merlon.io/v1alpha1\n".to_owned()),
@@ -396,7 +395,7 @@ mod any_bytes {
         #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn any_text_is_taken_or_refused_with_reasons(text in yaml()) {
+        fn any_text_is_accepted_or_rejected_with_reasons(text in yaml()) {
             match load_texts([("mesh.yaml", MESH.to_owned()), ("any.yaml", text)]) {
                 Ok(resources) => prop_assert!(!resources.list.is_empty()),
                 Err(report) => {
@@ -407,11 +406,11 @@ mod any_bytes {
         }
 
         #[test]
-        fn a_changed_letter_in_an_example_never_stops_the_loader(at in 0_usize..4_000, letter in any::<char>()) {
+        fn a_changed_character_in_an_example_does_not_crash_the_loader(at in 0_usize..4_000, changed in any::<char>()) {
             let text = include_str!("../../examples/shop/orders.yaml");
-            let changed: String =
-                text.chars().enumerate().map(|(i, c)| if i == at { letter } else { c }).collect();
-            if let Err(report) = load_texts([("mesh.yaml", MESH.to_owned()), ("orders.yaml", changed)]) {
+            let text: String =
+                text.chars().enumerate().map(|(i, c)| if i == at { changed } else { c }).collect();
+            if let Err(report) = load_texts([("mesh.yaml", MESH.to_owned()), ("orders.yaml", text)]) {
                 prop_assert!(!report.to_string().is_empty());
             }
         }

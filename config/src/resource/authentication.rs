@@ -7,21 +7,21 @@ use url::Url;
 use super::TargetRef;
 use crate::{name::ResourceName, unit::Span};
 
-/// Which bearer tokens are accepted (RFC 6750), from whom, for whom.
+/// Which bearer tokens (RFC 6750) are accepted: their issuers, audiences and signatures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RequestAuthenticationSpec {
-    /// What it applies to; left out: the whole namespace.
+    /// What it applies to. If omitted, the whole namespace.
     #[serde(default)]
     pub target_refs: Vec<TargetRef>,
-    /// Whose tokens are accepted. At least one.
+    /// Issuers whose tokens are accepted. At least one.
     #[schemars(length(min = 1))]
     pub issuers: Vec<TokenIssuer>,
-    /// Whether a request without a token is refused with 401. Default: true.
-    /// When false it goes on without a user, and policies decide.
+    /// Whether a request without a token is rejected with 401. Default: true.
+    /// If false, the request continues without a user, and policies decide.
     #[serde(default = "yes")]
     pub required: bool,
-    /// Whether the `Authorization` header is passed on to the program. Default: false.
+    /// Whether the `Authorization` header is forwarded to the program. Default: false.
     #[serde(default)]
     pub forward_token: bool,
 }
@@ -40,22 +40,23 @@ pub struct TokenIssuer {
     /// `https`, or `http` to a loopback address.
     #[schemars(with = "Url")]
     pub issuer: String,
-    /// Where the keys are, for issuers without discovery.
+    /// URL of the issuer's JWKS, for issuers without discovery.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jwks_uri: Option<Url>,
-    /// PEM roots that the issuer's own certificate is checked against; left out: the system's.
+    /// PEM root certificates that verify the issuer's server certificate. If omitted, the system's roots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_certificates: Option<String>,
     /// One of these must be in `aud`. At least one.
     #[schemars(length(min = 1))]
     pub audiences: Vec<String>,
-    /// Accepted signatures; a key is used only with the algorithm that fits it. Default: ES256, RS256, PS256, EdDSA.
+    /// Accepted signature algorithms. A key is used only with the algorithm that it is for. Default: ES256, RS256, PS256,
+    /// EdDSA.
     #[serde(default = "usual_algorithms")]
     pub algorithms: Vec<SignatureAlgorithm>,
     /// Accepted values of the `typ` header, without `application/`. Default: `at+jwt` (RFC 9068 §4).
     #[serde(default = "access_token")]
     pub token_types: Vec<String>,
-    /// How far clocks may differ. 0–5m, default 30s.
+    /// Maximum difference between clocks. 0–5m, default 30s.
     #[serde(default = "half_a_minute")]
     pub clock_skew: Span,
     /// Claims that policies may read as `context.user.claims.<name>`, with their types.
@@ -86,17 +87,17 @@ fn groups() -> String {
 /// The type of a declared claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum ClaimType {
-    /// Text.
+    /// A string.
     String,
-    /// A whole number.
+    /// An integer.
     Long,
     /// True or false.
     Boolean,
-    /// A list of texts.
+    /// A list of strings.
     StringSet,
 }
 
-/// Signature algorithms of RFC 7518 §3.1 and RFC 8037. Symmetric ones and `none` do not exist here.
+/// Signature algorithms of RFC 7518 §3.1 and RFC 8037. Symmetric algorithms and `none` are not supported.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]

@@ -3,13 +3,13 @@ use serde::{Deserialize, Serialize};
 
 use super::TargetRef;
 
-/// Who may do what: Cedar policies. Denied by default; one `forbid` beats any `permit`.
+/// Cedar policies. Requests are denied by default, and one `forbid` overrides any `permit`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AuthorizationPolicySpec {
-    /// What it applies to; left out: the whole namespace.
+    /// What it applies to. If omitted, the whole namespace.
     #[serde(default)]
     pub target_refs: Vec<TargetRef>,
-    /// Cedar text. Each policy carries an `@id("…")`, unique in its namespace.
+    /// Cedar text. Each policy has an `@id("…")`, unique in its namespace.
     pub policies: String,
 }

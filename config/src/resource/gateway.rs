@@ -1,4 +1,4 @@
-//! The part of Gateway API v1 (`gateway.networking.k8s.io/v1`) that Merlon reads.
+//! The part of Gateway API v1 (`gateway.networking.k8s.io/v1`) that Merlon supports.
 
 use std::path::PathBuf;
 
@@ -7,53 +7,53 @@ use serde::{Deserialize, Serialize};
 
 use crate::name::{Namespace, ResourceName};
 
-/// An edge: where requests from outside the mesh come in.
+/// A gateway that accepts requests from outside the mesh.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GatewaySpec {
     /// `merlon`.
     pub gateway_class_name: String,
-    /// Whom the gateway's proxy runs as. Default: the Gateway's name.
+    /// The service account of the gateway's proxy. Default: the Gateway's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account: Option<ResourceName>,
-    /// Where it listens. At least one.
+    /// The listeners. At least one.
     pub listeners: Vec<GatewayListener>,
 }
 
-/// One address of a gateway.
+/// One listener of a gateway.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GatewayListener {
-    /// Its name, unique in the Gateway.
+    /// The listener's name, unique in the Gateway.
     pub name: ResourceName,
     /// The port. 1–65535.
     pub port: u16,
     /// `HTTP` or `HTTPS`.
     pub protocol: String,
-    /// The host name it answers to; left out: all. `*.` stands for one or more labels.
+    /// The host name that the listener serves. If omitted, all. `*.` matches one or more labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
-    /// For `HTTPS`.
+    /// The certificate. Only with `HTTPS`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<ListenerTls>,
 }
 
-/// A listener's certificate: outside Kubernetes two files, in Kubernetes a Secret of type `kubernetes.io/tls`.
+/// A listener's certificate: two files outside Kubernetes, a Secret of type `kubernetes.io/tls` in Kubernetes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListenerTls {
-    /// PEM file with the certificate chain. Together with `keyFile`.
+    /// PEM file with the certificate chain. Requires `keyFile`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_file: Option<PathBuf>,
-    /// PEM file with the private key. Together with `certificateFile`.
+    /// PEM file with the private key. Requires `certificateFile`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
-    /// In Kubernetes instead of files: one Secret.
+    /// In Kubernetes, instead of files: one Secret.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub certificate_refs: Vec<CertificateRef>,
 }
 
-/// A Secret with a certificate and its key.
+/// A Secret that holds a certificate and its key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CertificateRef {
@@ -61,53 +61,53 @@ pub struct CertificateRef {
     pub name: ResourceName,
 }
 
-/// Which requests go where.
+/// Routes requests to Services.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpRouteSpec {
-    /// The Gateways it belongs to.
+    /// The Gateways that the route is attached to.
     pub parent_refs: Vec<ParentRef>,
-    /// Host names; left out: the listener's.
+    /// Host names. If omitted, the listener's.
     #[serde(default)]
     pub hostnames: Vec<String>,
-    /// Looked at by the precedence of Gateway API, not in writing order.
+    /// The rules. Gateway API's precedence selects among them, not their order.
     pub rules: Vec<HttpRouteRule>,
 }
 
-/// A Gateway that a route belongs to.
+/// A Gateway that a route is attached to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ParentRef {
     /// The Gateway's name.
     pub name: ResourceName,
-    /// Its namespace; left out: the route's.
+    /// The Gateway's namespace. If omitted, the route's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<Namespace>,
-    /// The one listener of it that is meant, by name; left out: all.
+    /// The name of one listener of the Gateway. If omitted, all listeners.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub section_name: Option<ResourceName>,
 }
 
-/// One rule: any of `matches`, then one of `backendRefs` by weight.
+/// One rule: a request that satisfies any of `matches` goes to one of `backendRefs`, chosen by weight.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpRouteRule {
-    /// Left out: every path.
+    /// The conditions. If omitted, every request matches.
     #[serde(default)]
     pub matches: Vec<HttpRouteMatch>,
-    /// Where to. None: 500, as Gateway API says.
+    /// The Services to send requests to. If empty, the response is 500, as Gateway API specifies.
     #[serde(default)]
     pub backend_refs: Vec<BackendRef>,
 }
 
-/// All parts must fit.
+/// Conditions that must all be satisfied.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpRouteMatch {
-    /// Left out: `PathPrefix` `/`.
+    /// The path. If omitted, `PathPrefix` `/`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<HttpPathMatch>,
-    /// Exact values.
+    /// Headers with their exact values.
     #[serde(default)]
     pub headers: Vec<HeaderMatch>,
     /// The method.
@@ -115,21 +115,21 @@ pub struct HttpRouteMatch {
     pub method: Option<String>,
 }
 
-/// A path, exact or by prefix of whole segments.
+/// Matches the path exactly or by a prefix of whole segments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpPathMatch {
-    /// How.
+    /// How `value` is compared.
     #[serde(rename = "type", default)]
     pub kind: PathMatchType,
-    /// What.
+    /// The path or prefix.
     pub value: String,
 }
 
-/// How a path is matched.
+/// How a path is compared.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum PathMatchType {
-    /// Whole segments from the start.
+    /// By a prefix of whole segments.
     #[default]
     PathPrefix,
     /// The whole path.
@@ -140,24 +140,24 @@ pub enum PathMatchType {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HeaderMatch {
-    /// Its name, in any case.
+    /// The header's name, case-insensitive.
     pub name: String,
-    /// Its value.
+    /// The header's value.
     pub value: String,
 }
 
-/// A Service and its share.
+/// A Service and its share of the requests.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BackendRef {
     /// The Service's name.
     pub name: ResourceName,
-    /// Its namespace; left out: the route's.
+    /// The Service's namespace. If omitted, the route's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<Namespace>,
-    /// Its port.
+    /// The Service's port.
     pub port: u16,
-    /// Its share. 0–1,000,000; default 1.
+    /// The Service's share of the requests. 0–1,000,000; default 1.
     #[serde(default = "one")]
     pub weight: u32,
 }

@@ -9,23 +9,24 @@ use crate::{
     unit::Span,
 };
 
-/// What holds for the whole mesh. Exactly one, in the root namespace.
+/// Settings of the whole mesh. There is exactly one, in the root namespace.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MeshConfigSpec {
     /// The trust domain of every identity.
     pub trust_domain: TrustDomain,
-    /// The namespace whose policies may reach all others. Default: `merlon-system`.
+    /// The namespace whose policies may apply to all namespaces. Default: `merlon-system`.
     #[serde(default = "root_namespace")]
     pub root_namespace: Namespace,
     /// How identities are issued.
     #[serde(default)]
     pub certificates: Certificates,
-    /// What happens to calls to destinations outside the mesh. Default: `observe`.
+    /// What happens to connections to destinations outside the mesh. Default: `observe`.
     #[serde(default)]
     pub outbound: OutboundMode,
-    /// Namespaces whose workloads also take calls that are not mutual TLS, counted, while their callers are moved into
-    /// the mesh. Such a caller is `Anonymous` to policies. Only where connections are intercepted.
+    /// Namespaces whose workloads also accept connections without mutual TLS, while their callers are moved into the mesh.
+    /// These connections are counted, and their callers are `Anonymous` in policies. Only effective where connections are
+    /// intercepted.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub permissive_namespaces: BTreeSet<Namespace>,
 }
@@ -39,9 +40,9 @@ fn root_namespace() -> Namespace {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Certificates {
-    /// Life of a workload's certificate. 30s (below 5m warns) to 7 days; default 24h.
+    /// Lifetime of a workload's certificate. From 30s (below 5m with a warning) to 7 days; default 24h.
     pub lifetime: Span,
-    /// Who signs. Default: the embedded CA, which is for development.
+    /// The CA that signs certificates. Default: the embedded CA, which is for development.
     pub issuer: CertificateIssuer,
 }
 
@@ -54,13 +55,13 @@ impl Default for Certificates {
     }
 }
 
-/// Who signs workload certificates.
+/// The CA that signs workload certificates.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum CertificateIssuer {
     /// A root key in the control plane's state directory: for development.
     Embedded(EmbeddedIssuer),
-    /// Every leaf is signed by Vault or OpenBao.
+    /// Vault or OpenBao signs every leaf certificate.
     Vault(Box<VaultIssuer>),
 }
 
@@ -79,21 +80,22 @@ pub struct EmbeddedIssuer {}
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VaultIssuer {
-    /// Its address. `https`, or `http` to a loopback address.
+    /// Vault's address. `https`, or `http` to a loopback address.
     pub address: Url,
-    /// PEM file with the roots of its certificate; left out: the system's.
+    /// PEM file with root certificates that verify Vault's server certificate. If omitted, the system's roots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
-    /// A file that holds the token; read anew when it is refused. Left out: the environment's `VAULT_TOKEN`.
+    /// A file that holds the token. It is read again when Vault rejects the token. If omitted, the environment variable
+    /// `VAULT_TOKEN`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
     /// Instead of `tokenFile`: the control plane logs in as its own service account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes_auth: Option<Box<KubernetesAuth>>,
-    /// Mount that signs leaves. Default: `pki-int`.
+    /// Mount that signs leaf certificates. Default: `pki-int`.
     #[serde(default = "pki_mount")]
     pub pki_mount: String,
-    /// Mount that holds the roots. Default: `pki-root`.
+    /// Mount that holds the root certificates. Default: `pki-root`.
     #[serde(default = "root_mount")]
     pub root_mount: String,
     /// Role to sign with. Default: `svid`.
@@ -102,12 +104,12 @@ pub struct VaultIssuer {
     /// Mount of the KV engine, version 2, that holds the secrets of `SecretGrant`s. Default: `secret`.
     #[serde(default = "kv_mount", skip_serializing_if = "is_kv_mount")]
     pub kv_mount: String,
-    /// Below which path of it, before the namespace. Default: `merlon`.
+    /// Path in `kvMount` that holds the secrets, before the namespace. Default: `merlon`.
     #[serde(default = "kv_prefix", skip_serializing_if = "is_kv_prefix")]
     pub kv_prefix: String,
 }
 
-/// A login by the Kubernetes auth method.
+/// A login with Vault's Kubernetes auth method.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct KubernetesAuth {
@@ -115,7 +117,7 @@ pub struct KubernetesAuth {
     pub mount: String,
     /// The role to log in to. Default: `merlon-control-plane`.
     pub role: String,
-    /// A file that holds the pod's projected token, of the audience that the role asks for; read at each login.
+    /// A file that holds the pod's projected token, with the audience that the role requires. It is read at each login.
     /// Default: `/var/run/secrets/merlon/vault-token`.
     pub token_file: PathBuf,
 }
@@ -158,13 +160,13 @@ fn role() -> String {
     "svid".to_owned()
 }
 
-/// What happens to calls to destinations that no resource names.
+/// What happens to connections to destinations that no resource describes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum OutboundMode {
-    /// Passed on and recorded.
+    /// They are forwarded and recorded.
     #[default]
     Observe,
-    /// Refused.
+    /// They are refused.
     Deny,
 }

@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 use super::TargetRef;
 use crate::{name::ResourceName, unit::Span};
 
-/// How much is let through (GCRA). Several limits on one target must all pass.
+/// Limits the rate of requests (GCRA). A request must pass all limits of its target.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RateLimitSpec {
-    /// What it applies to; left out: the whole namespace.
+    /// What it applies to. If omitted, the whole namespace.
     #[serde(default)]
     pub target_refs: Vec<TargetRef>,
     /// The limits. At least one.
@@ -20,38 +20,38 @@ pub struct RateLimitSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RateLimitRule {
-    /// Its name, told to the caller that spent it.
+    /// The limit's name. It is reported to callers that exceed the limit.
     pub name: ResourceName,
-    /// What is counted apart. Default: `principal`.
+    /// The key that requests are counted by. Default: `principal`.
     #[serde(default)]
     pub per: LimitKey,
-    /// How much over time.
+    /// Requests per period.
     pub rate: Rate,
-    /// How many may come at once. 1–1,000,000; default: `rate.requests`.
+    /// Maximum number of requests at once. 1–1,000,000; default: `rate.requests`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst: Option<u32>,
 }
 
-/// So many requests in so much time.
+/// A number of requests per period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rate {
-    /// 1–1,000,000.
+    /// The number of requests. 1–1,000,000.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub requests: u32,
-    /// 1ms–24h.
+    /// The period. 1ms–24h.
     pub per: Span,
 }
 
-/// What a limit counts apart.
+/// The key that a limit counts requests by.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum LimitKey {
-    /// The peer that TLS proved.
+    /// The peer that TLS authenticated.
     #[default]
     Principal,
     /// The socket address of the peer, without port.
     Address,
-    /// The user of the verified token; without one, the principal.
+    /// The user of the verified token; without a token, the principal.
     User,
 }

@@ -3,42 +3,43 @@ use serde::{Deserialize, Serialize};
 
 use crate::name::{ResourceName, ServiceName};
 
-/// A secret of Vault's or OpenBao's KV engine (version 2) for one workload, as files or as headers of its calls.
+/// Grants one workload a secret of Vault's or OpenBao's KV engine (version 2), as files or as headers of its requests.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SecretGrantSpec {
-    /// Who gets it: a service account of the grant's own namespace.
+    /// The service account that receives the secret, in the grant's own namespace.
     pub service_account: ResourceName,
-    /// Where it is, below `<kvPrefix>/<the grant's namespace>/`: `payments/db`. No grant reaches another namespace's.
+    /// The secret's path below `<kvPrefix>/<the grant's namespace>/`, for example `payments/db`. A grant cannot reach the
+    /// secrets of another namespace.
     pub path: String,
-    /// As files that the program reads, one for each key.
+    /// Delivers the secret as files that the program reads, one for each key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<SecretFiles>,
-    /// As headers that the program's calls get on their way.
+    /// Delivers the secret as headers that the proxy adds to the program's requests.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<SecretHeader>,
 }
 
-/// Below `<the folder of secrets>/<the grant's name>/`, each file named as its key.
+/// Files in `<the secrets directory>/<the grant's name>/`. Each file is named after its key.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SecretFiles {
-    /// Which keys; left out: all.
+    /// The keys to deliver. If omitted, all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<String>,
 }
 
-/// A header of calls to one service. What the program itself says under this name is replaced.
+/// A header of requests to one service. It replaces a header of this name that the program sends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SecretHeader {
-    /// The service that is called, as `payments/stripe`.
+    /// The service that is called, for example `payments/stripe`.
     pub service: ServiceName,
     /// The header's name.
     pub name: String,
-    /// The key of the secret whose value it has.
+    /// The key of the secret that holds the value.
     pub key: String,
-    /// What stands before the value, as `Bearer `. Default: nothing.
+    /// Text before the value, for example `Bearer `. Default: empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub prefix: String,
 }

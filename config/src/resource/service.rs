@@ -5,25 +5,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::name::ResourceName;
 
-/// A named set of workloads that serve the same, for runs outside Kubernetes.
+/// A named set of workloads that provide the same service, outside Kubernetes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServiceSpec {
-    /// Labels of the Workloads of this namespace that serve it. Not empty.
+    /// Labels of the Workloads in this namespace that serve it. Not empty.
     pub selector: BTreeMap<String, String>,
-    /// Its ports. At least one.
+    /// The Service's ports. At least one.
     pub ports: Vec<ServicePort>,
-    /// Addresses that lead to it, whichever workload then answers, as the cluster addresses of Kubernetes. None: it is
-    /// called by name, or at its workloads' own addresses.
+    /// Virtual addresses of the Service, like the cluster IPs of Kubernetes. If empty, the Service is called by name or at
+    /// the addresses of its workloads.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Vec<String>")]
     pub addresses: Vec<IpAddr>,
-    /// Addresses of those that are ready to serve it. Left out: every workload that the selector selects. Those among
-    /// them that are no Workload of the mesh are not called; where none is, the Service is not of the mesh.
+    /// Addresses that are ready to serve it. If omitted, every workload that the selector selects. Addresses that belong
+    /// to no Workload of the mesh are not called. If none belongs to a Workload, the Service is outside the mesh.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Vec<String>>")]
     pub endpoints: Option<Vec<IpAddr>>,
-    /// `ServiceGroup`s of policies that it is in.
+    /// `ServiceGroup`s that the Service belongs to in policies.
     #[serde(default)]
     pub groups: Vec<String>,
 }
@@ -32,7 +32,7 @@ pub struct ServiceSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServicePort {
-    /// Its name; compulsory where there are several.
+    /// The port's name. Required if the Service has several ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<ResourceName>,
     /// The port that callers use. 1–65535.
@@ -40,21 +40,21 @@ pub struct ServicePort {
     /// The port that the program listens on, on loopback. Default: `port`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_port: Option<u16>,
-    /// What is spoken on it. Default: `http`.
+    /// The protocol of the port. Default: `http`.
     #[serde(default)]
     pub app_protocol: AppProtocol,
 }
 
-/// What is spoken on a port.
+/// The protocol of a port.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum AppProtocol {
-    /// HTTP/1.1 or HTTP/2 with prior knowledge; the program gets what its caller spoke.
+    /// HTTP/1.1 or HTTP/2 with prior knowledge. The program receives the version that its caller used.
     #[default]
     Http,
     /// HTTP/2 with prior knowledge only.
     H2c,
-    /// gRPC: HTTP/2, and refusals are gRPC statuses.
+    /// gRPC: HTTP/2, and a denial is a gRPC status.
     Grpc,
     /// Opaque bytes.
     Tcp,

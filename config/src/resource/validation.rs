@@ -4,33 +4,33 @@ use serde::{Deserialize, Serialize};
 use super::TargetRef;
 use crate::unit::Size;
 
-/// What a request may look like, and the path templates that policies name.
+/// The shape of valid requests, and the path templates that policies refer to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RequestValidationSpec {
-    /// What it applies to; left out: the whole namespace.
+    /// What it applies to. If omitted, the whole namespace.
     #[serde(default)]
     pub target_refs: Vec<TargetRef>,
-    /// Sizes for every request.
+    /// Size limits for every request.
     #[serde(default)]
     pub limits: RequestLimits,
-    /// The routes, by template.
+    /// The routes, by path template.
     #[serde(default)]
     pub routes: Vec<RouteRule>,
-    /// What becomes of a request that no route fits. Default: `allow` (policies still decide).
+    /// What happens to a request that matches no route. Default: `allow` (policies still decide).
     #[serde(default)]
     pub unknown_routes: UnknownRoutes,
 }
 
-/// Sizes of a request.
+/// Size limits of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RequestLimits {
-    /// Names and values of all headers together. Default and most: 64KiB. Over it: 431.
+    /// Total size of the names and values of all headers. Default and maximum: 64KiB. Larger requests get 431.
     pub headers: Size,
-    /// Path and query together. Default and most: 8KiB. Over it: 414.
+    /// Total size of path and query. Default and maximum: 8KiB. Larger requests get 414.
     pub uri: Size,
-    /// The body, streamed or not. Left out: no limit. Over it: 413.
+    /// Size of the body, streamed or not. If omitted, no limit. Larger requests get 413.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body: Option<Size>,
 }
@@ -49,29 +49,30 @@ impl Default for RequestLimits {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RouteRule {
-    /// A path template: `/users/{user}/orders/{id}`; `{rest*}` as the last segment takes all that is left.
+    /// A path template, for example `/users/{user}/orders/{id}`. `{rest*}` as the last segment matches the rest of the path.
     pub path: String,
-    /// Accepted methods; left out: any. Others get 405 with `Allow`.
+    /// Accepted methods. If omitted, any. Others get 405 with `Allow`.
     #[serde(default)]
     pub methods: Vec<String>,
-    /// Accepted media types of a body; left out: any. Others get 415.
+    /// Accepted media types of a body. If omitted, any. Others get 415.
     #[serde(default)]
     pub content_types: Vec<String>,
-    /// JSON Schema (2020-12) of the body. With it the body is read whole, within `maxBody`, before anything is sent on.
+    /// JSON Schema (2020-12) of the body. With a schema, the whole body is read, up to `maxBody`, before the request is
+    /// forwarded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<serde_json::Value>,
-    /// The largest body; with `body` default 1MiB, and at most 16MiB.
+    /// Maximum size of the body. With `body`, the default is 1MiB and the maximum is 16MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_body: Option<Size>,
 }
 
-/// What becomes of a request that no route fits.
+/// What happens to a request that matches no route.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum UnknownRoutes {
-    /// It goes on, without `context.route`.
+    /// The request continues, without `context.route`.
     #[default]
     Allow,
-    /// 404.
+    /// The request is rejected with 404.
     Refuse,
 }

@@ -32,7 +32,7 @@ async fn a_granted_secret_reaches_only_its_workload_and_follows_every_change() {
     assert!(
         refused
             .err
-            .contains("spec.path: `../elsewhere/db` is no path"),
+            .contains("spec.path: `../elsewhere/db` is not a valid path"),
         "{refused:?}"
     );
     cluster.apply_in(&shop, &grant("db")).await;

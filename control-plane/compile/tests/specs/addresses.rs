@@ -174,7 +174,7 @@ fn an_address_belongs_to_one_resource_at_most() {
     let twice = MESH.replace("addresses: [10.9.0.2]", "addresses: [10.1.0.2]");
     let report = load_texts([("mesh.yaml", twice)]).unwrap_err().to_string();
     assert!(
-        report.contains("the Workload `shop/orders-2` has the address `10.1.0.2` already"),
+        report.contains("the Workload `shop/orders-2` already has the address `10.1.0.2`"),
         "{report}"
     );
     let unspecified = MESH.replace("addresses: [10.9.0.2]", "addresses: [0.0.0.0]");
@@ -182,7 +182,7 @@ fn an_address_belongs_to_one_resource_at_most() {
         .unwrap_err()
         .to_string();
     assert!(
-        report.contains("nobody can be called at `0.0.0.0`"),
+        report.contains("clients cannot connect to `0.0.0.0`"),
         "{report}"
     );
 }
