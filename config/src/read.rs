@@ -3,17 +3,19 @@
 //! Serde stops at the first problem, so a tree is read repeatedly, each time without the parts that were found invalid
 //! before, until no more problems are found. A part that is missing only because it was skipped is not a problem.
 
+mod error;
+
 use std::{
     cell::{Cell, RefCell},
     collections::HashSet,
-    fmt,
 };
 
 use serde::de::{
-    self, DeserializeOwned, DeserializeSeed, EnumAccess, Expected, MapAccess, SeqAccess,
-    Unexpected, VariantAccess, Visitor, value::StrDeserializer,
+    self, DeserializeOwned, DeserializeSeed, EnumAccess, MapAccess, SeqAccess, VariantAccess,
+    Visitor, value::StrDeserializer,
 };
 
+use self::error::{Place, ReadError};
 use crate::{
     nearest,
     node::{Key, Mark, Node, Value, cut, join_key},
@@ -95,186 +97,6 @@ struct State {
 /// A node's address identifies it: the tree does not change while it is read.
 fn id(node: &Node) -> usize {
     std::ptr::from_ref(node).addr()
-}
-
-#[derive(Debug)]
-struct Place {
-    id: usize,
-    at: Mark,
-    path: String,
-}
-
-/// Why reading stopped.
-#[derive(Debug)]
-struct ReadError {
-    message: String,
-    hint: Option<String>,
-    place: Option<Place>,
-    missing: Option<&'static str>,
-    /// It is the consequence of another problem, which is reported already.
-    consequential: bool,
-}
-
-impl ReadError {
-    fn new(message: String, hint: Option<String>) -> Self {
-        Self {
-            message,
-            hint,
-            place: None,
-            missing: None,
-            consequential: false,
-        }
-    }
-}
-
-impl fmt::Display for ReadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for ReadError {}
-
-impl de::Error for ReadError {
-    fn custom<T: fmt::Display>(message: T) -> Self {
-        Self::new(message.to_string(), None)
-    }
-
-    fn invalid_type(unexpected: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::invalid_value(unexpected, expected)
-    }
-
-    fn invalid_value(unexpected: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        let found = match unexpected {
-            Unexpected::Str(text) => format!("the string `{}`", cut(text)),
-            Unexpected::Unsigned(number) => format!("the number `{number}`"),
-            Unexpected::Signed(number) => format!("the number `{number}`"),
-            Unexpected::Float(number) => format!("the number `{number}`"),
-            Unexpected::Bool(value) => format!("`{value}`"),
-            Unexpected::Unit | Unexpected::Option => "nothing".to_owned(),
-            Unexpected::Seq => "a list".to_owned(),
-            Unexpected::Map => "a map".to_owned(),
-            other => other.to_string(),
-        };
-        let expected = expected.to_string();
-        let words = words(&expected);
-        let hint = match unexpected {
-            Unexpected::Unsigned(_)
-            | Unexpected::Signed(_)
-            | Unexpected::Float(_)
-            | Unexpected::Bool(_)
-                if words == "a string" =>
-            {
-                Some(format!("put it in quotes: `{}`", Quoted(&unexpected)))
-            }
-            Unexpected::Str(text)
-                if words.contains("integer") && text.parse::<u64>().is_ok() =>
-            {
-                Some(format!("remove the quotes: `{text}`"))
-            }
-            Unexpected::Str("yes" | "on" | "Yes" | "On" | "True" | "TRUE")
-                if words == "`true` or `false`" =>
-            {
-                Some("write `true`".to_owned())
-            }
-            Unexpected::Str("no" | "off" | "No" | "Off" | "False" | "FALSE")
-                if words == "`true` or `false`" =>
-            {
-                Some("write `false`".to_owned())
-            }
-            _ => None,
-        };
-        Self::new(format!("expected {words}, found {found}"), hint)
-    }
-
-    fn invalid_length(length: usize, expected: &dyn Expected) -> Self {
-        Self::new(format!("expected {expected}, found {length}"), None)
-    }
-
-    fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
-        Self::new(
-            format!("unknown value `{}`", cut(variant)),
-            nearest::hint(variant, expected.iter().copied()),
-        )
-    }
-
-    fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
-        Self::new(
-            format!("unknown field `{}`", cut(field)),
-            nearest::hint(field, expected.iter().copied()),
-        )
-    }
-
-    fn missing_field(field: &'static str) -> Self {
-        Self {
-            missing: Some(field),
-            ..Self::new(format!("`{field}` is missing"), None)
-        }
-    }
-
-    fn duplicate_field(field: &'static str) -> Self {
-        Self::new(format!("duplicate field `{field}`"), None)
-    }
-}
-
-struct Quoted<'a>(&'a Unexpected<'a>);
-
-impl fmt::Display for Quoted<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Unexpected::Unsigned(number) => write!(f, "\"{number}\""),
-            Unexpected::Signed(number) => write!(f, "\"{number}\""),
-            Unexpected::Float(number) => write!(f, "\"{number}\""),
-            other => write!(
-                f,
-                "\"{}\"",
-                other.to_string().rsplit('`').nth(1).unwrap_or_default()
-            ),
-        }
-    }
-}
-
-/// Translates serde's name of an expected type for users who write YAML.
-fn words(expected: &str) -> String {
-    match expected {
-        "u16" => "an integer from 0 to 65535".to_owned(),
-        "u32" => "an integer from 0 to 4294967295".to_owned(),
-        "u8" | "u64" | "usize" => "a non-negative integer".to_owned(),
-        "i32" | "i64" => "an integer".to_owned(),
-        "a borrowed string" | "path string" | "a string representing an URL" => {
-            "a string".to_owned()
-        }
-        "a boolean" => "`true` or `false`".to_owned(),
-        "a sequence" => "a list".to_owned(),
-        "a map" => "a map".to_owned(),
-        "socket address" => "an address and port, such as `127.0.0.1:7561`".to_owned(),
-        other if other.starts_with("struct ") => "a map".to_owned(),
-        // The `url` crate gives the reason instead of the expectation.
-        other if is_url_reason(other) => "a URL, such as `https://login.example.org`".to_owned(),
-        other => other.to_owned(),
-    }
-}
-
-fn is_url_reason(text: &str) -> bool {
-    use url::ParseError::{
-        EmptyHost, IdnaError, InvalidDomainCharacter, InvalidIpv4Address, InvalidIpv6Address,
-        InvalidPort, Overflow, RelativeUrlWithCannotBeABaseBase, RelativeUrlWithoutBase,
-        SetHostOnCannotBeABaseUrl,
-    };
-    [
-        EmptyHost,
-        IdnaError,
-        InvalidDomainCharacter,
-        InvalidIpv4Address,
-        InvalidIpv6Address,
-        InvalidPort,
-        Overflow,
-        RelativeUrlWithoutBase,
-        RelativeUrlWithCannotBeABaseBase,
-        SetHostOnCannotBeABaseUrl,
-    ]
-    .iter()
-    .any(|reason| reason.to_string() == text)
 }
 
 /// A node as serde reads it.
@@ -402,7 +224,11 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
         visitor.visit_newtype_struct(self)
     }
 
-    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, ReadError> {
+    fn deserialize_tuple<V: Visitor<'de>>(
+        self,
+        _: usize,
+        visitor: V,
+    ) -> Result<V::Value, ReadError> {
         self.deserialize_seq(visitor)
     }
 
@@ -644,7 +470,11 @@ impl<'de> VariantAccess<'de> for Content<'_> {
         self.reader()?.seed(seed)
     }
 
-    fn tuple_variant<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, ReadError> {
+    fn tuple_variant<V: Visitor<'de>>(
+        self,
+        length: usize,
+        visitor: V,
+    ) -> Result<V::Value, ReadError> {
         de::Deserializer::deserialize_tuple(self.reader()?, length, visitor)
     }
 

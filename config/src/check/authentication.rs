@@ -3,7 +3,7 @@ use std::{collections::HashMap, time::Duration};
 use url::Url;
 
 use super::{
-    Checker,
+    checker::Checker,
     text::{is_token, url_problem},
 };
 use crate::{

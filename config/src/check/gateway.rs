@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Checker,
+    checker::Checker,
     text::{is_hostname, is_token, method_problem},
 };
 use crate::{
@@ -150,7 +150,11 @@ impl<'a> Checker<'a, '_> {
             self.hostname(resource, &format!("spec.hostnames[{index}]"), name);
         }
         if spec.rules.is_empty() {
-            self.error(resource, "spec.rules", "a route must have at least one rule");
+            self.error(
+                resource,
+                "spec.rules",
+                "a route must have at least one rule",
+            );
         }
         for (index, rule) in spec.rules.iter().enumerate() {
             let field = format!("spec.rules[{index}]");

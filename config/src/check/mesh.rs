@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::{Checker, text::url_problem};
+use super::{checker::Checker, text::url_problem};
 use crate::{
     name::Namespace,
     report::Problem,

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::Checker;
+use super::checker::Checker;
 use crate::resource::{RateLimitSpec, Resource};
 
 const MAX_REQUESTS: u64 = 1_000_000;

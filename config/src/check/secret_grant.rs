@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use super::{Checker, text::is_token};
+use super::{checker::Checker, text::is_token};
 use crate::{
     name::ServiceName,
     resource::{Resource, SecretGrantSpec, Spec},

@@ -1,4 +1,4 @@
-use super::Checker;
+use super::checker::Checker;
 use crate::resource::{Resource, ServiceSpec, Spec};
 
 impl<'a> Checker<'a, '_> {

@@ -1,6 +1,6 @@
 use std::collections::HashSet;
 
-use super::Checker;
+use super::checker::Checker;
 use crate::{
     name::ResourceName,
     nearest,
@@ -65,8 +65,7 @@ impl<'a> Checker<'a, '_> {
             resource.namespace
         );
         let root = self.root_namespace() == Some(&resource.namespace);
-        let hint =
-            root.then_some("to target the whole mesh, write `targetRefs: [{ kind: Mesh }]`");
+        let hint = root.then_some("to target the whole mesh, write `targetRefs: [{ kind: Mesh }]`");
         let field = if by_default {
             "spec"
         } else {

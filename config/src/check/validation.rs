@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 
 use super::{
-    Checker,
+    checker::Checker,
     text::{is_token, method_problem},
 };
 use crate::{

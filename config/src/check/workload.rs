@@ -3,7 +3,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::Checker;
+use super::checker::Checker;
 use crate::{
     name::{ResourceName, ServiceName},
     nearest,

@@ -219,7 +219,11 @@ fn a_file_with_many_problems_is_reported_in_reasonable_time() {
     let one = format!(
         "apiVersion: merlon.io/v1alpha1\nkind: RateLimit\nmetadata: {{ name: a }}\nspec:\n{fields}"
     );
-    assert!(report_on(&one).ends_with("\n101 errors"), "{}", report_on(&one));
+    assert!(
+        report_on(&one).ends_with("\n101 errors"),
+        "{}",
+        report_on(&one)
+    );
     let many = "---\nkind: [\n".repeat(100_000);
     assert!(report_on(&many).ends_with("\n100000 errors"));
 }

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::TargetRef;
+use super::target::TargetRef;
 use crate::{name::ResourceName, unit::Span};
 
 /// Which bearer tokens (RFC 6750) are accepted: their issuers, audiences and signatures.

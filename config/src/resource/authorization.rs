@@ -1,7 +1,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::TargetRef;
+use super::target::TargetRef;
 
 /// Cedar policies. Requests are denied by default, and one `forbid` overrides any `permit`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

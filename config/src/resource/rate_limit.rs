@@ -1,7 +1,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::TargetRef;
+use super::target::TargetRef;
 use crate::{name::ResourceName, unit::Span};
 
 /// Limits the rate of requests (GCRA). A request must pass all limits of its target.

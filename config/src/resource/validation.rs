@@ -1,7 +1,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::TargetRef;
+use super::target::TargetRef;
 use crate::unit::Size;
 
 /// The shape of valid requests, and the path templates that policies refer to.
