@@ -422,7 +422,10 @@ fn a_gateways_routes_are_ordered_by_age_and_then_by_name() {
 fn a_gateway_with_the_name_of_a_service_is_refused() {
     let text = format!("{}{}", base(), gateway("web"),);
     let report = try_compile(&text).unwrap_err();
-    assert!(report.to_string().contains("ambiguous in policies"), "{report}");
+    assert!(
+        report.to_string().contains("ambiguous in policies"),
+        "{report}"
+    );
 }
 
 #[test]
