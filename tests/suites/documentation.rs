@@ -128,6 +128,55 @@ fn every_capability_names_tests_that_exist() {
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 
+/// The crates of the workspace that a manifest has under `[dependencies]`, without `merlon-`.
+fn dependencies_in(manifest: &str) -> BTreeSet<&str> {
+    let mut section = "";
+    let mut found = BTreeSet::new();
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            section = line;
+        } else if section == "[dependencies]"
+            && let Some(rest) = line.strip_prefix("merlon-")
+        {
+            found.extend(rest.split(['.', ' ', '=']).next());
+        }
+    }
+    found
+}
+
+#[test]
+fn the_table_of_crates_in_the_design_page_lists_their_dependencies() {
+    let page = fs::read_to_string(root().join("docs/design.md")).expect("the page");
+    let workspace = fs::read_to_string(root().join("Cargo.toml")).expect("the workspace");
+    let mut rows = 0;
+    for line in page.lines().filter(|line| line.starts_with("| [`")) {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let [folder, _, _, depends_on] = cells[..] else {
+            panic!("four columns are needed: {line}")
+        };
+        let folder = folder.split('`').nth(1).expect("a folder");
+        let manifest = root().join(folder).join("Cargo.toml");
+        let manifest = fs::read_to_string(&manifest).expect("the crate's manifest");
+        let listed = depends_on.split(", ").filter(|name| *name != "–");
+        assert_eq!(
+            listed.collect::<BTreeSet<_>>(),
+            dependencies_in(&manifest),
+            "{folder}"
+        );
+        rows += 1;
+    }
+    let members = workspace
+        .split("members = [")
+        .nth(1)
+        .and_then(|rest| rest.split(']').next())
+        .expect("the members");
+    assert_eq!(
+        rows,
+        members.matches('"').count() / 2,
+        "a row for each crate"
+    );
+}
+
 #[test]
 fn every_path_in_the_guide_for_contributors_exists() {
     let page = fs::read_to_string(root().join("CONTRIBUTING.md")).expect("the page");
