@@ -1,4 +1,4 @@
-//! Merlon's proxy: the enforcement point, beside a workload or at the edge.
+//! Merlon's proxy: the policy enforcement point, as a sidecar or as a gateway.
 #![doc = include_str!("../README.md")]
 
 pub mod app;

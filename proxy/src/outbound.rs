@@ -1,4 +1,5 @@
-//! The request path's mirror: from the own program to whoever it names, over mutual TLS or not at all.
+//! The mirror of the request path: from the local program to any destination, over mutual TLS for destinations in the
+//! mesh.
 
 pub(crate) mod egress;
 pub(crate) mod intercepted;
@@ -41,14 +42,14 @@ use crate::{
     upstream::{body::RequestBody, route::Route},
 };
 
-/// A connection of the own program.
+/// Serves a connection from the local program.
 pub(crate) async fn connection(local: Rc<WorkerContext>, stream: TcpStream, address: SocketAddr) {
     let mut peer = Peer::new(&local, Direction::Outbound, address, Principal::Anonymous);
     peer.own_port = stream.local_addr().ok().map(|own| own.port());
     connection::serve_plain(&local, stream, Rc::new(peer), serve).await;
 }
 
-/// Answers one request of the own program.
+/// Serves one request of the local program.
 pub(crate) async fn serve(
     peer: Rc<Peer>,
     request: Request<Incoming>,
@@ -90,7 +91,7 @@ fn receive(
     exchange.current = Some(Rc::clone(&current));
     let (mut head, body) = request.into_parts();
     if head.uri.scheme() == Some(&uri::Scheme::HTTPS) && head.version < Version::HTTP_2 {
-        let sentence = "this proxy does not open TLS in the program's place";
+        let sentence = "the proxy does not open TLS on behalf of the program";
         return Err((Denial::NoRoute(sentence.into()), exchange));
     }
     let reading = match request_head::read(&mut head) {
@@ -104,7 +105,7 @@ fn receive(
     Ok(peer.call(exchange, current, (head, reading), body))
 }
 
-/// What a program cannot say about itself: whom the mesh takes it for is proved by TLS.
+/// Removes headers that the program must not set: TLS proves its identity, not a header.
 fn strip_own(headers: &mut HeaderMap) {
     let own = |name: &HeaderName| is_between_proxies(name.as_str().as_bytes());
     if headers.keys().any(own) {
@@ -118,7 +119,7 @@ fn strip_own(headers: &mut HeaderMap) {
 /// Sends a request to a destination in the mesh.
 ///
 /// # Errors
-/// What went wrong upstream.
+/// The failure of the upstream.
 pub(crate) async fn forward(
     call: &mut Call,
     route: &Route,
@@ -127,7 +128,7 @@ pub(crate) async fn forward(
 ) -> Result<ForwardedResponse, Denial> {
     call.exchange.dst = Some(Rc::clone(&route.name));
     if let Some(snapshot) = call.current.snapshot() {
-        // Of two that give the same header, the one that is called has the last word.
+        // When two services set the same header, the value of the called service wins.
         for service in route.also.iter().chain([&route.destination.name]) {
             secrets::apply(&snapshot.credentials, service, &mut call.head.headers);
         }
@@ -156,15 +157,15 @@ pub(crate) async fn forward(
         .await;
     let sent = sent.map_err(|denial| attribute_upstream_error(denial, flow.as_deref()))?;
     call.exchange.upstream = Some(sent.address);
-    // Between proxies a WebSocket is always extended CONNECT; a plain endpoint got it as the program spoke.
+    // Between proxies a WebSocket is always extended CONNECT; a plain endpoint gets the program's own protocol.
     if !sent.plain {
         call.proto = Proto::H2;
     }
     answer(call, sent.response, Some(sent.held), asked, open_permit)
 }
 
-/// Whether the other proxy would take a request, before its body is asked for: who is refused sends none (RFC 9110
-/// §10.1.1). The answer is the refusal, if it is one.
+/// Asks the other proxy whether it would accept a request before the body is read: a refused caller must not send one
+/// (RFC 9110 §10.1.1). Returns the refusal, if there is one.
 async fn ask_first(
     call: &mut Call,
     route: &Route,

@@ -1,4 +1,4 @@
-//! What is on the wire and on a socket, without state: HTTP guards, heads, headers, refusals and their bytes, trace
+//! Wire formats and sockets, without state: HTTP guards, request heads, headers, refusals and their encoding, trace
 //! context, sockets.
 
 pub(crate) mod address_claims;

@@ -1,4 +1,4 @@
-//! However the bytes of an HTTP/2 connection are cut, the same frames are counted.
+//! The frame counter's result does not depend on how the bytes of an HTTP/2 connection are split.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

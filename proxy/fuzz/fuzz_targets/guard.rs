@@ -1,4 +1,4 @@
-//! However bytes arrive, the guard gives the same of them on, and stops at the same fault.
+//! The guard's output and the violation that it finds do not depend on how the bytes are split.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -15,7 +15,8 @@ fuzz_target!(|input: (u8, &[u8])| {
     }
 });
 
-/// Reads through a pipe that holds `size` bytes at a time. Every request is answered plainly as soon as it is there.
+/// Reads through a pipe that holds `size` bytes at a time. Each request gets a response without a protocol switch as
+/// soon as it is read.
 fn guarded(bytes: &[u8], size: usize) -> (Vec<u8>, Option<Violation>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     runtime.block_on(async {

@@ -1,4 +1,4 @@
-//! A head that passes is read alike by another parser: the same fields, the same end, one framing.
+//! httparse reads every valid head the same way: the same fields, the same end, one framing.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

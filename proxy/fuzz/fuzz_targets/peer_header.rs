@@ -1,4 +1,4 @@
-//! A claim that is read is written the same again: there is one form of each. The preamble of a tunnel is this text.
+//! Every valid claim round-trips: each has exactly one form. The preamble of a tunnel is this text.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! A trace context that is read comes out the same, as far as version 00 goes.
+//! Every valid trace context round-trips in the fields of version 00.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

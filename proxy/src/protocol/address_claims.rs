@@ -1,4 +1,4 @@
-//! One process has an address, and of it one listener, in every worker once.
+//! Each listening address belongs to one process and in it to one listener, which every worker opens once.
 
 use std::{
     collections::HashMap,
@@ -9,7 +9,7 @@ use std::{
 
 use super::sockets::{claim, join};
 
-/// The addresses that listeners of the snapshot have. Taken when one opens or closes, by no request.
+/// The addresses that the snapshot's listeners use. Locked when a listener opens or closes, never by a request.
 #[derive(Debug, Clone, Default)]
 pub struct Claims(Arc<Mutex<HashMap<SocketAddr, ClaimedAddress>>>);
 
@@ -19,7 +19,7 @@ struct ClaimedAddress {
     workers: usize,
 }
 
-/// A worker's part of an address. Let go of when it is dropped: after its socket.
+/// One worker's use of an address. Released on drop, which must come after the drop of the socket.
 #[derive(Debug)]
 pub(crate) struct Part {
     claims: Claims,
@@ -27,10 +27,11 @@ pub(crate) struct Part {
 }
 
 impl Claims {
-    /// A socket of this worker's for the listener `by`: the process's first is had only where nobody listens.
+    /// Opens this worker's socket for the listener `by`. The first socket of the process requires that no other process
+    /// listens.
     ///
     /// # Errors
-    /// The address cannot be had, because of another process or of another listener of this one.
+    /// The address cannot be bound: another process, or another listener of this one, uses it.
     pub(crate) fn listen(
         &self,
         address: SocketAddr,
@@ -59,7 +60,7 @@ impl Claims {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, ClaimedAddress>> {
-        // Whoever panicked left a count that is whole.
+        // A panic cannot leave the counts inconsistent.
         self.0.lock().unwrap_or_else(|broken| broken.into_inner())
     }
 }
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn workers_share_a_listener_that_no_other_process_and_no_other_listener_gets() {
+    fn workers_share_an_address_that_no_other_process_or_listener_can_bind() {
         let (claims, others) = (Claims::default(), Claims::default());
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let address = claim(any).unwrap().local_addr().unwrap();

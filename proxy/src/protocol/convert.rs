@@ -1,10 +1,10 @@
-//! Turns a request into the form of the next connection: HTTP/2 or HTTP/1.1.
+//! Converts a request to the HTTP version of the next connection: HTTP/2 or HTTP/1.1.
 
 use http::{HeaderValue, Request, Uri, Version, header, uri};
 
 use super::headers::join_cookies;
 
-/// For an HTTP/2 connection: the authority stands in the target.
+/// For an HTTP/2 connection: the authority is part of the request target.
 pub(crate) fn as_h2<B>(
     mut request: Request<B>,
     authority: &uri::Authority,
@@ -20,13 +20,13 @@ pub(crate) fn as_h2<B>(
     if parts.path_and_query.is_none() {
         parts.path_and_query = Some(uri::PathAndQuery::from_static("/"));
     }
-    // INVARIANT: all three parts are there, which is all that is asked.
+    // INVARIANT: all three parts are set, which is what `from_parts` requires.
     *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
     *request.version_mut() = Version::HTTP_2;
     request
 }
 
-/// For an HTTP/1.1 connection: the authority stands in `Host`.
+/// For an HTTP/1.1 connection: the authority is in `Host`.
 pub(crate) fn with_host<B>(mut request: Request<B>, authority: &uri::Authority) -> Request<B> {
     *request.version_mut() = Version::HTTP_11;
     if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
@@ -34,14 +34,14 @@ pub(crate) fn with_host<B>(mut request: Request<B>, authority: &uri::Authority) 
     }
     join_cookies(request.headers_mut());
     if request.headers().contains_key(header::TE) {
-        // `trailers`: we take them and pass them on, and who says so says it to this connection (RFC 9110 §10.1.4).
+        // `TE: trailers` is hop-by-hop, so `Connection` must name it (RFC 9110 §10.1.4). The proxy forwards trailers.
         let te = HeaderValue::from_static("te");
         request.headers_mut().insert(header::CONNECTION, te);
     }
     request
 }
 
-/// Turns a request that was meant for HTTP/2 into one for HTTP/1.1.
+/// Converts an HTTP/2 request to HTTP/1.1.
 pub(crate) fn as_http1<B>(mut request: Request<B>) -> Request<B> {
     let parts = std::mem::take(request.uri_mut()).into_parts();
     if let Some(both) = parts.path_and_query {

@@ -1,4 +1,4 @@
-//! Why a request is refused. What each denial is answered with is one table, in [`refusal`].
+//! The reasons for which a request is refused. The response to each is in one table, in [`refusal`].
 
 mod refusal;
 
@@ -11,97 +11,97 @@ use merlon_policy::{authn::token::TokenProblem, decision::Deny, path::PathProble
 pub use self::refusal::{Refusal, Text};
 use super::http1;
 
-/// Why a request goes no further.
+/// The reason for which a request is refused.
 #[derive(Debug, Clone)]
 pub enum Denial {
-    /// The message breaks HTTP's framing; the connection closes.
+    /// The message violates HTTP framing; the connection closes.
     Framing(http1::Violation),
-    /// A header that no request may have, or not in this form.
+    /// A header that is not allowed, or not in this form.
     Header(&'static str),
-    /// None, several or an impossible authority.
+    /// No authority, more than one, or a malformed one.
     Authority(&'static str),
-    /// This connection's certificate is not for that authority (RFC 9110 §15.5.20).
+    /// This connection's certificate does not cover the authority (RFC 9110 §15.5.20).
     Misdirected,
-    /// The path cannot be read in one way only.
+    /// The path is ambiguous or malformed.
     Path(PathProblem),
     /// `access_token` in a query (RFC 9700 §4.3.2).
     TokenInQuery,
-    /// `CONNECT` and `TRACE` are nobody's here.
+    /// `CONNECT` and `TRACE` are not supported.
     Method,
     /// An `Expect` other than `100-continue` (RFC 9110 §10.1.1).
     Expectation,
-    /// The headers are too large, as a sum or in number.
+    /// The headers are too large or too many.
     HeadTooLarge,
     /// The path and query are too long.
     TargetTooLong,
-    /// The body grew past its limit while it was passed on or read.
+    /// The body exceeded its limit (in bytes) while it was forwarded or read.
     BodyTooLarge(u64),
-    /// The body did not come in time.
+    /// The body did not arrive in time.
     BodyTimeout,
-    /// The caller broke off or its body was malformed.
+    /// The caller aborted, or its body is malformed.
     BodyBroken,
-    /// Nothing here answers to that name, port or path.
+    /// No service, port or route matches the request.
     NoRoute(Cow<'static, str>),
     /// A route without backends (Gateway API).
     NoBackend,
-    /// A token is required and there is none.
+    /// A token is required and missing.
     TokenMissing,
-    /// `Authorization` is not a bearer token in its one form.
+    /// `Authorization` is not exactly one well-formed bearer token.
     TokenMalformed,
-    /// The token was judged.
+    /// The token was verified and rejected.
     Token(TokenProblem),
-    /// Policy says no.
+    /// A policy denied the request.
     Policy(Box<Deny>),
-    /// Policy permitted it and, before it was answered, does so no longer.
+    /// A policy permitted the request, but no longer does, before the response started.
     Revoked,
-    /// The token was good, and ended at this moment, before the request was answered.
+    /// The token was valid and expired at this time, before the response started.
     Lapsed(Timestamp),
-    /// A limit is spent.
+    /// A rate limit is exceeded.
     RateLimited {
         /// The limit's name.
         limit: Box<str>,
-        /// Until the next would pass, in seconds.
+        /// Seconds until the next request would be allowed.
         retry_after: u64,
     },
-    /// A check of the request's form.
+    /// Validation of the request failed.
     Invalid(Box<validate::Violation>),
-    /// Too much at once.
+    /// Too many requests in progress.
     Overload,
-    /// There is no snapshot, or no identity, yet.
+    /// There is no snapshot or no identity yet.
     Unconfigured,
-    /// The service was never called before, and the control plane cannot be asked about it.
+    /// The destination is not in the snapshot, and the control plane is unavailable.
     Unasked,
-    /// The mesh allows no calls to where no resource names.
+    /// The mesh does not allow calls to destinations that no resource names.
     Egress,
     /// The upstream failed.
     Upstream(Upstream),
-    /// We failed: a panic was caught.
+    /// Internal error: a panic was caught.
     Internal,
 }
 
-/// How an upstream failed.
+/// How the upstream failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Upstream {
-    /// It has no endpoint, or none that can be tried now.
+    /// No endpoint, or none that can be tried now.
     NoEndpoint,
-    /// It could not be connected to.
+    /// Connecting failed.
     Connect,
-    /// Connecting took too long.
+    /// Connecting timed out.
     ConnectTimeout,
-    /// The one that answered is not who it must be, or the handshake failed.
+    /// The peer does not have the expected identity, or the handshake failed.
     Handshake,
-    /// Its name does not resolve.
+    /// The host name does not resolve.
     Dns,
-    /// It broke off before it answered.
+    /// It closed the connection before it responded.
     Reset,
-    /// What it answered is no HTTP.
+    /// Its response is not valid HTTP.
     Protocol,
-    /// It took too long to answer.
+    /// It did not respond in time.
     Timeout,
 }
 
 impl Denial {
-    /// What the caller is answered and what is recorded.
+    /// The response to the caller, and what is recorded.
     pub fn refusal(&self) -> Refusal<'_> {
         Refusal::of(self)
     }

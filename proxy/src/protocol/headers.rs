@@ -1,15 +1,15 @@
-//! Which headers nobody may send us, and which only we may set.
+//! Headers that are removed from messages, and headers that only Merlon sets.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::{denial::Denial, peer_header, reserved::is_ours};
 
-/// `spiffe://…` of the peer that TLS proved.
+/// The SPIFFE ID of the peer, authenticated by TLS.
 pub const CALLER: HeaderName = HeaderName::from_static("merlon-caller");
 /// `issuer#subject` of the verified token.
 pub const USER: HeaderName = HeaderName::from_static("merlon-user");
 
-/// Removes every header that only we may set.
+/// Removes every header that only Merlon may set.
 pub(crate) fn strip_ours(headers: &mut HeaderMap) {
     let forged: Vec<HeaderName> = headers
         .keys()
@@ -21,14 +21,14 @@ pub(crate) fn strip_ours(headers: &mut HeaderMap) {
     }
 }
 
-/// What a gateway says of where a request came from.
+/// The headers in which a gateway describes the original client.
 pub(crate) const FORWARDED: [HeaderName; 3] = [
     HeaderName::from_static("x-forwarded-for"),
     HeaderName::from_static("x-forwarded-host"),
     HeaderName::from_static("x-forwarded-proto"),
 ];
 
-/// As [`strip_ours`], for the request of a gateway: its word of where that came from stays.
+/// As [`strip_ours`], for requests from a gateway: the `x-forwarded-*` headers that it sets stay.
 pub(crate) fn strip_ours_but_forwarded(headers: &mut HeaderMap) {
     let word = FORWARDED.map(|name| (headers.get(&name).cloned(), name));
     strip_ours(headers);
@@ -39,10 +39,10 @@ pub(crate) fn strip_ours_but_forwarded(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes what concerns one connection only (RFC 9110 §7.6.1): the service_port names and those that `Connection` nominates.
+/// Removes hop-by-hop headers (RFC 9110 §7.6.1): the standard ones and those that `Connection` nominates.
 ///
 /// # Errors
-/// `Connection` nominates a header that guards something: taking it away is an attack, not housekeeping.
+/// `Connection` nominates a protected header: removing it would be an attack.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Result<(), Denial> {
     if headers.contains_key(header::CONNECTION) {
         strip_nominated(headers)?;
@@ -128,10 +128,10 @@ fn is_protected(name: &[u8]) -> bool {
             .any(|protected| name.eq_ignore_ascii_case(protected))
 }
 
-/// The removals of an answer that goes on to another connection.
+/// Removes hop-by-hop headers from a response that is forwarded.
 pub(crate) fn strip_answer(headers: &mut HeaderMap) {
     if headers.contains_key(header::CONNECTION) && strip_nominated(headers).is_err() {
-        // An upstream that nominates a protected name loses only the nomination.
+        // When an upstream nominates a protected name, only the nomination is removed.
         headers.remove(header::CONNECTION);
     }
     for name in [
@@ -140,7 +140,7 @@ pub(crate) fn strip_answer(headers: &mut HeaderMap) {
         header::UPGRADE,
         KEEP_ALIVE,
         PROXY_CONNECTION,
-        // Said by a proxy to a proxy; a program that says it has served.
+        // Only proxies set it. A program's response proves that the request was served.
         peer_header::UNSERVED,
     ] {
         headers.remove(name);
@@ -149,7 +149,7 @@ pub(crate) fn strip_answer(headers: &mut HeaderMap) {
 
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// HTTP/2 splits cookies for compression; HTTP/1.1 wants them in one (RFC 9113 §8.2.3).
+/// HTTP/2 splits cookies for compression; HTTP/1.1 requires one field (RFC 9113 §8.2.3).
 pub(crate) fn join_cookies(headers: &mut HeaderMap) {
     let mut all = headers.get_all(header::COOKIE).iter();
     if all.next().is_none() || all.next().is_none() {
@@ -165,7 +165,7 @@ pub(crate) fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// A subject may be any text (RFC 7519 §4.1.2): what no header may hold is percent-encoded.
+/// A subject can be any text (RFC 7519 §4.1.2): bytes that are not allowed in a header are percent-encoded.
 pub(crate) fn printable(text: &str) -> HeaderValue {
     use std::fmt::Write as _;
     if text
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_only_we_may_set_are_known_in_every_spelling() {
+    fn reserved_names_are_recognised_in_every_spelling() {
         for name in [
             "x-forwarded-for",
             "X-Forwarded-Client-Cert",
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn nominated_names_go_but_protected_ones_cannot_be_nominated() {
+    fn nominated_headers_are_removed_and_protected_ones_cannot_be_nominated() {
         let mut headers = map(&[
             ("connection", "keep-alive, x-private"),
             ("x-private", "1"),
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn cookie_crumbs_become_one_cookie() {
+    fn split_cookies_are_joined() {
         let mut headers = HeaderMap::new();
         headers.append(header::COOKIE, HeaderValue::from_static("a=1"));
         headers.append(header::COOKIE, HeaderValue::from_static("b=2"));

@@ -16,7 +16,7 @@ pub(crate) fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     }
 }
 
-/// The service that a host can mean: `name`, `name.namespace`, either with `.svc` or `.svc.cluster.local` behind it.
+/// The service that a host names: `name` or `name.namespace`, each optionally with `.svc` or `.svc.cluster.local`.
 pub(crate) fn mesh_name(host: &str, own: &Namespace) -> Option<ServiceName> {
     let short = strip_cluster(host);
     match short.split_once('.') {
@@ -25,7 +25,7 @@ pub(crate) fn mesh_name(host: &str, own: &Namespace) -> Option<ServiceName> {
             name: short.parse().ok()?,
         }),
         Some((name, namespace)) => {
-            // Digits alone are an address, not a name.
+            // Digits and dots are an address, not a name.
             if short
                 .bytes()
                 .all(|byte| byte.is_ascii_digit() || byte == b'.')
@@ -47,7 +47,7 @@ pub(crate) fn strip_cluster(host: &str) -> &str {
         .unwrap_or(host)
 }
 
-/// Whether nothing outside the mesh can be meant.
+/// Whether the host can only be a service of the mesh.
 pub(crate) fn is_certain(host: &str) -> bool {
     !host.contains('.') || strip_cluster(host).len() < host.trim_end_matches('.').len()
 }
@@ -56,12 +56,12 @@ pub(crate) fn is_certain(host: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn meant(host: &str) -> Option<String> {
+    fn resolved(host: &str) -> Option<String> {
         mesh_name(host, &"shop".parse().unwrap()).map(|name| name.to_string())
     }
 
     #[test]
-    fn the_usual_forms_of_a_service_name_mean_it() {
+    fn every_common_form_of_a_service_name_resolves() {
         for host in [
             "orders",
             "orders.shop",
@@ -69,23 +69,23 @@ mod tests {
             "orders.shop.svc.cluster.local",
             "orders.shop.",
         ] {
-            assert_eq!(meant(host).as_deref(), Some("shop/orders"), "{host}");
+            assert_eq!(resolved(host).as_deref(), Some("shop/orders"), "{host}");
         }
-        assert_eq!(meant("db.data").as_deref(), Some("data/db"));
+        assert_eq!(resolved("db.data").as_deref(), Some("data/db"));
         for host in ["127.0.0.1", "10.0", "api.example.com", "[::1]", "a_b"] {
-            assert_eq!(meant(host), None, "{host}");
+            assert_eq!(resolved(host), None, "{host}");
         }
     }
 
     #[test]
-    fn only_a_name_with_a_foreign_form_can_be_outside() {
+    fn short_names_and_cluster_names_are_never_external() {
         assert!(is_certain("orders"));
         assert!(is_certain("orders.shop.svc"));
         assert!(!is_certain("example.com"));
     }
 
     #[test]
-    fn a_port_is_split_off_only_where_it_is_one() {
+    fn only_a_valid_port_is_split_off() {
         assert_eq!(split_port("a:80"), Some(("a", Some(80))));
         assert_eq!(split_port("a"), Some(("a", None)));
         assert_eq!(split_port("[::1]"), Some(("[::1]", None)));

@@ -1,11 +1,11 @@
-//! A strict look at HTTP/1 bytes in front of hyper, from the first byte of a connection to its last.
+//! Strict validation of HTTP/1 in front of hyper, from the first byte of a connection to its last.
 //!
-//! hyper drops `Content-Length` beside `Transfer-Encoding`, takes `identity, chunked`, lines that end in LF alone, and
-//! cuts `#…` from a target before our code sees it; a server behind us may read the same bytes otherwise. So each head
-//! is judged here, byte by byte, before hyper reads it, and each body is followed to its end, so that what we take for
-//! the next request is what everybody takes for it. A message that breaks a rule never reaches hyper: in its place
-//! hyper gets a request of ours, for which the service answers what [`Guard::violation`] says, and nothing behind it
-//! is read.
+//! hyper drops `Content-Length` next to `Transfer-Encoding`, accepts `identity, chunked` and lines that end in a bare
+//! LF, and cuts `#…` from a target before the proxy sees it; an upstream server may interpret the same bytes
+//! differently. So the guard validates each head byte by byte before hyper reads it, and tracks each body to its end,
+//! so that the proxy and every server agree on where the next request starts. A message that violates a rule never
+//! reaches hyper: in its place hyper gets a placeholder request, to which the service responds with
+//! [`Guard::violation`], and nothing after it is read.
 
 mod chunked;
 mod head;
@@ -37,29 +37,29 @@ pub use self::{
     violation::Violation,
 };
 
-/// What stands in place of a refused message.
+/// The request that hyper reads in place of a refused message.
 const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused.invalid\r\nconnection: close\r\n\r\n";
-/// How long a head may take from its first byte to its last.
+/// Maximum time from the first byte of a head to its last.
 const HEAD_TIME: Duration = Duration::from_secs(10);
-/// How long a refused connection is read on, so that its answer is not lost to a reset (RFC 9112 §9.6).
+/// How long to keep reading from a refused connection, so that a reset does not discard the response (RFC 9112 §9.6).
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 << 10;
 
-/// What the bytes and the service tell each other. One per connection.
+/// The state that the stream and the service share. One per connection.
 ///
-/// Atomic only because hyper asks that what it hands out after an upgrade can be sent: all of it stays on one thread.
+/// Atomic only because hyper requires `Send` for upgraded connections: everything stays on one thread.
 #[derive(Debug, Default)]
 pub struct Guard {
     heads: AtomicU32,
     broken_at: AtomicU32,
     broken: AtomicU8,
-    /// The last answer: the request's number, shifted, and whether it switched.
+    /// The last response: the request's number, shifted, and whether it switched protocols.
     answer: AtomicU64,
     waker: AtomicWaker,
 }
 
 impl Guard {
-    /// What the `request`th request of this connection breaks, counted from 1.
+    /// The violation in the request with this number on the connection, counted from 1.
     pub fn violation(&self, request: u32) -> Option<Violation> {
         if self.broken_at.load(Ordering::Relaxed) != request {
             return None;
@@ -67,24 +67,24 @@ impl Guard {
         Violation::from_code(self.broken.load(Ordering::Relaxed))
     }
 
-    /// What the body of the request now in hand breaks, if it does.
+    /// The violation in the current request, if any.
     pub fn broken(&self) -> Option<Violation> {
         Violation::from_code(self.broken.load(Ordering::Relaxed))
     }
 
-    /// How many heads have passed.
+    /// The number of heads that passed.
     pub fn heads(&self) -> u32 {
         self.heads.load(Ordering::Relaxed)
     }
 
-    /// Tells the outcome of the `request`th request: only after 101 the bytes behind it are no HTTP.
+    /// Reports the outcome of the request with this number: only after 101 the following bytes are not HTTP.
     pub fn answered(&self, request: u32, switched: bool) {
         let answer = u64::from(request) << 1 | u64::from(switched);
         self.answer.store(answer, Ordering::Relaxed);
         self.waker.wake();
     }
 
-    /// Whether the `request`th request led to another protocol, once that is known.
+    /// Whether the request with this number switched protocols, once that is known.
     fn switched(&self, request: u32) -> Option<bool> {
         let answer = self.answer.load(Ordering::Relaxed);
         (answer >> 1 == u64::from(request)).then_some(answer & 1 == 1)
@@ -96,21 +96,21 @@ impl Guard {
     }
 }
 
-/// A connection whose HTTP/1 bytes are judged before they are read.
+/// A connection whose HTTP/1 bytes are validated before hyper reads them.
 #[derive(Debug)]
 pub struct GuardedStream<T> {
     inner: T,
     guard: Arc<Guard>,
     state: State,
-    /// What was read and not yet delivered: of it `pos..clear` may be.
+    /// Bytes that were read and not yet delivered; `pos..clear` may be delivered.
     held: Vec<u8>,
     pos: usize,
     clear: usize,
-    /// How much of an unfinished head was searched for its end.
+    /// How much of an incomplete head was searched for its end.
     seen: usize,
-    /// The head that is looked at began in this very step.
+    /// Whether the current head was validated in this step.
     begun_now: bool,
-    /// When a head that was begun must be whole.
+    /// When the current head must be complete.
     deadline: Option<Pin<Box<Sleep>>>,
     head_time: Duration,
     linger: Option<(Pin<Box<Sleep>>, usize)>,
@@ -127,14 +127,14 @@ enum State {
         body: Chunked,
         upgrade: bool,
     },
-    /// Until the answer to an upgrade is known, nothing behind the request is read.
+    /// Nothing after an upgrade request is read until the response is known.
     AwaitAnswer,
     Switched,
     Refused,
 }
 
 impl<T> GuardedStream<T> {
-    /// Guards `inner`, of which `begun` was read already.
+    /// Guards `inner`, from which `begun` was already read.
     pub fn new(inner: T, begun: Vec<u8>) -> (Self, Arc<Guard>) {
         let guard = Arc::new(Guard::default());
         let this = Self {
@@ -153,8 +153,8 @@ impl<T> GuardedStream<T> {
         (this, guard)
     }
 
-    /// Follows `bytes`, which nobody has seen, and says how many of them hyper may read now.
-    /// One message ends at most in each step, so that hyper never holds a part of the next.
+    /// Validates new `bytes` and returns how many of them hyper may read now.
+    /// At most one message ends in each step, so that hyper never holds a part of the next.
     fn examine(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
         let mut cleared = 0;
         self.begun_now = false;
@@ -221,7 +221,7 @@ impl<T> GuardedStream<T> {
         let heads = self.guard.heads.load(Ordering::Relaxed);
         let at_head = matches!(self.state, State::Head);
         if at_head || self.begun_now {
-            // A head that came in one piece with what is wrong behind it has not been given on either.
+            // A head that arrived together with the violation after it has not been delivered either.
             self.guard
                 .refuse(violation, if at_head { heads + 1 } else { heads });
             self.deadline = None;
@@ -231,7 +231,7 @@ impl<T> GuardedStream<T> {
             self.clear = self.held.len();
             Ok(())
         } else {
-            // The head of this request is with the service already: its body ends in an error.
+            // The service already has the head of this request: its body ends with an error.
             self.guard.refuse(violation, heads);
             self.state = State::Refused;
             self.held.clear();
@@ -250,14 +250,14 @@ impl<T> GuardedStream<T> {
         into.put_slice(now);
         self.pos += now.len();
         if self.pos == self.held.len() {
-            // An idle connection gives its memory back.
+            // An idle connection frees its buffer.
             self.held = Vec::new();
             self.pos = 0;
             self.clear = 0;
         }
     }
 
-    /// Looks at what is held and unseen. True when something can be delivered.
+    /// Validates the buffered bytes. Returns true when some can be delivered.
     fn examine_held(&mut self) -> io::Result<bool> {
         if self.pos > 0 {
             self.held.drain(..self.pos);
@@ -279,7 +279,7 @@ impl<T> GuardedStream<T> {
 }
 
 impl<T: AsyncRead + Unpin> GuardedStream<T> {
-    /// Reads straight into the reader's buffer and leaves there what may be read: the usual case copies nothing.
+    /// Reads directly into the reader's buffer and leaves there what may be read: the common case copies nothing.
     fn read_through(
         &mut self,
         cx: &mut Context<'_>,
@@ -312,7 +312,7 @@ impl<T: AsyncRead + Unpin> GuardedStream<T> {
         }
     }
 
-    /// Whether a head was begun and is not whole in time.
+    /// Whether an incomplete head has exceeded its time limit.
     fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
         if !matches!(self.state, State::Head) {
             return false;
@@ -357,7 +357,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for GuardedStream<T> {
                 return Poll::Ready(Ok(()));
             }
             match this.state {
-                // The answer closes the connection; what the peer sends meanwhile is nobody's.
+                // The response closes the connection; further bytes from the peer are ignored.
                 State::Refused => return Poll::Pending,
                 State::AwaitAnswer => {
                     this.guard.waker.register(cx.waker());
@@ -392,7 +392,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for GuardedStream<T> {
             };
             match step {
                 Step::Delivered | Step::Ended => return Poll::Ready(Ok(())),
-                // A head that is begun is waited for with a deadline, from its first byte.
+                // The deadline of a head starts with its first byte.
                 Step::More => {
                     if this.held.len() > this.clear && this.is_late(cx) {
                         this.refuse(Violation::Timeout)?;
@@ -428,8 +428,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GuardedStream<T> {
         Pin::new(&mut self.get_mut().inner).poll_flush(cx)
     }
 
-    /// Closes our half. Where the peer may still be sending, it then reads on for a moment and throws away:
-    /// closing with unread bytes would reset the connection, and the peer might never see its answer.
+    /// Closes the write half. If the peer may still be sending, it then reads and discards bytes for a short time:
+    /// closing with unread bytes would reset the connection, and the peer might not receive the response.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let unread = match this.state {

@@ -1,5 +1,5 @@
-//! Counts the HTTP/2 frames that cost us an answer and their sender nothing: h2 takes 300,000 of them in three seconds
-//! without closing.
+//! Limits HTTP/2 control frames, which are cheap to send and expensive to process: h2 accepts 300,000 of them in three
+//! seconds without closing.
 
 use std::{
     io,
@@ -12,9 +12,9 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-/// PING, SETTINGS and PRIORITY frames that a peer may send in `WINDOW`.
+/// Maximum PING, SETTINGS and PRIORITY frames per `WINDOW`.
 pub const MOST: u32 = 1_000;
-/// RST_STREAM frames likewise; a busy peer whose callers give up sends some.
+/// Maximum RST_STREAM frames per `WINDOW`; a busy peer whose callers cancel requests sends some.
 const RESETS: u32 = 4_000;
 const WINDOW: Duration = Duration::from_secs(10);
 const PREFACE: usize = 24;
@@ -27,7 +27,7 @@ pub struct GuardedFrames<T> {
     counter: FrameCounter,
 }
 
-/// Follows frame headers through the bytes (RFC 9113 §4.1).
+/// Parses frame headers out of a byte stream (RFC 9113 §4.1).
 #[derive(Debug)]
 pub struct FrameCounter {
     skip: usize,
@@ -52,7 +52,7 @@ impl Default for FrameCounter {
 }
 
 impl FrameCounter {
-    /// Follows `bytes`. False: too many.
+    /// Processes `bytes`. Returns false when a limit is exceeded.
     pub fn follow(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             if self.skip > 0 {
@@ -93,7 +93,7 @@ impl FrameCounter {
         if self.cheap <= MOST && self.resets <= RESETS {
             return true;
         }
-        // The clock is asked only when there is something to forgive.
+        // The clock is read only when a limit is exceeded.
         let fair = self.since.elapsed() >= WINDOW;
         self.since = Instant::now();
         self.cheap = 0;
@@ -103,7 +103,7 @@ impl FrameCounter {
 }
 
 impl<T> GuardedFrames<T> {
-    /// Counts on `inner`, of which `begun` was read already.
+    /// Wraps `inner`, from which `begun` was already read.
     pub fn new(inner: T, begun: Vec<u8>) -> Self {
         Self {
             inner,
@@ -173,7 +173,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for GuardedFrames<T> {
     }
 }
 
-/// Runs hyper's tasks on this thread.
+/// Spawns hyper's tasks on this thread.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LocalExecutor;
 
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn data_is_never_too_much() {
+    fn data_frames_are_not_limited() {
         let mut counter = counter();
         for _ in 0..100_000 {
             assert!(counter.follow(&frame(0, 100)));
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn the_thousand_and_first_ping_is_one_too_many_however_it_is_cut() {
+    fn the_thousand_and_first_ping_exceeds_the_limit_for_every_chunk_size() {
         for size in [1, 7, 64, 100_000] {
             let mut counter = counter();
             let bytes: Vec<u8> = (0..=MOST).flat_map(|_| frame(6, 8)).collect();

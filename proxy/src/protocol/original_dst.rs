@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
-/// Where a connection was meant to go; none for one that no rule led here.
+/// The original destination of a redirected connection; `None` when it was not redirected.
 pub(crate) fn original_dst(stream: &TcpStream) -> Option<SocketAddr> {
     let socket = SockRef::from(stream);
     let found = match stream.local_addr().ok()?.ip().to_canonical() {
@@ -14,11 +14,11 @@ pub(crate) fn original_dst(stream: &TcpStream) -> Option<SocketAddr> {
     };
     let address = found.ok()?.as_socket()?;
     let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-    // Where nothing was rewritten, some kernels name the socket's own address.
+    // Without a redirect, some kernels return the socket's own address.
     (Some(address) != stream.local_addr().ok()).then_some(address)
 }
 
-/// The same address of the other family, for rules that lead both families here.
+/// The corresponding IPv6 address, for rules that redirect both families.
 pub(crate) fn counterpart(address: SocketAddr) -> Option<SocketAddr> {
     let ip: IpAddr = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv6Addr::UNSPECIFIED.into(),

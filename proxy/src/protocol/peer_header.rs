@@ -1,7 +1,7 @@
-//! What one proxy tells the other: `merlon-peer: service=shop/orders;port=80;proto=http/1.1`.
+//! The header between proxies: `merlon-peer: service=shop/orders;port=80;proto=http/1.1`.
 //!
-//! The caller's proxy sets it; it is taken from nobody else. It is a claim: the destination's proxy believes it only
-//! as far as the Service named is one of its own workload's.
+//! The caller's proxy sets it; it is accepted only from meshed peers. It is a claim: the destination's proxy accepts it
+//! only for a Service of its own workload.
 
 use http::HeaderMap;
 use merlon_config::name::ServiceName;
@@ -9,15 +9,15 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 /// The header's name.
 pub const NAME: http::HeaderName = http::HeaderName::from_static("merlon-peer");
-/// The longest text that is read.
+/// Maximum length in bytes.
 pub const MAX_LENGTH: usize = 1_024;
 
-/// Whether the header came more than once.
+/// Whether the header is repeated.
 pub(crate) fn is_repeated(headers: &HeaderMap) -> bool {
     headers.get_all(NAME).iter().nth(1).is_some()
 }
 
-/// What the program that calls speaks, and so what the program that is called gets.
+/// The protocol of the calling program, which the called program gets too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Proto {
     /// `http/1.1`
@@ -29,7 +29,7 @@ pub enum Proto {
 }
 
 impl Proto {
-    /// As it stands in the header.
+    /// The value in the header.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Http1 => "http/1.1",
@@ -39,19 +39,19 @@ impl Proto {
     }
 }
 
-/// Which Service and port a caller means, and what it speaks.
+/// The Service and port that a caller addresses, and its protocol.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Claim {
     /// The Service.
     pub service: ServiceName,
     /// The Service's port, not the program's.
     pub port: u16,
-    /// What is spoken.
+    /// The protocol.
     pub proto: Proto,
 }
 
 impl Claim {
-    /// Reads a claim. All three parts must be there, in this order, and nothing else.
+    /// Parses a claim: exactly these three parts, in this order.
     pub fn parse(text: &[u8]) -> Option<Self> {
         if text.len() > MAX_LENGTH {
             return None;
@@ -85,15 +85,15 @@ impl std::fmt::Display for Claim {
     }
 }
 
-/// The answer to a question: the request would pass, as far as its head tells.
+/// The positive answer to a question: the checks of the head permit the request.
 pub(crate) const CONTINUE: http::HeaderName = http::HeaderName::from_static("merlon-continue");
 
-/// On a refusal to another proxy: the program could not be connected to, so that nothing of the request was done, and it
-/// may be sent to another endpoint whatever its method.
+/// On a refusal to another proxy: connecting to the program failed, so the request was not processed, and it
+/// may be sent to another endpoint, regardless of its method.
 pub(crate) const UNSERVED: http::HeaderName = http::HeaderName::from_static("merlon-unserved");
 
-/// A claim that asks whether a request would pass whose body, of this length if it is known, is still to come
-/// (`Expect: 100-continue`). To whom does not know questions it is no claim at all, and nothing is done.
+/// Turns a claim into a question: would this request be permitted, with a body of this length (if known) to follow
+/// (`Expect: 100-continue`)? A proxy that does not support questions sees an invalid claim and forwards nothing.
 pub(crate) fn question(
     claim: &http::HeaderValue,
     length: Option<u64>,
@@ -103,7 +103,7 @@ pub(crate) fn question(
     http::HeaderValue::from_bytes(&text).ok()
 }
 
-/// The claim of a question, and the length of the body that is asked about.
+/// The claim of a question, and the length of the body in question.
 pub(crate) fn split_question(
     value: &http::HeaderValue,
 ) -> Option<(http::HeaderValue, Option<u64>)> {
@@ -120,7 +120,7 @@ pub(crate) fn split_question(
 const BODY: &[u8] = b";body=";
 const UNKNOWN: &str = "unknown";
 
-/// A port as digits alone, without sign or leading zero; 1–65535.
+/// Parses a port: digits only, without sign or leading zero; 1–65535.
 pub(crate) fn parse_port(text: &str) -> Option<u16> {
     let plain = !text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit());
     if plain { text.parse().ok() } else { None }
@@ -136,7 +136,7 @@ pub(crate) async fn read_claim(stream: &mut (impl AsyncRead + Unpin)) -> Option<
     Claim::parse(&text).filter(|claim| claim.proto == Proto::Tcp)
 }
 
-/// The preamble of a tunnel, as it goes over the wire.
+/// The preamble of a tunnel in wire format.
 pub(crate) fn preamble(claim: &Claim) -> Vec<u8> {
     let text = claim.to_string();
     let length = u16::try_from(text.len()).unwrap_or(u16::MAX);
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_claim_reads_what_it_writes() {
+    fn a_claim_round_trips() {
         for text in [
             "service=shop/orders;port=80;proto=http/1.1",
             "service=shop/orders;port=65535;proto=h2",
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_is_read_as_it_was_asked_and_is_no_claim() {
+    fn a_question_round_trips_and_is_not_a_claim() {
         let claim = http::HeaderValue::from_static("service=shop/orders;port=80;proto=h2");
         for length in [None, Some(0), Some(u64::MAX)] {
             let question = question(&claim, length).unwrap();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_no_claim() {
+    fn other_texts_are_not_claims() {
         for text in [
             "",
             "service=shop/orders",

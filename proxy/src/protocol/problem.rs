@@ -1,4 +1,4 @@
-//! The only place where a refusal becomes bytes: `application/problem+json` (RFC 9457), or a gRPC status.
+//! Encodes refusals as `application/problem+json` (RFC 9457) or as a gRPC status. Nothing else does.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
@@ -6,20 +6,20 @@ use serde_json::json;
 
 use super::denial::{Denial, Refusal};
 
-/// What the answer depends on beside the denial.
+/// What the response depends on besides the denial.
 #[derive(Debug, Clone, Copy)]
 pub struct ProblemContext<'a> {
     /// Whether the call is gRPC, by its content type.
     pub grpc: bool,
-    /// Whether the caller has a verified mesh identity: it is told the policy.
+    /// Whether the caller has a verified mesh identity: only then the response names the policy.
     pub meshed: bool,
-    /// The connection's version.
+    /// The connection's HTTP version.
     pub version: Version,
-    /// What leads to the recorded facts.
+    /// The ID of the recorded facts.
     pub decision_id: &'a str,
 }
 
-/// Status, headers and body of an answer that we make.
+/// Status, headers and body of a response that the proxy generates.
 #[derive(Debug)]
 pub struct ProblemResponse {
     /// The status; 200 for gRPC.
@@ -30,16 +30,16 @@ pub struct ProblemResponse {
     pub body: Bytes,
 }
 
-/// Leads to the recorded facts: `merlon explain <id>`.
+/// The ID of the recorded facts, for `merlon explain <id>`.
 pub const DECISION_ID: HeaderName = HeaderName::from_static("merlon-decision-id");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
-/// Turns a denial into an answer.
-pub fn response(denial: &Denial, asker: &ProblemContext<'_>) -> ProblemResponse {
+/// Turns a denial into a response.
+pub fn response(denial: &Denial, context: &ProblemContext<'_>) -> ProblemResponse {
     let refusal = denial.refusal();
     let mut headers = HeaderMap::with_capacity(8);
-    if let Ok(id) = HeaderValue::from_str(asker.decision_id) {
+    if let Ok(id) = HeaderValue::from_str(context.decision_id) {
         headers.insert(DECISION_ID, id);
     }
     if let Some(seconds) = refusal.retry_after {
@@ -57,16 +57,16 @@ pub fn response(denial: &Denial, asker: &ProblemContext<'_>) -> ProblemResponse 
     if let Some(codings) = refusal.accept_encoding {
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(codings));
     }
-    if asker.grpc {
+    if context.grpc {
         grpc(&refusal, headers)
     } else {
-        problem(&refusal, asker, headers)
+        problem(&refusal, context, headers)
     }
 }
 
 fn problem(
     refusal: &Refusal<'_>,
-    asker: &ProblemContext<'_>,
+    context: &ProblemContext<'_>,
     mut headers: HeaderMap,
 ) -> ProblemResponse {
     let (kind, title) = refusal.problem;
@@ -75,12 +75,12 @@ fn problem(
         "title": title,
         "status": refusal.status.as_u16(),
         "detail": refusal.detail.to_string(),
-        "instance": format!("urn:merlon:decision:{}", asker.decision_id),
-        "decision_id": asker.decision_id,
+        "instance": format!("urn:merlon:decision:{}", context.decision_id),
+        "decision_id": context.decision_id,
         "reason": refusal.reason,
     });
     if let Some(object) = body.as_object_mut() {
-        if let Some(policy) = refusal.policy.filter(|_| asker.meshed) {
+        if let Some(policy) = refusal.policy.filter(|_| context.meshed) {
             object.insert("policy".to_owned(), policy.to_string().into());
         }
         if let Some(place) = refusal.place {
@@ -92,7 +92,7 @@ fn problem(
         HeaderValue::from_static("application/problem+json"),
     );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if refusal.closes && asker.version < Version::HTTP_2 {
+    if refusal.closes && context.version < Version::HTTP_2 {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     ProblemResponse {
@@ -120,7 +120,7 @@ fn grpc(refusal: &Refusal<'_>, mut headers: HeaderMap) -> ProblemResponse {
     }
 }
 
-/// The gRPC code for a status of ours.
+/// The gRPC code for an HTTP status of a refusal.
 pub(crate) fn grpc_code(status: StatusCode) -> u16 {
     match status.as_u16() {
         400 | 405 | 411 | 414 | 415 | 417 | 421 | 431 => 3,
@@ -134,7 +134,7 @@ pub(crate) fn grpc_code(status: StatusCode) -> u16 {
     }
 }
 
-/// `Percent-Encoded` of gRPC over HTTP/2: printable ASCII but `%` stays.
+/// `Percent-Encoded` of gRPC over HTTP/2: encodes everything but printable ASCII without `%`.
 fn percent_encode(text: &str) -> String {
     use std::fmt::Write as _;
     let mut encoded = String::with_capacity(text.len());
@@ -162,7 +162,7 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
 mod tests {
     use super::*;
 
-    fn asker(grpc: bool) -> ProblemContext<'static> {
+    fn context(grpc: bool) -> ProblemContext<'static> {
         ProblemContext {
             grpc,
             meshed: false,
@@ -172,8 +172,8 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_token_is_answered_with_a_bare_challenge() {
-        let answer = response(&Denial::TokenMissing, &asker(false));
+    fn a_missing_token_gets_a_challenge_without_an_error() {
+        let answer = response(&Denial::TokenMissing, &context(false));
         assert_eq!(answer.status, 401);
         assert_eq!(answer.headers[header::WWW_AUTHENTICATE], "Bearer");
         let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
@@ -183,12 +183,12 @@ mod tests {
     }
 
     #[test]
-    fn grpc_gets_a_status_of_its_own_and_no_body() {
+    fn grpc_gets_a_grpc_status_and_no_body() {
         let limited = Denial::RateLimited {
             limit: "per-user 100%".into(),
             retry_after: 3,
         };
-        let answer = response(&limited, &asker(true));
+        let answer = response(&limited, &context(true));
         assert_eq!(answer.status, 200);
         assert_eq!(answer.headers[GRPC_STATUS], "8");
         assert_eq!(
@@ -200,16 +200,16 @@ mod tests {
     }
 
     #[test]
-    fn broken_framing_closes_the_connection() {
+    fn a_framing_violation_closes_the_connection() {
         let answer = response(
             &Denial::Framing(crate::protocol::http1::Violation::LengthAndEncoding),
-            &asker(false),
+            &context(false),
         );
         assert_eq!(answer.headers[header::CONNECTION], "close");
     }
 
     #[test]
-    fn grpc_is_told_by_its_content_type_alone() {
+    fn grpc_is_recognised_only_by_its_content_type() {
         let with = |text: &'static str| {
             is_grpc(&HeaderMap::from_iter([(
                 header::CONTENT_TYPE,

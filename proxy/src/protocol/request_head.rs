@@ -1,30 +1,30 @@
-//! One reading of a request's head, for policy and for the upstream alike.
+//! Parses and normalises a request's head once, for policies and for the upstream.
 
 use http::{HeaderMap, Method, Uri, Version, header, request::Parts, uri};
 use hyper::ext::Protocol;
 
 use super::{denial::Denial, headers, http1};
 
-/// What a head came to.
+/// The facts of a parsed head.
 #[derive(Debug, Clone)]
 pub(crate) struct Reading {
     /// The one authority, in lower case, as `orders.shop:80`.
     pub(crate) authority: uri::Authority,
-    /// Names and values of all headers together, in bytes.
+    /// Total size of all header names and values, in bytes.
     pub(crate) header_bytes: u64,
-    /// Path and query together, in bytes, as received.
+    /// Length of path and query as received, in bytes.
     pub(crate) uri_bytes: u64,
-    /// Whether its sender waits with the body until it is asked for.
+    /// Whether the sender waits for `100 Continue` before it sends the body.
     pub(crate) expects: bool,
-    /// Whether it asks for a WebSocket.
+    /// Whether it requests a WebSocket.
     pub(crate) websocket: bool,
 }
 
-/// Reads a head in one way, or refuses it. What it leaves in `head` is what policy reads and the upstream gets:
-/// the normalised path, no authority, no header of one connection or that only we may set.
+/// Parses a head, and refuses it when it is ambiguous. Afterwards `head` holds what policies read and the upstream
+/// gets: the normalised path, no authority, no hop-by-hop headers and no headers that only Merlon may set.
 ///
 /// # Errors
-/// The first thing that could be read in two ways.
+/// The first ambiguity or violation.
 pub(crate) fn read(head: &mut Parts) -> Result<Reading, Denial> {
     let websocket = method(head)?;
     let header_bytes = fields(&head.headers, head.version)?;
@@ -34,7 +34,7 @@ pub(crate) fn read(head: &mut Parts) -> Result<Reading, Denial> {
         if !expect.as_bytes().eq_ignore_ascii_case(b"100-continue") {
             return Err(Denial::Expectation);
         }
-        // Each connection has its own: hyper says 100 to the caller when the body is first asked for.
+        // `Expect` is per connection: hyper sends 100 to the caller when the body is first polled.
         head.headers.remove(header::EXPECT);
         expects = head.version == Version::HTTP_11;
     }
@@ -83,7 +83,7 @@ fn method(head: &Parts) -> Result<bool, Denial> {
             }))
 }
 
-/// Counts, and over HTTP/2 looks for what the guard refuses in HTTP/1 (names are lower-case tokens there already).
+/// Checks the limits, and for HTTP/2 what the guard checks for HTTP/1 (HTTP/2 names are lower-case tokens already).
 fn fields(map: &HeaderMap, version: Version) -> Result<u64, Denial> {
     let mut bytes = 0;
     for (name, value) in map {
@@ -103,7 +103,7 @@ fn fields(map: &HeaderMap, version: Version) -> Result<u64, Denial> {
             crate::protocol::trace_context::TRACEPARENT,
             DPOP,
         ];
-        // As many names as fields: nothing is repeated.
+        // If there are as many names as fields, none is repeated.
         if map.len() != map.keys_len()
             && ONCE
                 .iter()
@@ -117,7 +117,8 @@ fn fields(map: &HeaderMap, version: Version) -> Result<u64, Denial> {
 
 const DPOP: header::HeaderName = header::HeaderName::from_static("dpop");
 
-/// Exactly one authority: `:authority`, absolute-form and `Host` agree, without user information (RFC 9110 §4.2.4).
+/// Requires exactly one authority: `:authority`, absolute-form and `Host` must agree, without user information (RFC
+/// 9110 §4.2.4).
 fn authority(head: &mut Parts) -> Result<uri::Authority, Denial> {
     let mut hosts = head.headers.get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
@@ -166,7 +167,7 @@ fn has_bad_port(authority: &uri::Authority) -> bool {
     }
 }
 
-/// Leaves the normalised path with its query in `head`, and nothing else of the target.
+/// Reduces the target in `head` to the normalised path with its query.
 fn path(head: &mut Parts) -> Result<(), Denial> {
     let uri = std::mem::take(&mut head.uri);
     let whole = uri.path_and_query().map_or("", uri::PathAndQuery::as_str);
@@ -189,7 +190,7 @@ fn path(head: &mut Parts) -> Result<(), Denial> {
         };
         uri::PathAndQuery::try_from(text).ok()
     };
-    // What the library cannot hold again must not go on in its old form.
+    // A normalised path that is not a valid URI must not be forwarded in its original form.
     let both = rewritten.ok_or(Denial::Path(merlon_policy::path::PathProblem::NotAbsolute))?;
     let mut parts = uri::Parts::default();
     parts.path_and_query = Some(both);

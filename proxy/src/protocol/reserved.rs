@@ -1,11 +1,12 @@
 //! Names of headers that only Merlon may set, as bytes.
 
-/// Whether a name tells a program who calls, from where or for what, and so must come from a proxy of ours alone.
+/// Whether a header tells a program who the caller is, where the request comes from or what it is for, so that only a
+/// Merlon proxy may set it.
 ///
-/// Every byte that is no letter or digit counts as the same: CGI and what follows it turns them all into `_`.
+/// All bytes other than letters and digits are equivalent: CGI-style servers turn them all into `_`.
 pub(crate) fn is_ours(name: &[u8]) -> bool {
     const WHOLE: [&[u8]; 24] = [
-        // From where.
+        // Where the request comes from.
         b"forwarded",
         b"x-real-ip",
         b"x-client-ip",
@@ -16,21 +17,21 @@ pub(crate) fn is_ours(name: &[u8]) -> bool {
         b"fastly-client-ip",
         b"remote-addr",
         b"x-remote-addr",
-        // Who.
+        // Who the caller is.
         b"remote-user",
         b"x-remote-user",
         b"x-authenticated-user",
         b"client-cert",
         b"client-cert-chain",
         b"x-client-cert",
-        // For what: another path, host or method than was decided on.
+        // What it is for: a path, host or method other than the one that was authorized.
         b"x-original-url",
         b"x-original-host",
         b"x-rewrite-url",
         b"x-http-method",
         b"x-http-method-override",
         b"x-method-override",
-        // Through whom: as `HTTP_PROXY` it would send a CGI program's own calls elsewhere.
+        // As `HTTP_PROXY` it would redirect a CGI program's own calls.
         b"proxy",
         b"x-host",
     ];
@@ -46,7 +47,7 @@ pub(crate) fn is_ours(name: &[u8]) -> bool {
         b"x-remote-user-",
         b"x-auth-request-",
     ];
-    // Nearly all names of nearly all requests begin otherwise.
+    // Fast path: most names have another first letter.
     let first = name.first().map(u8::to_ascii_lowercase);
     if !matches!(
         first,
@@ -60,14 +61,14 @@ pub(crate) fn is_ours(name: &[u8]) -> bool {
         || BEGINNINGS.iter().any(|start| begins(name, start))
 }
 
-/// Whether a name is one of ours between proxies, or speaks to a proxy: what not even the own program may say.
+/// Whether a header is for use between proxies or addressed to a proxy: not even the local program may set it.
 pub(crate) fn is_between_proxies(name: &[u8]) -> bool {
     [&b"merlon-"[..], b"x-merlon-", b"proxy-"]
         .iter()
         .any(|start| begins(name, start))
 }
 
-/// Whether `name` begins as `start` does, which is in lower case with `-` for what is no letter or digit.
+/// Whether `name` begins with `start`, which is in lower case with `-` for every byte that is not a letter or digit.
 pub(crate) fn begins(name: &[u8], start: &[u8]) -> bool {
     let fold = |byte: &u8| {
         if byte.is_ascii_alphanumeric() {

@@ -1,15 +1,15 @@
-//! The signal that ends what is open.
+//! The signal that ends open requests, streams and tunnels.
 
 use std::{
     cell::{Cell, RefCell},
     task::{Context, Poll, Waker},
 };
 
-/// Holds what outlives its decision: pulled, it ends.
+/// Ends the requests, streams and tunnels that depend on it, once it is pulled.
 #[derive(Debug, Default)]
 pub(crate) struct Revocation {
     pulled: Cell<bool>,
-    /// Whoever waits: the task of an answer, that of a body on its way up, and no more at a time.
+    /// The waiting tasks: at most the response's, the request body's and the tunnel's at a time.
     waiting: RefCell<[Option<Waker>; 3]>,
     next: Cell<usize>,
 }

@@ -7,14 +7,15 @@ use tokio::net::TcpListener;
 
 pub(crate) const BACKLOG: i32 = 1_024;
 
-/// Listens on `address` as the first of this process. Non-blocking.
+/// Opens the first listener of this process on `address`. Non-blocking.
 ///
-/// Without `SO_REUSEPORT` the kernel refuses an address on which anyone listens, in whatever way: of two processes that
-/// begin at once it gives the address to one. Set afterwards, it lets in those that [`join`].
+/// Without `SO_REUSEPORT` the kernel refuses an address that is in use, whatever options the other socket has: of two
+/// processes that start at once, one gets the address. Setting the option afterwards allows further sockets to
+/// [`join`].
 ///
 /// # Errors
-/// The address cannot be had, also where another process listens on it with `SO_REUSEPORT`: the kernel would give each
-/// of the two some of the connections, and nobody would notice.
+/// The address cannot be bound, even when another process listens on it with `SO_REUSEPORT`: the kernel would
+/// distribute connections over both processes, unnoticed.
 pub(crate) fn claim(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = socket(address)?;
     socket.bind(&address.into())?;
@@ -23,10 +24,10 @@ pub(crate) fn claim(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Listens on an address that was claimed, beside the workers that do already. Non-blocking.
+/// Opens a further listener on an address that this process has claimed. Non-blocking.
 ///
 /// # Errors
-/// The address cannot be had.
+/// The address cannot be bound.
 pub(crate) fn join(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = socket(address)?;
     socket.set_reuse_port(true)?;
@@ -35,10 +36,10 @@ pub(crate) fn join(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Listens on `address` once for each of `workers`; port 0 becomes one port for all.
+/// Opens one listener on `address` for each of `workers`; for port 0 all share one chosen port.
 ///
 /// # Errors
-/// The address cannot be had, also where another process listens on it, in whatever way.
+/// The address cannot be bound, or another process listens on it, with any options.
 pub(crate) fn bind_all(
     address: SocketAddr,
     workers: usize,
@@ -66,7 +67,7 @@ pub(crate) fn socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Hands a listener to this worker's runtime.
+/// Registers a listener with this worker's runtime.
 pub(crate) fn adopt(listener: std::net::TcpListener) -> Option<TcpListener> {
     match TcpListener::from_std(listener) {
         Ok(listener) => Some(listener),
@@ -84,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn workers_share_an_address_that_nobody_else_gets() {
+    fn workers_share_an_address_that_no_other_process_can_bind() {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let ours = bind_all(any, 3).unwrap();
         let address = ours[0].local_addr().unwrap();

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::revocation::Revocation;
 
-/// How many bytes went which way.
+/// The number of bytes in each direction.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Copied {
     /// From downstream.
@@ -21,7 +21,8 @@ pub(crate) struct Copied {
     pub(crate) sent: u64,
 }
 
-/// Copies both ways until both have ended, each by itself; or until the revocation is pulled. Whether both ended well.
+/// Copies in both directions until each has ended on its own, or until the revocation. The flag tells whether both
+/// ended without error.
 pub(crate) async fn copy_both(
     mut downstream: impl AsyncRead + AsyncWrite + Unpin,
     mut upstream: impl AsyncRead + AsyncWrite + Unpin,
@@ -50,7 +51,7 @@ pub(crate) async fn copy_both(
     )
 }
 
-/// One direction. Holds memory only while bytes wait to be written: an idle tunnel has none.
+/// One direction. It allocates only while bytes wait to be written: an idle tunnel holds no buffer.
 #[derive(Debug, Default)]
 pub(crate) struct Pipe {
     waiting: Vec<u8>,
@@ -61,7 +62,7 @@ pub(crate) struct Pipe {
     closed: bool,
 }
 
-/// What one read takes at most.
+/// Maximum bytes per read.
 pub(crate) const PIECE: usize = 16 << 10;
 
 impl Pipe {
@@ -71,7 +72,7 @@ impl Pipe {
         mut from: Pin<&mut impl AsyncRead>,
         mut to: Pin<&mut impl AsyncWrite>,
     ) -> Poll<io::Result<()>> {
-        // Bounded, so that one busy tunnel leaves the worker to others.
+        // Bounded, so that one busy tunnel does not starve the others of this worker.
         for _ in 0..32 {
             if self.closed {
                 return Poll::Ready(Ok(()));

@@ -1,9 +1,9 @@
-//! A connection's TLS, as policies may ask about it.
+//! The properties of a TLS connection that policies can read.
 
 use merlon_policy::facts::TlsFacts;
 use rustls::{ProtocolVersion, ServerConnection};
 
-/// What a handshake came to. Read once per connection.
+/// The result of a handshake, read once per connection.
 #[derive(Debug)]
 pub(crate) struct Session {
     version: &'static str,
@@ -12,12 +12,12 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Of a handshake that is done; `dns_names` are those of the peer's certificate, if it showed one.
+    /// Reads a completed handshake; `dns_names` are those of the peer's certificate, if it presented one.
     pub(crate) fn of(tls: &ServerConnection, dns_names: Vec<String>) -> Self {
         Self {
             version: match tls.protocol_version() {
                 Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
-                // Nothing older is spoken, and nothing newer exists.
+                // Older versions are disabled, and there is no newer one.
                 _ => "TLSv1.3",
             },
             cipher: tls

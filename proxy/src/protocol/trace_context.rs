@@ -1,4 +1,4 @@
-//! W3C Trace Context, level 1: read, passed on, made where there is none.
+//! W3C Trace Context, level 1: parsed, forwarded, and created when missing.
 
 use std::{cell::Cell, fmt::Write as _};
 
@@ -6,22 +6,22 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// The header that carries the trace.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-/// What vendors add to it; passed on as it is, and only beside a valid `traceparent`.
+/// Vendor data; forwarded unchanged, and only together with a valid `traceparent`.
 pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
-/// Which trace a request belongs to.
+/// The trace that a request belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceContext {
     /// Never zero.
     pub trace_id: u128,
-    /// The span of whoever sent the request; never zero.
+    /// The sender's span; never zero.
     pub parent_id: u64,
     /// Bit 0: sampled.
     pub flags: u8,
 }
 
 impl TraceContext {
-    /// Reads a `traceparent` (W3C Trace Context §3.2). A later version is read as far as this one goes.
+    /// Parses a `traceparent` (W3C Trace Context §3.2). Of a later version, only the fields of version 00 are read.
     pub fn parse(text: &[u8]) -> Option<Self> {
         let version = hex(text.get(..2)?)?;
         match text.get(55) {
@@ -41,7 +41,7 @@ impl TraceContext {
         (this.trace_id != 0 && this.parent_id != 0).then_some(this)
     }
 
-    /// A trace that begins here, not sampled.
+    /// Starts a new trace, not sampled.
     pub fn begin(random: &Random) -> Self {
         Self {
             trace_id: u128::from(random.next()) << 64 | u128::from(random.next()),
@@ -50,7 +50,7 @@ impl TraceContext {
         }
     }
 
-    /// The same trace with our own span as parent of what comes next.
+    /// The same trace, with `span_id` as the parent of the next hop.
     #[must_use]
     pub fn child(self, span_id: u64) -> Self {
         Self {
@@ -59,12 +59,12 @@ impl TraceContext {
         }
     }
 
-    /// Whether whoever began the trace records it.
+    /// Whether the sampled flag is set.
     pub fn sampled(self) -> bool {
         self.flags & 1 == 1
     }
 
-    /// As a header.
+    /// The header value.
     pub fn header(self) -> Option<HeaderValue> {
         let mut text = String::with_capacity(55);
         let Self {
@@ -76,7 +76,7 @@ impl TraceContext {
         HeaderValue::try_from(text).ok()
     }
 
-    /// Takes the trace of `headers`; one that is not valid is removed with its `tracestate`, and a new one begun.
+    /// Reads the trace from `headers`. An invalid one is replaced by a new trace, and its `tracestate` is removed.
     pub fn take(headers: &mut HeaderMap, random: &Random) -> Self {
         if let Some(given) = headers
             .get(TRACEPARENT)
@@ -105,22 +105,23 @@ fn hex(digits: &[u8]) -> Option<u128> {
     })
 }
 
-/// Numbers that are hard to meet twice; for identifiers and for spreading load, never for keys.
+/// A fast pseudo-random generator for identifiers and load balancing, never for keys.
 #[derive(Debug)]
 pub struct Random(Cell<u64>);
 
 impl Random {
-    /// Begins at a place that the operating system chose.
+    /// Seeds the generator from the operating system.
     pub fn seeded() -> Self {
         let mut seed = [0_u8; 8];
-        // Without entropy the address of a local stands in: identifiers may repeat, nothing else depends on them.
+        // Without entropy the address of a local variable is the seed: identifiers may repeat, and nothing else depends on
+        // them.
         if aws_lc_rs::rand::fill(&mut seed).is_err() {
             seed = (std::ptr::from_ref(&seed).addr() as u64).to_ne_bytes();
         }
         Self(Cell::new(u64::from_ne_bytes(seed)))
     }
 
-    /// The next one (splitmix64); never zero.
+    /// The next number (splitmix64); never zero.
     pub fn next(&self) -> u64 {
         let state = self.0.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
         self.0.set(state);
@@ -138,14 +139,14 @@ mod tests {
     const GOOD: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
     #[test]
-    fn a_header_reads_as_it_was_written() {
+    fn a_header_round_trips() {
         let context = TraceContext::parse(GOOD.as_bytes()).unwrap();
         assert!(context.sampled());
         assert_eq!(context.header().unwrap(), GOOD);
     }
 
     #[test]
-    fn a_later_version_is_read_as_far_as_this_one_goes() {
+    fn the_version_00_fields_of_a_later_version_are_read() {
         assert!(
             TraceContext::parse(format!("01{}-more", GOOD.strip_prefix("00").unwrap()).as_bytes())
                 .is_some()
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_trace_is_none() {
+    fn malformed_headers_are_rejected() {
         for text in [
             "",
             "00",
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_trace_is_replaced_and_its_state_dropped() {
+    fn an_invalid_trace_is_replaced_and_its_state_removed() {
         let mut headers = HeaderMap::new();
         headers.insert(TRACEPARENT, HeaderValue::from_static("nonsense"));
         headers.insert(TRACESTATE, HeaderValue::from_static("vendor=1"));

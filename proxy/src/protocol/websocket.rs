@@ -1,5 +1,5 @@
-//! WebSockets: asked for by `Upgrade` in HTTP/1.1 and by extended CONNECT in HTTP/2 (RFC 8441), turned into one
-//! another where the next connection speaks the other.
+//! WebSockets: requested by `Upgrade` in HTTP/1.1 and by extended CONNECT in HTTP/2 (RFC 8441), and converted between
+//! the two when the next connection uses the other version.
 
 use aws_lc_rs::digest;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -13,15 +13,15 @@ use super::{peer_header::Proto, trace_context::Random};
 const KEY: HeaderName = header::SEC_WEBSOCKET_KEY;
 const ACCEPT: HeaderName = header::SEC_WEBSOCKET_ACCEPT;
 
-/// One side of an upgrade that was asked for.
+/// The downstream side of a requested upgrade.
 #[derive(Debug)]
 pub(crate) struct UpgradeRequest {
     pub(crate) downstream: OnUpgrade,
-    /// Kept for an answer that comes over HTTP/2, which has none.
+    /// Needed when the upstream responds over HTTP/2, which has no `Sec-WebSocket-Accept`.
     key: Option<HeaderValue>,
 }
 
-/// Takes what becomes the downstream connection out of a request.
+/// Takes the future downstream connection out of a request.
 pub(crate) fn take(head: &mut request::Parts) -> Option<UpgradeRequest> {
     let downstream = head.extensions.remove::<OnUpgrade>()?;
     Some(UpgradeRequest {
@@ -30,7 +30,7 @@ pub(crate) fn take(head: &mut request::Parts) -> Option<UpgradeRequest> {
     })
 }
 
-/// Turns a WebSocket request into the form of the next connection.
+/// Converts a WebSocket request to the protocol of the next connection.
 pub(crate) fn ask<B>(request: Request<B>, proto: Proto, random: &Random) -> Request<B> {
     let (mut head, body) = request.into_parts();
     head.extensions.remove::<Protocol>();
@@ -53,7 +53,7 @@ pub(crate) fn ask<B>(request: Request<B>, proto: Proto, random: &Random) -> Requ
     Request::from_parts(head, body)
 }
 
-/// Whether the upstream agreed.
+/// Whether the upstream accepted the upgrade.
 pub(crate) fn agreed(status: StatusCode, proto: Proto) -> bool {
     status
         == if proto == Proto::Http1 {
@@ -63,7 +63,7 @@ pub(crate) fn agreed(status: StatusCode, proto: Proto) -> bool {
         }
 }
 
-/// Gives an agreement the form that the downstream connection speaks.
+/// Converts a response that accepts the upgrade to the downstream's HTTP version.
 pub(crate) fn answer(head: &mut response::Parts, version: Version, asked: &UpgradeRequest) {
     head.version = version;
     head.headers.remove(header::CONTENT_LENGTH);
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_accept_value_is_that_of_the_rfc() {
+    fn the_accept_value_matches_the_example_in_the_rfc() {
         let key = HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==");
         assert_eq!(accept(&key), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }

@@ -1,4 +1,4 @@
-//! THE TABLE of refusals: status, reason, problem type, sentence and headers of every [`Denial`].
+//! The table of refusals: status, reason, problem type, detail and headers of every [`Denial`].
 
 use std::fmt;
 
@@ -10,34 +10,34 @@ use merlon_policy::{authn::token::TokenProblem, validate};
 use super::{Denial, Upstream};
 use crate::protocol::http1;
 
-/// What a denial is answered with, and what is recorded of it.
+/// The response to a denial, and what is recorded of it.
 #[derive(Debug, Clone)]
 pub struct Refusal<'d> {
     /// The HTTP status.
     pub status: StatusCode,
-    /// The stable reason code: in the body, the access log, the metrics.
+    /// The stable reason code, used in the body, the access log and the metrics.
     pub reason: &'static str,
     /// The last segment of the problem's `type`, and its title (RFC 9457 §3.1).
     pub problem: ProblemType,
-    /// One sentence for the caller: nothing of policies, nothing of what a token holds.
+    /// One sentence for the caller, without details of policies or of the token's contents.
     pub detail: Text<'d>,
-    /// What the operator reads beyond the reason; never sent to callers.
+    /// Details for the operator; never sent to callers.
     pub cause: Option<Text<'d>>,
-    /// Where in the request a check of its form failed, as `/quantity` in a body.
+    /// Where in the request the validation failed, as `/quantity` in a body.
     pub place: Option<&'d str>,
-    /// The policy that decided; sent only to callers with a mesh identity.
+    /// The policy that denied the request; sent only to callers with a mesh identity.
     pub policy: Option<&'d PolicyName>,
     /// `Retry-After` in seconds (RFC 9110 §10.2.3).
     pub retry_after: Option<u64>,
-    /// `WWW-Authenticate` (RFC 6750 §3): that a token is missing or not accepted, and no more.
+    /// `WWW-Authenticate` (RFC 6750 §3): only that a token is missing or not accepted.
     pub challenge: Option<&'static str>,
     /// `Allow` (RFC 9110 §10.2.1).
     pub allow: Option<String>,
-    /// `Accept-Encoding` (RFC 9110 §15.5.16): the encoding that a body may have.
+    /// `Accept-Encoding` (RFC 9110 §15.5.16): the encoding that is accepted for a body.
     pub accept_encoding: Option<&'static str>,
     /// Whether the connection must not be used again.
     pub closes: bool,
-    /// Whether the facts of the decision are recorded already, or were passed on with the request.
+    /// Whether the facts of the decision are recorded elsewhere: already, or by the proxy that received the request.
     pub recorded_elsewhere: bool,
 }
 
@@ -61,9 +61,9 @@ const UNAUTHENTICATED: ProblemType = ("unauthenticated", "Not authenticated");
 const UPSTREAM: ProblemType = ("upstream-failed", "Upstream failed");
 const VERSION: ProblemType = ("version", "Version not supported");
 
-/// Seconds after which keys that could not be fetched may be there.
+/// `Retry-After` while an issuer's keys are unavailable, in seconds.
 const KEYS_RETRY: u64 = 30;
-/// Seconds after which an overloaded or unconfigured proxy may serve.
+/// `Retry-After` of an overloaded or unconfigured proxy, in seconds.
 const SOON: u64 = 1;
 const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 const INVALID_TOKEN: &str = "Bearer error=\"invalid_token\"";
@@ -314,7 +314,7 @@ impl<'d> Refusal<'d> {
         Self::new(status, reason, problem, sentence)
     }
 
-    /// A request whose form the service's rules do not accept.
+    /// A request that the service's validation rules reject.
     fn invalid(violation: &'d validate::Violation) -> Self {
         let reason = match violation.reason.as_str() {
             "http.limit" => "http.limit",
@@ -399,16 +399,16 @@ impl<'d> Refusal<'d> {
     }
 }
 
-/// A text that is formatted when it is read: most denials are counted and logged by their reason alone.
+/// A text that is formatted on use: most denials are counted and logged by their reason only.
 #[derive(Clone, Copy)]
 pub enum Text<'d> {
-    /// As it is.
+    /// A fixed text.
     Plain(&'d str),
-    /// What the value prints.
+    /// The value's `Display` output.
     Display(&'d dyn fmt::Display),
-    /// A body above this limit in bytes.
+    /// A body that exceeds this limit in bytes.
     BodyTooLarge(u64),
-    /// The limit of this name, and the seconds until the next request passes.
+    /// The limit's name, and the seconds until the next request is allowed.
     RateLimited(&'d str, u64),
     /// When the token expired.
     Expired(Timestamp),

@@ -1,9 +1,9 @@
-//! A chunked body followed byte by byte (RFC 9112 §7.1), stricter than most: so that what we count as its end is
-//! where everybody else sees it.
+//! Tracks a chunked body byte by byte (RFC 9112 §7.1), more strictly than most parsers, so that the proxy and every
+//! server agree on its end.
 
 use super::{Violation, head};
 
-/// Where in a chunked body the next byte stands.
+/// The parser state of a chunked body.
 #[derive(Debug, Default)]
 pub struct Chunked {
     at: At,
@@ -37,18 +37,19 @@ enum At {
     End,
 }
 
-/// Most bytes of chunk extensions in one body.
+/// Maximum bytes of chunk extensions in one body.
 pub const MAX_EXTENSIONS: usize = 16 << 10;
-/// Largest trailer section, in bytes.
+/// Maximum size of the trailer section, in bytes.
 pub const MAX_TRAILERS: usize = 8 << 10;
-/// Most trailers.
+/// Maximum number of trailers.
 pub const MAX_TRAILER_FIELDS: usize = 20;
 
 impl Chunked {
-    /// Follows `bytes` and says how many of them belong to this body; [`Chunked::ended`] says whether it ended there.
+    /// Processes `bytes` and returns how many of them belong to this body; [`Chunked::ended`] returns whether it is
+    /// complete.
     ///
     /// # Errors
-    /// What breaks the framing.
+    /// The violation of the framing.
     pub fn follow(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
         let mut rest = bytes;
         while let Some((byte, after)) = rest.split_first() {
@@ -72,7 +73,7 @@ impl Chunked {
         Ok(bytes.len() - rest.len())
     }
 
-    /// Whether the last byte of the body has been seen.
+    /// Whether the body is complete.
     pub fn ended(&self) -> bool {
         self.at == At::End
     }
@@ -118,7 +119,7 @@ impl Chunked {
         Ok(At::Extension { size })
     }
 
-    /// One whole line of the trailer section, which stands at the end of `trailers`.
+    /// Checks one complete line of the trailer section, the last one in `trailers`.
     fn trailer_line(&mut self) -> Result<At, Violation> {
         let line = self.trailers.get(self.line..).unwrap_or_default();
         if line.is_empty() {
@@ -144,7 +145,8 @@ fn hex(byte: u8) -> Result<u64, Violation> {
         .ok_or(Violation::Chunk)
 }
 
-/// No framing, routing, authentication or identity name may come behind the decision (RFC 9110 §6.5.1).
+/// Whether a field is allowed as a trailer. Trailers arrive after the decision, so framing, routing, authentication and
+/// identity fields are not (RFC 9110 §6.5.1).
 pub fn may_be_trailer(name: &[u8]) -> bool {
     const NEVER: [&[u8]; 20] = [
         b"authorization",

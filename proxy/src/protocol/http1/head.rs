@@ -1,41 +1,41 @@
-//! The bytes of one request head, looked at before anything else reads them.
+//! Validates the bytes of one request head before anything else reads them.
 
 use super::Violation;
 
-/// How the body behind a head is framed.
+/// How the body after a head is framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// So many bytes.
+    /// A fixed number of bytes.
     Length(u64),
     /// Chunks and trailers.
     Chunked,
 }
 
-/// What the guard needs to know of a head that it let through.
+/// What the guard needs to know about a valid head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
-    /// How its body ends.
+    /// The framing of its body.
     pub framing: Framing,
-    /// Whether it asks for another protocol: what follows is no HTTP if the answer is 101.
+    /// Whether it requests another protocol: the following bytes are not HTTP if the response is 101.
     pub upgrade: bool,
 }
 
-/// Longest request target, in bytes.
+/// Maximum length of a request target, in bytes.
 pub const MAX_TARGET: usize = 8 << 10;
-/// Largest header section, in bytes, with the request line.
+/// Maximum size of a header section with the request line, in bytes.
 pub const MAX_HEAD: usize = 64 << 10;
-/// Most fields.
+/// Maximum number of fields.
 pub const MAX_FIELDS: usize = 100;
 const MAX_METHOD: usize = 32;
 
-/// Looks for the end of a head in `bytes`, of which the first `seen` held none.
+/// Finds the end of a head in `bytes`; the first `seen` bytes were already searched.
 ///
-/// The result is the head's length with its last CR LF, or `None` when more is needed.
+/// Returns the head's length including its last CR LF, or `None` when more bytes are needed.
 ///
 /// # Errors
-/// A line that does not end in CR LF, or a head larger than may be.
+/// A line that does not end in CR LF, or a head that is too large.
 pub fn find_end(bytes: &[u8], seen: usize) -> Result<Option<usize>, Violation> {
-    // The end may straddle what was seen and what is new.
+    // The end may straddle old and new bytes.
     let mut from = seen.saturating_sub(3);
     while let Some(at) = bytes
         .get(from..)
@@ -76,10 +76,10 @@ fn too_large(bytes: &[u8]) -> Violation {
     }
 }
 
-/// Judges a whole head, from its first byte to its last CR LF.
+/// Validates a complete head, from its first byte to its last CR LF.
 ///
 /// # Errors
-/// The first thing that is wrong with it.
+/// The first violation.
 pub fn parse(head: &[u8]) -> Result<Head, Violation> {
     let mut lines = Lines { rest: head };
     let line = RequestLine::parse(lines.next().ok_or(Violation::RequestLine)?)?;
@@ -96,7 +96,7 @@ pub fn parse(head: &[u8]) -> Result<Head, Violation> {
     fields.conclude(&line)
 }
 
-/// Lines that end in CR LF; a CR within one is left in it, and found there.
+/// Lines that end in CR LF; a bare CR stays in its line, where the checks find it.
 struct Lines<'a> {
     rest: &'a [u8],
 }
@@ -147,8 +147,8 @@ fn is_version(text: &[u8]) -> bool {
 }
 
 fn check_target(method: &[u8], target: &[u8]) -> Result<(), Violation> {
-    // `#` never travels (RFC 9112 §3.2), and some bytes no URI has (RFC 3986 appendix A). The library behind us would
-    // answer them by itself, and nobody would hear of it. What else is wrong with a path is the policy's to say.
+    // `#` is never sent (RFC 9112 §3.2), and some bytes are not valid in a URI (RFC 3986 appendix A). hyper would respond
+    // to them itself, unlogged. The path is validated further in `request_head`.
     if !target
         .iter()
         .all(|b| matches!(b, 0x21..=0x7e) && !matches!(b, b'#' | b'"' | b'<' | b'>' | b'`'))
@@ -168,7 +168,7 @@ fn check_target(method: &[u8], target: &[u8]) -> Result<(), Violation> {
         }
         None => false,
     };
-    // Other forms than the usual one are left to the parser that reads them next: authorities have many ways to be wrong.
+    // Forms other than origin-form are checked by the URI parser that reads them next.
     let reads = || matches!(target, [b'/' | b'*', ..]) || http::Uri::try_from(target).is_ok();
     if fits && reads() {
         Ok(())
@@ -177,7 +177,7 @@ fn check_target(method: &[u8], target: &[u8]) -> Result<(), Violation> {
     }
 }
 
-/// What was seen of the fields that decide about framing.
+/// The fields that determine the framing, and those that must be unique.
 #[derive(Default)]
 struct Fields {
     count: usize,
@@ -203,7 +203,7 @@ impl Fields {
             return Err(Violation::TooManyFields);
         }
         let (name, value) = split_field(line)?;
-        // Only names of these lengths decide anything here.
+        // Only names of these lengths matter here.
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => self.only(HOST, Violation::Host),
             4 if name.eq_ignore_ascii_case(b"dpop") => self.only(DPOP, Violation::Repeated),
@@ -278,7 +278,7 @@ pub(super) fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), Violation> {
     }
     let colon = memchr::memchr(b':', line).ok_or(Violation::FieldName)?;
     let (name, value) = line.split_at_checked(colon).ok_or(Violation::FieldName)?;
-    // Servers that turn `-` and `_` into one another let `x_merlon_user` stand for a name we strip.
+    // For servers that treat `-` and `_` alike, `x_merlon_user` would be a name that the proxy strips.
     if name.is_empty() || !name.iter().all(|b| is_token(*b) && *b != b'_') {
         return Err(Violation::FieldName);
     }

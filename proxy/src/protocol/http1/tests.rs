@@ -4,7 +4,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
 use super::*;
 
-/// What the guard gives on for these bytes, arriving in pieces of `size`, until their end or a refusal.
+/// The guard's output for these bytes, arriving in chunks of `size`, until their end or a refusal.
 async fn guarded(bytes: &[u8], size: usize) -> (Vec<u8>, Option<Violation>, Option<io::ErrorKind>) {
     let (mut client, server): (DuplexStream, DuplexStream) = duplex(1 << 20);
     let (mut strict, guard) = GuardedStream::new(server, Vec::new());
@@ -12,7 +12,7 @@ async fn guarded(bytes: &[u8], size: usize) -> (Vec<u8>, Option<Violation>, Opti
     let mut failed = None;
     let mut pieces = bytes.chunks(size);
     loop {
-        // tokio gives a task only so many reads before it must let others run.
+        // Yield, because tokio limits the number of reads per poll of a task.
         tokio::task::yield_now().await;
         match pieces.next() {
             Some(piece) => client.write_all(piece).await.unwrap(),
@@ -31,7 +31,7 @@ async fn guarded(bytes: &[u8], size: usize) -> (Vec<u8>, Option<Violation>, Opti
                 }
             }
         };
-        // Reads as long as there is something to read; a guard that holds bytes back is given more.
+        // Read as long as bytes are available; when the guard waits for more, write the next chunk.
         let mut read = std::pin::pin!(read);
         let more = std::future::poll_fn(|cx| match read.as_mut().poll(cx) {
             Poll::Ready(more) => Poll::Ready(more),
@@ -50,8 +50,8 @@ async fn guarded(bytes: &[u8], size: usize) -> (Vec<u8>, Option<Violation>, Opti
 async fn refuses(request: &str, expected: Violation) {
     for size in [1, 7, 1 << 16] {
         let (out, violation, _) = guarded(request.as_bytes(), size).await;
-        assert_eq!(violation, Some(expected), "{request:?} in pieces of {size}");
-        // Nothing of a refused head goes on, and nothing behind it.
+        assert_eq!(violation, Some(expected), "{request:?} in chunks of {size}");
+        // No byte of a refused head is delivered, and nothing after it.
         assert!(
             out.is_empty() || out == STAND_IN || !request.starts_with("GET /refused"),
             "{:?}",
@@ -66,18 +66,18 @@ async fn passes(request: &str) {
         assert_eq!(
             (violation, failed),
             (None, None),
-            "{request:?} in pieces of {size}"
+            "{request:?} in chunks of {size}"
         );
         assert_eq!(
             String::from_utf8_lossy(&out),
             request,
-            "in pieces of {size}"
+            "in chunks of {size}"
         );
     }
 }
 
 #[tokio::test]
-async fn what_every_server_reads_alike_goes_on_unchanged() {
+async fn unambiguous_requests_pass_unchanged() {
     for request in [
         "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET /a?b=c HTTP/1.0\r\nHost: a\r\n\r\n",
@@ -93,9 +93,9 @@ async fn what_every_server_reads_alike_goes_on_unchanged() {
     }
 }
 
-/// What one server reads so and another otherwise: the smuggling corpus.
+/// The smuggling corpus: requests that servers interpret differently.
 #[tokio::test]
-async fn what_could_be_read_in_two_ways_is_refused() {
+async fn ambiguous_requests_are_refused() {
     use Violation as V;
     let get = |fields: &str| format!("GET /refused HTTP/1.1\r\n{fields}\r\n");
     let post = |fields: &str| {
@@ -176,7 +176,7 @@ async fn what_could_be_read_in_two_ways_is_refused() {
         (get(""), V::Host),
         (get("Host: a\r\nHost: a\r\n"), V::Host),
         (get("Host: a\r\nhost: b\r\n"), V::Host),
-        // What may come once
+        // Fields that must be unique
         (
             get("Host: a\r\nAuthorization: Bearer a\r\nAuthorization: Bearer b\r\n"),
             V::Repeated,
@@ -267,7 +267,7 @@ async fn what_could_be_read_in_two_ways_is_refused() {
 }
 
 #[tokio::test]
-async fn a_chunked_body_that_breaks_its_form_ends_in_an_error() {
+async fn a_malformed_chunked_body_ends_in_an_error() {
     use Violation as V;
     let with = |body: &str| {
         format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}")
@@ -294,8 +294,8 @@ async fn a_chunked_body_that_breaks_its_form_ends_in_an_error() {
     ] {
         for size in [1, 7, 1 << 16] {
             let (_, violation, failed) = guarded(with(body).as_bytes(), size).await;
-            // In one piece the head has not gone to the service yet, so the whole message is refused.
-            assert_eq!(violation, Some(expected), "{body:?} in pieces of {size}");
+            // In one chunk the head was not delivered yet, so the whole message is refused.
+            assert_eq!(violation, Some(expected), "{body:?} in chunks of {size}");
             assert!(failed.is_none_or(|kind| kind == io::ErrorKind::InvalidData));
         }
     }
@@ -310,7 +310,7 @@ async fn a_chunked_body_that_breaks_its_form_ends_in_an_error() {
 }
 
 #[tokio::test]
-async fn sizes_are_bounded_before_their_end_is_seen() {
+async fn sizes_are_limited_before_the_end_arrives() {
     let long = format!(
         "GET /{} HTTP/1.1\r\nHost: a\r\n\r\n",
         "a".repeat(MAX_TARGET)
@@ -333,7 +333,7 @@ async fn sizes_are_bounded_before_their_end_is_seen() {
 }
 
 #[tokio::test]
-async fn what_follows_an_upgrade_is_held_until_the_answer_is_known() {
+async fn bytes_after_an_upgrade_wait_for_the_response() {
     let ask = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n";
     for (switched, follows) in [
         (true, "\x01\x02\nraw"),
@@ -349,7 +349,7 @@ async fn what_follows_an_upgrade_is_held_until_the_answer_is_known() {
         let read = strict.read(&mut space).await.unwrap();
         assert_eq!(&space[..read], ask.as_bytes());
         let held = futures_util::poll!(std::pin::pin!(strict.read(&mut space)));
-        assert!(held.is_pending(), "nothing is read before the answer");
+        assert!(held.is_pending(), "nothing is read before the response");
         guard.answered(1, switched);
         let read = strict.read(&mut space).await.unwrap();
         assert_eq!(&space[..read], follows.as_bytes());
@@ -358,7 +358,7 @@ async fn what_follows_an_upgrade_is_held_until_the_answer_is_known() {
 }
 
 #[tokio::test]
-async fn after_a_refused_upgrade_the_next_bytes_are_judged_as_a_request() {
+async fn after_a_refused_upgrade_the_next_bytes_are_validated_as_a_request() {
     let (mut client, server) = duplex(1 << 16);
     let (mut strict, guard) = GuardedStream::new(server, Vec::new());
     let ask = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nnot http\r\n\r\n";
@@ -377,7 +377,7 @@ async fn after_a_refused_upgrade_the_next_bytes_are_judged_as_a_request() {
 }
 
 #[tokio::test]
-async fn a_head_that_is_begun_and_not_ended_is_given_up() {
+async fn a_head_that_does_not_end_in_time_is_refused() {
     let (mut client, server) = duplex(1 << 16);
     let (mut strict, guard) = GuardedStream::new(server, Vec::new());
     strict.head_time = Duration::from_millis(10);
@@ -392,7 +392,7 @@ async fn a_head_that_is_begun_and_not_ended_is_given_up() {
 }
 
 #[tokio::test]
-async fn the_answer_to_an_earlier_request_decides_nothing_about_an_upgrade() {
+async fn the_response_to_an_earlier_request_does_not_affect_an_upgrade() {
     let (mut client, server) = duplex(1 << 16);
     let (mut strict, guard) = GuardedStream::new(server, Vec::new());
     let first = "GET /first HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -417,7 +417,7 @@ mod property {
 
     use super::*;
 
-    /// Pieces that smuggling is made of.
+    /// Building blocks of smuggling attempts.
     fn piece() -> impl Strategy<Value = String> {
         prop_oneof![
             Just("Content-Length: 3\r\n".to_owned()),
@@ -436,51 +436,51 @@ mod property {
     }
 
     proptest! {
-        /// However bytes are cut, the guard says the same of them.
-        #[test]
-        fn how_bytes_arrive_changes_nothing(pieces in prop::collection::vec(piece(), 0..12), size in 1_usize..40) {
-            let text = format!("POST / HTTP/1.1\r\n{}", pieces.concat());
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let (whole, one, _) = runtime.block_on(guarded(text.as_bytes(), 1 << 16));
-            let (cut, other, _) = runtime.block_on(guarded(text.as_bytes(), size));
-            prop_assert_eq!(one, other);
-            if one.is_none() {
-                prop_assert_eq!(whole, cut);
+    /// The result does not depend on how the bytes are split.
+            #[test]
+            fn the_result_does_not_depend_on_chunk_sizes(pieces in prop::collection::vec(piece(), 0..12), size in 1_usize..40) {
+                let text = format!("POST / HTTP/1.1\r\n{}", pieces.concat());
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let (whole, one, _) = runtime.block_on(guarded(text.as_bytes(), 1 << 16));
+                let (cut, other, _) = runtime.block_on(guarded(text.as_bytes(), size));
+                prop_assert_eq!(one, other);
+                if one.is_none() {
+                    prop_assert_eq!(whole, cut);
+                }
+            }
+
+    /// httparse reads every valid head with the same fields and the same end.
+            #[test]
+            fn another_parser_reads_valid_heads_the_same_way(pieces in prop::collection::vec(piece(), 0..12)) {
+                let text = format!("POST / HTTP/1.1\r\nHost: b\r\n{}\r\n", pieces.concat());
+                let bytes = text.as_bytes();
+                if let Ok(Some(end)) = find_end(bytes, 0)
+                    && let Ok(head) = parse(&bytes[..end])
+                {
+                    let mut fields = [httparse::EMPTY_HEADER; 128];
+                    let mut request = httparse::Request::new(&mut fields);
+                    let read = request.parse(bytes).unwrap();
+                    prop_assert_eq!(read, httparse::Status::Complete(end));
+                    let of = |name: &str| {
+                        request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case(name)).count()
+                    };
+                    prop_assert_eq!(of("host"), 1);
+                    prop_assert!(of("content-length") + of("transfer-encoding") <= 1);
+                    prop_assert_eq!(head.framing == Framing::Chunked, of("transfer-encoding") == 1);
+                }
+            }
+
+    /// No input causes a panic.
+            #[test]
+            fn no_input_causes_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..512), size in 1_usize..64) {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(guarded(&bytes, size));
             }
         }
-
-        /// A head that passes is one that httparse reads, with the same fields and nothing left over.
-        #[test]
-        fn what_passes_is_read_alike_by_another_parser(pieces in prop::collection::vec(piece(), 0..12)) {
-            let text = format!("POST / HTTP/1.1\r\nHost: b\r\n{}\r\n", pieces.concat());
-            let bytes = text.as_bytes();
-            if let Ok(Some(end)) = find_end(bytes, 0)
-                && let Ok(head) = parse(&bytes[..end])
-            {
-                let mut fields = [httparse::EMPTY_HEADER; 128];
-                let mut request = httparse::Request::new(&mut fields);
-                let read = request.parse(bytes).unwrap();
-                prop_assert_eq!(read, httparse::Status::Complete(end));
-                let of = |name: &str| {
-                    request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case(name)).count()
-                };
-                prop_assert_eq!(of("host"), 1);
-                prop_assert!(of("content-length") + of("transfer-encoding") <= 1);
-                prop_assert_eq!(head.framing == Framing::Chunked, of("transfer-encoding") == 1);
-            }
-        }
-
-        /// No bytes whatever make it panic.
-        #[test]
-        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..512), size in 1_usize..64) {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(guarded(&bytes, size));
-        }
-    }
 }
 
 #[test]
-fn a_target_that_passes_is_one_that_the_library_reads() {
+fn every_valid_target_is_a_uri_for_the_http_crate() {
     let mut passed = 0;
     for byte in 0_u8..=255 {
         let byte = [byte];

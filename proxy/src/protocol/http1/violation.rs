@@ -1,20 +1,20 @@
-/// What a message on the wire breaks. Each leads to an answer that closes the connection.
+/// The rule that a message violates. Each violation leads to a response that closes the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Violation {
-    /// A line ends in LF alone, or CR stands elsewhere than before LF (RFC 9112 §2.2).
+    /// A line ends in a bare LF, or contains a bare CR (RFC 9112 §2.2).
     LineEnd = 1,
     /// The request line is not `method SP target SP version` (RFC 9112 §3).
     RequestLine,
     /// A version other than HTTP/1.1 and HTTP/1.0.
     Version,
-    /// The request target has a form that its method does not allow, or a byte that no URI has (RFC 9112 §3.2).
+    /// The request target has a form that its method does not allow, or a byte that is not valid in a URI (RFC 9112 §3.2).
     Target,
     /// The request target is longer than 8 KiB.
     TargetTooLong,
-    /// A field name is empty, is no token, holds `_`, or is followed by space (RFC 9112 §5.1).
+    /// A field name is empty, is not a token, contains `_`, or is followed by a space (RFC 9112 §5.1).
     FieldName,
-    /// A control byte in a field value (RFC 9110 §5.5).
+    /// A control character in a field value (RFC 9110 §5.5).
     FieldValue,
     /// A folded line (RFC 9112 §5.2).
     Folded,
@@ -24,7 +24,7 @@ pub enum Violation {
     TooManyFields,
     /// No `Host`, or more than one (RFC 9112 §3.2).
     Host,
-    /// A field that may come once came twice.
+    /// A field that must be unique is repeated.
     Repeated,
     /// `Content-Length` with a sign, a leading zero, a list, or no digits (RFC 9112 §6.3).
     ContentLength,
@@ -32,13 +32,13 @@ pub enum Violation {
     TransferEncoding,
     /// `Content-Length` beside `Transfer-Encoding` (RFC 9112 §6.3).
     LengthAndEncoding,
-    /// A chunk's size, extension or end (RFC 9112 §7.1).
+    /// A malformed chunk size, extension or end (RFC 9112 §7.1).
     Chunk,
     /// More than 16 KiB of chunk extensions in one body.
     ChunkExtensions,
-    /// A trailer that is malformed, too large, or must not be one (RFC 9110 §6.5.1).
+    /// A trailer that is malformed, too large, or not allowed as a trailer (RFC 9110 §6.5.1).
     Trailer,
-    /// The head was begun and not finished in time.
+    /// The head was not complete in time.
     Timeout,
 }
 
@@ -69,7 +69,7 @@ impl Violation {
         Self::ALL.into_iter().find(|one| *one as u8 == code)
     }
 
-    /// What was wrong, for the caller; never what it sent.
+    /// The violation as a sentence for the caller; it never quotes the request.
     pub const fn sentence(self) -> &'static str {
         match self {
             Self::LineEnd => "a line does not end in CR LF, or contains a bare CR",
