@@ -1,0 +1,68 @@
+use std::{
+    io::Write,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+/// An access log that can be waited for.
+#[derive(Clone)]
+pub(crate) struct Log {
+    text: Arc<Mutex<Vec<u8>>>,
+    grown: watch::Sender<usize>,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            text: Arc::default(),
+            grown: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.text.lock().unwrap().extend_from_slice(bytes);
+        self.grown.send_modify(|size| *size += bytes.len());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    pub(crate) fn lines(&self) -> Vec<serde_json::Value> {
+        let text = self.text.lock().unwrap();
+        text.split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice(line).expect("a line is one JSON object"))
+            .collect()
+    }
+
+    /// The first line that fits, as soon as it is there.
+    pub(crate) async fn line(
+        &self,
+        fits: impl Fn(&serde_json::Value) -> bool,
+    ) -> serde_json::Value {
+        let mut grown = self.grown.subscribe();
+        loop {
+            grown.mark_unchanged();
+            if let Some(line) = self.lines().into_iter().find(|line| fits(line)) {
+                return line;
+            }
+            let waited = tokio::time::timeout(Duration::from_secs(5), grown.changed()).await;
+            waited
+                .unwrap_or_else(|_| panic!("no such line among {:#?}", self.lines()))
+                .unwrap();
+        }
+    }
+
+    /// The line of this path.
+    pub(crate) async fn of(&self, path: &str) -> serde_json::Value {
+        self.line(|line| line["path"] == path).await
+    }
+}

@@ -1,0 +1,121 @@
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
+
+use merlon_certs::MeshTls;
+use merlon_config::live::Live;
+use tokio::net::TcpListener;
+
+use super::{Log, State};
+use crate::{
+    config::AccessLogMode,
+    inbound,
+    protocol::{address_claims::Claims, sockets},
+    request::local::WorkerContext,
+    state::{
+        destinations::Destinations,
+        jwks_cache::JwksCache,
+        readiness::Readiness,
+        shared::{Shared, Shutdown},
+    },
+    telemetry::{
+        access_log::AccessLog, decision_log::DecisionLog, metrics::worker::WorkerMetrics,
+        spans::Spans,
+    },
+    worker::{self, Worker},
+};
+
+/// A worker with its listeners, on the test's own thread.
+pub(crate) struct Node {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) metrics: Arc<WorkerMetrics>,
+    pub(crate) inbound: SocketAddr,
+    pub(crate) outbound: SocketAddr,
+    pub(crate) log: Log,
+    pub(crate) shutdown: Shutdown,
+    /// Where it asks for destinations; kept open, never answered.
+    _asked: Box<dyn std::any::Any>,
+}
+
+impl Node {
+    pub(crate) fn start(identity: Option<Arc<MeshTls>>, state: &State) -> Self {
+        let (destinations, asked) = Destinations::new();
+        let (keys, refetches) = JwksCache::new();
+        let metrics = Arc::new(WorkerMetrics::default());
+        let shared = Arc::new(Shared {
+            snapshot: Live::new(Some(Arc::new(state.compile()))),
+            has_identity: identity.is_some(),
+            identity: Live::new(identity),
+            keys,
+            destinations,
+            decisions: DecisionLog::new(state.identity),
+            egress: crate::telemetry::egress_log::EgressLog::default(),
+            spans: Spans::default(),
+            listeners: Claims::default(),
+            readiness: Readiness::default(),
+            access_log: AccessLogMode::All,
+        });
+        // Nobody knows more destinations than the snapshot does.
+        let mut asked = asked;
+        tokio::task::spawn_local(async move {
+            while let Some(ask) = asked.recv().await {
+                let _ = ask
+                    .answer
+                    .send(Err(crate::state::destinations::LookupError::Unknown));
+            }
+        });
+        let localhost = "127.0.0.1:0".parse().unwrap();
+        let (inbound, outbound) = (
+            sockets::bind_all(localhost, 1).unwrap().remove(0),
+            sockets::bind_all(localhost, 1).unwrap().remove(0),
+        );
+        let log = Log::default();
+        let node = Self {
+            shared: Arc::clone(&shared),
+            metrics: Arc::clone(&metrics),
+            inbound: inbound.local_addr().unwrap(),
+            outbound: outbound.local_addr().unwrap(),
+            log: log.clone(),
+            shutdown: Shutdown::default(),
+            _asked: Box::new(refetches),
+        };
+        let shutdown = node.shutdown.clone();
+        let (inbound, outbound) = (vec![inbound], vec![outbound]);
+        let worker = Worker {
+            index: 0,
+            shared,
+            metrics,
+            inbound,
+            outbound,
+            interception: false,
+            shutdown,
+        };
+        tokio::task::spawn_local(worker::run_with_log(worker, AccessLog::to(log)));
+        node
+    }
+
+    /// An address whose connections come to it as rules of interception lead them there from a port of the program.
+    pub(crate) async fn led_from(&self, port: u16) -> SocketAddr {
+        // Another address than the caller's own, which it would dial at the proxy's port.
+        let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let local = Rc::new(WorkerContext::new(
+            0,
+            Arc::clone(&self.shared),
+            Arc::clone(&self.metrics),
+            AccessLog::to(self.log.clone()),
+            self.shutdown.clone(),
+        ));
+        tokio::task::spawn_local(async move {
+            while let Ok((stream, from)) = listener.accept().await {
+                let led = inbound::handle_redirected(Rc::clone(&local), stream, from, Some(port));
+                tokio::task::spawn_local(led);
+            }
+        });
+        address
+    }
+
+    pub(crate) fn take(&self, state: &State) {
+        self.shared
+            .snapshot
+            .publish(Some(Arc::new(state.compile())));
+    }
+}

@@ -1,0 +1,40 @@
+use super::{Ca, Node, Program, State, destination, service};
+
+/// `shop/web` calls `shop/orders`, each with its proxy.
+pub(crate) struct Pair {
+    pub(crate) ca: Ca,
+    pub(crate) web: Node,
+    pub(crate) orders: Node,
+    pub(crate) web_state: State,
+}
+
+impl Pair {
+    /// Port 80 of `shop/orders` is `program`, under `policies`.
+    pub(crate) fn new(program: &Program, protocol: &str, policies: &str) -> Self {
+        Self::with(
+            service("shop/orders", 80, program.port(), protocol, policies),
+            protocol,
+        )
+    }
+
+    pub(crate) fn with(service: serde_json::Value, protocol: &str) -> Self {
+        let ca = Ca::new();
+        let orders_state = State::of("shop/orders").serving(service);
+        let orders = Node::start(Some(ca.identity("shop/orders")), &orders_state);
+        let to = destination(
+            "shop/orders",
+            80,
+            protocol,
+            orders.inbound,
+            Some("shop/orders"),
+        );
+        let web_state = State::of("shop/web").calling(to);
+        let web = Node::start(Some(ca.identity("shop/web")), &web_state);
+        Self {
+            ca,
+            web,
+            orders,
+            web_state,
+        }
+    }
+}
