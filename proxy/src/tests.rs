@@ -1,4 +1,4 @@
-//! The request path on real sockets: workers as they run, programs behind them, callers in front.
+//! Whole-proxy tests on real sockets: real workers, programs behind them and clients in front.
 
 mod control;
 pub(crate) mod control_plane;

@@ -1,4 +1,4 @@
-//! Identity and push together, against a control plane that can be told to misbehave.
+//! Identity and discovery together, against a fake control plane that can misbehave.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -6,7 +6,7 @@ use merlon_api::JoinToken;
 use merlon_config::snapshot::{AddressState, ResourceKind, Version};
 
 use super::{
-    control_plane::{Issuing, StandIn},
+    control_plane::{FakeControlPlane, Issuing},
     fixtures::{self, key, manifest, resources},
 };
 use crate::{
@@ -41,7 +41,7 @@ impl Drop for Proxy {
 
 impl Proxy {
     fn start(address: &url::Url, token: Option<JoinToken>, dir: Option<Arc<StateDir>>) -> Self {
-        let (shared, asked) = fixtures::shared();
+        let (shared, lookups) = fixtures::shared();
         let metrics = Arc::new(Metrics::default());
         let freshness = SnapshotAge::default();
         let root_namespace = "merlon-system".parse().unwrap();
@@ -76,7 +76,10 @@ impl Proxy {
             shared: Arc::clone(&shared),
             metrics: Arc::clone(&metrics),
         });
-        let tasks = vec![tokio::spawn(keeper.run()), tokio::spawn(follow.run(asked))];
+        let tasks = vec![
+            tokio::spawn(keeper.run()),
+            tokio::spawn(follow.run(lookups)),
+        ];
         Self {
             shared,
             metrics,
@@ -86,7 +89,7 @@ impl Proxy {
         }
     }
 
-    fn of(control_plane: &StandIn) -> Self {
+    fn join(control_plane: &FakeControlPlane) -> Self {
         Self::start(
             &control_plane.address,
             Some(control_plane.join_token()),
@@ -110,16 +113,13 @@ impl Proxy {
             .map(|tls| tls.svid().serial.clone())
     }
 
-    async fn enforces(&self, state: &Resources) {
+    async fn wait_for_snapshot(&self, state: &Resources) {
         let version = manifest(state).0;
-        until("the state in force", || {
-            self.version().as_ref() == Some(&version)
-        })
-        .await;
+        until("the snapshot", || self.version().as_ref() == Some(&version)).await;
     }
 
-    /// Ends it and everything that it holds, so that another may take its state directory.
-    async fn end(mut self) {
+    /// Stops its tasks and releases its state directory.
+    async fn stop(mut self) {
         for task in self.tasks.drain(..) {
             task.abort();
             let _ = task.await;
@@ -135,11 +135,11 @@ async fn until(what: &str, done: impl Fn() -> bool) {
     });
     waited
         .await
-        .unwrap_or_else(|_| panic!("{what} did not happen"));
+        .unwrap_or_else(|_| panic!("timed out after 20 s: waiting for {what}"));
 }
 
-/// An address where nobody listens.
-async fn nowhere() -> url::Url {
+/// An address without a listener.
+async fn unreachable_address() -> url::Url {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("https://{}", listener.local_addr().unwrap())
         .parse()
@@ -151,11 +151,11 @@ fn open(path: &Path) -> Arc<StateDir> {
 }
 
 #[tokio::test]
-async fn a_join_token_leads_to_a_certificate_and_that_to_a_state() {
+async fn a_proxy_with_a_join_token_obtains_a_certificate_and_then_a_snapshot() {
     let state = resources(&[]);
-    let control_plane = StandIn::start(state.clone());
-    let proxy = Proxy::of(&control_plane);
-    proxy.enforces(&state).await;
+    let control_plane = FakeControlPlane::start(state.clone());
+    let proxy = Proxy::join(&control_plane);
+    proxy.wait_for_snapshot(&state).await;
     assert!(proxy.shared.readiness.is_ready());
     let version = manifest(&state).0.to_string();
     until("the report", || {
@@ -169,11 +169,11 @@ async fn a_join_token_leads_to_a_certificate_and_that_to_a_state() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_not_what_was_asked_for_is_never_used() {
+async fn a_certificate_that_does_not_match_the_request_is_never_used() {
     for wrong in [Issuing::OtherIdentity, Issuing::OtherRoot, Issuing::Refuse] {
-        let control_plane = StandIn::start(resources(&[]));
+        let control_plane = FakeControlPlane::start(resources(&[]));
         *control_plane.script.issuing.lock().unwrap() = wrong;
-        let proxy = Proxy::of(&control_plane);
+        let proxy = Proxy::join(&control_plane);
         until("the refusal", || {
             proxy.metrics.issues.value(FetchResult::Failed) > 0
         })
@@ -188,9 +188,9 @@ async fn a_certificate_that_is_not_what_was_asked_for_is_never_used() {
 }
 
 #[tokio::test]
-async fn a_control_plane_with_another_root_than_the_tokens_learns_no_token() {
-    let control_plane = StandIn::start(resources(&[]));
-    let other = StandIn::start(resources(&[]));
+async fn a_join_token_is_not_sent_to_a_control_plane_with_another_root() {
+    let control_plane = FakeControlPlane::start(resources(&[]));
+    let other = FakeControlPlane::start(resources(&[]));
     let proxy = Proxy::start(&control_plane.address, Some(other.join_token()), None);
     until("the failure", || {
         proxy.metrics.issues.value(FetchResult::Failed) > 0
@@ -200,38 +200,42 @@ async fn a_control_plane_with_another_root_than_the_tokens_learns_no_token() {
 }
 
 #[tokio::test]
-async fn a_restarted_proxy_comes_back_while_the_control_plane_is_away() {
+async fn a_restarted_proxy_restores_its_state_while_the_control_plane_is_unreachable() {
     let folder = tempfile::tempdir().unwrap();
     let state = resources(&["shop/payments"]);
-    let control_plane = StandIn::start(state.clone());
+    let control_plane = FakeControlPlane::start(state.clone());
     let dir = open(folder.path());
     let proxy = Proxy::start(
         &control_plane.address,
         Some(control_plane.join_token()),
         Some(Arc::clone(&dir)),
     );
-    proxy.enforces(&state).await;
-    until("keeping", || {
+    proxy.wait_for_snapshot(&state).await;
+    until("the saved state", || {
         proxy.metrics.persists.value(FetchResult::Ok) >= 2
     })
     .await;
     let serial = proxy.serial();
-    proxy.end().await;
+    proxy.stop().await;
     drop(control_plane);
     drop(dir);
 
-    let proxy = Proxy::start(&nowhere().await, None, Some(open(folder.path())));
+    let proxy = Proxy::start(
+        &unreachable_address().await,
+        None,
+        Some(open(folder.path())),
+    );
 
-    proxy.enforces(&state).await;
+    proxy.wait_for_snapshot(&state).await;
     until("the identity", || proxy.serial() == serial).await;
     until("readiness", || proxy.shared.readiness.is_ready()).await;
 }
 
 #[tokio::test]
-async fn a_proxy_that_comes_back_is_sent_only_what_it_lacks_and_its_token_is_not_used_again() {
+async fn a_restarted_proxy_fetches_only_missing_resources_and_does_not_reuse_its_join_token() {
     let folder = tempfile::tempdir().unwrap();
     let state = resources(&[]);
-    let control_plane = StandIn::start(state.clone());
+    let control_plane = FakeControlPlane::start(state.clone());
     let start = |dir| {
         Proxy::start(
             &control_plane.address,
@@ -240,17 +244,17 @@ async fn a_proxy_that_comes_back_is_sent_only_what_it_lacks_and_its_token_is_not
         )
     };
     let proxy = start(open(folder.path()));
-    proxy.enforces(&state).await;
-    until("keeping", || {
+    proxy.wait_for_snapshot(&state).await;
+    until("the saved state", || {
         proxy.metrics.persists.value(FetchResult::Ok) >= 2
     })
     .await;
-    proxy.end().await;
+    proxy.stop().await;
     control_plane.script.requests.lock().unwrap().clear();
 
     let proxy = start(open(folder.path()));
 
-    proxy.enforces(&state).await;
+    proxy.wait_for_snapshot(&state).await;
     until("the subscription", || {
         control_plane.script.requests.lock().unwrap().len() >= 4
     })
@@ -262,18 +266,18 @@ async fn a_proxy_that_comes_back_is_sent_only_what_it_lacks_and_its_token_is_not
         );
         assert!(
             request.response_nonce.is_empty(),
-            "nothing was sent, so nothing is acknowledged"
+            "no response was sent, so none is acknowledged"
         );
     }
     assert_eq!(control_plane.script.evidence.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]
-async fn a_renewal_takes_a_new_key_and_changes_the_certificate_in_place() {
-    let control_plane = StandIn::start(resources(&[]));
-    // Half of the life is two seconds away.
+async fn a_renewal_replaces_the_certificate_and_authenticates_with_the_old_one() {
+    let control_plane = FakeControlPlane::start(resources(&[]));
+    // Renewal starts at half of the lifetime: in two seconds.
     *control_plane.script.issuing.lock().unwrap() = Issuing::For(Duration::from_secs(4));
-    let proxy = Proxy::of(&control_plane);
+    let proxy = Proxy::join(&control_plane);
     until("the first certificate", || proxy.serial().is_some()).await;
     let first = proxy.serial();
     *control_plane.script.issuing.lock().unwrap() = Issuing::For(Duration::from_secs(3_600));
@@ -283,28 +287,28 @@ async fn a_renewal_takes_a_new_key_and_changes_the_certificate_in_place() {
     let evidence = control_plane.script.evidence.lock().unwrap();
     assert!(
         evidence.len() == 2 && evidence[0].is_some() && evidence[1].is_none(),
-        "renewed by certificate"
+        "the renewal authenticates with the certificate"
     );
 }
 
 #[tokio::test]
-async fn people_can_ask_for_a_renewal_now() {
-    let control_plane = StandIn::start(resources(&[]));
-    let proxy = Proxy::of(&control_plane);
+async fn an_operator_can_request_a_renewal() {
+    let control_plane = FakeControlPlane::start(resources(&[]));
+    let proxy = Proxy::join(&control_plane);
     until("the first certificate", || proxy.serial().is_some()).await;
     let first = proxy.serial().unwrap();
-    let (asker, answer) = tokio::sync::oneshot::channel();
-    proxy.renew.send(asker).await.unwrap();
+    let (reply, answer) = tokio::sync::oneshot::channel();
+    proxy.renew.send(reply).await.unwrap();
     let (old, new) = answer.await.unwrap().unwrap();
     assert_eq!((old, new), (first, proxy.serial().unwrap()));
 }
 
 #[tokio::test]
-async fn resources_with_another_hash_are_refused_and_the_old_state_stays() {
+async fn resources_whose_hash_differs_are_rejected_and_the_old_state_stays() {
     let before = resources(&[]);
-    let control_plane = StandIn::start(before.clone());
-    let proxy = Proxy::of(&control_plane);
-    proxy.enforces(&before).await;
+    let control_plane = FakeControlPlane::start(before.clone());
+    let proxy = Proxy::join(&control_plane);
+    proxy.wait_for_snapshot(&before).await;
 
     *control_plane.script.corrupt.lock().unwrap() = true;
     control_plane.script.requests.lock().unwrap().clear();
@@ -324,12 +328,12 @@ async fn resources_with_another_hash_are_refused_and_the_old_state_stays() {
 }
 
 #[tokio::test]
-async fn a_state_that_does_not_compile_is_refused_with_the_reason_and_a_good_one_is_taken_after_it()
-{
+async fn a_state_that_does_not_compile_is_rejected_with_the_reason_and_a_later_valid_one_is_applied()
+ {
     let before = resources(&[]);
-    let control_plane = StandIn::start(before.clone());
-    let proxy = Proxy::of(&control_plane);
-    proxy.enforces(&before).await;
+    let control_plane = FakeControlPlane::start(before.clone());
+    let proxy = Proxy::join(&control_plane);
+    proxy.wait_for_snapshot(&before).await;
 
     let mut broken = before.clone();
     let json = r#"{"name":"shop/orders","policies":[{"name":"shop/orders","origin":"orders.cedar:1:1","text":"permit (oops"}]}"#;
@@ -352,24 +356,24 @@ async fn a_state_that_does_not_compile_is_refused_with_the_reason_and_a_good_one
 
     let after = resources(&["shop/payments"]);
     control_plane.script.state.send_replace(after.clone());
-    proxy.enforces(&after).await;
+    proxy.wait_for_snapshot(&after).await;
 }
 
 #[tokio::test]
-async fn a_destination_is_asked_for_on_first_use_once_for_all_who_ask() {
-    let control_plane = StandIn::start(resources(&[]));
+async fn concurrent_first_lookups_of_a_destination_share_one_subscription() {
+    let control_plane = FakeControlPlane::start(resources(&[]));
     *control_plane.script.known.lock().unwrap() = resources(&["shop/payments"]);
-    let proxy = Proxy::of(&control_plane);
+    let proxy = Proxy::join(&control_plane);
     let name = "shop/payments"
         .parse::<merlon_config::name::ServiceName>()
         .unwrap();
-    // Also before there is a certificate: they wait.
-    let asking = (0..20).map(|_| proxy.shared.destinations.ask(name.clone()));
-    for answer in futures_util::future::join_all(asking).await {
+    // Lookups wait until there is a certificate.
+    let lookups = (0..20).map(|_| proxy.shared.destinations.ask(name.clone()));
+    for answer in futures_util::future::join_all(lookups).await {
         assert_eq!(answer.unwrap().name, name);
     }
-    let asked = control_plane.script.requests.lock().unwrap();
-    let subscriptions = asked
+    let requests = control_plane.script.requests.lock().unwrap();
+    let subscriptions = requests
         .iter()
         .flat_map(|request| &request.resource_names_subscribe);
     assert_eq!(
@@ -381,8 +385,8 @@ async fn a_destination_is_asked_for_on_first_use_once_for_all_who_ask() {
 }
 
 #[tokio::test]
-async fn what_is_at_an_address_is_asked_for_and_found_with_the_service_behind_it() {
-    let control_plane = StandIn::start(resources(&[]));
+async fn an_address_lookup_returns_the_service_behind_the_address() {
+    let control_plane = FakeControlPlane::start(resources(&[]));
     let mut known = resources(&["shop/payments"]);
     let address = r#"{"service":{"service":"shop/payments","port":80}}"#;
     known.insert(
@@ -393,13 +397,13 @@ async fn what_is_at_an_address_is_asked_for_and_found_with_the_service_behind_it
         },
     );
     *control_plane.script.known.lock().unwrap() = known;
-    let proxy = Proxy::of(&control_plane);
-    let found = proxy
+    let proxy = Proxy::join(&control_plane);
+    let lookup = proxy
         .shared
         .destinations
         .ask_address("10.9.0.1:80".parse().unwrap());
     assert_eq!(
-        found.await.unwrap(),
+        lookup.await.unwrap(),
         AddressState::Service {
             service: "shop/payments".parse().unwrap(),
             port: 80,
@@ -410,25 +414,25 @@ async fn what_is_at_an_address_is_asked_for_and_found_with_the_service_behind_it
 }
 
 #[tokio::test]
-async fn nobody_is_outside_while_nobody_can_be_asked() {
-    let away = Proxy::start(
-        &nowhere().await,
-        Some(StandIn::start(resources(&[])).join_token()),
+async fn an_address_is_not_external_while_the_control_plane_is_unreachable() {
+    let offline = Proxy::start(
+        &unreachable_address().await,
+        Some(FakeControlPlane::start(resources(&[])).join_token()),
         None,
     );
-    let asked = away
+    let lookup = offline
         .shared
         .destinations
         .ask_address("192.0.2.1:443".parse().unwrap());
-    assert_eq!(asked.await.unwrap_err(), LookupError::Unavailable);
+    assert_eq!(lookup.await.unwrap_err(), LookupError::Unavailable);
 }
 
 #[tokio::test]
-async fn a_destination_that_does_not_exist_is_unknown_and_one_that_nobody_can_tell_of_is_unavailable()
+async fn a_missing_destination_is_unknown_and_any_is_unavailable_while_the_control_plane_is_unreachable()
  {
-    let control_plane = StandIn::start(resources(&[]));
-    let proxy = Proxy::of(&control_plane);
-    proxy.enforces(&resources(&[])).await;
+    let control_plane = FakeControlPlane::start(resources(&[]));
+    let proxy = Proxy::join(&control_plane);
+    proxy.wait_for_snapshot(&resources(&[])).await;
     let ask = || {
         proxy
             .shared
@@ -439,11 +443,15 @@ async fn a_destination_that_does_not_exist_is_unknown_and_one_that_nobody_can_te
     assert_eq!(
         ask().await.unwrap_err(),
         LookupError::Unknown,
-        "remembered for a moment"
+        "the negative answer is cached"
     );
 
-    let away = Proxy::start(&nowhere().await, Some(control_plane.join_token()), None);
-    let answer = away
+    let offline = Proxy::start(
+        &unreachable_address().await,
+        Some(control_plane.join_token()),
+        None,
+    );
+    let answer = offline
         .shared
         .destinations
         .ask("shop/payments".parse().unwrap())
@@ -452,17 +460,17 @@ async fn a_destination_that_does_not_exist_is_unknown_and_one_that_nobody_can_te
 }
 
 #[tokio::test]
-async fn a_state_ages_only_once_the_control_plane_is_away() {
+async fn the_snapshot_age_grows_only_after_the_control_plane_disconnects() {
     let state = resources(&[]);
-    let control_plane = StandIn::start(state.clone());
-    let proxy = Proxy::of(&control_plane);
-    proxy.enforces(&state).await;
-    until("being current", || proxy.metrics.connected.value() == 1).await;
+    let control_plane = FakeControlPlane::start(state.clone());
+    let proxy = Proxy::join(&control_plane);
+    proxy.wait_for_snapshot(&state).await;
+    until("the connection", || proxy.metrics.connected.value() == 1).await;
     drop(control_plane);
     until("the end of the stream", || {
         proxy.metrics.connected.value() == 0
     })
     .await;
-    until("ageing", || proxy.freshness.age() >= 1).await;
+    until("the age to grow", || proxy.freshness.age() >= 1).await;
     assert_eq!(proxy.version(), Some(manifest(&state).0));
 }

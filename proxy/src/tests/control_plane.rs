@@ -1,4 +1,4 @@
-//! A control plane that can be told to misbehave, over real mutual TLS.
+//! A fake control plane over real mutual TLS, with faults that tests switch on.
 
 use std::{
     pin::Pin,
@@ -39,41 +39,41 @@ use tonic::{Request, Response, Status, Streaming};
 use super::fixtures::{Authority, CONTROL_PLANE, key, manifest};
 use crate::control::assemble::Resources;
 
-/// How the next certificates are issued.
+/// How the fake control plane issues the next certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Issuing {
-    /// As asked, for so long.
+    /// As requested, with this lifetime.
     For(Duration),
-    /// For another identity than the one asked for.
+    /// For another identity than the requested one.
     OtherIdentity,
     /// By a root that is not in the bundle.
     OtherRoot,
-    /// Not at all.
+    /// Refuses the request.
     Refuse,
 }
 
-/// What it is told to do, and what it saw.
+/// Behaviour that a test sets, and the requests received.
 pub(crate) struct Script {
     pub(crate) issuing: Mutex<Issuing>,
     pub(crate) evidence: Mutex<Vec<Option<String>>>,
     pub(crate) requests: Mutex<Vec<DeltaDiscoveryRequest>>,
-    /// Destinations that exist, sent when asked for.
+    /// Destinations and addresses that exist, sent on request.
     pub(crate) known: Mutex<Resources>,
-    /// Flips a bit in every resource that is sent.
+    /// Flips a bit in every resource sent.
     pub(crate) corrupt: Mutex<bool>,
     pub(crate) reports: Mutex<Vec<InspectReply>>,
     pub(crate) state: watch::Sender<Resources>,
 }
 
-pub(crate) struct StandIn {
+pub(crate) struct FakeControlPlane {
     pub(crate) address: url::Url,
     pub(crate) authority: Arc<Authority>,
     pub(crate) script: Arc<Script>,
-    /// Of its own, so that all its connections end with it.
+    /// A runtime of its own: dropping it closes every connection.
     runtime: Option<Runtime>,
 }
 
-impl Drop for StandIn {
+impl Drop for FakeControlPlane {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -81,7 +81,7 @@ impl Drop for StandIn {
     }
 }
 
-impl StandIn {
+impl FakeControlPlane {
     pub(crate) fn start(state: Resources) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -163,7 +163,7 @@ struct Service {
     script: Arc<Script>,
 }
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl Identity for Service {
@@ -204,7 +204,7 @@ impl Identity for Service {
 
 #[tonic::async_trait]
 impl Inspection for Service {
-    type ServeStream = Answers<InspectRequest>;
+    type ServeStream = ResponseStream<InspectRequest>;
 
     async fn serve(
         &self,
@@ -222,7 +222,7 @@ impl Inspection for Service {
 
 #[tonic::async_trait]
 impl AggregatedDiscoveryService for Service {
-    type DeltaAggregatedResourcesStream = Answers<DeltaDiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = ResponseStream<DeltaDiscoveryResponse>;
 
     async fn delta_aggregated_resources(
         &self,
@@ -238,13 +238,13 @@ impl AggregatedDiscoveryService for Service {
                     request = requests.next() => {
                         let Some(Ok(request)) = request else { return };
                         script.requests.lock().unwrap().push(request.clone());
-                        for response in script.answer(&request, &mut nonce) {
+                        for response in script.respond(&request, &mut nonce) {
                             let _ = sender.send(Ok(response)).await;
                         }
                     }
                     changed = states.changed() => {
                         if changed.is_err() { return }
-                        for response in script.everything(&mut nonce) {
+                        for response in script.full_state(&mut nonce) {
                             let _ = sender.send(Ok(response)).await;
                         }
                     }
@@ -256,8 +256,8 @@ impl AggregatedDiscoveryService for Service {
 }
 
 impl Script {
-    /// What was subscribed and is not there already.
-    fn answer(
+    /// The responses to a request: subscribed resources that the proxy does not have yet.
+    fn respond(
         &self,
         request: &DeltaDiscoveryRequest,
         nonce: &mut u32,
@@ -266,16 +266,16 @@ impl Script {
             return Vec::new();
         };
         let has = &request.initial_resource_versions;
-        let lacks = request.resource_names_subscribe.iter().filter(|name| {
+        let missing = request.resource_names_subscribe.iter().filter(|name| {
             let version = self.version(&key(kind, name));
             version.is_none() || has.get(*name) != version.as_ref()
         });
-        let names: Vec<String> = lacks.cloned().collect();
+        let names: Vec<String> = missing.cloned().collect();
         if names.is_empty() {
             return Vec::new();
         }
-        let asked = [ResourceKind::Destination, ResourceKind::Address].contains(&kind);
-        let added = asked && self.add(&names);
+        let on_demand = [ResourceKind::Destination, ResourceKind::Address].contains(&kind);
+        let added = on_demand && self.add_known(&names);
         let mut responses = vec![self.response(kind, &names, nonce)];
         if added {
             responses.push(self.response(
@@ -287,8 +287,8 @@ impl Script {
         responses
     }
 
-    /// Known destinations that are asked for become part of the state.
-    fn add(&self, names: &[String]) -> bool {
+    /// Adds requested destinations and addresses that are known to the state.
+    fn add_known(&self, names: &[String]) -> bool {
         let known = self.known.lock().unwrap();
         let mut added = false;
         self.state.send_if_modified(|state| {
@@ -305,7 +305,7 @@ impl Script {
         added
     }
 
-    fn everything(&self, nonce: &mut u32) -> Vec<DeltaDiscoveryResponse> {
+    fn full_state(&self, nonce: &mut u32) -> Vec<DeltaDiscoveryResponse> {
         let state = self.state.borrow().clone();
         let mut responses = Vec::new();
         for kind in ResourceKind::ALL {

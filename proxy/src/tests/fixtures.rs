@@ -1,4 +1,4 @@
-//! What several of this crate's tests need.
+//! Fixtures shared by several of this crate's tests.
 
 use std::{os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration};
 
@@ -36,7 +36,7 @@ pub(crate) fn orders() -> SpiffeId {
     ORDERS.parse().unwrap()
 }
 
-/// A root of `one.test` that signs what it is told.
+/// A root CA of `one.test` that signs any certificate.
 pub(crate) struct Authority {
     issuer: Issuer<'static, PrivateKey>,
     pub(crate) root: CertificateDer<'static>,
@@ -102,9 +102,9 @@ impl Authority {
     }
 }
 
-/// What workers would share, with nothing in force.
+/// The state that workers share, without a snapshot or an identity.
 pub(crate) fn shared() -> (Arc<Shared>, tokio::sync::mpsc::Receiver<LookupRequest>) {
-    let (destinations, asked) = Destinations::new();
+    let (destinations, lookups) = Destinations::new();
     let shared = Shared {
         snapshot: Live::new(None),
         identity: Live::new(None),
@@ -119,7 +119,7 @@ pub(crate) fn shared() -> (Arc<Shared>, tokio::sync::mpsc::Receiver<LookupReques
         access_log: AccessLogMode::Off,
     };
     shared.readiness.lack(Unready::NoSnapshot, "none yet");
-    (Arc::new(shared), asked)
+    (Arc::new(shared), lookups)
 }
 
 pub(crate) fn state_dir(path: &Path) -> Arc<StateDir> {
@@ -134,7 +134,7 @@ pub(crate) fn key(kind: ResourceKind, name: &str) -> ResourceKey {
     }
 }
 
-/// The least state of `shop/orders`, and with it destinations of these names.
+/// The minimal state of `shop/orders`, plus destinations with these names.
 pub(crate) fn resources(destinations: &[&str]) -> Resources {
     let mut resources = Resources::new();
     let mut add = |kind, name: &str, json: String| {

@@ -1,4 +1,4 @@
-//! The edge, from outside to a program behind a sidecar.
+//! The gateway: from an external client to a program behind a sidecar.
 
 use std::sync::Arc;
 
@@ -32,14 +32,14 @@ fn routes() -> serde_json::Value {
         ] } }])
 }
 
-/// A gateway at a port, in front of `shop/orders`.
+/// A gateway with one listener, in front of `shop/orders`.
 async fn edge(pair: &Pair, listener: serde_json::Value, policies: &str) -> Node {
     let state = edge_state(pair, &listener, policies);
     Node::start(Some(pair.ca.identity("edge/main")), &state)
 }
 
 fn edge_state(pair: &Pair, listener: &serde_json::Value, policies: &str) -> State {
-    let mut state = State::of("edge/main");
+    let mut state = State::new("edge/main");
     state.services.push(
         json!({ "name": "edge/main", "policies": [{ "name": "edge/main", "text": policies }] }),
     );
@@ -49,11 +49,11 @@ fn edge_state(pair: &Pair, listener: &serde_json::Value, policies: &str) -> Stat
     state
 }
 
-/// As [`edge`], without TLS and open to everyone; with its state, to be changed.
+/// As [`edge`], without TLS and open to everyone. Also returns its state, for tests that change it.
 pub(super) async fn plain_edge(pair: &Pair) -> (Node, State, std::net::SocketAddr) {
     let port = free_port().await;
     let listener = json!({ "name": "http", "port": port, "protocol": "HTTP" });
-    let state = edge_state(pair, &listener, ALL);
+    let state = edge_state(pair, &listener, PERMIT_ALL);
     let edge = Node::start(Some(pair.ca.identity("edge/main")), &state);
     (edge, state, connected(port).await)
 }
@@ -67,7 +67,7 @@ async fn connected(port: u16) -> std::net::SocketAddr {
 }
 
 #[test]
-fn a_request_from_outside_is_decided_twice_and_arrives_with_the_gateways_word() {
+fn an_external_request_passes_the_gateway_and_the_sidecar_with_headers_set_by_the_gateway() {
     run(async {
         let program = Program::echo().await;
         let policies =
@@ -77,7 +77,7 @@ fn a_request_from_outside_is_decided_twice_and_arrives_with_the_gateways_word() 
         let edge = edge(
             &pair,
             json!({ "name": "http", "port": port, "protocol": "HTTP" }),
-            ALL,
+            PERMIT_ALL,
         )
         .await;
         let address = connected(port).await;
@@ -105,7 +105,7 @@ fn a_request_from_outside_is_decided_twice_and_arrives_with_the_gateways_word() 
         }
         let answer = http1(address, request).await;
         assert_eq!(answer.body, "GET /orders/7 shop.example ");
-        let seen = program.last();
+        let seen = program.last_request();
         assert!(
             seen.headers.values().all(|value| value != "forged"),
             "{:?}",
@@ -115,7 +115,7 @@ fn a_request_from_outside_is_decided_twice_and_arrives_with_the_gateways_word() 
         assert_eq!(seen.headers["x-forwarded-for"], "127.0.0.1");
         assert_eq!(seen.headers["x-forwarded-host"], "shop.example");
         assert_eq!(seen.headers["x-forwarded-proto"], "http");
-        assert_eq!(edge.log.of("/orders/7").await["direction"], "gateway");
+        assert_eq!(edge.log.for_path("/orders/7").await["direction"], "gateway");
         let request = Request::get("http://shop.example/orders")
             .body(RequestBody::Empty)
             .unwrap();
@@ -127,39 +127,39 @@ fn a_request_from_outside_is_decided_twice_and_arrives_with_the_gateways_word() 
 }
 
 #[test]
-fn what_no_route_fits_and_routes_that_lead_nowhere_are_told_apart() {
+fn a_request_without_a_route_is_404_and_a_route_without_a_backend_is_500() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let port = free_port().await;
         let _edge = edge(
             &pair,
             json!({ "name": "http", "port": port, "protocol": "HTTP" }),
-            ALL,
+            PERMIT_ALL,
         )
         .await;
         let address = connected(port).await;
         http1(address, get("shop.example", "/other"))
             .await
-            .refused(404, "http.no_route");
+            .assert_refused(404, "http.no_route");
         http1(address, get("other.example", "/orders"))
             .await
-            .refused(404, "http.no_route");
+            .assert_refused(404, "http.no_route");
         http1(address, get("shop.example", "/empty"))
             .await
-            .refused(500, "upstream.no_backend");
+            .assert_refused(500, "upstream.no_backend");
         http1(address, get("shop.example", "/gone"))
             .await
-            .refused(500, "upstream.no_backend");
-        program.saw_nothing();
+            .assert_refused(500, "upstream.no_backend");
+        program.assert_not_reached();
     });
 }
 
 #[test]
-fn the_edge_denies_by_its_own_policies_and_names_none_of_them() {
+fn the_gateway_denies_by_its_own_policies_without_naming_them() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let port = free_port().await;
         let policies = r#"
             @id("all") @reason("a test") permit (principal, action, resource);
@@ -173,24 +173,24 @@ fn the_edge_denies_by_its_own_policies_and_names_none_of_them() {
         .await;
         let address = connected(port).await;
         let answer = http1(address, get("shop.example", "/orders/admin")).await;
-        answer.refused(403, "authz.denied");
+        answer.assert_refused(403, "authz.denied");
         assert!(answer.problem().get("policy").is_none());
-        program.saw_nothing();
+        program.assert_not_reached();
         let smuggled = b"POST /orders HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
         assert!(raw(address, smuggled).await.starts_with("HTTP/1.1 400 "));
-        // A refusal never says 100: nobody's body is wanted who may not send it.
+        // No 100 Continue precedes a refusal: the body of a denied request is not wanted.
         let expecting = b"POST /orders/admin HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 4\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n";
         let answer = raw(address, expecting).await;
         assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
-        program.saw_nothing();
+        program.assert_not_reached();
     });
 }
 
 #[test]
-fn https_serves_the_host_that_its_certificate_was_asked_for_and_no_other() {
+fn https_serves_only_the_host_of_the_certificate_selected_by_sni() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let port = free_port().await;
         let directory = tempfile::tempdir().unwrap();
         let files = pair.ca.files("shop.example", directory.path());
@@ -229,7 +229,7 @@ fn https_serves_the_host_that_its_certificate_was_asked_for_and_no_other() {
 }
 
 #[test]
-fn a_program_gets_what_its_port_speaks_whatever_brought_the_request_to_the_edge() {
+fn a_program_gets_the_http_version_of_its_port_whatever_the_client_uses() {
     run(async {
         for (protocol, kind, version) in [
             ("http", "text/plain", http::Version::HTTP_11),
@@ -237,7 +237,7 @@ fn a_program_gets_what_its_port_speaks_whatever_brought_the_request_to_the_edge(
             ("http", "application/grpc", http::Version::HTTP_2),
         ] {
             let program = Program::echo().await;
-            let pair = Pair::new(&program, protocol, ALL);
+            let pair = Pair::new(&program, protocol, PERMIT_ALL);
             let (_edge, _, address) = plain_edge(&pair).await;
             let request = || post("shop.example", "/orders", kind, "hello");
             let answers = [
@@ -246,17 +246,17 @@ fn a_program_gets_what_its_port_speaks_whatever_brought_the_request_to_the_edge(
             ];
             for answer in answers {
                 assert_eq!(answer.status, 200, "{protocol} {kind}");
-                assert_eq!(program.last().version, version, "{protocol} {kind}");
+                assert_eq!(program.last_request().version, version, "{protocol} {kind}");
             }
         }
     });
 }
 
 #[test]
-fn a_tunnel_that_names_a_port_of_http_gets_nothing() {
+fn a_tunnel_to_an_http_port_is_closed_without_an_answer() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let web = pair.ca.identity("shop/web");
         let expected = spiffe("shop/orders").parse().unwrap();
         let metrics = crate::telemetry::metrics::worker::WorkerMetrics::default();
@@ -283,6 +283,6 @@ fn a_tunnel_that_names_a_port_of_http_gets_nothing() {
             let _ = stream.read_to_end(&mut back).await;
             assert!(back.is_empty(), "{text}");
         }
-        program.saw_nothing();
+        program.assert_not_reached();
     });
 }

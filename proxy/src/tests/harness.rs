@@ -1,4 +1,4 @@
-//! Nodes, programs and callers that read like sentences.
+//! Building blocks of the whole-proxy tests: proxies, programs and clients on real sockets.
 
 mod ca;
 mod client;
@@ -15,31 +15,34 @@ use tokio::task::LocalSet;
 pub(super) use self::{
     ca::Ca,
     client::{
-        as_peer, ask_as_peer, ask_as_peer_at, channel, get, h2_client, h2c, http1, piece, post, raw,
+        connect_as_peer, get, h2_client, h2c, http1, next_data, post, raw, send_as_peer,
+        send_as_peer_to, streamed_body,
     },
     log::Log,
     node::Node,
     pair::Pair,
     program::{Program, full},
-    state::{ALL, State, destination, service},
+    state::{PERMIT_ALL, State, destination, service},
 };
 
-/// Runs a test as a worker runs: on one thread.
+/// Runs a test on one thread, as a worker runs.
 pub(super) fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    let all = async {
+    let bounded = async {
         tokio::time::timeout(Duration::from_secs(30), test)
             .await
-            .expect("the test hangs")
+            .expect("the test did not end within 30 s")
     };
-    LocalSet::new().block_on(&runtime, all);
+    LocalSet::new().block_on(&runtime, bounded);
 }
 
+/// Trust domain of every identity.
 pub(super) const DOMAIN: &str = "demo.test";
 
+/// SPIFFE ID of a workload given as `namespace/account`.
 pub(super) fn spiffe(workload: &str) -> String {
     let (namespace, account) = workload.split_once('/').unwrap();
     format!("spiffe://{DOMAIN}/ns/{namespace}/sa/{account}")

@@ -1,4 +1,4 @@
-//! What is refused, by whom and how; and that the program saw nothing of it.
+//! Refused requests: status, reason and log line, and that they do not reach the program.
 
 use http::{HeaderValue, Request};
 use serde_json::json;
@@ -12,14 +12,14 @@ const READ_ONLY: &str = r#"
 "#;
 
 #[test]
-fn what_no_policy_permits_is_denied() {
+fn a_request_that_no_policy_permits_is_denied() {
     run(async {
         let program = Program::echo().await;
         let pair = Pair::new(&program, "http", "");
         let answer = http1(pair.web.outbound, get("orders", "/denied")).await;
-        answer.refused(403, "authz.denied");
-        program.saw_nothing();
-        let line = pair.orders.log.of("/denied").await;
+        answer.assert_refused(403, "authz.denied");
+        program.assert_not_reached();
+        let line = pair.orders.log.for_path("/denied").await;
         assert_eq!(
             (line["status"].as_u64(), line["reason"].as_str()),
             (Some(403), Some("authz.denied"))
@@ -39,24 +39,24 @@ fn what_no_policy_permits_is_denied() {
             .shared
             .decisions
             .find(id)
-            .expect("the facts are kept");
+            .expect("the decision is recorded");
         assert_eq!(recorded.outcome.status, 403);
     });
 }
 
 #[test]
-fn a_meshed_caller_is_told_which_policy_forbade_it_and_why() {
+fn a_meshed_caller_learns_which_policy_forbade_it_and_why() {
     run(async {
         let program = Program::echo().await;
         let pair = Pair::new(&program, "http", READ_ONLY);
         let answer = http1(pair.web.outbound, get("orders", "/secret/1")).await;
-        answer.refused(403, "authz.denied");
+        answer.assert_refused(403, "authz.denied");
         assert_eq!(answer.problem()["policy"], "shop/orders#no-secrets");
         assert_eq!(answer.problem()["detail"], "secrets stay here");
         http1(pair.web.outbound, post("orders", "/", "text/plain", "x"))
             .await
-            .refused(403, "authz.denied");
-        program.saw_nothing();
+            .assert_refused(403, "authz.denied");
+        program.assert_not_reached();
         assert_eq!(
             http1(pair.web.outbound, get("orders", "/open"))
                 .await
@@ -67,7 +67,7 @@ fn a_meshed_caller_is_told_which_policy_forbade_it_and_why() {
 }
 
 #[test]
-fn the_path_that_is_decided_is_the_path_that_arrives() {
+fn the_program_receives_the_path_that_was_authorized() {
     run(async {
         let program = Program::echo().await;
         let pair = Pair::new(&program, "http", READ_ONLY);
@@ -101,14 +101,14 @@ fn the_path_that_is_decided_is_the_path_that_arrives() {
             .await;
             assert!(answer.starts_with("HTTP/1.1 400 "), "{path}: {answer}");
         }
-        program.saw_nothing();
+        program.assert_not_reached();
         let answer = http1(pair.web.outbound, get("orders", "/a/./b/../%63?x=%2F")).await;
         assert_eq!(answer.body, "GET /a/c?x=%2F orders ");
     });
 }
 
 #[test]
-fn grpc_is_refused_in_its_own_words() {
+fn a_grpc_call_is_refused_with_grpc_status_and_message() {
     run(async {
         let program = Program::echo().await;
         let pair = Pair::new(&program, "grpc", "");
@@ -124,16 +124,16 @@ fn grpc_is_refused_in_its_own_words() {
                 .starts_with("authz.denied")
         );
         assert_eq!(answer.headers["content-type"], "application/grpc");
-        program.saw_nothing();
+        program.assert_not_reached();
         assert_eq!(
-            pair.orders.log.of("/ledger.v1.Ledger/Post").await["status"],
+            pair.orders.log.for_path("/ledger.v1.Ledger/Post").await["status"],
             403
         );
     });
 }
 
 #[test]
-fn a_content_type_does_not_choose_the_action_on_a_port_of_http() {
+fn the_content_type_does_not_select_the_action_on_an_http_port() {
     run(async {
         let program = Program::echo().await;
         let policies = r#"
@@ -145,15 +145,15 @@ fn a_content_type_does_not_choose_the_action_on_a_port_of_http() {
             Request::post("http://orders/a.B/C").header("content-type", "application/grpc");
         let answer = h2c(pair.web.outbound, request.body(RequestBody::Empty).unwrap()).await;
         assert_eq!(answer.headers["grpc-status"], "7");
-        program.saw_nothing();
+        program.assert_not_reached();
     });
 }
 
 #[test]
-fn a_claim_is_believed_only_about_the_own_services() {
+fn merlon_peer_is_accepted_only_for_services_of_this_workload() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let web = pair.ca.identity("shop/web");
         for claim in [
             None,
@@ -171,9 +171,9 @@ fn a_claim_is_believed_only_about_the_own_services() {
                     .headers_mut()
                     .insert("merlon-peer", HeaderValue::from_static(claim));
             }
-            let answer = ask_as_peer(&web, &pair.orders, "shop/orders", request).await;
+            let answer = send_as_peer(&web, &pair.orders, "shop/orders", request).await;
             if claim != Some("service=shop/orders;port=80;proto=tcp") {
-                answer.refused(404, "http.no_route");
+                answer.assert_refused(404, "http.no_route");
             }
         }
         assert!(program.requests.get() <= 1);
@@ -181,10 +181,10 @@ fn a_claim_is_believed_only_about_the_own_services() {
 }
 
 #[test]
-fn a_peer_over_http2_cannot_send_what_http1_may_not() {
+fn a_peer_over_http2_cannot_send_what_http1_forbids() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let web = pair.ca.identity("shop/web");
         let claim = "service=shop/orders;port=80;proto=http/1.1";
         let with = |pairs: &[(&'static str, &str)]| {
@@ -210,32 +210,38 @@ fn a_peer_over_http2_cannot_send_what_http1_may_not() {
                 "http.limit",
             ),
         ] {
-            ask_as_peer(&web, &pair.orders, "shop/orders", request)
+            send_as_peer(&web, &pair.orders, "shop/orders", request)
                 .await
-                .refused(status, reason);
+                .assert_refused(status, reason);
         }
-        // What is larger than the list that we announced is refused by the stream or by us, and never passed on.
-        let mut sender = as_peer(&web, pair.orders.inbound, "shop/orders").await;
+        // A header list over the announced maximum is refused by the HTTP/2 library or by the proxy.
+        let mut sender = connect_as_peer(&web, pair.orders.inbound, "shop/orders").await;
         let large = sender.send_request(with(&[("x-large", &large)])).await;
         assert!(large.is_err() || large.unwrap().status() == 431);
         let mut trace = with(&[]);
         *trace.method_mut() = http::Method::TRACE;
-        ask_as_peer(&web, &pair.orders, "shop/orders", trace)
+        send_as_peer(&web, &pair.orders, "shop/orders", trace)
             .await
-            .refused(405, "http.method");
-        program.saw_nothing();
+            .assert_refused(405, "http.method");
+        program.assert_not_reached();
     });
 }
 
 #[test]
-fn every_service_on_a_port_has_its_forbids() {
+fn the_forbid_policies_of_every_service_on_a_port_apply() {
     run(async {
         let program = Program::echo().await;
         let ca = Ca::new();
         let forbid = r#"@id("never") forbid (principal, action, resource) when { context has path && context.path == "/shared" };"#;
-        let state = State::of("shop/orders")
-            .serving(service("shop/orders", 80, program.port(), "http", ALL))
-            .serving(service(
+        let state = State::new("shop/orders")
+            .with_service(service(
+                "shop/orders",
+                80,
+                program.port(),
+                "http",
+                PERMIT_ALL,
+            ))
+            .with_service(service(
                 "shop/orders-canary",
                 80,
                 program.port(),
@@ -252,18 +258,18 @@ fn every_service_on_a_port_has_its_forbids() {
         );
         let web = Node::start(
             Some(ca.identity("shop/web")),
-            &State::of("shop/web").calling(to),
+            &State::new("shop/web").with_destination(to),
         );
         let answer = http1(web.outbound, get("orders", "/shared")).await;
-        answer.refused(403, "authz.denied");
+        answer.assert_refused(403, "authz.denied");
         assert_eq!(answer.problem()["policy"], "shop/orders-canary#never");
-        program.saw_nothing();
+        program.assert_not_reached();
         assert_eq!(http1(web.outbound, get("orders", "/own")).await.status, 200);
     });
 }
 
 fn with_validation(port: u16) -> serde_json::Value {
-    let mut service = service("shop/orders", 80, port, "http", ALL);
+    let mut service = service("shop/orders", 80, port, "http", PERMIT_ALL);
     service["validation"] = json!([{ "from": "shop/forms", "spec": {
         "unknownRoutes": "refuse",
         "limits": { "headers": "4KiB", "uri": "1KiB", "body": "64KiB" },
@@ -276,33 +282,33 @@ fn with_validation(port: u16) -> serde_json::Value {
 }
 
 #[test]
-fn a_request_must_have_the_form_that_its_route_asks_for() {
+fn a_request_must_match_the_schema_of_its_route() {
     run(async {
         let program = Program::echo().await;
         let pair = Pair::with(with_validation(program.port()), "http");
         let to = pair.web.outbound;
         http1(to, get("orders", "/nowhere"))
             .await
-            .refused(404, "validate.route");
+            .assert_refused(404, "validate.route");
         let answer = http1(to, get("orders", "/orders")).await;
-        answer.refused(405, "http.method");
+        answer.assert_refused(405, "http.method");
         assert_eq!(answer.headers["allow"], "POST");
         http1(to, post("orders", "/orders", "text/plain", "{}"))
             .await
-            .refused(415, "http.media_type");
+            .assert_refused(415, "http.media_type");
         let answer = http1(
             to,
             post("orders", "/orders", "application/json", r#"{"sku": 7}"#),
         )
         .await;
-        answer.refused(400, "validate.body");
+        answer.assert_refused(400, "validate.body");
         assert_eq!(answer.problem()["place"], "/sku");
         for body in [r#"{"sku": "a", "sku": "b"}"#, r#"{"sku": "a"} x"#, "", "{"] {
             http1(to, post("orders", "/orders", "application/json", body))
                 .await
-                .refused(400, "validate.body");
+                .assert_refused(400, "validate.body");
         }
-        program.saw_nothing();
+        program.assert_not_reached();
         let answer = http1(
             to,
             post("orders", "/orders", "application/json", r#"{"sku": "a"}"#),
@@ -317,19 +323,19 @@ fn a_request_must_have_the_form_that_its_route_asks_for() {
 }
 
 #[test]
-fn a_body_over_its_limit_never_arrives_whole() {
+fn a_body_over_its_limit_is_413() {
     run(async {
         let program = Program::echo().await;
         let pair = Pair::with(with_validation(program.port()), "http");
         let long: &'static str = Box::leak("x".repeat(70_000).into_boxed_str());
-        // With a length it is refused at once.
+        // With a declared length, it is refused at once.
         let request = Request::put("/orders/1").header("host", "orders");
         let body = RequestBody::Whole(Some(long.into()));
         http1(pair.web.outbound, request.body(body).unwrap())
             .await
-            .refused(413, "http.limit");
-        program.saw_nothing();
-        // Without one, when it grows past it.
+            .assert_refused(413, "http.limit");
+        program.assert_not_reached();
+        // Without one, it is refused when it exceeds the limit.
         let mut bytes = b"PUT /orders/1 HTTP/1.1\r\nHost: orders\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
         bytes.extend_from_slice(format!("{:x}\r\n{long}\r\n0\r\n\r\n", long.len()).as_bytes());
         let answer = raw(pair.web.outbound, &bytes).await;
@@ -338,53 +344,56 @@ fn a_body_over_its_limit_never_arrives_whole() {
 }
 
 #[test]
-fn a_cold_proxy_refuses_everything() {
+fn a_proxy_without_a_snapshot_refuses_every_request() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         pair.orders.shared.snapshot.publish(None);
         http1(pair.web.outbound, get("orders", "/"))
             .await
-            .refused(503, "config.unavailable");
+            .assert_refused(503, "config.unavailable");
         pair.web.shared.snapshot.publish(None);
         let answer = http1(pair.web.outbound, get("orders", "/")).await;
-        answer.refused(503, "config.unavailable");
+        answer.assert_refused(503, "config.unavailable");
         assert!(answer.headers.contains_key("retry-after"));
-        program.saw_nothing();
+        program.assert_not_reached();
     });
 }
 
 #[test]
-fn a_program_that_is_away_is_told_apart_from_one_that_breaks_off() {
+fn a_reset_a_malformed_response_and_an_unreachable_program_have_distinct_reasons() {
     run(async {
         let program = Program::raw(async |stream| drop(stream)).await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         http1(pair.web.outbound, get("orders", "/"))
             .await
-            .refused(502, "upstream.reset");
+            .assert_refused(502, "upstream.reset");
         let garbage = Program::raw(async |mut stream: tokio::net::TcpStream| {
             use tokio::io::AsyncWriteExt as _;
             let _ = stream.write_all(b"SSH-2.0-nonsense\r\n\r\n").await;
         })
         .await;
-        let pair = Pair::new(&garbage, "http", ALL);
+        let pair = Pair::new(&garbage, "http", PERMIT_ALL);
         http1(pair.web.outbound, get("orders", "/"))
             .await
-            .refused(502, "upstream.protocol");
-        let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+            .assert_refused(502, "upstream.protocol");
+        let unused_port = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
             .unwrap()
             .port();
-        let pair = Pair::with(service("shop/orders", 80, nobody, "http", ALL), "http");
+        let pair = Pair::with(
+            service("shop/orders", 80, unused_port, "http", PERMIT_ALL),
+            "http",
+        );
         http1(pair.web.outbound, get("orders", "/"))
             .await
-            .refused(503, "upstream.connect");
+            .assert_refused(503, "upstream.connect");
     });
 }
 
 fn with_tokens(port: u16, required: bool) -> serde_json::Value {
-    let mut service = service("shop/orders", 80, port, "http", ALL);
+    let mut service = service("shop/orders", 80, port, "http", PERMIT_ALL);
     service["authentication"] = json!([{ "from": "shop/tokens", "spec": {
         "required": required,
         "issuers": [{ "name": "customers", "issuer": "http://127.0.0.1:1", "audiences": ["shop"] }] } }]);
@@ -392,12 +401,12 @@ fn with_tokens(port: u16, required: bool) -> serde_json::Value {
 }
 
 #[test]
-fn a_token_that_is_required_must_be_there_and_be_one() {
+fn a_required_token_must_be_present_and_valid() {
     run(async {
         let program = Program::echo().await;
         let pair = Pair::with(with_tokens(program.port(), true), "http");
         let answer = http1(pair.web.outbound, get("orders", "/missing")).await;
-        answer.refused(401, "authn.missing");
+        answer.assert_refused(401, "authn.missing");
         assert_eq!(answer.headers["www-authenticate"], "Bearer");
         let with = |value: &'static str| {
             let mut request = get("orders", "/");
@@ -408,24 +417,24 @@ fn a_token_that_is_required_must_be_there_and_be_one() {
         };
         http1(pair.web.outbound, with("Basic dTpw"))
             .await
-            .refused(401, "authn.missing");
+            .assert_refused(401, "authn.missing");
         let answer = http1(pair.web.outbound, with("Bearer a b")).await;
-        answer.refused(401, "authn.malformed");
+        answer.assert_refused(401, "authn.malformed");
         assert_eq!(
             answer.headers["www-authenticate"],
             "Bearer error=\"invalid_request\""
         );
         let answer = http1(pair.web.outbound, with("Bearer not-a-token")).await;
-        answer.refused(401, "authn.invalid_token");
+        answer.assert_refused(401, "authn.invalid_token");
         assert_eq!(
             answer.headers["www-authenticate"],
             "Bearer error=\"invalid_token\""
         );
         http1(pair.web.outbound, get("orders", "/?access_token=x"))
             .await
-            .refused(400, "authn.malformed");
-        program.saw_nothing();
-        let line = pair.orders.log.of("/missing").await;
+            .assert_refused(400, "authn.malformed");
+        program.assert_not_reached();
+        let line = pair.orders.log.for_path("/missing").await;
         assert_eq!(
             (line["status"].as_u64(), line["policy"].as_str()),
             (Some(401), None)
@@ -434,7 +443,7 @@ fn a_token_that_is_required_must_be_there_and_be_one() {
 }
 
 #[test]
-fn a_token_that_nobody_asks_for_stays_and_one_that_is_optional_goes() {
+fn the_authorization_header_is_removed_only_where_tokens_are_configured() {
     run(async {
         let program = Program::echo().await;
         let with = || {
@@ -444,17 +453,20 @@ fn a_token_that_nobody_asks_for_stays_and_one_that_is_optional_goes() {
                 .insert("authorization", HeaderValue::from_static("Basic dTpw"));
             request
         };
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         http1(pair.web.outbound, with()).await;
-        assert_eq!(program.last().headers["authorization"], "Basic dTpw");
+        assert_eq!(
+            program.last_request().headers["authorization"],
+            "Basic dTpw"
+        );
         let pair = Pair::with(with_tokens(program.port(), false), "http");
         assert_eq!(http1(pair.web.outbound, with()).await.status, 200);
-        assert!(!program.last().headers.contains_key("authorization"));
+        assert!(!program.last_request().headers.contains_key("authorization"));
     });
 }
 
 #[test]
-fn who_spent_a_limit_is_told_when_to_come_again_and_before_any_token_is_read() {
+fn an_exhausted_rate_limit_is_429_with_retry_after_before_tokens_are_checked() {
     run(async {
         let program = Program::echo().await;
         let mut service = with_tokens(program.port(), true);
@@ -464,10 +476,10 @@ fn who_spent_a_limit_is_told_when_to_come_again_and_before_any_token_is_read() {
         for _ in 0..2 {
             http1(pair.web.outbound, get("orders", "/"))
                 .await
-                .refused(401, "authn.missing");
+                .assert_refused(401, "authn.missing");
         }
         let answer = http1(pair.web.outbound, get("orders", "/spent")).await;
-        answer.refused(429, "rate.limited");
+        answer.assert_refused(429, "rate.limited");
         assert!(
             answer.headers["retry-after"]
                 .to_str()
@@ -477,16 +489,19 @@ fn who_spent_a_limit_is_told_when_to_come_again_and_before_any_token_is_read() {
                 > 60
         );
         assert!(answer.body.contains("per-address"));
-        program.saw_nothing();
-        assert_eq!(pair.orders.log.of("/spent").await["reason"], "rate.limited");
+        program.assert_not_reached();
+        assert_eq!(
+            pair.orders.log.for_path("/spent").await["reason"],
+            "rate.limited"
+        );
     });
 }
 
 #[test]
-fn a_claim_that_comes_twice_is_refused_also_when_both_are_the_same() {
+fn a_duplicate_merlon_peer_header_is_refused_even_if_both_are_equal() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let web = pair.ca.identity("shop/web");
         let claim = "service=shop/orders;port=80;proto=http/1.1";
         for second in [claim, "service=shop/other;port=80;proto=http/1.1"] {
@@ -495,16 +510,16 @@ fn a_claim_that_comes_twice_is_refused_also_when_both_are_the_same() {
                 .header("merlon-peer", second)
                 .body(RequestBody::Empty)
                 .unwrap();
-            ask_as_peer(&web, &pair.orders, "shop/orders", request)
+            send_as_peer(&web, &pair.orders, "shop/orders", request)
                 .await
-                .refused(400, "http.header");
+                .assert_refused(400, "http.header");
         }
-        program.saw_nothing();
+        program.assert_not_reached();
     });
 }
 
 #[test]
-fn policies_read_the_tls_of_a_peer_and_the_hosts_that_its_certificate_names() {
+fn policies_can_use_the_tls_parameters_and_dns_names_of_a_peer() {
     run(async {
         let program = Program::echo().await;
         let policies = r#"@id("tls") @reason("a test") permit (principal, action == Action::"GET", resource)
@@ -518,12 +533,12 @@ fn policies_read_the_tls_of_a_peer_and_the_hosts_that_its_certificate_names() {
                 .unwrap()
         };
         let plain = pair.ca.identity("shop/web");
-        ask_as_peer(&plain, &pair.orders, "shop/orders", ask())
+        send_as_peer(&plain, &pair.orders, "shop/orders", ask())
             .await
-            .refused(403, "authz.denied");
-        program.saw_nothing();
+            .assert_refused(403, "authz.denied");
+        program.assert_not_reached();
         let named = pair.ca.identity_with("shop/web", &["web.example"]);
-        let answer = ask_as_peer(&named, &pair.orders, "shop/orders", ask()).await;
+        let answer = send_as_peer(&named, &pair.orders, "shop/orders", ask()).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
     });
 }

@@ -1,4 +1,4 @@
-//! What a peer claims to mean, where rules led its connection here from a port of the program.
+//! The target that a peer names, on connections redirected from a port of the program.
 
 use std::net::SocketAddr;
 
@@ -8,18 +8,19 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{tests::harness::*, upstream::body::RequestBody};
 
-/// `shop/orders` with a port 80 of HTTP and a port 5432 of bytes, each a program of its own.
+/// `shop/orders` with HTTP port 80 and TCP port 5432, each served by its own program.
 fn both(http: &Program, bytes: &Program) -> serde_json::Value {
-    let mut service = service("shop/orders", 80, http.port(), "http", EVERYTHING);
+    let mut service = service("shop/orders", 80, http.port(), "http", PERMIT_NAMESPACE);
     let port = serde_json::json!({ "port": 5432, "targetPort": bytes.port(), "protocol": "tcp" });
     service["ports"].as_array_mut().unwrap().push(port);
     service
 }
 
-const EVERYTHING: &str = r#"@id("all") permit (principal in Namespace::"shop", action, resource);"#;
+const PERMIT_NAMESPACE: &str =
+    r#"@id("all") permit (principal in Namespace::"shop", action, resource);"#;
 
 #[test]
-fn a_request_reaches_the_port_that_was_dialled_and_no_other() {
+fn a_request_reaches_only_the_dialled_port() {
     run(async {
         let (http, bytes) = (Program::echo().await, Program::echo().await);
         let pair = Pair::with(both(&http, &bytes), "http");
@@ -28,22 +29,22 @@ fn a_request_reaches_the_port_that_was_dialled_and_no_other() {
         let ask = async |address: SocketAddr| {
             let request = Request::get("http://orders.shop/").header("merlon-peer", claim);
             let request = request.body(RequestBody::Empty).unwrap();
-            ask_as_peer_at(&web, address, "shop/orders", request).await
+            send_as_peer_to(&web, address, "shop/orders", request).await
         };
-        // Say, a NetworkPolicy lets it dial the other port alone.
-        let answer = ask(pair.orders.led_from(bytes.port()).await).await;
-        answer.refused(404, "http.no_route");
-        http.saw_nothing();
-        bytes.saw_nothing();
-        let answer = ask(pair.orders.led_from(http.port()).await).await;
+        // For example, a NetworkPolicy permits only the other port.
+        let answer = ask(pair.orders.redirected_from(bytes.port()).await).await;
+        answer.assert_refused(404, "http.no_route");
+        http.assert_not_reached();
+        bytes.assert_not_reached();
+        let answer = ask(pair.orders.redirected_from(http.port()).await).await;
         assert_eq!(answer.status, 200);
-        // At the proxy's own port nothing else was dialled.
+        // A connection to the proxy's own port dials no other port.
         assert_eq!(ask(pair.orders.inbound).await.status, 200);
     });
 }
 
 #[test]
-fn a_tunnel_reaches_the_port_that_was_dialled_and_no_other() {
+fn a_tunnel_reaches_only_the_dialled_port() {
     run(async {
         let (http, bytes) = (Program::echo().await, Program::echo().await);
         let pair = Pair::with(both(&http, &bytes), "http");
@@ -64,34 +65,37 @@ fn a_tunnel_reaches_the_port_that_was_dialled_and_no_other() {
             let _ = stream.read_to_end(&mut back).await;
             String::from_utf8(back).unwrap()
         };
-        assert_eq!(ask(pair.orders.led_from(http.port()).await).await, "");
-        http.saw_nothing();
-        bytes.saw_nothing();
-        let back = ask(pair.orders.led_from(bytes.port()).await).await;
+        assert_eq!(
+            ask(pair.orders.redirected_from(http.port()).await).await,
+            ""
+        );
+        http.assert_not_reached();
+        bytes.assert_not_reached();
+        let back = ask(pair.orders.redirected_from(bytes.port()).await).await;
         assert!(back.starts_with("HTTP/1.1 200 "), "{back}");
     });
 }
 
 #[test]
-fn a_proxy_sends_for_each_port_by_a_connection_to_that_port() {
+fn a_proxy_opens_a_connection_to_each_port_that_it_calls() {
     run(async {
         let (http, other) = (Program::echo().await, Program::echo().await);
-        let mut service = service("shop/orders", 80, http.port(), "http", EVERYTHING);
+        let mut service = service("shop/orders", 80, http.port(), "http", PERMIT_NAMESPACE);
         let second =
             serde_json::json!({ "port": 81, "targetPort": other.port(), "protocol": "http" });
         service["ports"].as_array_mut().unwrap().push(second);
         let mut pair = Pair::with(service, "http");
         let (first, second) = (
-            pair.orders.led_from(http.port()).await,
-            pair.orders.led_from(other.port()).await,
+            pair.orders.redirected_from(http.port()).await,
+            pair.orders.redirected_from(other.port()).await,
         );
         let mut to = destination("shop/orders", 80, "http", first, Some("shop/orders"));
         let mut port = to.ports[0].clone();
         port.port = 81;
         to.ports.push(port);
         to.endpoints[0].ports = [(80, first.port()), (81, second.port())].into();
-        pair.web_state = State::of("shop/web").calling(to);
-        pair.web.take(&pair.web_state);
+        pair.web_state = State::new("shop/web").with_destination(to);
+        pair.web.apply(&pair.web_state);
         for _ in 0..3 {
             for host in ["orders:80", "orders:81"] {
                 let answer = http1(pair.web.outbound, get(host, "/")).await;

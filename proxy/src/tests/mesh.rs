@@ -1,4 +1,4 @@
-//! Plain requests through a pair of proxies.
+//! Ordinary requests through a pair of proxies.
 
 use http::{HeaderValue, Request};
 use merlon_config::snapshot::Endpoint;
@@ -11,27 +11,27 @@ use crate::{
 };
 
 #[test]
-fn a_request_comes_out_as_it_went_in_and_both_proxies_log_it() {
+fn a_request_arrives_unchanged_and_both_proxies_log_it() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let answer = http1(pair.web.outbound, get("orders.shop", "/a?b=c")).await;
         assert_eq!(
             (answer.status, answer.body.as_str()),
             (200, "GET /a?b=c orders.shop ")
         );
-        let seen = program.last();
+        let seen = program.last_request();
         assert_eq!(seen.version, http::Version::HTTP_11);
         assert_eq!(seen.headers["merlon-caller"], spiffe("shop/web"));
         assert!(seen.headers.contains_key("traceparent"));
         assert!(!seen.headers.contains_key("merlon-peer"));
-        let inbound = pair.orders.log.of("/a").await;
+        let inbound = pair.orders.log.for_path("/a").await;
         assert_eq!(inbound["src"], spiffe("shop/web"));
         assert_eq!(inbound["dst"], "shop/orders:80");
         assert_eq!(inbound["policy"], "shop/orders#all");
         assert_eq!(inbound["status"], 200);
         assert_eq!(inbound["direction"], "inbound");
-        let outbound = pair.web.log.of("/a").await;
+        let outbound = pair.web.log.for_path("/a").await;
         assert_eq!(outbound["trace_id"], inbound["trace_id"]);
         assert_eq!(outbound["direction"], "outbound");
         assert_eq!(outbound["src"], spiffe("shop/web"));
@@ -42,7 +42,7 @@ fn a_request_comes_out_as_it_went_in_and_both_proxies_log_it() {
 fn many_requests_share_one_handshake() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         for _ in 0..20 {
             assert_eq!(
                 http1(pair.web.outbound, get("orders", "/")).await.status,
@@ -61,10 +61,10 @@ fn many_requests_share_one_handshake() {
 }
 
 #[test]
-fn bodies_pass_in_both_versions() {
+fn bodies_pass_over_http1_and_http2() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let answer = http1(
             pair.web.outbound,
             post("orders.shop", "/one", "text/plain", "hello"),
@@ -75,8 +75,8 @@ fn bodies_pass_in_both_versions() {
         let body = RequestBody::Whole(Some("again".into()));
         let answer = h2c(pair.web.outbound, Request::post(to).body(body).unwrap()).await;
         assert_eq!(answer.body, "POST /two orders.shop.svc.cluster.local again");
-        assert_eq!(program.last().version, http::Version::HTTP_2);
-        let line = pair.orders.log.of("/two").await;
+        assert_eq!(program.last_request().version, http::Version::HTTP_2);
+        let line = pair.orders.log.for_path("/two").await;
         assert_eq!(
             (line["bytes_in"].as_u64(), line["protocol"].as_str()),
             (Some(5), Some("h2"))
@@ -85,10 +85,10 @@ fn bodies_pass_in_both_versions() {
 }
 
 #[test]
-fn what_a_program_says_about_itself_never_arrives() {
+fn reserved_headers_that_a_program_sets_are_removed() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let mut request = get("orders.shop", "/");
         for name in [
             "merlon-caller",
@@ -114,7 +114,7 @@ fn what_a_program_says_about_itself_never_arrives() {
                 .insert(name, HeaderValue::from_static("forged"));
         }
         assert_eq!(http1(pair.web.outbound, request).await.status, 200);
-        let seen = program.last();
+        let seen = program.last_request();
         assert!(
             seen.headers.values().all(|value| value != "forged"),
             "{:?}",
@@ -125,10 +125,10 @@ fn what_a_program_says_about_itself_never_arrives() {
 }
 
 #[test]
-fn a_trace_goes_on_and_a_broken_one_is_replaced() {
+fn a_trace_context_is_passed_on_and_its_id_is_logged() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let mut request = get("orders", "/traced");
         request
@@ -138,41 +138,41 @@ fn a_trace_goes_on_and_a_broken_one_is_replaced() {
             .headers_mut()
             .insert("tracestate", HeaderValue::from_static("vendor=1"));
         http1(pair.web.outbound, request).await;
-        assert_eq!(program.last().headers["traceparent"], given);
-        assert_eq!(program.last().headers["tracestate"], "vendor=1");
-        let line = pair.orders.log.of("/traced").await;
+        assert_eq!(program.last_request().headers["traceparent"], given);
+        assert_eq!(program.last_request().headers["tracestate"], "vendor=1");
+        let line = pair.orders.log.for_path("/traced").await;
         assert_eq!(line["trace_id"], "0af7651916cd43dd8448eb211c80319c");
     });
 }
 
 #[test]
-fn whoever_answers_at_the_address_must_be_who_was_meant() {
+fn an_endpoint_with_another_identity_is_refused() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
-        // The address is right, the identity is another's.
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
+        // The address is correct, the expected identity is not.
         let mut state = pair.web_state.clone();
         let endpoint = &pair.web_state.destinations[0].endpoints[0];
         state.destinations[0].endpoints = vec![Endpoint {
             identity: Some(spiffe("shop/impostor").parse().unwrap()),
             ..endpoint.clone()
         }];
-        pair.web.take(&state);
+        pair.web.apply(&state);
         let answer = http1(pair.web.outbound, get("orders", "/")).await;
-        answer.refused(503, "upstream.identity");
-        program.saw_nothing();
+        answer.assert_refused(503, "upstream.identity");
+        program.assert_not_reached();
     });
 }
 
 #[test]
-fn a_destination_that_is_meshed_is_never_called_in_plain() {
+fn a_meshed_destination_is_never_called_in_plain_text() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         pair.web.shared.identity.publish(None);
         let answer = http1(pair.web.outbound, get("orders", "/")).await;
-        answer.refused(503, "config.unavailable");
-        // Nor by the address itself.
+        answer.assert_refused(503, "config.unavailable");
+        // Nor by its address.
         pair.web
             .shared
             .identity
@@ -182,17 +182,17 @@ fn a_destination_that_is_meshed_is_never_called_in_plain() {
             get(&pair.orders.inbound.to_string(), "/"),
         )
         .await;
-        answer.refused(403, "egress.denied");
-        program.saw_nothing();
+        answer.assert_refused(403, "egress.denied");
+        program.assert_not_reached();
     });
 }
 
 #[test]
-fn another_endpoint_is_tried_while_nothing_was_sent() {
+fn another_endpoint_is_tried_if_nothing_was_sent() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
-        let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
+        let unreachable = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
             .unwrap();
@@ -200,12 +200,12 @@ fn another_endpoint_is_tried_while_nothing_was_sent() {
         let good = state.destinations[0].endpoints[0].clone();
         state.destinations[0].endpoints = vec![
             Endpoint {
-                address: nobody,
+                address: unreachable,
                 ..good.clone()
             },
             good,
         ];
-        pair.web.take(&state);
+        pair.web.apply(&state);
         for _ in 0..8 {
             assert_eq!(
                 http1(pair.web.outbound, get("orders", "/")).await.status,
@@ -216,34 +216,41 @@ fn another_endpoint_is_tried_while_nothing_was_sent() {
     });
 }
 
-/// A proxy of `shop/orders` whose program has ended.
-fn bereft(pair: &Pair) -> Node {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = nobody.local_addr().unwrap().port();
-    drop(nobody);
-    let state = State::of("shop/orders").serving(service("shop/orders", 80, port, "http", ALL));
+/// A proxy of `shop/orders` whose program has stopped.
+fn proxy_of_a_stopped_program(pair: &Pair) -> Node {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let state = State::new("shop/orders").with_service(service(
+        "shop/orders",
+        80,
+        port,
+        "http",
+        PERMIT_ALL,
+    ));
     Node::start(Some(pair.ca.identity("shop/orders")), &state)
 }
 
-fn endpoints(pair: &Pair, all: &[std::net::SocketAddr]) -> State {
+/// `shop/web` with `shop/orders` at these addresses.
+fn endpoints(pair: &Pair, addresses: &[std::net::SocketAddr]) -> State {
     let mut state = pair.web_state.clone();
     let good = state.destinations[0].endpoints[0].clone();
     let at = |address: &std::net::SocketAddr| Endpoint {
         address: *address,
         ..good.clone()
     };
-    state.destinations[0].endpoints = all.iter().map(at).collect();
+    state.destinations[0].endpoints = addresses.iter().map(at).collect();
     state
 }
 
 #[test]
-fn what_an_ended_program_never_saw_another_serves_whatever_the_method() {
+fn a_request_that_a_stopped_program_did_not_receive_is_retried_whatever_its_method() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
-        let ended = bereft(&pair);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
+        let stopped = proxy_of_a_stopped_program(&pair);
         pair.web
-            .take(&endpoints(&pair, &[ended.inbound, pair.orders.inbound]));
+            .apply(&endpoints(&pair, &[stopped.inbound, pair.orders.inbound]));
         for round in 0..24 {
             let mut request = get("orders", "/");
             *request.method_mut() = match round % 2 {
@@ -254,33 +261,40 @@ fn what_an_ended_program_never_saw_another_serves_whatever_the_method() {
             assert_eq!(answer.status, 200, "{}", answer.body);
         }
         assert_eq!(program.requests.get(), 24);
-        ended.log.of("/").await;
-        assert_eq!(ended.log.lines().len(), 1, "it is passed over afterwards");
+        stopped.log.for_path("/").await;
+        assert_eq!(
+            stopped.log.lines().len(),
+            1,
+            "later requests avoid the endpoint"
+        );
     });
 }
 
 #[test]
-fn a_body_is_sent_once_and_where_nobody_serves_that_is_told() {
+fn a_request_that_no_endpoint_serves_is_refused_with_or_without_a_body() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
-        let (one, other) = (bereft(&pair), bereft(&pair));
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
+        let (one, other) = (
+            proxy_of_a_stopped_program(&pair),
+            proxy_of_a_stopped_program(&pair),
+        );
         pair.web
-            .take(&endpoints(&pair, &[one.inbound, other.inbound]));
+            .apply(&endpoints(&pair, &[one.inbound, other.inbound]));
         let with_body = post("orders", "/", "text/plain", "hello");
         for request in [with_body, get("orders", "/")] {
             let answer = http1(pair.web.outbound, request).await;
-            answer.refused(503, "upstream.connect");
+            answer.assert_refused(503, "upstream.connect");
             assert!(!answer.headers.contains_key("merlon-unserved"));
         }
-        one.log.of("/").await;
-        other.log.of("/").await;
-        program.saw_nothing();
+        one.log.for_path("/").await;
+        other.log.for_path("/").await;
+        program.assert_not_reached();
     });
 }
 
 #[test]
-fn a_program_that_says_it_was_not_reached_is_not_believed() {
+fn a_programs_own_merlon_unserved_header_is_ignored() {
     run(async {
         let program = Program::serving(async |_| {
             let mut answer = http::Response::new(full("done"));
@@ -289,10 +303,10 @@ fn a_program_that_says_it_was_not_reached_is_not_believed() {
             answer
         })
         .await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let inbound = pair.orders.inbound;
-        let alone = "127.0.0.1:1".parse().unwrap();
-        pair.web.take(&endpoints(&pair, &[inbound, alone]));
+        let unreachable = "127.0.0.1:1".parse().unwrap();
+        pair.web.apply(&endpoints(&pair, &[inbound, unreachable]));
         let answer = http1(pair.web.outbound, get("orders", "/")).await;
         assert_eq!(answer.status, 200);
         assert!(!answer.headers.contains_key("merlon-unserved"));
@@ -301,7 +315,7 @@ fn a_program_that_says_it_was_not_reached_is_not_believed() {
 }
 
 #[test]
-fn a_new_certificate_brings_a_new_connection_and_the_old_one_finishes_its_streams() {
+fn a_new_certificate_opens_a_new_connection_and_the_old_one_finishes_its_streams() {
     run(async {
         let (release, held) = tokio::sync::watch::channel(false);
         let program = Program::serving(async move |request| {
@@ -312,7 +326,7 @@ fn a_new_certificate_brings_a_new_connection_and_the_old_one_finishes_its_stream
             http::Response::new(full("done"))
         })
         .await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let handshakes = || {
             pair.orders
                 .metrics
@@ -347,7 +361,7 @@ fn a_new_certificate_brings_a_new_connection_and_the_old_one_finishes_its_stream
 }
 
 #[test]
-fn more_streams_than_a_connection_takes_get_a_second_one() {
+fn a_second_connection_opens_when_the_first_has_no_free_stream() {
     run(async {
         let (release, held) = tokio::sync::watch::channel(false);
         let program = Program::serving(async move |_| {
@@ -355,7 +369,7 @@ fn more_streams_than_a_connection_takes_get_a_second_one() {
             http::Response::new(full("done"))
         })
         .await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let mut calls = Vec::new();
         for _ in 0..130 {
             calls.push(tokio::task::spawn_local(http1(
@@ -381,28 +395,28 @@ fn more_streams_than_a_connection_takes_get_a_second_one() {
 }
 
 #[test]
-fn nothing_but_mesh_tls_is_answered_at_the_inbound_listener() {
+fn the_inbound_listener_answers_only_mesh_tls() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let answer = raw(
             pair.orders.inbound,
             b"GET / HTTP/1.1\r\nHost: orders\r\n\r\n",
         )
         .await;
         assert!(!answer.contains("HTTP"), "{answer:?}");
-        // A stranger's certificate is no better.
-        let stranger = Ca::new().identity("shop/web");
+        // Nor does it accept a certificate of another CA.
+        let untrusted = Ca::new().identity("shop/web");
         let expected = spiffe("shop/orders").parse().unwrap();
         let metrics = crate::telemetry::metrics::worker::WorkerMetrics::default();
         let alpn = merlon_certs::MERLON_H2;
         let dialled =
-            crate::upstream::dial::mesh(pair.orders.inbound, &expected, &stranger, alpn, &metrics)
+            crate::upstream::dial::mesh(pair.orders.inbound, &expected, &untrusted, alpn, &metrics)
                 .await;
         if let Ok(mut stream) = dialled {
             assert!(!matches!(stream.read(&mut [0; 1]).await, Ok(1)));
         }
-        program.saw_nothing();
+        program.assert_not_reached();
     });
 }
 
@@ -415,7 +429,7 @@ fn a_drain_lets_open_requests_finish_and_takes_no_new_ones() {
             http::Response::new(full("done"))
         })
         .await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let open = tokio::task::spawn_local(http1(pair.web.outbound, get("orders", "/")));
         while program.requests.get() == 0 {
             tokio::task::yield_now().await;

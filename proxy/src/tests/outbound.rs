@@ -1,4 +1,4 @@
-//! Whom a program may name, and what happens to names that nobody has.
+//! Outbound requests: names in the mesh, unknown names and external hosts.
 
 use http::{Method, Request};
 use merlon_config::resource::OutboundMode;
@@ -6,9 +6,12 @@ use merlon_config::resource::OutboundMode;
 use crate::{tests::harness::*, upstream::body::RequestBody};
 
 #[test]
-fn a_name_of_the_mesh_that_nobody_has_is_404() {
+fn an_unknown_mesh_name_is_404() {
     run(async {
-        let web = Node::start(Some(Ca::new().identity("shop/web")), &State::of("shop/web"));
+        let web = Node::start(
+            Some(Ca::new().identity("shop/web")),
+            &State::new("shop/web"),
+        );
         for host in [
             "nothing",
             "nothing.shop.svc",
@@ -16,7 +19,7 @@ fn a_name_of_the_mesh_that_nobody_has_is_404() {
         ] {
             http1(web.outbound, get(host, "/"))
                 .await
-                .refused(404, "http.no_route");
+                .assert_refused(404, "http.no_route");
         }
     });
 }
@@ -25,10 +28,10 @@ fn a_name_of_the_mesh_that_nobody_has_is_404() {
 fn a_port_that_a_service_does_not_have_is_404() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         http1(pair.web.outbound, get("orders:8080", "/"))
             .await
-            .refused(404, "http.no_route");
+            .assert_refused(404, "http.no_route");
         assert_eq!(
             http1(pair.web.outbound, get("orders:80", "/")).await.status,
             200
@@ -37,10 +40,10 @@ fn a_port_that_a_service_does_not_have_is_404() {
 }
 
 #[test]
-fn outside_the_mesh_it_is_passed_on_as_it_is_or_refused() {
+fn an_external_request_is_forwarded_unchanged_or_denied_by_mode() {
     run(async {
         let outside = Program::echo().await;
-        let mut state = State::of("shop/web");
+        let mut state = State::new("shop/web");
         let web = Node::start(Some(Ca::new().identity("shop/web")), &state);
         let host = outside.address.to_string();
         let answer = http1(web.outbound, get(&host, "/observed")).await;
@@ -48,13 +51,13 @@ fn outside_the_mesh_it_is_passed_on_as_it_is_or_refused() {
             (answer.status, answer.body),
             (200, format!("GET /observed {host} "))
         );
-        assert!(!outside.last().headers.contains_key("merlon-peer"));
-        assert_eq!(web.log.of("/observed").await["dst"], host);
+        assert!(!outside.last_request().headers.contains_key("merlon-peer"));
+        assert_eq!(web.log.for_path("/observed").await["dst"], host);
         state.mode = OutboundMode::Deny;
-        web.take(&state);
+        web.apply(&state);
         http1(web.outbound, get(&host, "/"))
             .await
-            .refused(403, "egress.denied");
+            .assert_refused(403, "egress.denied");
         assert_eq!(outside.requests.get(), 1);
     });
 }
@@ -62,19 +65,22 @@ fn outside_the_mesh_it_is_passed_on_as_it_is_or_refused() {
 #[test]
 fn a_proxy_never_calls_itself() {
     run(async {
-        let web = Node::start(Some(Ca::new().identity("shop/web")), &State::of("shop/web"));
+        let web = Node::start(
+            Some(Ca::new().identity("shop/web")),
+            &State::new("shop/web"),
+        );
         let own = web.outbound.to_string();
         http1(web.outbound, get(&own, "/"))
             .await
-            .refused(403, "egress.denied");
+            .assert_refused(403, "egress.denied");
     });
 }
 
 #[test]
-fn absolute_form_means_what_host_would() {
+fn absolute_form_is_equivalent_to_host_and_must_match_it() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let ask = |bytes: &str| raw(pair.web.outbound, bytes.as_bytes().to_vec().leak());
         let answer = ask(
             "GET http://orders.shop/a HTTP/1.1\r\nHost: orders.shop\r\nConnection: close\r\n\r\n",
@@ -95,14 +101,14 @@ fn absolute_form_means_what_host_would() {
 }
 
 #[test]
-fn connect_and_trace_are_nobodys() {
+fn connect_and_trace_are_405() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let mut request = get("orders", "/");
         *request.method_mut() = Method::TRACE;
         let answer = http1(pair.web.outbound, request).await;
-        answer.refused(405, "http.method");
+        answer.assert_refused(405, "http.method");
         assert!(answer.headers.contains_key("allow"));
         let bytes = b"CONNECT orders:80 HTTP/1.1\r\nHost: orders:80\r\nConnection: close\r\n\r\n";
         let answer = raw(pair.web.outbound, bytes).await;
@@ -111,16 +117,16 @@ fn connect_and_trace_are_nobodys() {
             .body(RequestBody::Empty)
             .unwrap();
         assert_eq!(h2c(pair.web.outbound, request).await.status, 405);
-        program.saw_nothing();
+        program.assert_not_reached();
     });
 }
 
 #[test]
-fn a_plain_endpoint_is_called_in_plain_where_there_are_no_identities() {
+fn without_identities_a_plain_endpoint_is_called_in_plain_text() {
     run(async {
         let program = Program::echo().await;
         let to = destination("shop/orders", 80, "http", program.address, None);
-        let web = Node::start(None, &State::of("shop/web").calling(to));
+        let web = Node::start(None, &State::new("shop/web").with_destination(to));
         let answer = http1(web.outbound, get("orders", "/plain")).await;
         assert_eq!(answer.body, "GET /plain orders ");
         let request = Request::get("http://orders/two")
@@ -131,11 +137,11 @@ fn a_plain_endpoint_is_called_in_plain_where_there_are_no_identities() {
 }
 
 #[test]
-fn without_identities_the_inbound_listener_takes_plain_requests_of_anybody() {
+fn without_identities_the_inbound_listener_accepts_plain_text_from_any_client() {
     run(async {
         let program = Program::echo().await;
         let policies = r#"@id("read") permit (principal, action in Action::"read", resource);"#;
-        let state = State::of("shop/orders").serving(service(
+        let state = State::new("shop/orders").with_service(service(
             "shop/orders",
             80,
             program.port(),
@@ -145,12 +151,12 @@ fn without_identities_the_inbound_listener_takes_plain_requests_of_anybody() {
         let orders = Node::start(None, &state);
         let answer = http1(orders.inbound, get("whatever", "/a")).await;
         assert_eq!(answer.body, "GET /a whatever ");
-        assert!(!program.last().headers.contains_key("merlon-caller"));
+        assert!(!program.last_request().headers.contains_key("merlon-caller"));
         let answer = http1(orders.inbound, post("whatever", "/a", "text/plain", "x")).await;
-        answer.refused(403, "authz.denied");
+        answer.assert_refused(403, "authz.denied");
         assert!(
             answer.problem().get("policy").is_none(),
-            "a stranger is not told the policy"
+            "an unauthenticated client does not learn the policy"
         );
         assert_eq!(program.requests.get(), 1);
     });

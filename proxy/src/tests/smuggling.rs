@@ -1,4 +1,4 @@
-//! Bytes that servers read in different ways, at a listener: 400, the connection closes, and nothing arrives.
+//! Request smuggling: bytes that servers parse in different ways get 400, close the connection and reach no program.
 
 use crate::tests::harness::*;
 
@@ -6,7 +6,7 @@ use crate::tests::harness::*;
 fn no_smuggled_request_arrives() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let behind = "0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: orders\r\n\r\n";
         for head in [
             "POST / HTTP/1.1\r\nHost: orders\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -39,7 +39,7 @@ fn no_smuggled_request_arrives() {
             assert_eq!(
                 answer.matches("HTTP/1.1 ").count(),
                 1,
-                "one answer, and nothing behind it: {answer:?}"
+                "one response and nothing after it: {answer:?}"
             );
             assert!(
                 answer.to_ascii_lowercase().contains("connection: close"),
@@ -47,14 +47,14 @@ fn no_smuggled_request_arrives() {
             );
             assert!(answer.contains("application/problem+json"), "{answer:?}");
         }
-        program.saw_nothing();
+        program.assert_not_reached();
         assert_eq!(
             http1(pair.web.outbound, get("orders", "/well-formed"))
                 .await
                 .status,
             200
         );
-        pair.web.log.of("/well-formed").await;
+        pair.web.log.for_path("/well-formed").await;
         let refused = pair
             .web
             .log
@@ -62,15 +62,15 @@ fn no_smuggled_request_arrives() {
             .iter()
             .filter(|line| line["status"] == 400)
             .count();
-        assert!(refused >= 20, "each has its line in the log: {refused}");
+        assert!(refused >= 20, "each refusal is logged: {refused}");
     });
 }
 
 #[test]
-fn other_framing_gets_the_status_that_fits() {
+fn oversized_heads_are_414_or_431_and_unknown_versions_are_505() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let long = format!(
             "GET /{} HTTP/1.1\r\nHost: orders\r\n\r\n",
             "a".repeat(9_000)
@@ -94,15 +94,15 @@ fn other_framing_gets_the_status_that_fits() {
                 "{status}: {answer:?}"
             );
         }
-        program.saw_nothing();
+        program.assert_not_reached();
     });
 }
 
 #[test]
-fn a_well_formed_request_in_front_of_a_malformed_one_is_answered() {
+fn a_well_formed_request_before_a_malformed_one_is_answered() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let two = "GET /first HTTP/1.1\r\nHost: orders\r\n\r\nGET /second HTTP/1.1\r\nHost: orders\r\nHost: x\r\n\r\nGET /third HTTP/1.1\r\nHost: orders\r\n\r\n";
         let answer = raw(pair.web.outbound, two.as_bytes()).await;
         assert!(
@@ -115,10 +115,10 @@ fn a_well_formed_request_in_front_of_a_malformed_one_is_answered() {
 }
 
 #[test]
-fn a_body_whose_chunks_break_their_form_breaks_the_request_off() {
+fn a_request_with_malformed_chunks_is_refused() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         for chunks in [
             "5\r\nhelloX",
             "z\r\n",
@@ -133,15 +133,15 @@ fn a_body_whose_chunks_break_their_form_breaks_the_request_off() {
                 "{chunks:?}: {answer:?}"
             );
         }
-        program.saw_nothing();
+        program.assert_not_reached();
     });
 }
 
 #[test]
-fn a_target_that_is_no_uri_is_refused_like_any_other_request_and_logged() {
+fn a_target_that_is_not_a_uri_is_refused_and_logged() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         for target in [
             "GET /a<b",
             "GET /a>b",
@@ -173,6 +173,6 @@ fn a_target_that_is_no_uri_is_refused_like_any_other_request_and_logged() {
                 (&400.into(), &"http.path".into())
             );
         }
-        program.saw_nothing();
+        program.assert_not_reached();
     });
 }

@@ -1,4 +1,4 @@
-//! What goes on for longer than a request: streams, trailers, WebSockets, tunnels. Nothing of it is gathered.
+//! Streams, trailers, WebSockets and tunnels: the proxies pass data on without buffering it.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::tests::harness::*;
 
-/// Sends back each piece as it comes, then what trailers came, then `grpc-status: 0`.
+/// Echoes each data frame as it arrives, then ends with the trailer `grpc-status: 0`.
 pub(super) async fn grpc_echo() -> Program {
     Program::serving(async |request: Request<Incoming>| {
         let body = futures_util::stream::unfold(Some(request.into_body()), async |body| {
@@ -40,29 +40,29 @@ pub(super) async fn grpc_echo() -> Program {
     .await
 }
 
-pub(super) fn call(path: &str) -> http::request::Builder {
+pub(super) fn grpc_request(path: &str) -> http::request::Builder {
     Request::post(format!("http://orders.shop{path}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
 }
 
 #[test]
-fn a_grpc_stream_goes_piece_by_piece_in_both_directions_and_ends_in_trailers() {
+fn a_grpc_stream_is_not_buffered_in_either_direction_and_ends_in_trailers() {
     run(async {
         let program = grpc_echo().await;
-        let pair = Pair::new(&program, "grpc", ALL);
-        let (to, body) = channel();
+        let pair = Pair::new(&program, "grpc", PERMIT_ALL);
+        let (to, body) = streamed_body();
         let mut client = h2_client(pair.web.outbound).await;
         let response = client
-            .send_request(call("/a.B/Chat").body(body).unwrap())
+            .send_request(grpc_request("/a.B/Chat").body(body).unwrap())
             .await
             .unwrap();
         assert_eq!(response.status(), 200);
         let mut answer = response.into_body();
-        for said in ["one", "two", "three"] {
-            // The next is sent only when the last has come back: nothing on the way may wait for more.
-            to.send(Frame::data(Bytes::from(said))).await.unwrap();
-            assert_eq!(piece(&mut answer).await.unwrap(), said);
+        for message in ["one", "two", "three"] {
+            // The next message is sent only after the last has come back, so any buffering blocks.
+            to.send(Frame::data(Bytes::from(message))).await.unwrap();
+            assert_eq!(next_data(&mut answer).await.unwrap(), message);
         }
         drop(to);
         let trailers = answer
@@ -73,8 +73,8 @@ fn a_grpc_stream_goes_piece_by_piece_in_both_directions_and_ends_in_trailers() {
             .into_trailers()
             .unwrap();
         assert_eq!(trailers["grpc-status"], "0");
-        assert_eq!(program.last().headers["te"], "trailers");
-        let line = pair.orders.log.of("/a.B/Chat").await;
+        assert_eq!(program.last_request().headers["te"], "trailers");
+        let line = pair.orders.log.for_path("/a.B/Chat").await;
         assert_eq!(
             (line["bytes_in"].as_u64(), line["bytes_out"].as_u64()),
             (Some(11), Some(11))
@@ -83,7 +83,7 @@ fn a_grpc_stream_goes_piece_by_piece_in_both_directions_and_ends_in_trailers() {
 }
 
 #[test]
-fn an_answer_streams_to_an_http1_client_as_it_comes() {
+fn a_response_streams_to_an_http1_client_without_buffering() {
     run(async {
         let (to, from) = tokio::sync::mpsc::channel::<Bytes>(4);
         let from = std::rc::Rc::new(std::cell::RefCell::new(Some(from)));
@@ -94,16 +94,16 @@ fn an_answer_streams_to_an_http1_client_as_it_comes() {
             Response::new(StreamBody::new(frames).boxed_unsync())
         })
         .await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let mut stream = TcpStream::connect(pair.web.outbound).await.unwrap();
         stream
             .write_all(b"GET / HTTP/1.1\r\nHost: orders\r\n\r\n")
             .await
             .unwrap();
         let mut read = String::new();
-        for said in ["first", "second"] {
-            to.send(Bytes::from(said)).await.unwrap();
-            while !read.contains(said) {
+        for part in ["first", "second"] {
+            to.send(Bytes::from(part)).await.unwrap();
+            while !read.contains(part) {
                 read.push_str(
                     std::str::from_utf8(&stream.read_u8().await.unwrap().to_ne_bytes()).unwrap(),
                 );
@@ -114,7 +114,7 @@ fn an_answer_streams_to_an_http1_client_as_it_comes() {
 }
 
 #[test]
-fn a_large_body_passes_with_little_memory_held_back() {
+fn a_large_body_arrives_complete() {
     run(async {
         let program = Program::serving(async |request: Request<Incoming>| {
             let mut body = request.into_body();
@@ -125,8 +125,8 @@ fn a_large_body_passes_with_little_memory_held_back() {
             Response::new(full(bytes.to_string()))
         })
         .await;
-        let pair = Pair::new(&program, "http", ALL);
-        let (to, body) = channel();
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
+        let (to, body) = streamed_body();
         let mut client = h2_client(pair.web.outbound).await;
         let sent = client.send_request(Request::post("http://orders.shop/").body(body).unwrap());
         let feed = async {
@@ -138,19 +138,19 @@ fn a_large_body_passes_with_little_memory_held_back() {
             drop(to);
         };
         let (response, ()) = tokio::join!(sent, feed);
-        let said = response
+        let count = response
             .unwrap()
             .into_body()
             .collect()
             .await
             .unwrap()
             .to_bytes();
-        assert_eq!(said, (256 * (64 << 10)).to_string());
+        assert_eq!(count, (256 * (64 << 10)).to_string());
     });
 }
 
 #[test]
-fn a_caller_that_goes_away_is_seen_by_the_program() {
+fn a_program_notices_when_the_client_disconnects() {
     run(async {
         let (seen, mut gone) = tokio::sync::watch::channel(false);
         let program = Program::serving(async move |request: Request<Incoming>| {
@@ -160,11 +160,11 @@ fn a_caller_that_goes_away_is_seen_by_the_program() {
                 while let Some(Ok(_)) = body.frame().await {}
                 seen.send(true).unwrap();
             });
-            Response::new(full("begun"))
+            Response::new(full("started"))
         })
         .await;
-        let pair = Pair::new(&program, "http", ALL);
-        let (to, body) = channel();
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
+        let (to, body) = streamed_body();
         let mut client = h2_client(pair.web.outbound).await;
         let response = client
             .send_request(Request::post("http://orders.shop/").body(body).unwrap())
@@ -175,7 +175,7 @@ fn a_caller_that_goes_away_is_seen_by_the_program() {
     });
 }
 
-/// A program that agrees to a WebSocket and sends back every byte.
+/// A program that accepts a WebSocket upgrade and echoes every byte.
 pub(super) async fn websocket_echo() -> Program {
     Program::serving(async |mut request: Request<Incoming>| {
         let mut response = Response::new(full(""));
@@ -206,11 +206,11 @@ pub(super) async fn websocket_echo() -> Program {
     .await
 }
 
-pub(super) const ASK: &str = "GET /ws HTTP/1.1\r\nHost: orders\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+pub(super) const WEBSOCKET_REQUEST: &str = "GET /ws HTTP/1.1\r\nHost: orders\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
-/// Reads a head, byte by byte, and no further.
-pub(super) async fn head(stream: &mut TcpStream) -> String {
+/// Reads one head byte by byte, and nothing after it.
+pub(super) async fn read_head(stream: &mut TcpStream) -> String {
     let mut read = Vec::new();
     while !read.ends_with(b"\r\n\r\n") {
         read.push(stream.read_u8().await.unwrap());
@@ -222,30 +222,30 @@ pub(super) async fn head(stream: &mut TcpStream) -> String {
 fn a_websocket_goes_through_both_proxies() {
     run(async {
         let program = websocket_echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let mut stream = TcpStream::connect(pair.web.outbound).await.unwrap();
-        // Bytes may follow before the answer: they wait.
+        // Bytes that arrive before the 101 response are held until then.
         stream
-            .write_all(format!("{ASK}\x01early").as_bytes())
+            .write_all(format!("{WEBSOCKET_REQUEST}\x01early").as_bytes())
             .await
             .unwrap();
-        let answer = head(&mut stream).await.to_ascii_lowercase();
+        let answer = read_head(&mut stream).await.to_ascii_lowercase();
         assert!(answer.starts_with("http/1.1 101 "), "{answer}");
         assert!(
             answer.contains("upgrade: websocket")
                 && answer.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=")
         );
-        for said in ["\x01early", "\x00\u{7f}\nbytes"] {
-            if said != "\x01early" {
-                stream.write_all(said.as_bytes()).await.unwrap();
+        for data in ["\x01early", "\x00\u{7f}\nbytes"] {
+            if data != "\x01early" {
+                stream.write_all(data.as_bytes()).await.unwrap();
             }
-            let mut back = vec![0; said.len()];
+            let mut back = vec![0; data.len()];
             stream.read_exact(&mut back).await.unwrap();
-            assert_eq!(back, said.as_bytes());
+            assert_eq!(back, data.as_bytes());
         }
         stream.shutdown().await.unwrap();
         assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
-        let line = pair.orders.log.of("/ws").await;
+        let line = pair.orders.log.for_path("/ws").await;
         assert_eq!(
             (
                 line["status"].as_u64(),
@@ -254,12 +254,15 @@ fn a_websocket_goes_through_both_proxies() {
             ),
             (Some(101), Some(14), Some(14))
         );
-        assert_eq!(program.last().headers["merlon-caller"], spiffe("shop/web"));
+        assert_eq!(
+            program.last_request().headers["merlon-caller"],
+            spiffe("shop/web")
+        );
     });
 }
 
 #[test]
-fn a_websocket_that_policy_denies_is_refused_and_what_follows_is_a_request_again() {
+fn after_a_denied_websocket_upgrade_the_connection_serves_the_next_request() {
     run(async {
         let program = websocket_echo().await;
         let policies = r#"@id("open") permit (principal, action, resource) when { context has path && context.path == "/open" };"#;
@@ -267,16 +270,16 @@ fn a_websocket_that_policy_denies_is_refused_and_what_follows_is_a_request_again
         let mut stream = TcpStream::connect(pair.web.outbound).await.unwrap();
         let follows = "GET /open HTTP/1.1\r\nHost: orders\r\nConnection: close\r\n\r\n";
         stream
-            .write_all(format!("{ASK}{follows}").as_bytes())
+            .write_all(format!("{WEBSOCKET_REQUEST}{follows}").as_bytes())
             .await
             .unwrap();
         let mut both = String::new();
         stream.read_to_string(&mut both).await.unwrap();
         assert!(both.starts_with("HTTP/1.1 403 "), "{both}");
-        // The program's own answer to a request that is no upgrade.
+        // The program answers 400 to a request that is not an upgrade.
         assert!(both.contains("HTTP/1.1 400 "), "{both}");
         assert_eq!(program.requests.get(), 1);
-        assert_eq!(program.last().uri.path(), "/open");
+        assert_eq!(program.last_request().uri.path(), "/open");
     });
 }
 
@@ -284,15 +287,15 @@ fn a_websocket_that_policy_denies_is_refused_and_what_follows_is_a_request_again
 fn an_upgrade_to_anything_else_is_an_ordinary_request() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let ask = "GET /h2c HTTP/1.1\r\nHost: orders\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n";
         let answer = raw(pair.web.outbound, ask.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        assert!(!program.last().headers.contains_key("upgrade"));
+        assert!(!program.last_request().headers.contains_key("upgrade"));
     });
 }
 
-/// `shop/web` finds the TCP port of `shop/orders` at a local address.
+/// `shop/web` reaches the TCP port of `shop/orders` at a local address.
 pub(super) async fn tcp_pair(program: &Program, policies: &str) -> (Pair, std::net::SocketAddr) {
     let local = TcpListener::bind("127.0.0.1:0")
         .await
@@ -316,7 +319,7 @@ pub(super) async fn tcp_pair(program: &Program, policies: &str) -> (Pair, std::n
         service: "shop/orders".parse().unwrap(),
         port: 5432,
     }];
-    pair.web.take(&pair.web_state);
+    pair.web.apply(&pair.web_state);
     while TcpStream::connect(local).await.is_err() {
         tokio::task::yield_now().await;
     }
@@ -335,10 +338,10 @@ pub(super) async fn tcp_echo() -> Program {
 }
 
 #[test]
-fn opaque_bytes_pass_and_each_direction_ends_by_itself() {
+fn a_tcp_tunnel_passes_bytes_and_closes_each_direction_independently() {
     run(async {
         let program = tcp_echo().await;
-        let (pair, local) = tcp_pair(&program, ALL).await;
+        let (pair, local) = tcp_pair(&program, PERMIT_ALL).await;
         let mut stream = TcpStream::connect(local).await.unwrap();
         // The server speaks first.
         let mut hello = [0; 6];
@@ -356,7 +359,7 @@ fn opaque_bytes_pass_and_each_direction_ends_by_itself() {
         assert_eq!(back.len(), long.len() + 4);
         assert!(
             back.ends_with(b" bye"),
-            "the other direction goes on after ours has ended"
+            "the other direction continues after ours has ended"
         );
         let line = pair
             .orders
@@ -372,7 +375,7 @@ fn opaque_bytes_pass_and_each_direction_ends_by_itself() {
 }
 
 #[test]
-fn a_tunnel_that_policy_denies_never_reaches_the_program() {
+fn a_tunnel_that_policy_denies_does_not_reach_the_program() {
     run(async {
         let program = tcp_echo().await;
         let policies = r#"@id("http") permit (principal, action in Action::"http", resource);"#;
@@ -388,11 +391,11 @@ fn a_tunnel_that_policy_denies_never_reaches_the_program() {
             .line(|line| line["reason"] == "authz.denied")
             .await;
         assert_eq!(line["src"], spiffe("shop/web"));
-        program.saw_nothing();
+        program.assert_not_reached();
     });
 }
 
-/// `POST path` of a body of 5 bytes that waits to be asked for.
+/// `POST path` with a body of 5 bytes that waits for `100 Continue`.
 fn expecting(host: &str, path: &str) -> Vec<u8> {
     format!(
         "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 5\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
@@ -401,7 +404,7 @@ fn expecting(host: &str, path: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_refusal_of_the_other_proxy_comes_before_the_body_is_asked_for() {
+fn a_refusal_by_the_other_proxy_precedes_100_continue() {
     run(async {
         let program = Program::echo().await;
         let policies = r#"@id("all") @reason("a test") permit (principal, action, resource);
@@ -420,18 +423,18 @@ fn a_refusal_of_the_other_proxy_comes_before_the_body_is_asked_for() {
                 assert!(answer.starts_with(&wanted), "{host} {path}: {answer}");
             }
         }
-        program.saw_nothing();
-        edge.log.of("/orders/no").await;
-        let line = pair.orders.log.of("/orders/no").await;
+        program.assert_not_reached();
+        edge.log.for_path("/orders/no").await;
+        let line = pair.orders.log.for_path("/orders/no").await;
         assert_eq!(line["status"], 403);
     });
 }
 
 #[test]
-fn a_body_that_may_come_is_asked_for_and_the_program_sees_one_request() {
+fn a_permitted_request_gets_100_continue_and_reaches_the_program_once() {
     run(async {
         let program = Program::echo().await;
-        let pair = Pair::new(&program, "http", ALL);
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
         let (_edge, _, address) = super::gateway::plain_edge(&pair).await;
         for (to, host) in [(pair.web.outbound, "orders"), (address, "shop.example")] {
             let mut stream = TcpStream::connect(to).await.unwrap();
@@ -439,7 +442,7 @@ fn a_body_that_may_come_is_asked_for_and_the_program_sees_one_request() {
                 .write_all(&expecting(host, "/orders/up"))
                 .await
                 .unwrap();
-            assert!(head(&mut stream).await.starts_with("HTTP/1.1 100 "));
+            assert!(read_head(&mut stream).await.starts_with("HTTP/1.1 100 "));
             stream.write_all(b"hello").await.unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.unwrap();
@@ -447,11 +450,15 @@ fn a_body_that_may_come_is_asked_for_and_the_program_sees_one_request() {
             assert!(answer.contains("hello"), "{answer}");
         }
         assert_eq!(program.requests.get(), 2);
-        // Lines come in the order of their requests: with the last one's all are there.
+        // Log lines keep the order of the requests: after the last one, all are present.
         http1(pair.web.outbound, get("orders", "/last")).await;
-        pair.orders.log.of("/last").await;
+        pair.orders.log.for_path("/last").await;
         let lines = pair.orders.log.lines();
         let of_it = lines.iter().filter(|line| line["path"] == "/orders/up");
-        assert_eq!(of_it.count(), 2, "a question is no request: {lines:#?}");
+        assert_eq!(
+            of_it.count(),
+            2,
+            "the permission query between the proxies is not a request: {lines:#?}"
+        );
     });
 }

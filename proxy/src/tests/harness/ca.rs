@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{DOMAIN, spiffe};
 
-/// A root, and the identities that it vouches for.
+/// A root CA that issues the tests' identities.
 pub(crate) struct Ca {
     issuer: Issuer<'static, PrivateKey>,
     bundle: TrustBundle,
@@ -42,7 +42,7 @@ impl Ca {
         self.identity_with(workload, &[])
     }
 
-    /// An identity whose certificate names hosts as well.
+    /// An identity whose certificate also has DNS names.
     pub(crate) fn identity_with(&self, workload: &str, hosts: &[&str]) -> Arc<MeshTls> {
         let roots = TrustRoots::from_bundle(&self.bundle).unwrap();
         let key = PrivateKey::generate().unwrap();
@@ -64,7 +64,7 @@ impl Ca {
         Arc::new(MeshTls::new(Arc::new(svid), Arc::new(roots)).unwrap())
     }
 
-    /// A certificate for a host at the edge, as files.
+    /// A gateway certificate for a host, written to files; returns the listener's `tls` section.
     pub(crate) fn files(&self, host: &str, directory: &std::path::Path) -> serde_json::Value {
         let key = PrivateKey::generate().unwrap();
         let params = CertificateParams::new(vec![host.to_owned()]).unwrap();

@@ -18,21 +18,22 @@ use crate::{
     upstream::{body::RequestBody, dial, h2},
 };
 
-/// An answer that was read whole.
+/// A response with its complete body.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct CollectedResponse {
     pub(crate) status: u16,
     pub(crate) headers: http::HeaderMap,
     pub(crate) body: String,
 }
 
-impl Answer {
+impl CollectedResponse {
     pub(crate) fn problem(&self) -> serde_json::Value {
         assert_eq!(self.headers["content-type"], "application/problem+json");
         serde_json::from_str(&self.body).unwrap()
     }
 
-    pub(crate) fn refused(&self, status: u16, reason: &str) {
+    /// Asserts a problem response with this status and reason, and with a decision ID.
+    pub(crate) fn assert_refused(&self, status: u16, reason: &str) {
         assert_eq!(
             (self.status, self.problem()["reason"].as_str().unwrap()),
             (status, reason),
@@ -46,34 +47,34 @@ impl Answer {
     }
 }
 
-async fn whole(response: Response<Incoming>) -> Answer {
+async fn collect(response: Response<Incoming>) -> CollectedResponse {
     let (parts, body) = response.into_parts();
     let collected = body.collect().await.unwrap();
-    Answer {
+    CollectedResponse {
         status: parts.status.as_u16(),
         headers: parts.headers,
         body: String::from_utf8_lossy(&collected.to_bytes()).into_owned(),
     }
 }
 
-/// Asks in HTTP/1.1.
-pub(crate) async fn http1(address: SocketAddr, request: Request<RequestBody>) -> Answer {
+/// Sends a request over HTTP/1.1.
+pub(crate) async fn http1(address: SocketAddr, request: Request<RequestBody>) -> CollectedResponse {
     let stream = TcpStream::connect(address).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .unwrap();
     tokio::task::spawn_local(connection);
-    whole(sender.send_request(request).await.unwrap()).await
+    collect(sender.send_request(request).await.unwrap()).await
 }
 
-/// Asks in HTTP/2 with prior knowledge.
-pub(crate) async fn h2c(address: SocketAddr, request: Request<RequestBody>) -> Answer {
+/// Sends a request over HTTP/2 with prior knowledge.
+pub(crate) async fn h2c(address: SocketAddr, request: Request<RequestBody>) -> CollectedResponse {
     let stream = TcpStream::connect(address).await.unwrap();
     let mut sender = h2::begin(stream, std::future::pending()).await.unwrap();
-    whole(sender.send_request(request).await.unwrap()).await
+    collect(sender.send_request(request).await.unwrap()).await
 }
 
-/// A request without a body.
+/// A `GET` request without a body.
 pub(crate) fn get(host: &str, path: &str) -> Request<RequestBody> {
     Request::get(path)
         .header("host", host)
@@ -81,7 +82,7 @@ pub(crate) fn get(host: &str, path: &str) -> Request<RequestBody> {
         .unwrap()
 }
 
-/// A request with one.
+/// A `POST` request with a body.
 pub(crate) fn post(host: &str, path: &str, kind: &str, body: &'static str) -> Request<RequestBody> {
     let body = RequestBody::Whole(Some(Bytes::from_static(body.as_bytes())));
     Request::post(path)
@@ -91,7 +92,7 @@ pub(crate) fn post(host: &str, path: &str, kind: &str, body: &'static str) -> Re
         .unwrap()
 }
 
-/// Writes bytes as they are, and reads until the other side has ended.
+/// Writes bytes unchanged and reads until the other side closes.
 pub(crate) async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(bytes).await.unwrap();
@@ -100,8 +101,8 @@ pub(crate) async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// A peer with an identity of the mesh that says what it likes.
-pub(crate) async fn as_peer(
+/// A connection of a mesh peer that sends arbitrary requests, without a proxy of its own.
+pub(crate) async fn connect_as_peer(
     identity: &Arc<MeshTls>,
     address: SocketAddr,
     expected: &str,
@@ -118,29 +119,29 @@ pub(crate) async fn as_peer(
     .unwrap()
 }
 
-/// One request of such a peer.
-pub(crate) async fn ask_as_peer(
+/// Sends one request as such a peer.
+pub(crate) async fn send_as_peer(
     identity: &Arc<MeshTls>,
     node: &Node,
     expected: &str,
     request: Request<RequestBody>,
-) -> Answer {
-    ask_as_peer_at(identity, node.inbound, expected, request).await
+) -> CollectedResponse {
+    send_as_peer_to(identity, node.inbound, expected, request).await
 }
 
-/// The same, at another address.
-pub(crate) async fn ask_as_peer_at(
+/// As [`send_as_peer`], to another address.
+pub(crate) async fn send_as_peer_to(
     identity: &Arc<MeshTls>,
     address: SocketAddr,
     expected: &str,
     request: Request<RequestBody>,
-) -> Answer {
-    let mut sender = as_peer(identity, address, expected).await;
-    whole(sender.send_request(request).await.unwrap()).await
+) -> CollectedResponse {
+    let mut sender = connect_as_peer(identity, address, expected).await;
+    collect(sender.send_request(request).await.unwrap()).await
 }
 
-/// A body that is sent as the test says.
-pub(crate) fn channel() -> (
+/// A body that the test sends frame by frame.
+pub(crate) fn streamed_body() -> (
     tokio::sync::mpsc::Sender<http_body::Frame<Bytes>>,
     UnsyncBoxBody<Bytes, Infallible>,
 ) {
@@ -151,7 +152,7 @@ pub(crate) fn channel() -> (
     (sender, UnsyncBoxBody::new(body))
 }
 
-/// An HTTP/2 connection for bodies that are sent as the test says.
+/// An HTTP/2 connection for bodies that the test sends frame by frame.
 pub(crate) async fn h2_client(
     address: SocketAddr,
 ) -> hyper::client::conn::http2::SendRequest<UnsyncBoxBody<Bytes, Infallible>> {
@@ -162,7 +163,7 @@ pub(crate) async fn h2_client(
     sender
 }
 
-/// The next piece of a body.
-pub(crate) async fn piece(body: &mut Incoming) -> Option<Bytes> {
+/// The data of the next frame of a body.
+pub(crate) async fn next_data(body: &mut Incoming) -> Option<Bytes> {
     Some(body.frame().await?.ok()?.into_data().unwrap_or_default())
 }

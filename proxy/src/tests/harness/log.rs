@@ -6,7 +6,7 @@ use std::{
 
 use tokio::sync::watch;
 
-/// An access log that can be waited for.
+/// An in-memory access log whose lines can be awaited.
 #[derive(Clone)]
 pub(crate) struct Log {
     text: Arc<Mutex<Vec<u8>>>,
@@ -39,30 +39,30 @@ impl Log {
         let text = self.text.lock().unwrap();
         text.split(|byte| *byte == b'\n')
             .filter(|line| !line.is_empty())
-            .map(|line| serde_json::from_slice(line).expect("a line is one JSON object"))
+            .map(|line| serde_json::from_slice(line).expect("each line is one JSON object"))
             .collect()
     }
 
-    /// The first line that fits, as soon as it is there.
+    /// Waits for the first line that matches.
     pub(crate) async fn line(
         &self,
-        fits: impl Fn(&serde_json::Value) -> bool,
+        matches: impl Fn(&serde_json::Value) -> bool,
     ) -> serde_json::Value {
         let mut grown = self.grown.subscribe();
         loop {
             grown.mark_unchanged();
-            if let Some(line) = self.lines().into_iter().find(|line| fits(line)) {
+            if let Some(line) = self.lines().into_iter().find(|line| matches(line)) {
                 return line;
             }
             let waited = tokio::time::timeout(Duration::from_secs(5), grown.changed()).await;
             waited
-                .unwrap_or_else(|_| panic!("no such line among {:#?}", self.lines()))
+                .unwrap_or_else(|_| panic!("no matching line within 5 s in {:#?}", self.lines()))
                 .unwrap();
         }
     }
 
-    /// The line of this path.
-    pub(crate) async fn of(&self, path: &str) -> serde_json::Value {
+    /// Waits for the first line of a request to `path`.
+    pub(crate) async fn for_path(&self, path: &str) -> serde_json::Value {
         self.line(|line| line["path"] == path).await
     }
 }

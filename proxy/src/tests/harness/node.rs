@@ -23,7 +23,7 @@ use crate::{
     worker::{self, Worker},
 };
 
-/// A worker with its listeners, on the test's own thread.
+/// A worker with its listeners, on the test's thread.
 pub(crate) struct Node {
     pub(crate) shared: Arc<Shared>,
     pub(crate) metrics: Arc<WorkerMetrics>,
@@ -31,13 +31,13 @@ pub(crate) struct Node {
     pub(crate) outbound: SocketAddr,
     pub(crate) log: Log,
     pub(crate) shutdown: Shutdown,
-    /// Where it asks for destinations; kept open, never answered.
-    _asked: Box<dyn std::any::Any>,
+    /// Receiver of JWKS refetch requests; kept open, never answered.
+    _refetches: Box<dyn std::any::Any>,
 }
 
 impl Node {
     pub(crate) fn start(identity: Option<Arc<MeshTls>>, state: &State) -> Self {
-        let (destinations, asked) = Destinations::new();
+        let (destinations, mut lookups) = Destinations::new();
         let (keys, refetches) = JwksCache::new();
         let metrics = Arc::new(WorkerMetrics::default());
         let shared = Arc::new(Shared {
@@ -53,11 +53,10 @@ impl Node {
             readiness: Readiness::default(),
             access_log: AccessLogMode::All,
         });
-        // Nobody knows more destinations than the snapshot does.
-        let mut asked = asked;
+        // The snapshot has every destination: all lookups fail.
         tokio::task::spawn_local(async move {
-            while let Some(ask) = asked.recv().await {
-                let _ = ask
+            while let Some(lookup) = lookups.recv().await {
+                let _ = lookup
                     .answer
                     .send(Err(crate::state::destinations::LookupError::Unknown));
             }
@@ -75,7 +74,7 @@ impl Node {
             outbound: outbound.local_addr().unwrap(),
             log: log.clone(),
             shutdown: Shutdown::default(),
-            _asked: Box::new(refetches),
+            _refetches: Box::new(refetches),
         };
         let shutdown = node.shutdown.clone();
         let (inbound, outbound) = (vec![inbound], vec![outbound]);
@@ -92,9 +91,10 @@ impl Node {
         node
     }
 
-    /// An address whose connections come to it as rules of interception lead them there from a port of the program.
-    pub(crate) async fn led_from(&self, port: u16) -> SocketAddr {
-        // Another address than the caller's own, which it would dial at the proxy's port.
+    /// An address whose connections reach the node as if an interception rule had redirected them from a port of the
+    /// program.
+    pub(crate) async fn redirected_from(&self, port: u16) -> SocketAddr {
+        // Not 127.0.0.1: a caller dials its own address at the proxy's port.
         let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let local = Rc::new(WorkerContext::new(
@@ -106,14 +106,16 @@ impl Node {
         ));
         tokio::task::spawn_local(async move {
             while let Ok((stream, from)) = listener.accept().await {
-                let led = inbound::handle_redirected(Rc::clone(&local), stream, from, Some(port));
-                tokio::task::spawn_local(led);
+                let redirected =
+                    inbound::handle_redirected(Rc::clone(&local), stream, from, Some(port));
+                tokio::task::spawn_local(redirected);
             }
         });
         address
     }
 
-    pub(crate) fn take(&self, state: &State) {
+    /// Publishes `state` as the current snapshot.
+    pub(crate) fn apply(&self, state: &State) {
         self.shared
             .snapshot
             .publish(Some(Arc::new(state.compile())));

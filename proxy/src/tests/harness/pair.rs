@@ -1,6 +1,6 @@
 use super::{Ca, Node, Program, State, destination, service};
 
-/// `shop/web` calls `shop/orders`, each with its proxy.
+/// `shop/web` calls `shop/orders`, each behind its own proxy.
 pub(crate) struct Pair {
     pub(crate) ca: Ca,
     pub(crate) web: Node,
@@ -9,7 +9,7 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// Port 80 of `shop/orders` is `program`, under `policies`.
+    /// `program` serves port 80 of `shop/orders`, protected by `policies`.
     pub(crate) fn new(program: &Program, protocol: &str, policies: &str) -> Self {
         Self::with(
             service("shop/orders", 80, program.port(), protocol, policies),
@@ -19,7 +19,7 @@ impl Pair {
 
     pub(crate) fn with(service: serde_json::Value, protocol: &str) -> Self {
         let ca = Ca::new();
-        let orders_state = State::of("shop/orders").serving(service);
+        let orders_state = State::new("shop/orders").with_service(service);
         let orders = Node::start(Some(ca.identity("shop/orders")), &orders_state);
         let to = destination(
             "shop/orders",
@@ -28,7 +28,7 @@ impl Pair {
             orders.inbound,
             Some("shop/orders"),
         );
-        let web_state = State::of("shop/web").calling(to);
+        let web_state = State::new("shop/web").with_destination(to);
         let web = Node::start(Some(ca.identity("shop/web")), &web_state);
         Self {
             ca,

@@ -22,7 +22,7 @@ pub(crate) fn full(text: impl Into<Bytes>) -> Boxed {
         .boxed_unsync()
 }
 
-/// The program beside a proxy: HTTP/1.1 and h2c, and it counts.
+/// The program behind a proxy: serves HTTP/1.1 and h2c and records its requests.
 pub(crate) struct Program {
     pub(crate) address: SocketAddr,
     pub(crate) requests: Rc<Cell<usize>>,
@@ -30,7 +30,7 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Answers every request with what it got of it: `GET /path host`, and the body.
+    /// Answers every request with its own request line and body: `GET /path host body`.
     pub(crate) async fn echo() -> Self {
         Self::serving(async |request: Request<Incoming>| {
             let host = request
@@ -40,7 +40,7 @@ impl Program {
             let host = host
                 .or(request.uri().authority().map(ToString::to_string))
                 .unwrap_or_default();
-            let said = format!(
+            let line = format!(
                 "{} {} {host} ",
                 request.method(),
                 request.uri().path_and_query().unwrap()
@@ -51,12 +51,12 @@ impl Program {
                 .await
                 .map(|body| body.to_bytes())
                 .unwrap_or_default();
-            Response::new(full([said.as_bytes(), &body].concat()))
+            Response::new(full([line.as_bytes(), &body].concat()))
         })
         .await
     }
 
-    /// Answers as told.
+    /// Answers every request with `answer`.
     pub(crate) async fn serving(
         answer: impl AsyncFn(Request<Incoming>) -> Response<Boxed> + 'static,
     ) -> Self {
@@ -112,7 +112,7 @@ impl Program {
         this
     }
 
-    /// Bytes: `serve` gets each connection.
+    /// Accepts TCP: `serve` gets each connection.
     pub(crate) async fn raw(serve: impl AsyncFn(TcpStream) + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let this = Self {
@@ -137,15 +137,15 @@ impl Program {
         self.address.port()
     }
 
-    pub(crate) fn last(&self) -> http::request::Parts {
+    pub(crate) fn last_request(&self) -> http::request::Parts {
         self.seen
             .borrow()
             .last()
-            .expect("the program saw no request")
+            .expect("the program received no request")
             .clone()
     }
 
-    pub(crate) fn saw_nothing(&self) {
-        assert_eq!(self.requests.get(), 0, "the program must have seen nothing");
+    pub(crate) fn assert_not_reached(&self) {
+        assert_eq!(self.requests.get(), 0, "the program must not be reached");
     }
 }

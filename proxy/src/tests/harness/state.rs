@@ -15,7 +15,7 @@ use crate::state::{
     snapshot::{CompiledService, Snapshot},
 };
 
-/// What a node is told.
+/// Configuration that a node runs with.
 #[derive(Clone)]
 pub(crate) struct State {
     pub(crate) identity: &'static str,
@@ -27,7 +27,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn of(identity: &'static str) -> Self {
+    pub(crate) fn new(identity: &'static str) -> Self {
         Self {
             identity,
             services: Vec::new(),
@@ -38,12 +38,12 @@ impl State {
         }
     }
 
-    pub(crate) fn serving(mut self, service: serde_json::Value) -> Self {
+    pub(crate) fn with_service(mut self, service: serde_json::Value) -> Self {
         self.services.push(service);
         self
     }
 
-    pub(crate) fn calling(mut self, destination: Destination) -> Self {
+    pub(crate) fn with_destination(mut self, destination: Destination) -> Self {
         self.destinations.push(destination);
         self
     }
@@ -94,7 +94,7 @@ impl State {
             destinations: self
                 .destinations
                 .iter()
-                .map(|one| (one.name.clone(), Arc::new(one.clone())))
+                .map(|destination| (destination.name.clone(), Arc::new(destination.clone())))
                 .collect(),
             addresses: Default::default(),
             bundles: Vec::new(),
@@ -103,11 +103,11 @@ impl State {
     }
 }
 
-/// Everyone may do everything.
-pub(crate) const ALL: &str =
+/// Permits every request of every principal.
+pub(crate) const PERMIT_ALL: &str =
     r#"@id("all") @reason("a test") permit (principal, action, resource);"#;
 
-/// A service of one port with these policies.
+/// A service with one port and these policies.
 pub(crate) fn service(
     name: &str,
     port: u16,
@@ -122,12 +122,12 @@ pub(crate) fn service(
     })
 }
 
-/// What callers know of a service.
+/// The destination that callers of a service receive.
 pub(crate) fn destination(
     name: &str,
     port: u16,
     protocol: &str,
-    at: SocketAddr,
+    address: SocketAddr,
     identity: Option<&str>,
 ) -> Destination {
     let ports = serde_json::from_value(json!([{ "port": port, "protocol": protocol }])).unwrap();
@@ -136,7 +136,7 @@ pub(crate) fn destination(
         name: name.parse().unwrap(),
         ports,
         endpoints: vec![Endpoint {
-            address: at,
+            address,
             identity,
             ports: Default::default(),
         }],
