@@ -93,7 +93,7 @@ impl MeshTls {
     ///
     /// # Errors
     /// See [`MeshTls::server_config`].
-    pub fn server_config_with_strangers(
+    pub fn server_config_with_optional_client_cert(
         &self,
         alpn: &[&[u8]],
     ) -> Result<Arc<ServerConfig>, rustls::Error> {

@@ -1,7 +1,7 @@
 //! `merlon token`: join tokens, with which proxies get their first certificate.
 
 use clap::{Args, Subcommand};
-use merlon_config::{name::WorkloadId, unit::Span};
+use merlon_config::{name::WorkloadId, unit::HumanDuration};
 use serde_json::json;
 
 use crate::{
@@ -30,7 +30,7 @@ pub(crate) struct CreateArgs {
     identity: WorkloadId,
     /// Lifetime of the token, such as `10m` [default: set by the control plane].
     #[arg(long)]
-    ttl: Option<Span>,
+    ttl: Option<HumanDuration>,
     /// Output format.
     #[arg(long, value_enum, default_value_t)]
     output: Output,

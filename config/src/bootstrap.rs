@@ -21,7 +21,7 @@ use crate::{
     read::read,
     report::{Problem, Report},
     resources::File,
-    unit::Span,
+    unit::HumanDuration,
 };
 
 /// Start-up settings of `merlon-proxy`. Relative paths are relative to the file's directory.
@@ -83,7 +83,7 @@ pub struct ProxyBootstrap {
     /// Which requests are logged. Default: `all`.
     pub access_log: Option<AccessLogMode>,
     /// How long open requests may take to finish at shutdown. Default: `30s`.
-    pub drain_timeout: Option<Span>,
+    pub drain_timeout: Option<HumanDuration>,
 }
 
 /// Which requests are logged.

@@ -11,7 +11,7 @@ use crate::{
     bootstrap::{AccessLogMode, Validate, load, parse},
     name::Namespace,
     report::Report,
-    unit::Span,
+    unit::HumanDuration,
 };
 
 /// The settings of the injector.
@@ -44,7 +44,7 @@ pub struct InjectionSettings {
     pub access_log: Option<AccessLogMode>,
     /// How long open requests may take to finish at shutdown. Default: the proxy's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub drain_timeout: Option<Span>,
+    pub drain_timeout: Option<HumanDuration>,
     /// The proxy's log filter, in the syntax of `RUST_LOG`: `info`, `merlon_proxy=debug`. Default: the proxy's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_filter: Option<String>,

@@ -84,7 +84,7 @@ pub struct Grpc {
 
 /// The probe or lifecycle hook of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Occasion {
+pub enum ProbeKind {
     /// Whether the program is alive.
     Liveness,
     /// Whether the program accepts requests.
@@ -97,7 +97,7 @@ pub enum Occasion {
     PreStop,
 }
 
-impl fmt::Display for Occasion {
+impl fmt::Display for ProbeKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Liveness => "liveness",
@@ -109,7 +109,7 @@ impl fmt::Display for Occasion {
     }
 }
 
-impl Occasion {
+impl ProbeKind {
     /// Whether it is a lifecycle hook, which has an effect, and not a probe.
     pub fn is_hook(self) -> bool {
         matches!(self, Self::PostStart | Self::PreStop)
@@ -117,13 +117,13 @@ impl Occasion {
 }
 
 /// The path of a container's probe at the probe listener: `/probe/web/readiness`.
-pub fn path(container: &str, occasion: Occasion) -> String {
+pub fn path(container: &str, occasion: ProbeKind) -> String {
     format!("/probe/{container}/{occasion}")
 }
 
 /// The path of a container's hook: `/probe/web/preStop/5d1c…`. Any client that reaches the pod can reach the listener, so
 /// the last segment is a key that only the pod's spec contains.
-pub fn hook_path(container: &str, occasion: Occasion, key: &HookKey) -> String {
+pub fn hook_path(container: &str, occasion: ProbeKind, key: &HookKey) -> String {
     format!("{}/{key}", path(container, occasion))
 }
 
@@ -138,7 +138,7 @@ impl HookKey {
     }
 
     /// The key at the end of a [`hook_path`].
-    pub fn of_path(path: &str) -> Option<Self> {
+    pub fn from_path(path: &str) -> Option<Self> {
         let (_, key) = path.rsplit_once('/')?;
         let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
         (key.len() == 32 && key.bytes().all(hex)).then(|| Self(key.to_owned()))
@@ -191,7 +191,11 @@ mod tests {
                 service: "shop.Orders".to_owned(),
             }),
         ];
-        let occasions = [Occasion::Liveness, Occasion::Readiness, Occasion::PreStop];
+        let occasions = [
+            ProbeKind::Liveness,
+            ProbeKind::Readiness,
+            ProbeKind::PreStop,
+        ];
         let probes: Probes = handlers
             .into_iter()
             .zip(occasions)
@@ -210,10 +214,10 @@ mod tests {
     #[test]
     fn a_hook_path_ends_in_a_key_of_32_digits() {
         let key = HookKey::new(0xfeed);
-        let path = hook_path("web", Occasion::PreStop, &key);
+        let path = hook_path("web", ProbeKind::PreStop, &key);
         let wanted = format!("/probe/web/preStop/{}feed", "0".repeat(28));
         assert_eq!(path, wanted);
-        assert_eq!(HookKey::of_path(&path), Some(key));
+        assert_eq!(HookKey::from_path(&path), Some(key));
         for none in [
             "",
             "/probe/web/preStop",
@@ -222,7 +226,7 @@ mod tests {
             &format!("{path}0"),
             &format!("{path}/"),
         ] {
-            assert_eq!(HookKey::of_path(none), None, "{none}");
+            assert_eq!(HookKey::from_path(none), None, "{none}");
         }
     }
 

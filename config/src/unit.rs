@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A duration, written `250ms`, `30s`, `1m30s` or `24h`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Span(pub Duration);
+pub struct HumanDuration(pub Duration);
 
 /// A number of bytes, written `512`, `64KiB` or `1MiB`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -20,7 +20,7 @@ pub enum UnitError {
     #[error(
         "`{0}` is not a duration: write a number and a unit, such as `250ms`, `30s`, `1m30s` or `24h`"
     )]
-    Span(String),
+    HumanDuration(String),
     /// Not a size.
     #[error(
         "`{0}` is not a size: write a number of bytes, such as `512`, or a number with a unit, such as `64KiB` or `1MiB`"
@@ -28,17 +28,17 @@ pub enum UnitError {
     Size(String),
 }
 
-impl FromStr for Span {
+impl FromStr for HumanDuration {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        let wrong = || UnitError::Span(text.chars().take(64).collect());
+        let wrong = || UnitError::HumanDuration(text.chars().take(64).collect());
         let span: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
         Duration::try_from(span).map(Self).map_err(|_| wrong())
     }
 }
 
-impl fmt::Display for Span {
+impl fmt::Display for HumanDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut rest = self.0.as_millis();
         if rest == 0 {
@@ -133,7 +133,7 @@ macro_rules! unit_traits {
 }
 
 unit_traits!(
-    Span,
+    HumanDuration,
     "a duration, such as `30s`",
     json_schema!({
         "type": "string",
@@ -164,8 +164,8 @@ mod tests {
     fn a_number_without_a_unit_is_a_size_and_not_a_duration() {
         assert_eq!("512".parse(), Ok(Size(512)));
         assert_eq!("64KiB".parse(), Ok(Size(65_536)));
-        assert!("30".parse::<Span>().is_err());
-        assert_eq!("1m30s".parse(), Ok(Span(Duration::from_secs(90))));
+        assert!("30".parse::<HumanDuration>().is_err());
+        assert_eq!("1m30s".parse(), Ok(HumanDuration(Duration::from_secs(90))));
     }
 
     #[test]
@@ -183,20 +183,20 @@ mod tests {
             assert!(text.parse::<Size>().is_err(), "{text}");
         }
         for text in ["-1s", "", "s", "1y", "99999999999999999999s"] {
-            assert!(text.parse::<Span>().is_err(), "{text}");
+            assert!(text.parse::<HumanDuration>().is_err(), "{text}");
         }
     }
 
     proptest! {
         #[test]
         fn parsing_any_string_does_not_panic(text in any::<String>()) {
-            let _ = (text.parse::<Span>(), text.parse::<Size>());
+            let _ = (text.parse::<HumanDuration>(), text.parse::<Size>());
         }
 
         #[test]
         fn a_printed_unit_parses_to_the_same_value(bytes in any::<u64>(), millis in 0..=u64::from(u32::MAX)) {
             prop_assert_eq!(Size(bytes).to_string().parse(), Ok(Size(bytes)));
-            let span = Span(Duration::from_millis(millis));
+            let span = HumanDuration(Duration::from_millis(millis));
             prop_assert_eq!(span.to_string().parse(), Ok(span));
         }
     }

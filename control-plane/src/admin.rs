@@ -19,7 +19,7 @@ use merlon_api::{
 };
 use merlon_config::{
     name::{SpiffeId, WorkloadId},
-    unit::Span,
+    unit::HumanDuration,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -186,7 +186,7 @@ struct TokenRequest {
     /// `shop/orders`, or a whole SPIFFE ID.
     identity: String,
     /// At most `10m`, which is the default.
-    ttl: Option<Span>,
+    ttl: Option<HumanDuration>,
 }
 
 /// A new token. It is returned only once.
@@ -208,8 +208,8 @@ async fn join_token(State(admin): State<Admin>, body: Bytes) -> Result<Json<NewT
     if ttl < std::time::Duration::from_secs(1) || ttl > MAX_TTL {
         return Err(bad(format!(
             "`ttl` must be from 1s to {}, not {}",
-            Span(MAX_TTL),
-            Span(ttl)
+            HumanDuration(MAX_TTL),
+            HumanDuration(ttl)
         )));
     }
     let mesh = admin.snapshots.mesh();

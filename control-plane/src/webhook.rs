@@ -133,7 +133,7 @@ async fn follow(file: std::path::PathBuf, hooks: Arc<Webhook>, shutdown: Cancell
             Ok(settings) if settings == **hooks.settings.load() => {}
             Ok(settings) => {
                 tracing::info!(
-                    settings = merlon_inject::mark(&settings),
+                    settings = merlon_inject::settings_hash(&settings),
                     "injection.changed"
                 );
                 hooks.settings.publish(settings);

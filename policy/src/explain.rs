@@ -165,7 +165,7 @@ impl Explanation {
                 .filter(move |one| match one.outcome {
                     PolicyOutcome::Holds => true,
                     // A forbid that cannot be evaluated might hold.
-                    PolicyOutcome::Errs { .. } => effect == Effect::Forbid,
+                    PolicyOutcome::Error { .. } => effect == Effect::Forbid,
                     _ => false,
                 })
                 .map(|one| one.policy.name.clone())

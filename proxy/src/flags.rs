@@ -16,7 +16,7 @@ use merlon_config::{
     name::{Namespace, ResourceName, ServiceName, WorkloadId},
     probe::Probes,
     report::{Problem, Report},
-    unit::Span,
+    unit::HumanDuration,
 };
 use url::Url;
 
@@ -109,7 +109,7 @@ pub struct Flags {
     pub access_log: Option<Logged>,
     /// How long open requests may take to finish at the end [default: 30s]
     #[arg(long, env = "MERLON_DRAIN_TIMEOUT", value_name = "DURATION")]
-    pub drain_timeout: Option<Span>,
+    pub drain_timeout: Option<HumanDuration>,
     /// File that is written with the addresses that were bound, as JSON: `inbound`, `outbound`, `admin`
     #[arg(long, value_name = "FILE")]
     pub addresses_file: Option<PathBuf>,
@@ -172,7 +172,9 @@ impl Flags {
             probes: start.probes_address.zip(start.probes),
             workers,
             access_log: start.access_log.unwrap_or_default(),
-            drain_timeout: start.drain_timeout.map_or(DRAIN_TIMEOUT, |Span(time)| time),
+            drain_timeout: start
+                .drain_timeout
+                .map_or(DRAIN_TIMEOUT, |HumanDuration(time)| time),
         })
     }
 

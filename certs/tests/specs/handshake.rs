@@ -298,7 +298,9 @@ fn the_control_planes_listener_accepts_clients_without_a_certificate_and_verifie
     let (root, impostor) = (Authority::root("root"), Authority::root("impostor"));
     let roots = root.roots();
     let control = root.tls(ORDERS, &roots);
-    let listener = control.server_config_with_strangers(&[H2]).unwrap();
+    let listener = control
+        .server_config_with_optional_client_cert(&[H2])
+        .unwrap();
     let trust = Bootstrap::Roots(Arc::new(roots.clone()));
     let expected = ORDERS.parse().unwrap();
 
@@ -326,7 +328,7 @@ fn a_proxy_that_only_knows_the_hash_of_the_root_accepts_the_control_plane_and_no
     let roots = root.roots();
     let listener = |uri| {
         let tls = int.tls(uri, &roots);
-        tls.server_config_with_strangers(&[H2]).unwrap()
+        tls.server_config_with_optional_client_cert(&[H2]).unwrap()
     };
     let expected = ORDERS.parse().unwrap();
     let caller = |hash| {
@@ -353,7 +355,7 @@ fn a_proxy_that_only_knows_the_hash_of_the_root_accepts_the_control_plane_and_no
     let mut svid = impostor.svid(ORDERS, &theirs);
     svid.chain.push(root.certificate.clone());
     let tls = MeshTls::new(Arc::new(svid), Arc::new(theirs)).unwrap();
-    let listener = tls.server_config_with_strangers(&[H2]).unwrap();
+    let listener = tls.server_config_with_optional_client_cert(&[H2]).unwrap();
     let refused = handshake(caller(sha256(&root.certificate)), listener).unwrap_err();
     assert_eq!(fault_of(&refused.client.unwrap()), TlsFault::Untrusted);
 }

@@ -296,7 +296,7 @@ fn policy_line(explanation: &PolicyExplanation) -> String {
             Some(saw) => format!("does not match: {condition} is false because {saw}"),
             None => format!("does not match: {condition} is false"),
         },
-        PolicyOutcome::Errs { error } => format!("cannot be evaluated: {error}"),
+        PolicyOutcome::Error { error } => format!("cannot be evaluated: {error}"),
     };
     printable(&format!("{effect} {} {outcome}", explanation.policy.name))
 }

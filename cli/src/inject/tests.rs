@@ -28,7 +28,7 @@ fn values(text: &str) -> Vec<Value> {
 fn every_pod_of_a_file_gets_its_sidecar_and_the_rest_is_unchanged() {
     let injected = injected(SHOP);
     // The mark contains the version; one that looks like a number is quoted.
-    let mark = merlon_inject::mark(&settings());
+    let mark = merlon_inject::settings_hash(&settings());
     let text = injected.text.replace(&format!("\"{mark}\""), &mark);
     // The key of each pod's hooks is random.
     let (_, key) = text.split_once("/postStart/").unwrap();

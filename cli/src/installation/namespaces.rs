@@ -54,7 +54,7 @@ async fn settings(cluster: &Cluster) -> Option<String> {
     let map = maps.get_opt("merlon-injection").await.ok()??;
     let text = map.data?.remove("injection.yaml")?;
     let settings = merlon_config::injection::InjectionSettings::parse("injection.yaml", &text);
-    Some(merlon_inject::mark(&settings.ok()?))
+    Some(merlon_inject::settings_hash(&settings.ok()?))
 }
 
 fn pods_of(namespace: &str, pods: &[Pod], settings: Option<&str>) -> Finding {

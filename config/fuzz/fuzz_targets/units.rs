@@ -2,16 +2,16 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use merlon_config::unit::{Size, Span};
+use merlon_config::unit::{Size, HumanDuration};
 
 fuzz_target!(|text: &str| {
     if let Ok(size) = text.parse::<Size>() {
         assert_eq!(size.to_string().parse(), Ok(size));
     }
     // Durations are printed in milliseconds, so finer parts are lost.
-    if let Ok(Span(span)) = text.parse::<Span>()
+    if let Ok(HumanDuration(span)) = text.parse::<HumanDuration>()
         && span.subsec_nanos() % 1_000_000 == 0
     {
-        assert_eq!(Span(span).to_string().parse(), Ok(Span(span)));
+        assert_eq!(HumanDuration(span).to_string().parse(), Ok(HumanDuration(span)));
     }
 });

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::target::TargetRef;
-use crate::{name::ResourceName, unit::Span};
+use crate::{name::ResourceName, unit::HumanDuration};
 
 /// Which bearer tokens (RFC 6750) are accepted: their issuers, audiences and signatures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -58,7 +58,7 @@ pub struct TokenIssuer {
     pub token_types: Vec<String>,
     /// Maximum difference between clocks. 0–5m, default 30s.
     #[serde(default = "half_a_minute")]
-    pub clock_skew: Span,
+    pub clock_skew: HumanDuration,
     /// Claims that policies may read as `context.user.claims.<name>`, with their types.
     #[serde(default)]
     pub claims: BTreeMap<String, ClaimType>,
@@ -76,8 +76,8 @@ fn access_token() -> Vec<String> {
     vec!["at+jwt".to_owned()]
 }
 
-fn half_a_minute() -> Span {
-    Span(std::time::Duration::from_secs(30))
+fn half_a_minute() -> HumanDuration {
+    HumanDuration(std::time::Duration::from_secs(30))
 }
 
 fn groups() -> String {

@@ -6,7 +6,7 @@ use url::Url;
 
 use crate::{
     name::{Namespace, TrustDomain},
-    unit::Span,
+    unit::HumanDuration,
 };
 
 /// Settings of the whole mesh. There is exactly one, in the root namespace.
@@ -41,7 +41,7 @@ fn root_namespace() -> Namespace {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Certificates {
     /// Lifetime of a workload's certificate. From 30s (below 5m with a warning) to 7 days; default 24h.
-    pub lifetime: Span,
+    pub lifetime: HumanDuration,
     /// The CA that signs certificates. Default: the embedded CA, which is for development.
     pub issuer: CertificateIssuer,
 }
@@ -49,7 +49,7 @@ pub struct Certificates {
 impl Default for Certificates {
     fn default() -> Self {
         Self {
-            lifetime: Span(std::time::Duration::from_secs(24 * 3_600)),
+            lifetime: HumanDuration(std::time::Duration::from_secs(24 * 3_600)),
             issuer: CertificateIssuer::default(),
         }
     }

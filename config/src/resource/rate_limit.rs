@@ -2,7 +2,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::target::TargetRef;
-use crate::{name::ResourceName, unit::Span};
+use crate::{name::ResourceName, unit::HumanDuration};
 
 /// Limits the rate of requests (GCRA). A request must pass all limits of its target.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -40,7 +40,7 @@ pub struct Rate {
     #[schemars(range(min = 1, max = 1_000_000))]
     pub requests: u32,
     /// The period. 1ms–24h.
-    pub per: Span,
+    pub per: HumanDuration,
 }
 
 /// The key that a limit counts requests by.

@@ -92,7 +92,7 @@ impl ResourceKind {
 
     /// Kinds that were added after the first version of the protocol. A proxy announces which of them it supports and
     /// receives no others.
-    pub const LATER: [Self; 2] = [Self::Certificate, Self::Secret];
+    pub const NEGOTIATED: [Self; 2] = [Self::Certificate, Self::Secret];
 
     /// The type URL in the delta stream.
     pub const fn type_url(self) -> &'static str {

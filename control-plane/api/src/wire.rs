@@ -23,7 +23,7 @@ pub const METADATA_WORKLOAD: &str = "workload";
 /// Key of [`Node::metadata`]: the proxy's version.
 pub const METADATA_VERSION: &str = "version";
 
-/// Key of [`Node::metadata`]: type URLs of the kinds of [`ResourceKind::LATER`] that the proxy supports, separated by commas.
+/// Key of [`Node::metadata`]: type URLs of the kinds of [`ResourceKind::NEGOTIATED`] that the proxy supports, separated by commas.
 pub const METADATA_KINDS: &str = "kinds";
 
 /// The identity that a proxy requires from the control plane:
@@ -51,7 +51,9 @@ pub fn node(id: &str, workload: Option<&str>, version: &str) -> Node {
     let text = |text: &str| Value {
         kind: Some(Kind::StringValue(text.to_owned())),
     };
-    let kinds = ResourceKind::LATER.map(ResourceKind::type_url).join(",");
+    let kinds = ResourceKind::NEGOTIATED
+        .map(ResourceKind::type_url)
+        .join(",");
     let mut fields = vec![
         (METADATA_VERSION.to_owned(), text(version)),
         (METADATA_KINDS.to_owned(), text(&kinds)),

@@ -6,38 +6,38 @@ use serde_json::{Map, Value};
 
 use crate::{
     containers::{PROXY_USER, Sidecar},
+    error::InjectError,
     pod::{self, Pod},
-    refused::Refused,
 };
 
 /// Refuses a pod that cannot be in the mesh.
-pub(crate) fn refuse(pod: &Pod) -> Result<(), Refused> {
+pub(crate) fn refuse(pod: &Pod) -> Result<(), InjectError> {
     let spec = pod.spec();
     let is = |field: &str| spec.and_then(|spec| spec.get(field)) == Some(&Value::Bool(true));
     if is("hostNetwork") {
-        return Err(Refused::HostNetwork);
+        return Err(InjectError::HostNetwork);
     }
     let system = spec.and_then(|spec| spec.get("os")?.get("name")?.as_str());
     let selected =
         spec.and_then(|spec| spec.get("nodeSelector")?.get("kubernetes.io/os")?.as_str());
     let mut systems = system.into_iter().chain(selected);
     if systems.any(|name| name.eq_ignore_ascii_case("windows")) {
-        return Err(Refused::Windows);
+        return Err(InjectError::Windows);
     }
     if user(spec) == Some(PROXY_USER) {
         let who = "the pod".to_owned();
-        return Err(Refused::User { who });
+        return Err(InjectError::User { who });
     }
     for container in pod.containers() {
         let name = pod::name(container);
         if name.starts_with("merlon-") {
-            return Err(Refused::Reserved {
+            return Err(InjectError::Reserved {
                 what: "container",
                 name: name.to_owned(),
             });
         }
         if user(Some(container)) == Some(PROXY_USER) {
-            return Err(Refused::User {
+            return Err(InjectError::User {
                 who: format!("the container `{name}`"),
             });
         }
@@ -51,7 +51,7 @@ pub(crate) fn refuse(pod: &Pod) -> Result<(), Refused> {
                 .ok()
                 .filter(|p| PROXY_PORTS.contains(p))
             {
-                return Err(Refused::Port {
+                return Err(InjectError::Port {
                     container: name.to_owned(),
                     port,
                 });
@@ -77,8 +77,8 @@ fn named(value: &Value) -> Option<&str> {
     value.get("name")?.as_str()
 }
 
-fn reserved(name: &str) -> Refused {
-    Refused::Reserved {
+fn reserved(name: &str) -> InjectError {
+    InjectError::Reserved {
         what: "volume",
         name: name.to_owned(),
     }

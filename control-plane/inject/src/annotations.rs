@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use merlon_config::nearest;
 
-use crate::{names::INJECTED, pod::Pod, refused::Refused};
+use crate::{error::InjectError, names::INJECTED, pod::Pod};
 
 const INBOUND_PORTS: &str = "merlon.io/exclude-inbound-ports";
 const OUTBOUND_PORTS: &str = "merlon.io/exclude-outbound-ports";
@@ -20,7 +20,7 @@ pub(crate) struct PodOptions {
 }
 
 impl PodOptions {
-    pub(crate) fn of(pod: &Pod) -> Result<Self, Refused> {
+    pub(crate) fn of(pod: &Pod) -> Result<Self, InjectError> {
         let mut options = Self::default();
         for (name, value) in pod.annotations() {
             match name.as_str() {
@@ -29,7 +29,7 @@ impl PodOptions {
                 OUTBOUND_RANGES => options.outbound_ranges = ranges(value)?,
                 MOUNT_SECRETS => options.secrets = boolean(MOUNT_SECRETS, value)?,
                 other if other.starts_with("merlon.io/") && other != INJECTED => {
-                    return Err(Refused::Annotation {
+                    return Err(InjectError::Annotation {
                         name: other.chars().take(128).collect(),
                         hint: nearest::hint(
                             other,
@@ -49,22 +49,22 @@ impl PodOptions {
     }
 }
 
-fn boolean(name: &'static str, text: &str) -> Result<bool, Refused> {
-    text.parse().map_err(|_| Refused::AnnotationValue {
+fn boolean(name: &'static str, text: &str) -> Result<bool, InjectError> {
+    text.parse().map_err(|_| InjectError::AnnotationValue {
         name,
         why: format!("`{text}` is neither `true` nor `false`"),
     })
 }
 
 /// The same grammar as in `merlon-intercept`: `5432,9000-9010`.
-fn ports(name: &'static str, text: &str) -> Result<String, Refused> {
+fn ports(name: &'static str, text: &str) -> Result<String, InjectError> {
     let parts = text
         .split(',')
         .map(str::trim)
         .filter(|part| !part.is_empty());
-    let checked: Result<Vec<&str>, Refused> = parts
+    let checked: Result<Vec<&str>, InjectError> = parts
         .map(|part| {
-            range(part).ok_or_else(|| Refused::AnnotationValue {
+            range(part).ok_or_else(|| InjectError::AnnotationValue {
                 name,
                 why: format!(
                     "`{part}` is not a port or a range of ports: write 1 to 65535, as in `5432,9000-9010`"
@@ -86,14 +86,14 @@ fn range(part: &str) -> Option<(u16, u16)> {
     (first <= last).then_some((first, last))
 }
 
-fn ranges(text: &str) -> Result<Vec<IpNet>, Refused> {
+fn ranges(text: &str) -> Result<Vec<IpNet>, InjectError> {
     let parts = text
         .split(',')
         .map(str::trim)
         .filter(|part| !part.is_empty());
     parts
         .map(|part| {
-            part.parse().map_err(|_| Refused::AnnotationValue {
+            part.parse().map_err(|_| InjectError::AnnotationValue {
                 name: OUTBOUND_RANGES,
                 why: format!("`{part}` is not a network: write it as in `10.0.0.0/8,fd00::/8`"),
             })

@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     annotations::PodOptions,
+    error::InjectError,
     names::{AUDIENCE, INTERCEPT_CONTAINER, PROXY_CONTAINER, TRUST_BUNDLE},
-    refused::Refused,
 };
 
 /// The user that the proxy runs as. The interception rules do not redirect its connections.
@@ -41,8 +41,8 @@ pub(crate) fn sidecar_containers(
     probes: &Probes,
     options: &PodOptions,
     settings: &InjectionSettings,
-) -> Result<Sidecar, Refused> {
-    let shape = |what: &str| Refused::Shape(what.to_owned());
+) -> Result<Sidecar, InjectError> {
+    let shape = |what: &str| InjectError::Shape(what.to_owned());
     let control_plane = settings.control_plane.as_ref();
     let control_plane = control_plane.ok_or_else(|| shape("controlPlane of the settings"))?;
     let root_namespace = settings.root_namespace.as_ref();

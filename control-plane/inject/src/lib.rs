@@ -4,11 +4,11 @@
 mod admission;
 mod annotations;
 mod containers;
+mod error;
 mod hooks;
 mod names;
 mod pod;
 mod probes;
-mod refused;
 mod sidecar;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -17,11 +17,11 @@ use serde_json::Value;
 
 use self::{annotations::PodOptions, pod::Pod};
 pub use self::{
+    error::InjectError,
     hooks::{HookKeys, ShortSeed},
     names::{
         AUDIENCE, INJECT, INJECTED, INTERCEPT_CONTAINER, MESHED, PROXY_CONTAINER, TRUST_BUNDLE,
     },
-    refused::Refused,
 };
 
 /// The result of an injection.
@@ -59,12 +59,12 @@ pub fn inject(
     namespace: &str,
     settings: &InjectionSettings,
     fresh: &HookKey,
-) -> Result<Injection, Refused> {
+) -> Result<Injection, InjectError> {
     let mut pod = Pod::of(object)?;
     match pod.label(INJECT) {
         Some("disabled") => return Ok(Injection::Unchanged(SkipReason::Disabled)),
         None | Some("enabled") => {}
-        Some(other) => return Err(Refused::Label(other.to_owned())),
+        Some(other) => return Err(InjectError::Label(other.to_owned())),
     }
     let known = sidecar::remove(&mut pod)?;
     admission::refuse(&pod)?;
@@ -77,7 +77,7 @@ pub fn inject(
     let account = pod.service_account().to_owned();
     let sidecar = containers::sidecar_containers(namespace, &account, &probes, &options, settings)?;
     sidecar::insert(&mut pod, sidecar)?;
-    pod.mark(MESHED, INJECTED, &mark(settings))?;
+    pod.mark(MESHED, INJECTED, &settings_hash(settings))?;
     let object_after = pod.into_object();
     if object_after == *object {
         return Ok(Injection::Unchanged(SkipReason::UpToDate));
@@ -89,7 +89,7 @@ pub fn inject(
 }
 
 /// A hash of the settings that a pod was injected with. Pods with different hashes have different sidecars.
-pub fn mark(settings: &InjectionSettings) -> String {
+pub fn settings_hash(settings: &InjectionSettings) -> String {
     // Serializing the settings cannot fail; an empty text would still give a hash.
     let text = serde_json::to_string(settings).unwrap_or_default();
     let text = format!("{} {text}", env!("CARGO_PKG_VERSION"));

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::refused::Refused;
+use crate::error::InjectError;
 
 /// A Pod or a pod template.
 #[derive(Debug)]
@@ -15,8 +15,8 @@ pub(crate) const CONTAINERS: [&str; 2] = ["initContainers", "containers"];
 
 impl Pod {
     /// Fails when a field that the injector uses has the wrong type.
-    pub(crate) fn of(value: &Value) -> Result<Self, Refused> {
-        let shape = |what: &str| Refused::Shape(what.to_owned());
+    pub(crate) fn of(value: &Value) -> Result<Self, InjectError> {
+        let shape = |what: &str| InjectError::Shape(what.to_owned());
         let object = value.as_object().ok_or_else(|| shape("."))?.clone();
         let spec = object.get("spec").and_then(Value::as_object);
         let spec = spec.ok_or_else(|| shape("spec"))?;
@@ -27,7 +27,7 @@ impl Pod {
                     .is_some_and(|list| list.iter().all(Value::is_object))
             });
             if !right {
-                return Err(Refused::Shape(format!("spec.{field}")));
+                return Err(InjectError::Shape(format!("spec.{field}")));
             }
         }
         let volumes = spec.get("volumes").filter(|list| !list.is_null());
@@ -47,7 +47,7 @@ impl Pod {
                     .is_some_and(|map| map.values().all(Value::is_string))
             });
             if !right {
-                return Err(Refused::Shape(format!("metadata.{field}")));
+                return Err(InjectError::Shape(format!("metadata.{field}")));
             }
         }
         Ok(Self { object })
@@ -61,9 +61,9 @@ impl Pod {
         self.object.get("spec")?.as_object()
     }
 
-    pub(crate) fn spec_mut(&mut self) -> Result<&mut Map<String, Value>, Refused> {
+    pub(crate) fn spec_mut(&mut self) -> Result<&mut Map<String, Value>, InjectError> {
         let spec = self.object.get_mut("spec").and_then(Value::as_object_mut);
-        spec.ok_or_else(|| Refused::Shape("spec".to_owned()))
+        spec.ok_or_else(|| InjectError::Shape("spec".to_owned()))
     }
 
     pub(crate) fn label(&self, name: &str) -> Option<&str> {
@@ -134,8 +134,8 @@ impl Pod {
         label: &str,
         annotation: &str,
         value: &str,
-    ) -> Result<(), Refused> {
-        let wrong = || Refused::Shape("metadata".to_owned());
+    ) -> Result<(), InjectError> {
+        let wrong = || InjectError::Shape("metadata".to_owned());
         let metadata = self.object.entry("metadata").or_insert_with(|| json!({}));
         if metadata.is_null() {
             *metadata = json!({});

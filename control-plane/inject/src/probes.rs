@@ -1,14 +1,14 @@
 //! Redirects the kubelet's probes and hooks to the proxy, which makes the same request to the program.
 
 use merlon_config::probe::{
-    self, Grpc, Handler, HookKey, HttpGet, Occasion, Probe, Probes, Scheme, TcpSocket,
+    self, Grpc, Handler, HookKey, HttpGet, Probe, ProbeKind, Probes, Scheme, TcpSocket,
 };
 use serde_json::{Map, Value, json};
 
 use crate::{
     admission::PROXY_PORTS,
+    error::InjectError,
     pod::{self, Pod},
-    refused::Refused,
 };
 
 /// The proxy's port for probes.
@@ -16,21 +16,21 @@ const PORT: u16 = 7563;
 /// Time-out of a lifecycle hook in seconds. Hooks have no time-out of their own.
 const HOOK_TIMEOUT: u32 = 30;
 
-const PROBES: [(&str, Occasion); 3] = [
-    ("livenessProbe", Occasion::Liveness),
-    ("readinessProbe", Occasion::Readiness),
-    ("startupProbe", Occasion::Startup),
+const PROBES: [(&str, ProbeKind); 3] = [
+    ("livenessProbe", ProbeKind::Liveness),
+    ("readinessProbe", ProbeKind::Readiness),
+    ("startupProbe", ProbeKind::Startup),
 ];
-const HOOKS: [(&str, Occasion); 2] = [
-    ("postStart", Occasion::PostStart),
-    ("preStop", Occasion::PreStop),
+const HOOKS: [(&str, ProbeKind); 2] = [
+    ("postStart", ProbeKind::PostStart),
+    ("preStop", ProbeKind::PreStop),
 ];
 
 /// Redirects every HTTP, gRPC and TCP probe and hook to the proxy, and returns the originals. `exec` stays as it is.
 ///
 /// A probe only shows an unauthenticated client whether the program is healthy, but a hook may end the program. So the
 /// path of a hook contains `key`.
-pub(crate) fn redirect(pod: &mut Pod, key: &HookKey) -> Result<Probes, Refused> {
+pub(crate) fn redirect(pod: &mut Pod, key: &HookKey) -> Result<Probes, InjectError> {
     let mut found = Probes::new();
     for container in pod.programs_mut() {
         for_each_handler(container, |container, occasion, holder| {
@@ -72,7 +72,7 @@ pub(crate) fn restore(container: &mut Map<String, Value>, known: &Probes) {
         let is_own = |path: &str| {
             let rest = path.strip_prefix(&own);
             rest.is_some_and(|rest| {
-                rest.is_empty() || occasion.is_hook() && HookKey::of_path(rest).is_some()
+                rest.is_empty() || occasion.is_hook() && HookKey::from_path(rest).is_some()
             })
         };
         let Some(probe) = path
@@ -94,7 +94,7 @@ pub(crate) fn restore(container: &mut Map<String, Value>, known: &Probes) {
         Ok(())
     });
     // The closure never fails.
-    let _: Result<(), Refused> = done;
+    let _: Result<(), InjectError> = done;
 }
 
 fn http_get(get: &HttpGet) -> Value {
@@ -116,8 +116,12 @@ fn http_get(get: &HttpGet) -> Value {
 /// ports at the same time.
 fn for_each_handler(
     container: &mut Map<String, Value>,
-    mut what: impl FnMut(&Map<String, Value>, Occasion, &mut Map<String, Value>) -> Result<(), Refused>,
-) -> Result<(), Refused> {
+    mut what: impl FnMut(
+        &Map<String, Value>,
+        ProbeKind,
+        &mut Map<String, Value>,
+    ) -> Result<(), InjectError>,
+) -> Result<(), InjectError> {
     for (field, occasion) in PROBES {
         let Some(mut holder) = container.get(field).and_then(Value::as_object).cloned() else {
             continue;
@@ -142,9 +146,9 @@ fn for_each_handler(
 /// `None`: the handler makes no network request to the program.
 fn handler(
     container: &Map<String, Value>,
-    occasion: Occasion,
+    occasion: ProbeKind,
     holder: &Map<String, Value>,
-) -> Result<Option<Handler>, Refused> {
+) -> Result<Option<Handler>, InjectError> {
     let port = |of: &Map<String, Value>| port(container, occasion, of.get("port"));
     // The kubelet itself still probes other hosts.
     let elsewhere = |of: &Map<String, Value>| {
@@ -201,9 +205,9 @@ fn headers(get: &Map<String, Value>) -> Vec<(String, String)> {
 /// As the kubelet reads it: a number, the name of one of the container's ports, or a number in quotes.
 fn port(
     container: &Map<String, Value>,
-    occasion: Occasion,
+    occasion: ProbeKind,
     written: Option<&Value>,
-) -> Result<u16, Refused> {
+) -> Result<u16, InjectError> {
     let number = |value: u64| u16::try_from(value).ok().filter(|port| *port > 0);
     let found = match written {
         Some(Value::Number(written)) => written.as_u64().and_then(number),
@@ -214,13 +218,13 @@ fn port(
     };
     if let Some(port) = found.filter(|port| PROXY_PORTS.contains(port)) {
         // The proxy would probe itself.
-        return Err(Refused::OwnProbePort {
+        return Err(InjectError::OwnProbePort {
             container: pod::name(container).to_owned(),
             occasion: occasion.to_string(),
             port,
         });
     }
-    found.ok_or_else(|| Refused::ProbePort {
+    found.ok_or_else(|| InjectError::ProbePort {
         container: pod::name(container).to_owned(),
         occasion: occasion.to_string(),
         port: match written {

@@ -5,14 +5,14 @@ use serde_json::Value;
 
 use crate::{
     containers::{self, Sidecar},
+    error::InjectError,
     names::{INJECTED, INTERCEPT_CONTAINER, PROXY_CONTAINER},
     pod::{Pod, variable},
     probes,
-    refused::Refused,
 };
 
 /// Removes an earlier injection, if there was one, and returns the key of its hooks.
-pub(crate) fn remove(pod: &mut Pod) -> Result<Option<HookKey>, Refused> {
+pub(crate) fn remove(pod: &mut Pod) -> Result<Option<HookKey>, InjectError> {
     // Without the annotation, a container with a reserved name is the user's own: it is refused and not removed.
     if pod.annotations().all(|(name, _)| name != INJECTED) {
         return Ok(None);
@@ -46,11 +46,11 @@ pub(crate) fn remove(pod: &mut Pod) -> Result<Option<HookKey>, Refused> {
         probes::restore(container, &known);
     }
     pod.containers_mut().for_each(containers::unmount_secrets);
-    Ok(known.keys().find_map(|path| HookKey::of_path(path)))
+    Ok(known.keys().find_map(|path| HookKey::from_path(path)))
 }
 
 /// Inserts the sidecar before all other containers.
-pub(crate) fn insert(pod: &mut Pod, sidecar: Sidecar) -> Result<(), Refused> {
+pub(crate) fn insert(pod: &mut Pod, sidecar: Sidecar) -> Result<(), InjectError> {
     let spec = pod.spec_mut()?;
     let mut containers = sidecar.containers;
     if let Some(Value::Array(own)) = spec.remove("initContainers") {

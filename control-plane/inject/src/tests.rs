@@ -113,13 +113,13 @@ fn other_settings_replace_what_an_earlier_injection_made() {
     };
     // A port name is replaced by its number, which is the same to the kubelet.
     assert_eq!(again, once);
-    assert_ne!(mark(&settings()), mark(&newer));
+    assert_ne!(settings_hash(&settings()), settings_hash(&newer));
 }
 
 #[test]
 fn a_pod_that_only_claims_to_have_a_sidecar_gets_one() {
     let mut claiming = rich();
-    claiming["metadata"]["annotations"][INJECTED] = json!(mark(&settings()));
+    claiming["metadata"]["annotations"][INJECTED] = json!(settings_hash(&settings()));
     claiming["metadata"]["labels"][MESHED] = json!("true");
     assert_eq!(injected(&claiming), injected(&rich()));
     let own = json!({ "name": PROXY_CONTAINER, "image": "own", "restartPolicy": "Always" });

@@ -243,7 +243,7 @@ impl Keeper {
             issuer,
             bundle,
             root,
-            server: tls.server_config_with_strangers(&[H2])?,
+            server: tls.server_config_with_optional_client_cert(&[H2])?,
             serial,
             not_before,
             not_after,

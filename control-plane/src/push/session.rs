@@ -313,7 +313,9 @@ impl Session {
             }
         }
         let known = self.node.as_ref().map_or(&[][..], |node| &node.kinds);
-        state.retain(|key| !ResourceKind::LATER.contains(&key.kind) || known.contains(&key.kind));
+        state.retain(|key| {
+            !ResourceKind::NEGOTIATED.contains(&key.kind) || known.contains(&key.kind)
+        });
         self.proxy = Some(Arc::clone(proxy));
         self.manifest = Some(state.manifest(&self.identity));
         self.state = state;

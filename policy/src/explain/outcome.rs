@@ -28,7 +28,8 @@ pub enum PolicyOutcome {
         saw: Option<String>,
     },
     /// It could not be evaluated: such a permit is ignored, such a forbid denies.
-    Errs {
+    #[serde(rename = "errs")]
+    Error {
         /// What went wrong.
         error: String,
     },
@@ -39,7 +40,7 @@ impl From<(Verdict, Option<String>)> for PolicyOutcome {
     fn from((verdict, error): (Verdict, Option<String>)) -> Self {
         match verdict {
             Verdict::Holds => Self::Holds,
-            Verdict::Error => Self::Errs {
+            Verdict::Error => Self::Error {
                 error: error.unwrap_or_else(|| "the policy cannot be evaluated".to_owned()),
             },
             Verdict::DoesNotHold => Self::ConditionFalse {

@@ -163,7 +163,7 @@ fn a_forbid_and_an_error_are_explained() {
         "denied: `shop/orders#office` forbids it"
     );
     assert!(
-        matches!(outcome(&explanation, "sum"), PolicyOutcome::Errs { error } if error.contains("overflow"))
+        matches!(outcome(&explanation, "sum"), PolicyOutcome::Error { error } if error.contains("overflow"))
     );
 }
 

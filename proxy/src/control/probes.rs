@@ -126,7 +126,7 @@ async fn answer(
 
 /// Who reads logs may be somebody else than who may read pods.
 fn without_key(path: &str) -> &str {
-    match (HookKey::of_path(path), path.rsplit_once('/')) {
+    match (HookKey::from_path(path), path.rsplit_once('/')) {
         (Some(_), Some((rest, _))) => rest,
         _ => path,
     }

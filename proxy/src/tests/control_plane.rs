@@ -104,7 +104,8 @@ impl FakeControlPlane {
             state: watch::Sender::new(state),
         });
         let tls = authority.tls(CONTROL_PLANE, Duration::from_secs(3_600));
-        let acceptor = TlsAcceptor::from(tls.server_config_with_strangers(&[H2]).unwrap());
+        let acceptor =
+            TlsAcceptor::from(tls.server_config_with_optional_client_cert(&[H2]).unwrap());
         let service = Service {
             authority: Arc::clone(&authority),
             script: Arc::clone(&script),

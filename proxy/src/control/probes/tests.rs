@@ -9,7 +9,7 @@ use std::{
 
 use axum::{http::HeaderMap, routing::any};
 use merlon_config::probe::{
-    Grpc, Handler, HookKey, HttpGet, Occasion, Probe, Scheme, TcpSocket, hook_path,
+    Grpc, Handler, HookKey, HttpGet, Probe, ProbeKind, Scheme, TcpSocket, hook_path,
 };
 use tokio::io::AsyncReadExt as _;
 
@@ -327,7 +327,7 @@ async fn nothing_can_be_asked_but_what_was_written_down() {
 async fn a_hook_is_fired_by_nobody_without_its_key() {
     let (program, port) = Program::start(|routes| routes.fallback(any(async || "bye"))).await;
     let key = HookKey::new(0xabc0_u128 << 64);
-    let path = hook_path("web", Occasion::PreStop, &key);
+    let path = hook_path("web", ProbeKind::PreStop, &key);
     let here = listener_at(&path, Handler::HttpGet(get(port, "/quit"))).await;
     let keyless = path.strip_suffix(&key.to_string()).unwrap();
     for guess in [
@@ -349,7 +349,7 @@ async fn a_hook_is_fired_by_nobody_without_its_key() {
 #[test]
 fn the_log_tells_no_key() {
     let key = HookKey::new(7);
-    let path = hook_path("web", Occasion::PreStop, &key);
+    let path = hook_path("web", ProbeKind::PreStop, &key);
     assert_eq!(without_key(&path), "/probe/web/preStop");
     assert_eq!(without_key("/probe/web/liveness"), "/probe/web/liveness");
 }

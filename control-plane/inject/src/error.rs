@@ -1,6 +1,6 @@
 /// Why a pod cannot get a sidecar and is not created.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum InjectError {
     /// It is not a pod.
     #[error("`{0}` is missing or has the wrong type for a pod")]
     Shape(String),
