@@ -8,3 +8,6 @@ mod open_files;
 pub mod process_log;
 
 pub use self::open_files::allow_all_files;
+
+#[cfg(test)]
+mod tests;

@@ -422,7 +422,7 @@ async fn serve(
                 Arc::clone(&control.metrics),
             ));
         }
-        Err(error) => tracing::error!(%error, "administration is not served"),
+        Err(error) => tracing::error!(%error, "admin.failed"),
     }
     if let (Some(listener), Some((_, probes))) = (probes, &control.config.probes) {
         let metrics = Arc::clone(&control.metrics);
@@ -430,7 +430,7 @@ async fn serve(
             Ok(listener) => {
                 tokio::spawn(probes::serve(listener, probes.clone(), metrics));
             }
-            Err(error) => tracing::error!(%error, "probes are not answered"),
+            Err(error) => tracing::error!(%error, "probes.failed"),
         }
     }
     let exporter = control.start();
@@ -442,7 +442,7 @@ async fn serve(
     shared
         .readiness
         .lack(Unready::Draining, "the end has begun");
-    tracing::info!(timeout = ?timeout, "draining");
+    tracing::info!(timeout = ?timeout, "proxy.draining");
     shutdown.drain.cancel();
     let drained = async {
         tokio::select! {

@@ -35,14 +35,17 @@ fn main() -> ExitCode {
             return ExitCode::from(CONFIGURATION);
         }
         Err(error) => {
-            tracing::error!("{:#}", anyhow::Error::from(error));
+            tracing::error!(
+                error = format!("{:#}", anyhow::Error::from(error)),
+                "proxy.failed"
+            );
             return ExitCode::from(FAILED);
         }
     };
     if let Some(file) = addresses_file
         && let Err(error) = write_addresses(&file, handle.addresses())
     {
-        tracing::error!("cannot write {}: {error}", file.display());
+        tracing::error!(file = %file.display(), %error, "addresses_file.not_written");
         return ExitCode::from(FAILED);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -70,7 +73,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!(error = format!("{error:#}"), "proxy.failed");
             ExitCode::from(FAILED)
         }
     }

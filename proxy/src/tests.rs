@@ -8,6 +8,7 @@ mod harness;
 mod inbound;
 mod interception;
 mod layers;
+mod log_events;
 mod mesh;
 mod outbound;
 mod revocation;

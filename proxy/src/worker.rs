@@ -34,7 +34,7 @@ pub(crate) async fn run_with_log(worker: Worker, log: AccessLog) {
         shutdown,
     } = worker;
     let local = Rc::new(WorkerContext::new(index, shared, metrics, log, shutdown));
-    tracing::debug!(index, "worker begins");
+    tracing::debug!(index, "worker.started");
     let mut tasks = vec![
         spawn(tidy(Rc::clone(&local))),
         spawn(follow(Rc::clone(&local))),
@@ -71,7 +71,7 @@ pub(crate) async fn run_with_log(worker: Worker, log: AccessLog) {
         task.abort();
     }
     local.log.flush();
-    tracing::debug!(index, "worker ended");
+    tracing::debug!(index, "worker.ended");
 }
 
 fn spawn(task: impl Future<Output = ()> + 'static) -> JoinHandle<()> {

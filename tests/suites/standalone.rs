@@ -240,7 +240,7 @@ async fn a_gateway_whose_port_is_in_use_is_not_ready_logs_it_once_and_listens_wh
     let browser = Client::new(port, "shop");
     browser.get("shop.example", "/").await.is_ok();
     let log = proxy.process_log();
-    let logged = log.matches("a listener cannot be opened").count();
+    let logged = log.matches("\"listener.open_failed\"").count();
     assert_eq!(logged, 1, "once, however many workers tried: {log}");
     assert!(log.contains(&name), "{log}");
 }

@@ -42,14 +42,14 @@ pub(crate) async fn serve_socket(path: &Path, shared: Arc<Shared>, metrics: Arc<
     let listener = match bind(path) {
         Ok(listener) => listener,
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "no administration socket");
+            tracing::warn!(path = %path.display(), %error, "admin.socket_failed");
             return;
         }
     };
     let seen = AdminState { shared, metrics };
     let routes = public(seen.clone()).merge(private(seen));
     if let Err(error) = axum::serve(listener, routes).await {
-        tracing::error!(%error, "administration ended");
+        tracing::error!(%error, "admin.failed");
     }
 }
 

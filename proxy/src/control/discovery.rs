@@ -168,7 +168,11 @@ impl Follow {
             let wait = match end {
                 StreamEnd::Certificate => Duration::ZERO,
                 end => {
-                    tracing::warn!(control_plane = %self.start.address, "stream ended: {}", chain(&end));
+                    tracing::warn!(
+                        address = %self.start.address,
+                        error = chain(&end),
+                        "control_plane.disconnected"
+                    );
                     if opened.elapsed() > LASTED {
                         backoff.reset();
                     }
@@ -204,7 +208,7 @@ impl Follow {
             Ok(opened) => opened,
             Err(end) => return end,
         };
-        tracing::info!(control_plane = %self.start.address, "connected");
+        tracing::info!(address = %self.start.address, "control_plane.connected");
         self.start.metrics.connected.set(1);
         let inspection = tokio::spawn(inspect::serve(
             channel,
@@ -376,7 +380,7 @@ impl Follow {
                     self.put_in_force(snapshot);
                 }
                 Err(error) => {
-                    tracing::error!(version = state.version.short(), %error, "the new state is refused, and the old one kept");
+                    tracing::error!(version = state.version.short(), %error, "snapshot.rejected");
                     subscriber.refuse(&state, &error.to_string());
                     self.start.metrics.snapshots.inc(Update::Refused);
                 }
@@ -392,7 +396,7 @@ impl Follow {
         tracing::info!(
             version = snapshot.version.short(),
             resources = count,
-            "snapshot"
+            "snapshot.accepted"
         );
         self.start.metrics.resources.set(count);
         self.start.metrics.snapshots.inc(Update::Accepted);
@@ -480,10 +484,10 @@ impl Follow {
                     result: Err(error), ..
                 },
             )))) => {
-                tracing::error!(%error, "the kept snapshot is not used");
+                tracing::error!(%error, "snapshot.not_restored");
             }
-            Ok(Err(error)) => tracing::error!("the kept snapshot is not used: {}", chain(&error)),
-            Err(error) => tracing::error!(%error, "the kept snapshot is not used"),
+            Ok(Err(error)) => tracing::error!(error = chain(&error), "snapshot.not_restored"),
+            Err(error) => tracing::error!(%error, "snapshot.not_restored"),
         }
     }
 
@@ -515,7 +519,7 @@ impl Follow {
                 subscriber.forget(&LookupKey::Address(*address));
             }
             if !subscriber.ask(&wish) {
-                tracing::warn!(%wish, "too many destinations are subscribed to");
+                tracing::warn!(destination = %wish, "subscriptions.limit_reached");
                 let _ = answer.send(Err(LookupError::Unavailable));
                 return;
             }
@@ -567,13 +571,14 @@ fn hand_over(folder: Option<&SecretFolder>, snapshot: Option<&Snapshot>) {
     let Some(folder) = folder else {
         if granted.iter().any(|grant| grant.files.is_some()) {
             tracing::warn!(
-                "a secret is granted as files, and there is no folder for them: annotate the pod with `merlon.io/mount-secrets: \"true\"`, or give `--secrets-dir`"
+                hint = "annotate the pod with `merlon.io/mount-secrets: \"true\"`, or set `--secrets-dir`",
+                "secret.no_folder"
             );
         }
         return;
     };
     if let Err(error) = folder.write(granted, &snapshot.secrets) {
-        tracing::error!(%error, "files of secrets cannot be written");
+        tracing::error!(%error, "secret.not_written");
     }
 }
 

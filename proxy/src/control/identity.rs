@@ -110,9 +110,18 @@ impl Keeper {
                     let hint = hint.as_deref();
                     // A pod may ask before the control plane was told of it.
                     if error.is_final() && self.start.pod_token.is_none() {
-                        tracing::error!(control_plane = %self.start.address, hint, "no certificate: {message}");
+                        tracing::error!(
+                            address = %self.start.address,
+                            error = message,
+                            hint,
+                            "certificate.request_failed"
+                        );
                     } else {
-                        tracing::warn!(control_plane = %self.start.address, "no certificate: {message}");
+                        tracing::warn!(
+                            address = %self.start.address,
+                            error = message,
+                            "certificate.request_failed"
+                        );
                     }
                     self.lack(&match hint {
                         Some(hint) => format!("{message}; {hint}"),
@@ -156,14 +165,14 @@ impl Keeper {
             Ok(Some(kept)) => kept,
             Ok(None) => return,
             Err(error) => {
-                tracing::error!("the kept identity is not used: {}", chain(&error));
+                tracing::error!(error = chain(&error), "identity.not_restored");
                 return;
             }
         };
         self.used_token = kept.used_token();
         match kept.restore(&self.start.workload, self.start.join_token.as_ref()) {
             Ok((svid, bundle)) => self.take(svid, bundle),
-            Err(error) => tracing::warn!("the kept identity is not used: {}", chain(&error)),
+            Err(error) => tracing::warn!(error = chain(&error), "identity.not_restored"),
         }
     }
 
@@ -235,7 +244,7 @@ impl Keeper {
         if let Some(own) = own
             && *own != current.bundle
         {
-            tracing::info!(roots = own.roots.len(), "roots of the mesh changed");
+            tracing::info!(roots = own.roots.len(), "trust_bundle.changed");
             current.bundle = own.clone();
             self.keep();
         }
@@ -262,10 +271,7 @@ impl Keeper {
         });
         match tls {
             Ok(tls) => publish::publish(&self.shared, &self.metrics, tls),
-            Err(error) => tracing::error!(
-                error,
-                "the new identity cannot be used, and the old one is kept"
-            ),
+            Err(error) => tracing::error!(error, "identity.rejected"),
         }
     }
 
@@ -283,7 +289,7 @@ impl Keeper {
             FetchResult::Failed
         });
         if let Err(error) = written {
-            tracing::error!(error, "the identity is not kept for a restart");
+            tracing::error!(error, "identity.not_saved");
         }
     }
 

@@ -45,7 +45,7 @@ const RENEWAL: Duration = Duration::from_secs(25);
 pub(crate) async fn serve(channel: Channel, inspected: Inspected) {
     loop {
         if let Err(status) = stream(channel.clone(), &inspected).await {
-            tracing::debug!(%status, "inspection ended");
+            tracing::debug!(%status, "inspection.ended");
         }
         time::sleep(RETRY).await;
     }

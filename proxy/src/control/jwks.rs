@@ -150,8 +150,11 @@ fn issuers(snapshot: Option<&Snapshot>) -> BTreeMap<String, IssuerSource> {
                     .entry(issuer.issuer.clone())
                     .or_insert_with(|| source.clone());
                 if *kept != source {
-                    tracing::warn!(issuer = issuer.issuer, resource = %document.from,
-                        "the issuer is described differently elsewhere; this description is not used for its keys");
+                    tracing::warn!(
+                        issuer = issuer.issuer,
+                        resource = %document.from,
+                        "jwks.source_conflict"
+                    );
                 }
             }
         }

@@ -41,7 +41,7 @@ pub(crate) async fn serve(listener: TcpListener, probes: Probes, metrics: Arc<Me
     let asker = match ProbeClient::new() {
         Ok(asker) => Arc::new(asker),
         Err(error) => {
-            tracing::error!(error = %error, "probes are not answered");
+            tracing::error!(%error, "probes.failed");
             return;
         }
     };
@@ -116,8 +116,8 @@ async fn answer(
             listener.metrics.probes.inc(FetchResult::Failed);
             tracing::info!(
                 probe = without_key(request.uri().path()),
-                why,
-                "the program is not right"
+                reason = why,
+                "probe.failed"
             );
             wrong(&why)
         }

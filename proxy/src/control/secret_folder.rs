@@ -134,10 +134,7 @@ pub(crate) fn is_file_name(key: &str) -> bool {
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
     if !good {
-        tracing::warn!(
-            key = %key.escape_debug(),
-            "a key of a granted secret is no name of a file and is left out"
-        );
+        tracing::warn!(key = %key.escape_debug(), "secret.key_left_out");
     }
     good
 }

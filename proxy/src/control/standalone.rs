@@ -123,9 +123,7 @@ impl Standalone {
         });
         let Ok((loader, loaded)) = loaded.await else {
             // It panicked: the state in force stays, and there is nobody left to load another.
-            tracing::error!(
-                "the loader of resource files failed; changes are no longer taken over"
-            );
+            tracing::error!("config.loader_failed");
             return;
         };
         self.loader = Some(loader);
@@ -137,7 +135,7 @@ impl Standalone {
                 tracing::error!(
                     directory = %self.directory.display(),
                     problems = %report,
-                    "the changed files are refused, and the old state is kept"
+                    "config.refused"
                 );
             }
         }
@@ -156,7 +154,7 @@ impl Standalone {
         tracing::info!(
             version = snapshot.version.short(),
             resources = snapshot.resources.len(),
-            "snapshot"
+            "snapshot.accepted"
         );
         self.metrics
             .resources
@@ -188,7 +186,7 @@ impl Standalone {
         match loaded {
             Ok(tls) => publish::publish(&self.shared, &self.metrics, tls),
             Err(error) => {
-                tracing::error!(%error, "the identity's files are refused, and the old identity is kept");
+                tracing::error!(%error, "identity.rejected");
                 publish::expire(&self.shared);
             }
         }
@@ -200,7 +198,15 @@ impl Loader {
         let loaded = read_dir(&self.directory);
         let (resources, mesh) = self.compiler.compile_loaded(loaded)?;
         for warning in resources.warnings.problems() {
-            tracing::warn!("{warning}");
+            tracing::warn!(
+                file = warning.file,
+                line = warning.line,
+                column = warning.column,
+                field = warning.field,
+                problem = warning.message,
+                hint = warning.hint,
+                "config.warning"
+            );
         }
         let proxy = self.proxy(&mesh)?;
         let everything = Wanted {

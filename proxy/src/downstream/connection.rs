@@ -51,7 +51,7 @@ pub(crate) async fn handshake(
     {
         Ok(Ok(stream)) => (Some(stream), Handshake::Done),
         Ok(Err(error)) => {
-            tracing::debug!(%error, "a handshake failed");
+            tracing::debug!(%error, "downstream.handshake_failed");
             (None, Handshake::Refused)
         }
         Err(_) => (None, Handshake::Timeout),
@@ -262,7 +262,7 @@ async fn drive<E: std::fmt::Display>(
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "a connection ended");
+        tracing::debug!(%error, "downstream.connection_failed");
     }
 }
 

@@ -43,7 +43,7 @@ pub(crate) async fn serve<F>(
                 // One client's reset concerns nobody else; everything else may pass.
                 local.metrics.accept_errors.inc();
                 if error.kind() != io::ErrorKind::ConnectionAborted {
-                    tracing::warn!(%error, "accepting pauses");
+                    tracing::warn!(%error, "accept.failed");
                     tokio::time::sleep(PAUSE).await;
                 }
             }

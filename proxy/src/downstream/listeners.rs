@@ -65,11 +65,7 @@ pub(crate) async fn keep<W: Wanted>(local: Rc<WorkerContext>) {
                         &part(&name),
                         format!("{name}: {problem}"),
                     ) {
-                        tracing::warn!(
-                            listener = name,
-                            problem,
-                            "a listener cannot be opened; it is tried again"
-                        );
+                        tracing::warn!(listener = name, error = problem, "listener.open_failed");
                     }
                     failed.push(name);
                 }
@@ -77,10 +73,7 @@ pub(crate) async fn keep<W: Wanted>(local: Rc<WorkerContext>) {
         }
         for name in before.iter().filter(|name| !failed.contains(name)) {
             if health.have_part(Unready::Listener, &part(name)) {
-                tracing::info!(
-                    listener = name,
-                    "a listener that could not be opened is open or no longer wanted"
-                );
+                tracing::info!(listener = name, "listener.recovered");
             }
         }
         if current.snapshot().is_some() {

@@ -103,7 +103,9 @@ impl Chooser {
                 *known = now;
                 match files.load() {
                     Ok(pair) => live.publish(pair),
-                    Err(problem) => tracing::warn!(%problem, "the old certificate stays"),
+                    Err(problem) => {
+                        tracing::warn!(error = %problem, "gateway.certificate_rejected")
+                    }
                 }
             }
         }

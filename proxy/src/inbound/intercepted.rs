@@ -75,7 +75,7 @@ pub(crate) async fn plain(
         Some((name, port, AppProtocol::Tcp)) => tcp::plain(&peer, stream, name, port).await,
         Some(_) => connection::serve_plain(local, stream, peer, inbound::serve).await,
         None => {
-            tracing::debug!(%address, port, "closed: nothing of the mesh is served on this port")
+            tracing::debug!(%address, port, "downstream.port_unknown")
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::{
 /// A connection of the own program to anywhere.
 pub(crate) async fn accept(local: Rc<WorkerContext>, stream: TcpStream, address: SocketAddr) {
     let Some(original_dst) = original_dst(&stream) else {
-        tracing::debug!(%address, "closed: no rule led this connection here");
+        tracing::debug!(%address, "downstream.not_intercepted");
         return;
     };
     let current = local.current();

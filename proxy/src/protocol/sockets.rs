@@ -72,7 +72,7 @@ pub(crate) fn adopt(listener: std::net::TcpListener) -> Option<TcpListener> {
     match TcpListener::from_std(listener) {
         Ok(listener) => Some(listener),
         Err(error) => {
-            tracing::error!(%error, "a listener cannot be served");
+            tracing::error!(%error, "listener.failed");
             None
         }
     }

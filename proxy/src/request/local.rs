@@ -150,7 +150,7 @@ impl WorkerContext {
         let config = match identity.server_config(&[MERLON_H2, MERLON_TCP]) {
             Ok(config) => config,
             Err(error) => {
-                tracing::error!(%error, "the identity makes no TLS configuration");
+                tracing::error!(%error, "tls.configuration_failed");
                 return None;
             }
         };

@@ -65,7 +65,7 @@ pub(crate) fn credentials(granted: &[GrantedSecret], secrets: &Secrets) -> Crede
                     grant = %grant.name,
                     header = header.name,
                     key = header.key,
-                    "calls go without this header: its secret was not read yet, or has no such key, or one that is no header"
+                    "secret.header_left_out"
                 );
             }
             let list = all.entry(header.service.clone()).or_default();

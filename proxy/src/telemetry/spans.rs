@@ -120,7 +120,8 @@ impl Sampler {
             other => {
                 tracing::warn!(
                     sampler = other,
-                    "OTEL_TRACES_SAMPLER is unknown; `parentbased_always_on` is used"
+                    used = "parentbased_always_on",
+                    "otlp.sampler_unknown"
                 );
                 (true, ALL)
             }
@@ -209,7 +210,7 @@ impl Exporter {
                 let task = export(exporter, finished, self.stop.clone(), Arc::clone(metrics));
                 self.task = Some(tokio::spawn(task));
             }
-            Err(error) => tracing::error!("spans are not exported: {}", chain(&error)),
+            Err(error) => tracing::error!(error = chain(&error), "otlp.refused"),
         }
     }
 
@@ -273,13 +274,14 @@ async fn send(exporter: &OtlpExporter, batch: &mut Vec<SpanData>, dropped: &Coun
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             dropped.add(count);
-            tracing::warn!(count, "spans are lost: {}", chain(&error));
+            tracing::warn!(count, error = chain(&error), "otlp.lost");
         }
         Err(_) => {
             dropped.add(count);
             tracing::warn!(
                 count,
-                "spans are lost: the collector did not answer in time"
+                error = "the collector did not respond in time",
+                "otlp.lost"
             );
         }
     }

@@ -41,7 +41,7 @@ pub(crate) async fn connect(
             Ok(stream)
         }
         Ok(Err(error)) => {
-            tracing::debug!(%address, %error, "cannot connect");
+            tracing::debug!(%address, %error, "upstream.connect_failed");
             Err(Upstream::Connect)
         }
         Err(_) => Err(Upstream::ConnectTimeout),
@@ -67,7 +67,7 @@ pub(crate) async fn mesh(
 ) -> Result<TlsStream<TcpStream>, Upstream> {
     let stream = connect(address, metrics).await?;
     let config = identity.client_config(expected, &[alpn]).map_err(|error| {
-        tracing::error!(%error, "the identity makes no TLS configuration");
+        tracing::error!(%error, "tls.configuration_failed");
         Upstream::Handshake
     })?;
     let name = ServerName::IpAddress(address.ip().into());
@@ -77,11 +77,11 @@ pub(crate) async fn mesh(
             (Ok(stream), Handshake::Done)
         }
         Ok(Ok(_)) => {
-            tracing::warn!(%address, %expected, "the peer does not speak the mesh's protocol");
+            tracing::warn!(%address, %expected, "upstream.protocol_mismatch");
             (Err(Upstream::Handshake), Handshake::Refused)
         }
         Ok(Err(error)) => {
-            tracing::warn!(%address, %expected, %error, "mesh handshake failed");
+            tracing::warn!(%address, %expected, %error, "upstream.handshake_failed");
             (Err(Upstream::Handshake), Handshake::Refused)
         }
         Err(_) => (Err(Upstream::ConnectTimeout), Handshake::Timeout),

@@ -29,7 +29,7 @@ impl Resolver {
             None => {
                 let built = TokioResolver::builder_tokio().and_then(|builder| builder.build());
                 let built = Rc::new(built.map_err(|error| {
-                    tracing::warn!(%error, "names cannot be resolved");
+                    tracing::warn!(%error, "resolver.unavailable");
                     Upstream::Dns
                 })?);
                 *self.resolver.borrow_mut() = Some(Rc::clone(&built));
@@ -37,7 +37,7 @@ impl Resolver {
             }
         };
         let found = resolver.lookup_ip(host).await.map_err(|error| {
-            tracing::debug!(%error, host, "a name does not resolve");
+            tracing::debug!(%error, host, "host.not_resolved");
             Upstream::Dns
         })?;
         Ok(found.iter().collect())

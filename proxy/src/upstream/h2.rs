@@ -175,7 +175,7 @@ where
     tokio::task::spawn_local(async move {
         tokio::select! {
             ended = connection => if let Err(error) = ended {
-                tracing::debug!(%error, "an HTTP/2 connection to an upstream ended");
+                tracing::debug!(%error, "upstream.connection_failed");
             },
             () = until => {}
         }

@@ -1,7 +1,8 @@
-//! Checks a crate's imports against the table of allowed imports in its README.
+//! Checks a crate against the tables in its README: allowed imports and log events.
 #![doc = include_str!("../README.md")]
 
 mod graph;
+pub mod log_events;
 mod sources;
 mod table;
 

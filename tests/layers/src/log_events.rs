@@ -1,105 +1,138 @@
-//! The section "Log events" of the README and the sources name the same events, levels and fields.
+//! The section "Log events" of a crate's README and the sources name the same events, levels and fields.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fmt, fs, io,
     path::Path,
 };
 
-const LEVELS: [(&str, &str); 3] = [("info", "INFO"), ("warn", "WARN"), ("error", "ERROR")];
+use crate::rust_files;
+
+/// The macros, the levels they log at, and whether the README must list their events.
+const LEVELS: [(&str, &str, bool); 5] = [
+    ("error", "ERROR", true),
+    ("warn", "WARN", true),
+    ("info", "INFO", true),
+    ("debug", "DEBUG", false),
+    ("trace", "TRACE", false),
+];
+
+/// Unit tests at the end of a file; their events are not those of the program.
+const UNIT_TESTS: &str = "\n#[cfg(test)]\nmod tests {\n";
 
 /// Levels and fields of each event.
 type Events = BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)>;
 
-#[test]
-fn the_readme_lists_every_log_event_with_its_levels_and_fields() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut written = Events::new();
-    collect(&root.join("src"), &mut written);
-    assert!(written.len() > 40, "{written:?}");
-    let readme = fs::read_to_string(root.join("README.md")).unwrap();
-    let listed = listed(&readme);
-    let names = |events: &Events| events.keys().cloned().collect::<BTreeSet<_>>();
-    let missing: Vec<_> = names(&written)
-        .difference(&names(&listed))
-        .cloned()
-        .collect();
-    let stale: Vec<_> = names(&listed)
-        .difference(&names(&written))
-        .cloned()
-        .collect();
-    assert!(
-        missing.is_empty() && stale.is_empty(),
-        "missing: {missing:?}, stale: {stale:?}"
-    );
-    for (event, (levels, fields)) in written {
-        let (listed_levels, listed_fields) = &listed[&event];
-        assert_eq!(&levels, listed_levels, "levels of {event}");
-        let missing: Vec<_> = fields.difference(listed_fields).collect();
-        assert!(
-            missing.is_empty(),
-            "{event} does not list the fields {missing:?}"
-        );
+/// What [`check`] found. [`fmt::Display`] prints one violation per line.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// How many events of the levels INFO, WARN and ERROR the sources contain.
+    pub events: usize,
+    /// Where README and sources differ.
+    pub violations: Vec<String>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} events", self.events)?;
+        self.violations
+            .iter()
+            .try_for_each(|violation| writeln!(f, "{violation}"))
     }
 }
 
-#[test]
-fn an_event_is_a_dotted_name_after_its_fields() {
-    let mut events = Events::new();
-    let text = r#"
-        tracing::warn!(%error, name = f("a, b"), kind = kind.kind, "some.event");
-        tracing::error!("some.event");
-        tracing::debug!("not.listed");
-    "#;
-    events_of(text, "a.rs", &mut events);
-    let (levels, fields) = &events["some.event"];
-    assert_eq!(levels.iter().collect::<Vec<_>>(), ["ERROR", "WARN"]);
-    assert_eq!(fields.iter().collect::<Vec<_>>(), ["error", "kind", "name"]);
-    assert_eq!(events.len(), 1);
-}
-
-#[test]
-#[should_panic(expected = "is not a dotted event name")]
-fn a_sentence_is_not_an_event() {
-    let text = "tracing::info!(count, \"some.event: with a sentence\");";
-    events_of(text, "a.rs", &mut Events::new());
-}
-
-fn collect(directory: &Path, events: &mut Events) {
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.ends_with("src/tests") {
-            continue;
+/// Checks the crate in `crate_dir`, the directory of its `Cargo.toml`.
+///
+/// Every event has a dotted name as its only text. The README lists each event of the levels INFO, WARN and ERROR with
+/// all its levels and fields; rows of DEBUG and TRACE events are optional.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn check(crate_dir: &Path) -> io::Result<Report> {
+    let src = crate_dir.join("src");
+    let mut sources = Sources::default();
+    for file in rust_files(&src)? {
+        let place = file.strip_prefix(&src).unwrap_or(&file);
+        if !place.starts_with("tests") {
+            sources.read(&fs::read_to_string(&file)?, &place.display().to_string());
         }
-        if path.is_dir() {
-            collect(&path, events);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = fs::read_to_string(&path).unwrap();
-            events_of(&text, &path.display().to_string(), events);
+    }
+    let readme = fs::read_to_string(crate_dir.join("README.md"))?;
+    Ok(sources.compare(&listed(&readme)))
+}
+
+/// The events in source text.
+#[derive(Debug, Default)]
+struct Sources {
+    /// At INFO, WARN and ERROR.
+    listed: Events,
+    /// At DEBUG and TRACE.
+    unlisted: Events,
+    violations: Vec<String>,
+}
+
+impl Sources {
+    fn read(&mut self, text: &str, place: &str) {
+        let text = text.split(UNIT_TESTS).next().unwrap_or_default();
+        for (name, level, must_be_listed) in LEVELS {
+            for (at, start) in text.match_indices(&format!("tracing::{name}!(")) {
+                let (_, call) = text.split_at(at + start.len());
+                let mut arguments = arguments(call);
+                let event = arguments.pop().unwrap_or_default();
+                let event = event.trim_matches('"').to_owned();
+                if !is_dotted(&event) {
+                    let violation = format!("{place}: `{event}` is not a dotted event name");
+                    self.violations.push(violation);
+                    continue;
+                }
+                let events = if must_be_listed {
+                    &mut self.listed
+                } else {
+                    &mut self.unlisted
+                };
+                let (levels, fields) = events.entry(event).or_default();
+                levels.insert(level.to_owned());
+                fields.extend(arguments.iter().map(|argument| {
+                    let field = argument.split('=').next().unwrap_or_default();
+                    field.trim().trim_start_matches(['%', '?']).to_owned()
+                }));
+            }
+        }
+    }
+
+    fn compare(mut self, readme: &Events) -> Report {
+        let mut violations = std::mem::take(&mut self.violations);
+        for (event, (levels, fields)) in &self.listed {
+            let Some((listed_levels, listed_fields)) = readme.get(event) else {
+                violations.push(format!("README.md does not list `{event}`"));
+                continue;
+            };
+            if levels != listed_levels {
+                violations.push(format!("README.md: the levels of `{event}` are {levels:?}"));
+            }
+            let missing: Vec<_> = fields.difference(listed_fields).collect();
+            if !missing.is_empty() {
+                let violation = format!("README.md: `{event}` does not list {missing:?}");
+                violations.push(violation);
+            }
+        }
+        for event in readme.keys() {
+            if !self.listed.contains_key(event) && !self.unlisted.contains_key(event) {
+                violations.push(format!("README.md lists `{event}`, and nothing logs it"));
+            }
+        }
+        Report {
+            events: self.listed.len(),
+            violations,
         }
     }
 }
 
-fn events_of(text: &str, place: &str, events: &mut Events) {
-    for (name, level) in LEVELS {
-        for (at, start) in text.match_indices(&format!("tracing::{name}!(")) {
-            let (_, call) = text.split_at(at + start.len());
-            let mut arguments = arguments(call);
-            let event = arguments.pop().unwrap_or_default();
-            let event = event.trim_matches('"').to_owned();
-            let dotted = event.split('.').count() > 1
-                && event
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b == b'_' || b == b'.');
-            assert!(dotted, "{place}: `{event}` is not a dotted event name");
-            let (levels, fields) = events.entry(event).or_default();
-            levels.insert(level.to_owned());
-            fields.extend(arguments.iter().map(|argument| {
-                let field = argument.split('=').next().unwrap_or_default();
-                field.trim().trim_start_matches(['%', '?']).to_owned()
-            }));
-        }
-    }
+fn is_dotted(event: &str) -> bool {
+    event.split('.').count() > 1
+        && event
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b == b'_' || b == b'.')
 }
 
 /// The arguments of a macro call, up to its closing parenthesis.
@@ -121,28 +154,108 @@ fn arguments(text: &str) -> Vec<String> {
             }
             _ => {}
         }
-        arguments.last_mut().unwrap().push(c);
+        if let Some(last) = arguments.last_mut() {
+            last.push(c);
+        }
     }
     let arguments = arguments.iter().map(|argument| argument.trim().to_owned());
     arguments.filter(|argument| !argument.is_empty()).collect()
 }
 
+/// The rows of the section "Log events": events, levels, meaning and fields. A row may name several events.
 fn listed(readme: &str) -> Events {
-    let section = readme.split("\n## Log events\n").nth(1).unwrap();
-    let section = section.split("\n## ").next().unwrap();
-    let rows = section.lines().filter(|line| line.starts_with("| `"));
-    rows.map(|row| {
-        let cells: Vec<&str> = row.trim_matches('|').split('|').collect();
-        let quoted = |cell: &str| -> BTreeSet<String> {
-            cell.split('`')
-                .skip(1)
-                .step_by(2)
-                .map(str::to_owned)
-                .collect()
+    let section = readme.split("\n## Log events\n").nth(1).unwrap_or_default();
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let mut events = Events::new();
+    for row in section.lines().filter(|line| line.starts_with("| `")) {
+        let mut cells = row.trim_matches('|').split('|');
+        let mut cell = || cells.next().unwrap_or_default();
+        let (names, levels, fields) = (quoted(cell()), cell(), quoted(cell()));
+        let levels = levels.split(',').map(|level| level.trim().to_owned());
+        let levels: BTreeSet<String> = levels.collect();
+        events.extend(
+            names
+                .into_iter()
+                .map(|name| (name, (levels.clone(), fields.clone()))),
+        );
+    }
+    events
+}
+
+fn quoted(cell: &str) -> BTreeSet<String> {
+    let parts = cell.split('`').skip(1).step_by(2);
+    parts.map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const README: &str = "\n## Log events\n
+| event | level | meaning and fields |
+|---|---|---|
+| `some.event` | WARN, ERROR | `error`, `kind`, `name` |
+
+## Next
+";
+
+    #[test]
+    fn an_event_is_a_dotted_name_after_its_fields() {
+        let mut sources = Sources::default();
+        let text = r#"
+            tracing::warn!(%error, name = f("a, b"), kind = kind.kind, "some.event");
+            tracing::error!("some.event");
+            tracing::debug!("not.listed");
+        "#;
+        sources.read(text, "a.rs");
+        let (levels, fields) = &sources.listed["some.event"];
+        assert_eq!(levels.iter().collect::<Vec<_>>(), ["ERROR", "WARN"]);
+        assert_eq!(fields.iter().collect::<Vec<_>>(), ["error", "kind", "name"]);
+        assert_eq!(sources.listed.len(), 1);
+        let report = sources.compare(&listed(README));
+        assert_eq!((report.events, report.violations.len()), (1, 0), "{report}");
+    }
+
+    #[test]
+    fn a_sentence_is_not_an_event() {
+        let mut sources = Sources::default();
+        for text in [
+            "tracing::info!(count, \"some.event: with a sentence\");",
+            "tracing::debug!(\"a sentence\");",
+        ] {
+            sources.read(text, "a.rs");
+        }
+        assert_eq!(sources.violations.len(), 2);
+        for violation in sources.violations {
+            let expected = "is not a dotted event name";
+            assert!(violation.contains(expected), "{violation}");
+        }
+    }
+
+    #[test]
+    fn a_missing_event_level_or_field_and_a_stale_row_are_violations() {
+        let violations = |text: &str| {
+            let mut sources = Sources::default();
+            sources.read(text, "a.rs");
+            sources.compare(&listed(README)).violations
         };
-        let event = quoted(cells[0]).pop_first().unwrap();
-        let levels = cells[1].split(',').map(|level| level.trim().to_owned());
-        (event, (levels.collect(), quoted(cells[2])))
-    })
-    .collect()
+        let [stale] = violations("").try_into().unwrap();
+        assert_eq!(stale, "README.md lists `some.event`, and nothing logs it");
+        let text = r#"
+            tracing::info!("other.event");
+            tracing::warn!(count, "some.event");
+        "#;
+        let [missing, levels, fields] = violations(text).try_into().unwrap();
+        assert_eq!(missing, "README.md does not list `other.event`");
+        assert!(levels.contains("levels of `some.event`"), "{levels}");
+        assert!(fields.contains("count"), "{fields}");
+    }
+
+    #[test]
+    fn events_of_unit_tests_do_not_count() {
+        let mut sources = Sources::default();
+        let text = format!("{UNIT_TESTS}    tracing::info!(\"a free text\");\n}}\n");
+        sources.read(&text, "a.rs");
+        assert!(sources.listed.is_empty() && sources.violations.is_empty());
+    }
 }

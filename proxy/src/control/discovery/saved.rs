@@ -170,7 +170,7 @@ impl Writer {
                     Err(_) => FetchResult::Failed,
                 });
                 if let Err(error) = written {
-                    tracing::error!(%error, "the snapshot is not kept for a restart");
+                    tracing::error!(%error, "snapshot.not_saved");
                 }
             }
         });

@@ -22,10 +22,10 @@ pub(crate) fn publish(shared: &Shared, metrics: &Metrics, tls: MeshTls) {
     }
     let svid = tls.svid();
     tracing::info!(
-        id = %svid.id,
+        identity = %svid.id,
         serial = svid.serial,
         not_after = svid.not_after.as_secs(),
-        "certificate in use"
+        "identity.accepted"
     );
     let rotated = before
         .as_ref()
@@ -48,7 +48,7 @@ pub(crate) fn expire(shared: &Shared) {
     if let Some(tls) = current.as_ref()
         && tls.svid().not_after.as_secs() <= now
     {
-        tracing::error!(id = %tls.svid().id, serial = tls.svid().serial, "the certificate has expired");
+        tracing::error!(identity = %tls.svid().id, serial = tls.svid().serial, "identity.expired");
         shared.identity.publish(None);
         shared.readiness.lack(
             Unready::TlsExpired,

@@ -55,7 +55,7 @@ pub(super) async fn fetch(source: &IssuerSource) -> Result<Keys, KeysError> {
     let fetched = fetch.get(&jwks_uri).await?;
     let set = Arc::new(KeySet::parse(&fetched.body)?);
     for note in set.skipped() {
-        tracing::warn!(issuer = source.issuer, "a key was passed over: {note}");
+        tracing::warn!(issuer = source.issuer, reason = %note, "jwks.key_skipped");
     }
     let digest = merlon_config::snapshot::Version::of(&fetched.body);
     Ok(Keys {

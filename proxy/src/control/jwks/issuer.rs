@@ -47,7 +47,7 @@ pub(super) async fn follow(
                     tracing::info!(
                         issuer = source.issuer,
                         keys = keys.set.len(),
-                        "keys of a token issuer"
+                        "jwks.fetched"
                     );
                     cache.publish(&source.issuer, Some(keys.set));
                 }
@@ -60,8 +60,8 @@ pub(super) async fn follow(
                 metrics.jwks.inc(FetchResult::Failed);
                 tracing::warn!(
                     issuer = source.issuer,
-                    "keys of a token issuer: {}",
-                    chain(&error)
+                    error = chain(&error),
+                    "jwks.fetch_failed"
                 );
                 if known
                     .as_ref()
