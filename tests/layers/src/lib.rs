@@ -45,7 +45,7 @@ impl fmt::Display for Report {
 pub fn check(crate_dir: &Path) -> io::Result<Report> {
     let src = crate_dir.join("src");
     let mut sources = Vec::new();
-    for file in rust_files(&src)? {
+    for file in sources::rust_files(&src)? {
         let text = fs::read_to_string(&file)?;
         let file = file.strip_prefix(&src).map_or(file.clone(), PathBuf::from);
         sources.push((file, text));
@@ -108,20 +108,6 @@ pub fn check_sources(readme: &str, sources: &[(PathBuf, String)]) -> Report {
         report.violations.push(problem);
     }
     report
-}
-
-fn rust_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            files.append(&mut rust_files(&path)?);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use crate::rust_files;
+use crate::sources::rust_files;
 
 /// The macros, the levels they log at, and whether the README must list their events.
 const LEVELS: [(&str, &str, bool); 5] = [

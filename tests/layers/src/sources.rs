@@ -1,6 +1,11 @@
 //! Paths into the own crate, read from Rust source text.
 
-use std::{iter::Peekable, path::Path, vec::IntoIter};
+use std::{
+    fs, io,
+    iter::Peekable,
+    path::{Path, PathBuf},
+    vec::IntoIter,
+};
 
 /// One path that begins with `crate` or `super`; a group is several.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +25,21 @@ impl Import {
         let first = self.absolute.first().map(String::as_str);
         first.filter(|first| *first != "*")
     }
+}
+
+/// The `.rs` files below a directory, sorted.
+pub(crate) fn rust_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files.append(&mut rust_files(&path)?);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// The module path of a file, relative to `src`. `lib.rs` counts as a module `lib`.
