@@ -1,4 +1,4 @@
-//! Where resources come from.
+//! Sources of resources.
 
 mod files;
 pub(crate) mod kubernetes;

@@ -1,7 +1,7 @@
-//! Admission: a pod gets its sidecar, and a resource that would not be right is refused before it is there.
+//! Admission webhooks: inject the sidecar into pods, and refuse invalid resources.
 //!
-//! The API server calls, over TLS with a certificate of an authority of our own (`certificate`), whose root the leading
-//! replica writes into the two webhook configurations (`bundle`).
+//! The API server connects over TLS. The certificate comes from a separate CA (`certificate`), and the leading replica
+//! writes its root into the two webhook configurations (`bundle`).
 
 mod body;
 mod bundle;
@@ -40,24 +40,25 @@ use crate::{
     telemetry::metrics::{Metrics, WebhookLabel},
 };
 
-/// Each judging compiles the mesh, an injection looks at a pod alone and does not wait for one; whoever reaches the port
-/// may ask.
+/// Requests of one webhook at a time, because any client can connect. A validation compiles the mesh. Injections have their own
+/// limit, so they do not wait for validations.
 const AT_ONCE: usize = 2;
-/// With that for the body below the time-out of the webhook configuration, so that it is we who say why.
-const PATIENCE: Duration = Duration::from_secs(6);
+/// Together with the time-out of the body less than the time-out in the webhook configuration, so the client gets this
+/// webhook's message.
+const TIMEOUT: Duration = Duration::from_secs(6);
 
-/// What answers the API server.
+/// The state of both webhooks.
 #[derive(Debug)]
 pub(crate) struct Webhook {
     pub(crate) dry_run: DryRun,
     pub(crate) metrics: Metrics,
     settings: Live<InjectionSettings>,
-    judging: WorkPool,
-    injecting: WorkPool,
+    validations: WorkPool,
+    injections: WorkPool,
     budget: MemoryBudget,
 }
 
-/// What the rest of a control plane lends.
+/// The parts of the control plane that the webhooks need.
 pub(crate) struct WebhookDeps<'a> {
     pub(crate) client: Client,
     pub(crate) namespace: &'a str,
@@ -69,23 +70,23 @@ pub(crate) struct WebhookDeps<'a> {
     pub(crate) shutdown: CancellationToken,
 }
 
-/// Begins to serve on `listener`, and returns.
+/// Starts to serve on `listener`, and returns.
 ///
 /// # Errors
-/// Everything that is wrong in the file of settings.
+/// All problems of the settings file.
 pub(crate) fn start(
     config: &WebhookConfig,
     listener: TcpListener,
     deps: WebhookDeps<'_>,
 ) -> Result<(), Report> {
     let settings = InjectionSettings::load(&config.injection)?;
-    let judging = WorkPool::new(AT_ONCE);
+    let validations = WorkPool::new(AT_ONCE);
     let hooks = Arc::new(Webhook {
         dry_run: deps.dry_run,
         metrics: deps.metrics.clone(),
         settings: Live::new(settings),
-        injecting: judging.sharing_large(AT_ONCE),
-        judging,
+        injections: validations.sharing_large(AT_ONCE),
+        validations,
         budget: MemoryBudget::default(),
     });
     let certificate = Certificate::new(
@@ -101,7 +102,7 @@ pub(crate) fn start(
         contact: deps.contact,
     };
     let shutdown = || deps.shutdown.clone();
-    let shown = certificate.shown();
+    let tls_config = certificate.tls_config();
     deps.tasks.spawn(certificate.run(shutdown()));
     deps.tasks.spawn(bundles.run(shutdown()));
     let followed = follow(config.injection.clone(), Arc::clone(&hooks), shutdown());
@@ -112,7 +113,7 @@ pub(crate) fn start(
         .with_state(hooks);
     deps.tasks.spawn(listen::serve(
         listener,
-        shown,
+        tls_config,
         routes,
         deps.metrics,
         shutdown(),
@@ -120,7 +121,7 @@ pub(crate) fn start(
     Ok(())
 }
 
-/// Takes over every change of the settings that is right.
+/// Reloads the settings after every valid change.
 async fn follow(file: std::path::PathBuf, hooks: Arc<Webhook>, shutdown: CancellationToken) {
     let folder = file.parent().filter(|path| !path.as_os_str().is_empty());
     let mut changes = watch_dir(folder.unwrap_or(Path::new(".")));
@@ -151,7 +152,7 @@ async fn injected(State(hooks): State<Arc<Webhook>>, request: Request) -> Respon
         let owner = [&*review.kind, &review.namespace, &review.name];
         let Ok(key) = HookKeys::Random.of(owner) else {
             return AdmissionResponse::refused(
-                "merlon: the system has no random numbers to give".to_owned(),
+                "merlon: the system's random number generator failed".to_owned(),
             );
         };
         match inject(&review.object, &review.namespace, &settings, &key) {
@@ -162,8 +163,8 @@ async fn injected(State(hooks): State<Arc<Webhook>>, request: Request) -> Respon
             Err(refused) => AdmissionResponse::refused(format!("merlon: {refused}")),
         }
     };
-    let places = &hooks.injecting;
-    answered(&hooks, ("inject", places), request, work).await
+    let pool = &hooks.injections;
+    handle(&hooks, ("inject", pool), request, work).await
 }
 
 async fn validated(State(hooks): State<Arc<Webhook>>, request: Request) -> Response {
@@ -179,14 +180,14 @@ async fn validated(State(hooks): State<Arc<Webhook>>, request: Request) -> Respo
             Err(why) => AdmissionResponse::refused(why),
         }
     };
-    let places = &hooks.judging;
-    answered(&hooks, ("validate", places), request, work).await
+    let pool = &hooks.validations;
+    handle(&hooks, ("validate", pool), request, work).await
 }
 
-/// Reads a question and has it answered, both of it in a place for work: what a body means takes many times its memory.
-async fn answered(
+/// Reads a request and answers it. Both use a slot of the pool, because a parsed body takes many times its memory.
+async fn handle(
     hooks: &Arc<Webhook>,
-    (webhook, places): (&'static str, &WorkPool),
+    (webhook, pool): (&'static str, &WorkPool),
     request: Request,
     work: impl FnOnce(&Webhook, &mut Review) -> AdmissionResponse + Send + 'static,
 ) -> Response {
@@ -194,16 +195,16 @@ async fn answered(
         Ok(body) => body,
         Err(error) => return error.answer(),
     };
-    let of_all = Arc::clone(hooks);
-    let done = places.run(body.large, move || {
+    let shared = Arc::clone(hooks);
+    let done = pool.run(body.large, move || {
         let mut reservation = body.reservation;
         let mut review = match Review::read(&body.bytes) {
             Ok(review) => review,
             Err(error) => return (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
         };
-        let answer = work(&of_all, &mut review);
-        of_all.log_review(webhook, &review, &answer);
-        // No more than is reserved.
+        let answer = work(&shared, &mut review);
+        shared.log_review(webhook, &review, &answer);
+        // A boxed text has no spare capacity, so its length is the memory that it takes.
         let text = answer.to(&review).into_boxed_str();
         match reservation.resize(text.len()) {
             Ok(()) => reply(text, reservation),
@@ -211,18 +212,16 @@ async fn answered(
         }
     });
     let unavailable = |why: &'static str| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
-    match tokio::time::timeout(PATIENCE, done).await {
+    match tokio::time::timeout(TIMEOUT, done).await {
         Ok(Some(answer)) => answer,
         Ok(None) => {
-            unavailable("merlon: it could not be judged; the control plane's log says why\n")
+            unavailable("merlon: the request could not be processed; see the control plane's log\n")
         }
-        Err(_) => {
-            unavailable("merlon: the control plane is busy with other resources; try again\n")
-        }
+        Err(_) => unavailable("merlon: the control plane is busy with other requests; retry\n"),
     }
 }
 
-/// An answer that keeps its memory until it was sent.
+/// A response that keeps its reservation until it is sent.
 fn reply(text: Box<str>, reservation: Reservation) -> Response {
     let kind = [(header::CONTENT_TYPE, "application/json")];
     let text = ReservedText {
@@ -250,7 +249,7 @@ impl Webhook {
         let label = WebhookLabel { webhook, result };
         self.metrics.webhook_requests.get_or_create(&label).inc();
         if let Some(reason) = answer.reason() {
-            // Some of it is as long as whoever asks likes.
+            // The client chooses the length of these texts.
             let shown = |text: &str| text.chars().take(1_000).collect::<String>();
             tracing::info!(
                 webhook,

@@ -1,4 +1,4 @@
-//! Resources from a directory of files: taken whole or not at all, and again whenever one changes.
+//! Resources from a directory of files. The directory is applied as a whole, and read again after every change.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,10 +20,10 @@ use crate::{
     telemetry::metrics::{LoadLabel, Metrics},
 };
 
-/// So many problems of one reading are logged; the status has all of them.
+/// Maximum number of problems that are logged. The status has all of them.
 const LOGGED: usize = 50;
 
-/// A directory that is read, watched, and read again.
+/// A directory as the source of resources.
 #[derive(Debug)]
 pub(crate) struct Files {
     directory: PathBuf,
@@ -37,7 +37,7 @@ impl Files {
     /// Reads the directory for the first time.
     ///
     /// # Errors
-    /// Everything that is wrong in it.
+    /// All problems in it.
     pub(crate) fn open(directory: &Path, metrics: Metrics) -> Result<(Self, Arc<Mesh>), Report> {
         let mut compiler = Compiler::new();
         let (mesh, warnings) = read(directory, &mut compiler)?;
@@ -68,7 +68,7 @@ impl Files {
         self.status.clone()
     }
 
-    /// Publishes every good change until `shutdown`.
+    /// Publishes every valid change until `shutdown`.
     pub(crate) async fn follow(mut self, snapshots: Snapshots, shutdown: CancellationToken) {
         let mut changes = watch_dir(&self.directory);
         loop {
@@ -77,7 +77,7 @@ impl Files {
                 () = shutdown.cancelled() => return,
             }
             let running = snapshots.mesh();
-            // Reading and compiling a large mesh takes a while; streams go on meanwhile.
+            // Reading and compiling a large mesh takes time and must not block the streams.
             let done = tokio::task::spawn_blocking(move || {
                 let found = self.read_again(&running);
                 (self, found)
@@ -135,7 +135,7 @@ impl Files {
         self.metrics
             .config_problems
             .set(i64::try_from(errors).unwrap_or(i64::MAX));
-        // An editor that saves twice need not be told twice.
+        // An unchanged report is logged once, because editors may save a file twice.
         if self.refused.as_ref() != Some(&report) {
             tracing::error!(
                 directory = %self.directory.display(),
@@ -159,17 +159,20 @@ fn read(directory: &Path, compiler: &mut Compiler) -> Result<(Arc<Mesh>, Vec<Pro
     Ok((mesh, resources.warnings.problems().to_vec()))
 }
 
-/// Every identity of the mesh, our own too, is made of these two. Proxies would not know us any more.
+/// Refuses a change of trust domain or root namespace. Every identity contains them, so proxies could no longer authenticate
+/// the control plane.
 pub(crate) fn same_mesh(running: &Mesh, new: &Mesh, place: &str) -> Result<(), Report> {
     let (old, new) = (running.state(), new.state());
     let mut report = Report::new();
     let mut changed = |field: &str, old: &str, new: &str| {
         if old != new {
-            let message = format!("`{field}` cannot become `{new}` while the mesh `{old}` runs");
+            let message = format!(
+                "`{field}` cannot change from `{old}` to `{new}` while the mesh is running"
+            );
             let problem = Problem::error(place, message).field(field);
             report.push(
                 problem
-                    .hint("a new mesh is a new control plane, with a state directory of its own"),
+                    .hint("a new mesh requires a new control plane with its own state directory"),
             );
         }
     };

@@ -1,6 +1,6 @@
-//! Resources from a Kubernetes cluster, and what Merlon tells the cluster: status, trust bundles, who leads.
+//! Resources from a Kubernetes cluster, and what Merlon writes to it: status, trust bundles, the leader's lease.
 //!
-//! The cluster is watched, not asked: when its API server is away, what was read last stays in force.
+//! The cluster is watched. While its API server is unavailable, the last known state stays in force.
 
 mod acceptance;
 mod bundles;
@@ -49,10 +49,10 @@ use crate::{
 
 pub(crate) use dry_run::DryRun;
 
-/// Changes of one moment (a `kubectl apply` of a folder, a rolling update) are evaluated as one.
+/// Changes within this time (a `kubectl apply` of a folder, a rolling update) are evaluated together.
 const GATHER: Duration = Duration::from_millis(50);
 
-/// What the rest of a control plane lends.
+/// The parts of the control plane that the source needs.
 #[derive(Debug, Clone)]
 pub(crate) struct KubernetesDeps {
     pub(crate) registry: Registry,
@@ -64,10 +64,10 @@ pub(crate) struct KubernetesDeps {
     pub(crate) shutdown: CancellationToken,
 }
 
-/// What people wrote, and what the cluster itself knows.
+/// The resources of users, and those derived from the cluster's own objects.
 type Inputs = (BTreeMap<Key, Document>, Arc<[Resource]>);
 
-/// A cluster that is followed.
+/// A cluster as the source of resources.
 pub(crate) struct Kubernetes {
     client: Client,
     namespace: String,
@@ -78,14 +78,14 @@ pub(crate) struct Kubernetes {
     leads: watch::Receiver<bool>,
     status: SharedStatus,
     metrics: Metrics,
-    /// What was evaluated last.
+    /// The input of the last evaluation.
     evaluated: Option<Inputs>,
-    /// Of gateways' listeners, as they were then.
+    /// The certificates of gateways' listeners.
     certificates: Arc<Certificates>,
 }
 
 impl Kubernetes {
-    /// Begins to watch the cluster, to compete for leadership, and to report.
+    /// Starts to watch the cluster, to compete for leadership, and to report.
     ///
     /// # Errors
     /// The cluster's address or credentials are missing or unusable.
@@ -146,7 +146,7 @@ impl Kubernetes {
         })
     }
 
-    /// Returns when there is a mesh. Until then `Contact::not_ready` says why there is none.
+    /// Returns when there is a mesh. Until then `Contact::not_ready` returns the reason.
     ///
     /// # Errors
     /// `shutdown` came first.
@@ -156,7 +156,7 @@ impl Kubernetes {
     ) -> Result<(Self, Arc<Mesh>), OpenError> {
         let mut this = self;
         let contact = this.cluster.contact.clone();
-        contact.set_waiting(Some("nothing was compiled yet".to_owned()));
+        contact.set_waiting(Some("no mesh was compiled yet".to_owned()));
         let mut changes = this.cluster.changes();
         loop {
             tokio::select! {
@@ -196,7 +196,7 @@ impl Kubernetes {
         &self.client
     }
 
-    /// What admission asks about a resource.
+    /// The dry run for the validation webhook.
     pub(crate) fn dry_run(&self) -> &DryRun {
         &self.dry_run
     }
@@ -206,7 +206,7 @@ impl Kubernetes {
         &self.leads
     }
 
-    /// Those that the mesh's gateways name.
+    /// The certificates that the mesh's gateways reference.
     pub(crate) fn certificates(&self) -> &Arc<Certificates> {
         &self.certificates
     }
@@ -215,13 +215,13 @@ impl Kubernetes {
         self.status.clone()
     }
 
-    /// Who tells whose a pod's token is.
+    /// Authenticates pods' tokens.
     pub(crate) fn reviewer(&self) -> Reviewer {
         let contact = self.cluster.contact.clone();
         Reviewer::new(self.client.clone(), self.cluster.pods.clone(), contact)
     }
 
-    /// Where replicas share the embedded CA.
+    /// The embedded CA, which the replicas share.
     pub(crate) fn shared_ca(&self) -> SharedCa {
         SharedCa {
             client: self.client.clone(),
@@ -240,7 +240,7 @@ impl Kubernetes {
             tokio::time::sleep(GATHER).await;
             changes.mark_unchanged();
             let running = snapshots.mesh();
-            // Compiling a large mesh takes a while; streams go on meanwhile.
+            // Compiling a large mesh takes time and must not block the streams.
             let done = tokio::task::spawn_blocking(move || {
                 let evaluation = self.compile(Some(&running));
                 (self, evaluation)
@@ -249,7 +249,7 @@ impl Kubernetes {
                 return;
             };
             self = this;
-            // Before the mesh whose gateways name them.
+            // Before the mesh, whose gateways reference them.
             snapshots.publish_certificates(&self.certificates);
             let Some(evaluation) = evaluation else {
                 continue;
@@ -262,7 +262,7 @@ impl Kubernetes {
         }
     }
 
-    /// `None`: nothing changed that matters.
+    /// `None`: nothing relevant changed.
     fn compile(&mut self, running: Option<&Mesh>) -> Option<Evaluation> {
         let kinds = self.cluster.kinds.iter();
         let documents: BTreeMap<Key, Document> = kinds
@@ -303,7 +303,7 @@ impl Kubernetes {
         Some(evaluation)
     }
 
-    /// What Gateway API says, if it is looked at.
+    /// The resources of Gateway API, if it is enabled.
     fn attached(&self) -> Attached {
         let Some(stores) = &self.cluster.gateways else {
             return Attached::default();
@@ -359,7 +359,7 @@ impl Kubernetes {
     }
 }
 
-/// With what was found wrong only when all was compiled.
+/// Adds the problems that only the compilation found.
 fn with_compile_errors(
     mut reports: Vec<GatewayStatus>,
     left_out: &BTreeMap<String, String>,
@@ -372,7 +372,7 @@ fn with_compile_errors(
     reports
 }
 
-/// Whether people wrote the same. What we write into `status` is our own echo.
+/// Whether the specs are the same. Changes of `status` are the control plane's own writes.
 fn same(before: &BTreeMap<Key, Document>, now: &BTreeMap<Key, Document>) -> bool {
     let part = |document: &Document| (document.uid.clone(), document.present.generation);
     before.len() == now.len()
@@ -383,16 +383,16 @@ fn same(before: &BTreeMap<Key, Document>, now: &BTreeMap<Key, Document>) -> bool
         })
 }
 
-/// Why a cluster is not followed.
+/// Why the cluster cannot be used as a source.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Neither within a pod nor by a kubeconfig.
-    #[error("it is not known where the cluster is: {0}")]
+    /// Neither a pod's service account nor a kubeconfig was found.
+    #[error("no cluster configuration was found: {0}")]
     Where(#[from] Box<kube::config::InferConfigError>),
-    /// Its address, certificates or credentials cannot be used.
-    #[error("the cluster cannot be spoken to: {0}")]
+    /// Its address, certificates or credentials are not valid.
+    #[error("the cluster configuration cannot be used: {0}")]
     Client(Box<kube::Error>),
-    /// It was asked to end before it began.
-    #[error("it was asked to end while it waited for the cluster")]
+    /// It was shut down before it started.
+    #[error("shut down while waiting for the cluster")]
     Ended,
 }

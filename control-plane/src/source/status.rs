@@ -1,4 +1,4 @@
-//! How the source of resources is.
+//! The status of the source of resources.
 
 use std::{
     path::PathBuf,
@@ -9,28 +9,28 @@ use jiff::Timestamp;
 use merlon_config::report::{Problem, Report};
 use serde::Serialize;
 
-/// How the source is, as `GET /v1/status` tells.
+/// The source's status, as in `GET /v1/status`.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct SourceStatus {
-    /// Where the files are.
+    /// The directory of the files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) directory: Option<PathBuf>,
     /// The API server of the cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) cluster: Option<String>,
-    /// When what is in force was read.
+    /// When the resources in force were read.
     pub(crate) accepted_at: Timestamp,
-    /// When something was read that was refused; absent when the last reading was good.
+    /// When resources were last refused. Absent if the last ones were accepted.
     pub(crate) refused_at: Option<Timestamp>,
-    /// Everything that is wrong in what was refused.
+    /// All problems of the refused resources.
     pub(crate) problems: Vec<Problem>,
-    /// What probably is not meant in what is in force.
+    /// Warnings about the resources in force.
     pub(crate) warnings: Vec<Problem>,
 }
 
 impl SourceStatus {
-    /// Of a cluster of which nothing was read yet.
+    /// The status of a cluster that has not been read yet.
     pub(crate) fn of_cluster(server: &str) -> SharedStatus {
         Self {
             directory: None,
@@ -43,10 +43,10 @@ impl SourceStatus {
         .into()
     }
 
-    /// What a cluster's resources were found to be.
-    pub(crate) fn evaluated(&mut self, problems: Report, taken: bool) {
+    /// Records the result for a cluster's resources.
+    pub(crate) fn evaluated(&mut self, problems: Report, accepted: bool) {
         let now = Timestamp::now();
-        if taken {
+        if accepted {
             self.accepted_at = now;
         }
         self.refused_at = problems.has_errors().then_some(now);
@@ -54,7 +54,7 @@ impl SourceStatus {
     }
 }
 
-/// The same, shared by who changes it and who tells it.
+/// The status, shared by the source and the admin API.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedStatus(Arc<Mutex<SourceStatus>>);
 

@@ -1,4 +1,4 @@
-//! Bodies of questions: each of bounded size and time, and all of them together in bounded memory.
+//! Request bodies: size and time of each are bounded, and so is the memory of all of them.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -13,35 +13,36 @@ use tokio::{
     time::timeout,
 };
 
-/// In bytes. The cluster's store takes objects of 1.5 MiB, and a review carries one before a change and after it.
-const MOST: usize = 4 << 20;
-/// How many values a body may mean: about 100 bytes of memory each once it is read, and it is copied some times while it is
-/// judged.
-const VALUES: usize = 400_000;
-/// Up to these, in bytes and in values, a body is small, as nearly all are.
-const SMALL: usize = 256 << 10;
-const FEW: usize = 50_000;
-/// What all that are announced as small may have together, in bytes, and all others: large ones hold up no small one.
-const TOGETHER: usize = 32 << 20;
-/// Until it is there. The API server's own patience is in the webhook configurations.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Maximum size of a body. The cluster stores objects of up to 1.5 MiB, and a review contains one before and after a change.
+const MAX_BYTES: usize = 4 << 20;
+/// Maximum number of JSON values in a body. A parsed value takes about 100 bytes, and the object is copied several times while
+/// it is validated.
+const MAX_VALUES: usize = 400_000;
+/// Limits of a small body, in bytes and in values. Nearly all bodies are small.
+const SMALL_BYTES: usize = 256 << 10;
+const SMALL_VALUES: usize = 50_000;
+/// Budget for all bodies that are announced as small, in bytes. All others share a second one of the same size, so large bodies
+/// do not delay small ones.
+const TOTAL_BYTES: usize = 32 << 20;
+/// Time-out for receiving a body. The API server's own time-out is in the webhook configurations.
+const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Reservation for bodies.
+/// The memory for all bodies.
 #[derive(Debug)]
 pub(super) struct MemoryBudget {
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
 }
 
-/// A body, and the memory that is reserved for it.
+/// A body with its memory reservation.
 pub(super) struct Body {
     pub(super) bytes: Vec<u8>,
-    /// Whether it means more than nearly all others.
+    /// Whether it exceeds the limits of a small body.
     pub(super) large: bool,
     pub(super) reservation: Reservation,
 }
 
-/// Memory that is reserved until this is dropped.
+/// Reserved memory, which is released on drop.
 #[derive(Debug)]
 pub(super) struct Reservation {
     budget: Arc<Semaphore>,
@@ -49,7 +50,7 @@ pub(super) struct Reservation {
 }
 
 impl Reservation {
-    /// Makes it so many bytes.
+    /// Changes the reservation to `bytes`.
     pub(super) fn resize(&mut self, bytes: usize) -> Result<(), BodyError> {
         let now = self.bytes();
         if bytes > now {
@@ -82,16 +83,16 @@ impl fmt::Debug for Body {
     }
 }
 
-/// Why there is no body.
+/// Why a body was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BodyError {
-    #[error("a body has at most {MOST} bytes, and {VALUES} values")]
+    #[error("the body exceeds {MAX_BYTES} bytes or {MAX_VALUES} values")]
     TooLarge,
-    #[error("the body broke off, or is longer than it said")]
+    #[error("the body is incomplete or longer than announced")]
     Broken,
-    #[error("the body did not come within {} s", PATIENCE.as_secs())]
+    #[error("the body was not received within {} s", TIMEOUT.as_secs())]
     Slow,
-    #[error("too much is asked at once: try again")]
+    #[error("too many requests at once: retry")]
     OutOfMemory,
 }
 
@@ -109,7 +110,7 @@ impl BodyError {
 
 impl Default for MemoryBudget {
     fn default() -> Self {
-        Self::of(TOGETHER)
+        Self::of(TOTAL_BYTES)
     }
 }
 
@@ -121,26 +122,26 @@ impl MemoryBudget {
         }
     }
 
-    /// Reads a request's body. Memory is reserved as the bytes arrive: a request that announces much and sends nothing holds none.
+    /// Reads a request's body. It reserves memory as data arrives, so a client that only announces a body takes none.
     pub(super) async fn read(&self, request: Request) -> Result<Body, BodyError> {
         let announced = request.headers().get(header::CONTENT_LENGTH);
         let announced = announced.and_then(|length| length.to_str().ok()?.parse().ok());
-        let most = announced.unwrap_or(MOST);
-        if most > MOST {
+        let most = announced.unwrap_or(MAX_BYTES);
+        if most > MAX_BYTES {
             return Err(BodyError::TooLarge);
         }
         let budget = match most {
-            0..=SMALL => &self.small,
+            0..=SMALL_BYTES => &self.small,
             _ => &self.large,
         };
-        let body = timeout(PATIENCE, read_within(budget, most, request)).await;
+        let body = timeout(TIMEOUT, read_within(budget, most, request)).await;
         let (bytes, reservation) = body.unwrap_or(Err(BodyError::Slow))?;
         let values = values(&bytes);
-        if values > VALUES {
+        if values > MAX_VALUES {
             return Err(BodyError::TooLarge);
         }
         Ok(Body {
-            large: bytes.len() > SMALL || values > FEW,
+            large: bytes.len() > SMALL_BYTES || values > SMALL_VALUES,
             bytes,
             reservation,
         })
@@ -172,7 +173,8 @@ async fn read_within(
     Ok((bytes, reservation))
 }
 
-/// As many values as JSON may mean, by what stands between them outside of strings. A list that is begun has budget for four.
+/// An upper bound of the number of values, from the separators outside of strings. Each list or map counts four, which is the
+/// capacity that it is allocated with.
 fn values(json: &[u8]) -> usize {
     let (mut values, mut quoted, mut escaped) = (0, false, false);
     for byte in json {
@@ -219,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_is_read_and_its_memory_is_given_back() {
+    async fn a_body_is_read_and_its_memory_is_released() {
         let budget = MemoryBudget::of(4);
         for length in [Some(4), None] {
             let body = budget.read(request(length, "true")).await.unwrap();
@@ -231,60 +233,60 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_too_long_or_too_slow_is_refused_and_keeps_no_memory() {
+    async fn a_body_that_is_too_long_or_too_slow_is_refused_and_releases_its_memory() {
         let budget = MemoryBudget::default();
-        let announced = request(Some(MOST + 1), "");
+        let announced = request(Some(MAX_BYTES + 1), "");
         assert_eq!(refused(&budget, announced).await, BodyError::TooLarge);
-        for length in [None, Some(10), Some(SMALL + 1)] {
+        for length in [None, Some(10), Some(SMALL_BYTES + 1)] {
             let longer = request(length, endless());
             assert_eq!(refused(&budget, longer).await, BodyError::Broken);
             let slow = request(length, silent());
             assert_eq!(refused(&budget, slow).await, BodyError::Slow);
         }
-        assert_eq!(budget.small.available_permits(), TOGETHER);
-        assert_eq!(budget.large.available_permits(), TOGETHER);
+        assert_eq!(budget.small.available_permits(), TOTAL_BYTES);
+        assert_eq!(budget.large.available_permits(), TOTAL_BYTES);
     }
 
     #[tokio::test]
-    async fn a_body_of_nothing_but_short_values_is_too_large_below_its_size() {
+    async fn a_body_with_too_many_values_is_too_large_below_the_maximum_size() {
         let budget = MemoryBudget::default();
         let read = async |text: String| budget.read(request(Some(text.len()), text)).await;
         let short = |values: usize| format!("[{}0]", "0,".repeat(values - 4));
         let nested = |lists: usize| format!("[{}]", vec!["[]"; lists].join(","));
-        assert!(!read(short(FEW)).await.unwrap().large);
-        assert!(read(short(FEW + 1)).await.unwrap().large);
-        assert!(read(short(VALUES)).await.unwrap().large);
-        let many = [
-            short(VALUES + 1),
-            nested(VALUES / 5),
-            "[".repeat(VALUES / 4 + 1),
+        assert!(!read(short(SMALL_VALUES)).await.unwrap().large);
+        assert!(read(short(SMALL_VALUES + 1)).await.unwrap().large);
+        assert!(read(short(MAX_VALUES)).await.unwrap().large);
+        let too_many = [
+            short(MAX_VALUES + 1),
+            nested(MAX_VALUES / 5),
+            "[".repeat(MAX_VALUES / 4 + 1),
         ];
-        for text in many {
+        for text in too_many {
             assert_eq!(read(text).await.unwrap_err(), BodyError::TooLarge);
         }
-        // What stands in a string is one value.
-        let text = format!("[\"\\\"{}\"]", ",".repeat(FEW + 1));
+        // Separators within a string do not count.
+        let text = format!("[\"\\\"{}\"]", ",".repeat(SMALL_VALUES + 1));
         assert!(!read(text).await.unwrap().large);
     }
 
     #[tokio::test]
-    async fn large_bodies_and_such_as_never_come_hold_up_no_small_one() {
-        let budget = MemoryBudget::of(SMALL + 2);
-        let announced = [Some(MOST), Some(SMALL), None];
+    async fn large_and_stalled_bodies_do_not_delay_small_ones() {
+        let budget = MemoryBudget::of(SMALL_BYTES + 2);
+        let announced = [Some(MAX_BYTES), Some(SMALL_BYTES), None];
         let mut silent: Vec<_> = announced
             .map(|length| Box::pin(budget.read(request(length, silent()))))
             .into();
         for silent in &mut silent {
             assert!(futures_util::poll!(silent).is_pending());
         }
-        let large = "0".repeat(SMALL + 1);
+        let large = "0".repeat(SMALL_BYTES + 1);
         let large = budget
             .read(request(Some(large.len()), large))
             .await
             .unwrap();
         let small = || request(Some(2), "{}");
         budget.read(small()).await.unwrap();
-        // Of its own kind there is no more.
+        // There is no memory left for large bodies.
         let second = request(None, "{}");
         assert_eq!(refused(&budget, second).await, BodyError::OutOfMemory);
         drop(large);

@@ -1,5 +1,5 @@
-//! The roots that vouch for the webhooks' certificate, in the webhook configurations: the leader's work. Everything else
-//! there is the chart's, and the field is owned by a manager of ours, so that neither takes the other's for a mistake.
+//! The `caBundle` of the webhook configurations, which the leader writes. All other fields belong to the chart. The field has
+//! its own field manager, so neither overwrites the other.
 
 use std::{fmt::Debug, time::Duration};
 
@@ -19,15 +19,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{names::FIELD_MANAGER, watch::Contact};
 
-/// The configuration of what injects.
+/// The configuration of the injector.
 const INJECTOR: &str = "merlon-injector";
-/// The configuration of what judges resources.
+/// The configuration of the validator.
 const VALIDATOR: &str = "merlon-validator";
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How often what failed is tried again.
-const AGAIN: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a failed write is retried.
+const RETRY: Duration = Duration::from_secs(5);
 
-/// Keeps them right.
+/// Keeps `caBundle` up to date.
 pub(crate) struct CaBundles {
     pub(crate) client: Client,
     pub(crate) leads: watch::Receiver<bool>,
@@ -44,12 +44,12 @@ impl CaBundles {
             changed(validator.clone(), VALIDATOR),
         )
         .boxed();
-        // What failed is tried again without a change.
+        // A failed write is retried without a change.
         let mut pending = false;
         loop {
-            let again = async {
+            let retry = async {
                 if pending {
-                    tokio::time::sleep(AGAIN).await;
+                    tokio::time::sleep(RETRY).await;
                 } else {
                     std::future::pending::<()>().await;
                 }
@@ -58,15 +58,15 @@ impl CaBundles {
                 changed = changes.next() => if changed.is_none() { return },
                 Ok(()) = self.leads.changed() => {}
                 Ok(()) = self.trusted.changed() => {}
-                () = again => {}
+                () = retry => {}
                 () = shutdown.cancelled() => return,
             }
             let trusted = self.trusted.borrow_and_update().clone();
             if trusted.is_empty() || !*self.leads.borrow_and_update() {
                 continue;
             }
-            let injector = keep(&injector, INJECTOR, &trusted).await;
-            let validator = keep(&validator, VALIDATOR, &trusted).await;
+            let injector = write_bundle(&injector, INJECTOR, &trusted).await;
+            let validator = write_bundle(&validator, VALIDATOR, &trusted).await;
             pending = false;
             for (name, done) in [(INJECTOR, injector), (VALIDATOR, validator)] {
                 if let Err(error) = done {
@@ -80,7 +80,7 @@ impl CaBundles {
     }
 }
 
-/// Ticks when the configuration may have changed.
+/// Yields when the configuration may have changed.
 fn changed<K>(api: Api<K>, name: &str) -> impl futures_util::Stream<Item = ()> + Send + use<K>
 where
     K: kube::Resource<DynamicType = ()>
@@ -96,8 +96,8 @@ where
         .filter_map(async |event| event.ok().map(|_| ()))
 }
 
-/// Writes the roots into every webhook of a configuration where they are not.
-async fn keep<K>(api: &Api<K>, name: &str, trusted: &str) -> Result<(), String>
+/// Sets `caBundle` in every webhook of a configuration that lacks it.
+async fn write_bundle<K>(api: &Api<K>, name: &str, trusted: &str) -> Result<(), String>
 where
     K: kube::Resource<DynamicType = ()>
         + Clone
@@ -105,24 +105,24 @@ where
         + serde::Serialize
         + serde::de::DeserializeOwned,
 {
-    let found = tokio::time::timeout(PATIENCE, api.get_opt(name)).await;
+    let found = tokio::time::timeout(TIMEOUT, api.get_opt(name)).await;
     let found = found
         .map_err(|_| "no answer".to_owned())?
         .map_err(|error| error.to_string())?;
-    // Not installed, or not yet: its coming is a change.
+    // Not installed yet. Its creation is a change.
     let Some(found) = found else { return Ok(()) };
     let found = serde_json::to_value(&found).map_err(|error| error.to_string())?;
     let wanted = Value::String(STANDARD.encode(trusted));
     let webhooks = found.get("webhooks").and_then(Value::as_array);
-    let mut right = true;
+    let mut up_to_date = true;
     let mut entries = Vec::new();
     for webhook in webhooks.into_iter().flatten() {
-        right &= webhook.pointer("/clientConfig/caBundle") == Some(&wanted);
+        up_to_date &= webhook.pointer("/clientConfig/caBundle") == Some(&wanted);
         entries.push(json!({
             "name": webhook.get("name"), "clientConfig": { "caBundle": wanted },
         }));
     }
-    if right {
+    if up_to_date {
         return Ok(());
     }
     let kind = K::kind(&()).into_owned();
@@ -134,7 +134,7 @@ where
     });
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
     let patch = Patch::Apply(&patch);
-    let patched = tokio::time::timeout(PATIENCE, api.patch(name, &parameters, &patch)).await;
+    let patched = tokio::time::timeout(TIMEOUT, api.patch(name, &parameters, &patch)).await;
     match patched {
         Ok(Ok(_)) => {
             tracing::info!(configuration = name, "webhook.bundle_written");

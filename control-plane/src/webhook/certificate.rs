@@ -1,5 +1,5 @@
-//! The certificate that the webhooks are served with. The API server knows no mesh, so this is an authority of its own: one
-//! key in a Secret that all replicas share, and a leaf in the memory of each.
+//! The webhooks' server certificate. The API server does not know the mesh's CA, so the webhooks have a separate one: its key
+//! is in a Secret that all replicas share, and each replica has a leaf certificate in memory.
 
 use std::{
     collections::BTreeMap,
@@ -26,54 +26,54 @@ use zeroize::Zeroizing;
 
 use crate::cluster::{secret, watch::Contact};
 
-/// The Secret that holds the authority.
+/// The Secret with the CA.
 pub(crate) const SECRET: &str = "merlon-webhook";
-/// The Service by which the API server calls.
+/// The Service that the API server connects to.
 const SERVICE: &str = "merlon-webhook";
 const KEY: &str = "ca.key";
 const CERTIFICATES: &str = "ca.pem";
 
 const CA_LIFE: Duration = Duration::from_secs(365 * 24 * 3_600);
 const LEAF_LIFE: Duration = Duration::from_secs(24 * 3_600);
-/// Clocks differ.
+/// Tolerance for clock differences.
 const BACKDATED: Duration = Duration::from_secs(300);
-/// How often is looked whether something is to be renewed.
-const LOOK: Duration = Duration::from_secs(600);
-const AGAIN: Duration = Duration::from_secs(2);
-/// For how long a new root is made known before it signs: until every API server has read the configurations again.
-const KNOWN_BEFORE: Duration = Duration::from_secs(60);
+/// How often renewal is checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(600);
+const RETRY: Duration = Duration::from_secs(2);
+/// How long a new root is published before it signs, so that every API server has reloaded the configurations.
+const PUBLISHED_BEFORE: Duration = Duration::from_secs(60);
 
-/// Why there is none.
+/// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 enum CertificateError {
     #[error("the Secret `{SECRET}`: {0}")]
     Cluster(#[from] Box<kube::Error>),
     #[error(
-        "the Secret `{SECRET}` lacks `{0}`, or what it holds there is not right; delete it, and another is made"
+        "`{0}` in the Secret `{SECRET}` is missing or invalid; delete the Secret to have it created again"
     )]
     Secret(&'static str),
-    #[error("it cannot be made: {0}")]
+    #[error("the certificate cannot be created: {0}")]
     Make(#[from] rcgen::Error),
-    #[error("it cannot be shown: {0}")]
+    #[error("the certificate cannot be used: {0}")]
     Show(#[from] rustls::Error),
 }
 
-/// The authority as the replicas share it.
+/// The CA that the replicas share.
 struct Shared {
     key: Zeroizing<String>,
-    /// The first is the one that signs; the others are trusted, because they did or will.
+    /// The first one signs. The others are trusted, because they signed before or will sign.
     certificates: Vec<String>,
-    /// Of the Secret that it was read from.
+    /// The resource version of the Secret.
     version: Option<String>,
 }
 
-/// Keeps the certificate right.
+/// Issues and renews the certificate.
 pub(crate) struct Certificate {
     api: Api<Secret>,
     names: Vec<String>,
     contact: Contact,
     leads: watch::Receiver<bool>,
-    shown: watch::Sender<Option<Arc<ServerConfig>>>,
+    tls_config: watch::Sender<Option<Arc<ServerConfig>>>,
     trusted: watch::Sender<String>,
 }
 
@@ -92,17 +92,17 @@ impl Certificate {
             ],
             contact,
             leads,
-            shown: watch::Sender::new(None),
+            tls_config: watch::Sender::new(None),
             trusted: watch::Sender::new(String::new()),
         }
     }
 
-    /// What connections are taken with.
-    pub(crate) fn shown(&self) -> watch::Receiver<Option<Arc<ServerConfig>>> {
-        self.shown.subscribe()
+    /// The TLS configuration for connections.
+    pub(crate) fn tls_config(&self) -> watch::Receiver<Option<Arc<ServerConfig>>> {
+        self.tls_config.subscribe()
     }
 
-    /// The roots that vouch for it, as PEM; empty before they are known.
+    /// The roots that sign it, as PEM. Empty until they are known.
     pub(crate) fn trusted(&self) -> watch::Receiver<String> {
         self.trusted.subscribe()
     }
@@ -110,27 +110,27 @@ impl Certificate {
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let mut made: Option<(SystemTime, String)> = None;
         loop {
-            let pause = match self.look(&mut made).await {
-                Ok(()) => LOOK,
+            let pause = match self.renew(&mut made).await {
+                Ok(()) => CHECK_INTERVAL,
                 Err(error) => {
-                    // An API server that is away is told of elsewhere.
+                    // An unavailable API server is logged elsewhere.
                     if self.contact.outage().is_none() {
                         tracing::warn!(%error, "webhook.certificate_failed");
                     }
-                    AGAIN
+                    RETRY
                 }
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                // Who begins to lead writes the roots, and must know the newest.
+                // A new leader writes the roots, and needs the newest ones.
                 Ok(()) = self.leads.changed() => {}
                 () = shutdown.cancelled() => return,
             }
         }
     }
 
-    /// Takes over the authority as it is now, and makes a leaf if one is due.
-    async fn look(&self, made: &mut Option<(SystemTime, String)>) -> Result<(), CertificateError> {
+    /// Reads the CA, and issues a leaf certificate if it is due.
+    async fn renew(&self, made: &mut Option<(SystemTime, String)>) -> Result<(), CertificateError> {
         let shared = self.shared().await?;
         let now = SystemTime::now();
         let signing = shared.signing()?;
@@ -146,31 +146,31 @@ impl Certificate {
         });
         if !fresh {
             let config = leaf(&shared.key, signing, &self.names)?;
-            self.shown.send_replace(Some(Arc::new(config)));
+            self.tls_config.send_replace(Some(Arc::new(config)));
             *made = Some((now, signing.to_owned()));
             tracing::info!(names = ?self.names, "webhook.certificate_made");
         }
-        // One at a time: of two that replaced it, one would sign with what nobody was told of.
+        // Only the leader replaces the CA: if two replicas did, one would sign with a root that was never published.
         if *self.leads.borrow() && ends_within(signing, CA_LIFE / 2) {
             self.replace(&shared).await?;
         }
         Ok(())
     }
 
-    /// The authority; the first replica that asks makes it.
+    /// The CA, which the first replica creates.
     async fn shared(&self) -> Result<Shared, CertificateError> {
         let made = async || Ok(Shared::make()?.secret());
         Shared::read(&secret::shared::<CertificateError>(&self.api, SECRET, made).await?)
     }
 
-    /// Replaces the root. It is known before it signs, and the one before it is trusted until it ends.
+    /// Replaces the root. The new one is published before it signs, and the old one is trusted until it expires.
     async fn replace(&self, old: &Shared) -> Result<(), CertificateError> {
         let mut new = Shared::make()?;
         let mut known = old.certificates.clone();
         known.extend(new.certificates.clone());
         self.trusted.send_replace(known.concat());
-        tokio::time::sleep(KNOWN_BEFORE).await;
-        // Whoever leads now has written other roots.
+        tokio::time::sleep(PUBLISHED_BEFORE).await;
+        // The new leader has written other roots.
         if !*self.leads.borrow() {
             return Ok(());
         }
@@ -178,7 +178,7 @@ impl Certificate {
         let still = still.filter(|pem| !ends_within(pem, Duration::ZERO));
         new.certificates.extend(still.cloned());
         let patch = serde_json::json!({
-            // Whoever read what has changed since begins again.
+            // Fails if the Secret changed in the meantime; the next check retries.
             "metadata": { "resourceVersion": old.version },
             "stringData": { KEY: new.key.as_str(), CERTIFICATES: new.certificates.concat() },
         });
@@ -251,7 +251,7 @@ impl Shared {
     }
 }
 
-/// Whether a certificate ends so soon; one that cannot be read has ended.
+/// Whether a certificate expires within `left`. One that cannot be parsed counts as expired.
 fn ends_within(pem: &str, left: Duration) -> bool {
     let Ok(der) = CertificateDer::from_pem_slice(pem.as_bytes()) else {
         return true;
@@ -293,7 +293,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_into_a_secret_is_read_back_and_signs() {
+    fn a_ca_that_is_read_from_its_secret_signs() {
         let made = Shared::make().unwrap();
         let read = Shared::read(&made.secret()).unwrap();
         assert_eq!(read.certificates, made.certificates);
@@ -302,11 +302,11 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_somebody_spoiled_is_told_by_its_entry() {
+    fn an_invalid_secret_is_reported_with_its_entry() {
         for entry in [KEY, CERTIFICATES] {
             let mut secret = Shared::make().unwrap().secret();
             let data = secret.data.as_mut().unwrap();
-            data.insert(entry.to_owned(), ByteString(b"spoiled".to_vec()));
+            data.insert(entry.to_owned(), ByteString(b"invalid".to_vec()));
             let wrong = Shared::read(&secret)
                 .and_then(|read| leaf(&read.key, read.signing()?, &[]).map(drop));
             let wrong = wrong.unwrap_err().to_string();
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_certificate_is_seen() {
+    fn the_expiry_of_a_certificate_is_read() {
         let made = Shared::make().unwrap();
         let pem = made.signing().unwrap();
         assert!(!ends_within(pem, Duration::ZERO));

@@ -1,4 +1,4 @@
-//! The listener that the API server reaches.
+//! The listener for the API server.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -21,19 +21,19 @@ const HANDSHAKES: handshakes::Limits = handshakes::Limits {
     at_once: 64,
     timeout: Duration::from_secs(5),
 };
-/// An API server carries up to 200 changes at once (`--max-mutating-requests-inflight`), each in a connection, of which few
-/// ask here; a head is sent as soon as there is a connection.
+/// An API server handles up to 200 changes at a time (`--max-mutating-requests-inflight`), each with a connection of its own,
+/// and only few of them call a webhook. It sends a request as soon as it has a connection.
 const CONNECTIONS: Limits = Limits {
     connections: 512,
-    // Longer than it keeps an idle connection, so that it is never we who close one that it is about to use.
+    // Longer than the API server keeps an idle connection, so the webhook never closes one that is about to be used.
     head: Duration::from_secs(120),
     answer: Duration::from_secs(10),
 };
 
-/// Serves until `shutdown`. Until there is a certificate to show, connections wait.
+/// Serves until `shutdown`. Connections wait until there is a certificate.
 pub(crate) async fn serve(
     listener: TcpListener,
-    mut shown: watch::Receiver<Option<Arc<ServerConfig>>>,
+    mut tls_config: watch::Receiver<Option<Arc<ServerConfig>>>,
     routes: Router,
     metrics: Metrics,
     shutdown: CancellationToken,
@@ -44,8 +44,8 @@ pub(crate) async fn serve(
     let (connections, incoming) = mpsc::channel(64);
     let stopped = shutdown.clone();
     let accepting = tokio::spawn(async move {
-        if shown.wait_for(Option::is_some).await.is_ok() {
-            let current = || shown.borrow().clone();
+        if tls_config.wait_for(Option::is_some).await.is_ok() {
+            let current = || tls_config.borrow().clone();
             let failed = move || {
                 metrics.handshakes_failed.inc();
             };
@@ -71,7 +71,7 @@ impl axum::serve::Listener for Incoming {
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         match self.incoming.recv().await {
             Some(accepted) => accepted,
-            // The end is told by other means.
+            // `shutdown` ends the server.
             None => std::future::pending().await,
         }
     }

@@ -1,9 +1,9 @@
-//! What the API server asks, and what it is told: `AdmissionReview` of `admission.k8s.io/v1`.
+//! Requests and responses: `AdmissionReview` of `admission.k8s.io/v1`.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Map, Value, json};
 
-/// A question.
+/// A request.
 #[derive(Debug)]
 pub(crate) struct Review {
     uid: String,
@@ -11,17 +11,17 @@ pub(crate) struct Review {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) user: String,
-    /// As it is to be; null when it is to be deleted.
+    /// The new object; null for a deletion.
     pub(crate) object: Value,
     before: Value,
 }
 
-/// Why something is no question.
+/// Why a body is not a review.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ReviewError {
-    #[error("the body is no JSON: {0}")]
+    #[error("the body is not JSON: {0}")]
     Json(String),
-    #[error("the body is no AdmissionReview of admission.k8s.io/v1")]
+    #[error("the body is not an AdmissionReview of admission.k8s.io/v1")]
     Kind,
     #[error("the AdmissionReview lacks `request.uid`")]
     Uid,
@@ -69,14 +69,14 @@ impl Review {
         })
     }
 
-    /// Whether what people wrote stays: then whoever changes the rest of a wrong resource, to delete it, is not held up.
+    /// Whether the spec stays the same. Other changes of an invalid resource must not be refused, for example to delete it.
     pub(crate) fn changes_nothing(&self) -> bool {
         self.object.is_null()
             || (!self.before.is_null() && self.object.get("spec") == self.before.get("spec"))
     }
 }
 
-/// An answer.
+/// A response.
 #[derive(Debug, Default)]
 pub(crate) struct AdmissionResponse {
     refused: Option<String>,
@@ -84,7 +84,7 @@ pub(crate) struct AdmissionResponse {
     warnings: Vec<String>,
 }
 
-/// The API server cuts a warning off where it gets longer.
+/// The API server truncates longer warnings.
 const WARNING_CHARS: usize = 250;
 
 impl AdmissionResponse {
@@ -99,7 +99,7 @@ impl AdmissionResponse {
         }
     }
 
-    /// Allowed, as another object than the one that was asked about.
+    /// Allowed with a patch.
     pub(crate) fn changed(before: &Value, after: &Value, warnings: Vec<String>) -> Self {
         Self {
             patch: patch(before, after),
@@ -117,7 +117,7 @@ impl AdmissionResponse {
         self.refused.as_deref()
     }
 
-    /// In one word, for the metric.
+    /// The metric's label.
     pub(crate) fn result(&self) -> &'static str {
         match (&self.refused, self.patch.is_empty()) {
             (Some(_), _) => "refused",
@@ -128,22 +128,22 @@ impl AdmissionResponse {
 
     pub(crate) fn to(self, review: &Review) -> String {
         let mut response = Map::new();
-        let mut say = |field: &str, value: Value| response.insert(field.to_owned(), value);
-        say("uid", json!(review.uid));
-        say("allowed", json!(self.refused.is_none()));
+        let mut set = |field: &str, value: Value| response.insert(field.to_owned(), value);
+        set("uid", json!(review.uid));
+        set("allowed", json!(self.refused.is_none()));
         if let Some(why) = &self.refused {
             let status = json!({ "code": 403, "reason": "Forbidden", "message": why });
-            say("status", status);
+            set("status", status);
         }
         if !self.patch.is_empty() {
             let patch = Value::from(self.patch).to_string();
-            say("patchType", json!("JSONPatch"));
-            say("patch", json!(STANDARD.encode(patch)));
+            set("patchType", json!("JSONPatch"));
+            set("patch", json!(STANDARD.encode(patch)));
         }
         if !self.warnings.is_empty() {
             let warnings = self.warnings.iter();
             let cut = warnings.map(|text| text.chars().take(WARNING_CHARS).collect::<String>());
-            say("warnings", cut.collect());
+            set("warnings", cut.collect());
         }
         json!({
             "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response,
@@ -152,8 +152,8 @@ impl AdmissionResponse {
     }
 }
 
-/// A patch (RFC 6902) that makes `after` of `before`, by whole fields of `metadata` and `spec`: what other webhooks change
-/// sharing_large them meanwhile stays.
+/// A patch (RFC 6902) from `before` to `after`. It replaces whole fields of `metadata` and `spec`, so changes of other webhooks to
+/// other fields are kept.
 fn patch(before: &Value, after: &Value) -> Vec<Value> {
     let mut steps = Vec::new();
     let empty = Map::new();
@@ -169,7 +169,7 @@ fn patch(before: &Value, after: &Value) -> Vec<Value> {
         let old = old.unwrap_or(&empty);
         for (field, value) in new {
             if old.get(field) != Some(value) {
-                // `add` of a field that is there replaces it.
+                // `add` replaces an existing field.
                 let path = format!("/{part}/{}", escaped(field));
                 steps.push(json!({ "op": "add", "path": path, "value": value }));
             }
@@ -182,7 +182,7 @@ fn patch(before: &Value, after: &Value) -> Vec<Value> {
     steps
 }
 
-/// As a part of a JSON pointer (RFC 6901 §3).
+/// Escapes a part of a JSON pointer (RFC 6901 §3).
 fn escaped(field: &str) -> String {
     field.replace('~', "~0").replace('/', "~1")
 }
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_review_is_told_so() {
+    fn a_body_that_is_not_a_review_is_refused_with_the_reason() {
         assert!(matches!(
             Review::read(b"{").unwrap_err(),
             ReviewError::Json(_)
@@ -217,12 +217,12 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_bears_the_questions_name_and_says_why() {
-        let asked = review(&json!({ "uid": "1" })).unwrap();
-        let told: Value =
-            serde_json::from_str(&AdmissionResponse::refused("no".to_owned()).to(&asked)).unwrap();
+    fn a_response_contains_the_requests_uid_and_the_reason() {
+        let review = review(&json!({ "uid": "1" })).unwrap();
+        let response: Value =
+            serde_json::from_str(&AdmissionResponse::refused("no".to_owned()).to(&review)).unwrap();
         assert_eq!(
-            told["response"],
+            response["response"],
             json!({
                 "uid": "1", "allowed": false,
                 "status": { "code": 403, "reason": "Forbidden", "message": "no" },
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_names_only_the_fields_that_differ() {
+    fn a_patch_contains_only_the_fields_that_differ() {
         let before =
             json!({ "metadata": { "name": "a" }, "spec": { "x": 1, "y~/z": 2, "gone": 3 } });
         let after =
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_beside_what_people_wrote_and_a_deletion_change_nothing() {
+    fn a_deletion_or_a_change_outside_the_spec_changes_nothing() {
         let same =
             json!({ "uid": "1", "object": { "spec": 1 }, "oldObject": { "spec": 1, "status": 2 } });
         assert!(review(&same).unwrap().changes_nothing());

@@ -1,11 +1,11 @@
-//! Work that whoever reaches the port may cause, a bounded amount of it at a time.
+//! Bounds the work that clients of the port can cause at a time.
 
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-/// Places for work that blocks a thread, and takes memory for what it reads. What is large has one place for itself, whoever
-/// does it, and takes none of the others.
+/// Slots for work that blocks a thread and takes memory. All large work shares one slot of its own and uses none of the
+/// others.
 #[derive(Debug, Clone)]
 pub(super) struct WorkPool {
     small: Arc<Semaphore>,
@@ -20,7 +20,7 @@ impl WorkPool {
         }
     }
 
-    /// Other places for what is small, and the same one for what is large.
+    /// A pool with its own slots for small work, which shares the slot for large work.
     pub(super) fn sharing_large(&self, at_once: usize) -> Self {
         Self {
             small: Arc::new(Semaphore::new(at_once)),
@@ -28,20 +28,20 @@ impl WorkPool {
         }
     }
 
-    /// Waits for a place and does it there; `None`: it panicked. The place is the work's and not that of who waits for it:
-    /// work cannot be stopped, and who asks and goes away again and again would have it pile up.
+    /// Waits for a slot and runs the work; `None`: it panicked. The work holds the slot until it ends, even if the caller
+    /// gives up: work cannot be cancelled, so a client that reconnects repeatedly would otherwise start more and more.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         large: bool,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
-        let places = match large {
+        let slots = match large {
             true => &self.large,
             false => &self.small,
         };
-        let place = Arc::clone(places).acquire_owned().await.ok()?;
+        let slot = Arc::clone(slots).acquire_owned().await.ok()?;
         let done = tokio::task::spawn_blocking(move || {
-            let _place = place;
+            let _slot = slot;
             work()
         });
         done.await.ok()
@@ -57,20 +57,20 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_goes_away_leaves_the_place_to_the_work_until_that_is_done() {
-        let judging = WorkPool::new(1);
-        let sharing_large = judging.sharing_large(1);
+    async fn work_keeps_its_slot_until_it_ends_although_the_caller_gives_up() {
+        let pool = WorkPool::new(1);
+        let sharing_large = pool.sharing_large(1);
         for large in [false, true] {
             let (finish, may_finish) = mpsc::channel::<()>();
-            let (began, has_begun) = tokio::sync::oneshot::channel();
-            let mut first = Box::pin(judging.run(large, move || {
-                began.send(()).unwrap();
+            let (started, has_started) = tokio::sync::oneshot::channel();
+            let mut first = Box::pin(pool.run(large, move || {
+                started.send(()).unwrap();
                 may_finish.recv().unwrap();
             }));
             assert!(poll!(&mut first).is_pending());
-            has_begun.await.unwrap();
+            has_started.await.unwrap();
             drop(first);
-            let mut second = Box::pin(judging.run(large, || 2));
+            let mut second = Box::pin(pool.run(large, || 2));
             assert!(poll!(&mut second).is_pending());
             let mut other = Box::pin(sharing_large.run(large, || 3));
             if large {
@@ -78,18 +78,18 @@ mod tests {
             } else {
                 assert_eq!(other.as_mut().await, Some(3));
             }
-            // What is of the other size has its own.
-            assert_eq!(judging.run(!large, || 4).await, Some(4));
+            // Work of the other size has its own slots.
+            assert_eq!(pool.run(!large, || 4).await, Some(4));
             finish.send(()).unwrap();
             assert_eq!(second.await, Some(2));
         }
     }
 
     #[tokio::test]
-    async fn work_that_panics_gives_its_place_back() {
-        let judging = WorkPool::new(1);
+    async fn work_that_panics_releases_its_slot() {
+        let pool = WorkPool::new(1);
         let panics = || -> u8 { std::panic::panic_any("on purpose") };
-        assert_eq!(judging.run(false, panics).await, None);
-        assert_eq!(judging.run(false, || 2).await, Some(2));
+        assert_eq!(pool.run(false, panics).await, None);
+        assert_eq!(pool.run(false, || 2).await, Some(2));
     }
 }

@@ -1,8 +1,7 @@
-//! Which versions of the resources are in force together.
+//! Selects the versions of the resources that are in force together.
 //!
-//! In a cluster there is no directory that is taken whole or not at all: everybody writes resources of their own. So one
-//! that is wrong is left at its last right version, and all others go on. What is in force is always a set that
-//! compiled as a whole.
+//! In a cluster, resources belong to different users, so they are not accepted or rejected as a whole. An invalid resource
+//! keeps its last valid version, and all others are updated. The versions in force always compiled as one set.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,54 +19,54 @@ use merlon_config::{
 use super::document::{Document, Key, Version};
 use crate::source::same_mesh;
 
-/// What became of a resource.
+/// The result for a resource.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Verdict {
     pub(crate) uid: String,
-    /// The generation that was judged.
+    /// The generation that was checked.
     pub(crate) generation: i64,
     pub(crate) accepted: bool,
-    /// In one word.
+    /// The condition's reason.
     pub(crate) reason: &'static str,
     pub(crate) message: String,
-    /// What is in force, if that is not the judged generation.
+    /// The version in force, if it is not the checked generation.
     pub(crate) in_force: Option<Version>,
-    /// Whether any version of it is in force.
+    /// Whether any version is in force.
     pub(crate) enforced: bool,
 }
 
-/// Remembers what was right.
+/// Decides which versions are in force, and keeps the valid ones.
 #[derive(Debug)]
 pub(crate) struct Acceptance {
-    /// The control plane's own namespace: the mesh is what is written there, and nowhere else.
+    /// The control plane's own namespace. The `MeshConfig` must be there.
     home: String,
     compiler: Compiler,
-    /// Shared with whoever is asked about resources that are not there yet.
+    /// Shared with the dry run of the validation webhook.
     in_force: Arc<VersionsInForce>,
 }
 
-/// Those in force. Some may be deleted in the cluster, and stay because others cannot do without.
+/// The versions in force. A deleted resource is kept if other resources need it.
 pub(super) type VersionsInForce = BTreeMap<Key, Version>;
 
-/// What one judging gave.
+/// The result of one compilation.
 #[derive(Debug)]
 pub(crate) struct Evaluation {
-    /// `None`: what was in force stays.
+    /// `None`: the last mesh stays in force.
     pub(crate) mesh: Option<Arc<Mesh>>,
     pub(crate) verdicts: BTreeMap<Key, Verdict>,
-    /// What no single resource is to blame for.
+    /// Problems that no single resource causes.
     pub(crate) problems: Report,
-    /// What the cluster knows and cannot be used, with what is wrong with it.
+    /// Objects of the cluster that cannot be used, with their problem.
     pub(crate) left_out: BTreeMap<String, String>,
 }
 
-/// Why a document is not looked at, whatever it says. Were another namespace's MeshConfig, which whoever has rights in that
-/// one may write, only refused for what it says, it could stand in the way of the mesh's own, or in its place.
+/// Why a document is ignored regardless of its content. Another namespace's `MeshConfig` belongs to users of that namespace and
+/// could otherwise conflict with the mesh's own or replace it.
 pub(super) fn outside_root_namespace(key: &Key, home: &str) -> Option<String> {
-    let outside_root_namespace = key.kind == "MeshConfig" && key.namespace != home;
-    outside_root_namespace.then(|| {
+    let outside = key.kind == "MeshConfig" && key.namespace != home;
+    outside.then(|| {
         format!(
-            "metadata.namespace: the mesh is configured in `{home}`, where its control plane runs; a MeshConfig in `{}` is not looked at (hint: delete it)",
+            "metadata.namespace: the mesh is configured in `{home}`, where its control plane runs; a MeshConfig in `{}` is ignored (hint: delete it)",
             key.namespace
         )
     })
@@ -82,7 +81,7 @@ impl Acceptance {
         }
     }
 
-    /// Judges `documents` together with what the cluster itself knows.
+    /// Checks `documents` together with the resources derived from the cluster's objects.
     pub(crate) fn evaluate(
         &mut self,
         documents: &BTreeMap<Key, Document>,
@@ -99,9 +98,9 @@ impl Acceptance {
         }
         let mut own = documents.clone();
         own.retain(|key, _| !misplaced.contains_key(key));
-        let mut judged = self.evaluate_own(&own, found, running);
-        judged.verdicts.append(&mut misplaced);
-        judged
+        let mut evaluation = self.evaluate_own(&own, found, running);
+        evaluation.verdicts.append(&mut misplaced);
+        evaluation
     }
 
     fn evaluate_own(
@@ -141,9 +140,9 @@ impl Acceptance {
                 let verdicts = documents.values().map(|document| {
                     let kept = self.in_force.get(&document.key);
                     let (reason, message) = first.remove(&document.key).unwrap_or_else(|| {
-                        let told = problems_of(&document.key, &report, None);
-                        let waits = "nothing new is taken before the other resources are right";
-                        ("Conflicted", told.unwrap_or_else(|| waits.to_owned()))
+                        let own = problems_of(&document.key, &report, None);
+                        let waits = "no change is applied until the other resources are valid";
+                        ("Conflicted", own.unwrap_or_else(|| waits.to_owned()))
                     });
                     let verdict = refused(document, kept, reason, message);
                     (document.key.clone(), verdict)
@@ -156,7 +155,7 @@ impl Acceptance {
                 };
             }
         };
-        self.in_force = Arc::new(self.proved(set, &compiled.resources));
+        self.in_force = Arc::new(self.checked(set, &compiled.resources));
         let verdicts = documents.values().map(|document| {
             let kept = self.in_force.get(&document.key);
             let verdict = match rejected.remove(&document.key) {
@@ -175,26 +174,26 @@ impl Acceptance {
 }
 
 impl Acceptance {
-    /// What is in force.
+    /// The versions in force.
     pub(super) fn in_force(&self) -> Arc<VersionsInForce> {
         Arc::clone(&self.in_force)
     }
 
-    /// Of what compiled, that which something was compiled with. What reaches nothing yet was not judged: were it to count
-    /// as right, nothing that changed would be to blame when its target comes and it is wrong, and everybody would wait.
-    fn proved(&self, set: VersionsInForce, resources: &Resources) -> VersionsInForce {
-        let judged = set.into_iter().filter_map(|(key, version)| {
-            if !reaches_nothing(&key, resources) {
+    /// The versions that were really checked. A policy without targets is not compiled. If it counted as valid and its target
+    /// were created later, no changed resource could be blamed for its problems, and all changes would be blocked.
+    fn checked(&self, set: VersionsInForce, resources: &Resources) -> VersionsInForce {
+        let checked = set.into_iter().filter_map(|(key, version)| {
+            if !has_no_target(&key, resources) {
                 return Some((key, version));
             }
             let before = self.in_force.get(&key)?.clone();
             Some((key, before))
         });
-        judged.collect()
+        checked.collect()
     }
 }
 
-/// What is wrong, by resource: in one word and at length.
+/// Reason and message, by resource.
 type Rejections = BTreeMap<Key, (&'static str, String)>;
 
 struct Compiled {
@@ -202,10 +201,10 @@ struct Compiled {
     resources: Resources,
 }
 
-/// What did not compile.
+/// A set that did not compile.
 struct Failed {
     report: Report,
-    /// What could be read of it.
+    /// The resources that could be read.
     read: Resources,
 }
 
@@ -213,15 +212,15 @@ struct Trial<'a> {
     compiler: &'a mut Compiler,
     running: Option<&'a Mesh>,
     found: Vec<Resource>,
-    /// Of `found`, by origin.
+    /// Problems of left-out entries of `found`, by origin.
     left_out: BTreeMap<String, String>,
 }
 
 impl Trial<'_> {
-    /// Takes back each resource that is to blame, until the rest compiles.
+    /// Reverts each changed resource with problems, until the rest compiles.
     ///
     /// # Errors
-    /// When those are to blame that did not change.
+    /// Only unchanged resources have problems.
     fn without_rejected(
         &mut self,
         mut set: VersionsInForce,
@@ -260,11 +259,11 @@ impl Trial<'_> {
         }
     }
 
-    /// What changed, one after the other, upon what was in force; the oldest first, so that of two that cannot be
-    /// together the younger one waits.
+    /// Applies the changes one by one to the versions in force. The oldest resource comes first, so of two conflicting
+    /// resources the newer one is rejected.
     ///
     /// # Errors
-    /// When not even what was in force compiles any more.
+    /// Even the versions in force no longer compile.
     fn one_by_one(
         &mut self,
         documents: &BTreeMap<Key, Document>,
@@ -316,7 +315,7 @@ impl Trial<'_> {
                     for other in blamed {
                         let problem = problems_of(other, &report, Some(&read)).unwrap_or_default();
                         let message = format!(
-                            "`{key}` was deleted and stays in force, because this needs it: {problem}"
+                            "`{key}` was deleted but stays in force, because this resource needs it: {problem}"
                         );
                         rejected.insert(other.clone(), ("Conflicted", message));
                     }
@@ -331,7 +330,7 @@ impl Trial<'_> {
             .iter()
             .map(|(key, version)| (key.to_string(), version.text.as_str()));
         let loaded = read_cluster(texts, self.found.clone());
-        // Says where a text stands, also when something is wrong with another.
+        // Needed to locate problems, even if another text is invalid.
         let read = loaded.resources.clone();
         let compiled = self.compiler.compile_loaded(loaded);
         let compiled = compiled.and_then(|(resources, mesh)| {
@@ -344,7 +343,7 @@ impl Trial<'_> {
         compiled.map_err(|report| Box::new(Failed { report, read }))
     }
 
-    /// What the cluster itself knows and Merlon cannot use is left out: people's resources do not wait for it.
+    /// Leaves out objects of the cluster that Merlon cannot use, so they do not block users' resources.
     fn leave_out(&mut self, report: &Report) -> bool {
         let before = self.found.len();
         let left_out = &mut self.left_out;
@@ -362,10 +361,10 @@ impl Trial<'_> {
     }
 }
 
-/// What would become of a document, together with what is in force; warnings for whoever writes it.
+/// Checks a document together with the versions in force, and returns warnings for its user.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The problems of the document.
 pub(super) fn dry_run(
     compiler: &mut Compiler,
     in_force: &VersionsInForce,
@@ -402,9 +401,9 @@ pub(super) fn dry_run(
             let why = problems_of_others(&report);
             match trial.compile(in_force) {
                 Ok(_) => Err(why),
-                // What is there already does not compile either: that is not this one's fault.
+                // The versions in force do not compile, either, so this document is not the cause.
                 Err(_) => Ok(vec![format!(
-                    "merlon: it was not judged, since others are wrong; its status will tell: {why}"
+                    "merlon: not validated, because other resources are invalid; check its status: {why}"
                 )]),
             }
         }
@@ -416,10 +415,10 @@ fn errors(report: &Report) -> impl Iterator<Item = &Problem> {
     problems.filter(|problem| problem.severity == Severity::Error)
 }
 
-/// So many problems of one resource are told; the rest shows when these are mended.
+/// Maximum number of problems that are reported for one resource.
 const MAX_PROBLEMS: usize = 8;
 
-/// What is wrong with one resource.
+/// The problems of one resource.
 fn problems_of(key: &Key, report: &Report, resources: Option<&Resources>) -> Option<String> {
     let file = key.to_string();
     let own = errors(report).filter(|problem| problem.file == file);
@@ -435,7 +434,7 @@ fn problems_of_others(report: &Report) -> String {
         .take(MAX_PROBLEMS)
         .map(|problem| {
             format!(
-                "with it, {} would be wrong: {}",
+                "with this resource, {} would be invalid: {}",
                 problem.file, problem.message
             )
         })
@@ -443,7 +442,7 @@ fn problems_of_others(report: &Report) -> String {
     lines.join("\n")
 }
 
-/// Where the text of a policy begins in its document.
+/// Where the text of a policy starts in its document.
 fn start_of_policies(key: &Key, resources: Option<&Resources>) -> Option<(u32, u32)> {
     let resources = resources?;
     let (namespace, name) = (key.namespace.parse().ok()?, key.name.parse().ok()?);
@@ -452,9 +451,9 @@ fn start_of_policies(key: &Key, resources: Option<&Resources>) -> Option<(u32, u
     Some((begin.line, begin.column))
 }
 
-/// Field, place within the field's text, what is wrong and how to mend it.
+/// Field, position within the field's text, problem and hint.
 fn describe(problem: &Problem, begin: Option<(u32, u32)>) -> String {
-    // A cluster keeps no lines of what people wrote, except those within a text.
+    // The cluster does not keep the lines of a user's file, only those within a text field.
     let place = begin
         .filter(|_| problem.field == "spec.policies")
         .and_then(|(line, column)| {
@@ -482,7 +481,7 @@ fn refused(
     reason: &'static str,
     message: String,
 ) -> Verdict {
-    // A deleted resource keeps one right version in force; its blamed dependants may be in force as they are.
+    // The resource itself may be in force unchanged, if it was refused only because it needs a deleted resource.
     let same = kept == Some(&document.present);
     Verdict {
         uid: document.uid.clone(),
@@ -517,7 +516,7 @@ fn accepted(document: &Document, compiled: &Compiled) -> Verdict {
         accepted,
         reason,
         message: if lines.is_empty() {
-            "it is right and in force".to_owned()
+            "valid and in force".to_owned()
         } else {
             lines.join("\n")
         },
@@ -526,8 +525,8 @@ fn accepted(document: &Document, compiled: &Compiled) -> Verdict {
     }
 }
 
-/// Whether a policy is attached to nothing that there is.
-fn reaches_nothing(key: &Key, resources: &Resources) -> bool {
+/// Whether none of a policy's targets exists.
+fn has_no_target(key: &Key, resources: &Resources) -> bool {
     let found = || {
         let (namespace, name) = (key.namespace.parse().ok()?, key.name.parse().ok()?);
         resources.find(key.kind, &namespace, &name)
@@ -546,7 +545,7 @@ fn reaches_nothing(key: &Key, resources: &Resources) -> bool {
     if targets.is_empty() {
         return !there.any(|other| own_namespace(&other));
     }
-    let is_meant = |other: &Resource| {
+    let is_target = |other: &Resource| {
         targets.iter().any(|target| match target.kind {
             TargetKind::Mesh => true,
             TargetKind::Namespace => own_namespace(&other),
@@ -555,10 +554,10 @@ fn reaches_nothing(key: &Key, resources: &Resources) -> bool {
             }
         })
     };
-    !there.any(is_meant)
+    !there.any(is_target)
 }
 
-/// Whether it is attached to something that is not there (yet): then it takes effect as soon as that comes.
+/// Whether one of its targets does not exist. It takes effect once the target is created.
 fn missing_target(key: &Key, resources: &Resources) -> bool {
     let found = || {
         let (namespace, name) = (key.namespace.parse().ok()?, key.name.parse().ok()?);

@@ -1,4 +1,4 @@
-//! The mesh's roots in every namespace, where pods mount them: what a proxy knows the control plane by.
+//! The trust bundle in every namespace. Pods mount it, and proxies authenticate the control plane with it.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use crate::{
     issuance::authority::Authority,
 };
 
-/// How often what failed is tried again.
-const AGAIN: Duration = Duration::from_secs(15);
+/// How often a failed write is retried.
+const RETRY: Duration = Duration::from_secs(15);
 const GATHER: Duration = Duration::from_millis(100);
 
-/// Keeps them right: the leader's work.
+/// Keeps the trust bundles up to date. The leader does this.
 pub(crate) struct TrustBundles {
     pub(crate) client: Client,
     pub(crate) cluster: Cluster,
@@ -37,7 +37,7 @@ impl TrustBundles {
                 changed = changes.changed() => if changed.is_err() { return },
                 Ok(()) = certified.changed() => {}
                 Ok(()) = leads.changed() => {}
-                () = tokio::time::sleep(AGAIN) => {}
+                () = tokio::time::sleep(RETRY) => {}
                 () = shutdown.cancelled() => return,
             }
             tokio::time::sleep(GATHER).await;
@@ -50,12 +50,12 @@ impl TrustBundles {
                 && *self.leads.borrow()
                 && self.cluster.contact.outage().is_none()
             {
-                self.spread(&bundle).await;
+                self.write(&bundle).await;
             }
         }
     }
 
-    async fn spread(&self, bundle: &TrustBundle) {
+    async fn write(&self, bundle: &TrustBundle) {
         let roots: Vec<&str> = bundle.roots.iter().map(|root| root.trim_end()).collect();
         let roots = format!("{}\n", roots.join("\n"));
         let domain = bundle.trust_domain.as_str();
@@ -69,7 +69,7 @@ impl TrustBundles {
             "data": { "bundle.pem": roots, "trust-domain": domain },
         });
         for namespace in self.cluster.namespaces.state() {
-            // Nothing can be made any more in one that is ending.
+            // Nothing can be created in a terminating namespace.
             if namespace.metadata.deletion_timestamp.is_some() {
                 continue;
             }
@@ -77,11 +77,11 @@ impl TrustBundles {
             let has = ObjectRef::<ConfigMap>::new(names::TRUST_BUNDLE).within(&name);
             let has = self.cluster.bundles.get(&has);
             let has = has.as_ref().and_then(|map| map.data.as_ref());
-            let right = has.is_some_and(|data| {
+            let up_to_date = has.is_some_and(|data| {
                 data.get("bundle.pem") == Some(&roots)
                     && data.get("trust-domain").is_some_and(|has| has == domain)
             });
-            if !right {
+            if !up_to_date {
                 let api = Api::namespaced(self.client.clone(), &name);
                 let _ = apply(&api, names::TRUST_BUNDLE, &map).await;
             }

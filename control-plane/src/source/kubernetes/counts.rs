@@ -1,4 +1,4 @@
-//! How many proxies enforce each resource: every replica counts its own, and tells the leader by a ConfigMap.
+//! How many proxies enforce each resource. Every replica counts its own and publishes the counts in a ConfigMap for the leader.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,29 +17,30 @@ use serde_json::json;
 use super::document::{Document, Key};
 use crate::{cluster::names, push::Enforcing};
 
-/// Of one resource.
+/// The counts of one resource.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Count {
-    /// Which generation of it.
+    /// The resource's generation.
     pub(crate) generation: i64,
     /// How many proxies enforce it.
     pub(crate) enforcing: u64,
-    /// Of how many that it concerns.
+    /// The number of affected proxies.
     pub(crate) of: u64,
-    /// Why one does not.
+    /// Why one of them does not enforce it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) refusal: Option<String>,
 }
 
 pub(crate) type Counts = BTreeMap<Key, Count>;
 
-/// A replica that has not said for this long that it is there counts nothing.
-const LIFE: jiff::SignedDuration = jiff::SignedDuration::from_secs(45);
-/// How often it says so when nothing changes.
-pub(crate) const BEAT: Duration = Duration::from_secs(15);
+/// The counts of a replica are ignored if they were not renewed for this long.
+const MAX_AGE: jiff::SignedDuration = jiff::SignedDuration::from_secs(45);
+/// How often they are renewed without a change.
+pub(crate) const RENEWAL: Duration = Duration::from_secs(15);
 
-/// Counts one replica's proxies. `since` tells which generation of a resource is in force, and since which snapshot.
+/// Counts one replica's proxies. `since` has the generation of each resource in force and the snapshot since which it
+/// is in force.
 pub(crate) fn count(
     documents: &BTreeMap<Key, Document>,
     since: &HashMap<Key, (i64, u64)>,
@@ -51,13 +52,13 @@ pub(crate) fn count(
     let root = mesh.config().root_namespace.as_str();
     let counted = documents.values().filter_map(|document| {
         let (generation, snapshot) = *since.get(&document.key)?;
-        let concerned = concerned(document, root);
+        let affected = affected(document, root);
         let mut count = Count {
             generation,
             ..Count::default()
         };
         for proxy in proxies {
-            if !known.get(&proxy.name).is_some_and(|known| concerned(known)) {
+            if !known.get(&proxy.name).is_some_and(|known| affected(known)) {
                 continue;
             }
             count.of += 1;
@@ -65,7 +66,7 @@ pub(crate) fn count(
                 count.enforcing += 1;
             } else if let Some(refusal) = &proxy.refusal {
                 let refusal: String = refusal.chars().take(300).collect();
-                count.refusal = Some(format!("{} refuses it: {refusal}", proxy.name));
+                count.refusal = Some(format!("{} rejects it: {refusal}", proxy.name));
             }
         }
         Some((document.key.clone(), count))
@@ -84,7 +85,7 @@ pub(crate) fn gateway_key(namespace: &str, name: &str) -> Key {
     }
 }
 
-/// Proxies of each Gateway; those enforce it that refuse nothing.
+/// The proxies of each Gateway. A proxy that rejects nothing enforces it.
 fn gateways(mesh: &Mesh, proxies: &[Enforcing]) -> Counts {
     let all = mesh.proxies().filter(|proxy| proxy.is_gateway());
     let counted = all.map(|gateway| {
@@ -105,8 +106,8 @@ fn gateways(mesh: &Mesh, proxies: &[Enforcing]) -> Counts {
     counted.collect()
 }
 
-/// Whether a proxy has anything to do with a resource.
-fn concerned(document: &Document, root: &str) -> impl Fn(&Proxy) -> bool {
+/// Whether a resource affects a proxy.
+fn affected(document: &Document, root: &str) -> impl Fn(&Proxy) -> bool {
     let namespace = document.key.namespace.clone();
     let whole = document.key.kind == "MeshConfig";
     let refs = document.present.spec.get("targetRefs");
@@ -115,7 +116,7 @@ fn concerned(document: &Document, root: &str) -> impl Fn(&Proxy) -> bool {
         .unwrap_or_default();
     let for_mesh = namespace == root && refs.iter().any(|to| to.kind == TargetKind::Mesh);
     let for_namespace = refs.is_empty() || refs.iter().any(|to| to.kind == TargetKind::Namespace);
-    // A grant concerns the workloads of one service account.
+    // A grant affects the workloads of one service account.
     let account = document.present.spec.get("serviceAccount");
     let account = (document.key.kind == "SecretGrant")
         .then(|| account.and_then(|name| name.as_str()).map(str::to_owned))
@@ -139,7 +140,7 @@ fn concerned(document: &Document, root: &str) -> impl Fn(&Proxy) -> bool {
     }
 }
 
-/// What a replica tells, for server-side apply.
+/// The ConfigMap of a replica, for server-side apply.
 pub(crate) fn config_map(name: &str, counts: &Counts, now: Timestamp) -> serde_json::Value {
     let counts: BTreeMap<String, &Count> = counts
         .iter()
@@ -162,7 +163,7 @@ pub(crate) fn config_map(name: &str, counts: &Counts, now: Timestamp) -> serde_j
     })
 }
 
-/// All replicas' counts of what is in force, by the leader's own view of that.
+/// The sum of all replicas' counts. Only counts of the generation that the leader has in force are added.
 pub(crate) fn sum(
     own_name: &str,
     own: &Counts,
@@ -196,5 +197,5 @@ pub(crate) fn sum(
 pub(crate) fn is_fresh(reported: &ConfigMap, now: Timestamp) -> bool {
     let at = reported.data.as_ref().and_then(|data| data.get("at"));
     let at = at.and_then(|at| at.parse::<Timestamp>().ok());
-    at.is_some_and(|at| now.duration_since(at) < LIFE)
+    at.is_some_and(|at| now.duration_since(at) < MAX_AGE)
 }

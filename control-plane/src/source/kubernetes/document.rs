@@ -1,4 +1,4 @@
-//! A resource as the cluster holds it, and its text as loading reads it.
+//! A resource of the cluster, and its text for the loader.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use kube::{ResourceExt as _, api::DynamicObject};
 use merlon_config::{crd, crd::Kind};
 use serde_json::Value;
 
-/// What a resource is called.
+/// Kind, namespace and name of a resource.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Key {
     pub(crate) kind: &'static str,
@@ -26,18 +26,18 @@ impl fmt::Display for Key {
 pub(crate) struct Version {
     pub(crate) generation: i64,
     pub(crate) spec: Value,
-    /// As loading reads it.
+    /// The document for the loader.
     pub(crate) text: String,
 }
 
-/// A resource as the cluster holds it.
+/// A resource of the cluster.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Document {
     pub(crate) key: Key,
     pub(crate) uid: String,
     pub(crate) created: Option<Timestamp>,
     pub(crate) present: Version,
-    /// The right version before it, as another replica or we ourselves before a restart wrote it down.
+    /// The previous valid version, which another replica or this one before a restart wrote to the status.
     pub(crate) in_force: Option<Version>,
 }
 

@@ -1,4 +1,4 @@
-//! What would become of a resource, asked before it is there.
+//! Checks a resource before it is created or changed.
 
 use std::{
     fmt,
@@ -15,13 +15,13 @@ use super::{
     document::Document,
 };
 
-/// Knows what is in force. Cheap to clone; all clones know the same.
+/// Checks resources against the versions in force. Clones share them and are cheap.
 #[derive(Clone)]
 pub(crate) struct DryRun {
     /// The control plane's own namespace.
     home: Arc<str>,
     known: Arc<Mutex<InForce>>,
-    /// Apart: a judging takes a while, and what is new must not wait for it.
+    /// A separate lock: a check takes time and must not delay updates of `known`.
     compiler: Arc<Mutex<Compiler>>,
 }
 
@@ -47,7 +47,7 @@ impl DryRun {
         }
     }
 
-    /// Takes over what is in force now.
+    /// Replaces the versions in force.
     pub(super) fn update(
         &self,
         in_force: Arc<VersionsInForce>,
@@ -62,18 +62,18 @@ impl DryRun {
         }
     }
 
-    /// What a person should know of a resource that would be accepted. It compiles the mesh, so it may take a while.
+    /// Warnings about a resource that would be accepted. It compiles the mesh, so it may take some time.
     ///
     /// # Errors
-    /// Why it would not be, with field, line and column.
+    /// Why it would be refused, with field, line and column.
     pub(crate) fn check(&self, kind: &str, object: Value) -> Result<Vec<String>, String> {
         let Some(kind) = CLUSTER_KINDS.iter().find(|known| known.kind == kind) else {
             return Ok(Vec::new());
         };
         let object: DynamicObject = serde_json::from_value(object)
-            .map_err(|error| format!("merlon: it cannot be read: {error}"))?;
+            .map_err(|error| format!("merlon: the resource cannot be parsed: {error}"))?;
         let document = Document::of(kind, &object)
-            .ok_or_else(|| "merlon: it cannot be read: it lacks a namespace".to_owned())?;
+            .ok_or_else(|| "merlon: the resource has no namespace".to_owned())?;
         if let Some(why) = outside_root_namespace(&document.key, &self.home) {
             return Err(why);
         }

@@ -1,4 +1,4 @@
-//! Gateway API of a cluster: what is read of it ([`attach()`]), and what is said of it ([`report`]).
+//! Gateway API in a cluster: the resources read from it ([`attach()`]), and the status written to it ([`report`]).
 
 mod api;
 mod attach;

@@ -1,4 +1,4 @@
-//! Tells the cluster what became of its resources: each replica its counts, the leader the status.
+//! Writes results to the cluster: each replica its counts, the leader the status of resources.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    counts::{self, BEAT, Counts},
+    counts::{self, Counts, RENEWAL},
     document::Key,
     gateway::{self, GatewayDetails},
     status::{ExtraCondition, status},
@@ -33,11 +33,11 @@ use crate::{
     secrets::Deliveries,
 };
 
-/// What a moment brings (a change, and the acknowledgements of all proxies) is told at once.
+/// Events within this time (a change, and the acknowledgements of all proxies) are reported together.
 const GATHER: Duration = Duration::from_millis(150);
-/// For one call.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Calls at the same time.
+/// Time-out of one call.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum number of calls at the same time.
 const AT_ONCE: usize = 8;
 
 pub(crate) struct Reporter {
@@ -77,7 +77,7 @@ impl Reporter {
         }
     }
 
-    /// Until `shutdown`, and then takes its counts back.
+    /// Runs until `shutdown`, and then deletes its counts.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let mut changes = self.cluster.changes();
         let mut leads = self.leads.clone();
@@ -90,7 +90,7 @@ impl Reporter {
                 () = self.statuses.changed() => {}
                 Ok(()) = leads.changed() => {}
                 Ok(()) = deliveries.changed() => {}
-                () = tokio::time::sleep(BEAT) => {}
+                () = tokio::time::sleep(RENEWAL) => {}
                 () = shutdown.cancelled() => break,
             }
             tokio::time::sleep(GATHER).await;
@@ -100,18 +100,18 @@ impl Reporter {
         let api = self.config_maps();
         let parameters = DeleteParams::default();
         let gone = api.delete(&self.replica, &parameters);
-        let _ = tokio::time::timeout(PATIENCE, gone).await;
+        let _ = tokio::time::timeout(TIMEOUT, gone).await;
     }
 
     async fn report(&mut self) {
         let own = self.statuses.count(&self.registry.enforcing());
         if self.cluster.contact.outage().is_some() {
-            // Told as soon as the cluster is back: its watches wake us.
+            // Published again once the cluster is available: its watches report a change.
             self.published = None;
             return;
         }
         let published = self.published.as_ref();
-        if published.is_none_or(|(counts, at)| *counts != own || at.elapsed() >= BEAT) {
+        if published.is_none_or(|(counts, at)| *counts != own || at.elapsed() >= RENEWAL) {
             let now = Timestamp::now();
             let map = counts::config_map(&self.replica, &own, now);
             if apply(&self.config_maps(), &self.replica, &map).await {
@@ -153,7 +153,7 @@ impl Reporter {
         self.remove_stale_counts(&reported, now).await;
     }
 
-    /// The status that an object should have and has not.
+    /// The status of an object, if it has to be written.
     fn due(
         &self,
         kind: &Kind,
@@ -167,23 +167,24 @@ impl Reporter {
             name: object.name_any(),
         };
         let verdict = self.statuses.verdict(&key)?;
-        // One that changed meanwhile is judged in a moment.
+        // A newer generation is checked soon.
         if object.metadata.generation != Some(verdict.generation)
             || object.uid() != Some(verdict.uid.clone())
         {
             return None;
         }
         let before = object.data.get("status");
-        let more = match kind.kind {
+        let extra = match kind.kind {
             "MeshConfig" => self.issuer(),
             "SecretGrant" => self.delivery(&key),
             _ => None,
         };
-        let status = status(&verdict, sum.get(&key), more, before, now);
+        let status = status(&verdict, sum.get(&key), extra, before, now);
         (before != Some(&status)).then_some(status)
     }
 
-    /// What an object of Gateway API should be told and was not. Others write there too, so only onto what we know.
+    /// Writes the status of an object of Gateway API if it changed. Other controllers write it, too, so the patch requires the
+    /// known resource version.
     async fn write_gateway_status(
         &self,
         stores: &Gateways,
@@ -227,9 +228,9 @@ impl Reporter {
         };
         let patch = Patch::Merge(&patch);
         let written = api.patch_status(&report.name, &parameters, &patch);
-        match tokio::time::timeout(PATIENCE, written).await {
+        match tokio::time::timeout(TIMEOUT, written).await {
             Ok(Ok(_)) => {}
-            // It is gone, or somebody else wrote: what that says comes in a moment.
+            // The object was deleted or changed. A change triggers another report.
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {}
             Ok(Err(error)) => {
                 tracing::warn!(object = report.origin(), error = %error, "status.failed");
@@ -244,24 +245,29 @@ impl Reporter {
         }
     }
 
-    /// What the certificate issuer says, if it has said something.
+    /// Whether the certificate issuer works, once it was used.
     fn issuer(&self) -> Option<ExtraCondition> {
         let kind = "CertificatesIssued";
         if let Some(problem) = self.authority.problem() {
             return Some((kind, (false, "IssuerFailed", problem)));
         }
         let certified = self.authority.certified();
-        certified.map(|_| (kind, (true, "Issued", "the issuer signs".to_owned())))
+        certified.map(|_| {
+            (
+                kind,
+                (true, "Issued", "the issuer signs certificates".to_owned()),
+            )
+        })
     }
 
-    /// Whether Vault gave the secret.
+    /// Whether the secret could be read from Vault.
     fn delivery(&self, key: &Key) -> Option<ExtraCondition> {
         let name = format!("{}/{}", key.namespace, key.name).parse().ok()?;
-        let said = match self.deliveries.of(&name)? {
+        let state = match self.deliveries.of(&name)? {
             Ok(version) => (true, "Read", format!("version {version} of the secret")),
             Err(problem) => (false, "ReadFailed", problem),
         };
-        Some(("SecretRead", said))
+        Some(("SecretRead", state))
     }
 
     async fn write(&self, kind: &Kind, object: &DynamicObject, status: Value) {
@@ -269,7 +275,7 @@ impl Reporter {
         let resource = resource_of(kind);
         let api: Api<DynamicObject> =
             Api::namespaced_with(self.client.clone(), &namespace, &resource);
-        // With the uid: of another that was made under the same name it would not be true.
+        // The uid prevents a write to a new object of the same name.
         let patch = json!({
             "apiVersion": resource.api_version,
             "kind": resource.kind,
@@ -279,9 +285,9 @@ impl Reporter {
         let parameters = PatchParams::apply(names::FIELD_MANAGER).force();
         let (name, patch) = (object.name_any(), Patch::Apply(&patch));
         let written = api.patch_status(&name, &parameters, &patch);
-        match tokio::time::timeout(PATIENCE, written).await {
+        match tokio::time::timeout(TIMEOUT, written).await {
             Ok(Ok(_)) => {}
-            // It is gone.
+            // The object was deleted.
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {}
             Ok(Err(error)) => {
                 tracing::warn!(kind = kind.kind, namespace, name, error = %error, "status.failed");
@@ -296,14 +302,14 @@ impl Reporter {
         }
     }
 
-    /// Counts of replicas that are gone and could not take them back.
+    /// Deletes counts of replicas that ended without deleting them.
     async fn remove_stale_counts(&self, reported: &[Arc<ConfigMap>], now: Timestamp) {
         for map in reported {
             let name = map.name_any();
             if name != self.replica && !counts::is_fresh(map, now) {
                 let parameters = DeleteParams::default();
                 let api = self.config_maps();
-                let _ = tokio::time::timeout(PATIENCE, api.delete(&name, &parameters)).await;
+                let _ = tokio::time::timeout(TIMEOUT, api.delete(&name, &parameters)).await;
             }
         }
     }
@@ -317,7 +323,7 @@ impl Reporter {
 pub(crate) async fn apply(api: &Api<ConfigMap>, name: &str, map: &Value) -> bool {
     let parameters = PatchParams::apply(names::FIELD_MANAGER).force();
     let patch = Patch::Apply(map);
-    match tokio::time::timeout(PATIENCE, api.patch(name, &parameters, &patch)).await {
+    match tokio::time::timeout(TIMEOUT, api.patch(name, &parameters, &patch)).await {
         Ok(Ok(_)) => true,
         Ok(Err(error)) => {
             tracing::warn!(config_map = name, error = %error, "config_map.failed");

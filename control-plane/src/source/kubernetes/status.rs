@@ -1,18 +1,18 @@
-//! What a resource's `status` says.
+//! The `status` of a resource.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{acceptance::Verdict, counts::Count};
 
-/// A condition beside those that every resource has: its type, whether it holds, why in one word and at length.
+/// A condition that only some kinds have: its type, status, reason and message.
 pub(crate) type ExtraCondition = (&'static str, (bool, &'static str, String));
 
-/// The status that a resource should have; `before` is what it has.
+/// The status that a resource should have. `before` is its present status.
 pub(crate) fn status(
     verdict: &Verdict,
     count: Option<&Count>,
-    more: Option<ExtraCondition>,
+    extra: Option<ExtraCondition>,
     before: Option<&Value>,
     now: Timestamp,
 ) -> Value {
@@ -42,14 +42,14 @@ pub(crate) fn status(
             version.generation
         ));
     } else if !verdict.accepted && !verdict.enforced {
-        message.push_str("\nnothing of it is in force");
+        message.push_str("\nno version is in force");
     }
     let accepted = (verdict.accepted, verdict.reason, message);
     let mut conditions = vec![
         condition("Accepted", accepted),
         condition("Programmed", programmed(verdict, count, &proxies)),
     ];
-    conditions.extend(more.map(|(kind, said)| condition(kind, said)));
+    conditions.extend(extra.map(|(kind, state)| condition(kind, state)));
     let mut status = json!({
         "observedGeneration": verdict.generation,
         "proxies": proxies,
@@ -66,11 +66,7 @@ pub(crate) fn status(
 
 fn programmed(verdict: &Verdict, count: &Count, proxies: &str) -> (bool, &'static str, String) {
     if !verdict.enforced {
-        return (
-            false,
-            "NotAccepted",
-            "no version of it is in force".to_owned(),
-        );
+        return (false, "NotAccepted", "no version is in force".to_owned());
     }
     if let Some(version) = &verdict.in_force {
         let message = format!(
@@ -81,8 +77,8 @@ fn programmed(verdict: &Verdict, count: &Count, proxies: &str) -> (bool, &'stati
     }
     match &count.refusal {
         _ if count.of == 0 => {
-            let message = "0/0 proxies: none that it concerns is connected".to_owned();
-            // Nobody enforces it, and who waits for this condition waits for somebody who does.
+            let message = "0/0 proxies: no affected proxy is connected".to_owned();
+            // No proxy enforces it, and a client that waits for this condition waits for one that does.
             (false, "NoProxies", message)
         }
         _ if count.enforcing == count.of => (true, "Programmed", format!("{proxies} proxies")),
@@ -91,7 +87,7 @@ fn programmed(verdict: &Verdict, count: &Count, proxies: &str) -> (bool, &'stati
     }
 }
 
-/// Since when a condition is as it is.
+/// When the condition's status last changed.
 fn since(before: Option<&Value>, kind: &str, status: &str) -> Option<String> {
     let conditions = before?.get("conditions")?.as_array()?;
     let same = conditions

@@ -1,4 +1,4 @@
-//! What was judged last, for those who tell of it.
+//! The results of the last evaluation, from which the status is written.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::push::Enforcing;
 
-/// Shared by who judges and who gateways.
+/// Shared by the source, which evaluates resources, and the reporter, which writes their status.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StatusStore {
     inner: Arc<Mutex<Inner>>,
@@ -27,11 +27,11 @@ pub(crate) struct StatusStore {
 struct Inner {
     documents: BTreeMap<Key, Document>,
     verdicts: BTreeMap<Key, Verdict>,
-    /// Which generation of each is in force, and since which snapshot.
+    /// The generation of each that is in force, and the snapshot since which it is.
     since: HashMap<Key, (i64, u64)>,
     mesh: Option<Arc<Mesh>>,
     left_out: BTreeMap<String, String>,
-    /// What is said of Gateway API's objects.
+    /// The status of Gateway API's objects.
     gateways: Vec<GatewayStatus>,
 }
 
@@ -80,27 +80,27 @@ impl StatusStore {
         }
     }
 
-    /// What is said of Gateway API's objects.
+    /// The status of Gateway API's objects.
     pub(crate) fn gateway_statuses(&self) -> Vec<GatewayStatus> {
         self.lock().gateways.clone()
     }
 
-    /// What of the cluster's own was not used when it was judged last, and why.
+    /// The cluster's objects that the last check left out, with the reason.
     pub(crate) fn left_out(&self) -> BTreeMap<String, String> {
         self.lock().left_out.clone()
     }
 
-    /// Returns when something was judged since it returned last. For one waiter.
+    /// Waits for results since the last call. For one waiter.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// What became of a resource.
+    /// The result for a resource.
     pub(crate) fn verdict(&self, key: &Key) -> Option<Verdict> {
         self.lock().verdicts.get(key).cloned()
     }
 
-    /// Counts these proxies.
+    /// Counts these proxies by resource.
     pub(crate) fn count(&self, proxies: &[Enforcing]) -> Counts {
         let inner = self.lock();
         let Some(mesh) = &inner.mesh else {

@@ -1,4 +1,4 @@
-//! Pods, Services and endpoints as the Workloads and Services that everything else knows.
+//! Converts pods, Services and endpoints to Merlon's Workloads and Services.
 
 use std::{
     cmp::Reverse,
@@ -23,16 +23,16 @@ use merlon_config::{
 use super::gateway;
 use crate::cluster::{pods::meshed, watch::Cluster};
 
-/// All of them, in an order that does not depend on the cluster's.
+/// All Workloads and Services, in an order that does not depend on the cluster.
 pub(crate) fn found(cluster: &Cluster) -> Vec<Resource> {
     let mut pods = cluster.pods.state();
-    // An address is given to a new pod while the old one is still known: of two the newer one has it.
+    // An address may be reused while its old pod is still known. It belongs to the newer pod.
     pods.sort_by_key(|pod| {
         let going = pod.metadata.deletion_timestamp.is_some();
         (going, Reverse(pod.creation_timestamp().map(|time| time.0)))
     });
     let mut taken = HashSet::new();
-    // A gateway's proxy is told what it is by its Gateway. Who calls it comes from outside the mesh.
+    // A gateway's pod is not a Workload: its Gateway configures it, and its clients are outside the mesh.
     let workloads = pods.iter().filter(|pod| !is_of_a_gateway(pod));
     let workloads = workloads.filter_map(|pod| {
         let mut found = workload(pod)?;
@@ -61,15 +61,15 @@ fn is_of_a_gateway(pod: &Pod) -> bool {
 
 type Ready = HashMap<(String, String), ServiceEndpoints>;
 
-/// Whom calls of a Service go to.
+/// The endpoints of a Service.
 #[derive(Debug, Default)]
 struct ServiceEndpoints {
     ready: BTreeSet<IpAddr>,
-    /// Where none is ready: those that end and serve still, as kube-proxy has it.
+    /// Used if none is ready: terminating endpoints that still serve, as in kube-proxy.
     ending: BTreeSet<IpAddr>,
 }
 
-/// By the Service's namespace and name.
+/// The endpoints by namespace and name of the Service.
 fn ready(slices: &[Arc<EndpointSlice>]) -> Ready {
     let mut all = Ready::new();
     for slice in slices {
@@ -77,33 +77,33 @@ fn ready(slices: &[Arc<EndpointSlice>]) -> Ready {
         let (Some(namespace), Some(service)) = (slice.namespace(), service) else {
             continue;
         };
-        let called = all.entry((namespace, service.clone())).or_default();
+        let found = all.entry((namespace, service.clone())).or_default();
         for endpoint in &slice.endpoints {
             let conditions = endpoint.conditions.clone().unwrap_or_default();
             let known = endpoint.addresses.iter();
             let known = known.filter_map(|address| address.parse::<IpAddr>().ok());
-            // Not said means ready.
+            // A missing condition means ready.
             if conditions.ready.unwrap_or(true) {
-                called.ready.extend(known);
+                found.ready.extend(known);
             } else if conditions.serving == Some(true) && conditions.terminating == Some(true) {
-                called.ending.extend(known);
+                found.ending.extend(known);
             }
         }
     }
     all
 }
 
-/// Those that are ready, or rather than nobody those that end or may be gone with their node.
+/// The ready endpoints. If there are none, terminating endpoints and those whose node may be lost.
 fn endpoints(found: &ServiceEndpoints, pods: &[&Pod]) -> Vec<IpAddr> {
     if !found.ready.is_empty() {
         return found.ready.iter().copied().collect();
     }
-    let well = pods.iter().filter(|pod| is_well(pod));
-    let well: BTreeSet<IpAddr> = well.flat_map(|pod| addresses(pod)).collect();
-    well.union(&found.ending).copied().collect()
+    let healthy = pods.iter().filter(|pod| is_healthy(pod));
+    let healthy: BTreeSet<IpAddr> = healthy.flat_map(|pod| addresses(pod)).collect();
+    healthy.union(&found.ending).copied().collect()
 }
 
-/// None for a pod on its machine's own network: that address is not its alone.
+/// Empty for a pod with `hostNetwork`, because other pods share the node's address.
 fn addresses(pod: &Pod) -> Vec<IpAddr> {
     let host = pod.spec.as_ref().and_then(|spec| spec.host_network);
     let Some(status) = pod.status.as_ref().filter(|_| host != Some(true)) else {
@@ -126,7 +126,7 @@ fn place(object: &impl kube::ResourceExt) -> Option<(Namespace, ResourceName)> {
     Some((namespace, object.name_any().parse().ok()?))
 }
 
-/// `None`: one without a proxy, or one that has ended.
+/// `None`: the pod has no proxy or has ended.
 fn workload(pod: &Pod) -> Option<Resource> {
     let phase = pod
         .status
@@ -154,7 +154,7 @@ fn workload(pod: &Pod) -> Option<Resource> {
     })
 }
 
-/// `None`: one that nobody can be behind, or that carries nothing but UDP.
+/// `None`: the Service has no pods by selector, or only UDP ports.
 fn service<'a>(
     service: &Service,
     pods: impl Iterator<Item = &'a Pod>,
@@ -190,16 +190,16 @@ fn service<'a>(
                 .flatten()
                 .filter_map(|address| address.parse().ok())
                 .collect(),
-            // Before the cluster has said who is ready, whoever is selected.
+            // All selected pods, until the cluster publishes endpoints.
             endpoints: ready.map(|ready| endpoints(ready, &own)),
             groups: Vec::new(),
         }),
     })
 }
 
-/// Whether a pod's own containers pass their probes. If it is not ready all the same, nobody says that of it but who takes
-/// its node for lost: after a minute without the API server that is every node, until each has told that it lives.
-fn is_well(pod: &Pod) -> bool {
+/// Whether a pod's containers pass their probes. If the pod is not ready anyway, its node is considered lost. After a minute
+/// without the API server that applies to every node, until each has reported again.
+fn is_healthy(pod: &Pod) -> bool {
     let gates = pod
         .spec
         .as_ref()
@@ -251,13 +251,13 @@ fn named_port(pod: &Pod, name: &str) -> Option<u16> {
     u16::try_from(port.container_port).ok()
 }
 
-/// By `appProtocol`, then by how the port is called, then by its number; HTTP where none says.
-fn protocol(said: Option<&str>, name: Option<&str>, numbers: [Option<u16>; 2]) -> AppProtocol {
+/// By `appProtocol`, then by the port's name, then by its number. The default is HTTP.
+fn protocol(declared: Option<&str>, name: Option<&str>, numbers: [Option<u16>; 2]) -> AppProtocol {
     let words = [
-        said.map(|said| said.rsplit('/').next().unwrap_or(said)),
+        declared.map(|declared| declared.rsplit('/').next().unwrap_or(declared)),
         name.map(|name| name.split('-').next().unwrap_or(name)),
     ];
-    let said =
+    let known =
         words
             .into_iter()
             .flatten()
@@ -271,19 +271,19 @@ fn protocol(said: Option<&str>, name: Option<&str>, numbers: [Option<u16>; 2]) -
                 }
                 _ => None,
             });
-    let usual = || {
+    let is_not_http = || {
         let mut numbers = numbers.into_iter().flatten();
         numbers.any(|number| NOT_HTTP.contains(&number))
     };
-    said.unwrap_or_else(|| match usual() {
+    known.unwrap_or_else(|| match is_not_http() {
         true => AppProtocol::Tcp,
         false => AppProtocol::Http,
     })
 }
 
-/// Ports that the IANA or long use has given to protocols that are not HTTP, some of which have the server speak first:
+/// Ports that are registered with IANA or commonly used for protocols other than HTTP. In some of them the server sends first:
 /// SMTP, LDAP, MQTT, SQL Server, Oracle, NFS, MySQL, PostgreSQL, AMQP, Redis, Cassandra, Kafka, Elasticsearch between
-/// its nodes, memcached, MongoDB, NATS, ZooKeeper.
+/// nodes, memcached, MongoDB, NATS, ZooKeeper.
 const NOT_HTTP: [u16; 22] = [
     25, 389, 465, 587, 636, 1433, 1521, 1883, 2049, 2181, 3306, 4222, 5432, 5671, 5672, 6379, 8883,
     9042, 9092, 9300, 11211, 27017,
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_a_workload_if_a_proxy_is_in_it() {
+    fn a_pod_is_a_workload_if_it_contains_a_proxy() {
         let alone = pod(&json!([{ "name": "program" }]));
         assert_eq!(workload(&alone), None);
         let meshed = pod(&json!([{ "name": "program" }, { "name": "merlon-proxy" }]));
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_has_ended_or_shares_its_machines_network_is_found_at_no_address() {
+    fn a_pod_that_has_ended_or_uses_the_host_network_has_no_address() {
         let mut ended = pod(&json!([{ "name": "merlon-proxy" }]));
         let mut shared = ended.clone();
         ended.status.as_mut().unwrap().phase = Some("Succeeded".to_owned());
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_leads_to_the_named_port_of_its_pods_and_to_those_that_are_ready() {
+    fn a_service_has_the_named_ports_and_the_ready_addresses_of_its_pods() {
         let pods = [pod(&json!([
             { "name": "merlon-proxy" },
             { "name": "program", "ports": [{ "name": "http", "containerPort": 8080 }] },
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn when_no_endpoint_is_ready_those_are_called_that_end_and_serve_still() {
+    fn terminating_endpoints_that_still_serve_are_used_when_none_is_ready() {
         let slice = |first: &Value| -> Arc<EndpointSlice> {
             let slice = object(json!({
                 "metadata": {
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn when_no_pod_is_ready_those_are_called_whose_containers_are_well() {
+    fn pods_with_healthy_containers_are_used_when_none_is_ready() {
         let one = |address: &str, ready: &str, more: Value| -> Pod {
             let mut pod = json!({
                 "metadata": { "name": "orders", "namespace": "shop", "labels": { "app": "orders" } },
@@ -476,8 +476,8 @@ mod tests {
     }
 
     #[test]
-    fn a_port_says_by_its_protocol_or_by_its_name_what_is_spoken() {
-        for (said, name, number, expected) in [
+    fn the_protocol_is_taken_from_app_protocol_the_ports_name_or_its_number() {
+        for (declared, name, number, expected) in [
             (
                 Some("kubernetes.io/h2c"),
                 Some("grpc"),
@@ -500,8 +500,8 @@ mod tests {
             (None, None, 6379, AppProtocol::Tcp),
             (None, None, 80, AppProtocol::Http),
         ] {
-            let found = protocol(said, name, [Some(8_080), Some(number)]);
-            assert_eq!(found, expected, "{said:?} {name:?} {number}");
+            let found = protocol(declared, name, [Some(8_080), Some(number)]);
+            assert_eq!(found, expected, "{declared:?} {name:?} {number}");
         }
     }
 }

@@ -64,13 +64,13 @@ const RIGHT: &str = "@id(\"a\")\nforbid (principal, action, resource);";
 const WRONG: &str =
     "@id(\"a\")\nforbid (principal, action, resource)\nwhen { context.nothing == 1 };";
 
-fn of<'a>(judged: &'a Evaluation, name: &str) -> &'a Verdict {
-    let found = judged.verdicts.iter().find(|(key, _)| key.name == name);
+fn of<'a>(evaluation: &'a Evaluation, name: &str) -> &'a Verdict {
+    let found = evaluation.verdicts.iter().find(|(key, _)| key.name == name);
     found.unwrap().1
 }
 
 #[test]
-fn a_wrong_version_leaves_the_last_right_one_in_force_and_says_line_and_column() {
+fn an_invalid_version_keeps_the_last_valid_one_in_force_and_reports_line_and_column() {
     let mut acceptance = Acceptance::new("merlon-system");
     let found = [service("orders")];
     let first = acceptance.evaluate(&all([mesh(), policy("a", 1, RIGHT)]), &found, None);
@@ -92,16 +92,16 @@ fn a_wrong_version_leaves_the_last_right_one_in_force_and_says_line_and_column()
 }
 
 #[test]
-fn a_new_one_that_is_wrong_holds_nobody_up() {
+fn an_invalid_new_resource_does_not_block_others() {
     let mut acceptance = Acceptance::new("merlon-system");
     let found = [service("orders")];
-    let judged = acceptance.evaluate(
+    let evaluation = acceptance.evaluate(
         &all([mesh(), policy("a", 1, RIGHT), policy("b", 1, "permit (")]),
         &found,
         None,
     );
-    assert!(of(&judged, "a").accepted);
-    let rejected = of(&judged, "b");
+    assert!(of(&evaluation, "a").accepted);
+    let rejected = of(&evaluation, "b");
     assert!(
         !rejected.accepted && !rejected.enforced && rejected.in_force.is_none(),
         "{rejected:?}"
@@ -110,22 +110,22 @@ fn a_new_one_that_is_wrong_holds_nobody_up() {
 }
 
 #[test]
-fn what_was_written_down_as_in_force_is_so_again_after_a_restart() {
+fn the_version_in_force_is_restored_from_the_status_after_a_restart() {
     let right = policy("a", 1, RIGHT).present;
     let mut rejected = policy("a", 2, WRONG);
     rejected.in_force = Some(right);
-    let judged = Acceptance::new("merlon-system").evaluate(
+    let evaluation = Acceptance::new("merlon-system").evaluate(
         &all([mesh(), rejected]),
         &[service("orders")],
         None,
     );
-    let verdict = of(&judged, "a");
+    let verdict = of(&evaluation, "a");
     assert!(verdict.enforced && !verdict.accepted, "{verdict:?}");
     assert_eq!(verdict.in_force.as_ref().unwrap().generation, 1);
 }
 
 #[test]
-fn a_deleted_one_stays_in_force_while_another_needs_it() {
+fn a_deleted_resource_stays_in_force_while_another_needs_it() {
     let tokens = document(
         "RequestAuthentication",
         "tokens",
@@ -153,19 +153,21 @@ fn a_deleted_one_stays_in_force_while_another_needs_it() {
 }
 
 #[test]
-fn a_policy_for_what_is_not_there_yet_is_told_so_and_waits() {
+fn a_policy_for_a_missing_target_reports_it_and_takes_effect_later() {
     let spec = json!({ "policies": RIGHT, "targetRefs": [{ "kind": "Service", "name": "later" }] });
     let waiting = document("AuthorizationPolicy", "a", 1, &spec);
     let mut acceptance = Acceptance::new("merlon-system");
-    let judged = acceptance.evaluate(&all([mesh(), waiting.clone()]), &[service("orders")], None);
-    assert_eq!(of(&judged, "a").reason, "TargetNotFound");
+    let evaluation =
+        acceptance.evaluate(&all([mesh(), waiting.clone()]), &[service("orders")], None);
+    assert_eq!(of(&evaluation, "a").reason, "TargetNotFound");
     let found = [service("later"), service("orders")];
-    let judged = acceptance.evaluate(&all([mesh(), waiting]), &found, judged.mesh.as_deref());
-    assert!(of(&judged, "a").accepted, "{judged:?}");
+    let evaluation =
+        acceptance.evaluate(&all([mesh(), waiting]), &found, evaluation.mesh.as_deref());
+    assert!(of(&evaluation, "a").accepted, "{evaluation:?}");
 }
 
 #[test]
-fn a_policy_that_turns_out_wrong_when_its_target_comes_is_alone_to_blame() {
+fn a_policy_that_proves_invalid_when_its_target_is_created_is_the_only_one_refused() {
     for targets in [json!([{ "kind": "Service", "name": "later" }]), json!([])] {
         let spec = json!({ "policies": WRONG, "targetRefs": targets });
         let waiting = document("AuthorizationPolicy", "waiting", 1, &spec);
@@ -173,30 +175,30 @@ fn a_policy_that_turns_out_wrong_when_its_target_comes_is_alone_to_blame() {
         let mut acceptance = Acceptance::new("merlon-system");
         let before = acceptance.evaluate(&documents, &[], None).mesh.unwrap();
 
-        let judged = acceptance.evaluate(&documents, &[service("later")], Some(&before));
+        let evaluation = acceptance.evaluate(&documents, &[service("later")], Some(&before));
 
-        let verdict = of(&judged, "waiting");
+        let verdict = of(&evaluation, "waiting");
         assert_eq!(
             (verdict.reason, verdict.enforced),
             ("Invalid", false),
-            "{judged:?}"
+            "{evaluation:?}"
         );
-        assert!(of(&judged, "mesh").accepted, "{judged:?}");
+        assert!(of(&evaluation, "mesh").accepted, "{evaluation:?}");
         let later = "shop/later".parse().unwrap();
         assert!(
-            judged.mesh.unwrap().service(&later).is_some(),
-            "the Service is taken over"
+            evaluation.mesh.unwrap().service(&later).is_some(),
+            "the Service is in the mesh"
         );
     }
 }
 
 #[test]
 fn without_a_mesh_config_there_is_no_mesh() {
-    let judged =
+    let evaluation =
         Acceptance::new("merlon-system").evaluate(&all([policy("a", 1, RIGHT)]), &[], None);
-    assert!(judged.mesh.is_none() && !of(&judged, "a").accepted);
+    assert!(evaluation.mesh.is_none() && !of(&evaluation, "a").accepted);
     assert!(
-        judged
+        evaluation
             .problems
             .to_string()
             .contains("there is no MeshConfig")
@@ -204,38 +206,38 @@ fn without_a_mesh_config_there_is_no_mesh() {
 }
 
 #[test]
-fn a_mesh_config_of_another_namespace_is_not_looked_at_whatever_it_says() {
+fn a_mesh_config_of_another_namespace_is_ignored_regardless_of_its_content() {
     let spec = json!({ "trustDomain": "evil.test", "rootNamespace": "aaa" });
     let mut stranger = document_in("aaa", "MeshConfig", "mesh", 1, &spec);
-    // Not even as what was in force once.
+    // It is ignored even if its status says that it was in force.
     stranger.in_force = Some(stranger.present.clone());
     for rejected in [false, true] {
         if rejected {
             let spec = json!({ "trustDomain": "not a name" });
             stranger.present = document_in("aaa", "MeshConfig", "mesh", 2, &spec).present;
         }
-        // As after a start: nothing is known to be right.
+        // As after a start: no version is known to be valid.
         let mut acceptance = Acceptance::new("merlon-system");
-        let judged =
+        let evaluation =
             acceptance.evaluate(&all([stranger.clone(), mesh()]), &[service("orders")], None);
-        let trust_domain = &judged.mesh.as_ref().unwrap().state().trust_domain;
+        let trust_domain = &evaluation.mesh.as_ref().unwrap().state().trust_domain;
         assert_eq!(trust_domain.to_string(), "x.test");
-        let verdict = &judged.verdicts[&stranger.key];
+        let verdict = &evaluation.verdicts[&stranger.key];
         assert!(!verdict.accepted && !verdict.enforced);
         assert!(
             verdict.message.contains("configured in `merlon-system`"),
             "{}",
             verdict.message
         );
-        assert!(judged.verdicts[&mesh().key].accepted);
+        assert!(evaluation.verdicts[&mesh().key].accepted);
         let in_force = acceptance.in_force();
         assert!(
             in_force.keys().all(|key| key.namespace != "aaa"),
             "{in_force:?}"
         );
     }
-    // Alone it makes no mesh.
+    // On its own it gives no mesh.
     let mut acceptance = Acceptance::new("merlon-system");
-    let judged = acceptance.evaluate(&all([stranger]), &[], None);
-    assert!(judged.mesh.is_none());
+    let evaluation = acceptance.evaluate(&all([stranger]), &[], None);
+    assert!(evaluation.mesh.is_none());
 }

@@ -1,5 +1,5 @@
-//! The part of Gateway API that is read of a cluster. What a field says that is not here is either of no consequence, or
-//! looked for by name in [`super::attach()`] and refused: a restriction must not be passed over.
+//! The part of Gateway API that is read from a cluster. A field that is missing here either has no effect, or
+//! [`super::attach()`] checks for it and refuses it, because a restriction must not be ignored.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde::Deserialize;
@@ -19,7 +19,7 @@ pub(super) struct Gateway {
     pub(super) listeners: Vec<Listener>,
     #[serde(default)]
     pub(super) addresses: Vec<Value>,
-    /// Of the whole Gateway: what clients must prove.
+    /// Client certificate settings of the whole Gateway.
     pub(super) tls: Option<Value>,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct Tls {
     pub(super) mode: Option<String>,
     #[serde(default)]
     pub(super) certificate_refs: Vec<Reference>,
-    /// As it was before it moved to the whole Gateway.
+    /// The same setting per listener, in earlier versions of Gateway API.
     pub(super) frontend_validation: Option<Value>,
 }
 
@@ -82,7 +82,7 @@ pub(super) struct RouteKind {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Route {
-    /// As they were written, for the status says them again.
+    /// Unparsed, because the status repeats them.
     #[serde(default)]
     pub(super) parent_refs: Vec<Value>,
     #[serde(default)]
@@ -102,7 +102,7 @@ pub(super) struct Parent {
     pub(super) port: Option<u16>,
 }
 
-/// A `ReferenceGrant`: who may name what of its namespace.
+/// A `ReferenceGrant`: which objects may reference which objects of its namespace.
 #[derive(Debug, Deserialize)]
 pub(super) struct Grant {
     #[serde(default)]

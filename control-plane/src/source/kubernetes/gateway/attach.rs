@@ -1,6 +1,6 @@
-//! Gateways, routes and certificates of a cluster as the resources that everything else knows, and what is said of each.
+//! Converts a cluster's gateways, routes and certificates to Merlon's resources, with a status for each.
 //!
-//! Pure. Nobody's mistake is another's: a listener, a route or a reference that is not right is left out by itself.
+//! Pure. A mistake does not affect other objects: only the invalid listener, route or reference is left out.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,19 +36,19 @@ use super::{
 };
 use crate::{cluster::gateway_api::GROUP, state::snapshot::Certificates};
 
-/// The class as files name it; in a cluster any class of our controller is ours.
+/// The class in resource files. In a cluster, every class of Merlon's controller is served.
 const CLASS: &str = "merlon";
 
-/// The label of what belongs to a Gateway: its pods, and in the selector of its Services (GEP-1762).
+/// The label of a Gateway's pods, which is also in the selector of its Services (GEP-1762).
 pub(crate) const GATEWAY_LABEL: &str = "gateway.networking.k8s.io/gateway-name";
 
-/// Ports of the proxy's own.
+/// Ports that the proxy uses itself.
 const OWN_PORTS: [u16; 1] = [7562];
 
-/// What the cluster knows.
+/// The objects of the cluster.
 #[derive(Debug, Default)]
 pub(crate) struct GatewayObjects {
-    /// Where gateways may be: the control plane's own namespace, whose Secrets it may read.
+    /// The namespace for gateways: the control plane's own, whose Secrets it may read.
     pub(crate) namespace: String,
     pub(crate) classes: Vec<Arc<DynamicObject>>,
     pub(crate) gateways: Vec<Arc<DynamicObject>>,
@@ -59,7 +59,7 @@ pub(crate) struct GatewayObjects {
     pub(crate) secrets: Vec<Arc<Secret>>,
 }
 
-/// What becomes of it.
+/// The result.
 #[derive(Debug, Default)]
 pub(crate) struct Attached {
     pub(crate) resources: Vec<Resource>,
@@ -67,7 +67,7 @@ pub(crate) struct Attached {
     pub(crate) reports: Vec<GatewayStatus>,
 }
 
-/// A Gateway of ours, while routes are attached to it.
+/// A Gateway of one of Merlon's classes, while routes are attached to it.
 struct OwnGateway {
     report: GatewayStatus,
     accepted: ConditionDraft,
@@ -79,17 +79,17 @@ struct OwnListener {
     port: u16,
     hostname: Option<String>,
     allowed: api::AllowedRoutes,
-    /// What is served; `None` for one that is not right.
-    made: Option<GatewayListener>,
+    /// The converted listener; `None` if it is not valid.
+    converted: Option<GatewayListener>,
 }
 
 impl OwnListener {
     fn is_served(&self) -> bool {
-        self.made.is_some() && self.details.accepted.ok && self.details.resolved.ok
+        self.converted.is_some() && self.details.accepted.ok && self.details.resolved.ok
     }
 }
 
-/// Puts all of it together.
+/// Converts all objects.
 pub(crate) fn attach(seen: &GatewayObjects) -> Attached {
     let mut all = Attached::default();
     let mut classes = BTreeSet::new();
@@ -132,15 +132,13 @@ pub(crate) fn attach(seen: &GatewayObjects) -> Attached {
     for ((namespace, name), own) in gateways {
         let addresses = addresses(&namespace, &name, &seen.services);
         let served = own.listeners.iter().filter(|listener| listener.is_served());
-        let served: Vec<GatewayListener> = served.filter_map(|one| one.made.clone()).collect();
+        let served: Vec<GatewayListener> = served.filter_map(|one| one.converted.clone()).collect();
         let mut report = own.report;
         let accepted = match (own.accepted.ok, served.len(), own.listeners.len()) {
-            (true, 0, _) => {
-                ConditionDraft::negative("ListenersNotValid", "none of its listeners can be served")
-            }
+            (true, 0, _) => ConditionDraft::negative("ListenersNotValid", "no listener is valid"),
             (true, some, of) if some < of => ConditionDraft::positive(
                 "ListenersNotValid",
-                format!("{some} of {of} listeners are served; see theirs"),
+                format!("{some} of {of} listeners are served; see the conditions of the others"),
             ),
             _ => own.accepted,
         };
@@ -167,7 +165,7 @@ pub(crate) fn attach(seen: &GatewayObjects) -> Attached {
         };
         all.reports.push(report);
     }
-    // Routes of a Gateway that is not served lead from nowhere.
+    // Removes routes from Gateways that are not served.
     let served: BTreeSet<(String, String)> = all
         .resources
         .iter()
@@ -209,9 +207,9 @@ fn gateway(
     certificates: &mut Certificates,
 ) -> OwnGateway {
     let report = report("Gateway", object, GatewayDetails::Class);
-    let refused = |said: ConditionDraft| OwnGateway {
+    let refused = |condition: ConditionDraft| OwnGateway {
         report: report.clone(),
-        accepted: said,
+        accepted: condition,
         listeners: Vec::new(),
     };
     let written: api::Gateway = match spec(object) {
@@ -220,25 +218,23 @@ fn gateway(
     };
     let accepted = if report.namespace != seen.namespace {
         let message = format!(
-            "gateways of the class `{}` stand in `{}`, the namespace whose Secrets Merlon may read",
+            "gateways of the class `{}` must be in namespace `{}`, whose Secrets Merlon may read",
             written.gateway_class_name, seen.namespace
         );
         ConditionDraft::negative("Invalid", message)
     } else if !written.addresses.is_empty() {
-        let message =
-            "spec.addresses: the Service of the gateway has the addresses; leave them out";
+        let message = "spec.addresses: not supported, because the gateway's Service has the addresses; remove it";
         ConditionDraft::negative("UnsupportedAddress", message)
     } else if written.tls.is_some() {
-        let message =
-            "spec.tls: Merlon does not ask clients of a gateway for certificates; leave it out";
+        let message = "spec.tls: client certificates are not supported; remove it";
         ConditionDraft::negative("Invalid", message)
     } else if let Some(service) = namesake(&report, &seen.services) {
         let message = format!(
-            "the Service `{service}` has its name, and policies speak of both as Service::\"{service}\"; rename one"
+            "the Service `{service}` has the same name, and policies call both Service::\"{service}\"; rename one of them"
         );
         ConditionDraft::negative("Invalid", message)
     } else {
-        ConditionDraft::positive("Accepted", "it is right and in force")
+        ConditionDraft::positive("Accepted", "valid and in force")
     };
     let mut ports: BTreeMap<u16, String> = BTreeMap::new();
     let mut hosts = BTreeSet::new();
@@ -246,8 +242,8 @@ fn gateway(
         let mut details = ListenerStatus {
             name: written.name.clone(),
             attached: 0,
-            accepted: ConditionDraft::positive("Accepted", "it is right"),
-            resolved: ConditionDraft::positive("ResolvedRefs", "everything that it names is there"),
+            accepted: ConditionDraft::positive("Accepted", "valid"),
+            resolved: ConditionDraft::positive("ResolvedRefs", "all references are resolved"),
             conflict: None,
         };
         let spoken = ports
@@ -255,7 +251,7 @@ fn gateway(
             .or_insert(written.protocol.clone());
         let host = (written.port, written.hostname.clone());
         if *spoken != written.protocol {
-            let message = format!("another listener speaks {spoken} on port {}", written.port);
+            let message = format!("another listener uses {spoken} on port {}", written.port);
             details.conflict = Some(ConditionDraft::negative(
                 "ProtocolConflict",
                 message.clone(),
@@ -269,10 +265,10 @@ fn gateway(
             ));
             details.accepted = ConditionDraft::negative("HostnameConflict", message);
         } else if OWN_PORTS.contains(&written.port) {
-            let message = format!("port {} is the proxy's own", written.port);
+            let message = format!("port {} is reserved for the proxy", written.port);
             details.accepted = ConditionDraft::negative("PortUnavailable", message);
         }
-        let made = listener(
+        let converted = listener(
             &written,
             &report.namespace,
             seen,
@@ -284,7 +280,7 @@ fn gateway(
             port: written.port,
             hostname: written.hostname,
             allowed: written.allowed_routes.unwrap_or_default(),
-            made,
+            converted,
         }
     });
     let listeners = listeners.collect();
@@ -303,7 +299,7 @@ fn listener(
     details: &mut ListenerStatus,
 ) -> Option<GatewayListener> {
     if !["HTTP", "HTTPS"].contains(&written.protocol.as_str()) {
-        let message = format!("Merlon serves HTTP and HTTPS, not `{}`", written.protocol);
+        let message = format!("`{}` is not supported; use HTTP or HTTPS", written.protocol);
         details.accepted = ConditionDraft::negative("UnsupportedProtocol", message);
         return None;
     }
@@ -313,7 +309,10 @@ fn listener(
         one.kind != "HTTPRoute" || one.group.as_deref().is_some_and(|group| group != GROUP)
     });
     if let Some(wrong) = wrong {
-        let message = format!("its routes are HTTPRoutes, not of kind `{}`", wrong.kind);
+        let message = format!(
+            "routes of kind `{}` are not supported; use HTTPRoute",
+            wrong.kind
+        );
         details.resolved = ConditionDraft::negative("InvalidRouteKinds", message);
         return None;
     }
@@ -334,7 +333,7 @@ fn listener(
         tls.as_ref()?;
     }
     let name = written.name.parse().map_err(|_| {
-        let message = format!("`{}` is no name of a listener here", written.name);
+        let message = format!("`{}` is not a valid listener name", written.name);
         details.accepted = ConditionDraft::negative("UnsupportedValue", message);
     });
     Some(GatewayListener {
@@ -354,22 +353,20 @@ fn certificate(
     let unsupported = |message: &str| Err(ConditionDraft::negative("UnsupportedValue", message));
     let invalid = |message: String| ConditionDraft::negative("InvalidCertificateRef", message);
     let Some(tls) = tls else {
-        return Err(invalid("HTTPS needs `tls.certificateRefs`".to_owned()));
+        return Err(invalid("HTTPS requires `tls.certificateRefs`".to_owned()));
     };
     if tls.mode.as_deref().is_some_and(|mode| mode != "Terminate") {
-        return unsupported("tls.mode: a gateway terminates TLS, for it decides on requests");
+        return unsupported("tls.mode: must be `Terminate`, because a gateway authorizes requests");
     }
     if tls.frontend_validation.is_some() {
-        return unsupported(
-            "tls.frontendValidation: Merlon does not ask clients of a gateway for certificates",
-        );
+        return unsupported("tls.frontendValidation: client certificates are not supported");
     }
     let reference = match tls.certificate_refs.as_slice() {
-        [] => return Err(invalid("it names no certificate".to_owned())),
+        [] => return Err(invalid("`tls.certificateRefs` is empty".to_owned())),
         [one] => one,
         _ => {
             return unsupported(
-                "tls.certificateRefs: one for a listener; write a listener for each host",
+                "tls.certificateRefs: only one per listener is supported; use one listener per host",
             );
         }
     };
@@ -381,13 +378,14 @@ fn certificate(
         || kind != "Secret"
     {
         return Err(invalid(format!(
-            "a certificate is a Secret, not a `{kind}`"
+            "a certificate must be a Secret, not a `{kind}`"
         )));
     }
     if let Some(other) = reference.namespace.as_deref()
         && other != namespace
     {
-        let message = format!("Merlon reads no Secrets of `{other}`; put it into `{namespace}`");
+        let message =
+            format!("Merlon cannot read Secrets in `{other}`; create it in `{namespace}`");
         return Err(ConditionDraft::negative("RefNotPermitted", message));
     }
     let full = format!("{namespace}/{}", reference.name);
@@ -406,7 +404,7 @@ fn certificate(
     };
     let (chain, key) = (part("tls.crt")?, part("tls.key")?);
     usable(&chain, &key).map_err(|why| invalid(format!("the Secret `{full}`: {why}")))?;
-    let wrong_name = |_| invalid(format!("`{full}` is no name of a Secret here"));
+    let wrong_name = |_| invalid(format!("`{full}` is not a valid Secret name"));
     let name: ServiceName = full.parse().map_err(wrong_name)?;
     let reference = CertificateRef {
         name: name.name.clone(),
@@ -414,7 +412,7 @@ fn certificate(
     Ok((reference, CertificateState { name, chain, key }))
 }
 
-/// As a proxy will look at it, which would refuse all of its state otherwise.
+/// Checks a certificate as the proxy does, because the proxy rejects its whole state if one is not valid.
 fn usable(chain: &str, key: &str) -> Result<(), String> {
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain.as_bytes())
         .collect::<Result<_, _>>()
@@ -425,7 +423,7 @@ fn usable(chain: &str, key: &str) -> Result<(), String> {
     pair.map(|_| ()).map_err(|error| error.to_string())
 }
 
-/// A Service that is called as a Gateway and is not the Gateway's own.
+/// A Service with the name of a Gateway that does not belong to the Gateway.
 fn namesake(gateway: &GatewayStatus, services: &[Arc<Service>]) -> Option<String> {
     let mut all = services.iter();
     let found = all.find(|service| {
@@ -436,14 +434,14 @@ fn namesake(gateway: &GatewayStatus, services: &[Arc<Service>]) -> Option<String
     found.map(|service| format!("{}/{}", gateway.namespace, service.name_any()))
 }
 
-/// Whether a Service leads to the proxies of a Gateway.
+/// Whether a Service selects the proxies of a Gateway.
 pub(crate) fn is_of_a_gateway(service: &Service) -> bool {
     let spec = service.spec.as_ref();
     let selector = spec.and_then(|spec| spec.selector.as_ref());
     selector.is_some_and(|selector| selector.contains_key(GATEWAY_LABEL))
 }
 
-/// Names of all Services, and with each of their ports.
+/// The names of all Services, and the names with each port.
 fn services(all: &[Arc<Service>]) -> (BTreeSet<String>, BTreeSet<(String, u16)>) {
     let (mut names, mut ports) = (BTreeSet::new(), BTreeSet::new());
     for service in all {
@@ -460,7 +458,7 @@ fn services(all: &[Arc<Service>]) -> (BTreeSet<String>, BTreeSet<(String, u16)>)
     (names, ports)
 }
 
-/// Where a Gateway is reached: what its Services have.
+/// The addresses of a Gateway, which are those of its Services.
 fn addresses(namespace: &str, name: &str, services: &[Arc<Service>]) -> Vec<Value> {
     let own = services.iter().filter(|service| {
         let selector = service
@@ -473,8 +471,8 @@ fn addresses(namespace: &str, name: &str, services: &[Arc<Service>]) -> Vec<Valu
                 .map(String::as_str)
                 == Some(name)
     });
-    let mut outside = Vec::new();
-    let mut inside = Vec::new();
+    let mut external = Vec::new();
+    let mut internal = Vec::new();
     for service in own {
         let status = service.status.as_ref();
         let balancer = status.and_then(|status| status.load_balancer.as_ref());
@@ -484,9 +482,9 @@ fn addresses(namespace: &str, name: &str, services: &[Arc<Service>]) -> Vec<Valu
             .flatten()
         {
             if let Some(ip) = &ingress.ip {
-                outside.push(json!({ "type": "IPAddress", "value": ip }));
+                external.push(json!({ "type": "IPAddress", "value": ip }));
             } else if let Some(host) = &ingress.hostname {
-                outside.push(json!({ "type": "Hostname", "value": host }));
+                external.push(json!({ "type": "Hostname", "value": host }));
             }
         }
         let ips = service
@@ -494,10 +492,14 @@ fn addresses(namespace: &str, name: &str, services: &[Arc<Service>]) -> Vec<Valu
             .as_ref()
             .and_then(|spec| spec.cluster_ips.as_ref());
         for ip in ips.into_iter().flatten().filter(|ip| *ip != "None") {
-            inside.push(json!({ "type": "IPAddress", "value": ip }));
+            internal.push(json!({ "type": "IPAddress", "value": ip }));
         }
     }
-    if outside.is_empty() { inside } else { outside }
+    if external.is_empty() {
+        internal
+    } else {
+        external
+    }
 }
 
 fn attach_route(
@@ -540,22 +542,23 @@ fn attach_route(
                                 continue;
                             };
                             listener.details.attached += 1;
-                            if let Some(made) = listener.made.as_ref() {
+                            if let Some(converted) = listener.converted.as_ref() {
                                 parent_refs.push((
                                     of.clone(),
                                     parent.name.clone(),
-                                    made.name.clone(),
+                                    converted.name.clone(),
                                 ));
                             }
                         }
-                        ConditionDraft::positive("Accepted", "it is right and in force")
+                        ConditionDraft::positive("Accepted", "valid and in force")
                     }
                     Err(refused) => refused,
                 };
                 (accepted, resolved.clone())
             }
             Err(why) => {
-                let resolved = ConditionDraft::positive("ResolvedRefs", "nothing was looked for");
+                let resolved =
+                    ConditionDraft::positive("ResolvedRefs", "references were not checked");
                 (
                     ConditionDraft::negative("UnsupportedValue", why.clone()),
                     resolved,
@@ -568,13 +571,14 @@ fn attach_route(
             resolved,
         });
     }
-    // One that was ours once and is no more is told so, too: what we said of it goes.
+    // A route that is no longer attached to Merlon's gateways gets a report, too, which removes the earlier status.
     let before = object
         .data
         .pointer("/status/parents")
         .and_then(Value::as_array);
-    let spoke = before.is_some_and(|all| all.iter().any(|one| one["controllerName"] == CONTROLLER));
-    if parents.is_empty() && !spoke {
+    let reported =
+        before.is_some_and(|all| all.iter().any(|one| one["controllerName"] == CONTROLLER));
+    if parents.is_empty() && !reported {
         return (None, None);
     }
     let report = report("HTTPRoute", object, GatewayDetails::Route(parents));
@@ -604,7 +608,7 @@ fn attach_route(
     (Some(report), resource)
 }
 
-/// The listeners that take a route, by index.
+/// The listeners that accept a route, by index.
 fn choose(
     namespace: &str,
     hostnames: &[String],
@@ -612,24 +616,24 @@ fn choose(
     own: &OwnGateway,
     seen: &GatewayObjects,
 ) -> Result<Vec<usize>, ConditionDraft> {
-    let meant = own.listeners.iter().enumerate().filter(|(_, listener)| {
+    let matching = own.listeners.iter().enumerate().filter(|(_, listener)| {
         let section = parent.section_name.as_ref();
         section.is_none_or(|section| *section == listener.details.name)
             && parent.port.is_none_or(|port| port == listener.port)
     });
-    let meant: Vec<_> = meant.collect();
-    if meant.is_empty() {
-        let message = "the Gateway has no such listener (`sectionName`, `port`)";
+    let matching: Vec<_> = matching.collect();
+    if matching.is_empty() {
+        let message = "no listener of the Gateway matches `sectionName` and `port`";
         return Err(ConditionDraft::negative("NoMatchingParent", message));
     }
     let home = &own.report.namespace;
-    let allowed = meant
+    let allowed = matching
         .into_iter()
         .filter(|(_, listener)| is_allowed(namespace, home, &listener.allowed, seen));
     let allowed: Vec<_> = allowed.collect();
     if allowed.is_empty() {
         let message = format!(
-            "the Gateway's `allowedRoutes` takes none of `{namespace}`; without one it takes those of `{home}` alone"
+            "the Gateway's `allowedRoutes` does not allow routes of `{namespace}`; the default allows only those of `{home}`"
         );
         return Err(ConditionDraft::negative("NotAllowedByListeners", message));
     }
@@ -638,7 +642,7 @@ fn choose(
         .filter(|(_, listener)| meet(hostnames, listener.hostname.as_deref()));
     let fitting: Vec<usize> = fitting.map(|(index, _)| index).collect();
     if fitting.is_empty() {
-        let message = "none of its `hostnames` is one of the listener's";
+        let message = "none of its `hostnames` matches the listener's";
         return Err(ConditionDraft::negative(
             "NoMatchingListenerHostname",
             message,
@@ -661,7 +665,7 @@ fn is_allowed(
             let selector = from.and_then(|from| from.selector.as_ref());
             let mut all = seen.namespaces.iter();
             let found = all.find(|one| one.name_any() == namespace);
-            // One without a selector selects nothing.
+            // A missing selector selects nothing.
             match (selector, found) {
                 (Some(selector), Some(found)) => selects(selector, found.labels()),
                 _ => false,
@@ -690,7 +694,7 @@ fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool 
         })
 }
 
-/// Whether there is a host that both have.
+/// Whether a route and a listener have a host in common.
 fn meet(hostnames: &[String], listener: Option<&str>) -> bool {
     let Some(listener) = listener else {
         return true;

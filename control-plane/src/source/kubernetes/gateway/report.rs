@@ -1,14 +1,14 @@
-//! What is said of the objects of Gateway API, in their own `status`.
+//! The `status` of objects of Gateway API.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cluster::gateway_api::GROUP;
 
-/// Who we are to a GatewayClass.
+/// Merlon's controller name in a GatewayClass.
 pub(crate) const CONTROLLER: &str = "merlon.io/gateway";
 
-/// A condition in the making.
+/// Status, reason and message of a condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ConditionDraft {
     pub(crate) ok: bool,
@@ -34,7 +34,7 @@ impl ConditionDraft {
     }
 }
 
-/// An object and what is said of it.
+/// The result for an object.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct GatewayStatus {
     pub(crate) kind: &'static str,
@@ -46,7 +46,7 @@ pub(crate) struct GatewayStatus {
     pub(crate) details: GatewayDetails,
 }
 
-/// By kind.
+/// The result by kind.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum GatewayDetails {
     Class,
@@ -75,12 +75,12 @@ pub(crate) struct ParentStatus {
 }
 
 impl GatewayStatus {
-    /// The origin of the resource that was made of it.
+    /// The origin of the resource that was derived from it.
     pub(crate) fn origin(&self) -> String {
         format!("{}/{}/{}", self.kind, self.namespace, self.name)
     }
 
-    /// What was found wrong with it only when all was compiled.
+    /// Sets a problem that only the compilation found.
     pub(crate) fn set_compile_error(&mut self, message: &str) {
         match &mut self.details {
             GatewayDetails::Class => {}
@@ -95,8 +95,8 @@ impl GatewayStatus {
         }
     }
 
-    /// The status that the object should have. `before` is the one it has, in which others may have written too.
-    /// `enforcing` tells how many proxies of a Gateway enforce it.
+    /// The status that the object should have. `before` is its present status, which may contain entries of other controllers.
+    /// `enforcing` is the number of proxies that enforce a Gateway.
     pub(crate) fn status(&self, before: Option<&Value>, enforcing: u64, now: Timestamp) -> Value {
         match &self.details {
             GatewayDetails::Class => {
@@ -124,11 +124,11 @@ impl GatewayStatus {
         now: Timestamp,
     ) -> Value {
         let programmed = |of: &ConditionDraft| match enforcing {
-            _ if !of.ok => ConditionDraft::negative("Invalid", "it is not accepted"),
+            _ if !of.ok => ConditionDraft::negative("Invalid", "not accepted"),
             0 => ConditionDraft::negative(
                 "Pending",
                 format!(
-                    "no gateway proxy enforces it yet: one runs as service account `{}` of `{}`",
+                    "no gateway proxy enforces it yet: the proxy must run as service account `{}` in `{}`",
                     self.name, self.namespace
                 ),
             ),
@@ -144,7 +144,8 @@ impl GatewayStatus {
                 true => accepted.clone(),
                 false => ConditionDraft::negative("Invalid", ""),
             };
-            let none = ConditionDraft::negative("NoConflicts", "it has its port for itself");
+            let none =
+                ConditionDraft::negative("NoConflicts", "no other listener conflicts with it");
             let conflict = match &listener.conflict {
                 Some(conflict) => ConditionDraft {
                     ok: true,
@@ -158,7 +159,8 @@ impl GatewayStatus {
                 ("Conflicted", &conflict),
                 ("Programmed", &programmed(&state)),
             ];
-            let conditions = conditions.map(|(kind, said)| self.condition(kind, said, known, now));
+            let conditions =
+                conditions.map(|(kind, condition)| self.condition(kind, condition, known, now));
             json!({
                 "name": listener.name,
                 "attachedRoutes": listener.attached,
@@ -178,7 +180,7 @@ impl GatewayStatus {
         })
     }
 
-    /// Ours, and those of other controllers as they are: the list is one field.
+    /// Merlon's entries and the unchanged entries of other controllers, because the list is one field.
     fn parents(&self, before: Option<&Value>, own: &[ParentStatus], now: Timestamp) -> Vec<Value> {
         let known = before.and_then(|before| before.get("parents")?.as_array());
         let known: Vec<&Value> = known.into_iter().flatten().collect();
@@ -208,11 +210,11 @@ impl GatewayStatus {
     fn condition(
         &self,
         kind: &str,
-        said: &ConditionDraft,
+        condition: &ConditionDraft,
         known: Option<&Value>,
         now: Timestamp,
     ) -> Value {
-        let status = if said.ok { "True" } else { "False" };
+        let status = if condition.ok { "True" } else { "False" };
         let known = known.and_then(Value::as_array);
         let same = known
             .into_iter()
@@ -222,8 +224,8 @@ impl GatewayStatus {
         json!({
             "type": kind,
             "status": status,
-            "reason": said.reason,
-            "message": said.message.chars().take(8_000).collect::<String>(),
+            "reason": condition.reason,
+            "message": condition.message.chars().take(8_000).collect::<String>(),
             "observedGeneration": self.generation,
             "lastTransitionTime": same.map_or_else(|| format!("{now:.0}"), str::to_owned),
         })

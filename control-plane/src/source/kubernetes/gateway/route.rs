@@ -1,4 +1,4 @@
-//! The rules of an `HTTPRoute` as Merlon's own, and what of them it cannot do.
+//! Converts the rules of an `HTTPRoute`, and refuses what Merlon does not support.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::cluster::gateway_api::GROUP;
 
-/// Who may name what of other namespaces, and what there is.
+/// The objects that a route may reference.
 pub(super) struct RouteContext<'a> {
     pub(super) grants: &'a [(String, Grant)],
     /// Services with their ports, as `namespace/name`.
@@ -19,28 +19,26 @@ pub(super) struct RouteContext<'a> {
     pub(super) names: &'a BTreeSet<String>,
 }
 
-/// To this name of the route's own namespace leads what leads nowhere: its share is answered with 500, as Gateway API
-/// says, and not given to the others.
+/// The name of a backend in the route's own namespace that stands for an invalid one. Its share of the requests is answered
+/// with 500, as Gateway API requires, and not distributed to the other backends.
 const NOWHERE: &str = "merlon-leads-nowhere";
 
-/// The rules of a route in `namespace`, and whether all that they name is there.
+/// The rules of a route in `namespace`, and whether all references are resolved.
 ///
 /// # Errors
-/// What Merlon does not do, with its field.
+/// An unsupported setting, with its field.
 pub(super) fn rules(
     namespace: &str,
     rules: &[Map<String, Value>],
     around: &RouteContext<'_>,
 ) -> Result<(Vec<HttpRouteRule>, ConditionDraft), String> {
-    let mut resolved =
-        ConditionDraft::positive("ResolvedRefs", "everything that it names is there");
+    let mut resolved = ConditionDraft::positive("ResolvedRefs", "all references are resolved");
     let rules = rules.iter().enumerate().map(|(index, rule)| {
         let field = format!("spec.rules[{index}]");
         for known in rule.keys() {
-            if !["name", "matches", "backendRefs"].contains(&known.as_str()) && says(rule, known) {
-                return Err(format!(
-                    "{field}.{known}: Merlon does not do this; leave it out"
-                ));
+            if !["name", "matches", "backendRefs"].contains(&known.as_str()) && is_set(rule, known)
+            {
+                return Err(format!("{field}.{known}: not supported; remove it"));
             }
         }
         let matches = list(rule, "matches").enumerate().map(|(index, one)| {
@@ -61,8 +59,8 @@ pub(super) fn rules(
     Ok((rules.collect::<Result<_, String>>()?, resolved))
 }
 
-/// Whether a field is there and says something.
-fn says(map: &Map<String, Value>, field: &str) -> bool {
+/// Whether a field has a value.
+fn is_set(map: &Map<String, Value>, field: &str) -> bool {
     match map.get(field) {
         None | Some(Value::Null) => false,
         Some(Value::Array(list)) => !list.is_empty(),
@@ -75,7 +73,7 @@ fn list<'a>(map: &'a Map<String, Value>, field: &str) -> impl Iterator<Item = &'
     list.into_iter().flatten()
 }
 
-/// What we do not know is refused by the type itself.
+/// The type itself refuses unknown fields.
 fn route_match(mut one: Value) -> Result<HttpRouteMatch, String> {
     let headers = one.get_mut("headers").and_then(Value::as_array_mut);
     for header in headers.into_iter().flatten() {
@@ -87,13 +85,13 @@ fn route_match(mut one: Value) -> Result<HttpRouteMatch, String> {
             Some(kind) if kind == "Exact" => {}
             Some(kind) => {
                 return Err(format!(
-                    "headers are matched by `Exact` value, not by {kind}"
+                    "headers can only be matched by `Exact`, not by {kind}"
                 ));
             }
         }
     }
     if let Some(one) = one.as_object_mut()
-        && !says(one, "queryParams")
+        && !is_set(one, "queryParams")
     {
         one.remove("queryParams");
     }
@@ -110,20 +108,18 @@ fn backend(
     let one: Reference =
         serde_json::from_value(one.clone()).map_err(|error| format!("{field}: {error}"))?;
     if !one.filters.is_empty() {
-        return Err(format!(
-            "{field}.filters: Merlon does not do this; leave it out"
-        ));
+        return Err(format!("{field}.filters: not supported; remove it"));
     }
     let wanted = one.namespace.as_deref().unwrap_or(namespace);
     let group = one.group.as_deref().unwrap_or_default();
     let kind = one.kind.as_deref().unwrap_or("Service");
     let full = format!("{wanted}/{}", one.name);
     let wrong = if (group, kind) != ("", "Service") {
-        let message = format!("{field}: a backend is a Service, not a `{group}/{kind}`");
+        let message = format!("{field}: a backend must be a Service, not a `{group}/{kind}`");
         Some(ConditionDraft::negative("InvalidKind", message))
     } else if wanted != namespace && !granted(namespace, wanted, &one.name, around.grants) {
         let message = format!(
-            "{field}: no ReferenceGrant in `{wanted}` lets HTTPRoutes of `{namespace}` name its Services"
+            "{field}: no ReferenceGrant in `{wanted}` allows HTTPRoutes of `{namespace}` to reference its Services"
         );
         Some(ConditionDraft::negative("RefNotPermitted", message))
     } else if !around.names.contains(&full) {
@@ -141,18 +137,22 @@ fn backend(
     if let Some(wrong) = wrong {
         *resolved = wrong;
     }
-    let word = |text: &str, what: &str| format!("{field}.{what}: `{text}` is no such name");
+    let invalid = |text: &str, what: &str| format!("{field}.{what}: `{text}` is not a valid name");
     let target = (!nowhere).then_some(wanted);
     let name = if nowhere { NOWHERE } else { one.name.as_str() };
     Ok(BackendRef {
-        name: name.parse().map_err(|_| word(name, "name"))?,
+        name: name.parse().map_err(|_| invalid(name, "name"))?,
         namespace: target
-            .map(|namespace| namespace.parse().map_err(|_| word(namespace, "namespace")))
+            .map(|namespace| {
+                namespace
+                    .parse()
+                    .map_err(|_| invalid(namespace, "namespace"))
+            })
             .transpose()?,
         port: match one.port {
             Some(port) => port,
             None if nowhere => 1,
-            None => return Err(format!("{field}.port: a Service needs a port")),
+            None => return Err(format!("{field}.port: required for a Service")),
         },
         weight: one.weight.unwrap_or(1),
     })

@@ -39,7 +39,7 @@ fn secret(name: &str) -> Arc<Secret> {
     Arc::new(secret)
 }
 
-/// A Gateway with these listeners, before a shop whose namespace has the label `edge: yes`.
+/// A Gateway with these listeners, and a namespace `shop` with the label `edge: yes`.
 fn seen(listeners: &Value, routes: &[Value]) -> GatewayObjects {
     let class = json!({ "controllerName": "merlon.io/gateway" });
     let foreign = json!({ "controllerName": "example.org/other" });
@@ -79,7 +79,7 @@ fn everyone() -> Value {
     http(&json!({ "from": "All" }))
 }
 
-/// To the shop's orders, as the API server gives a route that says nothing else.
+/// A route to the Service `shop/orders`, with the API server's defaults.
 fn route() -> Value {
     json!({
         "parentRefs": [{ "group": GROUP, "kind": "Gateway", "namespace": NAMESPACE, "name": "main" }],
@@ -104,8 +104,8 @@ fn with(mut route: Value, pointer: &str, value: Value) -> Value {
     route
 }
 
-/// What the first route is told of its first parent: whether it is accepted, and whether all that it names is there.
-fn told(attached: &Attached) -> (ConditionDraft, ConditionDraft) {
+/// The conditions `Accepted` and `ResolvedRefs` of the first route's first parent.
+fn conditions(attached: &Attached) -> (ConditionDraft, ConditionDraft) {
     let report = attached.reports.iter().find(|one| one.kind == "HTTPRoute");
     let GatewayDetails::Route(parents) = &report.expect("a report").details else {
         panic!("of a route")
@@ -132,10 +132,10 @@ fn kinds(attached: &Attached) -> Vec<&'static str> {
 }
 
 #[test]
-fn a_gateway_of_our_class_and_its_routes_are_served_and_those_of_others_left_alone() {
+fn a_gateway_of_merlons_class_and_its_routes_are_served_and_others_are_ignored() {
     let attached = attach(&seen(&everyone(), &[route()]));
     assert_eq!(kinds(&attached), ["HTTPRoute", "Gateway"]);
-    let (accepted, resolved) = told(&attached);
+    let (accepted, resolved) = conditions(&attached);
     assert!(accepted.ok && resolved.ok, "{accepted:?} {resolved:?}");
     let (accepted, listeners) = gateway_details(&attached);
     assert!(accepted.ok);
@@ -145,7 +145,7 @@ fn a_gateway_of_our_class_and_its_routes_are_served_and_those_of_others_left_alo
 }
 
 #[test]
-fn a_listener_takes_routes_of_its_own_namespace_unless_it_says_otherwise() {
+fn a_listener_accepts_routes_of_its_own_namespace_by_default() {
     let selector =
         |labels: Value| json!({ "from": "Selector", "selector": { "matchLabels": labels } });
     for (allowed, taken) in [
@@ -158,7 +158,7 @@ fn a_listener_takes_routes_of_its_own_namespace_unless_it_says_otherwise() {
         (json!({ "from": "All" }), true),
     ] {
         let attached = attach(&seen(&http(&allowed), &[route()]));
-        let (accepted, _) = told(&attached);
+        let (accepted, _) = conditions(&attached);
         assert_eq!(accepted.ok, taken, "{allowed}: {accepted:?}");
         assert_eq!(kinds(&attached).contains(&"HTTPRoute"), taken);
         if !taken {
@@ -168,7 +168,7 @@ fn a_listener_takes_routes_of_its_own_namespace_unless_it_says_otherwise() {
 }
 
 #[test]
-fn a_route_belongs_to_the_listeners_that_it_names_and_whose_host_it_has() {
+fn a_route_is_attached_to_the_listeners_that_it_names_and_whose_host_matches() {
     let listeners = json!([
         { "name": "a", "port": 80, "protocol": "HTTP", "hostname": "*.shop.example", "allowedRoutes": { "namespaces": { "from": "All" } } },
         { "name": "b", "port": 81, "protocol": "HTTP", "allowedRoutes": { "namespaces": { "from": "All" } } },
@@ -184,7 +184,7 @@ fn a_route_belongs_to_the_listeners_that_it_names_and_whose_host_it_has() {
         let names: Vec<String> = names
             .map(|one| one.section_name.unwrap().to_string())
             .collect();
-        (names.join(","), told(&attached).0.reason)
+        (names.join(","), conditions(&attached).0.reason)
     };
     let with_hosts = |hosts: Value| with(route(), "/hostnames", hosts);
     assert_eq!(sections(route()), ("a,b".to_owned(), "Accepted"));
@@ -203,10 +203,10 @@ fn a_route_belongs_to_the_listeners_that_it_names_and_whose_host_it_has() {
 }
 
 #[test]
-fn what_a_route_asks_for_and_merlon_does_not_do_is_refused_by_name_and_never_passed_over() {
+fn an_unsupported_setting_of_a_route_is_refused_by_name_and_never_ignored() {
     let header =
         json!([{ "headers": [{ "name": "x", "value": ".*", "type": "RegularExpression" }] }]);
-    for (pointer, value, told_of) in [
+    for (pointer, value, expected) in [
         (
             "/rules/0/filters",
             json!([{ "type": "RequestRedirect" }]),
@@ -235,14 +235,14 @@ fn what_a_route_asks_for_and_merlon_does_not_do_is_refused_by_name_and_never_pas
         ),
     ] {
         let attached = attach(&seen(&everyone(), &[with(route(), pointer, value)]));
-        let (accepted, _) = told(&attached);
+        let (accepted, _) = conditions(&attached);
         assert_eq!((accepted.ok, accepted.reason), (false, "UnsupportedValue"));
-        assert!(accepted.message.contains(told_of), "{}", accepted.message);
+        assert!(accepted.message.contains(expected), "{}", accepted.message);
         assert_eq!(kinds(&attached), ["Gateway"]);
     }
 }
 
-/// Where the first backend leads and what is said of it.
+/// The first backend and its condition.
 fn backend(seen: &GatewayObjects) -> (String, ConditionDraft) {
     let attached = attach(seen);
     let mut routes = attached.resources.iter().filter_map(|one| match &one.spec {
@@ -253,12 +253,12 @@ fn backend(seen: &GatewayObjects) -> (String, ConditionDraft) {
     let namespace = found.namespace.as_ref().map(ToString::to_string);
     (
         format!("{}/{}", namespace.unwrap_or_default(), found.name),
-        told(&attached).1,
+        conditions(&attached).1,
     )
 }
 
 #[test]
-fn a_backend_of_another_namespace_needs_that_namespaces_leave() {
+fn a_backend_in_another_namespace_requires_a_reference_grant_there() {
     let foreign = json!({ "name": "accounts", "namespace": "bank", "port": 80 });
     let mut seen = seen(
         &everyone(),
@@ -290,7 +290,7 @@ fn a_backend_of_another_namespace_needs_that_namespaces_leave() {
 }
 
 #[test]
-fn a_backend_that_is_not_there_leads_nowhere_and_keeps_its_share() {
+fn a_missing_backend_keeps_its_share_and_leads_nowhere() {
     for (value, reason) in [
         (
             json!({ "name": "gone", "port": 80, "weight": 7 }),
@@ -319,7 +319,7 @@ fn https(certificate: &Value) -> Value {
 }
 
 #[test]
-fn a_listener_with_tls_has_the_certificate_of_a_secret_that_can_be_used() {
+fn a_tls_listener_has_the_certificate_of_a_valid_secret() {
     let attached = attach(&seen(&https(&json!({ "name": "cert" })), &[]));
     let (accepted, listeners) = gateway_details(&attached);
     assert!(accepted.ok && listeners[0].resolved.ok);
@@ -329,7 +329,7 @@ fn a_listener_with_tls_has_the_certificate_of_a_secret_that_can_be_used() {
         .map(ToString::to_string)
         .collect();
     assert_eq!(names, ["merlon-system/cert"]);
-    for (reference, reason, told_of) in [
+    for (reference, reason, expected) in [
         (
             json!({ "name": "gone" }),
             "InvalidCertificateRef",
@@ -350,7 +350,7 @@ fn a_listener_with_tls_has_the_certificate_of_a_secret_that_can_be_used() {
         let (accepted, listeners) = gateway_details(&attached);
         assert_eq!((accepted.ok, accepted.reason), (false, "ListenersNotValid"));
         assert_eq!(listeners[0].resolved.reason, reason);
-        assert!(listeners[0].resolved.message.contains(told_of));
+        assert!(listeners[0].resolved.message.contains(expected));
         assert!(attached.certificates.is_empty());
     }
     // The key of another certificate.
@@ -367,7 +367,7 @@ fn a_listener_with_tls_has_the_certificate_of_a_secret_that_can_be_used() {
 }
 
 #[test]
-fn one_wrong_listener_does_not_keep_the_others_from_serving() {
+fn an_invalid_listener_does_not_affect_the_others() {
     let listeners = json!([
         { "name": "http", "port": 80, "protocol": "HTTP" },
         { "name": "raw", "port": 81, "protocol": "TCP" },
@@ -376,9 +376,9 @@ fn one_wrong_listener_does_not_keep_the_others_from_serving() {
         { "name": "through", "port": 444, "protocol": "HTTPS", "tls": { "mode": "Passthrough" } },
     ]);
     let attached = attach(&seen(&listeners, &[]));
-    let (accepted, said) = gateway_details(&attached);
+    let (accepted, listeners) = gateway_details(&attached);
     assert_eq!((accepted.ok, accepted.reason), (true, "ListenersNotValid"));
-    let reasons: Vec<_> = said.iter().map(|one| one.accepted.reason).collect();
+    let reasons: Vec<_> = listeners.iter().map(|one| one.accepted.reason).collect();
     assert_eq!(
         reasons,
         [
@@ -396,7 +396,7 @@ fn one_wrong_listener_does_not_keep_the_others_from_serving() {
 }
 
 #[test]
-fn a_gateway_that_asks_for_more_than_merlon_does_or_takes_a_services_name_is_not_served() {
+fn a_gateway_with_unsupported_settings_or_the_name_of_a_service_is_not_served() {
     let wrong = |change: &dyn Fn(&mut GatewayObjects)| {
         let mut seen = seen(&everyone(), &[route()]);
         change(&mut seen);
@@ -412,22 +412,25 @@ fn a_gateway_that_asks_for_more_than_merlon_does_or_takes_a_services_name_is_not
         vec![object("Gateway", NAMESPACE, "main", &spec)]
     };
     let client = json!({ "tls": { "frontend": { "default": {} } } });
-    let said = wrong(&|seen| seen.gateways = gateway(client.clone()));
-    assert!(said.message.starts_with("spec.tls: "), "{said:?}");
-    let said =
+    let condition = wrong(&|seen| seen.gateways = gateway(client.clone()));
+    assert!(condition.message.starts_with("spec.tls: "), "{condition:?}");
+    let condition =
         wrong(&|seen| seen.gateways = gateway(json!({ "addresses": [{ "value": "1.2.3.4" }] })));
-    assert_eq!(said.reason, "UnsupportedAddress");
-    let said = wrong(&|seen| {
+    assert_eq!(condition.reason, "UnsupportedAddress");
+    let condition = wrong(&|seen| {
         seen.services
             .push(service(NAMESPACE, "main", &json!({ "app": "x" })))
     });
-    assert!(said.message.contains("`merlon-system/main`"), "{said:?}");
-    let said = wrong(&|seen| seen.namespace = "elsewhere".to_owned());
-    assert!(said.message.contains("`elsewhere`"), "{said:?}");
+    assert!(
+        condition.message.contains("`merlon-system/main`"),
+        "{condition:?}"
+    );
+    let condition = wrong(&|seen| seen.namespace = "elsewhere".to_owned());
+    assert!(condition.message.contains("`elsewhere`"), "{condition:?}");
 }
 
 #[test]
-fn a_status_is_told_once_and_leaves_what_other_controllers_say() {
+fn a_status_is_written_once_and_keeps_the_entries_of_other_controllers() {
     let attached = attach(&seen(&everyone(), &[route()]));
     let report = attached
         .reports
