@@ -40,8 +40,8 @@ use crate::{
     telemetry::metrics::{Metrics, WebhookLabel},
 };
 
-/// Requests of one webhook at a time, because any client can connect. A validation compiles the mesh. Injections have their own
-/// limit, so they do not wait for validations.
+/// Requests of one webhook at a time, because any client can connect. A validation compiles the mesh. Injections have
+/// their own limit, so they do not wait for validations.
 const AT_ONCE: usize = 2;
 /// Together with the time-out of the body less than the time-out in the webhook configuration, so the client gets this
 /// webhook's message.

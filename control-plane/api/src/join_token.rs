@@ -10,7 +10,8 @@ use zeroize::Zeroizing;
 /// A one-time secret with a pin of the mesh's root: `merlon-join.1.<trust-domain>.<secret>.<SHA-256 of the root>`.
 ///
 /// The secret authenticates the machine to the control plane. The hash lets the machine authenticate the control plane
-/// before it has a trust bundle. The secret is 32 random bytes in base64url, the hash is of the root's DER, hexadecimal.
+/// before it has a trust bundle. The secret is 32 random bytes in base64url, the hash is of the root's DER,
+/// hexadecimal.
 #[derive(Clone)]
 pub struct JoinToken {
     trust_domain: TrustDomain,

@@ -23,7 +23,8 @@ pub const METADATA_WORKLOAD: &str = "workload";
 /// Key of [`Node::metadata`]: the proxy's version.
 pub const METADATA_VERSION: &str = "version";
 
-/// Key of [`Node::metadata`]: type URLs of the kinds of [`ResourceKind::NEGOTIATED`] that the proxy supports, separated by commas.
+/// Key of [`Node::metadata`]: type URLs of the kinds of [`ResourceKind::NEGOTIATED`] that the proxy supports, separated
+/// by commas.
 pub const METADATA_KINDS: &str = "kinds";
 
 /// The identity that a proxy requires from the control plane:

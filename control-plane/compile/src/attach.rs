@@ -20,8 +20,8 @@ pub(crate) enum Target {
 
 /// All policies, by target.
 ///
-/// INVARIANT: the policies of a namespace were created in that namespace, or in the root namespace with a `Mesh` target.
-/// So a tenant's policy cannot apply to another tenant, whatever its `targetRefs` contain.
+/// INVARIANT: the policies of a namespace were created in that namespace, or in the root namespace with a `Mesh`
+/// target. So a tenant's policy cannot apply to another tenant, whatever its `targetRefs` contain.
 #[derive(Debug)]
 pub(crate) struct Attachments<'a> {
     root: &'a Namespace,

@@ -118,7 +118,8 @@ fn policy_hash(service: &InboundService, mesh: &MeshState) -> Version {
         limits,
         validation,
     );
-    // INVARIANT: like every snapshot type, this serializes to JSON. If it failed, the policies would be compiled each time.
+    // INVARIANT: like every snapshot type, this serializes to JSON. If it failed, the policies would be compiled each
+    // time.
     serde_json::to_vec(&all).map_or_else(
         |_| Version::of(name.to_string().as_bytes()),
         |json| Version::of(&json),

@@ -48,7 +48,8 @@ impl Compiler {
         Ok(mesh)
     }
 
-    /// Compiles loaded resources. If loading found errors, the remaining resources are checked and all problems are reported.
+    /// Compiles loaded resources. If loading found errors, the remaining resources are checked and all problems are
+    /// reported.
     ///
     /// # Errors
     /// The problems found by loading, followed by those of [`Compiler::compile`].

@@ -8,8 +8,8 @@ use merlon_config::{
     snapshot::{GatewayRoute, GatewayState, WorkloadState},
 };
 
-/// Routes by parent Gateway: the oldest first, and routes of the same age by name. So a new route takes no request from an
-/// existing route with equal matches (Gateway API, `HTTPRouteRule.matches`).
+/// Routes by parent Gateway: the oldest first, and routes of the same age by name. So a new route takes no request from
+/// an existing route with equal matches (Gateway API, `HTTPRouteRule.matches`).
 #[derive(Debug)]
 pub(crate) struct Routes<'a>(BTreeMap<ServiceName, Vec<(ServiceName, &'a HttpRouteSpec)>>);
 

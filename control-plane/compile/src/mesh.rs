@@ -168,8 +168,8 @@ impl Mesh {
         self.destinations.keys()
     }
 
-    /// The proxy of an authenticated identity. `workload` is the name that the proxy sent, `name` or `namespace/name`; it
-    /// only selects among the proxies of this identity.
+    /// The proxy of an authenticated identity. `workload` is the name that the proxy sent, `name` or `namespace/name`;
+    /// it only selects among the proxies of this identity.
     ///
     /// # Errors
     /// [`ProxyUnknown`] when there is none, or when there are several that differ and `workload` is `None`.
@@ -218,8 +218,8 @@ impl Mesh {
     }
 
     /// The state of one proxy: the mesh, its workload, the services that it enforces, and its own and the `wanted`
-    /// destinations. A service that does not exist is left out; an address without a workload is included, too. The caller adds
-    /// trust bundle, certificates and secrets.
+    /// destinations. A service that does not exist is left out; an address without a workload is included, too. The
+    /// caller adds trust bundle, certificates and secrets.
     pub fn proxy_state(&self, proxy: &Proxy, wanted: &Wanted) -> ProxyState {
         let mut state = ProxyState::default();
         state.insert(Arc::clone(&self.mesh));

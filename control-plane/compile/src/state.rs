@@ -20,10 +20,11 @@ pub struct StateResource {
 }
 
 impl StateResource {
-    /// Serializes `content` as JSON. Equal contents give equal bytes, because struct fields keep their order and maps are sorted.
+    /// Serializes `content` as JSON. Equal contents give equal bytes, because struct fields keep their order and maps
+    /// are sorted.
     pub(crate) fn new<T: Serialize>(kind: ResourceKind, name: String, content: &T) -> Self {
-        // INVARIANT: snapshot types consist of structs, lists and maps with text keys, so they serialize to JSON. If one
-        // did not, every proxy would reject the empty bytes and keep its state.
+        // INVARIANT: snapshot types consist of structs, lists and maps with text keys, so they serialize to JSON. If
+        // one did not, every proxy would reject the empty bytes and keep its state.
         let json = serde_json::to_vec(content).unwrap_or_default();
         Self {
             key: ResourceKey { kind, name },

@@ -112,8 +112,8 @@ fn http_get(get: &HttpGet) -> Value {
     Value::Object(value)
 }
 
-/// Calls `what` for every probe and lifecycle hook of a container. It gets a copy to change, so it can read the container's
-/// ports at the same time.
+/// Calls `what` for every probe and lifecycle hook of a container. It gets a copy to change, so it can read the
+/// container's ports at the same time.
 fn for_each_handler(
     container: &mut Map<String, Value>,
     mut what: impl FnMut(

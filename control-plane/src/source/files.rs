@@ -159,8 +159,8 @@ fn read(directory: &Path, compiler: &mut Compiler) -> Result<(Arc<Mesh>, Vec<Pro
     Ok((mesh, resources.warnings.problems().to_vec()))
 }
 
-/// Refuses a change of trust domain or root namespace. Every identity contains them, so proxies could no longer authenticate
-/// the control plane.
+/// Refuses a change of trust domain or root namespace. Every identity contains them, so proxies could no longer
+/// authenticate the control plane.
 pub(crate) fn same_mesh(running: &Mesh, new: &Mesh, place: &str) -> Result<(), Report> {
     let (old, new) = (running.state(), new.state());
     let mut report = Report::new();

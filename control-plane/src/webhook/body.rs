@@ -13,16 +13,17 @@ use tokio::{
     time::timeout,
 };
 
-/// Maximum size of a body. The cluster stores objects of up to 1.5 MiB, and a review contains one before and after a change.
+/// Maximum size of a body. The cluster stores objects of up to 1.5 MiB, and a review contains one before and after a
+/// change.
 const MAX_BYTES: usize = 4 << 20;
-/// Maximum number of JSON values in a body. A parsed value takes about 100 bytes, and the object is copied several times while
-/// it is validated.
+/// Maximum number of JSON values in a body. A parsed value takes about 100 bytes, and the object is copied several
+/// times while it is validated.
 const MAX_VALUES: usize = 400_000;
 /// Limits of a small body, in bytes and in values. Nearly all bodies are small.
 const SMALL_BYTES: usize = 256 << 10;
 const SMALL_VALUES: usize = 50_000;
-/// Budget for all bodies that are announced as small, in bytes. All others share a second one of the same size, so large bodies
-/// do not delay small ones.
+/// Budget for all bodies that are announced as small, in bytes. All others share a second one of the same size, so
+/// large bodies do not delay small ones.
 const TOTAL_BYTES: usize = 32 << 20;
 /// Time-out for receiving a body. The API server's own time-out is in the webhook configurations.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -173,8 +174,8 @@ async fn read_within(
     Ok((bytes, reservation))
 }
 
-/// An upper bound of the number of values, from the separators outside of strings. Each list or map counts four, which is the
-/// capacity that it is allocated with.
+/// An upper bound of the number of values, from the separators outside of strings. Each list or map counts four, which
+/// is the capacity that it is allocated with.
 fn values(json: &[u8]) -> usize {
     let (mut values, mut quoted, mut escaped) = (0, false, false);
     for byte in json {

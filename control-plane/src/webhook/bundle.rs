@@ -1,5 +1,5 @@
-//! The `caBundle` of the webhook configurations, which the leader writes. All other fields belong to the chart. The field has
-//! its own field manager, so neither overwrites the other.
+//! The `caBundle` of the webhook configurations, which the leader writes. All other fields belong to the chart. The
+//! field has its own field manager, so neither overwrites the other.
 
 use std::{fmt::Debug, time::Duration};
 

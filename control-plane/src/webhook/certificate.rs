@@ -1,5 +1,5 @@
-//! The webhooks' server certificate. The API server does not know the mesh's CA, so the webhooks have a separate one: its key
-//! is in a Secret that all replicas share, and each replica has a leaf certificate in memory.
+//! The webhooks' server certificate. The API server does not know the mesh's CA, so the webhooks have a separate one:
+//! its key is in a Secret that all replicas share, and each replica has a leaf certificate in memory.
 
 use std::{
     collections::BTreeMap,

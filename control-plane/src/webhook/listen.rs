@@ -21,8 +21,8 @@ const HANDSHAKES: handshakes::Limits = handshakes::Limits {
     at_once: 64,
     timeout: Duration::from_secs(5),
 };
-/// An API server handles up to 200 changes at a time (`--max-mutating-requests-inflight`), each with a connection of its own,
-/// and only few of them call a webhook. It sends a request as soon as it has a connection.
+/// An API server handles up to 200 changes at a time (`--max-mutating-requests-inflight`), each with a connection of
+/// its own, and only few of them call a webhook. It sends a request as soon as it has a connection.
 const CONNECTIONS: Limits = Limits {
     connections: 512,
     // Longer than the API server keeps an idle connection, so the webhook never closes one that is about to be used.

@@ -69,7 +69,8 @@ impl Review {
         })
     }
 
-    /// Whether the spec stays the same. Other changes of an invalid resource must not be refused, for example to delete it.
+    /// Whether the spec stays the same. Other changes of an invalid resource must not be refused, for example to delete
+    /// it.
     pub(crate) fn changes_nothing(&self) -> bool {
         self.object.is_null()
             || (!self.before.is_null() && self.object.get("spec") == self.before.get("spec"))
@@ -152,8 +153,8 @@ impl AdmissionResponse {
     }
 }
 
-/// A patch (RFC 6902) from `before` to `after`. It replaces whole fields of `metadata` and `spec`, so changes of other webhooks to
-/// other fields are kept.
+/// A patch (RFC 6902) from `before` to `after`. It replaces whole fields of `metadata` and `spec`, so changes of other
+/// webhooks to other fields are kept.
 fn patch(before: &Value, after: &Value) -> Vec<Value> {
     let mut steps = Vec::new();
     let empty = Map::new();

@@ -28,8 +28,9 @@ impl WorkPool {
         }
     }
 
-    /// Waits for a slot and runs the work; `None`: it panicked. The work holds the slot until it ends, even if the caller
-    /// gives up: work cannot be cancelled, so a client that reconnects repeatedly would otherwise start more and more.
+    /// Waits for a slot and runs the work; `None`: it panicked. The work holds the slot until it ends, even if the
+    /// caller gives up: work cannot be cancelled, so a client that reconnects repeatedly would otherwise start more and
+    /// more.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         large: bool,

@@ -13,8 +13,8 @@ use merlon_config::{
     snapshot::{AddressState, Destination, WorkloadState},
 };
 
-/// `orders` has two pods behind one Service, `ledger` no cluster IP, `outsider` only pods outside the mesh, and `asleep`
-/// no pods.
+/// `orders` has two pods behind one Service, `ledger` no cluster IP, `outsider` only pods outside the mesh, and
+/// `asleep` no pods.
 const MESH: &str = "
 apiVersion: merlon.io/v1alpha1
 kind: MeshConfig

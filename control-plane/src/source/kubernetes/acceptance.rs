@@ -1,7 +1,7 @@
 //! Selects the versions of the resources that are in force together.
 //!
-//! In a cluster, resources belong to different users, so they are not accepted or rejected as a whole. An invalid resource
-//! keeps its last valid version, and all others are updated. The versions in force always compiled as one set.
+//! In a cluster, resources belong to different users, so they are not accepted or rejected as a whole. An invalid
+//! resource keeps its last valid version, and all others are updated. The versions in force always compiled as one set.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -60,8 +60,8 @@ pub(crate) struct Evaluation {
     pub(crate) left_out: BTreeMap<String, String>,
 }
 
-/// Why a document is ignored regardless of its content. Another namespace's `MeshConfig` belongs to users of that namespace and
-/// could otherwise conflict with the mesh's own or replace it.
+/// Why a document is ignored regardless of its content. Another namespace's `MeshConfig` belongs to users of that
+/// namespace and could otherwise conflict with the mesh's own or replace it.
 pub(super) fn outside_root_namespace(key: &Key, home: &str) -> Option<String> {
     let outside = key.kind == "MeshConfig" && key.namespace != home;
     outside.then(|| {
@@ -179,8 +179,9 @@ impl Acceptance {
         Arc::clone(&self.in_force)
     }
 
-    /// The versions that were really checked. A policy without targets is not compiled. If it counted as valid and its target
-    /// were created later, no changed resource could be blamed for its problems, and all changes would be blocked.
+    /// The versions that were really checked. A policy without targets is not compiled. If it counted as valid and its
+    /// target were created later, no changed resource could be blamed for its problems, and all changes would be
+    /// blocked.
     fn checked(&self, set: VersionsInForce, resources: &Resources) -> VersionsInForce {
         let checked = set.into_iter().filter_map(|(key, version)| {
             if !has_no_target(&key, resources) {

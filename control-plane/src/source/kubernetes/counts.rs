@@ -1,4 +1,5 @@
-//! How many proxies enforce each resource. Every replica counts its own and publishes the counts in a ConfigMap for the leader.
+//! How many proxies enforce each resource. Every replica counts its own and publishes the counts in a ConfigMap for the
+//! leader.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -183,8 +183,8 @@ impl Reporter {
         (before != Some(&status)).then_some(status)
     }
 
-    /// Writes the status of an object of Gateway API if it changed. Other controllers write it, too, so the patch requires the
-    /// known resource version.
+    /// Writes the status of an object of Gateway API if it changed. Other controllers write it, too, so the patch
+    /// requires the known resource version.
     async fn write_gateway_status(
         &self,
         stores: &Gateways,

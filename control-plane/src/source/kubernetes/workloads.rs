@@ -197,8 +197,8 @@ fn service<'a>(
     })
 }
 
-/// Whether a pod's containers pass their probes. If the pod is not ready anyway, its node is considered lost. After a minute
-/// without the API server that applies to every node, until each has reported again.
+/// Whether a pod's containers pass their probes. If such a pod is not ready, its node is considered lost. After a
+/// minute without the API server that applies to every node, until each has reported again.
 fn is_healthy(pod: &Pod) -> bool {
     let gates = pod
         .spec
@@ -281,9 +281,9 @@ fn protocol(declared: Option<&str>, name: Option<&str>, numbers: [Option<u16>; 2
     })
 }
 
-/// Ports that are registered with IANA or commonly used for protocols other than HTTP. In some of them the server sends first:
-/// SMTP, LDAP, MQTT, SQL Server, Oracle, NFS, MySQL, PostgreSQL, AMQP, Redis, Cassandra, Kafka, Elasticsearch between
-/// nodes, memcached, MongoDB, NATS, ZooKeeper.
+/// Ports that are registered with IANA or commonly used for protocols other than HTTP. In some of them the server sends
+/// first: SMTP, LDAP, MQTT, SQL Server, Oracle, NFS, MySQL, PostgreSQL, AMQP, Redis, Cassandra, Kafka, Elasticsearch
+/// between nodes, memcached, MongoDB, NATS, ZooKeeper.
 const NOT_HTTP: [u16; 22] = [
     25, 389, 465, 587, 636, 1433, 1521, 1883, 2049, 2181, 3306, 4222, 5432, 5671, 5672, 6379, 8883,
     9042, 9092, 9300, 11211, 27017,

@@ -95,7 +95,8 @@ impl GatewayStatus {
         }
     }
 
-    /// The status that the object should have. `before` is its present status, which may contain entries of other controllers.
+    /// The status that the object should have. `before` is its present status, which may contain entries of other
+    /// controllers.
     /// `enforcing` is the number of proxies that enforce a Gateway.
     pub(crate) fn status(&self, before: Option<&Value>, enforcing: u64, now: Timestamp) -> Value {
         match &self.details {

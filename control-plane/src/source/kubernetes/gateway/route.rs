@@ -19,8 +19,8 @@ pub(super) struct RouteContext<'a> {
     pub(super) names: &'a BTreeSet<String>,
 }
 
-/// The name of a backend in the route's own namespace that stands for an invalid one. Its share of the requests is answered
-/// with 500, as Gateway API requires, and not distributed to the other backends.
+/// The name of a backend in the route's own namespace that stands for an invalid one. Its share of the requests is
+/// answered with 500, as Gateway API requires, and not distributed to the other backends.
 const NOWHERE: &str = "merlon-leads-nowhere";
 
 /// The rules of a route in `namespace`, and whether all references are resolved.
