@@ -1,5 +1,5 @@
-//! Incoming connections: the accept loop, the listeners of the snapshot, HTTP on a connection, the peer, and the response
-//! to a refused request.
+//! Incoming connections: the accept loop, the listeners of the snapshot, HTTP on a connection, the peer, and the
+//! response to a refused request.
 
 pub(crate) mod connection;
 pub(crate) mod listener;

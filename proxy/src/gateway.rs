@@ -1,4 +1,4 @@
-//! The edge: requests from outside the mesh, through the same checks as any other, then on to a service by mesh TLS.
+//! The gateway: requests from outside the mesh pass the same checks as all others, then go to a service over mesh TLS.
 
 pub(crate) mod certificate;
 pub(crate) mod listen;
@@ -24,14 +24,14 @@ use crate::{
     upstream::route,
 };
 
-/// Answers one request from outside.
+/// Serves one request from outside the mesh.
 pub(crate) async fn serve(
     peer: Rc<Peer>,
     request: Request<Incoming>,
     broken: Option<Denial>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let mut response = inbound::serve_with(peer, request, broken, forward).await?;
-    // What serves behind the edge is nobody's business outside.
+    // Do not reveal the server software behind the gateway.
     response.headers_mut().remove(header::SERVER);
     response.headers_mut().remove(POWERED_BY);
     Ok(response)
@@ -39,7 +39,7 @@ pub(crate) async fn serve(
 
 const POWERED_BY: HeaderName = HeaderName::from_static("x-powered-by");
 
-/// Finds the backend by the Gateway's routes and sends the request to it.
+/// Selects the backend by the Gateway's routes and sends the request to it.
 pub(crate) async fn forward(
     admitted: Admitted<'_>,
     peer: &Peer,
@@ -64,7 +64,7 @@ pub(crate) async fn forward(
         path: call.head.uri.path(),
         headers: &call.head.headers,
     };
-    // With TLS the listener was chosen by the name that was asked for then; nobody gets to another one's routes.
+    // With TLS, SNI selected the listener: a request cannot reach the routes of another one.
     let name = match &peer.session {
         Some(_) => peer.server_name.as_deref(),
         None => Some(host),
@@ -77,7 +77,7 @@ pub(crate) async fn forward(
         .ok_or(Denial::NoBackend)?;
     let destination = match resolve::destination(&call.local, &backend.service).await {
         Ok(destination) => destination,
-        // The route exists and its backend does not: that is not the caller's mistake (Gateway API).
+        // The route exists but its backend does not: Gateway API requires 500.
         Err(Denial::NoRoute(_)) => return Err(Denial::NoBackend),
         Err(denial) => return Err(denial),
     };
@@ -89,8 +89,8 @@ pub(crate) async fn forward(
             .insert(headers::USER, headers::printable(&user.id));
     }
     call.head.headers.remove(peer_header::NAME);
-    // A browser chooses HTTP/2 for its way here; what the program behind speaks, it does not know. The port says so, and
-    // gRPC is nothing else.
+    // The client's HTTP version does not say what the backend supports. The port's protocol does, and gRPC always needs
+    // HTTP/2.
     call.proto = match call.grpc {
         true => Proto::H2,
         false => Proto::Http1,
@@ -100,7 +100,7 @@ pub(crate) async fn forward(
     open_permit.hold(answer).await
 }
 
-/// What the gateway says of the caller, in the headers that it just took from it.
+/// Sets the `x-forwarded-*` headers; those of the caller were removed before.
 fn tell_backend(head: &mut Parts, peer: &Peer, authority: &str) {
     let scheme = if peer.session.is_some() {
         "https"

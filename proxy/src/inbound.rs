@@ -1,4 +1,4 @@
-//! THE REQUEST PATH: from another proxy's connection to the program beside us, in the order a request meets it.
+//! The request path: from another proxy's connection to the local program, in the order of processing.
 
 pub(crate) mod intercepted;
 pub(crate) mod tcp;
@@ -46,12 +46,12 @@ use crate::{
     telemetry::metrics::{Direction, Transport},
 };
 
-/// A connection to the inbound listener: mesh TLS, and nothing else while this proxy has or should have an identity.
+/// Serves a connection to the inbound listener: only mesh TLS, unless the proxy runs without identities.
 pub(crate) async fn connection(local: Rc<WorkerContext>, stream: TcpStream, address: SocketAddr) {
     handle_redirected(local, stream, address, None).await;
 }
 
-/// The same, of a connection that rules led here from a port of the program.
+/// As [`connection`], for a connection that was redirected from a port of the program.
 pub(crate) async fn handle_redirected(
     local: Rc<WorkerContext>,
     stream: TcpStream,
@@ -67,7 +67,7 @@ pub(crate) async fn handle_redirected(
         ));
         return connection::serve_plain(&local, stream, peer, serve).await;
     }
-    // Without an identity there is nothing to answer with, and nothing is ever answered in its place.
+    // Without a current identity the connection is closed; there is no fallback.
     let Some(config) = local.server_tls() else {
         return;
     };
@@ -101,7 +101,7 @@ pub(crate) async fn handle_redirected(
     }
 }
 
-/// Answers one request.
+/// Serves one request.
 pub(crate) async fn serve(
     peer: Rc<Peer>,
     request: Request<Incoming>,
@@ -139,14 +139,14 @@ pub(crate) async fn serve_with(
 
 /// Reads the head of a request, and refuses one that does not have exactly one meaning.
 ///
-/// Returns the call, and the service that the other proxy claims to mean.
+/// Returns the call, and the other proxy's claim.
 fn receive(
     peer: &Peer,
     request: Request<Incoming>,
     mut exchange: Box<Exchange>,
 ) -> Result<(Call, Option<HeaderValue>), Refused> {
     let (mut head, body) = request.into_parts();
-    // Of two values it is unknown which one is meant. Those of clients outside the mesh are removed, whatever they are.
+    // Two values are ambiguous, so the request is refused. Values from clients outside the mesh are removed anyway.
     if peer.is_meshed() && peer_header::is_repeated(&head.headers) {
         let denial = Denial::Header("`merlon-peer` is repeated");
         return Err((denial, exchange));
@@ -182,7 +182,7 @@ fn receive(
     Ok((call, claim))
 }
 
-/// The service that is meant: what the other proxy claims, if it is ours; nobody else can claim anything.
+/// The requested service: the one that the other proxy claims, if this workload has it. Other peers cannot make claims.
 fn target(peer: &Peer, call: &mut Call, claim: Option<&HeaderValue>) -> Option<Rc<Target>> {
     let snapshot = call.current.snapshot()?;
     match (peer.direction, &peer.principal, claim) {
@@ -204,7 +204,7 @@ fn target(peer: &Peer, call: &mut Call, claim: Option<&HeaderValue>) -> Option<R
     }
 }
 
-/// Every check in its order. Each takes the proof of the one before; `forward` takes the last.
+/// Runs every check in order. Each takes the proof of the previous one; `forward` takes the last.
 async fn checks<'c>(
     call: &'c mut Call,
     target: Option<Rc<Target>>,
@@ -224,14 +224,14 @@ async fn checks<'c>(
     validate(permitted).await
 }
 
-/// Ends the call's way here: its response goes back to the caller.
+/// Returns the response to the caller, and records a refusal.
 fn conclude(
     outcome: Result<ForwardedResponse, Denial>,
     call: Call,
     target: Option<Rc<Target>>,
 ) -> Result<Response<ResponseBody>, Refused> {
     match outcome {
-        // It was only the question of another proxy; the request itself follows.
+        // It was only another proxy's question; the request itself follows.
         Ok(answer) if call.question.is_some() => {
             call.exchange.forget();
             Ok(answer.response)
@@ -246,7 +246,7 @@ fn conclude(
     }
 }
 
-/// Sends a request to the program, and only an admitted one.
+/// Sends an admitted request to the program.
 async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<ForwardedResponse, Denial> {
     let Admitted {
         call,
@@ -272,14 +272,14 @@ async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<ForwardedRespons
         .local
         .programs
         .send(target.program, call.proto, request, &call.local.metrics);
-    // It may be revoked before its answer begins.
+    // The permit may be revoked before the response starts.
     let sent = open_permit.hold(std::pin::pin!(sent)).await;
     let (response, held) =
         sent.map_err(|denial| attribute_upstream_error(denial, flow.as_deref()))?;
     answer(call, response, Some(held), asked, Some(open_permit))
 }
 
-/// What the program learns of its caller, in headers that nobody else can set.
+/// Sets the headers that identify the caller to the program; only Merlon can set them.
 fn tell_program(headers: &mut HeaderMap, peer: &Peer, call: &Call) {
     if let Some(caller) = &peer.caller {
         headers.insert(CALLER, caller.clone());

@@ -1,4 +1,5 @@
-//! Whom we connect to: the program beside us, and other proxies. Pools are a worker's own: no request crosses threads.
+//! Connections to the local program, other proxies and external hosts. Each worker has its own pools: no request
+//! crosses threads.
 
 pub(crate) mod body;
 pub(crate) mod dial;
@@ -9,20 +10,20 @@ pub(crate) mod mesh;
 pub(crate) mod program;
 pub(crate) mod route;
 
-/// What goes back to its pool when an answer has passed.
+/// What a response returns to its pool when it has passed.
 #[derive(Debug)]
 pub(crate) enum Returned {
-    /// An HTTP/1 connection, idle again.
+    /// An HTTP/1 connection.
     Http1(http1::PooledConnection),
-    /// A place among an HTTP/2 connection's streams.
+    /// One stream of an HTTP/2 connection.
     H2(#[expect(dead_code, reason = "held for what its drop does")] h2::Lease),
 }
 
 impl Returned {
-    /// Its state is unknown: it must not be used again.
-    pub(crate) fn spoil(&mut self) {
+    /// Prevents reuse, because the connection's state is unknown.
+    pub(crate) fn discard(&mut self) {
         if let Self::Http1(borrowed) = self {
-            borrowed.spoil();
+            borrowed.discard();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Serving HTTP on a connection, the same way in every direction: strict in front, limits inside, a drain at the end.
+//! Serves HTTP on a connection, the same way in every direction: with the guard, limits and a graceful drain.
 
 use std::{cell::Cell, convert::Infallible, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 
@@ -32,14 +32,14 @@ use crate::{
 };
 
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Handshakes that one worker has in hand at once.
+/// Maximum number of concurrent handshakes per worker.
 const HANDSHAKES: usize = 512;
-/// How long a connection may be silent between requests, and before the first.
+/// Maximum idle time between requests, and before the first.
 const IDLE: Duration = Duration::from_secs(60);
 /// The first bytes of HTTP/2 (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Accepts TLS as a server, within its time.
+/// Accepts TLS as a server, within the time limit.
 pub(crate) async fn handshake(
     local: &Rc<WorkerContext>,
     direction: Direction,
@@ -60,7 +60,7 @@ pub(crate) async fn handshake(
     stream
 }
 
-/// A stream with the bytes that were read from it to see what it speaks.
+/// A stream with the bytes that were read from it to detect the protocol.
 #[derive(Debug)]
 pub(crate) struct Stream<T> {
     inner: T,
@@ -68,7 +68,7 @@ pub(crate) struct Stream<T> {
 }
 
 impl<T> Stream<T> {
-    /// One that was not looked into.
+    /// A stream whose protocol is already known.
     pub(crate) fn mesh(inner: T) -> Self {
         Self {
             inner,
@@ -78,7 +78,7 @@ impl<T> Stream<T> {
 }
 
 impl<T: AsyncRead + Unpin> Stream<T> {
-    /// Reads as far as is needed to tell HTTP/2 from HTTP/1. None: nothing came in time.
+    /// Reads as much as is needed to distinguish HTTP/2 from HTTP/1. `None` when nothing arrives in time.
     async fn sniff(inner: T) -> Option<(Self, bool)> {
         let mut this = Self {
             inner,
@@ -94,7 +94,7 @@ impl<T: AsyncRead + Unpin> Stream<T> {
             if !PREFACE.starts_with(&self.begun) {
                 return Some(false);
             }
-            // `PRI ` is no method that we would serve in HTTP/1.
+            // `PRI` is not a method that is served over HTTP/1.
             if self.begun.len() >= PREFACE.len() {
                 return Some(true);
             }
@@ -109,7 +109,7 @@ impl<T: AsyncRead + Unpin> Stream<T> {
     }
 }
 
-/// What answers a request; the denial is what the bytes of the request already came to.
+/// A request handler. The denial is set when the guard already refused the request.
 pub(crate) trait Serve<P>:
     Fn(Rc<P>, Request<Incoming>, Option<Denial>) -> Self::Answer + Clone + 'static
 {
@@ -124,7 +124,7 @@ where
     type Answer = A;
 }
 
-/// HTTP on a connection without TLS: either version, told by its first bytes.
+/// Serves HTTP on a connection without TLS; the first bytes determine the version.
 pub(crate) async fn serve_plain<S: Serve<Peer>>(
     local: &Rc<WorkerContext>,
     stream: TcpStream,
@@ -141,7 +141,7 @@ pub(crate) async fn serve_plain<S: Serve<Peer>>(
     }
 }
 
-/// HTTP/2.
+/// Serves HTTP/2.
 pub(crate) async fn serve_h2<T, S>(
     local: &Rc<WorkerContext>,
     stream: Stream<T>,
@@ -170,7 +170,7 @@ pub(crate) async fn serve_h2<T, S>(
     drive(local, connection).await;
 }
 
-/// HTTP/1.1, with the guard in front.
+/// Serves HTTP/1.1, with the guard in front.
 pub(crate) async fn serve_http1<T, S>(
     local: &Rc<WorkerContext>,
     stream: Stream<T>,
@@ -193,7 +193,7 @@ pub(crate) async fn serve_http1<T, S>(
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        // The guard has a shorter one for a head that was begun; this is for silence.
+        // The guard has a shorter limit for a started head; this one is for idle connections.
         .header_read_timeout(IDLE)
         .max_headers(crate::protocol::http1::MAX_FIELDS + 8)
         .serve_connection(TokioIo::new(io), service)
@@ -201,7 +201,7 @@ pub(crate) async fn serve_http1<T, S>(
     drive(local, connection).await;
 }
 
-/// Tells the guard how a request was answered: what follows it is HTTP, or no longer.
+/// Reports the response to the guard: the following bytes are HTTP, or after a switch no longer.
 async fn watch(
     answer: impl Future<Output = Result<Response<ResponseBody>, Infallible>>,
     guard: &Guard,
@@ -216,7 +216,7 @@ async fn watch(
     Ok(response)
 }
 
-/// A connection of hyper's that can be asked to finish.
+/// A hyper connection that can shut down gracefully.
 trait Drains: Future {
     fn drain(self: Pin<&mut Self>);
 }
@@ -248,7 +248,7 @@ where
     }
 }
 
-/// Runs a connection to its end; once the drain begins, to the end of what is open on it.
+/// Runs a connection to its end; once the drain starts, to the end of its open requests.
 async fn drive<E: std::fmt::Display>(
     local: &Rc<WorkerContext>,
     connection: impl Drains<Output = Result<(), E>>,

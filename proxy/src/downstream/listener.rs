@@ -1,4 +1,4 @@
-//! Accepting connections: bounded, and never given up.
+//! The accept loop: bounded, and resilient to errors.
 
 use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 
@@ -7,12 +7,12 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::request::local::WorkerContext;
 
-/// Connections that one worker keeps open; more are closed at once.
+/// Maximum number of open connections per worker; more are closed at once.
 const CONNECTIONS: usize = 10_000;
-/// How long accepting pauses when the system is short of something (files, memory).
+/// How long accepting pauses when the system lacks descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Accepts until the drain begins, and gives each connection to a task of its own.
+/// Accepts until the drain starts, with a task for each connection.
 pub(crate) async fn serve<F>(
     local: &Rc<WorkerContext>,
     listener: &TcpListener,
@@ -40,7 +40,7 @@ pub(crate) async fn serve<F>(
                 });
             }
             Err(error) => {
-                // One client's reset concerns nobody else; everything else may pass.
+                // A reset concerns only one client; all other errors may be temporary.
                 local.metrics.accept_errors.inc();
                 if error.kind() != io::ErrorKind::ConnectionAborted {
                     tracing::warn!(%error, "accept.failed");
@@ -51,7 +51,7 @@ pub(crate) async fn serve<F>(
     }
 }
 
-/// Small requests go out at once, and a peer that vanished is found out.
+/// Sends small requests without delay, and detects vanished peers.
 fn prepare(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     let keepalive = TcpKeepalive::new()

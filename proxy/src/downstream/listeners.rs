@@ -1,4 +1,4 @@
-//! The listeners that the snapshot asks for: opened, closed and tried again in each worker, and told of by `/ready`.
+//! The listeners of the snapshot: opened, closed and retried in each worker, and reported by `/ready`.
 
 use std::{io, rc::Rc, time::Duration};
 
@@ -11,26 +11,26 @@ use crate::{
     state::{readiness::Unready, snapshot::Snapshot},
 };
 
-/// How long until an address that could not be had is tried again.
+/// The back-off before an address that could not be bound is tried again.
 const FIRST: Duration = Duration::from_millis(100);
 const MOST: Duration = Duration::from_secs(5);
 
 /// A listener as the snapshot describes it.
 pub(crate) trait Wanted: Clone + PartialEq {
-    /// What holds for all of its kind, in `/ready` until the first are open.
+    /// The name of this kind of listener in `/ready`, until the first are open.
     const KIND: &'static str;
 
-    /// All that the snapshot asks for.
+    /// All listeners of the snapshot.
     fn all(snapshot: &Snapshot) -> &[Self];
 
-    /// Its name and address, for people.
+    /// Its name and address, for messages.
     fn name(&self) -> String;
 
-    /// Opens it. The error says what is wrong, and what to do about it.
+    /// Opens it. The error contains the problem and how to fix it.
     fn open(&self, local: &Rc<WorkerContext>) -> Result<JoinHandle<()>, String>;
 }
 
-/// Opens and closes listeners as the snapshot changes, and tries again what could not be opened.
+/// Opens and closes listeners as the snapshot changes, and retries those that could not be opened.
 pub(crate) async fn keep<W: Wanted>(local: Rc<WorkerContext>) {
     let mut changes = local.shared.snapshot.watch();
     let mut open: Vec<(W, JoinHandle<()>)> = Vec::new();
@@ -49,7 +49,7 @@ pub(crate) async fn keep<W: Wanted>(local: Rc<WorkerContext>) {
             }
             keep
         });
-        // An aborted listener's socket closes when its task is next polled: before that its address is not free.
+        // An aborted listener's socket closes when its task is next polled; before that its address is in use.
         tokio::task::yield_now().await;
         let before = std::mem::take(&mut failed);
         for listener in wanted {
@@ -89,12 +89,12 @@ pub(crate) async fn keep<W: Wanted>(local: Rc<WorkerContext>) {
     }
 }
 
-/// Under which name `/ready` knows that a worker has not come to open its listeners yet.
+/// The name in `/ready` of a worker that has not opened its listeners yet.
 pub(crate) fn unopened(worker: usize, kind: &str) -> String {
     format!("worker {worker}: {kind}")
 }
 
-/// This worker's socket of an address, with what keeps the address.
+/// Opens this worker's socket on an address, and claims the address.
 pub(crate) fn socket(
     local: &WorkerContext,
     address: std::net::SocketAddr,

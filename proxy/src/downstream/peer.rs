@@ -21,29 +21,29 @@ use crate::{
     upstream::route::ServicePort,
 };
 
-/// Who is at the other end of a connection, and what it was found to mean.
+/// The peer of a connection and its resolved targets.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) local: Rc<WorkerContext>,
     pub(crate) direction: Direction,
     pub(crate) address: SocketAddr,
-    /// The port of our own listener.
+    /// The port of the proxy's own listener.
     pub(crate) own_port: Option<u16>,
     pub(crate) principal: Principal,
     /// The SPIFFE ID, for the log.
     pub(crate) id: Option<Rc<str>>,
     /// The SPIFFE ID, for the program.
     pub(crate) caller: Option<HeaderValue>,
-    /// The name that a TLS client asked for.
+    /// The SNI of a TLS client.
     pub(crate) server_name: Option<Box<str>>,
-    /// Its TLS, if it has any.
+    /// The properties of its TLS connection, if it uses TLS.
     pub(crate) session: Option<Rc<Session>>,
-    /// For a connection that leads to one port of a Service.
+    /// The port of a Service that the connection is bound to.
     pub(crate) service_port: Option<ServicePort>,
-    /// The program's port that was called, by somebody who says nothing of Services.
+    /// The program's port that a client without claims called.
     pub(crate) program_port: Option<u16>,
-    /// The program's port that was dialled, where the network's rules led the connection here. Whatever a caller claims
-    /// to mean has to be there: what lets somebody dial one port, such as a NetworkPolicy, lets nobody reach another.
+    /// The program's port that was dialled, if the connection was redirected. The service that a caller claims must
+    /// listen on it: a NetworkPolicy that allows one port must not open another.
     pub(crate) dialled: Option<u16>,
     pub(crate) targets: RefCell<Targets>,
 }
@@ -76,17 +76,17 @@ impl Peer {
         }
     }
 
-    /// Whether a verified mesh identity is at the other end: it is told the policy that refused it.
+    /// Whether the peer has a verified mesh identity. Only then refusals name the policy.
     pub(crate) fn is_meshed(&self) -> bool {
         matches!(self.principal, Principal::Workload(_))
     }
 }
 
 impl Peer {
-    /// Whether a target is where the caller connected to.
+    /// Checks that a target listens on the port that the caller dialled.
     ///
     /// # Errors
-    /// [`Denial::NoRoute`]: it is at another port.
+    /// [`Denial::NoRoute`] when it listens on another port.
     pub(crate) fn dials(&self, target: &Target) -> Result<(), Denial> {
         match self.dialled {
             Some(port) if port != target.program.port() => Err(Denial::NoRoute(
@@ -96,7 +96,7 @@ impl Peer {
         }
     }
 
-    /// The call that a request of this peer begins. `exchange` keeps the snapshot that decides on it.
+    /// Creates the call for a request of this peer. `exchange` keeps the snapshot that decides on it.
     pub(crate) fn call(
         &self,
         mut exchange: Box<Exchange>,
@@ -129,7 +129,7 @@ impl Peer {
         }
     }
 
-    /// Whether an edge of the mesh is at the other end.
+    /// Whether the peer is a gateway of the mesh.
     pub(crate) fn is_gateway(&self) -> bool {
         let Principal::Workload(id) = &self.principal else {
             return false;

@@ -1,4 +1,4 @@
-//! Whatever happens to a request, there is an answer and a line in the log.
+//! Guarantees a response and a log line for every request.
 
 use std::convert::Infallible;
 
@@ -16,18 +16,18 @@ use crate::{
     request::{exchange::Exchange, response_body::ResponseBody},
 };
 
-/// A request that goes no further, and what is known of it.
+/// The denial of a refused request, and its exchange.
 pub(crate) type Refused = (Denial, Box<Exchange>);
 
-/// Runs `path` for a request, and turns what it refuses, or a panic in it, into an answer. `broken` is what the bytes
-/// of the request already came to.
+/// Runs `path` for a request, and turns a denial or a panic into a response. `broken` is the denial when the guard
+/// already refused the request.
 pub(crate) async fn contained(
     peer: &Peer,
     request: Request<Incoming>,
     broken: Option<Denial>,
     path: impl AsyncFnOnce(Request<Incoming>, Box<Exchange>) -> Result<Response<ResponseBody>, Refused>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    // What an answer needs of a request that may be gone by then.
+    // The response needs these, and the request may be consumed by then.
     let version = request.version();
     let grpc = is_grpc(request.headers());
     let begin = || {
@@ -41,7 +41,7 @@ pub(crate) async fn contained(
     };
     let outcome = match broken {
         Some(denial) => Err((denial, begin())),
-        // The panic hook has told where; this request ends, the proxy goes on.
+        // The panic hook has logged it; only this request ends.
         None => {
             let mut exchange = begin();
             exchange.heard(request.method(), request.uri());
@@ -57,7 +57,7 @@ pub(crate) async fn contained(
     })
 }
 
-/// The only place where a denial becomes an answer.
+/// Turns a denial into a response. Nothing else does.
 fn refuse(
     denial: Denial,
     mut exchange: Box<Exchange>,

@@ -1,5 +1,5 @@
-//! What a gateway's listeners prove themselves with: certificates that were pushed, or files that are read again when
-//! they change. Which of a port's certificates a client gets, the name decides that it asks for.
+//! Certificates of the gateway's listeners: pushed by the control plane, or read from files and reloaded when they
+//! change. The client's SNI selects the certificate of a port.
 
 use std::{
     path::Path,
@@ -19,7 +19,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use super::routes;
 use crate::state::{gateway_ports::Files, shared::Shared};
 
-/// How often certificate files are looked at.
+/// How often certificate files are checked for changes.
 const LOOK: Duration = Duration::from_secs(5);
 
 impl Files {
@@ -76,7 +76,7 @@ impl Chooser {
     /// TLS 1.2 and 1.3 at the edge; HTTP/2 first.
     ///
     /// # Errors
-    /// None that a user could cause.
+    /// Only internal errors of the TLS library.
     pub(crate) fn config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, String> {
         let mut config = ServerConfig::builder_with_provider(Arc::clone(provider()))
             .with_safe_default_protocol_versions()
@@ -87,7 +87,7 @@ impl Chooser {
         Ok(Arc::new(config))
     }
 
-    /// Takes changed files over; broken ones change nothing.
+    /// Reloads changed files. With invalid files the old certificate stays in use.
     pub(crate) async fn follow(&self) {
         let mut known = Vec::new();
         for (files, _) in &self.files {

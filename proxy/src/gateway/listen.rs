@@ -1,4 +1,4 @@
-//! The ports of a Gateway, opened and closed as its state changes. Listeners that differ in host alone share one.
+//! The ports of a Gateway, opened and closed as its state changes. Listeners that differ only in the host share a port.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -25,7 +25,7 @@ use crate::{
     telemetry::metrics::{Direction, Transport},
 };
 
-/// Where the Gateway says.
+/// The ports of the Gateway.
 impl Wanted for Port {
     const KIND: &'static str = "listeners of the gateway";
 
@@ -49,7 +49,7 @@ impl Wanted for Port {
         let (socket, part) = listeners::socket(local, address, &self.name())?;
         let local = Rc::clone(local);
         Ok(tokio::task::spawn_local(async move {
-            // Dropped in the order of their making turned round: the address is let go of after its socket.
+            // Dropped in reverse order of declaration: the address is released after its socket is closed.
             let (_part, socket) = (part, socket);
             let config = tls.as_ref().map(|(config, _)| Arc::clone(config));
             let serve = |local, stream, address| accept(local, stream, address, config.clone());

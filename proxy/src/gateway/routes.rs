@@ -1,4 +1,4 @@
-//! Which route of a Gateway a request takes: by the precedence of Gateway API, not in writing order.
+//! Selects the route of a request by the precedence rules of Gateway API.
 
 use http::HeaderMap;
 use merlon_config::{
@@ -7,7 +7,7 @@ use merlon_config::{
     snapshot::{GatewayRoute, GatewayState},
 };
 
-/// What routes look at.
+/// The properties of a request that routes match on.
 #[derive(Debug)]
 pub(crate) struct RouteQuery<'a> {
     /// Lower case, without port.
@@ -18,7 +18,7 @@ pub(crate) struct RouteQuery<'a> {
     pub(crate) headers: &'a HeaderMap,
 }
 
-/// A rule that fits.
+/// A matching rule.
 #[derive(Debug)]
 pub(crate) struct Matched<'g> {
     route: &'g GatewayRoute,
@@ -32,8 +32,8 @@ pub(crate) struct Backend {
     pub(crate) port: u16,
 }
 
-/// How well something fits; the greater goes first. Host, then path, then method, then headers; between equals the
-/// route that is first, and in it the rule that is first.
+/// The precedence of a match; the greatest wins. Host, then path, then method, then headers; of equal matches the
+/// first rule of the first route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Fit {
     exact_host: bool,
@@ -44,7 +44,7 @@ struct Fit {
     headers: usize,
 }
 
-/// The listener at `port` whose host fits best: the longest one. Without a name only one that is for every host does.
+/// The listener on `port` with the most specific matching host. Without a name, only a listener for every host matches.
 pub(crate) fn listener<'g>(
     gateway: &'g GatewayState,
     port: Option<u16>,
@@ -61,7 +61,7 @@ pub(crate) fn listener<'g>(
     fitting.max_by_key(|(fit, _)| *fit).map(|(_, one)| one)
 }
 
-/// The rule that fits best, of the routes that belong to the listener that was asked.
+/// The best matching rule of the routes that are attached to `listener`.
 pub(crate) fn find<'g>(
     gateway: &'g GatewayState,
     listener: &GatewayListener,
@@ -129,7 +129,7 @@ fn route_host(route: &GatewayRoute, host: &str) -> Option<(bool, usize)> {
         .max()
 }
 
-/// Whether a host name fits, exactly or by `*.`, which stands for one or more labels.
+/// Matches a host name, exactly or by `*.`, which stands for one or more labels.
 fn host_fit(pattern: &str, host: &str) -> Option<(bool, usize)> {
     match pattern.strip_prefix('*') {
         Some(suffix) => {
@@ -156,9 +156,9 @@ fn match_fit(one: &HttpRouteMatch, asked: &RouteQuery<'_>) -> Option<Fit> {
             PathMatchType::PathPrefix => {
                 let prefix = path.value.strip_suffix('/').unwrap_or(&path.value);
                 let rest = asked.path.strip_prefix(prefix)?;
-                // Whole segments: `/a` is no prefix of `/ab`.
+                // Prefixes match whole segments: `/a` is not a prefix of `/ab`.
                 let fits = rest.is_empty() || rest.starts_with('/');
-                // `/a/` is the same prefix as `/a`: who writes one takes nothing from who wrote the other.
+                // `/a/` is the same prefix as `/a`, with the same precedence.
                 fits.then_some((false, prefix.len().max(1)))?
             }
         },
@@ -172,7 +172,7 @@ fn match_fit(one: &HttpRouteMatch, asked: &RouteQuery<'_>) -> Option<Fit> {
     }
     let fits = one.headers.iter().all(|wanted| {
         let mut values = asked.headers.get_all(wanted.name.as_str()).iter();
-        // Several values could be read as one or the other: none of them fits.
+        // Several values are ambiguous, so they do not match.
         values
             .next()
             .is_some_and(|value| value.as_bytes() == wanted.value.as_bytes())
@@ -189,7 +189,7 @@ fn match_fit(one: &HttpRouteMatch, asked: &RouteQuery<'_>) -> Option<Fit> {
 }
 
 impl Matched<'_> {
-    /// One of the rule's backends, by weight; `random` decides. None: the rule leads nowhere.
+    /// Selects one of the rule's backends by weight; `random` decides. `None` when the rule has no backend.
     pub(crate) fn backend(&self, random: u64) -> Option<Backend> {
         let total: u64 = self
             .rule
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_path_wins_whatever_the_order() {
+    fn the_longest_path_wins_regardless_of_order() {
         let path = |kind: &str, value: &str| serde_json::json!([{ "path": { "type": kind, "value": value } }]);
         let gateway = gateway(&serde_json::json!([route(
             "shop/a",
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_routes_that_fit_equally_well_the_first_takes_it_however_its_prefix_is_written() {
+    fn of_two_equal_matches_the_first_route_wins_with_and_without_a_trailing_slash() {
         let path =
             |value: &str| serde_json::json!([{ "path": { "type": "PathPrefix", "value": value } }]);
         for (first, second) in [("/a", "/a/"), ("/a/", "/a"), ("/", "/"), ("/a", "/a")] {
@@ -332,7 +332,7 @@ mod tests {
             let to = to(&gateway, "x", "GET", "/a/b");
             assert_eq!(to.as_deref(), Some("shop/first"), "{first} {second}");
         }
-        // A rule without a match is one of the prefix `/`.
+        // A rule without matches has the prefix `/`.
         let gateway = gateway(&serde_json::json!([
             route("shop/z", &[], [rule(serde_json::json!([]), "first")]),
             route("shop/a", &[], [rule(path("/"), "second")]),
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exact_host_beats_a_wildcard_and_a_wildcard_is_never_the_bare_domain() {
+    fn an_exact_host_beats_a_wildcard_and_a_wildcard_does_not_match_the_bare_domain() {
         let any = || vec![rule(serde_json::json!([]), "any")];
         let one = || vec![rule(serde_json::json!([]), "one")];
         let gateway = gateway(&serde_json::json!([
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_listeners_at_a_port_the_one_for_the_host_answers_and_only_with_its_own_routes() {
+    fn the_listener_for_the_host_serves_only_its_own_routes() {
         let to_section = |section: &str, to: &str| {
             serde_json::json!({ "name": format!("shop/{to}"), "spec": {
                 "parentRefs": [{ "name": "main", "namespace": "edge", "sectionName": section }],
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_share_out_and_nothing_goes_to_weight_nought() {
+    fn backends_are_selected_by_weight_and_never_with_weight_zero() {
         let gateway = gateway(&serde_json::json!([route(
             "shop/a",
             &[],

@@ -1,4 +1,4 @@
-//! Redirected connections to the own program.
+//! Redirected connections to the local program.
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
@@ -15,13 +15,14 @@ use crate::{
     telemetry::metrics::Direction,
 };
 
-/// Until the first byte of a caller that may be in plain. Who waits for the server to speak is not.
+/// How long to wait for the first byte when plain text is allowed. After it, a connection to a port of opaque TCP
+/// counts as plain text in which the server speaks first; any other is closed.
 pub(crate) const FIRST_BYTE: Duration = Duration::from_secs(5);
 
 /// The first byte of a TLS record that carries a handshake (RFC 8446 §5.1).
 pub(crate) const HANDSHAKE: u8 = 22;
 
-/// A connection to this workload, from another proxy or, where that is permitted, from somebody in plain.
+/// Serves a connection to this workload, from another proxy or, in a permissive namespace, from a client in plain text.
 pub(crate) async fn accept(local: Rc<WorkerContext>, stream: TcpStream, address: SocketAddr) {
     let permissive = {
         let current = local.current();
@@ -45,13 +46,13 @@ pub(crate) async fn accept(local: Rc<WorkerContext>, stream: TcpStream, address:
             inbound::handle_redirected(local, stream, address, Some(port)).await;
         }
         Ok(Ok(1)) => plain(&local, stream, address, port).await,
-        // A server's turn to speak, as with PostgreSQL before TLS or MySQL.
+        // In protocols such as MySQL the server speaks first.
         Err(_) if speaks_first => plain(&local, stream, address, port).await,
         _ => {}
     }
 }
 
-/// Somebody without mutual TLS, under the same policies as anyone, as `Anonymous`.
+/// Serves a client without mutual TLS, as `Anonymous` under the same policies.
 pub(crate) async fn plain(
     local: &Rc<WorkerContext>,
     stream: TcpStream,

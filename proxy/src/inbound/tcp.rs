@@ -1,4 +1,4 @@
-//! Opaque bytes to the own program.
+//! Opaque TCP to the local program.
 
 use std::{
     rc::Rc,
@@ -36,10 +36,10 @@ use crate::{
     upstream::dial,
 };
 
-/// How long the preamble may take to come.
+/// Maximum time to receive the preamble.
 pub(crate) const PREAMBLE: Duration = Duration::from_secs(5);
 
-/// A tunnel from another proxy.
+/// Serves a tunnel from another proxy.
 pub(crate) async fn accept(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
     let local = &peer.local;
     let _open = Open::new(local, Direction::Inbound, Transport::MeshTcp);
@@ -70,7 +70,7 @@ pub(crate) async fn accept(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
     }
 }
 
-/// A connection in plain to a port of opaque bytes, from somebody who may be `Anonymous`.
+/// Serves a plain-text connection to a port of opaque TCP, as `Anonymous`.
 pub(crate) async fn plain(peer: &Rc<Peer>, stream: TcpStream, service: ServiceName, port: u16) {
     let local = &peer.local;
     let _open = Open::new(local, Direction::Inbound, Transport::Plain);
@@ -98,7 +98,7 @@ pub(crate) async fn plain(peer: &Rc<Peer>, stream: TcpStream, service: ServiceNa
     }
 }
 
-/// The same checks as a request's, as far as opaque bytes have what they ask for.
+/// The checks of a request that apply to opaque TCP.
 pub(crate) fn admit(
     peer: &Peer,
     claim: &Claim,
@@ -162,7 +162,7 @@ pub(crate) fn admit(
         asked: None,
         outcome: match &decision {
             Decision::Permit(permit) => Outcome::permitted(permit.policy()),
-            // The refusal that follows tells it.
+            // The refusal is recorded when the connection is closed.
             Decision::Deny(_) => Outcome::default(),
         },
     });

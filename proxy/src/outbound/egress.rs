@@ -1,4 +1,4 @@
-//! Calls to hosts that no resource names: passed on as they are and recorded, or refused; never to a meshed workload.
+//! Calls to hosts that no resource names: forwarded unchanged and recorded, or refused; never to a meshed workload.
 
 use std::net::SocketAddr;
 
@@ -17,10 +17,10 @@ use crate::{
     },
 };
 
-/// Passes a request on to the outside, when the mesh lets it.
+/// Forwards a request to an external host, if the mesh allows it.
 ///
 /// # Errors
-/// [`Denial::Egress`], or what went wrong upstream.
+/// [`Denial::Egress`], or the failure of the upstream.
 pub(crate) async fn pass(
     call: &mut Call,
     host: &str,
@@ -40,7 +40,7 @@ pub(crate) async fn pass(
         .first()
         .map(|ip| SocketAddr::new(*ip, port))
         .ok_or(Upstream::Dns)?;
-    // What is meshed is reached by its name and with proof, or not at all; our own listeners would only loop.
+    // Meshed workloads are reached only by name and over mesh TLS; a call to the proxy's own listener would loop.
     let meshed = snapshot
         .destinations
         .values()

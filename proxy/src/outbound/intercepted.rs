@@ -1,7 +1,7 @@
-//! Connections that the network's rules led here instead of where their program original_dst them to go.
+//! Connections of the local program that the interception rules redirected to the proxy.
 //!
-//! The kernel remembers where that was (`SO_ORIGINAL_DST`), and the control plane knows what is there. The address
-//! decides, and nothing that the program says: a `Host` of another service does not lead there.
+//! The kernel keeps the original destination (`SO_ORIGINAL_DST`), and the control plane knows what is there. The
+//! address decides, not the request: a `Host` header that names another service has no effect.
 
 use std::{net::SocketAddr, rc::Rc};
 
@@ -19,7 +19,7 @@ use crate::{
     upstream::{dial, route::ServicePort},
 };
 
-/// A connection of the own program to anywhere.
+/// Serves a connection of the local program to any destination.
 pub(crate) async fn accept(local: Rc<WorkerContext>, stream: TcpStream, address: SocketAddr) {
     let Some(original_dst) = original_dst(&stream) else {
         tracing::debug!(%address, "downstream.not_intercepted");
@@ -62,8 +62,8 @@ pub(crate) async fn accept(local: Rc<WorkerContext>, stream: TcpStream, address:
     }
 }
 
-/// What is at an address, asked for when it is called for the first time. Nobody counts as outside of whom that is not
-/// known.
+/// Looks up an address, at the control plane if it is not in the snapshot. Connections to an unknown address are
+/// refused; it is never treated as external.
 async fn lookup_address(
     local: &WorkerContext,
     address: SocketAddr,
@@ -79,7 +79,7 @@ async fn lookup_address(
     })
 }
 
-/// Passes a connection on as it is, where the mesh lets it.
+/// Forwards a connection unchanged, if the mesh allows it.
 async fn outside(
     local: &Rc<WorkerContext>,
     stream: TcpStream,

@@ -1,4 +1,4 @@
-//! Whom a program means by the host it names.
+//! Resolves the host of a request to a destination.
 
 use std::{rc::Rc, sync::Arc};
 
@@ -27,7 +27,7 @@ pub(crate) enum Resolution {
     Outside { host: String, port: u16 },
 }
 
-/// What else is called by a call to one workload's own address, as it is known now: a connection may be older.
+/// The other Services on a workload's address that was called, from the current snapshot: the connection may be older.
 fn also(snapshot: &Snapshot, service_port: &ServicePort) -> Vec<ServiceName> {
     let called = service_port
         .called
@@ -46,11 +46,11 @@ fn also(snapshot: &Snapshot, service_port: &ServicePort) -> Vec<ServiceName> {
     }
 }
 
-/// Finds out where a request of the own program goes.
+/// Resolves the destination of a request from the local program.
 ///
 /// # Errors
-/// [`Denial::NoRoute`] for a name of the mesh that nothing has, [`Denial::Unconfigured`] or [`Denial::Unasked`] when
-/// nobody can tell.
+/// [`Denial::NoRoute`] for a mesh name without a service, [`Denial::Unconfigured`] or [`Denial::Unasked`] when the
+/// lookup is not possible.
 pub(crate) async fn resolve(peer: &Peer, call: &Call) -> Result<Resolution, Denial> {
     let local = &peer.local;
     let snapshot = call.current.snapshot().ok_or(Denial::Unconfigured)?;
@@ -92,7 +92,7 @@ pub(crate) async fn resolve(peer: &Peer, call: &Call) -> Result<Resolution, Deni
     let destination = match name {
         Some(name) => match destination(local, &name).await {
             Ok(destination) => Some(destination),
-            // `example.com` could have been the service `example` of the namespace `com`.
+            // `example.com` could be the service `example` in the namespace `com`.
             Err(Denial::NoRoute(_)) if !certain => None,
             Err(denial) => return Err(denial),
         },
@@ -106,18 +106,18 @@ pub(crate) async fn resolve(peer: &Peer, call: &Call) -> Result<Resolution, Deni
         });
     };
     let route = Rc::new(Route::to(destination, port)?);
-    // Remembered for the snapshot that holds it now, which may be newer than the one this request began with.
+    // Cached only if the snapshot is still the one that this request started with.
     if local.current().generation == call.current.generation {
         local.names.remember(key, &route);
     }
     Ok(Resolution::Mesh(route))
 }
 
-/// A destination of the mesh, asked for when it is used for the first time.
+/// A destination of the mesh, from the snapshot or, on first use, from the control plane.
 ///
 /// # Errors
-/// [`Denial::NoRoute`] when there is none of this name, [`Denial::Unconfigured`] or [`Denial::Unasked`] when nobody can
-/// tell.
+/// [`Denial::NoRoute`] when no service has this name, [`Denial::Unconfigured`] or [`Denial::Unasked`] when the lookup
+/// is not possible.
 pub(crate) async fn destination(
     local: &WorkerContext,
     name: &ServiceName,
@@ -138,7 +138,7 @@ pub(crate) async fn destination(
         })
 }
 
-/// The destination of a connection to one port of a Service. Of a workload that was called at its own address, that
+/// The destination of a connection to one port of a Service. If a workload was called at its own address, it is that
 /// workload alone.
 ///
 /// # Errors

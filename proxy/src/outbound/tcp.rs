@@ -1,7 +1,7 @@
-//! Opaque bytes: a tunnel from a local address through mutual TLS to the program that is meant.
+//! Opaque TCP: a tunnel from a local address through mutual TLS to the destination program.
 //!
-//! On the wire a tunnel is ALPN `merlon-tcp/1`, a length in two bytes, and a [`Claim`] as text; then both directions
-//! are the program's own, each ended by itself.
+//! On the wire a tunnel is ALPN `merlon-tcp/1`, a length in two bytes, and a [`Claim`] as text. Then both directions
+//! carry the program's bytes, and each ends on its own.
 
 use std::{net::SocketAddr, rc::Rc};
 
@@ -33,7 +33,7 @@ use crate::{
     upstream::{dial, route::ServicePort},
 };
 
-/// Where the workload's `outbound` says.
+/// The listeners of the workload's `outbound` list.
 impl Wanted for OutboundListener {
     const KIND: &'static str = "listeners of the workload";
 
@@ -52,7 +52,7 @@ impl Wanted for OutboundListener {
         let (socket, part) = listeners::socket(local, self.listen, &self.name())?;
         let (local, to) = (Rc::clone(local), Rc::new(self.clone()));
         Ok(tokio::task::spawn_local(async move {
-            // Dropped in the order of their making turned round: the address is let go of after its socket.
+            // Dropped in reverse order of declaration: the address is released after its socket is closed.
             let (_part, socket) = (part, socket);
             let connection =
                 |local, stream, address| outbound(local, stream, address, Rc::clone(&to));
@@ -61,7 +61,7 @@ impl Wanted for OutboundListener {
     }
 }
 
-/// A connection of the own program to a local address that leads to one port of a Service.
+/// Serves a connection of the local program to a local address that maps to one port of a Service.
 async fn outbound(
     local: Rc<WorkerContext>,
     stream: TcpStream,
@@ -81,7 +81,7 @@ async fn outbound(
     forward_to(&local, stream, address, service_port, exchange).await;
 }
 
-/// Leads a connection of the own program to one port of a Service, as requests or as bytes.
+/// Forwards a connection of the local program to one port of a Service, as HTTP or as opaque TCP.
 pub(crate) async fn forward_to(
     local: &Rc<WorkerContext>,
     stream: TcpStream,

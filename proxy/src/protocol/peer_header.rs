@@ -88,8 +88,8 @@ impl std::fmt::Display for Claim {
 /// The positive answer to a question: the checks of the head permit the request.
 pub(crate) const CONTINUE: http::HeaderName = http::HeaderName::from_static("merlon-continue");
 
-/// On a refusal to another proxy: connecting to the program failed, so the request was not processed, and it
-/// may be sent to another endpoint, regardless of its method.
+/// On a refusal to another proxy: connecting to the program failed, so the request was not processed, and it may be
+/// sent to another endpoint, regardless of its method.
 pub(crate) const UNSERVED: http::HeaderName = http::HeaderName::from_static("merlon-unserved");
 
 /// Turns a claim into a question: would this request be permitted, with a body of this length (if known) to follow

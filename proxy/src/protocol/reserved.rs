@@ -1,7 +1,7 @@
 //! Names of headers that only Merlon may set, as bytes.
 
-/// Whether a header tells a program who the caller is, where the request comes from or what it is for, so that only a
-/// Merlon proxy may set it.
+/// Whether a header informs a program about who the caller is, where the request comes from or what it is for, so that
+/// only a Merlon proxy may set it.
 ///
 /// All bytes other than letters and digits are equivalent: CGI-style servers turn them all into `_`.
 pub(crate) fn is_ours(name: &[u8]) -> bool {

@@ -21,7 +21,7 @@ pub(crate) struct Copied {
     pub(crate) sent: u64,
 }
 
-/// Copies in both directions until each has ended on its own, or until the revocation. The flag tells whether both
+/// Copies in both directions until each has ended on its own, or until the revocation. The flag is true when both
 /// ended without error.
 pub(crate) async fn copy_both(
     mut downstream: impl AsyncRead + AsyncWrite + Unpin,

@@ -113,8 +113,8 @@ impl Random {
     /// Seeds the generator from the operating system.
     pub fn seeded() -> Self {
         let mut seed = [0_u8; 8];
-        // Without entropy the address of a local variable is the seed: identifiers may repeat, and nothing else depends on
-        // them.
+        // Without entropy the address of a local variable is the seed: identifiers may repeat, and nothing else depends
+        // on them.
         if aws_lc_rs::rand::fill(&mut seed).is_err() {
             seed = (std::ptr::from_ref(&seed).addr() as u64).to_ne_bytes();
         }

@@ -16,27 +16,28 @@ use crate::{
     upstream::body::{Flow, RequestBody},
 };
 
-/// A request on its way: what is known of it, whatever its stage.
+/// A request and all that is known about it, at every stage.
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) local: Rc<WorkerContext>,
-    /// The one snapshot that everything about this request is decided by.
+    /// The snapshot for all decisions about this request.
     pub(crate) current: Rc<CurrentSnapshot>,
     pub(crate) address: SocketAddr,
     /// The connection's TLS.
     pub(crate) session: Option<Rc<Session>>,
-    /// The port of our own listener.
+    /// The port of the proxy's own listener.
     pub(crate) own_port: Option<u16>,
     pub(crate) now: Timestamp,
     pub(crate) clock: std::time::Instant,
     pub(crate) head: Parts,
     pub(crate) reading: Reading,
     pub(crate) body: Option<Incoming>,
-    /// It is only asked whether it would pass with a body of this length, if that is known.
+    /// Set when the other proxy only asks whether the request would be permitted, with a body of this length (if
+    /// known).
     pub(crate) question: Option<Option<u64>>,
-    /// By its content type: refusals are then gRPC statuses.
+    /// Whether it is gRPC by its content type; refusals are then gRPC statuses.
     pub(crate) grpc: bool,
-    /// What the caller's program speaks.
+    /// The protocol of the caller's program.
     pub(crate) proto: Proto,
     pub(crate) user: Option<Rc<User>>,
     pub(crate) route: RouteMatch,
@@ -65,7 +66,7 @@ impl Call {
         }
     }
 
-    /// The request for the next connection, with the whole head, and the upgrade that it asks for.
+    /// The request for the next connection, with the whole head, and the upgrade that it requests.
     pub(crate) fn outgoing(
         &mut self,
         body: RequestBody,

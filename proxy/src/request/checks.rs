@@ -1,4 +1,4 @@
-//! The checks of the request path, one file each, in the order in which a request meets them.
+//! The checks of the request path, one file each. `inbound.rs` shows their order.
 
 pub(crate) mod address_limit;
 pub(crate) mod authenticate;

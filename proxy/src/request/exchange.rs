@@ -1,4 +1,4 @@
-//! One request from its first byte to its last: what the access log, the metrics and the trace say of it.
+//! One request from its first byte to its last: the data for the access log, the metrics and the trace.
 
 use std::{
     borrow::Cow,
@@ -27,7 +27,7 @@ use crate::{
     upstream::body::Flow,
 };
 
-/// What is known of a request so far. [`Exchange::conclude`] tells it, once.
+/// What is known about a request so far. [`Exchange::conclude`] reports it, once.
 #[derive(Debug)]
 pub(crate) struct Exchange {
     pub(crate) local: Rc<WorkerContext>,
@@ -42,7 +42,7 @@ pub(crate) struct Exchange {
     /// Service and port.
     pub(crate) dst: Option<Rc<str>>,
     pub(crate) protocol: &'static str,
-    /// None where the head could not be read, or there is none.
+    /// `None` when the head could not be read, or for a tunnel.
     method: Option<Method>,
     pub(crate) host: Option<Authority>,
     pub(crate) uri: Uri,
@@ -62,12 +62,12 @@ pub(crate) struct Exchange {
 #[derive(Debug, Clone, Copy)]
 struct Trace {
     trace_id: u128,
-    /// Ours and our caller's, when the trace is recorded here.
+    /// The proxy's span and the caller's, when the trace is sampled here.
     span: Option<(u64, u64)>,
 }
 
 impl Exchange {
-    /// A request begins.
+    /// Starts a request.
     pub(crate) fn begin(
         local: &Rc<WorkerContext>,
         direction: Direction,
@@ -108,13 +108,13 @@ impl Exchange {
         })
     }
 
-    /// Keeps what the line will say of the head. Cheap: nothing of it is copied.
+    /// Keeps method and URI for the log line. Cheap: both are reference-counted.
     pub(crate) fn heard(&mut self, method: &Method, uri: &Uri) {
         self.method = Some(method.clone());
         self.uri = uri.clone();
     }
 
-    /// Takes part in the caller's trace, or begins one; the next hop sees our span as its parent when it is recorded.
+    /// Joins the caller's trace or starts one. When it is sampled, the proxy's span becomes the parent of the next hop.
     pub(crate) fn trace(&mut self, headers: &mut HeaderMap) {
         let given = headers.contains_key(trace_context::TRACEPARENT);
         let context = TraceContext::take(headers, &self.local.random);
@@ -139,17 +139,17 @@ impl Exchange {
         });
     }
 
-    /// So many bytes came from downstream.
+    /// Sets the number of bytes that came from downstream.
     pub(crate) fn received(&mut self, bytes: u64) {
         self.bytes_in = bytes;
     }
 
-    /// It was answered by an upstream.
+    /// Sets the status of an upstream's response.
     pub(crate) fn answered(&mut self, status: u16) {
         self.status = status;
     }
 
-    /// It was refused by us.
+    /// Sets the denial of a request that the proxy refused.
     pub(crate) fn refused(&mut self, denial: Denial) {
         self.status = denial.status().as_u16();
         let decisions = &self.local.shared.decisions;
@@ -157,7 +157,7 @@ impl Exchange {
         self.denial = Some(denial);
     }
 
-    /// What was let through was ended by us: the status stands, for it was sent.
+    /// Sets the denial that ended a permitted request. The status stays, because it was already sent.
     pub(crate) fn ended(&mut self, denial: Denial) {
         self.denial = Some(denial);
     }
@@ -177,13 +177,13 @@ impl Exchange {
         }
     }
 
-    /// It is no request after all, but a connection that carries some.
+    /// Discards the exchange of a connection that turns out to carry requests, which have their own.
     pub(crate) fn forget(mut self: Box<Self>) {
         self.counted = false;
         self.local.metrics.active_requests.add(self.direction, -1);
     }
 
-    /// It is over: its last byte has passed, or somebody broke off.
+    /// Reports the finished request: its last byte has passed, or one side aborted.
     pub(crate) fn conclude(mut self: Box<Self>, aborted: bool) {
         self.tell(aborted);
     }
@@ -300,11 +300,11 @@ impl Exchange {
     }
 }
 
-/// What is remembered of a refused path, in characters.
+/// Maximum length of the recorded path of a refused request, in characters.
 const KEPT_OF_PATH: usize = 1_024;
 
 impl Drop for Exchange {
-    /// A request whose caller went away before it was answered still has its line.
+    /// A request whose caller disconnects before the response is logged too.
     fn drop(&mut self) {
         self.tell(true);
     }

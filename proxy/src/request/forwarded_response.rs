@@ -1,4 +1,4 @@
-//! The response to a request: from an upstream, or a switch of protocols.
+//! The response to a permitted request: from an upstream, or a protocol switch.
 
 use std::rc::Rc;
 
@@ -20,16 +20,16 @@ use crate::{
     upstream::{Returned, body::Flow},
 };
 
-/// An upstream's answer and what goes with it.
+/// An upstream's response, and the tunnel that it starts.
 #[derive(Debug)]
 pub(crate) struct ForwardedResponse {
     pub(crate) response: Response<ResponseBody>,
-    /// A switch of protocols that the upstream agreed to: the tunnel takes the exchange with it.
+    /// A protocol switch that the upstream accepted: the tunnel takes over the exchange.
     pub(crate) switched: Option<Switched>,
 }
 
 impl ForwardedResponse {
-    /// To another proxy that asked: the body may come.
+    /// The answer to another proxy's question: it may send the request with its body.
     pub(crate) fn go_on() -> Self {
         let mut response = Response::new(ResponseBody::ours(Bytes::new()));
         *response.status_mut() = StatusCode::NO_CONTENT;
@@ -41,7 +41,7 @@ impl ForwardedResponse {
         }
     }
 
-    /// From here the request ends with its body or its tunnel.
+    /// Ties the end of the request to the end of its body or tunnel.
     pub(crate) fn conclude(self, call: Call) -> Response<ResponseBody> {
         match self.switched {
             Some(switched) => {
@@ -53,7 +53,7 @@ impl ForwardedResponse {
     }
 }
 
-/// An upstream that broke off because our caller's body did is not at fault.
+/// Attributes an upstream failure to the caller when the caller's body caused it.
 pub(crate) fn attribute_upstream_error(denial: Denial, flow: Option<&Flow>) -> Denial {
     match (denial, flow) {
         (Denial::Upstream(_), Some(flow)) if flow.over().is_some() => {
@@ -64,7 +64,7 @@ pub(crate) fn attribute_upstream_error(denial: Denial, flow: Option<&Flow>) -> D
     }
 }
 
-/// Gives an upstream's answer the form that goes to our caller.
+/// Converts an upstream's response to the response for the caller.
 pub(crate) fn answer(
     call: &mut Call,
     response: Response<Incoming>,
@@ -95,7 +95,7 @@ pub(crate) fn answer(
             }),
         });
     }
-    // A switch that nobody asked for would turn the rest of the connection into something undecided.
+    // An unsolicited switch would let bytes pass that no policy decided on.
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Upstream::Protocol.into());
     }

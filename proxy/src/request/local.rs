@@ -1,4 +1,4 @@
-//! What the requests of one worker share.
+//! The state that all requests of one worker share.
 
 use std::{
     cell::{Cell, RefCell},
@@ -26,7 +26,7 @@ use crate::{
     upstream::{dial, dns::Resolver, mesh::Peers, program::Programs, route::Names},
 };
 
-/// What a worker's requests have in common.
+/// The state that all requests of one worker share.
 #[derive(Debug)]
 pub(crate) struct WorkerContext {
     pub(crate) index: usize,
@@ -50,7 +50,7 @@ pub(crate) struct WorkerContext {
     open: RefCell<Vec<Weak<OpenPermit>>>,
 }
 
-/// The state that a request begins with and keeps to its end.
+/// The snapshot that a request starts with and keeps to its end.
 #[derive(Debug)]
 pub(crate) struct CurrentSnapshot {
     source: Arc<Option<Arc<Snapshot>>>,
@@ -60,12 +60,12 @@ pub(crate) struct CurrentSnapshot {
 }
 
 impl CurrentSnapshot {
-    /// The own SPIFFE ID.
+    /// The workload's own SPIFFE ID.
     pub(crate) fn own(&self) -> Option<Rc<str>> {
         self.own.clone()
     }
 
-    /// None: cold.
+    /// `None` until the first snapshot.
     pub(crate) fn snapshot(&self) -> Option<&Arc<Snapshot>> {
         self.source.as_ref().as_ref()
     }
@@ -109,12 +109,12 @@ impl WorkerContext {
         }
     }
 
-    /// The snapshot in force. A request asks once.
+    /// The snapshot in force. Each request loads it once.
     pub(crate) fn current(&self) -> Rc<CurrentSnapshot> {
         let live = self.shared.snapshot.load();
         let mut mine = self.current.borrow_mut();
         match &*mine {
-            // Counting references among threads costs; this worker's own count does not.
+            // Cloning the shared `Arc` would contend between threads; the worker's own `Rc` does not.
             Some(current) if Arc::ptr_eq(&current.source, &live) => Rc::clone(current),
             old => {
                 let generation = old.as_ref().map_or(1, |old| old.generation + 1);
@@ -138,7 +138,7 @@ impl WorkerContext {
         self.shared.identity.load().as_ref().clone()
     }
 
-    /// What we answer mesh TLS with at this moment.
+    /// The server configuration for mesh TLS, of the current identity.
     pub(crate) fn server_tls(&self) -> Option<Arc<ServerConfig>> {
         let identity = self.identity()?;
         let mut mine = self.server_tls.borrow_mut();
@@ -158,7 +158,7 @@ impl WorkerContext {
         Some(config)
     }
 
-    /// Resolves when there is no identity any more, because it has expired: what it opened must close.
+    /// Resolves when the identity has expired: connections that were opened with it must close.
     pub(crate) fn identity_gone(&self) -> impl Future<Output = ()> + use<> {
         dial::identity_gone(&self.shared.identity)
     }
@@ -185,7 +185,7 @@ impl WorkerContext {
         }
     }
 
-    /// Registers what is about to be decided: a change of the snapshot from now on asks again.
+    /// Registers a permit before its decision: every later snapshot change evaluates it again.
     pub(crate) fn register(&self, open_permit: OpenPermit) -> Rc<OpenPermit> {
         let held = Rc::new(open_permit);
         let mut all = self.open.borrow_mut();
@@ -196,7 +196,7 @@ impl WorkerContext {
         held
     }
 
-    /// What is open now. On its own, because what ends may take itself off the list.
+    /// The open permits. A copy, because ending one may change the list.
     fn open(&self) -> Vec<Rc<OpenPermit>> {
         self.open
             .borrow()
@@ -219,7 +219,7 @@ impl WorkerContext {
         }
     }
 
-    /// Gives back the memory of what has ended.
+    /// Frees the memory of ended permits.
     pub(crate) fn tidy_open(&self) {
         let mut all = self.open.borrow_mut();
         all.retain(|one| one.strong_count() > 0);
@@ -228,7 +228,7 @@ impl WorkerContext {
     }
 }
 
-/// A number that goes down again when this is dropped.
+/// Increments a counter, and decrements it on drop.
 #[derive(Debug)]
 pub(crate) struct InFlightGuard<L: Deref<Target = WorkerContext>> {
     local: L,
@@ -236,7 +236,7 @@ pub(crate) struct InFlightGuard<L: Deref<Target = WorkerContext>> {
 }
 
 impl<L: Deref<Target = WorkerContext>> InFlightGuard<L> {
-    /// One more, unless there are `limit` already.
+    /// Increments the counter, unless it has reached `limit`.
     pub(crate) fn within(
         local: L,
         which: fn(&WorkerContext) -> &Cell<usize>,
@@ -257,5 +257,5 @@ impl<L: Deref<Target = WorkerContext>> Drop for InFlightGuard<L> {
     }
 }
 
-/// Requests that one worker carries at once; more are told to come again.
+/// Maximum number of requests in flight per worker; more are refused with 503.
 pub(crate) const MAX_IN_FLIGHT: usize = 4_096;

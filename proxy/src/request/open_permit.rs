@@ -1,5 +1,5 @@
-//! QueryKind is open when the snapshot changes is decided again: every request until its answer has passed, every stream,
-//! upgraded connection and tunnel. It ends when the answer is no, and when the token that it was permitted with ends.
+//! Everything open when the snapshot changes is evaluated again: every request until its response has passed, every
+//! stream, upgraded connection and tunnel. It ends when it is no longer permitted, and when its token expires.
 
 use std::{cell::Cell, net::IpAddr, pin::Pin, rc::Rc, sync::Arc};
 
@@ -18,17 +18,18 @@ use crate::{
     upstream::body::Permission,
 };
 
-/// A permission, and whatever is open under it. Made before the decision, so that no change slips between.
+/// A permit, and everything open under it. Created before the decision, so that no snapshot change is missed in
+/// between.
 #[derive(Debug)]
 pub(crate) struct OpenPermit {
     pub(crate) revocation: Revocation,
     asked: AuthzQuery,
-    /// When the token that it was asked with is no longer accepted.
+    /// When the request's token is no longer accepted.
     until: Option<Timestamp>,
     ended: Cell<Option<End>>,
 }
 
-/// All that can be asked again.
+/// The inputs to evaluate the policies again.
 #[derive(Debug)]
 pub(crate) struct AuthzQuery {
     pub(crate) target: Rc<Target>,
@@ -38,7 +39,7 @@ pub(crate) struct AuthzQuery {
     pub(crate) session: Option<Rc<Session>>,
 }
 
-/// QueryKind was asked for. Cheap to keep: all but the few headers are references.
+/// The kind of request. Cheap to keep: everything but the few headers is reference-counted.
 #[derive(Debug)]
 pub(crate) enum QueryKind {
     Http {
@@ -57,9 +58,9 @@ pub(crate) enum QueryKind {
 
 #[derive(Debug, Clone, Copy)]
 enum End {
-    /// Policy says no.
+    /// Policy no longer permits it.
     Revoked,
-    /// The token has ended.
+    /// The token has expired.
     Expired,
 }
 
@@ -81,14 +82,14 @@ impl OpenPermit {
         }
     }
 
-    /// Asks `snapshot`, and ends what is open when the answer is no.
+    /// Evaluates the policies of `snapshot`, and ends what is open when they no longer permit it.
     pub(crate) fn recheck(&self, snapshot: Option<&Snapshot>) {
         if !snapshot.is_some_and(|snapshot| self.asked.is_permitted(snapshot)) {
             self.end(End::Revoked);
         }
     }
 
-    /// Ends what is open when its token has.
+    /// Ends what is open when its token has expired.
     pub(crate) fn expire(&self, now: Timestamp) {
         if self.until.is_some_and(|until| now >= until) {
             self.end(End::Expired);
@@ -102,7 +103,7 @@ impl OpenPermit {
         }
     }
 
-    /// Why it has ended, if it has.
+    /// The denial, if the permit has ended.
     pub(crate) fn over(&self) -> Option<Denial> {
         Some(match self.ended.get()? {
             End::Revoked => Denial::Revoked,
@@ -114,8 +115,8 @@ impl OpenPermit {
         })
     }
 
-    /// QueryKind `answer` comes to, unless this ends before. It is pinned where it is made, because moved it would be kept
-    /// twice in the future of every request.
+    /// Awaits `answer`, unless the permit ends first. The caller pins it in place, because a moved future would be
+    /// stored twice in the future of every request.
     pub(crate) async fn hold<T>(
         &self,
         answer: Pin<&mut impl Future<Output = Result<T, Denial>>>,
@@ -144,7 +145,7 @@ impl AuthzQuery {
         if same(then, &now) {
             return true;
         }
-        // A policy that reads a header which was not kept cannot be asked, and what cannot be asked is not permitted.
+        // A policy that reads a header which was not kept cannot be evaluated, so the request is not permitted.
         if !now.header_names().all(|name| then.reads(name)) {
             return false;
         }
@@ -173,7 +174,7 @@ impl AuthzQuery {
             }
             QueryKind::Grpc { host, uri, headers } => {
                 fields = PolicyHeaders(headers);
-                // INVARIANT: it was gRPC because its path has these two parts.
+                // INVARIANT: the kind is gRPC only if the path has these two parts.
                 let (service, method) = grpc_name(uri.path()).unwrap_or_default();
                 RequestKind::Grpc(GrpcFacts {
                     host: host.as_str(),
@@ -196,13 +197,13 @@ impl AuthzQuery {
     }
 }
 
-/// `/service/method`, and nothing else.
+/// Splits `/service/method`; other paths return `None`.
 pub(crate) fn grpc_name(path: &str) -> Option<(&str, &str)> {
     let (service, method) = path.strip_prefix('/')?.split_once('/')?;
     (!method.contains('/')).then_some((service, method))
 }
 
-/// Whether nothing that decides has changed: what did not change is compiled once and shared.
+/// Whether all policies that decide are unchanged: unchanged services share one compiled instance.
 fn same(then: &Target, now: &Target) -> bool {
     Arc::ptr_eq(&then.service, &now.service)
         && then.others.len() == now.others.len()
@@ -221,7 +222,7 @@ pub(crate) fn kept(target: &Target, headers: &HeaderMap) -> HeaderMap {
             continue;
         }
         for value in headers.get_all(name) {
-            // A name that no header can have was not found either.
+            // A name that is not a valid header name has no values.
             if let Ok(name) = HeaderName::from_bytes(name.as_bytes()) {
                 kept.append(name, value.clone());
             }

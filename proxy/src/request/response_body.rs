@@ -1,4 +1,4 @@
-//! Bodies on their way through: streamed, counted, never gathered.
+//! Response bodies: streamed, counted, never buffered.
 
 use std::{
     pin::Pin,
@@ -16,17 +16,17 @@ use crate::upstream::{
     body::{BodyError, held},
 };
 
-/// An answer's body on its way to whoever asked. When it ends, or is dropped, the request is over.
+/// The body of a response to the caller. When it ends, or is dropped, the request is finished.
 #[derive(Debug)]
 pub(crate) struct ResponseBody {
     source: Source,
     exchange: Option<Box<Exchange>>,
     held: Held,
-    /// What it may pass by, where that is decided here.
+    /// The permit under which it passes, if this proxy decided.
     open_permit: Option<Rc<OpenPermit>>,
 }
 
-/// What an answer keeps until its body has passed.
+/// What a response keeps until its body has passed.
 pub(crate) type Held = Option<Returned>;
 
 #[derive(Debug)]
@@ -36,7 +36,7 @@ enum Source {
 }
 
 impl ResponseBody {
-    /// An answer that we made.
+    /// A response that the proxy generated.
     pub(crate) fn ours(bytes: Bytes) -> Self {
         let source = Source::Ours(Some(bytes).filter(|bytes| !bytes.is_empty()));
         Self {
@@ -47,7 +47,7 @@ impl ResponseBody {
         }
     }
 
-    /// An upstream's answer, which gives `held` back when it has passed.
+    /// An upstream's response, which returns `held` to its pool when it has passed.
     pub(crate) fn upstream(
         incoming: Incoming,
         held: Held,
@@ -61,7 +61,7 @@ impl ResponseBody {
         }
     }
 
-    /// From here on the request is over when this body is.
+    /// Ties the end of the request to the end of this body.
     pub(crate) fn concludes(mut self, exchange: Box<Exchange>) -> Self {
         if self.is_end_stream() {
             exchange.conclude(false);
@@ -82,10 +82,10 @@ impl ResponseBody {
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        // hyper does not ask again once all of `Content-Length` has passed.
+        // hyper does not poll again once all of `Content-Length` has passed.
         let aborted = !self.is_end_stream();
         if aborted && let Some(held) = &mut self.held {
-            held.spoil();
+            held.discard();
         }
         self.conclude(aborted);
     }
@@ -110,7 +110,7 @@ impl Body for ResponseBody {
                 let polled = held(revocation, cx, |cx| Pin::new(incoming).poll_frame(cx));
                 let Some(polled) = polled else {
                     if let Some(held) = &mut this.held {
-                        held.spoil();
+                        held.discard();
                     }
                     let why = this.open_permit.as_ref().and_then(|one| one.over());
                     if let (Some(exchange), Some(denial)) = (&mut this.exchange, why) {
@@ -131,7 +131,7 @@ impl Body for ResponseBody {
             }
             Some(Err(error)) => {
                 if let Some(held) = &mut this.held {
-                    held.spoil();
+                    held.discard();
                 }
                 this.conclude(true);
                 Poll::Ready(Some(Err(error.into())))

@@ -20,18 +20,18 @@ use crate::{
     state::snapshot::{CompiledService, Snapshot},
 };
 
-/// A service's port as one peer meets it: found once per connection and snapshot.
+/// A service's port as one peer uses it: found once per connection and snapshot.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) service: Arc<CompiledService>,
     /// The Service's port; 0 for a gateway.
     pub(crate) port: u16,
     pub(crate) protocol: AppProtocol,
-    /// Where the program listens; nowhere for a gateway.
+    /// The address of the program; port 0 for a gateway.
     pub(crate) program: SocketAddr,
     pub(crate) peer: PeerFacts,
     pub(crate) candidates: Candidates,
-    /// The other services on the same program port: their `forbid`s count too.
+    /// The other services on the same program port: their `forbid`s apply too.
     pub(crate) others: Vec<Other>,
     /// For the log.
     pub(crate) name: Rc<str>,
@@ -46,14 +46,14 @@ pub(crate) struct Other {
 }
 
 impl Target {
-    /// The port that a caller claims to mean, if it is one of this proxy's own.
+    /// The service port that a caller claims, if it belongs to this proxy's workload.
     pub(crate) fn claimed(
         snapshot: &Snapshot,
         service: &ServiceName,
         port: u16,
         peer: &Principal,
     ) -> Option<Self> {
-        // The map may hold what a manifest still names; only the own workload's services are served.
+        // The map may contain other services that the manifest names; only those of the own workload are served.
         let own = snapshot.workload.services.contains(service);
         let service = snapshot.services.get(service).filter(|_| own)?;
         let inbound = service
@@ -74,7 +74,7 @@ impl Target {
         })
     }
 
-    /// The service on a port of the program, the first by name where there are several: all of their `forbid`s count.
+    /// The service on a port of the program. Of several it is the first by name; the `forbid`s of all of them apply.
     pub(crate) fn on_port(
         snapshot: &Snapshot,
         program_port: u16,
@@ -92,7 +92,7 @@ impl Target {
         Some(Self::bare(snapshot.services.get(name)?, peer))
     }
 
-    /// For a plain listener, where no proxy says what it means: the only port that there is, or the one that the
+    /// For a plain-text listener, where no proxy sends a claim: the only port of the workload, or the one that the
     /// host names.
     pub(crate) fn guessed(snapshot: &Snapshot, host: &str, peer: &Principal) -> Option<Self> {
         let mut ports = snapshot.workload.services.iter().flat_map(|name| {
@@ -124,14 +124,14 @@ impl Target {
         Self::claimed(snapshot, name, port, peer)
     }
 
-    /// The headers that any policy which has a say here reads. Some may come twice.
+    /// The headers that the policies for this target read. May contain duplicates.
     pub(crate) fn header_names(&self) -> impl Iterator<Item = &str> {
         let others = self.others.iter();
         let others = others.flat_map(|other| other.service.policy.header_names());
         self.service.policy.header_names().chain(others)
     }
 
-    /// Whether any policy which has a say here reads this header.
+    /// Whether any policy for this target reads this header.
     pub(crate) fn reads(&self, header: &str) -> bool {
         self.header_names().any(|own| own == header)
     }
@@ -177,18 +177,18 @@ impl Other {
     }
 }
 
-/// What a connection has found out already: claims that it makes again and again.
+/// The targets of claims that were already resolved on a connection.
 #[derive(Debug, Default)]
 pub(crate) struct Targets {
     generation: u64,
     found: Vec<(http::HeaderValue, Proto, Rc<Target>)>,
 }
 
-/// More claims than a sidecar has ports are a stranger's game.
+/// Maximum entries. A workload has fewer ports, so more claims than this are not regular traffic.
 pub(crate) const REMEMBERED: usize = 32;
 
 impl Targets {
-    /// The target of a claim, and what it says is spoken.
+    /// The target of a claim, and its protocol.
     pub(crate) fn find(
         &mut self,
         text: &http::HeaderValue,
@@ -203,7 +203,7 @@ impl Targets {
         if let Some((_, proto, target)) = self.found.iter().find(|(known, ..)| known == text) {
             return Some((Rc::clone(target), *proto));
         }
-        // Bytes come over a tunnel of their own; a request that claims to be some is nobody's.
+        // Opaque TCP comes over a tunnel; an HTTP request must not claim it.
         let claim = Claim::parse(text.as_bytes()).filter(|claim| claim.proto != Proto::Tcp)?;
         let target = Rc::new(Target::claimed(snapshot, &claim.service, claim.port, peer)?);
         if self.found.len() >= REMEMBERED {

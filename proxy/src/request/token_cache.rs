@@ -1,4 +1,4 @@
-//! Tokens that were verified, so that the next request with the same one costs a hash.
+//! A cache of verified tokens: the next request with the same token costs one hash.
 
 use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
 
@@ -7,10 +7,10 @@ use merlon_policy::authn::User;
 
 use crate::state::snapshot::CompiledService;
 
-/// Most tokens that one worker remembers.
+/// Maximum number of cached tokens per worker.
 const CAPACITY: usize = 4_096;
 
-/// Verified tokens by SHA-256 of the whole token and the service whose rules it was judged by.
+/// Verified tokens by the SHA-256 of the whole token, with the service whose rules were applied.
 #[derive(Debug, Default)]
 pub(crate) struct TokenCache {
     users: RefCell<HashMap<[u8; 32], Entry, foldhash::fast::RandomState>>,
@@ -19,20 +19,20 @@ pub(crate) struct TokenCache {
 #[derive(Debug)]
 struct Entry {
     user: Rc<User>,
-    /// The rules: an entry made by others is not found.
+    /// The service whose rules were applied: an entry of another service does not match.
     service: Arc<CompiledService>,
-    /// The generation of all issuers' keys: when any changes, the token is verified anew.
+    /// The generation of all issuers' keys: when any key changes, the token is verified again.
     keys: u64,
 }
 
-/// The name under which a token is remembered. Never the token.
+/// The cache key of a token, which does not reveal the token.
 pub(crate) fn fingerprint(token: &str) -> [u8; 32] {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token.as_bytes());
     digest.as_ref().try_into().unwrap_or([0; 32])
 }
 
 impl TokenCache {
-    /// The user of a token, while what was verified still holds: same rules, same keys, not past `exp`.
+    /// The user of a token, if the result is still valid: same rules, same keys, not past `exp`.
     pub(crate) fn find(
         &self,
         token: &[u8; 32],
@@ -46,7 +46,7 @@ impl TokenCache {
             .then(|| Rc::clone(&entry.user))
     }
 
-    /// Remembers what was just verified.
+    /// Stores a verified token.
     pub(crate) fn remember(
         &self,
         token: [u8; 32],
@@ -56,7 +56,7 @@ impl TokenCache {
     ) {
         let mut users = self.users.borrow_mut();
         if users.len() >= CAPACITY {
-            // A flood of tokens costs what it would without a cache, and no memory.
+            // A flood of tokens costs as much as without a cache, and memory stays bounded.
             users.clear();
         }
         let entry = Entry {
@@ -67,7 +67,7 @@ impl TokenCache {
         users.insert(token, entry);
     }
 
-    /// Lets go of what has expired.
+    /// Removes expired entries.
     pub(crate) fn tidy(&self) {
         let now = Timestamp::now();
         let mut users = self.users.borrow_mut();

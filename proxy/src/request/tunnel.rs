@@ -12,7 +12,7 @@ use crate::{
     upstream::Returned,
 };
 
-/// Copies bytes in both directions until both have ended or `open_permit` has, and then ends the exchange.
+/// Copies bytes in both directions until both sides or `open_permit` have ended, then concludes the exchange.
 pub(crate) async fn carry(
     downstream: impl AsyncRead + AsyncWrite + Unpin,
     upstream: impl AsyncRead + AsyncWrite + Unpin,
@@ -30,7 +30,7 @@ pub(crate) async fn carry(
     exchange.conclude(!whole);
 }
 
-/// Both ends of a tunnel that is about to begin.
+/// Both ends of a tunnel that is about to start.
 #[derive(Debug)]
 pub(crate) struct Switched {
     pub(crate) asked: websocket::UpgradeRequest,

@@ -15,28 +15,28 @@ use hyper::body::Incoming;
 
 use crate::protocol::{http1::may_be_trailer, revocation::Revocation};
 
-/// Why a body ended before its end.
+/// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
-    /// The sender broke off or broke the framing.
+    /// The sender aborted or violated the framing.
     #[error("the body is incomplete")]
     Broken(#[from] hyper::Error),
-    /// It grew past its limit.
+    /// It exceeded its limit.
     #[error("the body is larger than {0} bytes")]
     TooLarge(u64),
-    /// The snapshot changed and with it the answer.
+    /// The permit was revoked.
     #[error("no longer permitted")]
     Revoked,
 }
 
-/// What is known of a request's body while it passes.
+/// The progress of a request's body.
 #[derive(Debug)]
 pub(crate) struct Flow {
     pub(crate) bytes: Cell<u64>,
     limit: u64,
     over: Cell<bool>,
     broken: Cell<bool>,
-    /// The permission under which it passes, where this proxy decides on it. Kept alive as long as the body.
+    /// The permission under which it passes, if this proxy decided. Kept alive as long as the body.
     permission: Option<Rc<dyn Permission>>,
 }
 
@@ -57,12 +57,12 @@ impl Flow {
         })
     }
 
-    /// The limit that it grew past.
+    /// The limit, if the body exceeded it.
     pub(crate) fn over(&self) -> Option<u64> {
         self.over.get().then_some(self.limit)
     }
 
-    /// Whether the caller broke off or broke the framing.
+    /// Whether the caller aborted or violated the framing.
     pub(crate) fn broken(&self) -> bool {
         self.broken.get()
     }
@@ -73,9 +73,9 @@ impl Flow {
 pub(crate) enum RequestBody {
     /// None.
     Empty,
-    /// Read whole, because a rule asked.
+    /// Buffered, because a body rule requires it.
     Whole(Option<Bytes>),
-    /// As it comes.
+    /// Streamed.
     Stream(Incoming, Rc<Flow>),
 }
 
@@ -134,7 +134,7 @@ impl Body for RequestBody {
     }
 }
 
-/// Polls what passes by a permission, which wakes the task when it ends; `None`: it has ended.
+/// Polls under a permission, and wakes the task when it is revoked. `None` when it was revoked.
 pub(crate) fn held<T>(
     revocation: Option<&Revocation>,
     cx: &mut Context<'_>,
@@ -153,7 +153,7 @@ pub(crate) fn held<T>(
     Some(polled)
 }
 
-/// Trailers come behind the decision, so nothing that was decided on may come in them.
+/// Removes trailers that the decision depends on: they arrive after it.
 pub(crate) fn keep_trailers_clean(frame: Frame<Bytes>) -> Frame<Bytes> {
     match frame.into_trailers() {
         Ok(trailers) => {

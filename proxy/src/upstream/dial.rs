@@ -1,4 +1,4 @@
-//! Opening connections, each within its time.
+//! Opens connections, within time limits.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
@@ -20,10 +20,10 @@ use crate::{
     telemetry::metrics::{Direction, FetchResult, Handshake, worker::WorkerMetrics},
 };
 
-/// A peer that does not answer is told from a slow one quickly: callers wait this long at most before another is tried.
+/// Maximum time to connect, before another endpoint is tried.
 const CONNECT: Duration = Duration::from_secs(1);
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// How long an endpoint that could not be connected to is passed over.
+/// How long an endpoint is skipped after connecting to it failed.
 pub(crate) const AVOIDED: Duration = Duration::from_secs(5);
 
 /// Connects to `address`.
@@ -36,7 +36,7 @@ pub(crate) async fn connect(
 ) -> Result<TcpStream, Upstream> {
     let result = match timeout(CONNECT, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => {
-            // Requests are small and wait for nobody.
+            // Send small requests without delay.
             let _ = stream.set_nodelay(true);
             Ok(stream)
         }
@@ -54,10 +54,10 @@ pub(crate) async fn connect(
     result
 }
 
-/// Mesh TLS to `address`, where `expected` and nobody else must be.
+/// Opens mesh TLS to `address`. The peer must have the identity `expected`.
 ///
 /// # Errors
-/// As [`connect`], and [`Upstream::Handshake`] when the peer is not who it must be, or refuses us.
+/// As [`connect`], and [`Upstream::Handshake`] when the peer has another identity, or rejects ours.
 pub(crate) async fn mesh(
     address: SocketAddr,
     expected: &SpiffeId,
@@ -90,13 +90,13 @@ pub(crate) async fn mesh(
     result
 }
 
-/// Whether a failure at `at` is still fresh enough to pass the endpoint over.
+/// Whether the last failure is recent enough to skip the endpoint.
 pub(crate) fn is_avoided(failed: Option<Instant>) -> bool {
     failed.is_some_and(|at| at.elapsed() < AVOIDED)
 }
 
-/// Where to dial an endpoint for a port. Our own pod is not reached by its program's port: nothing intercepts what a
-/// pod says to itself, so the program would be spoken to in the mesh's TLS.
+/// The address to dial for a port of an endpoint. The own pod is not dialled at its program's port: connections of a
+/// pod to itself are not intercepted, so the program would receive mesh TLS.
 pub(crate) fn dial_at(endpoint: &Endpoint, port: u16) -> SocketAddr {
     let address = endpoint.dial(port);
     if address != endpoint.address && is_own(address.ip()) {
@@ -105,13 +105,13 @@ pub(crate) fn dial_at(endpoint: &Endpoint, port: u16) -> SocketAddr {
     address
 }
 
-/// Whether an address is this host's: the kernel would answer from the very same.
+/// Whether an address belongs to this host: the kernel would use it as the source address too.
 pub(crate) fn is_own(address: IpAddr) -> bool {
     let any: IpAddr = match address {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    // Sends nothing: it only has the kernel choose a route.
+    // Sends nothing; the kernel only selects a route.
     let from = UdpSocket::bind((any, 0)).and_then(|socket| {
         socket.connect((address, 9))?;
         socket.local_addr()
@@ -119,7 +119,7 @@ pub(crate) fn is_own(address: IpAddr) -> bool {
     from.is_ok_and(|from| from.ip() == address)
 }
 
-/// Resolves when there is no identity any more, because it has expired: connections that it opened must close.
+/// Resolves when the identity has expired: connections that were opened with it must close.
 pub(crate) fn identity_gone(
     identity: &Live<Option<Arc<MeshTls>>>,
 ) -> impl Future<Output = ()> + use<> {

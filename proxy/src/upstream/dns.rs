@@ -1,4 +1,4 @@
-//! Names of hosts outside the mesh.
+//! Resolves the names of external hosts.
 
 use std::{cell::RefCell, net::IpAddr, rc::Rc};
 
@@ -6,7 +6,7 @@ use hickory_resolver::TokioResolver;
 
 use crate::protocol::denial::Upstream;
 
-/// Looks names up as the host's own configuration says, without the C library's modules.
+/// Resolves names with the host's `resolv.conf`, without NSS modules.
 #[derive(Default)]
 pub(crate) struct Resolver {
     resolver: RefCell<Option<Rc<TokioResolver>>>,

@@ -1,4 +1,5 @@
-//! HTTP/2 connections to one address: one, until its streams are spent. Fewer and fuller connections cost less.
+//! HTTP/2 connections to one address: a second one is opened only when the streams of the first are used up. Fewer and
+//! fuller connections cost less.
 
 use std::{
     cell::{Cell, RefCell},
@@ -26,9 +27,9 @@ use tokio::{
 use super::body::RequestBody;
 use crate::protocol::{denial::Upstream, http2::LocalExecutor};
 
-/// Streams that we open on one connection before we open another; what our own proxies allow.
+/// Maximum streams per connection before another is opened; Merlon's proxies accept as many.
 const STREAMS: usize = 100;
-/// An unused connection is closed after this long: sooner than its server would.
+/// Idle time-out of a connection, shorter than the server's.
 pub(crate) const IDLE: Duration = Duration::from_secs(55);
 
 /// The connections to one address.
@@ -43,20 +44,20 @@ struct Connection {
     sender: RefCell<SendRequest<RequestBody>>,
     streams: Cell<usize>,
     used: Cell<Instant>,
-    /// Whom we were when it was opened. With another certificate it takes no more requests and ends with its streams.
+    /// The identity that it was opened with. After a renewal it takes no new requests and closes after its last stream.
     identity: Option<Arc<MeshTls>>,
 }
 
-/// A place among a connection's streams.
+/// One stream of a connection.
 #[derive(Debug)]
 pub(crate) struct Lease(Rc<Connection>);
 
 impl Group {
-    /// A place on an open connection, or on a new one that `dial` opens. Requests that need a new one at the same time
-    /// share it.
+    /// Reserves a stream on an open connection, or on a new one that `dial` opens. Requests that need a new one at the
+    /// same time share it.
     ///
     /// # Errors
-    /// What `dial` failed with.
+    /// The error of `dial`.
     pub(crate) async fn lease<D>(
         &self,
         identity: Option<&Arc<MeshTls>>,
@@ -92,7 +93,7 @@ impl Group {
         connections.iter().find(fits).map(Lease::on)
     }
 
-    /// Lets go of connections that are closed, idle for long, or opened with an earlier certificate.
+    /// Removes connections that are closed, idle too long, or opened with an earlier certificate.
     pub(crate) fn tidy(&self, identity: Option<&Arc<MeshTls>>) {
         self.connections.borrow_mut().retain(|connection| {
             !connection.sender.borrow().is_closed()
@@ -132,7 +133,7 @@ impl Lease {
         Self(Rc::clone(connection))
     }
 
-    /// Sends a request. The error holds it when nothing of it was sent.
+    /// Sends a request. The error returns it if nothing was sent.
     pub(crate) fn send(
         &self,
         request: Request<RequestBody>,
@@ -149,9 +150,9 @@ impl Drop for Lease {
     }
 }
 
-/// Begins HTTP/2 as a client on an open stream.
+/// Starts HTTP/2 as a client on an open stream.
 ///
-/// `until`: when the connection must close, whatever is open on it.
+/// `until` resolves when the connection must close, even with open streams.
 ///
 /// # Errors
 /// [`Upstream::Protocol`].

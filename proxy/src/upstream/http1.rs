@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{body::RequestBody, dial, h2::IDLE};
 use crate::{protocol::denial::Upstream, telemetry::metrics::worker::WorkerMetrics};
 
-/// Idle connections by address, the last used last.
+/// Idle connections by address; the most recently used is last.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
     idle: RefCell<HashMap<SocketAddr, Vec<Idle>, foldhash::fast::RandomState>>,
@@ -28,7 +28,7 @@ struct Idle {
     since: Instant,
 }
 
-/// Idle connections that are kept for one address.
+/// Maximum number of idle connections per address.
 const KEPT: usize = 256;
 
 /// A connection that serves one request.
@@ -100,7 +100,7 @@ impl Pool {
                 found = Some(one.sender);
                 break;
             }
-            // Its last body may still be going up.
+            // Its last request body may still be in transit.
             if !one.sender.is_closed() {
                 busy.push(one);
             }
@@ -123,7 +123,7 @@ impl Pool {
         }
     }
 
-    /// Lets go of what is closed or idle for long.
+    /// Removes connections that are closed or idle too long.
     pub(crate) fn tidy(&self) {
         self.idle.borrow_mut().retain(|_, idle| {
             idle.retain(|one| !one.sender.is_closed() && one.since.elapsed() < IDLE);
@@ -134,23 +134,23 @@ impl Pool {
 }
 
 impl PooledConnection {
-    /// Sends a request. The error holds it when nothing of it was sent.
+    /// Sends a request. The error returns it if nothing was sent.
     ///
     /// # Errors
-    /// hyper's.
+    /// The error of hyper.
     pub(crate) async fn send(
         &mut self,
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
         match &mut self.sender {
             Some(sender) => sender.try_send_request(request).await,
-            // INVARIANT: only `spoil` takes the sender away, and whoever spoils sends no more.
+            // INVARIANT: only `discard` removes the sender, and nothing is sent after it.
             None => std::future::pending().await,
         }
     }
 
-    /// It must not be used again.
-    pub(crate) fn spoil(&mut self) {
+    /// Prevents reuse of the connection.
+    pub(crate) fn discard(&mut self) {
         self.sender = None;
     }
 }

@@ -1,4 +1,4 @@
-//! Other proxies: one mutual-TLS HTTP/2 connection to each port of each, opened with the identity of the moment.
+//! Connections to other proxies: HTTP/2 over mutual TLS, per peer and port, opened with the current identity.
 
 use std::{
     cell::{Cell, RefCell},
@@ -49,8 +49,8 @@ pub(crate) struct Peers {
 
 #[derive(Debug, Default)]
 struct PeerConnections {
-    /// By the address that is dialled, of which there are few: what is sent by a connection to one port must be for that
-    /// port, as the proxy at its other end sees to.
+    /// By dialled address, of which there are few: a connection to one port may carry requests only for that port,
+    /// which the other proxy enforces.
     ways: RefCell<Vec<(SocketAddr, Rc<PortConnections>)>>,
 }
 
@@ -77,7 +77,7 @@ impl PeerConnections {
         ways.iter().map(|(_, way)| way.group.streams()).sum()
     }
 
-    /// Whether something is left to remember.
+    /// Whether any state is left.
     fn tidy(&self, identity: Option<&Arc<MeshTls>>) -> bool {
         let mut ways = self.ways.borrow_mut();
         ways.retain(|(_, way)| {
@@ -88,11 +88,11 @@ impl PeerConnections {
     }
 }
 
-/// How many endpoints are tried for one request.
+/// Maximum number of endpoints per request.
 const TRIES: usize = 3;
 
 impl Peers {
-    /// No connections yet. Endpoints without an identity are reached by `programs`.
+    /// An empty pool. Endpoints without an identity are reached through `programs`.
     pub(crate) fn new(
         identity: Live<Option<Arc<MeshTls>>>,
         programs: Rc<Programs>,
@@ -115,7 +115,7 @@ impl Peers {
         Rc::clone(self.peers.borrow_mut().entry(endpoint.clone()).or_default())
     }
 
-    /// The one to try first: of two taken by chance the less busy, passing over those that just failed.
+    /// Selects an endpoint: the less busy of two random choices, skipping endpoints that failed recently.
     pub(crate) fn choose<'d>(
         &self,
         (destination, port): (&'d Destination, u16),
@@ -134,7 +134,7 @@ impl Peers {
             .iter()
             .filter(|(one, peer)| !dial::is_avoided(peer.way(one.dial(port)).failed.get()))
             .collect();
-        // When all have failed of late, each gets its chance again.
+        // When all have failed recently, all are candidates again.
         let from: Vec<&(&Endpoint, Rc<PeerConnections>)> = if well.is_empty() {
             left.iter().collect()
         } else {
@@ -154,18 +154,18 @@ impl Peers {
         Some(less.0)
     }
 
-    /// Says that an endpoint could not be connected to, for a port.
+    /// Marks an endpoint as failed for a port.
     pub(crate) fn avoid(&self, endpoint: &Endpoint, port: u16) {
         let way = self.peer(endpoint).way(endpoint.dial(port));
         way.failed.set(Some(Instant::now()));
     }
 
-    /// Sends a request to one of a destination's endpoints and waits for the head of its answer. Another endpoint is
-    /// tried only while nothing of the request was sent, or when it has no body and the other proxy says that its program
-    /// was not reached, as that of a pod that ends.
+    /// Sends a request to one of a destination's endpoints and waits for the head of the response. Another endpoint is
+    /// tried only if nothing of the request was sent, or if it has no body and the other proxy reports that its program
+    /// was not reached, for example in a terminating pod.
     ///
     /// # Errors
-    /// When there is no answer.
+    /// When there is no response.
     pub(crate) async fn send(
         &self,
         (destination, port): (&Destination, u16),
@@ -205,7 +205,7 @@ impl Peers {
                 return Err(Denial::Unconfigured);
             };
             let way = self.peer(endpoint).way(address);
-            // The second round is for a connection that ended just before it was used.
+            // The second attempt is for a connection that closed just before it was used.
             for _ in 0..2 {
                 let dial = async || {
                     let stream = dial::mesh(
@@ -255,11 +255,11 @@ impl Peers {
                 last = Upstream::Reset;
             }
         }
-        // Nobody else served it either: what the first one said goes to the caller.
+        // No other endpoint served it either: the caller gets the first response.
         unserved.map_or_else(|| Err(last.into()), Ok)
     }
 
-    /// Lets go of what is closed, idle for long, or opened with an earlier certificate.
+    /// Removes connections that are closed, idle too long, or opened with an earlier certificate.
     pub(crate) fn tidy(&self, identity: Option<&Arc<MeshTls>>) {
         self.peers
             .borrow_mut()
@@ -267,17 +267,17 @@ impl Peers {
     }
 }
 
-/// An answer, from where, and what to give back when it has passed.
+/// A response, its origin, and what to return to the pool when it has passed.
 #[derive(Debug)]
 pub(crate) struct Sent {
     pub(crate) response: Response<Incoming>,
     pub(crate) held: Returned,
     pub(crate) address: SocketAddr,
-    /// Without mesh TLS, as the program itself would have been asked.
+    /// Whether it came without mesh TLS, in the program's own protocol.
     pub(crate) plain: bool,
 }
 
-/// For a program that is reached without mesh: nothing of what proxies tell each other.
+/// Converts a request for an endpoint without a proxy: removes the header between proxies.
 fn plain(mut request: Request<RequestBody>, proto: Proto, random: &Random) -> Request<RequestBody> {
     request.headers_mut().remove(peer_header::NAME);
     if proto != Proto::Http1 {

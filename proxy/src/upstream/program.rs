@@ -1,4 +1,4 @@
-//! The program beside us, or any other plain HTTP server: spoken to in what its caller spoke.
+//! Connections to the local program or any other plain HTTP server, in the caller's HTTP version.
 
 use std::{cell::RefCell, collections::HashMap, net::SocketAddr, rc::Rc};
 
@@ -21,14 +21,14 @@ pub(crate) struct Programs {
     h2: RefCell<HashMap<SocketAddr, Rc<h2::Group>, foldhash::fast::RandomState>>,
 }
 
-/// A program that ends may reset two connections that it did not come to accept; a third is refused.
+/// Maximum attempts. A terminating program may reset two connections that it did not accept; a third is refused.
 const TRIES: usize = 3;
 
 impl Programs {
-    /// Sends a request and waits for the head of its answer.
+    /// Sends a request and waits for the head of the response.
     ///
     /// # Errors
-    /// When there is no answer.
+    /// When there is no response.
     pub(crate) async fn send(
         &self,
         address: SocketAddr,
@@ -49,9 +49,9 @@ impl Programs {
         metrics: &WorkerMetrics,
     ) -> Result<(Response<Incoming>, Returned), Denial> {
         let mut connection = self.http1.borrow(address, metrics).await?;
-        // A server may close an idle connection at the moment we use it (RFC 9112 §9.3.1), and one that ends resets those
-        // that it did not come to accept. What may be repeated is then sent once more, on a connection that is new; everything
-        // else only if nothing of it was sent.
+        // A server may close an idle connection just when it is used (RFC 9112 §9.3.1), and a terminating one resets
+        // those that it did not accept. A repeatable request is then sent again on a new connection; any other request
+        // only if nothing of it was sent.
         let again = repeatable(&request).then(|| copy_head(&request));
         let (mut request, mut left) = (request, TRIES);
         loop {
@@ -60,7 +60,7 @@ impl Programs {
                 Ok(response) => return Ok((response, Returned::Http1(connection))),
                 Err(failed) => failed,
             };
-            connection.spoil();
+            connection.discard();
             request = match (failed.take_message(), &again) {
                 (Some(unsent), _) if left > 0 => unsent,
                 (None, Some(again)) if left > 0 && !failed.error().is_parse() => copy_head(again),
@@ -98,7 +98,7 @@ impl Programs {
         Err(Upstream::Reset.into())
     }
 
-    /// Lets go of what is closed or idle for long.
+    /// Removes connections that are closed or idle too long.
     pub(crate) fn tidy(&self) {
         self.http1.tidy();
         self.h2.borrow_mut().retain(|_, group| {
@@ -108,7 +108,7 @@ impl Programs {
     }
 }
 
-/// Whether it may be sent twice (RFC 9110 §9.2.2) and can be: it has no body.
+/// Whether a request may be sent twice (RFC 9110 §9.2.2), and can be, because it has no body.
 fn repeatable(request: &Request<RequestBody>) -> bool {
     request.body().is_end_stream()
         && matches!(
@@ -117,7 +117,7 @@ fn repeatable(request: &Request<RequestBody>) -> bool {
         )
 }
 
-/// Everything but the body, which is empty.
+/// Copies everything but the body.
 pub(super) fn copy_head(request: &Request<RequestBody>) -> Request<RequestBody> {
     let mut copy = Request::new(RequestBody::Empty);
     *copy.method_mut() = request.method().clone();
@@ -127,7 +127,7 @@ pub(super) fn copy_head(request: &Request<RequestBody>) -> Request<RequestBody> 
     copy
 }
 
-/// Whose fault it is, as far as it can be told from hyper's error.
+/// The cause, as far as hyper's error shows it.
 pub(crate) fn upstream_error(error: &hyper::Error) -> Upstream {
     if error.is_parse() {
         Upstream::Protocol

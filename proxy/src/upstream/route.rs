@@ -16,24 +16,24 @@ use crate::protocol::{
     peer_header::{Claim, Proto},
 };
 
-/// One port of a Service, and nothing else, whatever a request says.
+/// One port of a Service that a connection is bound to, regardless of its requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ServicePort {
     pub(crate) service: ServiceName,
     pub(crate) port: u16,
-    /// The one workload that was called at its own address.
+    /// The workload, if it was called at its own address.
     pub(crate) workload: Option<IpAddr>,
-    /// The address that was called, where rules of interception told.
+    /// The original destination, if the connection was redirected.
     pub(crate) called: Option<SocketAddr>,
 }
 
-/// A port of a destination, with all that a request to it needs.
+/// A port of a destination, with everything that a request to it needs.
 #[derive(Debug)]
 pub(crate) struct Route {
     /// Service and port, for the log.
     pub(crate) name: Rc<str>,
     pub(crate) destination: Arc<Destination>,
-    /// Other Services that are called by the same call.
+    /// Other Services on the same called address.
     pub(crate) also: Vec<ServiceName>,
     /// The Service's port.
     pub(crate) port: u16,
@@ -43,7 +43,7 @@ pub(crate) struct Route {
 }
 
 impl Route {
-    /// What the program at the other end gets when ours speaks `spoken`.
+    /// The protocol for the destination program when the local program speaks `spoken`.
     pub(crate) fn proto(&self, spoken: Proto) -> Proto {
         match self.protocol {
             AppProtocol::H2c | AppProtocol::Grpc => Proto::H2,
@@ -63,7 +63,7 @@ impl Route {
     /// The route to a destination's port.
     ///
     /// # Errors
-    /// [`Denial::NoRoute`] when it has no such port, or one that does not speak HTTP.
+    /// [`Denial::NoRoute`] when it has no such port, or when the port is not an HTTP port.
     pub(crate) fn to(destination: Arc<Destination>, port: Option<u16>) -> Result<Self, Denial> {
         const HTTP: u16 = 80;
         let ports = &destination.ports;
@@ -96,14 +96,14 @@ impl Route {
     }
 }
 
-/// Hosts that were looked up in this snapshot.
+/// The routes of hosts that were resolved in the current snapshot.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     generation: Cell<u64>,
     routes: RefCell<HashMap<String, Rc<Route>, foldhash::fast::RandomState>>,
 }
 
-/// Hosts that one worker remembers: a program that makes names up gets no memory for it.
+/// Maximum number of cached hosts per worker, so that a program with many names cannot exhaust memory.
 pub(crate) const REMEMBERED: usize = 1_024;
 
 impl Names {

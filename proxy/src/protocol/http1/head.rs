@@ -147,8 +147,8 @@ fn is_version(text: &[u8]) -> bool {
 }
 
 fn check_target(method: &[u8], target: &[u8]) -> Result<(), Violation> {
-    // `#` is never sent (RFC 9112 §3.2), and some bytes are not valid in a URI (RFC 3986 appendix A). hyper would respond
-    // to them itself, unlogged. The path is validated further in `request_head`.
+    // `#` is never sent (RFC 9112 §3.2), and some bytes are not valid in a URI (RFC 3986 appendix A). hyper would
+    // respond to them itself, unlogged. The path is validated further in `request_head`.
     if !target
         .iter()
         .all(|b| matches!(b, 0x21..=0x7e) && !matches!(b, b'#' | b'"' | b'<' | b'>' | b'`'))

@@ -8,7 +8,8 @@ pub enum Violation {
     RequestLine,
     /// A version other than HTTP/1.1 and HTTP/1.0.
     Version,
-    /// The request target has a form that its method does not allow, or a byte that is not valid in a URI (RFC 9112 §3.2).
+    /// The request target has a form that its method does not allow, or a byte that is not valid in a URI (RFC 9112
+    /// §3.2).
     Target,
     /// The request target is longer than 8 KiB.
     TargetTooLong,

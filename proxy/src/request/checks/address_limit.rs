@@ -1,4 +1,4 @@
-//! How often one address may ask: before any signature is checked, because checking costs more than asking.
+//! Rate limits per client address. They apply before any signature is verified: verifying costs more than sending.
 
 use merlon_config::resource::LimitKey;
 use merlon_policy::limit::{LimitSubject, Limiter};

@@ -1,4 +1,4 @@
-//! Who is the user: the bearer token, when there is one, judged by the rules of the service that is asked.
+//! Authenticates the user: verifies the bearer token, if there is one, by the rules of the requested service.
 
 use std::rc::Rc;
 
@@ -17,7 +17,7 @@ pub(crate) async fn authenticate(screened: Screened<'_>) -> Result<Authenticated
     let service = &screened.target.service;
     let rules = service.policy.tokens();
     if rules.is_empty() {
-        // Nobody here reads tokens: what the program does with one is its own matter.
+        // No issuer is accepted here, so the token is left to the program.
         return Ok(screened.authenticated(None));
     }
     if screened.call.head.uri.query().is_some_and(has_token) {
@@ -55,7 +55,7 @@ async fn prove(
     local.metrics.token_cache.inc(CacheResult::Miss);
     let mut generation = keys.generation();
     let mut result = token::verify(token, rules, &|issuer| keys.get(issuer), call.now);
-    // A key we have not seen may be newer than our copy: one look, bounded in time and in how often it is made.
+    // An unknown key may be newer than the cached keys: fetch them once, limited in time and in frequency.
     let missed = match &result {
         Err(TokenProblem::UnknownKey { issuer, kid }) => Some((issuer.as_str(), kid.as_str())),
         Err(TokenProblem::KeysUnavailable { issuer }) => Some((issuer.as_str(), "")),
@@ -73,7 +73,7 @@ async fn prove(
     Ok(user)
 }
 
-/// The value of `Authorization` when it is of the scheme `Bearer`.
+/// The value of `Authorization` if its scheme is `Bearer`.
 fn bearer(headers: &HeaderMap) -> Result<Option<HeaderValue>, Denial> {
     let mut all = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(value), None) = (all.next(), all.next()) else {
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn one_bearer_token_is_read_and_nothing_like_it() {
+    fn exactly_one_well_formed_bearer_token_is_accepted() {
         assert!(bearer(&with(&["Bearer abc.def"])).unwrap().is_some());
         assert!(bearer(&with(&["bearer abc"])).unwrap().is_some());
         assert!(bearer(&with(&[])).unwrap().is_none());
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_in_the_query_is_seen() {
+    fn a_token_in_the_query_is_detected() {
         assert!(has_token("a=1&access_token=x"));
         assert!(has_token("Access_Token"));
         assert!(!has_token("my_access_token=x&token=y"));

@@ -1,4 +1,4 @@
-//! May they: the policies of the service, with all that is known, and the `forbid`s of whoever shares its port.
+//! Authorizes the request: the policies of the service, and the `forbid`s of the services that share its program port.
 
 use std::{rc::Rc, sync::Arc};
 
@@ -26,14 +26,14 @@ use crate::{
 pub(crate) fn authorize(counted: WithinQuota<'_>) -> Result<Permitted<'_>, Denial> {
     let target = &*counted.target;
     let call = &*counted.call;
-    // It is registered before it is decided, so that no change slips between.
+    // Registered before the decision, so that no snapshot change is missed in between.
     let open_permit = call.local.register(open_permit(call, &counted.target));
     let headers = PolicyHeaders(&call.head.headers);
     let facts = facts(call, target, &headers);
     let decision = target.decide(&facts);
     record(call, target, &facts, &decision);
     let permit = decision.into_result()?;
-    // The snapshot may have changed before, while the token's keys were fetched.
+    // The snapshot may have changed earlier, while the token's keys were fetched.
     let now = call.local.current();
     if now.generation != call.current.generation {
         open_permit.recheck(now.snapshot().map(|snapshot| &**snapshot));
@@ -41,7 +41,7 @@ pub(crate) fn authorize(counted: WithinQuota<'_>) -> Result<Permitted<'_>, Denia
     Ok(counted.permitted(permit, open_permit))
 }
 
-/// All that is needed to decide again.
+/// Keeps what is needed to decide again.
 fn open_permit(call: &Call, target: &Rc<Target>) -> OpenPermit {
     let host = call.reading.authority.clone();
     let uri = call.head.uri.clone();
@@ -102,30 +102,31 @@ fn kind<'a>(call: &'a Call, target: &Target, headers: &'a dyn Headers) -> Reques
     })
 }
 
-/// The service and method of a gRPC call. On a port that is not gRPC's a content type must not choose the action:
-/// policies for HTTP would not apply.
+/// The service and method of a gRPC call. On a port that is not declared as gRPC, a content type must not select the
+/// action: the policies for HTTP would not apply.
 fn grpc<'a>(call: &'a Call, target: &Target) -> Option<(&'a str, &'a str)> {
     (target.protocol == AppProtocol::Grpc && call.grpc)
         .then(|| grpc_name(call.head.uri.path()))
         .flatten()
 }
 
-/// Keeps the facts of a decision, so that people can ask why: of every refusal, and of what was permitted as many as
-/// people read. Copying facts costs as much as deciding.
+/// Records the facts of a decision for `merlon explain`: of every refusal, and of a limited number of permits per
+/// second. Copying the facts costs as much as the decision.
 fn record(call: &Call, target: &Target, facts: &RequestFacts<'_>, decision: &Decision) {
     let outcome = match decision {
         Decision::Permit(permit) if call.local.recorder.may_keep(call.clock) => {
             Outcome::permitted(permit.policy())
         }
         Decision::Permit(_) => return,
-        // The refusal that follows tells it.
+        // The refusal is recorded when the response is made.
         Decision::Deny(_) => Outcome::default(),
     };
     let facts = target.service.policy.record(&target.peer, facts, decision);
     keep(call, target, facts, outcome);
 }
 
-/// As [`record`], for a request that a check refuses: before any policy was asked, or after one permitted it.
+/// As [`record`], for a request that another check refuses, before the policies are evaluated or after one permitted
+/// it.
 pub(crate) fn record_refusal(call: &Call, target: &Target) {
     let headers = PolicyHeaders(&call.head.headers);
     let facts = facts(call, target, &headers);
@@ -134,7 +135,7 @@ pub(crate) fn record_refusal(call: &Call, target: &Target) {
         .service
         .policy
         .record(&target.peer, &facts, &decision);
-    // The facts say what the policies would have been asked, and this, whether they were.
+    // `decided` records whether the policies were evaluated; the facts are complete either way.
     let permit = call.exchange.permit.as_ref();
     recorded.decided = permit.map(|permit| (&Decision::Permit(permit.clone())).into());
     keep(call, target, recorded, Outcome::default());

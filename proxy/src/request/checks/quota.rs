@@ -1,4 +1,4 @@
-//! How often one caller or user may ask: after both are proved, so that nobody spends another's share.
+//! Rate limits per caller or user. They apply after authentication, so that no caller can use up another's quota.
 
 use merlon_config::resource::LimitKey;
 use merlon_policy::limit::LimitSubject;

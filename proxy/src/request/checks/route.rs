@@ -1,4 +1,4 @@
-//! Which service a request is for: found from what this proxy serves, never from what a caller would like.
+//! The service that a request is for: only services that this proxy serves are considered.
 
 use std::rc::Rc;
 
@@ -10,10 +10,10 @@ use crate::{
     request::{call::Call, target::Target},
 };
 
-/// Sends a call to its target.
+/// Assigns a call to its target.
 ///
 /// # Errors
-/// [`Denial::Unconfigured`] without a snapshot, [`Denial::NoRoute`] when nothing here is meant.
+/// [`Denial::Unconfigured`] without a snapshot, [`Denial::NoRoute`] without a target or for a port of opaque TCP.
 pub(crate) fn route(call: &mut Call, target: Option<Rc<Target>>) -> Result<Routed<'_>, Denial> {
     if call.current.snapshot().is_none() {
         return Err(Denial::Unconfigured);

@@ -1,5 +1,5 @@
-//! How far a request has come. Each check takes the stage before it and gives the next; only a check can make one
-//! (the makers are visible in `layers` alone), and `forward` takes only the last. So a check that is left out, or out
+//! The stages of a request. Each check takes the previous stage and returns the next; only checks can construct them
+//! (the constructors are visible only in `checks`), and `forward` takes only the last. A missing check, or one out
 //! of order, does not compile.
 
 use std::rc::Rc;
@@ -18,25 +18,25 @@ macro_rules! stage {
         pub(crate) struct $name<'c> {
             pub(crate) call: &'c mut Call,
             pub(crate) target: Rc<Target>,
-            _made_by_a_check: (),
+            _private: (),
         }
     };
 }
 
 stage!(
-    /// It is known which service it is for.
+/// The service is known.
     Routed
 );
 stage!(
-    /// Its address has not spent its share.
+/// Within the rate limits of its address.
     Screened
 );
 stage!(
-    /// The user, if there is one, is proved.
+/// The user, if any, is authenticated.
     Authenticated
 );
 stage!(
-    /// Nobody's share is spent by it.
+/// Within the rate limits of its caller and user.
     WithinQuota
 );
 
@@ -46,11 +46,11 @@ pub(crate) struct Permitted<'c> {
     pub(crate) call: &'c mut Call,
     pub(crate) target: Rc<Target>,
     pub(super) permit: Permit,
-    /// Asked again when the snapshot changes.
+    /// Evaluated again when the snapshot changes.
     pub(super) open_permit: Rc<OpenPermit>,
 }
 
-/// It may go on: every check has passed.
+/// Every check has passed.
 #[derive(Debug)]
 pub(crate) struct Admitted<'c> {
     pub(crate) call: &'c mut Call,
@@ -65,7 +65,7 @@ impl<'c> Routed<'c> {
         Self {
             call,
             target,
-            _made_by_a_check: (),
+            _private: (),
         }
     }
 
@@ -73,7 +73,7 @@ impl<'c> Routed<'c> {
         Screened {
             call: self.call,
             target: self.target,
-            _made_by_a_check: (),
+            _private: (),
         }
     }
 }
@@ -85,7 +85,7 @@ impl<'c> Screened<'c> {
         Authenticated {
             call: self.call,
             target: self.target,
-            _made_by_a_check: (),
+            _private: (),
         }
     }
 }
@@ -95,7 +95,7 @@ impl<'c> Authenticated<'c> {
         WithinQuota {
             call: self.call,
             target: self.target,
-            _made_by_a_check: (),
+            _private: (),
         }
     }
 }

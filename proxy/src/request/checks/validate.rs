@@ -1,4 +1,4 @@
-//! Does it look right: the head first, then the body, and of that nothing is read before all else has passed.
+//! Validates the head, then the body. No byte of the body is read before all other checks have passed.
 
 use std::{rc::Rc, time::Duration};
 
@@ -15,8 +15,8 @@ use crate::{
     upstream::body::{Flow, Permission, RequestBody},
 };
 
-/// How long a body that is read whole may take to come.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Maximum time to receive a body that is buffered.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// # Errors
 /// [`Denial::Invalid`], [`Denial::BodyTooLarge`], [`Denial::BodyTimeout`] or [`Denial::BodyBroken`].
@@ -26,12 +26,12 @@ pub(crate) async fn validate(permitted: Permitted<'_>) -> Result<Admitted<'_>, D
     let call = &*permitted.call;
     policy.check_head(&head(call, incoming.as_ref())?, &call.route)?;
     if call.question.is_some() {
-        // The body is not there to be judged; the request that brings it is.
+        // The body is not there yet; it is validated with the request that carries it.
         return Ok(permitted.admitted(RequestBody::Empty));
     }
     let body = match incoming {
         None => match policy.body_rule(&call.route) {
-            // A rule for a body also judges that there is none.
+            // A body rule also applies when there is no body.
             Some(rule) => checked(&rule, Bytes::new(), call)?,
             None => RequestBody::Empty,
         },
@@ -72,7 +72,7 @@ fn head<'a>(call: &'a Call, body: Option<&Incoming>) -> Result<HeadFacts<'a>, De
     })
 }
 
-/// Whether any encoding but `identity` was applied (RFC 9110 §8.4).
+/// Whether any encoding other than `identity` was applied (RFC 9110 §8.4).
 fn encoded(headers: &http::HeaderMap) -> bool {
     headers
         .get_all(header::CONTENT_ENCODING)
@@ -96,7 +96,7 @@ fn checked(rule: &BodyRule<'_>, body: Bytes, call: &Call) -> Result<RequestBody,
     })
 }
 
-/// Reads a body whole, within its limit and its time.
+/// Buffers a body, within its size and time limits.
 async fn gather(mut incoming: Incoming, limit: u64) -> Result<Bytes, Denial> {
     let most = usize::try_from(limit).unwrap_or(usize::MAX);
     let mut whole = BytesMut::new();
@@ -112,7 +112,7 @@ async fn gather(mut incoming: Incoming, limit: u64) -> Result<Bytes, Denial> {
         }
         Ok(())
     };
-    tokio::time::timeout(PATIENCE, read)
+    tokio::time::timeout(BODY_TIMEOUT, read)
         .await
         .map_err(|_| Denial::BodyTimeout)??;
     Ok(whole.freeze())
