@@ -167,7 +167,7 @@ async fn read_within(
             return Err(BodyError::Broken);
         }
         reservation.resize(length)?;
-        // No more than was reserved.
+        // Exactly the reserved size.
         bytes.reserve_exact(piece.len());
         bytes.extend_from_slice(&piece);
     }

@@ -194,7 +194,7 @@ pub(crate) fn sum(
     sum
 }
 
-/// Whether its replica is there.
+/// Whether the replica still renews its counts.
 pub(crate) fn is_fresh(reported: &ConfigMap, now: Timestamp) -> bool {
     let at = reported.data.as_ref().and_then(|data| data.get("at"));
     let at = at.and_then(|at| at.parse::<Timestamp>().ok());

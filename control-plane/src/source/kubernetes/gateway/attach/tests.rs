@@ -338,7 +338,7 @@ fn a_tls_listener_has_the_certificate_of_a_valid_secret() {
         (
             json!({ "name": "cert", "namespace": "shop" }),
             "RefNotPermitted",
-            "put it into `merlon-system`",
+            "create it in `merlon-system`",
         ),
         (
             json!({ "name": "cert", "kind": "ConfigMap" }),
