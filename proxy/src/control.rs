@@ -2,7 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod assemble;
-pub(crate) mod channel;
+pub(crate) mod connection;
 pub(crate) mod discovery;
 pub(crate) mod dump;
 pub(crate) mod identity;

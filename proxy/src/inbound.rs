@@ -39,9 +39,9 @@ use crate::{
         },
         exchange::Exchange,
         forwarded_response::{ForwardedResponse, answer, attribute_upstream_error},
-        local::{InFlightGuard, MAX_IN_FLIGHT, WorkerContext},
         response_body::ResponseBody,
         target::Target,
+        worker_context::{InFlightGuard, MAX_IN_FLIGHT, WorkerContext},
     },
     telemetry::metrics::{Direction, Transport},
 };

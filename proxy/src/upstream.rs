@@ -1,6 +1,7 @@
 //! Connections to the local program, other proxies and external hosts. Each worker has its own pools: no request
 //! crosses threads.
 
+pub(crate) mod balancer;
 pub(crate) mod body;
 pub(crate) mod dial;
 pub(crate) mod dns;

@@ -9,7 +9,7 @@ use crate::{
     downstream::{listener, listeners},
     inbound, outbound,
     protocol::sockets,
-    request::local::WorkerContext,
+    request::worker_context::WorkerContext,
     state::{
         gateway_ports::Port,
         shared::{Shared, Shutdown},

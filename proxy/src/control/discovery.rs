@@ -34,7 +34,7 @@ use self::{
 };
 use super::{
     assemble::{AssembleError, Assembler},
-    channel,
+    connection,
     identity::Renew,
     inspect,
     secret_folder::SecretFolder,
@@ -275,7 +275,7 @@ impl Follow {
     async fn open(&mut self, tls: &Arc<MeshTls>) -> Result<Opened, StreamEnd> {
         let id = &tls.svid().id;
         let control_plane = control_plane_id(id.trust_domain(), &self.start.root_namespace);
-        let channel = channel::connect(
+        let channel = connection::connect(
             &self.start.address,
             tls.client_config(&control_plane, &[H2])?,
         )

@@ -25,8 +25,8 @@ use crate::{
         http2::{GuardedFrames, LocalExecutor},
     },
     request::{
-        local::{InFlightGuard, WorkerContext},
         response_body::ResponseBody,
+        worker_context::{InFlightGuard, WorkerContext},
     },
     telemetry::metrics::{Direction, Handshake, Transport},
 };

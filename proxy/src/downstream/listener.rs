@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 use socket2::TcpKeepalive;
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::request::local::WorkerContext;
+use crate::request::worker_context::WorkerContext;
 
 /// Maximum number of open connections per worker; more are closed at once.
 const CONNECTIONS: usize = 10_000;

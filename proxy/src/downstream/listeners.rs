@@ -7,7 +7,7 @@ use tokio::{net::TcpListener, task::JoinHandle, time};
 
 use crate::{
     protocol::{address_claims::Part, sockets::adopt},
-    request::local::WorkerContext,
+    request::worker_context::WorkerContext,
     state::{readiness::Unready, snapshot::Snapshot},
 };
 

@@ -14,8 +14,8 @@ use crate::{
     request::{
         call::Call,
         exchange::Exchange,
-        local::{CurrentSnapshot, WorkerContext},
         target::{Target, Targets},
+        worker_context::{CurrentSnapshot, WorkerContext},
     },
     telemetry::metrics::Direction,
     upstream::route::ServicePort,

@@ -20,7 +20,7 @@ use crate::{
     },
     gateway,
     protocol::tls_session::Session,
-    request::local::WorkerContext,
+    request::worker_context::WorkerContext,
     state::{gateway_ports::Port, snapshot::Snapshot},
     telemetry::metrics::{Direction, Transport},
 };

@@ -11,7 +11,7 @@ use crate::{
     downstream::{connection, peer::Peer},
     inbound,
     protocol::original_dst::original_dst,
-    request::local::WorkerContext,
+    request::worker_context::WorkerContext,
     telemetry::metrics::Direction,
 };
 

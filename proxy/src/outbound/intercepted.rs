@@ -13,7 +13,7 @@ use super::tcp;
 use crate::{
     downstream::connection::Open,
     protocol::{denial::Denial, original_dst::original_dst},
-    request::{exchange::Exchange, local::WorkerContext, tunnel},
+    request::{exchange::Exchange, tunnel, worker_context::WorkerContext},
     state::destinations::LookupError,
     telemetry::metrics::{Direction, Transport},
     upstream::{dial, route::ServicePort},

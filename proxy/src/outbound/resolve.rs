@@ -13,7 +13,7 @@ use crate::{
         denial::Denial,
         host::{is_certain, mesh_name, split_port},
     },
-    request::{call::Call, local::WorkerContext},
+    request::{call::Call, worker_context::WorkerContext},
     state::{destinations::LookupError, snapshot::Snapshot},
     upstream::route::{Route, ServicePort},
 };

@@ -27,7 +27,7 @@ use crate::{
         denial::{Denial, Upstream},
         peer_header::{Claim, Proto, preamble},
     },
-    request::{exchange::Exchange, local::WorkerContext, tunnel::carry},
+    request::{exchange::Exchange, tunnel::carry, worker_context::WorkerContext},
     state::snapshot::Snapshot,
     telemetry::metrics::{Direction, Transport},
     upstream::{dial, route::ServicePort},

@@ -1,14 +1,13 @@
 //! The reasons for which a request is refused. The response to each is in one table, in [`refusal`].
 
-mod refusal;
-
+pub(crate) mod table;
 use std::borrow::Cow;
 
 use http::StatusCode;
 use jiff::Timestamp;
 use merlon_policy::{authn::token::TokenProblem, decision::Deny, path::PathProblem, validate};
 
-pub use self::refusal::{Refusal, Text};
+pub use self::table::{Refusal, Text};
 use super::http1;
 
 /// The reason for which a request is refused.

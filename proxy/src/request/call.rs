@@ -9,7 +9,7 @@ use merlon_policy::{authn::User, validate::RouteMatch};
 
 use super::{
     exchange::Exchange,
-    local::{CurrentSnapshot, WorkerContext},
+    worker_context::{CurrentSnapshot, WorkerContext},
 };
 use crate::{
     protocol::{peer_header::Proto, request_head::Reading, tls_session::Session, websocket},

@@ -11,7 +11,7 @@ use http::{HeaderMap, Method, Uri, Version, uri::Authority};
 use jiff::Timestamp;
 use merlon_policy::{authn::User, decision::Permit};
 
-use super::local::{CurrentSnapshot, WorkerContext};
+use super::worker_context::{CurrentSnapshot, WorkerContext};
 use crate::{
     config::AccessLogMode,
     protocol::{

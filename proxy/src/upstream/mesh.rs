@@ -21,7 +21,7 @@ use merlon_config::{
 use tokio::time::Instant;
 
 use super::{
-    Returned,
+    Returned, balancer,
     body::RequestBody,
     dial, h2,
     program::{Programs, copy_head, upstream_error},
@@ -51,7 +51,7 @@ pub(crate) struct Peers {
 struct PeerConnections {
     /// By dialled address, of which there are few: a connection to one port may carry requests only for that port,
     /// which the other proxy enforces.
-    ways: RefCell<Vec<(SocketAddr, Rc<PortConnections>)>>,
+    ports: RefCell<Vec<(SocketAddr, Rc<PortConnections>)>>,
 }
 
 #[derive(Debug, Default)]
@@ -61,30 +61,35 @@ struct PortConnections {
 }
 
 impl PeerConnections {
-    fn way(&self, address: SocketAddr) -> Rc<PortConnections> {
-        let mut ways = self.ways.borrow_mut();
-        if let Some((_, way)) = ways.iter().find(|(known, _)| *known == address) {
-            return Rc::clone(way);
+    fn port(&self, address: SocketAddr) -> Rc<PortConnections> {
+        let mut ports = self.ports.borrow_mut();
+        if let Some((_, port_connections)) = ports.iter().find(|(known, _)| *known == address) {
+            return Rc::clone(port_connections);
         }
-        let way = Rc::<PortConnections>::default();
-        ways.push((address, Rc::clone(&way)));
-        way
+        let port_connections = Rc::<PortConnections>::default();
+        ports.push((address, Rc::clone(&port_connections)));
+        port_connections
     }
 
     /// Streams open on all connections.
     fn streams(&self) -> usize {
-        let ways = self.ways.borrow();
-        ways.iter().map(|(_, way)| way.group.streams()).sum()
+        let ports = self.ports.borrow();
+        ports
+            .iter()
+            .map(|(_, port_connections)| port_connections.group.streams())
+            .sum()
     }
 
     /// Whether any state is left.
     fn tidy(&self, identity: Option<&Arc<MeshTls>>) -> bool {
-        let mut ways = self.ways.borrow_mut();
-        ways.retain(|(_, way)| {
-            way.group.tidy(identity);
-            !way.group.is_empty() || dial::is_avoided(way.failed.get()) || Rc::strong_count(way) > 1
+        let mut ports = self.ports.borrow_mut();
+        ports.retain(|(_, port_connections)| {
+            port_connections.group.tidy(identity);
+            !port_connections.group.is_empty()
+                || dial::is_avoided(port_connections.failed.get())
+                || Rc::strong_count(port_connections) > 1
         });
-        !ways.is_empty()
+        !ports.is_empty()
     }
 }
 
@@ -130,34 +135,22 @@ impl Peers {
             .filter(|one| !tried.contains(one))
             .map(|one| (one, self.peer(one)))
             .collect();
-        let well: Vec<&(&Endpoint, Rc<PeerConnections>)> = left
-            .iter()
-            .filter(|(one, peer)| !dial::is_avoided(peer.way(one.dial(port)).failed.get()))
-            .collect();
-        // When all have failed recently, all are candidates again.
-        let from: Vec<&(&Endpoint, Rc<PeerConnections>)> = if well.is_empty() {
-            left.iter().collect()
-        } else {
-            well
+        let failed_recently = |(one, peer): &(&Endpoint, Rc<PeerConnections>)| {
+            dial::is_avoided(peer.port(one.dial(port)).failed.get())
         };
-        let by_chance = || {
-            let place =
-                usize::try_from(self.random.next() % (from.len().max(1) as u64)).unwrap_or(0);
-            from.get(place)
-        };
-        let (one, other) = (by_chance()?, by_chance()?);
-        let less = if other.1.streams() < one.1.streams() {
-            other
-        } else {
-            one
-        };
-        Some(less.0)
+        let chosen = balancer::choose(
+            &left,
+            failed_recently,
+            |(_, peer)| peer.streams(),
+            &self.random,
+        );
+        chosen.map(|(endpoint, _)| *endpoint)
     }
 
     /// Marks an endpoint as failed for a port.
     pub(crate) fn avoid(&self, endpoint: &Endpoint, port: u16) {
-        let way = self.peer(endpoint).way(endpoint.dial(port));
-        way.failed.set(Some(Instant::now()));
+        let port_connections = self.peer(endpoint).port(endpoint.dial(port));
+        port_connections.failed.set(Some(Instant::now()));
     }
 
     /// Sends a request to one of a destination's endpoints and waits for the head of the response. Another endpoint is
@@ -204,7 +197,7 @@ impl Peers {
             let Some(identity) = self.identity.load().as_ref().clone() else {
                 return Err(Denial::Unconfigured);
             };
-            let way = self.peer(endpoint).way(address);
+            let port_connections = self.peer(endpoint).port(address);
             // The second attempt is for a connection that closed just before it was used.
             for _ in 0..2 {
                 let dial = async || {
@@ -218,10 +211,10 @@ impl Peers {
                     .await?;
                     h2::begin(stream, dial::identity_gone(&self.identity)).await
                 };
-                let lease = match way.group.lease(Some(&identity), dial).await {
+                let lease = match port_connections.group.lease(Some(&identity), dial).await {
                     Ok(lease) => lease,
                     Err(error) => {
-                        way.failed.set(Some(Instant::now()));
+                        port_connections.failed.set(Some(Instant::now()));
                         last = error;
                         break;
                     }
@@ -230,7 +223,7 @@ impl Peers {
                 match lease.send(request).await {
                     Ok(response) => {
                         let served = !response.headers().contains_key(peer_header::UNSERVED);
-                        way.failed.set((!served).then(Instant::now));
+                        port_connections.failed.set((!served).then(Instant::now));
                         let held = Returned::H2(lease);
                         let sent = Sent {
                             response,

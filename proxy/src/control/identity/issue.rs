@@ -18,7 +18,7 @@ use tonic::Code;
 use url::Url;
 
 use super::files::{self, IdentityError};
-use crate::{config::PodToken, control::channel};
+use crate::{config::PodToken, control::connection};
 
 /// By what right a certificate is asked for.
 pub(super) enum Evidence<'a> {
@@ -150,7 +150,7 @@ pub(super) async fn issue(
         node_id: start.node_id.clone(),
     });
     request.set_timeout(TIMEOUT);
-    let channel = channel::connect(&start.address, tls).await?;
+    let channel = connection::connect(&start.address, tls).await?;
     let mut client = IdentityClient::new(channel).max_decoding_message_size(LIMIT);
     let answer = tokio::time::timeout(TIMEOUT, client.issue(request)).await;
     let answer =

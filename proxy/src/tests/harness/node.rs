@@ -9,7 +9,7 @@ use crate::{
     config::AccessLogMode,
     inbound,
     protocol::{address_claims::Claims, sockets},
-    request::local::WorkerContext,
+    request::worker_context::WorkerContext,
     state::{
         destinations::Destinations,
         jwks_cache::JwksCache,
