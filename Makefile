@@ -95,7 +95,7 @@ soak: tools build ## Run the load tests for SOAK_SECONDS (default: one hour)
 
 # --- checks ---------------------------------------------------------------------------------------------------------
 .PHONY: check format lint docs words banned deny advisories
-check: format lint docs banned deny advisories ## Check format, lints, documentation, dependencies
+check: format lint docs words banned deny advisories ## Check format, lints, documentation, words, dependencies
 
 format:
 	$(CARGO) fmt --all --check
