@@ -56,9 +56,9 @@ pub(crate) async fn forward(
         .gateway
         .as_ref()
         .ok_or(Denial::Unconfigured)?;
-    let (host, _) = host::split_port(call.reading.authority.as_str())
+    let (host, _) = host::split_port(call.parsed.authority.as_str())
         .ok_or(Denial::Authority("the host is malformed"))?;
-    let asked = routes::RouteQuery {
+    let query = routes::RouteQuery {
         host,
         method: call.method(),
         path: call.head.uri.path(),
@@ -70,7 +70,7 @@ pub(crate) async fn forward(
         None => Some(host),
     };
     let matched = routes::listener(gateway, peer.own_port, name)
-        .and_then(|listener| routes::find(gateway, listener, &asked))
+        .and_then(|listener| routes::find(gateway, listener, &query))
         .ok_or(Denial::NoRoute("no route of this gateway matches".into()))?;
     let backend = matched
         .backend(call.local.random.next())
@@ -82,7 +82,7 @@ pub(crate) async fn forward(
         Err(denial) => return Err(denial),
     };
     let route = route::Route::to(destination, Some(backend.port)).map_err(|_| Denial::NoBackend)?;
-    tell_backend(&mut call.head, peer, call.reading.authority.as_str());
+    set_forwarded_headers(&mut call.head, peer, call.parsed.authority.as_str());
     if let Some(user) = &call.user {
         call.head
             .headers
@@ -95,13 +95,13 @@ pub(crate) async fn forward(
         true => Proto::H2,
         false => Proto::Http1,
     };
-    let held = Some(Rc::clone(&open_permit));
-    let answer = std::pin::pin!(outbound::forward(call, &route, body, held));
-    open_permit.hold(answer).await
+    let permit = Some(Rc::clone(&open_permit));
+    let response = std::pin::pin!(outbound::forward(call, &route, body, permit));
+    open_permit.until_revoked(response).await
 }
 
 /// Sets the `x-forwarded-*` headers; those of the caller were removed before.
-fn tell_backend(head: &mut Parts, peer: &Peer, authority: &str) {
+fn set_forwarded_headers(head: &mut Parts, peer: &Peer, authority: &str) {
     let scheme = if peer.session.is_some() {
         "https"
     } else {

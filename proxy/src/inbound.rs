@@ -13,9 +13,9 @@ use tokio::net::TcpStream;
 
 use crate::{
     downstream::{
-        connection::{self, Stream},
+        connection::{self, PrefixedStream},
         peer::Peer,
-        respond::{Refused, contained},
+        respond::{Refused, respond},
     },
     protocol::{
         convert,
@@ -23,7 +23,7 @@ use crate::{
         headers::{self, CALLER, USER, printable},
         peer_header::{self, Proto},
         request_head,
-        tls_session::Session,
+        tls_session::TlsSession,
         websocket,
     },
     request::{
@@ -38,7 +38,7 @@ use crate::{
             validate::validate,
         },
         exchange::Exchange,
-        forwarded_response::{ForwardedResponse, answer, attribute_upstream_error},
+        forwarded_response::{ForwardedResponse, attribute_upstream_error, downstream_response},
         response_body::ResponseBody,
         target::Target,
         worker_context::{InFlightGuard, MAX_IN_FLIGHT, WorkerContext},
@@ -80,7 +80,7 @@ pub(crate) async fn handle_redirected(
         return;
     };
     let speaks_h2 = tls.alpn_protocol() == Some(MERLON_H2);
-    let session = Session::of(tls, leaf.dns_names);
+    let session = TlsSession::from_connection(tls, leaf.dns_names);
     let mut peer = Peer::new(
         &local,
         Direction::Inbound,
@@ -93,7 +93,7 @@ pub(crate) async fn handle_redirected(
     if speaks_h2 {
         let peer = Rc::clone(&peer);
         tokio::select! {
-            () = connection::serve_h2(&local, Stream::mesh(stream), Transport::MeshH2, peer, serve) => {}
+            () = connection::serve_h2(&local, PrefixedStream::new(stream), Transport::MeshH2, peer, serve) => {}
             () = local.identity_gone() => {}
         }
     } else {
@@ -117,7 +117,7 @@ pub(crate) async fn serve_with(
     broken: Option<Denial>,
     forward: impl AsyncFnOnce(Admitted<'_>, &Peer) -> Result<ForwardedResponse, Denial>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    contained(&peer, request, broken, async |request, exchange| {
+    respond(&peer, request, broken, async |request, exchange| {
         let Some(_in_flight) = InFlightGuard::within(
             Rc::clone(&peer.local),
             |local| &local.in_flight,
@@ -128,7 +128,7 @@ pub(crate) async fn serve_with(
         let (mut call, claim) = receive(&peer, request, exchange)?;
         let target = target(&peer, &mut call, claim.as_ref());
         let outcome = match checks(&mut call, target.clone(), &peer).await {
-            Ok(admitted) if admitted.call.question.is_some() => Ok(ForwardedResponse::go_on()),
+            Ok(admitted) if admitted.call.question.is_some() => Ok(ForwardedResponse::send_body()),
             Ok(admitted) => forward(admitted, &peer).await,
             Err(denial) => Err(denial),
         };
@@ -160,24 +160,24 @@ fn receive(
         Some((claim, length)) => (Some(claim), Some(length)),
         None => (claim, None),
     };
-    let reading = match request_head::read(&mut head) {
-        Ok(reading) => reading,
+    let parsed = match request_head::read(&mut head) {
+        Ok(parsed) => parsed,
         Err(denial) => return Err((denial, exchange)),
     };
     // Headers that only Merlon may set are removed before anything reads them, and set again after the checks.
     match peer.is_gateway() {
-        true => headers::strip_ours_but_forwarded(&mut head.headers),
-        false => headers::strip_ours(&mut head.headers),
+        true => headers::strip_reserved_except_forwarded(&mut head.headers),
+        false => headers::strip_reserved(&mut head.headers),
     }
     exchange.trace(&mut head.headers);
     exchange.uri = head.uri.clone();
-    exchange.host = Some(reading.authority.clone());
+    exchange.host = Some(parsed.authority.clone());
     // A browser reuses a connection for other hosts (RFC 9113 §9.1.1), and the certificate was for one.
     let named = peer.server_name.as_deref();
-    if named.is_some_and(|name| name != reading.authority.host()) {
+    if named.is_some_and(|name| name != parsed.authority.host()) {
         return Err((Denial::Misdirected, exchange));
     }
-    let mut call = peer.call(exchange, peer.local.current(), (head, reading), body);
+    let mut call = peer.call(exchange, peer.local.current(), (head, parsed), body);
     call.question = question;
     Ok((call, claim))
 }
@@ -199,7 +199,7 @@ fn target(peer: &Peer, call: &mut Call, claim: Option<&HeaderValue>) -> Option<R
             Target::on_port(snapshot, peer.program_port?, &peer.principal).map(Rc::new)
         }
         (_, Principal::Anonymous, _) => {
-            Target::guessed(snapshot, call.reading.authority.as_str(), &peer.principal).map(Rc::new)
+            Target::inferred(snapshot, call.parsed.authority.as_str(), &peer.principal).map(Rc::new)
         }
     }
 }
@@ -211,15 +211,15 @@ async fn checks<'c>(
     peer: &Peer,
 ) -> Result<Admitted<'c>, Denial> {
     if let Some(target) = &target {
-        peer.dials(target)?;
+        peer.check_dialled_port(target)?;
     }
     let routed = route(call, target)?;
     // Before any signature is verified: verifying costs more than sending.
     let screened = address_limit(routed)?;
     let authenticated = authenticate(screened).await?;
     // After the caller is authenticated, so that one caller cannot use up the quota of another.
-    let counted = quota(authenticated)?;
-    let permitted = authorize(counted)?;
+    let within_quota = quota(authenticated)?;
+    let permitted = authorize(within_quota)?;
     // Last, because no body is read from a caller that is not permitted to send it.
     validate(permitted).await
 }
@@ -232,11 +232,11 @@ fn conclude(
 ) -> Result<Response<ResponseBody>, Refused> {
     match outcome {
         // It was only another proxy's question; the request itself follows.
-        Ok(answer) if call.question.is_some() => {
-            call.exchange.forget();
-            Ok(answer.response)
+        Ok(forwarded) if call.question.is_some() => {
+            call.exchange.discard();
+            Ok(forwarded.response)
         }
-        Ok(answer) => Ok(answer.conclude(call)),
+        Ok(forwarded) => Ok(forwarded.conclude(call)),
         Err(denial) => {
             if let Some(target) = target.filter(|_| !denial.refusal().recorded_elsewhere) {
                 record_refusal(&call, &target);
@@ -255,32 +255,32 @@ async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<ForwardedRespons
         open_permit,
         ..
     } = admitted;
-    let (mut request, asked) = call.outgoing(body);
-    tell_program(request.headers_mut(), peer, call);
-    let authority = &call.reading.authority;
+    let (mut request, upgrade) = call.outgoing(body);
+    set_caller_headers(request.headers_mut(), peer, call);
+    let authority = &call.parsed.authority;
     let request = match call.proto {
         Proto::H2 => convert::as_h2(request, authority, "http"),
         Proto::Http1 | Proto::Tcp => convert::with_host(request, authority),
     };
-    let request = match asked {
-        Some(_) => websocket::ask(request, call.proto, &call.local.random),
+    let request = match upgrade {
+        Some(_) => websocket::convert_request(request, call.proto, &call.local.random),
         None => request,
     };
     call.exchange.upstream = Some(target.program);
-    let flow = call.exchange.flow.clone();
+    let progress = call.exchange.progress.clone();
     let sent = call
         .local
         .programs
         .send(target.program, call.proto, request, &call.local.metrics);
     // The permit may be revoked before the response starts.
-    let sent = open_permit.hold(std::pin::pin!(sent)).await;
-    let (response, held) =
-        sent.map_err(|denial| attribute_upstream_error(denial, flow.as_deref()))?;
-    answer(call, response, Some(held), asked, Some(open_permit))
+    let sent = open_permit.until_revoked(std::pin::pin!(sent)).await;
+    let (response, pooled) =
+        sent.map_err(|denial| attribute_upstream_error(denial, progress.as_deref()))?;
+    downstream_response(call, response, Some(pooled), upgrade, Some(open_permit))
 }
 
 /// Sets the headers that identify the caller to the program; only Merlon can set them.
-fn tell_program(headers: &mut HeaderMap, peer: &Peer, call: &Call) {
+fn set_caller_headers(headers: &mut HeaderMap, peer: &Peer, call: &Call) {
     if let Some(caller) = &peer.caller {
         headers.insert(CALLER, caller.clone());
     }

@@ -19,7 +19,7 @@ use crate::{
     downstream::{
         connection,
         peer::Peer,
-        respond::{Refused, contained},
+        respond::{Refused, respond},
     },
     protocol::{
         convert::as_h2,
@@ -32,7 +32,7 @@ use crate::{
     request::{
         call::Call,
         exchange::Exchange,
-        forwarded_response::{ForwardedResponse, answer, attribute_upstream_error},
+        forwarded_response::{ForwardedResponse, attribute_upstream_error, downstream_response},
         open_permit::OpenPermit,
         response_body::ResponseBody,
         worker_context::{InFlightGuard, MAX_IN_FLIGHT, WorkerContext},
@@ -55,7 +55,7 @@ pub(crate) async fn serve(
     request: Request<Incoming>,
     broken: Option<Denial>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    contained(&peer, request, broken, async |request, exchange| {
+    respond(&peer, request, broken, async |request, exchange| {
         let Some(_in_flight) = InFlightGuard::within(
             Rc::clone(&peer.local),
             |local| &local.in_flight,
@@ -69,11 +69,11 @@ pub(crate) async fn serve(
                 let body = call.stream();
                 forward(&mut call, &route, body, None).await
             }
-            Ok(Resolution::Outside { host, port }) => egress::pass(&mut call, &host, port).await,
+            Ok(Resolution::Outside { host, port }) => egress::forward(&mut call, &host, port).await,
             Err(denial) => Err(denial),
         };
         match outcome {
-            Ok(answer) => Ok(answer.conclude(call)),
+            Ok(forwarded) => Ok(forwarded.conclude(call)),
             Err(denial) => Err((denial, call.exchange)),
         }
     })
@@ -94,15 +94,15 @@ fn receive(
         let sentence = "the proxy does not open TLS on behalf of the program";
         return Err((Denial::NoRoute(sentence.into()), exchange));
     }
-    let reading = match request_head::read(&mut head) {
-        Ok(reading) => reading,
+    let parsed = match request_head::read(&mut head) {
+        Ok(parsed) => parsed,
         Err(denial) => return Err((denial, exchange)),
     };
     strip_own(&mut head.headers);
     exchange.trace(&mut head.headers);
     exchange.uri = head.uri.clone();
-    exchange.host = Some(reading.authority.clone());
-    Ok(peer.call(exchange, current, (head, reading), body))
+    exchange.host = Some(parsed.authority.clone());
+    Ok(peer.call(exchange, current, (head, parsed), body))
 }
 
 /// Removes headers that the program must not set: TLS proves its identity, not a header.
@@ -134,39 +134,40 @@ pub(crate) async fn forward(
         }
     }
     call.proto = route.proto(call.proto);
-    if call.reading.expects
+    if call.parsed.expect_continue
         && matches!(body, RequestBody::Stream(..))
-        && let Some(refusal) = Box::pin(ask_first(call, route, &body, open_permit.clone())).await?
+        && let Some(refusal) =
+            Box::pin(check_continue(call, route, &body, open_permit.clone())).await?
     {
         return Ok(refusal);
     }
-    let (request, asked) = call.outgoing(body);
-    let mut request = as_h2(request, &call.reading.authority, "https");
+    let (request, upgrade) = call.outgoing(body);
+    let mut request = as_h2(request, &call.parsed.authority, "https");
     request
         .headers_mut()
         .insert(peer_header::NAME, route.claim(call.proto).clone());
-    let request = match asked {
-        Some(_) => websocket::ask(request, Proto::H2, &call.local.random),
+    let request = match upgrade {
+        Some(_) => websocket::convert_request(request, Proto::H2, &call.local.random),
         None => request,
     };
-    let flow = call.exchange.flow.clone();
+    let progress = call.exchange.progress.clone();
     let local = Rc::clone(&call.local);
     let sent = local
         .peers
         .send((&route.destination, route.port), call.proto, request)
         .await;
-    let sent = sent.map_err(|denial| attribute_upstream_error(denial, flow.as_deref()))?;
+    let sent = sent.map_err(|denial| attribute_upstream_error(denial, progress.as_deref()))?;
     call.exchange.upstream = Some(sent.address);
     // Between proxies a WebSocket is always extended CONNECT; a plain endpoint gets the program's own protocol.
     if !sent.plain {
         call.proto = Proto::H2;
     }
-    answer(call, sent.response, Some(sent.held), asked, open_permit)
+    downstream_response(call, sent.response, Some(sent.pooled), upgrade, open_permit)
 }
 
 /// Asks the other proxy whether it would accept a request before the body is read: a refused caller must not send one
 /// (RFC 9110 §10.1.1). Returns the refusal, if there is one.
-async fn ask_first(
+async fn check_continue(
     call: &mut Call,
     route: &Route,
     body: &RequestBody,
@@ -185,7 +186,7 @@ async fn ask_first(
     request.headers_mut().remove(header::CONTENT_LENGTH);
     *request.method_mut() = call.head.method.clone();
     *request.uri_mut() = call.head.uri.clone();
-    let mut request = as_h2(request, &call.reading.authority, "https");
+    let mut request = as_h2(request, &call.parsed.authority, "https");
     request.headers_mut().insert(peer_header::NAME, question);
     let local = Rc::clone(&call.local);
     let sent = local
@@ -196,5 +197,5 @@ async fn ask_first(
         return Ok(None);
     }
     call.exchange.upstream = Some(sent.address);
-    answer(call, sent.response, Some(sent.held), None, open_permit).map(Some)
+    downstream_response(call, sent.response, Some(sent.pooled), None, open_permit).map(Some)
 }

@@ -13,14 +13,14 @@ pub(crate) mod route;
 
 /// What a response returns to its pool when it has passed.
 #[derive(Debug)]
-pub(crate) enum Returned {
+pub(crate) enum PoolGuard {
     /// An HTTP/1 connection.
     Http1(http1::PooledConnection),
     /// One stream of an HTTP/2 connection.
     H2(#[expect(dead_code, reason = "held for what its drop does")] h2::Lease),
 }
 
-impl Returned {
+impl PoolGuard {
     /// Prevents reuse, because the connection's state is unknown.
     pub(crate) fn discard(&mut self) {
         if let Self::Http1(borrowed) = self {

@@ -6,8 +6,8 @@ use merlon_proxy::protocol::http2::FrameCounter;
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (size, bytes) = input;
-    let whole = FrameCounter::default().follow(bytes);
+    let whole = FrameCounter::default().process(bytes);
     let mut counter = FrameCounter::default();
-    let pieces = bytes.chunks(usize::from(size).max(1)).all(|piece| counter.follow(piece));
+    let pieces = bytes.chunks(usize::from(size).max(1)).all(|piece| counter.process(piece));
     assert_eq!(whole, pieces);
 });

@@ -1,8 +1,8 @@
 //! Follows the control plane: one delta stream, kept open, opened again when it breaks.
 //!
 //! What is said on the stream is [`subscriber`]'s matter, which knows no sockets; what is compiled is
-//! [`crate::control::assemble`]'s. Here is what holds them together: connecting, waiting, compiling off this thread, putting in
-//! force, keeping on disk.
+//! [`crate::control::assemble`]'s. Here is what holds them together: connecting, waiting, compiling off this thread,
+//! putting in force, keeping on disk.
 
 pub(crate) mod saved;
 mod subscriber;

@@ -31,11 +31,11 @@ use crate::{
     telemetry::metrics::{Direction, Handshake, Transport},
 };
 
-const HANDSHAKE: Duration = Duration::from_secs(5);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of concurrent handshakes per worker.
-const HANDSHAKES: usize = 512;
+const MAX_HANDSHAKES: usize = 512;
 /// Maximum idle time between requests, and before the first.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The first bytes of HTTP/2 (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -46,65 +46,65 @@ pub(crate) async fn handshake(
     config: Arc<ServerConfig>,
     stream: TcpStream,
 ) -> Option<TlsStream<TcpStream>> {
-    let _one = InFlightGuard::within(Rc::clone(local), |local| &local.handshakes, HANDSHAKES)?;
-    let (stream, result) = match timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream)).await
-    {
-        Ok(Ok(stream)) => (Some(stream), Handshake::Done),
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "downstream.handshake_failed");
-            (None, Handshake::Refused)
-        }
-        Err(_) => (None, Handshake::Timeout),
-    };
+    let _one = InFlightGuard::within(Rc::clone(local), |local| &local.handshakes, MAX_HANDSHAKES)?;
+    let (stream, result) =
+        match timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await {
+            Ok(Ok(stream)) => (Some(stream), Handshake::Done),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "downstream.handshake_failed");
+                (None, Handshake::Refused)
+            }
+            Err(_) => (None, Handshake::Timeout),
+        };
     local.metrics.handshakes.inc(direction, result);
     stream
 }
 
 /// A stream with the bytes that were read from it to detect the protocol.
 #[derive(Debug)]
-pub(crate) struct Stream<T> {
+pub(crate) struct PrefixedStream<T> {
     inner: T,
-    begun: Vec<u8>,
+    prefix: Vec<u8>,
 }
 
-impl<T> Stream<T> {
+impl<T> PrefixedStream<T> {
     /// A stream whose protocol is already known.
-    pub(crate) fn mesh(inner: T) -> Self {
+    pub(crate) fn new(inner: T) -> Self {
         Self {
             inner,
-            begun: Vec::new(),
+            prefix: Vec::new(),
         }
     }
 }
 
-impl<T: AsyncRead + Unpin> Stream<T> {
+impl<T: AsyncRead + Unpin> PrefixedStream<T> {
     /// Reads as much as is needed to distinguish HTTP/2 from HTTP/1. `None` when nothing arrives in time.
     async fn sniff(inner: T) -> Option<(Self, bool)> {
         let mut this = Self {
             inner,
-            begun: Vec::new(),
+            prefix: Vec::new(),
         };
-        let h2 = timeout(IDLE, this.speaks_h2()).await.ok()??;
+        let h2 = timeout(IDLE_TIMEOUT, this.speaks_h2()).await.ok()??;
         Some((this, h2))
     }
 
     async fn speaks_h2(&mut self) -> Option<bool> {
-        self.begun.reserve(PREFACE.len());
+        self.prefix.reserve(PREFACE.len());
         loop {
-            if !PREFACE.starts_with(&self.begun) {
+            if !PREFACE.starts_with(&self.prefix) {
                 return Some(false);
             }
             // `PRI` is not a method that is served over HTTP/1.
-            if self.begun.len() >= PREFACE.len() {
+            if self.prefix.len() >= PREFACE.len() {
                 return Some(true);
             }
             let mut some = [0_u8; PREFACE.len()];
-            let room = PREFACE.len() - self.begun.len();
+            let room = PREFACE.len() - self.prefix.len();
             let read = self.inner.read(some.get_mut(..room)?).await.ok()?;
             if read == 0 {
                 return None;
             }
-            self.begun.extend_from_slice(some.get(..read)?);
+            self.prefix.extend_from_slice(some.get(..read)?);
         }
     }
 }
@@ -131,7 +131,7 @@ pub(crate) async fn serve_plain<S: Serve<Peer>>(
     peer: Rc<Peer>,
     serve: S,
 ) {
-    let Some((stream, h2)) = Stream::sniff(stream).await else {
+    let Some((stream, h2)) = PrefixedStream::sniff(stream).await else {
         return;
     };
     if h2 {
@@ -144,7 +144,7 @@ pub(crate) async fn serve_plain<S: Serve<Peer>>(
 /// Serves HTTP/2.
 pub(crate) async fn serve_h2<T, S>(
     local: &Rc<WorkerContext>,
-    stream: Stream<T>,
+    stream: PrefixedStream<T>,
     transport: Transport,
     peer: Rc<Peer>,
     serve: S,
@@ -152,7 +152,7 @@ pub(crate) async fn serve_h2<T, S>(
     T: AsyncRead + AsyncWrite + Unpin + 'static,
     S: Serve<Peer>,
 {
-    let _open = Open::new(local, peer.direction, transport);
+    let _open = OpenConnection::new(local, peer.direction, transport);
     let service = service_fn(move |request| serve(Rc::clone(&peer), request, None));
     let connection = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
@@ -164,7 +164,7 @@ pub(crate) async fn serve_h2<T, S>(
         .max_local_error_reset_streams(200)
         .enable_connect_protocol()
         .serve_connection(
-            TokioIo::new(GuardedFrames::new(stream.inner, stream.begun)),
+            TokioIo::new(GuardedFrames::new(stream.inner, stream.prefix)),
             service,
         );
     drive(local, connection).await;
@@ -173,7 +173,7 @@ pub(crate) async fn serve_h2<T, S>(
 /// Serves HTTP/1.1, with the guard in front.
 pub(crate) async fn serve_http1<T, S>(
     local: &Rc<WorkerContext>,
-    stream: Stream<T>,
+    stream: PrefixedStream<T>,
     transport: Transport,
     peer: Rc<Peer>,
     serve: S,
@@ -181,20 +181,20 @@ pub(crate) async fn serve_http1<T, S>(
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Serve<Peer>,
 {
-    let _open = Open::new(local, peer.direction, transport);
-    let (io, guard) = GuardedStream::new(stream.inner, stream.begun);
+    let _open = OpenConnection::new(local, peer.direction, transport);
+    let (io, guard) = GuardedStream::new(stream.inner, stream.prefix);
     let requests = Cell::new(0_u32);
     let service = service_fn(move |request| {
         let request_number = requests.get() + 1;
         requests.set(request_number);
         let broken = guard.violation(request_number).map(Denial::Framing);
-        let (answer, guard) = (serve(Rc::clone(&peer), request, broken), Arc::clone(&guard));
-        async move { watch(answer, &guard, request_number).await }
+        let (response, guard) = (serve(Rc::clone(&peer), request, broken), Arc::clone(&guard));
+        async move { report_response(response, &guard, request_number).await }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         // The guard has a shorter limit for a started head; this one is for idle connections.
-        .header_read_timeout(IDLE)
+        .header_read_timeout(IDLE_TIMEOUT)
         .max_headers(crate::protocol::http1::MAX_FIELDS + 8)
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
@@ -202,12 +202,12 @@ pub(crate) async fn serve_http1<T, S>(
 }
 
 /// Reports the response to the guard: the following bytes are HTTP, or after a switch no longer.
-async fn watch(
-    answer: impl Future<Output = Result<Response<ResponseBody>, Infallible>>,
+async fn report_response(
+    response: impl Future<Output = Result<Response<ResponseBody>, Infallible>>,
     guard: &Guard,
     request: u32,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    let mut response = answer.await?;
+    let mut response = response.await?;
     *response.version_mut() = Version::HTTP_11;
     guard.answered(
         request,
@@ -217,11 +217,11 @@ async fn watch(
 }
 
 /// A hyper connection that can shut down gracefully.
-trait Drains: Future {
+trait GracefulShutdown: Future {
     fn drain(self: Pin<&mut Self>);
 }
 
-impl<I, B, S, E> Drains for http2::Connection<I, S, E>
+impl<I, B, S, E> GracefulShutdown for http2::Connection<I, S, E>
 where
     S: hyper::service::HttpService<Incoming, ResBody = B>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -235,7 +235,7 @@ where
     }
 }
 
-impl<I, B, S> Drains for http1::UpgradeableConnection<I, S>
+impl<I, B, S> GracefulShutdown for http1::UpgradeableConnection<I, S>
 where
     S: hyper::service::HttpService<Incoming, ResBody = B>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -251,7 +251,7 @@ where
 /// Runs a connection to its end; once the drain starts, to the end of its open requests.
 async fn drive<E: std::fmt::Display>(
     local: &Rc<WorkerContext>,
-    connection: impl Drains<Output = Result<(), E>>,
+    connection: impl GracefulShutdown<Output = Result<(), E>>,
 ) {
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
@@ -268,12 +268,12 @@ async fn drive<E: std::fmt::Display>(
 
 /// Counts a connection for as long as it is open.
 #[derive(Debug)]
-pub(crate) struct Open {
+pub(crate) struct OpenConnection {
     local: Rc<WorkerContext>,
     direction: Direction,
 }
 
-impl Open {
+impl OpenConnection {
     pub(crate) fn new(
         local: &Rc<WorkerContext>,
         direction: Direction,
@@ -288,7 +288,7 @@ impl Open {
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.local.metrics.open_connections.add(self.direction, -1);
     }

@@ -8,9 +8,9 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::request::worker_context::WorkerContext;
 
 /// Maximum number of open connections per worker; more are closed at once.
-const CONNECTIONS: usize = 10_000;
+const MAX_CONNECTIONS: usize = 10_000;
 /// How long accepting pauses when the system lacks descriptors or memory.
-const PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts until the drain starts, with a task for each connection.
 pub(crate) async fn serve<F>(
@@ -27,16 +27,16 @@ pub(crate) async fn serve<F>(
         };
         match accepted {
             Ok((stream, address)) => {
-                if local.connections() >= CONNECTIONS {
+                if local.connections() >= MAX_CONNECTIONS {
                     local.metrics.accept_errors.inc();
                     continue;
                 }
                 prepare(&stream);
-                let counted = ConnectionGuard::new(local);
+                let guard = ConnectionGuard::new(local);
                 let task = connection(Rc::clone(local), stream, address);
                 tokio::task::spawn_local(async move {
                     task.await;
-                    drop(counted);
+                    drop(guard);
                 });
             }
             Err(error) => {
@@ -44,7 +44,7 @@ pub(crate) async fn serve<F>(
                 local.metrics.accept_errors.inc();
                 if error.kind() != io::ErrorKind::ConnectionAborted {
                     tracing::warn!(%error, "accept.failed");
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }

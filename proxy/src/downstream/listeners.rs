@@ -6,14 +6,14 @@ use merlon_net::backoff::Backoff;
 use tokio::{net::TcpListener, task::JoinHandle, time};
 
 use crate::{
-    protocol::{address_claims::Part, sockets::adopt},
+    protocol::{address_claims::AddressGuard, sockets::adopt},
     request::worker_context::WorkerContext,
     state::{readiness::Unready, snapshot::Snapshot},
 };
 
 /// The back-off before an address that could not be bound is tried again.
-const FIRST: Duration = Duration::from_millis(100);
-const MOST: Duration = Duration::from_secs(5);
+const MIN_RETRY: Duration = Duration::from_millis(100);
+const MAX_RETRY: Duration = Duration::from_secs(5);
 
 /// A listener as the snapshot describes it.
 pub(crate) trait Wanted: Clone + PartialEq {
@@ -35,7 +35,7 @@ pub(crate) async fn keep<W: Wanted>(local: Rc<WorkerContext>) {
     let mut changes = local.shared.snapshot.watch();
     let mut open: Vec<(W, JoinHandle<()>)> = Vec::new();
     let mut failed: Vec<String> = Vec::new();
-    let mut backoff = Backoff::new(FIRST, MOST);
+    let mut backoff = Backoff::new(MIN_RETRY, MAX_RETRY);
     let health = &local.shared.readiness;
     let part = |name: &str| format!("worker {}: {name}", local.index);
     loop {
@@ -99,7 +99,7 @@ pub(crate) fn socket(
     local: &WorkerContext,
     address: std::net::SocketAddr,
     name: &str,
-) -> Result<(TcpListener, Part), String> {
+) -> Result<(TcpListener, AddressGuard), String> {
     let (socket, part) = local
         .shared
         .listeners

@@ -8,13 +8,13 @@ use merlon_policy::{principal::Principal, validate::RouteMatch};
 
 use crate::{
     protocol::{
-        denial::Denial, peer_header::Proto, problem::is_grpc, request_head::Reading,
-        tls_session::Session,
+        denial::Denial, peer_header::Proto, problem::is_grpc, request_head::ParsedHead,
+        tls_session::TlsSession,
     },
     request::{
         call::Call,
         exchange::Exchange,
-        target::{Target, Targets},
+        target::{Target, TargetCache},
         worker_context::{CurrentSnapshot, WorkerContext},
     },
     telemetry::metrics::Direction,
@@ -37,7 +37,7 @@ pub(crate) struct Peer {
     /// The SNI of a TLS client.
     pub(crate) server_name: Option<Box<str>>,
     /// The properties of its TLS connection, if it uses TLS.
-    pub(crate) session: Option<Rc<Session>>,
+    pub(crate) session: Option<Rc<TlsSession>>,
     /// The port of a Service that the connection is bound to.
     pub(crate) service_port: Option<ServicePort>,
     /// The program's port that a client without claims called.
@@ -45,7 +45,7 @@ pub(crate) struct Peer {
     /// The program's port that was dialled, if the connection was redirected. The service that a caller claims must
     /// listen on it: a NetworkPolicy that allows one port must not open another.
     pub(crate) dialled: Option<u16>,
-    pub(crate) targets: RefCell<Targets>,
+    pub(crate) targets: RefCell<TargetCache>,
 }
 
 impl Peer {
@@ -87,7 +87,7 @@ impl Peer {
     ///
     /// # Errors
     /// [`Denial::NoRoute`] when it listens on another port.
-    pub(crate) fn dials(&self, target: &Target) -> Result<(), Denial> {
+    pub(crate) fn check_dialled_port(&self, target: &Target) -> Result<(), Denial> {
         match self.dialled {
             Some(port) if port != target.program.port() => Err(Denial::NoRoute(
                 "the requested service does not listen on the port that was called".into(),
@@ -101,7 +101,7 @@ impl Peer {
         &self,
         mut exchange: Box<Exchange>,
         current: Rc<CurrentSnapshot>,
-        (head, reading): (Parts, Reading),
+        (head, parsed): (Parts, ParsedHead),
         body: Incoming,
     ) -> Call {
         exchange.current = Some(Rc::clone(&current));
@@ -124,7 +124,7 @@ impl Peer {
             user: None,
             route: RouteMatch::NONE,
             head,
-            reading,
+            parsed,
             exchange,
         }
     }

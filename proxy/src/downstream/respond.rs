@@ -21,7 +21,7 @@ pub(crate) type Refused = (Denial, Box<Exchange>);
 
 /// Runs `path` for a request, and turns a denial or a panic into a response. `broken` is the denial when the guard
 /// already refused the request.
-pub(crate) async fn contained(
+pub(crate) async fn respond(
     peer: &Peer,
     request: Request<Incoming>,
     broken: Option<Denial>,
@@ -44,7 +44,7 @@ pub(crate) async fn contained(
         // The panic hook has logged it; only this request ends.
         None => {
             let mut exchange = begin();
-            exchange.heard(request.method(), request.uri());
+            exchange.set_head(request.method(), request.uri());
             std::panic::AssertUnwindSafe(path(request, exchange))
                 .catch_unwind()
                 .await
@@ -66,7 +66,7 @@ fn refuse(
     version: Version,
 ) -> Response<ResponseBody> {
     let decision_id = exchange.decision_id.to_string();
-    let answer = problem::response(
+    let problem = problem::response(
         &denial,
         &ProblemContext {
             grpc,
@@ -81,9 +81,9 @@ fn refuse(
             Denial::Upstream(Upstream::Connect | Upstream::ConnectTimeout)
         );
     exchange.refused(denial);
-    let mut response = Response::new(ResponseBody::ours(answer.body).concludes(exchange));
-    *response.status_mut() = answer.status;
-    *response.headers_mut() = answer.headers;
+    let mut response = Response::new(ResponseBody::ours(problem.body).with_exchange(exchange));
+    *response.status_mut() = problem.status;
+    *response.headers_mut() = problem.headers;
     if unserved {
         let yes = HeaderValue::from_static("yes");
         response.headers_mut().insert(peer_header::UNSERVED, yes);

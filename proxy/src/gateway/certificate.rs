@@ -20,7 +20,7 @@ use super::routes;
 use crate::state::{gateway_ports::Files, shared::Shared};
 
 /// How often certificate files are checked for changes.
-const LOOK: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Files {
     fn load(&self) -> Result<Arc<CertifiedKey>, String> {
@@ -49,13 +49,13 @@ impl Files {
 
 /// The certificates of one port.
 #[derive(Debug)]
-pub(crate) struct Chooser {
+pub(crate) struct CertificateResolver {
     port: u16,
     shared: Arc<Shared>,
     files: Vec<(Files, Live<Arc<CertifiedKey>>)>,
 }
 
-impl Chooser {
+impl CertificateResolver {
     /// # Errors
     /// A file that cannot be read, by name.
     pub(crate) fn open(
@@ -88,13 +88,13 @@ impl Chooser {
     }
 
     /// Reloads changed files. With invalid files the old certificate stays in use.
-    pub(crate) async fn follow(&self) {
+    pub(crate) async fn watch_files(&self) {
         let mut known = Vec::new();
         for (files, _) in &self.files {
             known.push(files.changed_at().await);
         }
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
             for ((files, live), known) in self.files.iter().zip(&mut known) {
                 let now = files.changed_at().await;
                 if now == *known {
@@ -112,7 +112,7 @@ impl Chooser {
     }
 }
 
-impl ResolvesServerCert for Chooser {
+impl ResolvesServerCert for CertificateResolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let snapshot = self.shared.snapshot.load_full();
         let snapshot = snapshot.as_ref().as_ref()?;

@@ -10,16 +10,16 @@ use merlon_policy::principal::Principal;
 use rustls::ServerConfig;
 use tokio::{net::TcpStream, task::JoinHandle};
 
-use super::certificate::Chooser;
+use super::certificate::CertificateResolver;
 use crate::{
     downstream::{
-        connection::{self, Stream},
+        connection::{self, PrefixedStream},
         listener,
         listeners::{self, Wanted},
         peer::Peer,
     },
     gateway,
-    protocol::tls_session::Session,
+    protocol::tls_session::TlsSession,
     request::worker_context::WorkerContext,
     state::{gateway_ports::Port, snapshot::Snapshot},
     telemetry::metrics::{Direction, Transport},
@@ -40,8 +40,8 @@ impl Wanted for Port {
     fn open(&self, local: &Rc<WorkerContext>) -> Result<JoinHandle<()>, String> {
         let tls = match self.secure {
             true => {
-                let chooser = Chooser::open(self.port, &self.files, &local.shared)?;
-                Some((chooser.config()?, chooser))
+                let resolver = CertificateResolver::open(self.port, &self.files, &local.shared)?;
+                Some((resolver.config()?, resolver))
             }
             false => None,
         };
@@ -54,9 +54,9 @@ impl Wanted for Port {
             let config = tls.as_ref().map(|(config, _)| Arc::clone(config));
             let serve = |local, stream, address| accept(local, stream, address, config.clone());
             match &tls {
-                Some((_, chooser)) => tokio::select! {
+                Some((_, resolver)) => tokio::select! {
                     () = listener::serve(&local, &socket, serve) => {}
-                    () = chooser.follow() => {}
+                    () = resolver.watch_files() => {}
                 },
                 None => listener::serve(&local, &socket, serve).await,
             }
@@ -81,11 +81,11 @@ async fn accept(
     };
     let session = stream.get_ref().1;
     let h2 = session.alpn_protocol() == Some(b"h2");
-    peer.session = Some(Rc::new(Session::of(session, Vec::new())));
+    peer.session = Some(Rc::new(TlsSession::from_connection(session, Vec::new())));
     peer.server_name = session
         .server_name()
         .map(|name| name.to_ascii_lowercase().into());
-    let (peer, stream) = (Rc::new(peer), Stream::mesh(stream));
+    let (peer, stream) = (Rc::new(peer), PrefixedStream::new(stream));
     if h2 {
         connection::serve_h2(&local, stream, Transport::Tls, peer, gateway::serve).await;
     } else {

@@ -35,7 +35,7 @@ pub(crate) struct Backend {
 /// The precedence of a match; the greatest wins. Host, then path, then method, then headers; of equal matches the
 /// first rule of the first route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Fit {
+struct Precedence {
     exact_host: bool,
     host_length: usize,
     exact_path: bool,
@@ -51,32 +51,34 @@ pub(crate) fn listener<'g>(
     name: Option<&str>,
 ) -> Option<&'g GatewayListener> {
     let here = gateway.listeners.iter();
-    let fitting =
+    let candidates =
         here.filter(|one| Some(one.port) == port)
             .filter_map(|one| match (&one.hostname, name) {
                 (None, _) => Some(((false, 0), one)),
-                (Some(pattern), Some(name)) => Some((host_fit(pattern, name)?, one)),
+                (Some(pattern), Some(name)) => Some((match_host(pattern, name)?, one)),
                 (Some(_), None) => None,
             });
-    fitting.max_by_key(|(fit, _)| *fit).map(|(_, one)| one)
+    candidates
+        .max_by_key(|(precedence, _)| *precedence)
+        .map(|(_, one)| one)
 }
 
 /// The best matching rule of the routes that are attached to `listener`.
 pub(crate) fn find<'g>(
     gateway: &'g GatewayState,
     listener: &GatewayListener,
-    asked: &RouteQuery<'_>,
+    query: &RouteQuery<'_>,
 ) -> Option<Matched<'g>> {
     let host = listener.hostname.as_deref();
-    if host.is_some_and(|pattern| host_fit(pattern, asked.host).is_none()) {
+    if host.is_some_and(|pattern| match_host(pattern, query.host).is_none()) {
         return None;
     }
-    let mut best: Option<(Fit, Matched<'g>)> = None;
+    let mut best: Option<(Precedence, Matched<'g>)> = None;
     for route in &gateway.routes {
         if !belongs(route, gateway, listener) {
             continue;
         }
-        let Some((exact_host, host_length)) = route_host(route, asked.host) else {
+        let Some((exact_host, host_length)) = route_host(route, query.host) else {
             continue;
         };
         for rule in &route.spec.rules {
@@ -87,16 +89,16 @@ pub(crate) fn find<'g>(
                 &rule.matches
             };
             for one in matches {
-                let Some(fit) = match_fit(one, asked) else {
+                let Some(precedence) = match_request(one, query) else {
                     continue;
                 };
-                let fit = Fit {
+                let precedence = Precedence {
                     exact_host,
                     host_length,
-                    ..fit
+                    ..precedence
                 };
-                if best.as_ref().is_none_or(|(other, _)| fit > *other) {
-                    best = Some((fit, Matched { route, rule }));
+                if best.as_ref().is_none_or(|(other, _)| precedence > *other) {
+                    best = Some((precedence, Matched { route, rule }));
                 }
             }
         }
@@ -125,20 +127,20 @@ fn route_host(route: &GatewayRoute, host: &str) -> Option<(bool, usize)> {
         .spec
         .hostnames
         .iter()
-        .filter_map(|pattern| host_fit(pattern, host))
+        .filter_map(|pattern| match_host(pattern, host))
         .max()
 }
 
 /// Matches a host name, exactly or by `*.`, which stands for one or more labels.
-fn host_fit(pattern: &str, host: &str) -> Option<(bool, usize)> {
+fn match_host(pattern: &str, host: &str) -> Option<(bool, usize)> {
     match pattern.strip_prefix('*') {
         Some(suffix) => {
             let start = host.len().checked_sub(suffix.len())?;
-            let fits = start > 0
+            let matches = start > 0
                 && host
                     .get(start..)
                     .is_some_and(|end| end.eq_ignore_ascii_case(suffix));
-            fits.then_some((false, suffix.len()))
+            matches.then_some((false, suffix.len()))
         }
         None => pattern
             .eq_ignore_ascii_case(host)
@@ -146,39 +148,39 @@ fn host_fit(pattern: &str, host: &str) -> Option<(bool, usize)> {
     }
 }
 
-fn match_fit(one: &HttpRouteMatch, asked: &RouteQuery<'_>) -> Option<Fit> {
+fn match_request(one: &HttpRouteMatch, query: &RouteQuery<'_>) -> Option<Precedence> {
     let (exact_path, path_length) = match &one.path {
         None => (false, 1),
         Some(path) => match path.kind {
             PathMatchType::Exact => {
-                (path.value == asked.path).then_some((true, path.value.len()))?
+                (path.value == query.path).then_some((true, path.value.len()))?
             }
             PathMatchType::PathPrefix => {
                 let prefix = path.value.strip_suffix('/').unwrap_or(&path.value);
-                let rest = asked.path.strip_prefix(prefix)?;
+                let rest = query.path.strip_prefix(prefix)?;
                 // Prefixes match whole segments: `/a` is not a prefix of `/ab`.
-                let fits = rest.is_empty() || rest.starts_with('/');
+                let matches = rest.is_empty() || rest.starts_with('/');
                 // `/a/` is the same prefix as `/a`, with the same precedence.
-                fits.then_some((false, prefix.len().max(1)))?
+                matches.then_some((false, prefix.len().max(1)))?
             }
         },
     };
     if one
         .method
         .as_deref()
-        .is_some_and(|method| method != asked.method)
+        .is_some_and(|method| method != query.method)
     {
         return None;
     }
-    let fits = one.headers.iter().all(|wanted| {
-        let mut values = asked.headers.get_all(wanted.name.as_str()).iter();
+    let matches = one.headers.iter().all(|wanted| {
+        let mut values = query.headers.get_all(wanted.name.as_str()).iter();
         // Several values are ambiguous, so they do not match.
         values
             .next()
             .is_some_and(|value| value.as_bytes() == wanted.value.as_bytes())
             && values.next().is_none()
     });
-    fits.then_some(Fit {
+    matches.then_some(Precedence {
         exact_host: false,
         host_length: 0,
         exact_path,
@@ -253,14 +255,14 @@ mod tests {
     fn to(gateway: &GatewayState, host: &str, method: &str, path: &str) -> Option<String> {
         let headers =
             HeaderMap::from_iter([(http::header::ACCEPT, http::HeaderValue::from_static("v2"))]);
-        let asked = RouteQuery {
+        let query = RouteQuery {
             host,
             method,
             path,
             headers: &headers,
         };
         let listener = listener(gateway, Some(80), Some(host))?;
-        let backend = find(gateway, listener, &asked)?.backend(1)?;
+        let backend = find(gateway, listener, &query)?.backend(1)?;
         Some(backend.service.to_string())
     }
 
@@ -389,14 +391,14 @@ mod tests {
                 { "name": "two", "port": 80, "weight": 1, "namespace": "other" } ] })]
         )]));
         let headers = HeaderMap::new();
-        let asked = RouteQuery {
+        let query = RouteQuery {
             host: "x",
             method: "GET",
             path: "/",
             headers: &headers,
         };
         let listener = listener(&gateway, Some(80), None).unwrap();
-        let matched = find(&gateway, listener, &asked).unwrap();
+        let matched = find(&gateway, listener, &query).unwrap();
         let names: Vec<_> = (0..4)
             .map(|random| matched.backend(random).unwrap().service.to_string())
             .collect();

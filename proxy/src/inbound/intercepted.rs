@@ -17,10 +17,10 @@ use crate::{
 
 /// How long to wait for the first byte when plain text is allowed. After it, a connection to a port of opaque TCP
 /// counts as plain text in which the server speaks first; any other is closed.
-pub(crate) const FIRST_BYTE: Duration = Duration::from_secs(5);
+pub(crate) const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The first byte of a TLS record that carries a handshake (RFC 8446 §5.1).
-pub(crate) const HANDSHAKE: u8 = 22;
+pub(crate) const TLS_HANDSHAKE_RECORD: u8 = 22;
 
 /// Serves a connection to this workload, from another proxy or, in a permissive namespace, from a client in plain text.
 pub(crate) async fn accept(local: Rc<WorkerContext>, stream: TcpStream, address: SocketAddr) {
@@ -41,8 +41,8 @@ pub(crate) async fn accept(local: Rc<WorkerContext>, stream: TcpStream, address:
         })
     });
     let mut first = [0];
-    match timeout(FIRST_BYTE, stream.peek(&mut first)).await {
-        Ok(Ok(1)) if first == [HANDSHAKE] => {
+    match timeout(FIRST_BYTE_TIMEOUT, stream.peek(&mut first)).await {
+        Ok(Ok(1)) if first == [TLS_HANDSHAKE_RECORD] => {
             inbound::handle_redirected(local, stream, address, Some(port)).await;
         }
         Ok(Ok(1)) => plain(&local, stream, address, port).await,

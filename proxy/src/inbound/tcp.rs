@@ -17,11 +17,11 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::server::TlsStream;
 
 use crate::{
-    downstream::{connection::Open, peer::Peer},
+    downstream::{connection::OpenConnection, peer::Peer},
     protocol::{
         denial::Denial,
         peer_header::{Claim, Proto, read_claim},
-        tls_session::Session,
+        tls_session::TlsSession,
     },
     request::{
         exchange::Exchange,
@@ -37,12 +37,12 @@ use crate::{
 };
 
 /// Maximum time to receive the preamble.
-pub(crate) const PREAMBLE: Duration = Duration::from_secs(5);
+pub(crate) const PREAMBLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves a tunnel from another proxy.
 pub(crate) async fn accept(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
     let local = &peer.local;
-    let _open = Open::new(local, Direction::Inbound, Transport::MeshTcp);
+    let _open = OpenConnection::new(local, Direction::Inbound, Transport::MeshTcp);
     let mut exchange = Exchange::begin(
         local,
         Direction::Inbound,
@@ -51,7 +51,7 @@ pub(crate) async fn accept(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
         Version::HTTP_2,
     );
     exchange.protocol = "tcp";
-    let admitted = match timeout(PREAMBLE, read_claim(&mut stream)).await {
+    let admitted = match timeout(PREAMBLE_TIMEOUT, read_claim(&mut stream)).await {
         Ok(Some(claim)) => admit(peer, &claim, &mut exchange),
         _ => Err(Denial::NoRoute("the tunnel names no destination".into())),
     };
@@ -73,7 +73,7 @@ pub(crate) async fn accept(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
 /// Serves a plain-text connection to a port of opaque TCP, as `Anonymous`.
 pub(crate) async fn plain(peer: &Rc<Peer>, stream: TcpStream, service: ServiceName, port: u16) {
     let local = &peer.local;
-    let _open = Open::new(local, Direction::Inbound, Transport::Plain);
+    let _open = OpenConnection::new(local, Direction::Inbound, Transport::Plain);
     let mut exchange = Exchange::begin(
         local,
         Direction::Inbound,
@@ -115,10 +115,10 @@ pub(crate) fn admit(
         ))?;
     let target = Rc::new(target);
     exchange.dst = Some(Rc::clone(&target.name));
-    peer.dials(&target)?;
+    peer.check_dialled_port(&target)?;
     let open_permit = local.register(OpenPermit::new(AuthzQuery {
         target: Rc::clone(&target),
-        what: QueryKind::Tcp,
+        kind: QueryKind::Tcp,
         address: peer.address.ip(),
         user: None,
         session: peer.session.clone(),
@@ -144,7 +144,7 @@ pub(crate) fn admit(
         port: target.port,
         now: exchange.at,
         user: None,
-        tls: peer.session.as_deref().map(Session::facts),
+        tls: peer.session.as_deref().map(TlsSession::facts),
     };
     let decision = target.decide(&facts);
     let recorded = target

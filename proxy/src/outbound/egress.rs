@@ -13,7 +13,7 @@ use crate::{
     },
     request::{
         call::Call,
-        forwarded_response::{ForwardedResponse, answer, attribute_upstream_error},
+        forwarded_response::{ForwardedResponse, attribute_upstream_error, downstream_response},
     },
 };
 
@@ -21,18 +21,18 @@ use crate::{
 ///
 /// # Errors
 /// [`Denial::Egress`], or the failure of the upstream.
-pub(crate) async fn pass(
+pub(crate) async fn forward(
     call: &mut Call,
     host: &str,
     port: u16,
 ) -> Result<ForwardedResponse, Denial> {
     let destination = format!("{host}:{port}");
     let snapshot = call.current.snapshot().ok_or(Denial::Unconfigured)?;
-    let passes = snapshot.mesh.outbound != OutboundMode::Deny;
+    let allowed = snapshot.mesh.outbound != OutboundMode::Deny;
     let seen = &call.local.shared.egress;
-    seen.called(&destination, passes, call.exchange.at);
+    seen.called(&destination, allowed, call.exchange.at);
     call.exchange.dst = Some(destination.into());
-    if !passes {
+    if !allowed {
         return Err(Denial::Egress);
     }
     let addresses = call.local.resolver.look_up(host).await?;
@@ -50,24 +50,24 @@ pub(crate) async fn pass(
         return Err(Denial::Egress);
     }
     let body = call.stream();
-    let (request, asked) = call.outgoing(body);
-    let authority = call.reading.authority.clone();
+    let (request, upgrade) = call.outgoing(body);
+    let authority = call.parsed.authority.clone();
     let request = match call.proto {
         Proto::H2 => as_h2(request, &authority, "http"),
         Proto::Http1 | Proto::Tcp => with_host(request, &authority),
     };
-    let request = match asked {
-        Some(_) => websocket::ask(request, call.proto, &call.local.random),
+    let request = match upgrade {
+        Some(_) => websocket::convert_request(request, call.proto, &call.local.random),
         None => request,
     };
     call.exchange.upstream = Some(address);
-    let flow = call.exchange.flow.clone();
+    let progress = call.exchange.progress.clone();
     let sent = call
         .local
         .programs
         .send(address, call.proto, request, &call.local.metrics)
         .await;
-    let (response, held) =
-        sent.map_err(|denial| attribute_upstream_error(denial, flow.as_deref()))?;
-    answer(call, response, Some(held), asked, None)
+    let (response, pooled) =
+        sent.map_err(|denial| attribute_upstream_error(denial, progress.as_deref()))?;
+    downstream_response(call, response, Some(pooled), upgrade, None)
 }

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use super::tcp;
 use crate::{
-    downstream::connection::Open,
+    downstream::connection::OpenConnection,
     protocol::{denial::Denial, original_dst::original_dst},
     request::{exchange::Exchange, tunnel, worker_context::WorkerContext},
     state::destinations::LookupError,
@@ -73,9 +73,9 @@ async fn lookup_address(
     if let Some(found) = snapshot.addresses.get(&address) {
         return Ok(found.clone());
     }
-    let asked = local.shared.destinations.ask_address(address).await;
-    asked.map_err(|error| match error {
-        LookupError::Unknown | LookupError::Unavailable => Denial::Unasked,
+    let lookup = local.shared.destinations.ask_address(address).await;
+    lookup.map_err(|error| match error {
+        LookupError::Unknown | LookupError::Unavailable => Denial::LookupUnavailable,
     })
 }
 
@@ -90,13 +90,13 @@ async fn outside(
     let Some(snapshot) = current.snapshot() else {
         return exchange.refused(Denial::Unconfigured);
     };
-    let passes = snapshot.mesh.outbound != OutboundMode::Deny;
+    let allowed = snapshot.mesh.outbound != OutboundMode::Deny;
     let seen = &local.shared.egress;
-    seen.called(&original_dst.to_string(), passes, exchange.at);
-    if !passes {
+    seen.called(&original_dst.to_string(), allowed, exchange.at);
+    if !allowed {
         return exchange.refused(Denial::Egress);
     }
-    let _open = Open::new(local, Direction::Outbound, Transport::Plain);
+    let _open = OpenConnection::new(local, Direction::Outbound, Transport::Plain);
     exchange.upstream = Some(original_dst);
     match dial::connect(original_dst, &local.metrics).await {
         Ok(upstream) => tunnel::carry(stream, upstream, None, exchange).await,

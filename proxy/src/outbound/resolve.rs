@@ -11,7 +11,7 @@ use crate::{
     downstream::peer::Peer,
     protocol::{
         denial::Denial,
-        host::{is_certain, mesh_name, split_port},
+        host::{is_mesh_only, mesh_name, split_port},
     },
     request::{call::Call, worker_context::WorkerContext},
     state::{destinations::LookupError, snapshot::Snapshot},
@@ -49,12 +49,12 @@ fn also(snapshot: &Snapshot, service_port: &ServicePort) -> Vec<ServiceName> {
 /// Resolves the destination of a request from the local program.
 ///
 /// # Errors
-/// [`Denial::NoRoute`] for a mesh name without a service, [`Denial::Unconfigured`] or [`Denial::Unasked`] when the
-/// lookup is not possible.
+/// [`Denial::NoRoute`] for a mesh name without a service, [`Denial::Unconfigured`] or [`Denial::LookupUnavailable`]
+/// when the lookup is not possible.
 pub(crate) async fn resolve(peer: &Peer, call: &Call) -> Result<Resolution, Denial> {
     let local = &peer.local;
     let snapshot = call.current.snapshot().ok_or(Denial::Unconfigured)?;
-    let host = call.reading.authority.as_str();
+    let host = call.parsed.authority.as_str();
     let service_port;
     let key = match &peer.service_port {
         Some(ServicePort {
@@ -80,14 +80,14 @@ pub(crate) async fn resolve(peer: &Peer, call: &Call) -> Result<Resolution, Deni
         route.also = also(snapshot, service_port);
         let route = Rc::new(route);
         if local.current().generation == call.current.generation {
-            local.names.remember(key, &route);
+            local.names.insert(key, &route);
         }
         return Ok(Resolution::Mesh(route));
     }
     let (name, port, certain) = {
         let (host, port) = split_port(host).ok_or(Denial::Authority("the host is malformed"))?;
         let own = &snapshot.identity().workload().namespace;
-        (mesh_name(host, own), port, is_certain(host))
+        (mesh_name(host, own), port, is_mesh_only(host))
     };
     let destination = match name {
         Some(name) => match destination(local, &name).await {
@@ -108,7 +108,7 @@ pub(crate) async fn resolve(peer: &Peer, call: &Call) -> Result<Resolution, Deni
     let route = Rc::new(Route::to(destination, port)?);
     // Cached only if the snapshot is still the one that this request started with.
     if local.current().generation == call.current.generation {
-        local.names.remember(key, &route);
+        local.names.insert(key, &route);
     }
     Ok(Resolution::Mesh(route))
 }
@@ -116,8 +116,8 @@ pub(crate) async fn resolve(peer: &Peer, call: &Call) -> Result<Resolution, Deni
 /// A destination of the mesh, from the snapshot or, on first use, from the control plane.
 ///
 /// # Errors
-/// [`Denial::NoRoute`] when no service has this name, [`Denial::Unconfigured`] or [`Denial::Unasked`] when the lookup
-/// is not possible.
+/// [`Denial::NoRoute`] when no service has this name, [`Denial::Unconfigured`] or [`Denial::LookupUnavailable`] when
+/// the lookup is not possible.
 pub(crate) async fn destination(
     local: &WorkerContext,
     name: &ServiceName,
@@ -134,7 +134,7 @@ pub(crate) async fn destination(
         .await
         .map_err(|error| match error {
             LookupError::Unknown => Denial::NoRoute("no service of the mesh has this name".into()),
-            LookupError::Unavailable => Denial::Unasked,
+            LookupError::Unavailable => Denial::LookupUnavailable,
         })
 }
 

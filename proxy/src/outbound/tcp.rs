@@ -17,7 +17,7 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinHandle};
 use super::resolve;
 use crate::{
     downstream::{
-        connection::{self, Open},
+        connection::{self, OpenConnection},
         listener,
         listeners::{self, Wanted},
         peer::Peer,
@@ -98,11 +98,11 @@ pub(crate) async fn forward_to(
     match ports.find(|port| port.port == service_port.port) {
         None => exchange.refused(Denial::NoRoute("the service has no such port".into())),
         Some(port) if port.protocol == AppProtocol::Tcp => {
-            let _open = Open::new(local, Direction::Outbound, Transport::Plain);
+            let _open = OpenConnection::new(local, Direction::Outbound, Transport::Plain);
             tunnel(local, stream, &destination, &service_port, exchange).await;
         }
         Some(_) => {
-            exchange.forget();
+            exchange.discard();
             let mut peer = Peer::new(local, Direction::Outbound, address, Principal::Anonymous);
             peer.service_port = Some(service_port);
             connection::serve_plain(local, stream, Rc::new(peer), outbound::serve).await;
@@ -152,7 +152,7 @@ async fn tunnel(
                 }
             }
         };
-        local.peers.avoid(endpoint, to.port);
+        local.peers.mark_failed(endpoint, to.port);
         last = Denial::Upstream(result);
     }
     exchange.refused(last);

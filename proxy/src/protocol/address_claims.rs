@@ -15,19 +15,19 @@ pub struct Claims(Arc<Mutex<HashMap<SocketAddr, ClaimedAddress>>>);
 
 #[derive(Debug)]
 struct ClaimedAddress {
-    by: String,
+    listener: String,
     workers: usize,
 }
 
 /// One worker's use of an address. Released on drop, which must come after the drop of the socket.
 #[derive(Debug)]
-pub(crate) struct Part {
+pub(crate) struct AddressGuard {
     claims: Claims,
     address: SocketAddr,
 }
 
 impl Claims {
-    /// Opens this worker's socket for the listener `by`. The first socket of the process requires that no other process
+    /// Opens this worker's socket for `listener`. The first socket of the process requires that no other process
     /// listens.
     ///
     /// # Errors
@@ -35,42 +35,50 @@ impl Claims {
     pub(crate) fn listen(
         &self,
         address: SocketAddr,
-        by: &str,
-    ) -> io::Result<(std::net::TcpListener, Part)> {
+        listener: &str,
+    ) -> io::Result<(std::net::TcpListener, AddressGuard)> {
         let mut all = self.lock();
         let socket = match all.get_mut(&address) {
-            Some(held) if held.by == by => {
+            Some(known) if known.listener == listener => {
                 let socket = join(address)?;
-                held.workers += 1;
+                known.workers += 1;
                 socket
             }
-            Some(held) => {
-                let why = format!("{} of this process uses it", held.by);
-                return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
+            Some(known) => {
+                let reason = format!("{} of this process uses it", known.listener);
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, reason));
             }
             None => {
                 let socket = claim(address)?;
-                let by = by.to_owned();
-                all.insert(address, ClaimedAddress { by, workers: 1 });
+                let listener = listener.to_owned();
+                all.insert(
+                    address,
+                    ClaimedAddress {
+                        listener,
+                        workers: 1,
+                    },
+                );
                 socket
             }
         };
         let claims = self.clone();
-        Ok((socket, Part { claims, address }))
+        Ok((socket, AddressGuard { claims, address }))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, ClaimedAddress>> {
         // A panic cannot leave the counts inconsistent.
-        self.0.lock().unwrap_or_else(|broken| broken.into_inner())
+        self.0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
-impl Drop for Part {
+impl Drop for AddressGuard {
     fn drop(&mut self) {
         let mut all = self.claims.lock();
-        if let Some(held) = all.get_mut(&self.address) {
-            held.workers = held.workers.saturating_sub(1);
-            if held.workers == 0 {
+        if let Some(known) = all.get_mut(&self.address) {
+            known.workers = known.workers.saturating_sub(1);
+            if known.workers == 0 {
                 all.remove(&self.address);
             }
         }
@@ -88,7 +96,7 @@ mod tests {
         let (claims, others) = (Claims::default(), Claims::default());
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let address = claim(any).unwrap().local_addr().unwrap();
-        let ours = [
+        let sockets = [
             claims.listen(address, "a").unwrap(),
             claims.listen(address, "a").unwrap(),
         ];
@@ -98,7 +106,7 @@ mod tests {
         ] {
             assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         }
-        drop(ours);
+        drop(sockets);
         assert!(others.listen(address, "b").is_ok());
     }
 }

@@ -1,6 +1,7 @@
-//! The reasons for which a request is refused. The response to each is in one table, in [`refusal`].
+//! The reasons for which a request is refused. The response to each is in one table, in [`table`].
 
 pub(crate) mod table;
+
 use std::borrow::Cow;
 
 use http::StatusCode;
@@ -54,7 +55,7 @@ pub enum Denial {
     /// A policy permitted the request, but no longer does, before the response started.
     Revoked,
     /// The token was valid and expired at this time, before the response started.
-    Lapsed(Timestamp),
+    TokenExpired(Timestamp),
     /// A rate limit is exceeded.
     RateLimited {
         /// The limit's name.
@@ -69,7 +70,7 @@ pub enum Denial {
     /// There is no snapshot or no identity yet.
     Unconfigured,
     /// The destination is not in the snapshot, and the control plane is unavailable.
-    Unasked,
+    LookupUnavailable,
     /// The mesh does not allow calls to destinations that no resource names.
     Egress,
     /// The upstream failed.

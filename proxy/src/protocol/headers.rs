@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::{denial::Denial, peer_header, reserved::is_ours};
+use super::{denial::Denial, peer_header, reserved::is_reserved};
 
 /// The SPIFFE ID of the peer, authenticated by TLS.
 pub const CALLER: HeaderName = HeaderName::from_static("merlon-caller");
@@ -10,10 +10,10 @@ pub const CALLER: HeaderName = HeaderName::from_static("merlon-caller");
 pub const USER: HeaderName = HeaderName::from_static("merlon-user");
 
 /// Removes every header that only Merlon may set.
-pub(crate) fn strip_ours(headers: &mut HeaderMap) {
+pub(crate) fn strip_reserved(headers: &mut HeaderMap) {
     let forged: Vec<HeaderName> = headers
         .keys()
-        .filter(|name| is_ours(name.as_str().as_bytes()))
+        .filter(|name| is_reserved(name.as_str().as_bytes()))
         .cloned()
         .collect();
     for name in forged {
@@ -28,10 +28,10 @@ pub(crate) const FORWARDED: [HeaderName; 3] = [
     HeaderName::from_static("x-forwarded-proto"),
 ];
 
-/// As [`strip_ours`], for requests from a gateway: the `x-forwarded-*` headers that it sets stay.
-pub(crate) fn strip_ours_but_forwarded(headers: &mut HeaderMap) {
+/// As [`strip_reserved`], for requests from a gateway: the `x-forwarded-*` headers that it sets stay.
+pub(crate) fn strip_reserved_except_forwarded(headers: &mut HeaderMap) {
     let word = FORWARDED.map(|name| (headers.get(&name).cloned(), name));
-    strip_ours(headers);
+    strip_reserved(headers);
     for (value, name) in word {
         if let Some(value) = value {
             headers.insert(name, value);
@@ -122,14 +122,14 @@ fn is_protected(name: &[u8]) -> bool {
         b"cache-control",
         b"date",
     ];
-    is_ours(name)
+    is_reserved(name)
         || END_TO_END
             .iter()
             .any(|protected| name.eq_ignore_ascii_case(protected))
 }
 
 /// Removes hop-by-hop headers from a response that is forwarded.
-pub(crate) fn strip_answer(headers: &mut HeaderMap) {
+pub(crate) fn strip_response(headers: &mut HeaderMap) {
     if headers.contains_key(header::CONNECTION) && strip_nominated(headers).is_err() {
         // When an upstream nominates a protected name, only the nomination is removed.
         headers.remove(header::CONNECTION);
@@ -222,7 +222,7 @@ mod tests {
             "x-auth-request-email",
             "ssl-client-s-dn",
         ] {
-            assert!(is_ours(name.as_bytes()), "{name}");
+            assert!(is_reserved(name.as_bytes()), "{name}");
         }
         for name in [
             "x-request-id",
@@ -239,7 +239,7 @@ mod tests {
             "x-client-ip-hint",
             "proxying",
         ] {
-            assert!(!is_ours(name.as_bytes()), "{name}");
+            assert!(!is_reserved(name.as_bytes()), "{name}");
         }
     }
 

@@ -48,7 +48,7 @@ pub(crate) fn strip_cluster(host: &str) -> &str {
 }
 
 /// Whether the host can only be a service of the mesh.
-pub(crate) fn is_certain(host: &str) -> bool {
+pub(crate) fn is_mesh_only(host: &str) -> bool {
     !host.contains('.') || strip_cluster(host).len() < host.trim_end_matches('.').len()
 }
 
@@ -79,9 +79,9 @@ mod tests {
 
     #[test]
     fn short_names_and_cluster_names_are_never_external() {
-        assert!(is_certain("orders"));
-        assert!(is_certain("orders.shop.svc"));
-        assert!(!is_certain("example.com"));
+        assert!(is_mesh_only("orders"));
+        assert!(is_mesh_only("orders.shop.svc"));
+        assert!(!is_mesh_only("example.com"));
     }
 
     #[test]

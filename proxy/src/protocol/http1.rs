@@ -38,9 +38,9 @@ pub use self::{
 };
 
 /// The request that hyper reads in place of a refused message.
-const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused.invalid\r\nconnection: close\r\n\r\n";
+const PLACEHOLDER: &[u8] = b"GET / HTTP/1.1\r\nhost: refused.invalid\r\nconnection: close\r\n\r\n";
 /// Maximum time from the first byte of a head to its last.
-const HEAD_TIME: Duration = Duration::from_secs(10);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to keep reading from a refused connection, so that a reset does not discard the response (RFC 9112 §9.6).
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 << 10;
@@ -102,17 +102,17 @@ pub struct GuardedStream<T> {
     inner: T,
     guard: Arc<Guard>,
     state: State,
-    /// Bytes that were read and not yet delivered; `pos..clear` may be delivered.
-    held: Vec<u8>,
+    /// Bytes that were read and not yet delivered; `pos..cleared` may be delivered.
+    buffer: Vec<u8>,
     pos: usize,
-    clear: usize,
+    cleared: usize,
     /// How much of an incomplete head was searched for its end.
-    seen: usize,
+    searched: usize,
     /// Whether the current head was validated in this step.
-    begun_now: bool,
+    head_in_this_step: bool,
     /// When the current head must be complete.
     deadline: Option<Pin<Box<Sleep>>>,
-    head_time: Duration,
+    head_timeout: Duration,
     linger: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
@@ -134,20 +134,20 @@ enum State {
 }
 
 impl<T> GuardedStream<T> {
-    /// Guards `inner`, from which `begun` was already read.
-    pub fn new(inner: T, begun: Vec<u8>) -> (Self, Arc<Guard>) {
+    /// Guards `inner`, from which `prefix` was already read.
+    pub fn new(inner: T, prefix: Vec<u8>) -> (Self, Arc<Guard>) {
         let guard = Arc::new(Guard::default());
         let this = Self {
             inner,
             guard: Arc::clone(&guard),
             state: State::Head,
-            held: begun,
+            buffer: prefix,
             pos: 0,
-            clear: 0,
-            seen: 0,
-            begun_now: false,
+            cleared: 0,
+            searched: 0,
+            head_in_this_step: false,
             deadline: None,
-            head_time: HEAD_TIME,
+            head_timeout: HEAD_TIMEOUT,
             linger: None,
         };
         (this, guard)
@@ -155,23 +155,23 @@ impl<T> GuardedStream<T> {
 
     /// Validates new `bytes` and returns how many of them hyper may read now.
     /// At most one message ends in each step, so that hyper never holds a part of the next.
-    fn examine(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
+    fn check(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
         let mut cleared = 0;
-        self.begun_now = false;
+        self.head_in_this_step = false;
         loop {
             let rest = bytes.get(cleared..).unwrap_or_default();
             match &mut self.state {
                 State::Head if cleared > 0 => return Ok(cleared),
                 State::Head => {
-                    let Some(end) = find_end(rest, self.seen)? else {
-                        self.seen = rest.len();
+                    let Some(end) = find_end(rest, self.searched)? else {
+                        self.searched = rest.len();
                         return Ok(0);
                     };
-                    self.seen = 0;
+                    self.searched = 0;
                     let head = parse(rest.get(..end).unwrap_or_default())?;
                     self.guard.heads.fetch_add(1, Ordering::Relaxed);
                     self.deadline = None;
-                    self.begun_now = true;
+                    self.head_in_this_step = true;
                     cleared = end;
                     self.state = match head.framing {
                         Framing::Length(left) => State::Length {
@@ -220,61 +220,61 @@ impl<T> GuardedStream<T> {
     fn refuse(&mut self, violation: Violation) -> io::Result<()> {
         let heads = self.guard.heads.load(Ordering::Relaxed);
         let at_head = matches!(self.state, State::Head);
-        if at_head || self.begun_now {
+        if at_head || self.head_in_this_step {
             // A head that arrived together with the violation after it has not been delivered either.
             self.guard
                 .refuse(violation, if at_head { heads + 1 } else { heads });
             self.deadline = None;
             self.state = State::Refused;
-            self.held = STAND_IN.to_vec();
+            self.buffer = PLACEHOLDER.to_vec();
             self.pos = 0;
-            self.clear = self.held.len();
+            self.cleared = self.buffer.len();
             Ok(())
         } else {
             // The service already has the head of this request: its body ends with an error.
             self.guard.refuse(violation, heads);
             self.state = State::Refused;
-            self.held.clear();
+            self.buffer.clear();
             self.pos = 0;
-            self.clear = 0;
+            self.cleared = 0;
             Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                violation.sentence(),
+                violation.message(),
             ))
         }
     }
 
     fn deliver(&mut self, into: &mut ReadBuf<'_>) {
-        let ready = self.held.get(self.pos..self.clear).unwrap_or_default();
+        let ready = self.buffer.get(self.pos..self.cleared).unwrap_or_default();
         let now = ready.get(..into.remaining()).unwrap_or(ready);
         into.put_slice(now);
         self.pos += now.len();
-        if self.pos == self.held.len() {
+        if self.pos == self.buffer.len() {
             // An idle connection frees its buffer.
-            self.held = Vec::new();
+            self.buffer = Vec::new();
             self.pos = 0;
-            self.clear = 0;
+            self.cleared = 0;
         }
     }
 
     /// Validates the buffered bytes. Returns true when some can be delivered.
-    fn examine_held(&mut self) -> io::Result<bool> {
+    fn check_buffer(&mut self) -> io::Result<bool> {
         if self.pos > 0 {
-            self.held.drain(..self.pos);
-            self.clear -= self.pos;
+            self.buffer.drain(..self.pos);
+            self.cleared -= self.pos;
             self.pos = 0;
         }
-        if self.clear >= self.held.len() {
+        if self.cleared >= self.buffer.len() {
             return Ok(false);
         }
-        let held = std::mem::take(&mut self.held);
-        let result = self.examine(held.get(self.clear..).unwrap_or_default());
-        self.held = held;
+        let buffer = std::mem::take(&mut self.buffer);
+        let result = self.check(buffer.get(self.cleared..).unwrap_or_default());
+        self.buffer = buffer;
         match result {
-            Ok(cleared) => self.clear += cleared,
+            Ok(cleared) => self.cleared += cleared,
             Err(violation) => self.refuse(violation)?,
         }
-        Ok(self.clear > self.pos)
+        Ok(self.cleared > self.pos)
     }
 }
 
@@ -291,11 +291,11 @@ impl<T: AsyncRead + Unpin> GuardedStream<T> {
         if fresh.is_empty() {
             return Poll::Ready(Ok(Step::Ended));
         }
-        match self.examine(fresh) {
+        match self.check(fresh) {
             Ok(cleared) => {
                 let kept = fresh.get(cleared..).unwrap_or_default();
                 if !kept.is_empty() {
-                    self.held.extend_from_slice(kept);
+                    self.buffer.extend_from_slice(kept);
                 }
                 into.set_filled(before + cleared);
                 Poll::Ready(Ok(if cleared > 0 {
@@ -313,13 +313,13 @@ impl<T: AsyncRead + Unpin> GuardedStream<T> {
     }
 
     /// Whether an incomplete head has exceeded its time limit.
-    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+    fn head_timed_out(&mut self, cx: &mut Context<'_>) -> bool {
         if !matches!(self.state, State::Head) {
             return false;
         }
         let timer = self
             .deadline
-            .get_or_insert_with(|| Box::pin(sleep(self.head_time)));
+            .get_or_insert_with(|| Box::pin(sleep(self.head_timeout)));
         timer.as_mut().poll(cx).is_ready()
     }
 
@@ -330,7 +330,7 @@ impl<T: AsyncRead + Unpin> GuardedStream<T> {
         if buffer.filled().is_empty() {
             return Poll::Ready(Ok(Step::Ended));
         }
-        self.held.extend_from_slice(buffer.filled());
+        self.buffer.extend_from_slice(buffer.filled());
         Poll::Ready(Ok(Step::More))
     }
 }
@@ -352,7 +352,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for GuardedStream<T> {
             return Poll::Ready(Ok(()));
         }
         loop {
-            if this.clear > this.pos {
+            if this.cleared > this.pos {
                 this.deliver(into);
                 return Poll::Ready(Ok(()));
             }
@@ -370,20 +370,20 @@ impl<T: AsyncRead + Unpin> AsyncRead for GuardedStream<T> {
                         None => return Poll::Pending,
                     }
                 }
-                State::Switched if this.held.is_empty() => {
+                State::Switched if this.buffer.is_empty() => {
                     return Pin::new(&mut this.inner).poll_read(cx, into);
                 }
                 _ => {}
             }
-            if this.examine_held()? || matches!(this.state, State::AwaitAnswer | State::Refused) {
+            if this.check_buffer()? || matches!(this.state, State::AwaitAnswer | State::Refused) {
                 continue;
             }
-            let step = if this.held.is_empty() {
+            let step = if this.buffer.is_empty() {
                 ready!(this.read_through(cx, into))?
             } else {
                 match this.read_more(cx) {
                     Poll::Ready(step) => step?,
-                    Poll::Pending if this.is_late(cx) => {
+                    Poll::Pending if this.head_timed_out(cx) => {
                         this.refuse(Violation::Timeout)?;
                         continue;
                     }
@@ -394,7 +394,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for GuardedStream<T> {
                 Step::Delivered | Step::Ended => return Poll::Ready(Ok(())),
                 // The deadline of a head starts with its first byte.
                 Step::More => {
-                    if this.held.len() > this.clear && this.is_late(cx) {
+                    if this.buffer.len() > this.cleared && this.head_timed_out(cx) {
                         this.refuse(Violation::Timeout)?;
                     }
                 }
@@ -435,7 +435,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GuardedStream<T> {
         let unread = match this.state {
             State::Length { left, .. } => left > 0,
             State::Chunks { .. } | State::Refused => true,
-            State::Head | State::AwaitAnswer => !this.held.is_empty(),
+            State::Head | State::AwaitAnswer => !this.buffer.is_empty(),
             State::Switched => false,
         };
         if this.linger.is_none() {

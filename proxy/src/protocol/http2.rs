@@ -13,9 +13,9 @@ use tokio::{
 };
 
 /// Maximum PING, SETTINGS and PRIORITY frames per `WINDOW`.
-pub const MOST: u32 = 1_000;
+pub const MAX_CONTROL_FRAMES: u32 = 1_000;
 /// Maximum RST_STREAM frames per `WINDOW`; a busy peer whose callers cancel requests sends some.
-const RESETS: u32 = 4_000;
+const MAX_RESETS: u32 = 4_000;
 const WINDOW: Duration = Duration::from_secs(10);
 const PREFACE: usize = 24;
 
@@ -23,7 +23,7 @@ const PREFACE: usize = 24;
 #[derive(Debug)]
 pub struct GuardedFrames<T> {
     inner: T,
-    begun: Vec<u8>,
+    prefix: Vec<u8>,
     counter: FrameCounter,
 }
 
@@ -32,10 +32,10 @@ pub struct GuardedFrames<T> {
 pub struct FrameCounter {
     skip: usize,
     header: [u8; 9],
-    have: usize,
-    cheap: u32,
+    header_len: usize,
+    control_frames: u32,
     resets: u32,
-    since: Instant,
+    window_start: Instant,
 }
 
 impl Default for FrameCounter {
@@ -43,17 +43,17 @@ impl Default for FrameCounter {
         Self {
             skip: PREFACE,
             header: [0; 9],
-            have: 0,
-            cheap: 0,
+            header_len: 0,
+            control_frames: 0,
             resets: 0,
-            since: Instant::now(),
+            window_start: Instant::now(),
         }
     }
 }
 
 impl FrameCounter {
     /// Processes `bytes`. Returns false when a limit is exceeded.
-    pub fn follow(&mut self, mut bytes: &[u8]) -> bool {
+    pub fn process(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             if self.skip > 0 {
                 let here = self.skip.min(bytes.len());
@@ -61,15 +61,15 @@ impl FrameCounter {
                 bytes = bytes.get(here..).unwrap_or_default();
                 continue;
             }
-            let here = (self.header.len() - self.have).min(bytes.len());
+            let here = (self.header.len() - self.header_len).min(bytes.len());
             let (part, rest) = bytes.split_at_checked(here).unwrap_or_default();
-            if let Some(room) = self.header.get_mut(self.have..self.have + here) {
+            if let Some(room) = self.header.get_mut(self.header_len..self.header_len + here) {
                 room.copy_from_slice(part);
             }
-            self.have += here;
+            self.header_len += here;
             bytes = rest;
-            if self.have == self.header.len() {
-                self.have = 0;
+            if self.header_len == self.header.len() {
+                self.header_len = 0;
                 let [high, middle, low, kind, ..] = self.header;
                 self.skip = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
                 if !self.count(kind) {
@@ -86,28 +86,28 @@ impl FrameCounter {
         const SETTINGS: u8 = 4;
         const PING: u8 = 6;
         match kind {
-            PRIORITY | SETTINGS | PING => self.cheap += 1,
+            PRIORITY | SETTINGS | PING => self.control_frames += 1,
             RST_STREAM => self.resets += 1,
             _ => return true,
         }
-        if self.cheap <= MOST && self.resets <= RESETS {
+        if self.control_frames <= MAX_CONTROL_FRAMES && self.resets <= MAX_RESETS {
             return true;
         }
         // The clock is read only when a limit is exceeded.
-        let fair = self.since.elapsed() >= WINDOW;
-        self.since = Instant::now();
-        self.cheap = 0;
+        let window_elapsed = self.window_start.elapsed() >= WINDOW;
+        self.window_start = Instant::now();
+        self.control_frames = 0;
         self.resets = 0;
-        fair
+        window_elapsed
     }
 }
 
 impl<T> GuardedFrames<T> {
-    /// Wraps `inner`, from which `begun` was already read.
-    pub fn new(inner: T, begun: Vec<u8>) -> Self {
+    /// Wraps `inner`, from which `prefix` was already read.
+    pub fn new(inner: T, prefix: Vec<u8>) -> Self {
         Self {
             inner,
-            begun,
+            prefix,
             counter: FrameCounter::default(),
         }
     }
@@ -121,17 +121,17 @@ impl<T: AsyncRead + Unpin> AsyncRead for GuardedFrames<T> {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = into.filled().len();
-        if this.begun.is_empty() {
+        if this.prefix.is_empty() {
             ready!(Pin::new(&mut this.inner).poll_read(cx, into))?;
         } else {
-            let here = this.begun.len().min(into.remaining());
-            let rest = this.begun.split_off(here);
-            into.put_slice(&this.begun);
-            this.begun = rest;
+            let here = this.prefix.len().min(into.remaining());
+            let rest = this.prefix.split_off(here);
+            into.put_slice(&this.prefix);
+            this.prefix = rest;
         }
         if this
             .counter
-            .follow(into.filled().get(before..).unwrap_or_default())
+            .process(into.filled().get(before..).unwrap_or_default())
         {
             return Poll::Ready(Ok(()));
         }
@@ -199,7 +199,7 @@ mod tests {
 
     fn counter() -> FrameCounter {
         let mut counter = FrameCounter::default();
-        assert!(counter.follow(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"));
+        assert!(counter.process(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"));
         counter
     }
 
@@ -207,7 +207,7 @@ mod tests {
     fn data_frames_are_not_limited() {
         let mut counter = counter();
         for _ in 0..100_000 {
-            assert!(counter.follow(&frame(0, 100)));
+            assert!(counter.process(&frame(0, 100)));
         }
     }
 
@@ -215,14 +215,14 @@ mod tests {
     fn the_thousand_and_first_ping_exceeds_the_limit_for_every_chunk_size() {
         for size in [1, 7, 64, 100_000] {
             let mut counter = counter();
-            let bytes: Vec<u8> = (0..=MOST).flat_map(|_| frame(6, 8)).collect();
+            let bytes: Vec<u8> = (0..=MAX_CONTROL_FRAMES).flat_map(|_| frame(6, 8)).collect();
             let mut pieces = bytes.chunks(size);
             assert!(
-                !pieces.all(|piece| counter.follow(piece)),
+                !pieces.all(|piece| counter.process(piece)),
                 "in pieces of {size}"
             );
             let mut counter = self::counter();
-            assert!(counter.follow(&bytes[..bytes.len() - 17]));
+            assert!(counter.process(&bytes[..bytes.len() - 17]));
         }
     }
 }

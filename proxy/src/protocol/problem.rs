@@ -173,10 +173,10 @@ mod tests {
 
     #[test]
     fn a_missing_token_gets_a_challenge_without_an_error() {
-        let answer = response(&Denial::TokenMissing, &context(false));
-        assert_eq!(answer.status, 401);
-        assert_eq!(answer.headers[header::WWW_AUTHENTICATE], "Bearer");
-        let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+        let refused = response(&Denial::TokenMissing, &context(false));
+        assert_eq!(refused.status, 401);
+        assert_eq!(refused.headers[header::WWW_AUTHENTICATE], "Bearer");
+        let body: serde_json::Value = serde_json::from_slice(&refused.body).unwrap();
         assert_eq!(body["reason"], "authn.missing");
         assert_eq!(body["decision_id"], "w1-7");
         assert_eq!(body["status"], 401);
@@ -188,24 +188,24 @@ mod tests {
             limit: "per-user 100%".into(),
             retry_after: 3,
         };
-        let answer = response(&limited, &context(true));
-        assert_eq!(answer.status, 200);
-        assert_eq!(answer.headers[GRPC_STATUS], "8");
+        let refused = response(&limited, &context(true));
+        assert_eq!(refused.status, 200);
+        assert_eq!(refused.headers[GRPC_STATUS], "8");
         assert_eq!(
-            answer.headers[GRPC_MESSAGE],
+            refused.headers[GRPC_MESSAGE],
             "rate.limited: the rate limit `per-user 100%25` is exceeded; try again in 3 s"
         );
-        assert_eq!(answer.headers[header::RETRY_AFTER], "3");
-        assert!(answer.body.is_empty());
+        assert_eq!(refused.headers[header::RETRY_AFTER], "3");
+        assert!(refused.body.is_empty());
     }
 
     #[test]
     fn a_framing_violation_closes_the_connection() {
-        let answer = response(
+        let refused = response(
             &Denial::Framing(crate::protocol::http1::Violation::LengthAndEncoding),
             &context(false),
         );
-        assert_eq!(answer.headers[header::CONNECTION], "close");
+        assert_eq!(refused.headers[header::CONNECTION], "close");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::{denial::Denial, headers, http1};
 
 /// The facts of a parsed head.
 #[derive(Debug, Clone)]
-pub(crate) struct Reading {
+pub(crate) struct ParsedHead {
     /// The one authority, in lower case, as `orders.shop:80`.
     pub(crate) authority: uri::Authority,
     /// Total size of all header names and values, in bytes.
@@ -15,7 +15,7 @@ pub(crate) struct Reading {
     /// Length of path and query as received, in bytes.
     pub(crate) uri_bytes: u64,
     /// Whether the sender waits for `100 Continue` before it sends the body.
-    pub(crate) expects: bool,
+    pub(crate) expect_continue: bool,
     /// Whether it requests a WebSocket.
     pub(crate) websocket: bool,
 }
@@ -25,18 +25,18 @@ pub(crate) struct Reading {
 ///
 /// # Errors
 /// The first ambiguity or violation.
-pub(crate) fn read(head: &mut Parts) -> Result<Reading, Denial> {
+pub(crate) fn read(head: &mut Parts) -> Result<ParsedHead, Denial> {
     let websocket = method(head)?;
     let header_bytes = fields(&head.headers, head.version)?;
     let authority = authority(head)?;
-    let mut expects = false;
+    let mut expect_continue = false;
     if let Some(expect) = head.headers.get(header::EXPECT) {
         if !expect.as_bytes().eq_ignore_ascii_case(b"100-continue") {
             return Err(Denial::Expectation);
         }
         // `Expect` is per connection: hyper sends 100 to the caller when the body is first polled.
         head.headers.remove(header::EXPECT);
-        expects = head.version == Version::HTTP_11;
+        expect_continue = head.version == Version::HTTP_11;
     }
     headers::strip_hop_by_hop(&mut head.headers)?;
     let uri_bytes = head
@@ -47,11 +47,11 @@ pub(crate) fn read(head: &mut Parts) -> Result<Reading, Denial> {
         return Err(Denial::TargetTooLong);
     }
     path(head)?;
-    Ok(Reading {
+    Ok(ParsedHead {
         authority,
         header_bytes,
         uri_bytes: uri_bytes as u64,
-        expects,
+        expect_continue,
         websocket,
     })
 }

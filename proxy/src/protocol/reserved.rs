@@ -4,8 +4,8 @@
 /// only a Merlon proxy may set it.
 ///
 /// All bytes other than letters and digits are equivalent: CGI-style servers turn them all into `_`.
-pub(crate) fn is_ours(name: &[u8]) -> bool {
-    const WHOLE: [&[u8]; 24] = [
+pub(crate) fn is_reserved(name: &[u8]) -> bool {
+    const NAMES: [&[u8]; 24] = [
         // Where the request comes from.
         b"forwarded",
         b"x-real-ip",
@@ -35,7 +35,7 @@ pub(crate) fn is_ours(name: &[u8]) -> bool {
         b"proxy",
         b"x-host",
     ];
-    const BEGINNINGS: [&[u8]; 10] = [
+    const PREFIXES: [&[u8]; 10] = [
         b"x-forwarded-",
         b"x-merlon-",
         b"merlon-",
@@ -55,21 +55,21 @@ pub(crate) fn is_ours(name: &[u8]) -> bool {
     ) {
         return false;
     }
-    WHOLE
+    NAMES
         .iter()
-        .any(|whole| name.len() == whole.len() && begins(name, whole))
-        || BEGINNINGS.iter().any(|start| begins(name, start))
+        .any(|whole| name.len() == whole.len() && has_prefix(name, whole))
+        || PREFIXES.iter().any(|start| has_prefix(name, start))
 }
 
 /// Whether a header is for use between proxies or addressed to a proxy: not even the local program may set it.
 pub(crate) fn is_between_proxies(name: &[u8]) -> bool {
     [&b"merlon-"[..], b"x-merlon-", b"proxy-"]
         .iter()
-        .any(|start| begins(name, start))
+        .any(|start| has_prefix(name, start))
 }
 
 /// Whether `name` begins with `start`, which is in lower case with `-` for every byte that is not a letter or digit.
-pub(crate) fn begins(name: &[u8], start: &[u8]) -> bool {
+pub(crate) fn has_prefix(name: &[u8], start: &[u8]) -> bool {
     let fold = |byte: &u8| {
         if byte.is_ascii_alphanumeric() {
             byte.to_ascii_lowercase()

@@ -5,29 +5,29 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// Ends the requests, streams and tunnels that depend on it, once it is pulled.
+/// Ends the requests, streams and tunnels that depend on it, once it is revoked.
 #[derive(Debug, Default)]
 pub(crate) struct Revocation {
-    pulled: Cell<bool>,
+    revoked: Cell<bool>,
     /// The waiting tasks: at most the response's, the request body's and the tunnel's at a time.
     waiting: RefCell<[Option<Waker>; 3]>,
     next: Cell<usize>,
 }
 
 impl Revocation {
-    pub(crate) fn pull(&self) {
-        self.pulled.set(true);
+    pub(crate) fn revoke(&self) {
+        self.revoked.set(true);
         for waker in self.waiting.take().into_iter().flatten() {
             waker.wake();
         }
     }
 
-    /// Whether it was pulled.
-    pub(crate) fn is_pulled(&self) -> bool {
-        self.pulled.get()
+    /// Whether it was revoked.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoked.get()
     }
 
-    /// Wakes the task of `cx` when it is pulled.
+    /// Wakes the task of `cx` when it is revoked.
     pub(crate) fn wake(&self, cx: &Context<'_>) {
         let mut waiting = self.waiting.borrow_mut();
         let known = |waker: &Waker| waker.will_wake(cx.waker());
@@ -41,10 +41,10 @@ impl Revocation {
         self.next.set((next + 1) % waiting.len());
     }
 
-    /// Resolves when it is pulled.
-    pub(crate) async fn pulled(&self) {
+    /// Resolves when it is revoked.
+    pub(crate) async fn revoked(&self) {
         std::future::poll_fn(|cx| {
-            if self.is_pulled() {
+            if self.is_revoked() {
                 return Poll::Ready(());
             }
             self.wake(cx);

@@ -14,7 +14,7 @@ use super::revocation::Revocation;
 
 /// The number of bytes in each direction.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Copied {
+pub(crate) struct ByteCounts {
     /// From downstream.
     pub(crate) received: u64,
     /// To downstream.
@@ -27,7 +27,7 @@ pub(crate) async fn copy_both(
     mut downstream: impl AsyncRead + AsyncWrite + Unpin,
     mut upstream: impl AsyncRead + AsyncWrite + Unpin,
     revocation: &Revocation,
-) -> (Copied, bool) {
+) -> (ByteCounts, bool) {
     let (mut up, mut down) = (Pipe::default(), Pipe::default());
     let copy = poll_fn(|cx| {
         let one = up.poll(cx, Pin::new(&mut downstream), Pin::new(&mut upstream))?;
@@ -40,10 +40,10 @@ pub(crate) async fn copy_both(
     });
     let whole = tokio::select! {
         result = copy => result.is_ok(),
-        () = revocation.pulled() => false,
+        () = revocation.revoked() => false,
     };
     (
-        Copied {
+        ByteCounts {
             received: up.copied,
             sent: down.copied,
         },
@@ -63,7 +63,7 @@ pub(crate) struct Pipe {
 }
 
 /// Maximum bytes per read.
-pub(crate) const PIECE: usize = 16 << 10;
+pub(crate) const READ_SIZE: usize = 16 << 10;
 
 impl Pipe {
     fn poll(
@@ -91,7 +91,7 @@ impl Pipe {
                 self.closed = true;
                 return Poll::Ready(Ok(()));
             }
-            let mut space = [const { MaybeUninit::uninit() }; PIECE];
+            let mut space = [const { MaybeUninit::uninit() }; READ_SIZE];
             let mut buffer = ReadBuf::uninit(&mut space);
             match from.as_mut().poll_read(cx, &mut buffer) {
                 Poll::Ready(result) => result?,

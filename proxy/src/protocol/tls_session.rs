@@ -5,15 +5,15 @@ use rustls::{ProtocolVersion, ServerConnection};
 
 /// The result of a handshake, read once per connection.
 #[derive(Debug)]
-pub(crate) struct Session {
+pub(crate) struct TlsSession {
     version: &'static str,
     cipher: &'static str,
     dns_names: Vec<String>,
 }
 
-impl Session {
+impl TlsSession {
     /// Reads a completed handshake; `dns_names` are those of the peer's certificate, if it presented one.
-    pub(crate) fn of(tls: &ServerConnection, dns_names: Vec<String>) -> Self {
+    pub(crate) fn from_connection(tls: &ServerConnection, dns_names: Vec<String>) -> Self {
         Self {
             version: match tls.protocol_version() {
                 Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",

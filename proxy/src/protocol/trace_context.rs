@@ -85,12 +85,12 @@ impl TraceContext {
             return given;
         }
         headers.remove(TRACESTATE);
-        let begun = Self::begin(random);
-        match begun.header() {
+        let started = Self::begin(random);
+        match started.header() {
             Some(value) => headers.insert(TRACEPARENT, value),
             None => headers.remove(TRACEPARENT),
         };
-        begun
+        started
     }
 }
 
@@ -136,22 +136,22 @@ impl Random {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    const VALID: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
     #[test]
     fn a_header_round_trips() {
-        let context = TraceContext::parse(GOOD.as_bytes()).unwrap();
+        let context = TraceContext::parse(VALID.as_bytes()).unwrap();
         assert!(context.sampled());
-        assert_eq!(context.header().unwrap(), GOOD);
+        assert_eq!(context.header().unwrap(), VALID);
     }
 
     #[test]
     fn the_version_00_fields_of_a_later_version_are_read() {
         assert!(
-            TraceContext::parse(format!("01{}-more", GOOD.strip_prefix("00").unwrap()).as_bytes())
+            TraceContext::parse(format!("01{}-more", VALID.strip_prefix("00").unwrap()).as_bytes())
                 .is_some()
         );
-        assert!(TraceContext::parse(format!("{GOOD}-more").as_bytes()).is_none());
+        assert!(TraceContext::parse(format!("{VALID}-more").as_bytes()).is_none());
     }
 
     #[test]
@@ -175,8 +175,8 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(TRACEPARENT, HeaderValue::from_static("nonsense"));
         headers.insert(TRACESTATE, HeaderValue::from_static("vendor=1"));
-        let begun = TraceContext::take(&mut headers, &Random::seeded());
-        assert_eq!(headers.get(TRACEPARENT), begun.header().as_ref());
+        let started = TraceContext::take(&mut headers, &Random::seeded());
+        assert_eq!(headers.get(TRACEPARENT), started.header().as_ref());
         assert!(!headers.contains_key(TRACESTATE));
     }
 }

@@ -31,7 +31,7 @@ pub(crate) fn take(head: &mut request::Parts) -> Option<UpgradeRequest> {
 }
 
 /// Converts a WebSocket request to the protocol of the next connection.
-pub(crate) fn ask<B>(request: Request<B>, proto: Proto, random: &Random) -> Request<B> {
+pub(crate) fn convert_request<B>(request: Request<B>, proto: Proto, random: &Random) -> Request<B> {
     let (mut head, body) = request.into_parts();
     head.extensions.remove::<Protocol>();
     if proto == Proto::Http1 {
@@ -54,7 +54,7 @@ pub(crate) fn ask<B>(request: Request<B>, proto: Proto, random: &Random) -> Requ
 }
 
 /// Whether the upstream accepted the upgrade.
-pub(crate) fn agreed(status: StatusCode, proto: Proto) -> bool {
+pub(crate) fn is_accepted(status: StatusCode, proto: Proto) -> bool {
     status
         == if proto == Proto::Http1 {
             StatusCode::SWITCHING_PROTOCOLS
@@ -64,7 +64,11 @@ pub(crate) fn agreed(status: StatusCode, proto: Proto) -> bool {
 }
 
 /// Converts a response that accepts the upgrade to the downstream's HTTP version.
-pub(crate) fn answer(head: &mut response::Parts, version: Version, asked: &UpgradeRequest) {
+pub(crate) fn convert_response(
+    head: &mut response::Parts,
+    version: Version,
+    upgrade: &UpgradeRequest,
+) {
     head.version = version;
     head.headers.remove(header::CONTENT_LENGTH);
     if version >= Version::HTTP_2 {
@@ -76,7 +80,7 @@ pub(crate) fn answer(head: &mut response::Parts, version: Version, asked: &Upgra
         .insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     head.headers
         .insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    if let Some(key) = asked
+    if let Some(key) = upgrade
         .key
         .as_ref()
         .filter(|_| !head.headers.contains_key(ACCEPT))

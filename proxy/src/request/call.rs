@@ -12,8 +12,8 @@ use super::{
     worker_context::{CurrentSnapshot, WorkerContext},
 };
 use crate::{
-    protocol::{peer_header::Proto, request_head::Reading, tls_session::Session, websocket},
-    upstream::body::{Flow, RequestBody},
+    protocol::{peer_header::Proto, request_head::ParsedHead, tls_session::TlsSession, websocket},
+    upstream::body::{BodyProgress, RequestBody},
 };
 
 /// A request and all that is known about it, at every stage.
@@ -24,13 +24,13 @@ pub(crate) struct Call {
     pub(crate) current: Rc<CurrentSnapshot>,
     pub(crate) address: SocketAddr,
     /// The connection's TLS.
-    pub(crate) session: Option<Rc<Session>>,
+    pub(crate) session: Option<Rc<TlsSession>>,
     /// The port of the proxy's own listener.
     pub(crate) own_port: Option<u16>,
     pub(crate) now: Timestamp,
     pub(crate) clock: std::time::Instant,
     pub(crate) head: Parts,
-    pub(crate) reading: Reading,
+    pub(crate) parsed: ParsedHead,
     pub(crate) body: Option<Incoming>,
     /// Set when the other proxy only asks whether the request would be permitted, with a body of this length (if
     /// known).
@@ -47,7 +47,7 @@ pub(crate) struct Call {
 impl Call {
     /// The method as policies see it: a WebSocket is requested with GET, also over HTTP/2 (RFC 8441 §5).
     pub(crate) fn method(&self) -> &str {
-        if self.reading.websocket {
+        if self.parsed.websocket {
             "GET"
         } else {
             self.head.method.as_str()
@@ -59,9 +59,9 @@ impl Call {
         match self.body.take() {
             None => RequestBody::Empty,
             Some(incoming) => {
-                let flow = Flow::new(None, None);
-                self.exchange.flow = Some(Rc::clone(&flow));
-                RequestBody::Stream(incoming, flow)
+                let progress = BodyProgress::new(None, None);
+                self.exchange.progress = Some(Rc::clone(&progress));
+                RequestBody::Stream(incoming, progress)
             }
         }
     }
@@ -71,7 +71,7 @@ impl Call {
         &mut self,
         body: RequestBody,
     ) -> (Request<RequestBody>, Option<websocket::UpgradeRequest>) {
-        let asked = if self.reading.websocket {
+        let upgrade = if self.parsed.websocket {
             websocket::take(&mut self.head)
         } else {
             None
@@ -80,6 +80,6 @@ impl Call {
         std::mem::swap(request.headers_mut(), &mut self.head.headers);
         *request.method_mut() = self.head.method.clone();
         *request.uri_mut() = self.head.uri.clone();
-        (request, asked)
+        (request, upgrade)
     }
 }

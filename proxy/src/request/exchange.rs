@@ -24,7 +24,7 @@ use crate::{
         metrics::{Direction, Label as _, StatusClass, Way},
         spans::{FinishedSpan, SpanValue},
     },
-    upstream::body::Flow,
+    upstream::body::BodyProgress,
 };
 
 /// What is known about a request so far. [`Exchange::conclude`] reports it, once.
@@ -53,7 +53,7 @@ pub(crate) struct Exchange {
     status: u16,
     pub(crate) current: Option<Rc<CurrentSnapshot>>,
     pub(crate) upstream: Option<SocketAddr>,
-    pub(crate) flow: Option<Rc<Flow>>,
+    pub(crate) progress: Option<Rc<BodyProgress>>,
     bytes_in: u64,
     pub(crate) bytes_out: u64,
     counted: bool,
@@ -101,7 +101,7 @@ impl Exchange {
             status: 0,
             current: None,
             upstream: None,
-            flow: None,
+            progress: None,
             bytes_in: 0,
             bytes_out: 0,
             counted: true,
@@ -109,7 +109,7 @@ impl Exchange {
     }
 
     /// Keeps method and URI for the log line. Cheap: both are reference-counted.
-    pub(crate) fn heard(&mut self, method: &Method, uri: &Uri) {
+    pub(crate) fn set_head(&mut self, method: &Method, uri: &Uri) {
         self.method = Some(method.clone());
         self.uri = uri.clone();
     }
@@ -153,7 +153,7 @@ impl Exchange {
     pub(crate) fn refused(&mut self, denial: Denial) {
         self.status = denial.status().as_u16();
         let decisions = &self.local.shared.decisions;
-        decisions.refuse(self.decision_id, self.asked(), &denial);
+        decisions.refuse(self.decision_id, self.summary(), &denial);
         self.denial = Some(denial);
     }
 
@@ -162,7 +162,7 @@ impl Exchange {
         self.denial = Some(denial);
     }
 
-    fn asked(&self) -> RequestSummary {
+    fn summary(&self) -> RequestSummary {
         let path = self.method.as_ref().map(|_| self.uri.path());
         RequestSummary {
             ts: self.at,
@@ -173,22 +173,22 @@ impl Exchange {
             protocol: self.protocol,
             method: self.method.as_ref().map(ToString::to_string),
             host: self.host.as_ref().map(ToString::to_string),
-            path: path.map(|path| path.chars().take(KEPT_OF_PATH).collect()),
+            path: path.map(|path| path.chars().take(MAX_PATH_CHARS).collect()),
         }
     }
 
     /// Discards the exchange of a connection that turns out to carry requests, which have their own.
-    pub(crate) fn forget(mut self: Box<Self>) {
+    pub(crate) fn discard(mut self: Box<Self>) {
         self.counted = false;
         self.local.metrics.active_requests.add(self.direction, -1);
     }
 
     /// Reports the finished request: its last byte has passed, or one side aborted.
     pub(crate) fn conclude(mut self: Box<Self>, aborted: bool) {
-        self.tell(aborted);
+        self.report(aborted);
     }
 
-    fn tell(&mut self, aborted: bool) {
+    fn report(&mut self, aborted: bool) {
         if !std::mem::take(&mut self.counted) {
             return;
         }
@@ -196,9 +196,9 @@ impl Exchange {
         let local = Rc::clone(&self.local);
         let metrics = &local.metrics;
         let bytes_in = self
-            .flow
+            .progress
             .as_ref()
-            .map_or(self.bytes_in, |flow| flow.bytes.get());
+            .map_or(self.bytes_in, |progress| progress.bytes.get());
         metrics.active_requests.add(self.direction, -1);
         metrics
             .requests
@@ -301,11 +301,11 @@ impl Exchange {
 }
 
 /// Maximum length of the recorded path of a refused request, in characters.
-const KEPT_OF_PATH: usize = 1_024;
+const MAX_PATH_CHARS: usize = 1_024;
 
 impl Drop for Exchange {
     /// A request whose caller disconnects before the response is logged too.
     fn drop(&mut self) {
-        self.tell(true);
+        self.report(true);
     }
 }

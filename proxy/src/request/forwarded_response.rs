@@ -17,7 +17,7 @@ use crate::{
         denial::{Denial, Upstream},
         headers, peer_header, websocket,
     },
-    upstream::{Returned, body::Flow},
+    upstream::{PoolGuard, body::BodyProgress},
 };
 
 /// An upstream's response, and the tunnel that it starts.
@@ -30,7 +30,7 @@ pub(crate) struct ForwardedResponse {
 
 impl ForwardedResponse {
     /// The answer to another proxy's question: it may send the request with its body.
-    pub(crate) fn go_on() -> Self {
+    pub(crate) fn send_body() -> Self {
         let mut response = Response::new(ResponseBody::ours(Bytes::new()));
         *response.status_mut() = StatusCode::NO_CONTENT;
         let yes = HeaderValue::from_static("yes");
@@ -48,49 +48,49 @@ impl ForwardedResponse {
                 tunnel::upgraded(switched, call.exchange);
                 self.response
             }
-            None => self.response.map(|body| body.concludes(call.exchange)),
+            None => self.response.map(|body| body.with_exchange(call.exchange)),
         }
     }
 }
 
 /// Attributes an upstream failure to the caller when the caller's body caused it.
-pub(crate) fn attribute_upstream_error(denial: Denial, flow: Option<&Flow>) -> Denial {
-    match (denial, flow) {
-        (Denial::Upstream(_), Some(flow)) if flow.over().is_some() => {
-            Denial::BodyTooLarge(flow.over().unwrap_or_default())
+pub(crate) fn attribute_upstream_error(denial: Denial, progress: Option<&BodyProgress>) -> Denial {
+    match (denial, progress) {
+        (Denial::Upstream(_), Some(progress)) if progress.exceeded_limit().is_some() => {
+            Denial::BodyTooLarge(progress.exceeded_limit().unwrap_or_default())
         }
-        (Denial::Upstream(_), Some(flow)) if flow.broken() => Denial::BodyBroken,
+        (Denial::Upstream(_), Some(progress)) if progress.broken() => Denial::BodyBroken,
         (denial, _) => denial,
     }
 }
 
 /// Converts an upstream's response to the response for the caller.
-pub(crate) fn answer(
+pub(crate) fn downstream_response(
     call: &mut Call,
     response: Response<Incoming>,
-    held: Option<Returned>,
-    asked: Option<websocket::UpgradeRequest>,
+    pooled: Option<PoolGuard>,
+    upgrade: Option<websocket::UpgradeRequest>,
     open_permit: Option<Rc<OpenPermit>>,
 ) -> Result<ForwardedResponse, Denial> {
     let (mut head, incoming) = response.into_parts();
-    headers::strip_answer(&mut head.headers);
+    headers::strip_response(&mut head.headers);
     let version = call.head.version;
-    if let Some(asked) = asked
-        && websocket::agreed(head.status, call.proto)
+    if let Some(upgrade) = upgrade
+        && websocket::is_accepted(head.status, call.proto)
     {
         let upstream = head
             .extensions
             .remove::<OnUpgrade>()
             .ok_or(Upstream::Protocol)?;
-        websocket::answer(&mut head, version, &asked);
+        websocket::convert_response(&mut head, version, &upgrade);
         call.exchange.answered(101);
         let response = Response::from_parts(head, ResponseBody::ours(Bytes::new()));
         return Ok(ForwardedResponse {
             response,
             switched: Some(Switched {
-                asked,
+                upgrade,
                 upstream,
-                held,
+                pooled,
                 open_permit,
             }),
         });
@@ -102,7 +102,7 @@ pub(crate) fn answer(
     head.version = version;
     head.extensions.clear();
     call.exchange.answered(head.status.as_u16());
-    let body = ResponseBody::upstream(incoming, held, open_permit);
+    let body = ResponseBody::upstream(incoming, pooled, open_permit);
     Ok(ForwardedResponse {
         response: Response::from_parts(head, body),
         switched: None,

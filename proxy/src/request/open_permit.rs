@@ -13,7 +13,7 @@ use merlon_policy::{
 
 use super::target::{PolicyHeaders, Target};
 use crate::{
-    protocol::{denial::Denial, revocation::Revocation, tls_session::Session},
+    protocol::{denial::Denial, revocation::Revocation, tls_session::TlsSession},
     state::snapshot::Snapshot,
     upstream::body::Permission,
 };
@@ -23,20 +23,20 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct OpenPermit {
     pub(crate) revocation: Revocation,
-    asked: AuthzQuery,
+    query: AuthzQuery,
     /// When the request's token is no longer accepted.
     until: Option<Timestamp>,
-    ended: Cell<Option<End>>,
+    ended: Cell<Option<EndReason>>,
 }
 
 /// The inputs to evaluate the policies again.
 #[derive(Debug)]
 pub(crate) struct AuthzQuery {
     pub(crate) target: Rc<Target>,
-    pub(crate) what: QueryKind,
+    pub(crate) kind: QueryKind,
     pub(crate) address: IpAddr,
     pub(crate) user: Option<Rc<User>>,
-    pub(crate) session: Option<Rc<Session>>,
+    pub(crate) session: Option<Rc<TlsSession>>,
 }
 
 /// The kind of request. Cheap to keep: everything but the few headers is reference-counted.
@@ -57,7 +57,7 @@ pub(crate) enum QueryKind {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum End {
+enum EndReason {
     /// Policy no longer permits it.
     Revoked,
     /// The token has expired.
@@ -71,12 +71,12 @@ impl Permission for OpenPermit {
 }
 
 impl OpenPermit {
-    pub(crate) fn new(asked: AuthzQuery) -> Self {
-        let rules = asked.target.service.policy.tokens();
-        let until = asked.user.as_deref().map(|user| rules.accepted_until(user));
+    pub(crate) fn new(query: AuthzQuery) -> Self {
+        let rules = query.target.service.policy.tokens();
+        let until = query.user.as_deref().map(|user| rules.accepted_until(user));
         Self {
             revocation: Revocation::default(),
-            asked,
+            query,
             until,
             ended: Cell::new(None),
         }
@@ -84,50 +84,50 @@ impl OpenPermit {
 
     /// Evaluates the policies of `snapshot`, and ends what is open when they no longer permit it.
     pub(crate) fn recheck(&self, snapshot: Option<&Snapshot>) {
-        if !snapshot.is_some_and(|snapshot| self.asked.is_permitted(snapshot)) {
-            self.end(End::Revoked);
+        if !snapshot.is_some_and(|snapshot| self.query.is_permitted(snapshot)) {
+            self.end(EndReason::Revoked);
         }
     }
 
     /// Ends what is open when its token has expired.
     pub(crate) fn expire(&self, now: Timestamp) {
         if self.until.is_some_and(|until| now >= until) {
-            self.end(End::Expired);
+            self.end(EndReason::Expired);
         }
     }
 
-    fn end(&self, end: End) {
+    fn end(&self, end: EndReason) {
         if self.ended.get().is_none() {
             self.ended.set(Some(end));
-            self.revocation.pull();
+            self.revocation.revoke();
         }
     }
 
     /// The denial, if the permit has ended.
-    pub(crate) fn over(&self) -> Option<Denial> {
+    pub(crate) fn denial(&self) -> Option<Denial> {
         Some(match self.ended.get()? {
-            End::Revoked => Denial::Revoked,
-            End::Expired => {
-                let user = self.asked.user.as_deref();
+            EndReason::Revoked => Denial::Revoked,
+            EndReason::Expired => {
+                let user = self.query.user.as_deref();
                 let at = user.map_or(Timestamp::UNIX_EPOCH, |user| user.expires_at);
-                Denial::Lapsed(at)
+                Denial::TokenExpired(at)
             }
         })
     }
 
-    /// Awaits `answer`, unless the permit ends first. The caller pins it in place, because a moved future would be
+    /// Awaits `response`, unless the permit ends first. The caller pins it in place, because a moved future would be
     /// stored twice in the future of every request.
-    pub(crate) async fn hold<T>(
+    pub(crate) async fn until_revoked<T>(
         &self,
-        answer: Pin<&mut impl Future<Output = Result<T, Denial>>>,
+        response: Pin<&mut impl Future<Output = Result<T, Denial>>>,
     ) -> Result<T, Denial> {
-        if let Some(denial) = self.over() {
+        if let Some(denial) = self.denial() {
             return Err(denial);
         }
         tokio::select! {
             biased;
-            answer = answer => answer,
-            () = self.revocation.pulled() => Err(self.over().unwrap_or(Denial::Revoked)),
+            response = response => response,
+            () = self.revocation.revoked() => Err(self.denial().unwrap_or(Denial::Revoked)),
         }
     }
 }
@@ -142,7 +142,7 @@ impl AuthzQuery {
             Target::claimed(snapshot, then.service.policy.name(), then.port, principal)
         };
         let Some(now) = now else { return false };
-        if same(then, &now) {
+        if is_unchanged(then, &now) {
             return true;
         }
         // A policy that reads a header which was not kept cannot be evaluated, so the request is not permitted.
@@ -154,7 +154,7 @@ impl AuthzQuery {
 
     fn decide(&self, target: &Target) -> Decision {
         let (route, fields);
-        let kind = match &self.what {
+        let kind = match &self.kind {
             QueryKind::Http {
                 method,
                 host,
@@ -192,7 +192,7 @@ impl AuthzQuery {
             port: target.port,
             now: Timestamp::now(),
             user: self.user.as_deref(),
-            tls: self.session.as_deref().map(Session::facts),
+            tls: self.session.as_deref().map(TlsSession::facts),
         })
     }
 }
@@ -204,7 +204,7 @@ pub(crate) fn grpc_name(path: &str) -> Option<(&str, &str)> {
 }
 
 /// Whether all policies that decide are unchanged: unchanged services share one compiled instance.
-fn same(then: &Target, now: &Target) -> bool {
+fn is_unchanged(then: &Target, now: &Target) -> bool {
     Arc::ptr_eq(&then.service, &now.service)
         && then.others.len() == now.others.len()
         && then
@@ -215,7 +215,7 @@ fn same(then: &Target, now: &Target) -> bool {
 }
 
 /// The headers that the policies of `target` read.
-pub(crate) fn kept(target: &Target, headers: &HeaderMap) -> HeaderMap {
+pub(crate) fn headers_read_by(target: &Target, headers: &HeaderMap) -> HeaderMap {
     let mut kept = HeaderMap::new();
     for name in target.header_names() {
         if kept.contains_key(name) {

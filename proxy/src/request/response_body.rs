@@ -12,8 +12,8 @@ use hyper::body::Incoming;
 
 use super::{exchange::Exchange, open_permit::OpenPermit};
 use crate::upstream::{
-    Returned,
-    body::{BodyError, held},
+    PoolGuard,
+    body::{BodyError, poll_permitted},
 };
 
 /// The body of a response to the caller. When it ends, or is dropped, the request is finished.
@@ -21,13 +21,10 @@ use crate::upstream::{
 pub(crate) struct ResponseBody {
     source: Source,
     exchange: Option<Box<Exchange>>,
-    held: Held,
+    pooled: Option<PoolGuard>,
     /// The permit under which it passes, if this proxy decided.
     open_permit: Option<Rc<OpenPermit>>,
 }
-
-/// What a response keeps until its body has passed.
-pub(crate) type Held = Option<Returned>;
 
 #[derive(Debug)]
 enum Source {
@@ -42,30 +39,30 @@ impl ResponseBody {
         Self {
             source,
             exchange: None,
-            held: None,
+            pooled: None,
             open_permit: None,
         }
     }
 
-    /// An upstream's response, which returns `held` to its pool when it has passed.
+    /// An upstream's response, which returns `pooled` to its pool when it has passed.
     pub(crate) fn upstream(
         incoming: Incoming,
-        held: Held,
+        pooled: Option<PoolGuard>,
         open_permit: Option<Rc<OpenPermit>>,
     ) -> Self {
         Self {
             source: Source::Upstream(incoming),
             exchange: None,
-            held,
+            pooled,
             open_permit,
         }
     }
 
     /// Ties the end of the request to the end of this body.
-    pub(crate) fn concludes(mut self, exchange: Box<Exchange>) -> Self {
+    pub(crate) fn with_exchange(mut self, exchange: Box<Exchange>) -> Self {
         if self.is_end_stream() {
             exchange.conclude(false);
-            self.held = None;
+            self.pooled = None;
         } else {
             self.exchange = Some(exchange);
         }
@@ -76,7 +73,7 @@ impl ResponseBody {
         if let Some(exchange) = self.exchange.take() {
             exchange.conclude(aborted);
         }
-        self.held = None;
+        self.pooled = None;
     }
 }
 
@@ -84,8 +81,8 @@ impl Drop for ResponseBody {
     fn drop(&mut self) {
         // hyper does not poll again once all of `Content-Length` has passed.
         let aborted = !self.is_end_stream();
-        if aborted && let Some(held) = &mut self.held {
-            held.discard();
+        if aborted && let Some(pooled) = &mut self.pooled {
+            pooled.discard();
         }
         self.conclude(aborted);
     }
@@ -107,12 +104,12 @@ impl Body for ResponseBody {
                     .open_permit
                     .as_deref()
                     .map(|open_permit| &open_permit.revocation);
-                let polled = held(revocation, cx, |cx| Pin::new(incoming).poll_frame(cx));
+                let polled = poll_permitted(revocation, cx, |cx| Pin::new(incoming).poll_frame(cx));
                 let Some(polled) = polled else {
-                    if let Some(held) = &mut this.held {
-                        held.discard();
+                    if let Some(pooled) = &mut this.pooled {
+                        pooled.discard();
                     }
-                    let why = this.open_permit.as_ref().and_then(|one| one.over());
+                    let why = this.open_permit.as_ref().and_then(|one| one.denial());
                     if let (Some(exchange), Some(denial)) = (&mut this.exchange, why) {
                         exchange.ended(denial);
                     }
@@ -130,8 +127,8 @@ impl Body for ResponseBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
-                if let Some(held) = &mut this.held {
-                    held.discard();
+                if let Some(pooled) = &mut this.pooled {
+                    pooled.discard();
                 }
                 this.conclude(true);
                 Poll::Ready(Some(Err(error.into())))

@@ -32,14 +32,14 @@ pub(crate) struct Target {
     pub(crate) peer: PeerFacts,
     pub(crate) candidates: Candidates,
     /// The other services on the same program port: their `forbid`s apply too.
-    pub(crate) others: Vec<Other>,
+    pub(crate) others: Vec<SharedPortService>,
     /// For the log.
     pub(crate) name: Rc<str>,
 }
 
 /// Another service on the same program port.
 #[derive(Debug)]
-pub(crate) struct Other {
+pub(crate) struct SharedPortService {
     pub(crate) service: Arc<CompiledService>,
     pub(crate) peer: PeerFacts,
     pub(crate) candidates: Candidates,
@@ -68,9 +68,11 @@ impl Target {
             port,
             protocol: inbound.protocol,
             program: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), inbound.target_port),
-            others: others.map(|other| Other::of(other, peer)).collect(),
+            others: others
+                .map(|other| SharedPortService::of(other, peer))
+                .collect(),
             name: format!("{}:{port}", service.state.name).into(),
-            ..Self::bare(service, peer)
+            ..Self::without_port(service, peer)
         })
     }
 
@@ -89,12 +91,12 @@ impl Target {
     /// A gateway's own policies.
     pub(crate) fn gateway(snapshot: &Snapshot, peer: &Principal) -> Option<Self> {
         let name = &snapshot.workload.gateway.as_ref()?.name;
-        Some(Self::bare(snapshot.services.get(name)?, peer))
+        Some(Self::without_port(snapshot.services.get(name)?, peer))
     }
 
     /// For a plain-text listener, where no proxy sends a claim: the only port of the workload, or the one that the
     /// host names.
-    pub(crate) fn guessed(snapshot: &Snapshot, host: &str, peer: &Principal) -> Option<Self> {
+    pub(crate) fn inferred(snapshot: &Snapshot, host: &str, peer: &Principal) -> Option<Self> {
         let mut ports = snapshot.workload.services.iter().flat_map(|name| {
             let ports = snapshot
                 .services
@@ -151,8 +153,8 @@ impl Target {
         forbidden.map_or(decision, Decision::Deny)
     }
 
-    fn bare(service: &Arc<CompiledService>, peer: &Principal) -> Self {
-        let other = Other::of(service, peer);
+    fn without_port(service: &Arc<CompiledService>, peer: &Principal) -> Self {
+        let other = SharedPortService::of(service, peer);
         Self {
             name: service.state.name.to_string().into(),
             service: other.service,
@@ -166,7 +168,7 @@ impl Target {
     }
 }
 
-impl Other {
+impl SharedPortService {
     fn of(service: &Arc<CompiledService>, peer: &Principal) -> Self {
         let peer = service.policy.peer(peer);
         Self {
@@ -179,15 +181,15 @@ impl Other {
 
 /// The targets of claims that were already resolved on a connection.
 #[derive(Debug, Default)]
-pub(crate) struct Targets {
+pub(crate) struct TargetCache {
     generation: u64,
     found: Vec<(http::HeaderValue, Proto, Rc<Target>)>,
 }
 
 /// Maximum entries. A workload has fewer ports, so more claims than this are not regular traffic.
-pub(crate) const REMEMBERED: usize = 32;
+pub(crate) const MAX_ENTRIES: usize = 32;
 
-impl Targets {
+impl TargetCache {
     /// The target of a claim, and its protocol.
     pub(crate) fn find(
         &mut self,
@@ -206,7 +208,7 @@ impl Targets {
         // Opaque TCP comes over a tunnel; an HTTP request must not claim it.
         let claim = Claim::parse(text.as_bytes()).filter(|claim| claim.proto != Proto::Tcp)?;
         let target = Rc::new(Target::claimed(snapshot, &claim.service, claim.port, peer)?);
-        if self.found.len() >= REMEMBERED {
+        if self.found.len() >= MAX_ENTRIES {
             self.found.clear();
         }
         self.found

@@ -47,7 +47,7 @@ impl TokenCache {
     }
 
     /// Stores a verified token.
-    pub(crate) fn remember(
+    pub(crate) fn insert(
         &self,
         token: [u8; 32],
         service: &Arc<CompiledService>,

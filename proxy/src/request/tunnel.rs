@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::{exchange::Exchange, open_permit::OpenPermit};
 use crate::{
     protocol::{revocation::Revocation, splice::copy_both, websocket},
-    upstream::Returned,
+    upstream::PoolGuard,
 };
 
 /// Copies bytes in both directions until both sides or `open_permit` have ended, then concludes the exchange.
@@ -19,12 +19,12 @@ pub(crate) async fn carry(
     open_permit: Option<&OpenPermit>,
     mut exchange: Box<Exchange>,
 ) {
-    let unheld = Revocation::default();
-    let revocation = open_permit.map_or(&unheld, |open_permit| &open_permit.revocation);
+    let never = Revocation::default();
+    let revocation = open_permit.map_or(&never, |open_permit| &open_permit.revocation);
     let (copied, whole) = copy_both(downstream, upstream, revocation).await;
     exchange.received(copied.received);
     exchange.bytes_out = copied.sent;
-    if let Some(denial) = open_permit.and_then(OpenPermit::over) {
+    if let Some(denial) = open_permit.and_then(OpenPermit::denial) {
         exchange.ended(denial);
     }
     exchange.conclude(!whole);
@@ -33,28 +33,28 @@ pub(crate) async fn carry(
 /// Both ends of a tunnel that is about to start.
 #[derive(Debug)]
 pub(crate) struct Switched {
-    pub(crate) asked: websocket::UpgradeRequest,
+    pub(crate) upgrade: websocket::UpgradeRequest,
     pub(crate) upstream: OnUpgrade,
-    pub(crate) held: Option<Returned>,
+    pub(crate) pooled: Option<PoolGuard>,
     pub(crate) open_permit: Option<Rc<OpenPermit>>,
 }
 
 /// Carries an upgraded connection once both sides have switched, until both have ended or policy no longer permits it.
 pub(crate) fn upgraded(switched: Switched, exchange: Box<Exchange>) {
     let Switched {
-        asked,
+        upgrade,
         upstream,
-        held,
+        pooled,
         open_permit,
     } = switched;
     tokio::task::spawn_local(async move {
-        match tokio::join!(asked.downstream, upstream) {
+        match tokio::join!(upgrade.downstream, upstream) {
             (Ok(downstream), Ok(upstream)) => {
                 let (downstream, upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
                 carry(downstream, upstream, open_permit.as_deref(), exchange).await;
             }
             _ => exchange.conclude(true),
         }
-        drop(held);
+        drop(pooled);
     });
 }

@@ -23,7 +23,7 @@ use crate::{
         decision_log::Recorder,
         metrics::worker::WorkerMetrics,
     },
-    upstream::{dial, dns::Resolver, mesh::Peers, program::Programs, route::Names},
+    upstream::{dial, dns::Resolver, mesh::Peers, program::Programs, route::RouteCache},
 };
 
 /// The state that all requests of one worker share.
@@ -38,7 +38,7 @@ pub(crate) struct WorkerContext {
     pub(crate) peers: Peers,
     pub(crate) programs: Rc<Programs>,
     pub(crate) tokens: TokenCache,
-    pub(crate) names: Names,
+    pub(crate) names: RouteCache,
     pub(crate) recorder: Recorder,
     pub(crate) resolver: Resolver,
     pub(crate) in_flight: Cell<usize>,
@@ -96,7 +96,7 @@ impl WorkerContext {
             random,
             programs,
             tokens: TokenCache::default(),
-            names: Names::default(),
+            names: RouteCache::default(),
             recorder: Recorder::default(),
             resolver: Resolver::default(),
             in_flight: Cell::new(0),
@@ -187,13 +187,13 @@ impl WorkerContext {
 
     /// Registers a permit before its decision: every later snapshot change evaluates it again.
     pub(crate) fn register(&self, open_permit: OpenPermit) -> Rc<OpenPermit> {
-        let held = Rc::new(open_permit);
+        let permit = Rc::new(open_permit);
         let mut all = self.open.borrow_mut();
         if all.len() == all.capacity() {
             all.retain(|one| one.strong_count() > 0);
         }
-        all.push(Rc::downgrade(&held));
-        held
+        all.push(Rc::downgrade(&permit));
+        permit
     }
 
     /// The open permits. A copy, because ending one may change the list.

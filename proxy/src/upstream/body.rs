@@ -31,10 +31,10 @@ pub(crate) enum BodyError {
 
 /// The progress of a request's body.
 #[derive(Debug)]
-pub(crate) struct Flow {
+pub(crate) struct BodyProgress {
     pub(crate) bytes: Cell<u64>,
     limit: u64,
-    over: Cell<bool>,
+    exceeded: Cell<bool>,
     broken: Cell<bool>,
     /// The permission under which it passes, if this proxy decided. Kept alive as long as the body.
     permission: Option<Rc<dyn Permission>>,
@@ -46,20 +46,20 @@ pub(crate) trait Permission: Debug {
     fn revocation(&self) -> &Revocation;
 }
 
-impl Flow {
+impl BodyProgress {
     pub(crate) fn new(limit: Option<u64>, permission: Option<Rc<dyn Permission>>) -> Rc<Self> {
         Rc::new(Self {
             bytes: Cell::new(0),
             limit: limit.unwrap_or(u64::MAX),
-            over: Cell::new(false),
+            exceeded: Cell::new(false),
             broken: Cell::new(false),
             permission,
         })
     }
 
     /// The limit, if the body exceeded it.
-    pub(crate) fn over(&self) -> Option<u64> {
-        self.over.get().then_some(self.limit)
+    pub(crate) fn exceeded_limit(&self) -> Option<u64> {
+        self.exceeded.get().then_some(self.limit)
     }
 
     /// Whether the caller aborted or violated the framing.
@@ -76,7 +76,7 @@ pub(crate) enum RequestBody {
     /// Buffered, because a body rule requires it.
     Whole(Option<Bytes>),
     /// Streamed.
-    Stream(Incoming, Rc<Flow>),
+    Stream(Incoming, Rc<BodyProgress>),
 }
 
 impl Body for RequestBody {
@@ -90,29 +90,29 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Stream(incoming, flow) => {
-                let revocation = flow.permission.as_deref().map(Permission::revocation);
-                let polled = held(revocation, cx, |cx| Pin::new(incoming).poll_frame(cx));
+            Self::Stream(incoming, progress) => {
+                let revocation = progress.permission.as_deref().map(Permission::revocation);
+                let polled = poll_permitted(revocation, cx, |cx| Pin::new(incoming).poll_frame(cx));
                 let Some(polled) = polled else {
                     return Poll::Ready(Some(Err(BodyError::Revoked)));
                 };
                 let frame = match ready!(polled) {
                     None => return Poll::Ready(None),
                     Some(Err(error)) => {
-                        flow.broken.set(true);
+                        progress.broken.set(true);
                         return Poll::Ready(Some(Err(error.into())));
                     }
                     Some(Ok(frame)) => frame,
                 };
                 if let Some(data) = frame.data_ref() {
-                    let bytes = flow.bytes.get() + data.len() as u64;
-                    flow.bytes.set(bytes);
-                    if bytes > flow.limit {
-                        flow.over.set(true);
-                        return Poll::Ready(Some(Err(BodyError::TooLarge(flow.limit))));
+                    let bytes = progress.bytes.get() + data.len() as u64;
+                    progress.bytes.set(bytes);
+                    if bytes > progress.limit {
+                        progress.exceeded.set(true);
+                        return Poll::Ready(Some(Err(BodyError::TooLarge(progress.limit))));
                     }
                 }
-                Poll::Ready(Some(Ok(keep_trailers_clean(frame))))
+                Poll::Ready(Some(Ok(filter_trailers(frame))))
             }
         }
     }
@@ -135,7 +135,7 @@ impl Body for RequestBody {
 }
 
 /// Polls under a permission, and wakes the task when it is revoked. `None` when it was revoked.
-pub(crate) fn held<T>(
+pub(crate) fn poll_permitted<T>(
     revocation: Option<&Revocation>,
     cx: &mut Context<'_>,
     poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
@@ -143,7 +143,7 @@ pub(crate) fn held<T>(
     let Some(revocation) = revocation else {
         return Some(poll(cx));
     };
-    if revocation.is_pulled() {
+    if revocation.is_revoked() {
         return None;
     }
     let polled = poll(cx);
@@ -154,7 +154,7 @@ pub(crate) fn held<T>(
 }
 
 /// Removes trailers that the decision depends on: they arrive after it.
-pub(crate) fn keep_trailers_clean(frame: Frame<Bytes>) -> Frame<Bytes> {
+pub(crate) fn filter_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
     match frame.into_trailers() {
         Ok(trailers) => {
             let kept = trailers

@@ -21,10 +21,10 @@ use crate::{
 };
 
 /// Maximum time to connect, before another endpoint is tried.
-const CONNECT: Duration = Duration::from_secs(1);
-const HANDSHAKE: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an endpoint is skipped after connecting to it failed.
-pub(crate) const AVOIDED: Duration = Duration::from_secs(5);
+pub(crate) const FAILURE_COOLDOWN: Duration = Duration::from_secs(5);
 
 /// Connects to `address`.
 ///
@@ -34,7 +34,7 @@ pub(crate) async fn connect(
     address: SocketAddr,
     metrics: &WorkerMetrics,
 ) -> Result<TcpStream, Upstream> {
-    let result = match timeout(CONNECT, TcpStream::connect(address)).await {
+    let result = match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => {
             // Send small requests without delay.
             let _ = stream.set_nodelay(true);
@@ -72,7 +72,7 @@ pub(crate) async fn mesh(
     })?;
     let name = ServerName::IpAddress(address.ip().into());
     let handshake = TlsConnector::from(config).connect(name, stream);
-    let (result, count) = match timeout(HANDSHAKE, handshake).await {
+    let (result, count) = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
         Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(alpn) => {
             (Ok(stream), Handshake::Done)
         }
@@ -91,8 +91,8 @@ pub(crate) async fn mesh(
 }
 
 /// Whether the last failure is recent enough to skip the endpoint.
-pub(crate) fn is_avoided(failed: Option<Instant>) -> bool {
-    failed.is_some_and(|at| at.elapsed() < AVOIDED)
+pub(crate) fn failed_recently(failed: Option<Instant>) -> bool {
+    failed.is_some_and(|at| at.elapsed() < FAILURE_COOLDOWN)
 }
 
 /// The address to dial for a port of an endpoint. The own pod is not dialled at its program's port: connections of a

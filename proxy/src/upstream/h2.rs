@@ -28,9 +28,9 @@ use super::body::RequestBody;
 use crate::protocol::{denial::Upstream, http2::LocalExecutor};
 
 /// Maximum streams per connection before another is opened; Merlon's proxies accept as many.
-const STREAMS: usize = 100;
+const MAX_STREAMS: usize = 100;
 /// Idle time-out of a connection, shorter than the server's.
-pub(crate) const IDLE: Duration = Duration::from_secs(55);
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(55);
 
 /// The connections to one address.
 #[derive(Debug, Default)]
@@ -86,7 +86,7 @@ impl Group {
     fn find(&self, identity: Option<&Arc<MeshTls>>) -> Option<Lease> {
         let connections = self.connections.borrow();
         let fits = |connection: &&Rc<Connection>| {
-            connection.streams.get() < STREAMS
+            connection.streams.get() < MAX_STREAMS
                 && connection.is_current(identity)
                 && connection.sender.borrow().is_ready()
         };
@@ -98,7 +98,7 @@ impl Group {
         self.connections.borrow_mut().retain(|connection| {
             !connection.sender.borrow().is_closed()
                 && connection.is_current(identity)
-                && (connection.streams.get() > 0 || connection.used.get().elapsed() < IDLE)
+                && (connection.streams.get() > 0 || connection.used.get().elapsed() < IDLE_TIMEOUT)
         });
     }
 

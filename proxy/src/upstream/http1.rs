@@ -13,7 +13,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
-use super::{body::RequestBody, dial, h2::IDLE};
+use super::{body::RequestBody, dial, h2::IDLE_TIMEOUT};
 use crate::{protocol::denial::Upstream, telemetry::metrics::worker::WorkerMetrics};
 
 /// Idle connections by address; the most recently used is last.
@@ -29,7 +29,7 @@ struct Idle {
 }
 
 /// Maximum number of idle connections per address.
-const KEPT: usize = 256;
+const MAX_IDLE: usize = 256;
 
 /// A connection that serves one request.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl Pool {
         metrics: &WorkerMetrics,
     ) -> Result<PooledConnection, Upstream> {
         if let Some(sender) = self.take(address) {
-            return Ok(self.lend(address, sender));
+            return Ok(self.pooled(address, sender));
         }
         self.open(address, metrics).await
     }
@@ -75,10 +75,10 @@ impl Pool {
                 tracing::debug!(%error, "upstream.connection_failed");
             }
         });
-        Ok(self.lend(address, sender))
+        Ok(self.pooled(address, sender))
     }
 
-    fn lend(
+    fn pooled(
         self: &Rc<Self>,
         address: SocketAddr,
         sender: SendRequest<RequestBody>,
@@ -109,13 +109,13 @@ impl Pool {
         found
     }
 
-    fn give_back(&self, address: SocketAddr, sender: SendRequest<RequestBody>) {
+    fn release(&self, address: SocketAddr, sender: SendRequest<RequestBody>) {
         if sender.is_closed() {
             return;
         }
         let mut pools = self.idle.borrow_mut();
         let idle = pools.entry(address).or_default();
-        if idle.len() < KEPT {
+        if idle.len() < MAX_IDLE {
             idle.push(Idle {
                 sender,
                 since: Instant::now(),
@@ -126,7 +126,7 @@ impl Pool {
     /// Removes connections that are closed or idle too long.
     pub(crate) fn tidy(&self) {
         self.idle.borrow_mut().retain(|_, idle| {
-            idle.retain(|one| !one.sender.is_closed() && one.since.elapsed() < IDLE);
+            idle.retain(|one| !one.sender.is_closed() && one.since.elapsed() < IDLE_TIMEOUT);
             idle.shrink_to_fit();
             !idle.is_empty()
         });
@@ -158,7 +158,7 @@ impl PooledConnection {
 impl Drop for PooledConnection {
     fn drop(&mut self) {
         if let Some(sender) = self.sender.take() {
-            self.pool.give_back(self.address, sender);
+            self.pool.release(self.address, sender);
         }
     }
 }

@@ -21,7 +21,7 @@ use merlon_config::{
 use tokio::time::Instant;
 
 use super::{
-    Returned, balancer,
+    PoolGuard, balancer,
     body::RequestBody,
     dial, h2,
     program::{Programs, copy_head, upstream_error},
@@ -86,7 +86,7 @@ impl PeerConnections {
         ports.retain(|(_, port_connections)| {
             port_connections.group.tidy(identity);
             !port_connections.group.is_empty()
-                || dial::is_avoided(port_connections.failed.get())
+                || dial::failed_recently(port_connections.failed.get())
                 || Rc::strong_count(port_connections) > 1
         });
         !ports.is_empty()
@@ -94,7 +94,7 @@ impl PeerConnections {
 }
 
 /// Maximum number of endpoints per request.
-const TRIES: usize = 3;
+const MAX_ATTEMPTS: usize = 3;
 
 impl Peers {
     /// An empty pool. Endpoints without an identity are reached through `programs`.
@@ -136,7 +136,7 @@ impl Peers {
             .map(|one| (one, self.peer(one)))
             .collect();
         let failed_recently = |(one, peer): &(&Endpoint, Rc<PeerConnections>)| {
-            dial::is_avoided(peer.port(one.dial(port)).failed.get())
+            dial::failed_recently(peer.port(one.dial(port)).failed.get())
         };
         let chosen = balancer::choose(
             &left,
@@ -148,7 +148,7 @@ impl Peers {
     }
 
     /// Marks an endpoint as failed for a port.
-    pub(crate) fn avoid(&self, endpoint: &Endpoint, port: u16) {
+    pub(crate) fn mark_failed(&self, endpoint: &Endpoint, port: u16) {
         let port_connections = self.peer(endpoint).port(endpoint.dial(port));
         port_connections.failed.set(Some(Instant::now()));
     }
@@ -172,13 +172,13 @@ impl Peers {
             && request.body().is_end_stream()
             && request.extensions().get::<Protocol>().is_none();
         let mut unserved = None;
-        while tried.len() < TRIES
+        while tried.len() < MAX_ATTEMPTS
             && let Some(endpoint) = self.choose((destination, port), &tried)
         {
             tried.push(endpoint);
             let address = endpoint.dial(port);
             let Some(expected) = &endpoint.identity else {
-                let (response, held) = self
+                let (response, pooled) = self
                     .programs
                     .send(
                         address,
@@ -189,7 +189,7 @@ impl Peers {
                     .await?;
                 return Ok(Sent {
                     response,
-                    held,
+                    pooled,
                     address,
                     plain: true,
                 });
@@ -224,10 +224,10 @@ impl Peers {
                     Ok(response) => {
                         let served = !response.headers().contains_key(peer_header::UNSERVED);
                         port_connections.failed.set((!served).then(Instant::now));
-                        let held = Returned::H2(lease);
+                        let pooled = PoolGuard::H2(lease);
                         let sent = Sent {
                             response,
-                            held,
+                            pooled,
                             address,
                             plain: false,
                         };
@@ -264,7 +264,7 @@ impl Peers {
 #[derive(Debug)]
 pub(crate) struct Sent {
     pub(crate) response: Response<Incoming>,
-    pub(crate) held: Returned,
+    pub(crate) pooled: PoolGuard,
     pub(crate) address: SocketAddr,
     /// Whether it came without mesh TLS, in the program's own protocol.
     pub(crate) plain: bool,
@@ -279,7 +279,7 @@ fn plain(mut request: Request<RequestBody>, proto: Proto, random: &Random) -> Re
     let switches = request.extensions().get::<Protocol>().is_some();
     let request = convert::as_http1(request);
     match switches {
-        true => websocket::ask(request, Proto::Http1, random),
+        true => websocket::convert_request(request, Proto::Http1, random),
         false => request,
     }
 }

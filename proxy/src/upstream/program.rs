@@ -5,7 +5,7 @@ use std::{cell::RefCell, collections::HashMap, net::SocketAddr, rc::Rc};
 use http::{Method, Request, Response};
 use hyper::body::{Body as _, Incoming};
 
-use super::{Returned, body::RequestBody, dial, h2, http1};
+use super::{PoolGuard, body::RequestBody, dial, h2, http1};
 use crate::{
     protocol::{
         denial::{Denial, Upstream},
@@ -22,7 +22,7 @@ pub(crate) struct Programs {
 }
 
 /// Maximum attempts. A terminating program may reset two connections that it did not accept; a third is refused.
-const TRIES: usize = 3;
+const MAX_ATTEMPTS: usize = 3;
 
 impl Programs {
     /// Sends a request and waits for the head of the response.
@@ -35,7 +35,7 @@ impl Programs {
         proto: Proto,
         request: Request<RequestBody>,
         metrics: &WorkerMetrics,
-    ) -> Result<(Response<Incoming>, Returned), Denial> {
+    ) -> Result<(Response<Incoming>, PoolGuard), Denial> {
         match proto {
             Proto::H2 => self.send_h2(address, request, metrics).await,
             Proto::Http1 | Proto::Tcp => self.send_http1(address, request, metrics).await,
@@ -47,17 +47,17 @@ impl Programs {
         address: SocketAddr,
         request: Request<RequestBody>,
         metrics: &WorkerMetrics,
-    ) -> Result<(Response<Incoming>, Returned), Denial> {
+    ) -> Result<(Response<Incoming>, PoolGuard), Denial> {
         let mut connection = self.http1.borrow(address, metrics).await?;
         // A server may close an idle connection just when it is used (RFC 9112 §9.3.1), and a terminating one resets
         // those that it did not accept. A repeatable request is then sent again on a new connection; any other request
         // only if nothing of it was sent.
         let again = repeatable(&request).then(|| copy_head(&request));
-        let (mut request, mut left) = (request, TRIES);
+        let (mut request, mut left) = (request, MAX_ATTEMPTS);
         loop {
             left -= 1;
             let mut failed = match connection.send(request).await {
-                Ok(response) => return Ok((response, Returned::Http1(connection))),
+                Ok(response) => return Ok((response, PoolGuard::Http1(connection))),
                 Err(failed) => failed,
             };
             connection.discard();
@@ -75,7 +75,7 @@ impl Programs {
         address: SocketAddr,
         request: Request<RequestBody>,
         metrics: &WorkerMetrics,
-    ) -> Result<(Response<Incoming>, Returned), Denial> {
+    ) -> Result<(Response<Incoming>, PoolGuard), Denial> {
         let group = Rc::clone(self.h2.borrow_mut().entry(address).or_default());
         let mut request = request;
         for _ in 0..2 {
@@ -88,7 +88,7 @@ impl Programs {
             };
             let lease = group.lease(None, dial).await?;
             match lease.send(request).await {
-                Ok(response) => return Ok((response, Returned::H2(lease))),
+                Ok(response) => return Ok((response, PoolGuard::H2(lease))),
                 Err(mut failed) => match failed.take_message() {
                     Some(unsent) => request = unsent,
                     None => return Err(upstream_error(failed.error()).into()),

@@ -98,15 +98,15 @@ impl Route {
 
 /// The routes of hosts that were resolved in the current snapshot.
 #[derive(Debug, Default)]
-pub(crate) struct Names {
+pub(crate) struct RouteCache {
     generation: Cell<u64>,
     routes: RefCell<HashMap<String, Rc<Route>, foldhash::fast::RandomState>>,
 }
 
 /// Maximum number of cached hosts per worker, so that a program with many names cannot exhaust memory.
-pub(crate) const REMEMBERED: usize = 1_024;
+pub(crate) const MAX_ENTRIES: usize = 1_024;
 
-impl Names {
+impl RouteCache {
     pub(crate) fn find(&self, host: &str, generation: u64) -> Option<Rc<Route>> {
         let mut routes = self.routes.borrow_mut();
         if self.generation.replace(generation) != generation {
@@ -116,9 +116,9 @@ impl Names {
         routes.get(host).map(Rc::clone)
     }
 
-    pub(crate) fn remember(&self, host: &str, route: &Rc<Route>) {
+    pub(crate) fn insert(&self, host: &str, route: &Rc<Route>) {
         let mut routes = self.routes.borrow_mut();
-        if routes.len() >= REMEMBERED {
+        if routes.len() >= MAX_ENTRIES {
             routes.clear();
         }
         routes.insert(host.to_owned(), Rc::clone(route));

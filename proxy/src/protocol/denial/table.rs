@@ -54,7 +54,7 @@ const METHOD: ProblemType = ("method-not-allowed", "Method not allowed");
 const NOT_PERMITTED: ProblemType = ("not-permitted", "Not permitted");
 const NO_ROUTE: ProblemType = ("no-route", "No route");
 const OVERLOADED: ProblemType = ("overloaded", "Service unavailable");
-const QUOTA_SPENT: ProblemType = ("quota-spent", "Too many requests");
+const TOO_MANY_REQUESTS: ProblemType = ("quota-spent", "Too many requests");
 const TIMEOUT: ProblemType = ("timeout", "Request timed out");
 const TOO_LARGE: ProblemType = ("too-large", "Too large");
 const UNAUTHENTICATED: ProblemType = ("unauthenticated", "Not authenticated");
@@ -64,7 +64,7 @@ const VERSION: ProblemType = ("version", "Version not supported");
 /// `Retry-After` while an issuer's keys are unavailable, in seconds.
 const KEYS_RETRY: u64 = 30;
 /// `Retry-After` of an overloaded or unconfigured proxy, in seconds.
-const SOON: u64 = 1;
+const UNAVAILABLE_RETRY: u64 = 1;
 const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 const INVALID_TOKEN: &str = "Bearer error=\"invalid_token\"";
 
@@ -72,7 +72,7 @@ impl<'d> Refusal<'d> {
     /// One row for each denial.
     pub(super) fn of(denial: &'d Denial) -> Self {
         match denial {
-            Denial::Framing(violation) => Self::framing(*violation).closing(),
+            Denial::Framing(violation) => Self::framing(*violation).with_close(),
             Denial::Header(sentence) => Self::new(400, "http.header", MALFORMED, *sentence),
             Denial::Authority(sentence) => Self::new(400, "http.authority", MALFORMED, *sentence),
             Denial::Misdirected => Self::new(
@@ -117,7 +117,7 @@ impl<'d> Refusal<'d> {
                 Self::new(413, "http.limit", TOO_LARGE, Text::BodyTooLarge(*limit))
             }
             Denial::BodyTimeout => {
-                Self::new(408, "http.timeout", TIMEOUT, "the request body timed out").closing()
+                Self::new(408, "http.timeout", TIMEOUT, "the request body timed out").with_close()
             }
             Denial::BodyBroken => Self::new(
                 400,
@@ -125,7 +125,7 @@ impl<'d> Refusal<'d> {
                 MALFORMED,
                 "the request body is incomplete or malformed",
             )
-            .closing(),
+            .with_close(),
             Denial::NoRoute(sentence) => Self::new(404, "http.no_route", NO_ROUTE, &**sentence),
             Denial::NoBackend => Self::new(
                 500,
@@ -139,39 +139,39 @@ impl<'d> Refusal<'d> {
                 UNAUTHENTICATED,
                 "a bearer token is required",
             )
-            .challenging("Bearer"),
+            .with_challenge("Bearer"),
             Denial::TokenMalformed => Self::new(
                 401,
                 "authn.malformed",
                 UNAUTHENTICATED,
                 "`Authorization` must hold exactly one bearer token",
             )
-            .challenging("Bearer error=\"invalid_request\""),
+            .with_challenge("Bearer error=\"invalid_request\""),
             Denial::Token(problem @ TokenProblem::KeysUnavailable { .. }) => Self::new(
                 problem.status(),
                 problem.reason(),
                 KEYS_UNAVAILABLE,
                 "the token issuer's keys are not available",
             )
-            .retrying(KEYS_RETRY)
-            .caused_by(Text::Display(problem)),
+            .with_retry_after(KEYS_RETRY)
+            .with_cause(Text::Display(problem)),
             Denial::Token(problem) => Self::new(
                 problem.status(),
                 problem.reason(),
                 UNAUTHENTICATED,
                 "the token is not accepted",
             )
-            .challenging(INVALID_TOKEN)
-            .caused_by(Text::Display(problem)),
-            Denial::Lapsed(at) => Self::new(
+            .with_challenge(INVALID_TOKEN)
+            .with_cause(Text::Display(problem)),
+            Denial::TokenExpired(at) => Self::new(
                 401,
                 "authn.invalid_token",
                 UNAUTHENTICATED,
                 "the token expired before the response started",
             )
-            .challenging(INVALID_TOKEN)
-            .caused_by(Text::Expired(*at))
-            .recorded(),
+            .with_challenge(INVALID_TOKEN)
+            .with_cause(Text::Expired(*at))
+            .already_recorded(),
             Denial::Policy(deny) => {
                 let (problem, detail) = match (deny.status(), deny.reason()) {
                     (403, None) => (NOT_PERMITTED, "policy does not permit this request".into()),
@@ -183,8 +183,8 @@ impl<'d> Refusal<'d> {
                     policy: deny.policy(),
                     ..Self::new(deny.status(), deny.code(), problem, detail)
                 }
-                .caused_by(Text::Display(&**deny))
-                .recorded()
+                .with_cause(Text::Display(&**deny))
+                .already_recorded()
             }
             Denial::Revoked => Self::new(
                 403,
@@ -192,10 +192,11 @@ impl<'d> Refusal<'d> {
                 NOT_PERMITTED,
                 "policy no longer permits this request",
             )
-            .recorded(),
+            .already_recorded(),
             Denial::RateLimited { limit, retry_after } => {
                 let detail = Text::RateLimited(limit, *retry_after);
-                Self::new(429, "rate.limited", QUOTA_SPENT, detail).retrying(*retry_after)
+                Self::new(429, "rate.limited", TOO_MANY_REQUESTS, detail)
+                    .with_retry_after(*retry_after)
             }
             Denial::Invalid(violation) => Self::invalid(violation),
             Denial::Overload => Self::new(
@@ -204,28 +205,28 @@ impl<'d> Refusal<'d> {
                 OVERLOADED,
                 "too many requests in progress; try again",
             )
-            .retrying(SOON),
+            .with_retry_after(UNAVAILABLE_RETRY),
             Denial::Unconfigured => Self::new(
                 503,
                 "config.unavailable",
                 OVERLOADED,
                 "the proxy has no configuration yet",
             )
-            .retrying(SOON),
-            Denial::Unasked => Self::new(
+            .with_retry_after(UNAVAILABLE_RETRY),
+            Denial::LookupUnavailable => Self::new(
                 503,
                 "config.unavailable",
                 OVERLOADED,
                 "the proxy does not know this service yet, and the control plane is unavailable",
             )
-            .retrying(SOON),
+            .with_retry_after(UNAVAILABLE_RETRY),
             Denial::Egress => Self::new(
                 403,
                 "egress.denied",
                 NOT_PERMITTED,
                 "calls to destinations outside the mesh are not allowed",
             ),
-            Denial::Upstream(upstream) => Self::upstream(*upstream).recorded(),
+            Denial::Upstream(upstream) => Self::upstream(*upstream).already_recorded(),
             Denial::Internal => Self::new(
                 500,
                 "internal.panic",
@@ -256,7 +257,7 @@ impl<'d> Refusal<'d> {
             | V::ChunkExtensions
             | V::Trailer => (400, "http.framing", MALFORMED),
         };
-        Self::new(status, reason, problem, violation.sentence())
+        Self::new(status, reason, problem, violation.message())
     }
 
     /// One row for each failure of an upstream.
@@ -363,35 +364,35 @@ impl<'d> Refusal<'d> {
         }
     }
 
-    fn closing(self) -> Self {
+    fn with_close(self) -> Self {
         Self {
             closes: true,
             ..self
         }
     }
 
-    fn challenging(self, challenge: &'static str) -> Self {
+    fn with_challenge(self, challenge: &'static str) -> Self {
         Self {
             challenge: Some(challenge),
             ..self
         }
     }
 
-    fn retrying(self, seconds: u64) -> Self {
+    fn with_retry_after(self, seconds: u64) -> Self {
         Self {
             retry_after: Some(seconds),
             ..self
         }
     }
 
-    fn caused_by(self, cause: Text<'d>) -> Self {
+    fn with_cause(self, cause: Text<'d>) -> Self {
         Self {
             cause: Some(cause),
             ..self
         }
     }
 
-    fn recorded(self) -> Self {
+    fn already_recorded(self) -> Self {
         Self {
             recorded_elsewhere: true,
             ..self

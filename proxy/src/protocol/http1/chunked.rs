@@ -6,7 +6,7 @@ use super::{Violation, head};
 /// The parser state of a chunked body.
 #[derive(Debug, Default)]
 pub struct Chunked {
-    at: At,
+    state: ChunkState,
     extensions: usize,
     trailers: Vec<u8>,
     trailer_fields: usize,
@@ -14,7 +14,7 @@ pub struct Chunked {
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum At {
+enum ChunkState {
     #[default]
     SizeStart,
     Size {
@@ -53,21 +53,21 @@ impl Chunked {
     pub fn follow(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
         let mut rest = bytes;
         while let Some((byte, after)) = rest.split_first() {
-            if self.at == At::End {
+            if self.state == ChunkState::End {
                 break;
             }
-            if let At::Data { left } = self.at {
+            if let ChunkState::Data { left } = self.state {
                 let here = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
                 rest = rest.get(here..).unwrap_or_default();
                 let left = left - here as u64;
-                self.at = if left == 0 {
-                    At::DataCr
+                self.state = if left == 0 {
+                    ChunkState::DataCr
                 } else {
-                    At::Data { left }
+                    ChunkState::Data { left }
                 };
                 continue;
             }
-            self.at = self.step(*byte)?;
+            self.state = self.step(*byte)?;
             rest = after;
         }
         Ok(bytes.len() - rest.len())
@@ -75,55 +75,57 @@ impl Chunked {
 
     /// Whether the body is complete.
     pub fn ended(&self) -> bool {
-        self.at == At::End
+        self.state == ChunkState::End
     }
 
-    fn step(&mut self, byte: u8) -> Result<At, Violation> {
-        Ok(match (self.at, byte) {
-            (At::SizeStart, _) => At::Size {
+    fn step(&mut self, byte: u8) -> Result<ChunkState, Violation> {
+        Ok(match (self.state, byte) {
+            (ChunkState::SizeStart, _) => ChunkState::Size {
                 size: hex(byte)?,
                 digits: 1,
             },
-            (At::Size { size, .. }, b'\r') => At::SizeLf { size },
-            (At::Size { size, .. }, b';') => self.extension(size)?,
-            (At::Size { size, digits }, _) if digits < 15 => At::Size {
+            (ChunkState::Size { size, .. }, b'\r') => ChunkState::SizeLf { size },
+            (ChunkState::Size { size, .. }, b';') => self.extension(size)?,
+            (ChunkState::Size { size, digits }, _) if digits < 15 => ChunkState::Size {
                 size: size << 4 | hex(byte)?,
                 digits: digits + 1,
             },
-            (At::Extension { size }, b'\r') => At::SizeLf { size },
-            (At::Extension { size }, 0x20..=0x7e | b'\t') => self.extension(size)?,
-            (At::SizeLf { size: 0 }, b'\n') => At::Trailer,
-            (At::SizeLf { size }, b'\n') => At::Data { left: size },
-            (At::DataCr, b'\r') => At::DataLf,
-            (At::DataLf, b'\n') => At::SizeStart,
-            (At::Trailer, b'\r') => At::TrailerLf,
-            (At::Trailer, b'\n') => return Err(Violation::LineEnd),
-            (At::Trailer, _) => {
+            (ChunkState::Extension { size }, b'\r') => ChunkState::SizeLf { size },
+            (ChunkState::Extension { size }, 0x20..=0x7e | b'\t') => self.extension(size)?,
+            (ChunkState::SizeLf { size: 0 }, b'\n') => ChunkState::Trailer,
+            (ChunkState::SizeLf { size }, b'\n') => ChunkState::Data { left: size },
+            (ChunkState::DataCr, b'\r') => ChunkState::DataLf,
+            (ChunkState::DataLf, b'\n') => ChunkState::SizeStart,
+            (ChunkState::Trailer, b'\r') => ChunkState::TrailerLf,
+            (ChunkState::Trailer, b'\n') => return Err(Violation::LineEnd),
+            (ChunkState::Trailer, _) => {
                 if self.trailers.len() >= MAX_TRAILERS {
                     return Err(Violation::Trailer);
                 }
                 self.trailers.push(byte);
-                At::Trailer
+                ChunkState::Trailer
             }
-            (At::TrailerLf, b'\n') => self.trailer_line()?,
-            (At::SizeLf { .. } | At::TrailerLf, _) => return Err(Violation::LineEnd),
+            (ChunkState::TrailerLf, b'\n') => self.trailer_line()?,
+            (ChunkState::SizeLf { .. } | ChunkState::TrailerLf, _) => {
+                return Err(Violation::LineEnd);
+            }
             _ => return Err(Violation::Chunk),
         })
     }
 
-    fn extension(&mut self, size: u64) -> Result<At, Violation> {
+    fn extension(&mut self, size: u64) -> Result<ChunkState, Violation> {
         self.extensions += 1;
         if self.extensions > MAX_EXTENSIONS {
             return Err(Violation::ChunkExtensions);
         }
-        Ok(At::Extension { size })
+        Ok(ChunkState::Extension { size })
     }
 
     /// Checks one complete line of the trailer section, the last one in `trailers`.
-    fn trailer_line(&mut self) -> Result<At, Violation> {
+    fn trailer_line(&mut self) -> Result<ChunkState, Violation> {
         let line = self.trailers.get(self.line..).unwrap_or_default();
         if line.is_empty() {
-            return Ok(At::End);
+            return Ok(ChunkState::End);
         }
         let (name, _) = head::split_field(line).map_err(|_| Violation::Trailer)?;
         if !may_be_trailer(name) {
@@ -134,7 +136,7 @@ impl Chunked {
             return Err(Violation::Trailer);
         }
         self.line = self.trailers.len();
-        Ok(At::Trailer)
+        Ok(ChunkState::Trailer)
     }
 }
 
@@ -171,5 +173,5 @@ pub fn may_be_trailer(name: &[u8]) -> bool {
         b"forwarded",
     ];
     !NEVER.iter().any(|never| name.eq_ignore_ascii_case(never))
-        && !crate::protocol::reserved::is_ours(name)
+        && !crate::protocol::reserved::is_reserved(name)
 }

@@ -28,15 +28,15 @@ pub const MAX_HEAD: usize = 64 << 10;
 pub const MAX_FIELDS: usize = 100;
 const MAX_METHOD: usize = 32;
 
-/// Finds the end of a head in `bytes`; the first `seen` bytes were already searched.
+/// Finds the end of a head in `bytes`; the first `searched` bytes were already searched.
 ///
 /// Returns the head's length including its last CR LF, or `None` when more bytes are needed.
 ///
 /// # Errors
 /// A line that does not end in CR LF, or a head that is too large.
-pub fn find_end(bytes: &[u8], seen: usize) -> Result<Option<usize>, Violation> {
+pub fn find_end(bytes: &[u8], searched: usize) -> Result<Option<usize>, Violation> {
     // The end may straddle old and new bytes.
-    let mut from = seen.saturating_sub(3);
+    let mut from = searched.saturating_sub(3);
     while let Some(at) = bytes
         .get(from..)
         .and_then(|rest| memchr::memchr(b'\n', rest))
@@ -113,7 +113,7 @@ impl<'a> Iterator for Lines<'a> {
 }
 
 struct RequestLine {
-    old: bool,
+    http10: bool,
 }
 
 impl RequestLine {
@@ -126,7 +126,7 @@ impl RequestLine {
         }
         let space = memchr::memchr(b' ', rest).ok_or(Violation::RequestLine)?;
         let (target, version) = rest.split_at_checked(space).ok_or(Violation::RequestLine)?;
-        let old = match version.get(1..).unwrap_or_default() {
+        let http10 = match version.get(1..).unwrap_or_default() {
             b"HTTP/1.1" => false,
             b"HTTP/1.0" => true,
             other if is_version(other) => return Err(Violation::Version),
@@ -136,7 +136,7 @@ impl RequestLine {
             return Err(Violation::TargetTooLong);
         }
         check_target(method, target)?;
-        Ok(Self { old })
+        Ok(Self { http10 })
     }
 }
 
@@ -155,7 +155,7 @@ fn check_target(method: &[u8], target: &[u8]) -> Result<(), Violation> {
     {
         return Err(Violation::Target);
     }
-    let fits = match target.first() {
+    let allowed = match target.first() {
         Some(b'/') => method != b"CONNECT",
         Some(b'*') => target.len() == 1 && method == b"OPTIONS",
         Some(_) if method == b"CONNECT" => !target.contains(&b'/'),
@@ -169,8 +169,8 @@ fn check_target(method: &[u8], target: &[u8]) -> Result<(), Violation> {
         None => false,
     };
     // Forms other than origin-form are checked by the URI parser that reads them next.
-    let reads = || matches!(target, [b'/' | b'*', ..]) || http::Uri::try_from(target).is_ok();
-    if fits && reads() {
+    let parses = || matches!(target, [b'/' | b'*', ..]) || http::Uri::try_from(target).is_ok();
+    if allowed && parses() {
         Ok(())
     } else {
         Err(Violation::Target)
@@ -205,8 +205,8 @@ impl Fields {
         let (name, value) = split_field(line)?;
         // Only names of these lengths matter here.
         match name.len() {
-            4 if name.eq_ignore_ascii_case(b"host") => self.only(HOST, Violation::Host),
-            4 if name.eq_ignore_ascii_case(b"dpop") => self.only(DPOP, Violation::Repeated),
+            4 if name.eq_ignore_ascii_case(b"host") => self.set_once(HOST, Violation::Host),
+            4 if name.eq_ignore_ascii_case(b"dpop") => self.set_once(DPOP, Violation::Repeated),
             7 if name.eq_ignore_ascii_case(b"upgrade") => {
                 self.upgrade = true;
                 Ok(())
@@ -218,30 +218,30 @@ impl Fields {
                 Ok(())
             }
             11 if name.eq_ignore_ascii_case(b"traceparent") => {
-                self.only(TRACEPARENT, Violation::Repeated)
+                self.set_once(TRACEPARENT, Violation::Repeated)
             }
             12 if name.eq_ignore_ascii_case(b"content-type") => {
-                self.only(CONTENT_TYPE, Violation::Repeated)
+                self.set_once(CONTENT_TYPE, Violation::Repeated)
             }
             13 if name.eq_ignore_ascii_case(b"authorization") => {
-                self.only(AUTHORIZATION, Violation::Repeated)
+                self.set_once(AUTHORIZATION, Violation::Repeated)
             }
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 self.length = Some(parse_length(value)?);
-                self.only(LENGTH, Violation::ContentLength)
+                self.set_once(LENGTH, Violation::ContentLength)
             }
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
                 self.chunked = value.eq_ignore_ascii_case(b"chunked");
                 if !self.chunked {
                     return Err(Violation::TransferEncoding);
                 }
-                self.only(ENCODING, Violation::TransferEncoding)
+                self.set_once(ENCODING, Violation::TransferEncoding)
             }
             _ => Ok(()),
         }
     }
 
-    fn only(&mut self, field: u8, otherwise: Violation) -> Result<(), Violation> {
+    fn set_once(&mut self, field: u8, otherwise: Violation) -> Result<(), Violation> {
         if self.once & field != 0 {
             return Err(otherwise);
         }
@@ -250,7 +250,7 @@ impl Fields {
     }
 
     fn conclude(self, line: &RequestLine) -> Result<Head, Violation> {
-        if self.chunked && line.old {
+        if self.chunked && line.http10 {
             return Err(Violation::TransferEncoding);
         }
         if self.chunked && self.length.is_some() {
@@ -266,7 +266,7 @@ impl Fields {
         };
         Ok(Head {
             framing,
-            upgrade: self.upgrade && self.connection_upgrade && !line.old,
+            upgrade: self.upgrade && self.connection_upgrade && !line.http10,
         })
     }
 }

@@ -53,7 +53,7 @@ async fn refuses(request: &str, expected: Violation) {
         assert_eq!(violation, Some(expected), "{request:?} in chunks of {size}");
         // No byte of a refused head is delivered, and nothing after it.
         assert!(
-            out.is_empty() || out == STAND_IN || !request.starts_with("GET /refused"),
+            out.is_empty() || out == PLACEHOLDER || !request.starts_with("GET /refused"),
             "{:?}",
             String::from_utf8_lossy(&out)
         );
@@ -367,7 +367,7 @@ async fn after_a_refused_upgrade_the_next_bytes_are_validated_as_a_request() {
     assert!(strict.read(&mut space).await.unwrap() > 0);
     guard.answered(1, false);
     let read = strict.read(&mut space).await.unwrap();
-    assert_eq!(&space[..read], STAND_IN);
+    assert_eq!(&space[..read], PLACEHOLDER);
     assert_eq!(guard.violation(2), Some(Violation::RequestLine));
     assert_eq!(
         guard.violation(1),
@@ -380,14 +380,14 @@ async fn after_a_refused_upgrade_the_next_bytes_are_validated_as_a_request() {
 async fn a_head_that_does_not_end_in_time_is_refused() {
     let (mut client, server) = duplex(1 << 16);
     let (mut strict, guard) = GuardedStream::new(server, Vec::new());
-    strict.head_time = Duration::from_millis(10);
+    strict.head_timeout = Duration::from_millis(10);
     client
         .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n")
         .await
         .unwrap();
     let mut space = [0; 4096];
     let read = strict.read(&mut space).await.unwrap();
-    assert_eq!(&space[..read], STAND_IN);
+    assert_eq!(&space[..read], PLACEHOLDER);
     assert_eq!(guard.violation(1), Some(Violation::Timeout));
 }
 

@@ -71,7 +71,7 @@ impl Violation {
     }
 
     /// The violation as a sentence for the caller; it never quotes the request.
-    pub const fn sentence(self) -> &'static str {
+    pub const fn message(self) -> &'static str {
         match self {
             Self::LineEnd => "a line does not end in CR LF, or contains a bare CR",
             Self::RequestLine => "the request line is malformed",

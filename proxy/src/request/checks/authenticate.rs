@@ -67,9 +67,7 @@ async fn prove(
         result = token::verify(token, rules, &|issuer| keys.get(issuer), call.now);
     }
     let user = Rc::new(result.map_err(Denial::Token)?);
-    local
-        .tokens
-        .remember(fingerprint, service, generation, &user);
+    local.tokens.insert(fingerprint, service, generation, &user);
     Ok(user)
 }
 

@@ -12,10 +12,10 @@ use merlon_policy::{
 
 use super::stage::{Permitted, WithinQuota};
 use crate::{
-    protocol::{denial::Denial, tls_session::Session},
+    protocol::{denial::Denial, tls_session::TlsSession},
     request::{
         call::Call,
-        open_permit::{AuthzQuery, OpenPermit, QueryKind, grpc_name, kept},
+        open_permit::{AuthzQuery, OpenPermit, QueryKind, grpc_name, headers_read_by},
         target::{PolicyHeaders, Target},
     },
     telemetry::decision_log::{DecisionFacts, Outcome, RecordedDecision},
@@ -23,11 +23,11 @@ use crate::{
 
 /// # Errors
 /// [`Denial::Policy`].
-pub(crate) fn authorize(counted: WithinQuota<'_>) -> Result<Permitted<'_>, Denial> {
-    let target = &*counted.target;
-    let call = &*counted.call;
+pub(crate) fn authorize(within_quota: WithinQuota<'_>) -> Result<Permitted<'_>, Denial> {
+    let target = &*within_quota.target;
+    let call = &*within_quota.call;
     // Registered before the decision, so that no snapshot change is missed in between.
-    let open_permit = call.local.register(open_permit(call, &counted.target));
+    let open_permit = call.local.register(open_permit(call, &within_quota.target));
     let headers = PolicyHeaders(&call.head.headers);
     let facts = facts(call, target, &headers);
     let decision = target.decide(&facts);
@@ -38,19 +38,19 @@ pub(crate) fn authorize(counted: WithinQuota<'_>) -> Result<Permitted<'_>, Denia
     if now.generation != call.current.generation {
         open_permit.recheck(now.snapshot().map(|snapshot| &**snapshot));
     }
-    Ok(counted.permitted(permit, open_permit))
+    Ok(within_quota.permitted(permit, open_permit))
 }
 
 /// Keeps what is needed to decide again.
 fn open_permit(call: &Call, target: &Rc<Target>) -> OpenPermit {
-    let host = call.reading.authority.clone();
+    let host = call.parsed.authority.clone();
     let uri = call.head.uri.clone();
-    let headers = kept(target, &call.head.headers);
-    let what = if grpc(call, target).is_some() {
+    let headers = headers_read_by(target, &call.head.headers);
+    let kind = if grpc(call, target).is_some() {
         QueryKind::Grpc { host, uri, headers }
     } else {
         QueryKind::Http {
-            method: if call.reading.websocket {
+            method: if call.parsed.websocket {
                 Method::GET
             } else {
                 call.head.method.clone()
@@ -62,7 +62,7 @@ fn open_permit(call: &Call, target: &Rc<Target>) -> OpenPermit {
     };
     OpenPermit::new(AuthzQuery {
         target: Rc::clone(target),
-        what,
+        kind,
         address: call.address.ip(),
         user: call.user.clone(),
         session: call.session.clone(),
@@ -77,12 +77,12 @@ fn facts<'a>(call: &'a Call, target: &Target, headers: &'a dyn Headers) -> Reque
         port: target.port,
         now: call.now,
         user: call.user.as_deref(),
-        tls: call.session.as_deref().map(Session::facts),
+        tls: call.session.as_deref().map(TlsSession::facts),
     }
 }
 
 fn kind<'a>(call: &'a Call, target: &Target, headers: &'a dyn Headers) -> RequestKind<'a> {
-    let host = call.reading.authority.as_str();
+    let host = call.parsed.authority.as_str();
     let path = call.head.uri.path();
     if let Some((service, method)) = grpc(call, target) {
         return RequestKind::Grpc(GrpcFacts {

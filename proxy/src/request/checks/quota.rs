@@ -23,5 +23,5 @@ pub(crate) fn quota(authenticated: Authenticated<'_>) -> Result<WithinQuota<'_>,
             take(limiter, &subject, call.clock)?;
         }
     }
-    Ok(authenticated.counted())
+    Ok(authenticated.within_quota())
 }

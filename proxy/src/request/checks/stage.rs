@@ -91,7 +91,7 @@ impl<'c> Screened<'c> {
 }
 
 impl<'c> Authenticated<'c> {
-    pub(super) fn counted(self) -> WithinQuota<'c> {
+    pub(super) fn within_quota(self) -> WithinQuota<'c> {
         WithinQuota {
             call: self.call,
             target: self.target,

@@ -12,7 +12,7 @@ use super::stage::{Admitted, Permitted};
 use crate::{
     protocol::denial::Denial,
     request::{call::Call, open_permit::OpenPermit},
-    upstream::body::{Flow, Permission, RequestBody},
+    upstream::body::{BodyProgress, Permission, RequestBody},
 };
 
 /// Maximum time to receive a body that is buffered.
@@ -32,17 +32,17 @@ pub(crate) async fn validate(permitted: Permitted<'_>) -> Result<Admitted<'_>, D
     let body = match incoming {
         None => match policy.body_rule(&call.route) {
             // A body rule also applies when there is no body.
-            Some(rule) => checked(&rule, Bytes::new(), call)?,
+            Some(rule) => validate_body(&rule, Bytes::new(), call)?,
             None => RequestBody::Empty,
         },
         Some(incoming) => match policy.body_rule(&call.route) {
-            Some(rule) => checked(&rule, gather(incoming, rule.max_bytes()).await?, call)?,
+            Some(rule) => validate_body(&rule, read_body(incoming, rule.max_bytes()).await?, call)?,
             None => {
                 let permission: Rc<dyn Permission> =
                     Rc::<OpenPermit>::clone(&permitted.open_permit);
-                let flow = Flow::new(policy.max_body(&call.route), Some(permission));
-                permitted.call.exchange.flow = Some(flow.clone());
-                RequestBody::Stream(incoming, flow)
+                let progress = BodyProgress::new(policy.max_body(&call.route), Some(permission));
+                permitted.call.exchange.progress = Some(progress.clone());
+                RequestBody::Stream(incoming, progress)
             }
         },
     };
@@ -60,8 +60,8 @@ fn head<'a>(call: &'a Call, body: Option<&Incoming>) -> Result<HeadFacts<'a>, De
     };
     Ok(HeadFacts {
         method: call.method(),
-        uri_bytes: call.reading.uri_bytes,
-        header_bytes: call.reading.header_bytes,
+        uri_bytes: call.parsed.uri_bytes,
+        header_bytes: call.parsed.header_bytes,
         content_type,
         encoded: encoded(&call.head.headers),
         content_length: match call.question {
@@ -82,7 +82,7 @@ fn encoded(headers: &http::HeaderMap) -> bool {
         .any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"))
 }
 
-fn checked(rule: &BodyRule<'_>, body: Bytes, call: &Call) -> Result<RequestBody, Denial> {
+fn validate_body(rule: &BodyRule<'_>, body: Bytes, call: &Call) -> Result<RequestBody, Denial> {
     let content_type = call
         .head
         .headers
@@ -97,7 +97,7 @@ fn checked(rule: &BodyRule<'_>, body: Bytes, call: &Call) -> Result<RequestBody,
 }
 
 /// Buffers a body, within its size and time limits.
-async fn gather(mut incoming: Incoming, limit: u64) -> Result<Bytes, Denial> {
+async fn read_body(mut incoming: Incoming, limit: u64) -> Result<Bytes, Denial> {
     let most = usize::try_from(limit).unwrap_or(usize::MAX);
     let mut whole = BytesMut::new();
     let read = async {
