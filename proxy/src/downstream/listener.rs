@@ -31,7 +31,7 @@ pub(crate) async fn serve<F>(
                     local.metrics.accept_errors.inc();
                     continue;
                 }
-                prepare(&stream);
+                set_socket_options(&stream);
                 let guard = ConnectionGuard::new(local);
                 let task = connection(Rc::clone(local), stream, address);
                 tokio::task::spawn_local(async move {
@@ -52,7 +52,7 @@ pub(crate) async fn serve<F>(
 }
 
 /// Sends small requests without delay, and detects vanished peers.
-fn prepare(stream: &TcpStream) {
+fn set_socket_options(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(30))

@@ -80,8 +80,8 @@ fn refuse(
             denial,
             Denial::Upstream(Upstream::Connect | Upstream::ConnectTimeout)
         );
-    exchange.refused(denial);
-    let mut response = Response::new(ResponseBody::ours(problem.body).with_exchange(exchange));
+    exchange.refuse(denial);
+    let mut response = Response::new(ResponseBody::generated(problem.body).with_exchange(exchange));
     *response.status_mut() = problem.status;
     *response.headers_mut() = problem.headers;
     if unserved {

@@ -20,7 +20,7 @@ pub(crate) struct RouteQuery<'a> {
 
 /// A matching rule.
 #[derive(Debug)]
-pub(crate) struct Matched<'g> {
+pub(crate) struct MatchedRule<'g> {
     route: &'g GatewayRoute,
     rule: &'g HttpRouteRule,
 }
@@ -68,14 +68,14 @@ pub(crate) fn find<'g>(
     gateway: &'g GatewayState,
     listener: &GatewayListener,
     query: &RouteQuery<'_>,
-) -> Option<Matched<'g>> {
+) -> Option<MatchedRule<'g>> {
     let host = listener.hostname.as_deref();
     if host.is_some_and(|pattern| match_host(pattern, query.host).is_none()) {
         return None;
     }
-    let mut best: Option<(Precedence, Matched<'g>)> = None;
+    let mut best: Option<(Precedence, MatchedRule<'g>)> = None;
     for route in &gateway.routes {
-        if !belongs(route, gateway, listener) {
+        if !is_attached(route, gateway, listener) {
             continue;
         }
         let Some((exact_host, host_length)) = route_host(route, query.host) else {
@@ -98,7 +98,7 @@ pub(crate) fn find<'g>(
                     ..precedence
                 };
                 if best.as_ref().is_none_or(|(other, _)| precedence > *other) {
-                    best = Some((precedence, Matched { route, rule }));
+                    best = Some((precedence, MatchedRule { route, rule }));
                 }
             }
         }
@@ -107,7 +107,7 @@ pub(crate) fn find<'g>(
 }
 
 /// Whether one of the route's parents is this listener.
-fn belongs(route: &GatewayRoute, gateway: &GatewayState, listener: &GatewayListener) -> bool {
+fn is_attached(route: &GatewayRoute, gateway: &GatewayState, listener: &GatewayListener) -> bool {
     route.spec.parent_refs.iter().any(|parent| {
         let namespace = parent.namespace.as_ref();
         parent.name == gateway.name.name
@@ -190,7 +190,7 @@ fn match_request(one: &HttpRouteMatch, query: &RouteQuery<'_>) -> Option<Precede
     })
 }
 
-impl Matched<'_> {
+impl MatchedRule<'_> {
     /// Selects one of the rule's backends by weight; `random` decides. `None` when the rule has no backend.
     pub(crate) fn backend(&self, random: u64) -> Option<Backend> {
         let total: u64 = self

@@ -45,15 +45,15 @@ pub(crate) async fn accept(local: Rc<WorkerContext>, stream: TcpStream, address:
         Ok(Ok(1)) if first == [TLS_HANDSHAKE_RECORD] => {
             inbound::handle_redirected(local, stream, address, Some(port)).await;
         }
-        Ok(Ok(1)) => plain(&local, stream, address, port).await,
+        Ok(Ok(1)) => serve_plain_text(&local, stream, address, port).await,
         // In protocols such as MySQL the server speaks first.
-        Err(_) if speaks_first => plain(&local, stream, address, port).await,
+        Err(_) if speaks_first => serve_plain_text(&local, stream, address, port).await,
         _ => {}
     }
 }
 
 /// Serves a client without mutual TLS, as `Anonymous` under the same policies.
-pub(crate) async fn plain(
+pub(crate) async fn serve_plain_text(
     local: &Rc<WorkerContext>,
     stream: TcpStream,
     address: SocketAddr,
@@ -73,7 +73,9 @@ pub(crate) async fn plain(
         Some((service.state.name.clone(), own.port, own.protocol))
     });
     match protocol {
-        Some((name, port, AppProtocol::Tcp)) => tcp::plain(&peer, stream, name, port).await,
+        Some((name, port, AppProtocol::Tcp)) => {
+            tcp::serve_plain_text(&peer, stream, name, port).await
+        }
         Some(_) => connection::serve_plain(local, stream, peer, inbound::serve).await,
         None => {
             tracing::debug!(%address, port, "downstream.port_unknown")

@@ -27,7 +27,7 @@ use crate::{
         exchange::Exchange,
         open_permit::{AuthzQuery, OpenPermit, QueryKind},
         target::Target,
-        tunnel::carry,
+        tunnel::relay,
     },
     telemetry::{
         decision_log::{DecisionFacts, Outcome, RecordedDecision},
@@ -57,21 +57,26 @@ pub(crate) async fn accept(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
     };
     let (target, open_permit) = match admitted {
         Ok(admitted) => admitted,
-        Err(denial) => return exchange.refused(denial),
+        Err(denial) => return exchange.refuse(denial),
     };
     exchange.upstream = Some(target.program);
     let program = match dial::connect(target.program, &local.metrics).await {
         Ok(program) => program,
-        Err(error) => return exchange.refused(Denial::Upstream(error)),
+        Err(error) => return exchange.refuse(Denial::Upstream(error)),
     };
     tokio::select! {
-        () = carry(stream, program, Some(&open_permit), exchange) => {}
+        () = relay(stream, program, Some(&open_permit), exchange) => {}
         () = local.identity_gone() => {}
     }
 }
 
 /// Serves a plain-text connection to a port of opaque TCP, as `Anonymous`.
-pub(crate) async fn plain(peer: &Rc<Peer>, stream: TcpStream, service: ServiceName, port: u16) {
+pub(crate) async fn serve_plain_text(
+    peer: &Rc<Peer>,
+    stream: TcpStream,
+    service: ServiceName,
+    port: u16,
+) {
     let local = &peer.local;
     let _open = OpenConnection::new(local, Direction::Inbound, Transport::Plain);
     let mut exchange = Exchange::begin(
@@ -89,12 +94,12 @@ pub(crate) async fn plain(peer: &Rc<Peer>, stream: TcpStream, service: ServiceNa
     };
     let (target, open_permit) = match admit(peer, &claim, &mut exchange) {
         Ok(admitted) => admitted,
-        Err(denial) => return exchange.refused(denial),
+        Err(denial) => return exchange.refuse(denial),
     };
     exchange.upstream = Some(target.program);
     match dial::connect(target.program, &local.metrics).await {
-        Ok(program) => carry(stream, program, Some(&open_permit), exchange).await,
-        Err(error) => exchange.refused(Denial::Upstream(error)),
+        Ok(program) => relay(stream, program, Some(&open_permit), exchange).await,
+        Err(error) => exchange.refuse(Denial::Upstream(error)),
     }
 }
 

@@ -38,7 +38,7 @@ pub(crate) async fn accept(local: Rc<WorkerContext>, stream: TcpStream, address:
     exchange.current = Some(current);
     let found = match lookup_address(&local, original_dst).await {
         Ok(found) => found,
-        Err(denial) => return exchange.refused(denial),
+        Err(denial) => return exchange.refuse(denial),
     };
     match found {
         AddressState::Service {
@@ -55,10 +55,10 @@ pub(crate) async fn accept(local: Rc<WorkerContext>, stream: TcpStream, address:
             };
             tcp::forward_to(&local, stream, address, service_port, exchange).await;
         }
-        AddressState::Closed => exchange.refused(Denial::NoRoute(
+        AddressState::Closed => exchange.refuse(Denial::NoRoute(
             "the address belongs to a meshed workload that serves nothing on this port".into(),
         )),
-        AddressState::Outside => outside(&local, stream, original_dst, exchange).await,
+        AddressState::Outside => forward_external(&local, stream, original_dst, exchange).await,
     }
 }
 
@@ -80,7 +80,7 @@ async fn lookup_address(
 }
 
 /// Forwards a connection unchanged, if the mesh allows it.
-async fn outside(
+async fn forward_external(
     local: &Rc<WorkerContext>,
     stream: TcpStream,
     original_dst: SocketAddr,
@@ -88,18 +88,18 @@ async fn outside(
 ) {
     let current = local.current();
     let Some(snapshot) = current.snapshot() else {
-        return exchange.refused(Denial::Unconfigured);
+        return exchange.refuse(Denial::Unconfigured);
     };
     let allowed = snapshot.mesh.outbound != OutboundMode::Deny;
     let seen = &local.shared.egress;
     seen.called(&original_dst.to_string(), allowed, exchange.at);
     if !allowed {
-        return exchange.refused(Denial::Egress);
+        return exchange.refuse(Denial::Egress);
     }
     let _open = OpenConnection::new(local, Direction::Outbound, Transport::Plain);
     exchange.upstream = Some(original_dst);
     match dial::connect(original_dst, &local.metrics).await {
-        Ok(upstream) => tunnel::carry(stream, upstream, None, exchange).await,
-        Err(error) => exchange.refused(Denial::Upstream(error)),
+        Ok(upstream) => tunnel::relay(stream, upstream, None, exchange).await,
+        Err(error) => exchange.refuse(Denial::Upstream(error)),
     }
 }

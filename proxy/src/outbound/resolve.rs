@@ -28,7 +28,7 @@ pub(crate) enum Resolution {
 }
 
 /// The other Services on a workload's address that was called, from the current snapshot: the connection may be older.
-fn also(snapshot: &Snapshot, service_port: &ServicePort) -> Vec<ServiceName> {
+fn other_services(snapshot: &Snapshot, service_port: &ServicePort) -> Vec<ServiceName> {
     let called = service_port
         .called
         .filter(|_| service_port.workload.is_some());
@@ -77,7 +77,7 @@ pub(crate) async fn resolve(peer: &Peer, call: &Call) -> Result<Resolution, Deni
     if let Some(service_port) = &peer.service_port {
         let destination = pinned_destination(local, service_port).await?;
         let mut route = Route::to(destination, Some(service_port.port))?;
-        route.also = also(snapshot, service_port);
+        route.also = other_services(snapshot, service_port);
         let route = Rc::new(route);
         if local.current().generation == call.current.generation {
             local.names.insert(key, &route);

@@ -27,7 +27,7 @@ use crate::{
         denial::{Denial, Upstream},
         peer_header::{Claim, Proto, preamble},
     },
-    request::{exchange::Exchange, tunnel::carry, worker_context::WorkerContext},
+    request::{exchange::Exchange, tunnel::relay, worker_context::WorkerContext},
     state::snapshot::Snapshot,
     telemetry::metrics::{Direction, Transport},
     upstream::{dial, route::ServicePort},
@@ -92,11 +92,11 @@ pub(crate) async fn forward_to(
     exchange.dst = Some(format!("{}:{}", service_port.service, service_port.port).into());
     let destination = match resolve::pinned_destination(local, &service_port).await {
         Ok(destination) => destination,
-        Err(denial) => return exchange.refused(denial),
+        Err(denial) => return exchange.refuse(denial),
     };
     let mut ports = destination.ports.iter();
     match ports.find(|port| port.port == service_port.port) {
-        None => exchange.refused(Denial::NoRoute("the service has no such port".into())),
+        None => exchange.refuse(Denial::NoRoute("the service has no such port".into())),
         Some(port) if port.protocol == AppProtocol::Tcp => {
             let _open = OpenConnection::new(local, Direction::Outbound, Transport::Plain);
             tunnel(local, stream, &destination, &service_port, exchange).await;
@@ -132,21 +132,21 @@ async fn tunnel(
         exchange.upstream = Some(address);
         let result = match &endpoint.identity {
             None => match dial::connect(address, &local.metrics).await {
-                Ok(upstream) => return carry(stream, upstream, None, exchange).await,
+                Ok(upstream) => return relay(stream, upstream, None, exchange).await,
                 Err(error) => error,
             },
             Some(expected) => {
                 let Some(identity) = local.identity() else {
-                    return exchange.refused(Denial::Unconfigured);
+                    return exchange.refuse(Denial::Unconfigured);
                 };
                 match dial::mesh(address, expected, &identity, MERLON_TCP, &local.metrics).await {
                     Ok(mut upstream) => {
                         if upstream.write_all(&preamble(&claim)).await.is_err()
                             || upstream.flush().await.is_err()
                         {
-                            return exchange.refused(Denial::Upstream(Upstream::Reset));
+                            return exchange.refuse(Denial::Upstream(Upstream::Reset));
                         }
-                        return carry(stream, upstream, None, exchange).await;
+                        return relay(stream, upstream, None, exchange).await;
                     }
                     Err(error) => error,
                 }
@@ -155,5 +155,5 @@ async fn tunnel(
         local.peers.mark_failed(endpoint, to.port);
         last = Denial::Upstream(result);
     }
-    exchange.refused(last);
+    exchange.refuse(last);
 }

@@ -140,17 +140,17 @@ impl Exchange {
     }
 
     /// Sets the number of bytes that came from downstream.
-    pub(crate) fn received(&mut self, bytes: u64) {
+    pub(crate) fn set_bytes_in(&mut self, bytes: u64) {
         self.bytes_in = bytes;
     }
 
     /// Sets the status of an upstream's response.
-    pub(crate) fn answered(&mut self, status: u16) {
+    pub(crate) fn set_status(&mut self, status: u16) {
         self.status = status;
     }
 
     /// Sets the denial of a request that the proxy refused.
-    pub(crate) fn refused(&mut self, denial: Denial) {
+    pub(crate) fn refuse(&mut self, denial: Denial) {
         self.status = denial.status().as_u16();
         let decisions = &self.local.shared.decisions;
         decisions.refuse(self.decision_id, self.summary(), &denial);
@@ -158,7 +158,7 @@ impl Exchange {
     }
 
     /// Sets the denial that ended a permitted request. The status stays, because it was already sent.
-    pub(crate) fn ended(&mut self, denial: Denial) {
+    pub(crate) fn end_with(&mut self, denial: Denial) {
         self.denial = Some(denial);
     }
 

@@ -31,7 +31,7 @@ pub(crate) struct ForwardedResponse {
 impl ForwardedResponse {
     /// The answer to another proxy's question: it may send the request with its body.
     pub(crate) fn send_body() -> Self {
-        let mut response = Response::new(ResponseBody::ours(Bytes::new()));
+        let mut response = Response::new(ResponseBody::generated(Bytes::new()));
         *response.status_mut() = StatusCode::NO_CONTENT;
         let yes = HeaderValue::from_static("yes");
         response.headers_mut().insert(peer_header::CONTINUE, yes);
@@ -83,8 +83,8 @@ pub(crate) fn downstream_response(
             .remove::<OnUpgrade>()
             .ok_or(Upstream::Protocol)?;
         websocket::convert_response(&mut head, version, &upgrade);
-        call.exchange.answered(101);
-        let response = Response::from_parts(head, ResponseBody::ours(Bytes::new()));
+        call.exchange.set_status(101);
+        let response = Response::from_parts(head, ResponseBody::generated(Bytes::new()));
         return Ok(ForwardedResponse {
             response,
             switched: Some(Switched {
@@ -101,7 +101,7 @@ pub(crate) fn downstream_response(
     }
     head.version = version;
     head.extensions.clear();
-    call.exchange.answered(head.status.as_u16());
+    call.exchange.set_status(head.status.as_u16());
     let body = ResponseBody::upstream(incoming, pooled, open_permit);
     Ok(ForwardedResponse {
         response: Response::from_parts(head, body),

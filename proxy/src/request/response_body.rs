@@ -28,14 +28,14 @@ pub(crate) struct ResponseBody {
 
 #[derive(Debug)]
 enum Source {
-    Ours(Option<Bytes>),
+    Generated(Option<Bytes>),
     Upstream(Incoming),
 }
 
 impl ResponseBody {
     /// A response that the proxy generated.
-    pub(crate) fn ours(bytes: Bytes) -> Self {
-        let source = Source::Ours(Some(bytes).filter(|bytes| !bytes.is_empty()));
+    pub(crate) fn generated(bytes: Bytes) -> Self {
+        let source = Source::Generated(Some(bytes).filter(|bytes| !bytes.is_empty()));
         Self {
             source,
             exchange: None,
@@ -98,7 +98,7 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         let frame = match &mut this.source {
-            Source::Ours(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
+            Source::Generated(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Source::Upstream(incoming) => {
                 let revocation = this
                     .open_permit
@@ -111,7 +111,7 @@ impl Body for ResponseBody {
                     }
                     let why = this.open_permit.as_ref().and_then(|one| one.denial());
                     if let (Some(exchange), Some(denial)) = (&mut this.exchange, why) {
-                        exchange.ended(denial);
+                        exchange.end_with(denial);
                     }
                     this.conclude(true);
                     return Poll::Ready(Some(Err(BodyError::Revoked)));
@@ -142,14 +142,14 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.source {
-            Source::Ours(bytes) => bytes.is_none(),
+            Source::Generated(bytes) => bytes.is_none(),
             Source::Upstream(incoming) => incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            Source::Ours(bytes) => {
+            Source::Generated(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64)
             }
             Source::Upstream(incoming) => incoming.size_hint(),

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Copies bytes in both directions until both sides or `open_permit` have ended, then concludes the exchange.
-pub(crate) async fn carry(
+pub(crate) async fn relay(
     downstream: impl AsyncRead + AsyncWrite + Unpin,
     upstream: impl AsyncRead + AsyncWrite + Unpin,
     open_permit: Option<&OpenPermit>,
@@ -22,10 +22,10 @@ pub(crate) async fn carry(
     let never = Revocation::default();
     let revocation = open_permit.map_or(&never, |open_permit| &open_permit.revocation);
     let (copied, whole) = copy_both(downstream, upstream, revocation).await;
-    exchange.received(copied.received);
+    exchange.set_bytes_in(copied.received);
     exchange.bytes_out = copied.sent;
     if let Some(denial) = open_permit.and_then(OpenPermit::denial) {
-        exchange.ended(denial);
+        exchange.end_with(denial);
     }
     exchange.conclude(!whole);
 }
@@ -51,7 +51,7 @@ pub(crate) fn upgraded(switched: Switched, exchange: Box<Exchange>) {
         match tokio::join!(upgrade.downstream, upstream) {
             (Ok(downstream), Ok(upstream)) => {
                 let (downstream, upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
-                carry(downstream, upstream, open_permit.as_deref(), exchange).await;
+                relay(downstream, upstream, open_permit.as_deref(), exchange).await;
             }
             _ => exchange.conclude(true),
         }

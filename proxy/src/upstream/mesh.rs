@@ -164,7 +164,7 @@ impl Peers {
         (destination, port): (&Destination, u16),
         proto: Proto,
         request: Request<RequestBody>,
-    ) -> Result<Sent, Denial> {
+    ) -> Result<UpstreamResponse, Denial> {
         let mut tried: Vec<&Endpoint> = Vec::new();
         let mut request = request;
         let mut last = Upstream::NoEndpoint;
@@ -183,11 +183,11 @@ impl Peers {
                     .send(
                         address,
                         proto,
-                        plain(request, proto, &self.random),
+                        strip_peer_header(request, proto, &self.random),
                         &self.metrics,
                     )
                     .await?;
-                return Ok(Sent {
+                return Ok(UpstreamResponse {
                     response,
                     pooled,
                     address,
@@ -225,7 +225,7 @@ impl Peers {
                         let served = !response.headers().contains_key(peer_header::UNSERVED);
                         port_connections.failed.set((!served).then(Instant::now));
                         let pooled = PoolGuard::H2(lease);
-                        let sent = Sent {
+                        let sent = UpstreamResponse {
                             response,
                             pooled,
                             address,
@@ -262,7 +262,7 @@ impl Peers {
 
 /// A response, its origin, and what to return to the pool when it has passed.
 #[derive(Debug)]
-pub(crate) struct Sent {
+pub(crate) struct UpstreamResponse {
     pub(crate) response: Response<Incoming>,
     pub(crate) pooled: PoolGuard,
     pub(crate) address: SocketAddr,
@@ -271,7 +271,11 @@ pub(crate) struct Sent {
 }
 
 /// Converts a request for an endpoint without a proxy: removes the header between proxies.
-fn plain(mut request: Request<RequestBody>, proto: Proto, random: &Random) -> Request<RequestBody> {
+fn strip_peer_header(
+    mut request: Request<RequestBody>,
+    proto: Proto,
+    random: &Random,
+) -> Request<RequestBody> {
     request.headers_mut().remove(peer_header::NAME);
     if proto != Proto::Http1 {
         return request;

@@ -24,7 +24,7 @@ pub(crate) async fn authenticate(screened: Screened<'_>) -> Result<Authenticated
         return Err(Denial::TokenInQuery);
     }
     let user = match bearer(&screened.call.head.headers)? {
-        Some(token) => Some(prove(&screened, &token, rules).await?),
+        Some(token) => Some(verify_token(&screened, &token, rules).await?),
         None if rules.required() => return Err(Denial::TokenMissing),
         None => None,
     };
@@ -34,7 +34,7 @@ pub(crate) async fn authenticate(screened: Screened<'_>) -> Result<Authenticated
     Ok(screened.authenticated(user))
 }
 
-async fn prove(
+async fn verify_token(
     screened: &Screened<'_>,
     token: &HeaderValue,
     rules: &TokenRules,
