@@ -37,47 +37,47 @@ use crate::{
 /// Why a proxy could not be started. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// What was configured cannot be: exit code 2.
+    /// The configuration is invalid: exit code 2.
     #[error("{0}")]
     Configuration(Report),
-    /// An address cannot be listened on.
+    /// A listener cannot be bound.
     #[error("cannot listen on `{address}`")]
     Bind {
-        /// Which.
+        /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
     /// The state directory cannot be used.
-    #[error("the state directory `{}`", path.display())]
+    #[error("cannot use the state directory `{}`", path.display())]
     StateDir {
-        /// Which.
+        /// The directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: StateDirError,
     },
-    /// The folder of secrets cannot be used.
-    #[error("the folder of secrets `{}`", path.display())]
+    /// The directory for secrets cannot be used.
+    #[error("cannot use the directory for secrets `{}`", path.display())]
     SecretsDir {
-        /// Which.
+        /// The directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The system gives no thread or no runtime.
+    /// A thread or a runtime cannot be started.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
 }
 
-/// A thread of the proxy ended that should have gone on.
+/// A thread of the proxy ended unexpectedly.
 #[derive(Debug, thiserror::Error)]
-#[error("a thread of the proxy ended by itself")]
+#[error("a thread of the proxy ended unexpectedly")]
 pub struct Ended;
 
-/// A running proxy. Dropping it ends the proxy at once; [`Handle::drain`] ends it gently.
+/// A running proxy. Dropping it ends the proxy at once; [`Handle::drain`] drains it first.
 #[derive(Debug)]
 pub struct Handle {
     addresses: Addresses,
@@ -89,22 +89,22 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Where it really listens.
+    /// The bound addresses.
     pub fn addresses(&self) -> Addresses {
         self.addresses
     }
 
-    /// What its workers share: to look at, in tests and demos.
+    /// The state that the workers share, for tests and demos.
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
 
-    /// What it counted.
+    /// The counters.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// Begins the end: not ready, no new connections, GOAWAY; open requests may finish within the drain timeout.
+    /// Starts the shutdown: not ready, no new connections, GOAWAY; open requests may finish within the drain timeout.
     pub fn drain(&self) {
         self.drain.cancel();
     }
@@ -112,10 +112,10 @@ impl Handle {
     /// Resolves when the proxy has ended, drained or timed out.
     ///
     /// # Errors
-    /// [`Ended`] when nobody asked it to.
+    /// [`Ended`] if no shutdown was requested.
     pub async fn ended(&mut self) -> Result<(), Ended> {
         let ended = self.ended.wait_for(Option::is_some).await;
-        match ended.map(|asked| *asked) {
+        match ended.map(|requested| *requested) {
             Ok(Some(true)) => Ok(()),
             _ => Err(Ended),
         }
@@ -139,10 +139,10 @@ impl Drop for Handle {
     }
 }
 
-/// Starts a proxy on threads of its own, and returns when its addresses listen. It may not be ready yet.
+/// Starts a proxy on its own threads, and returns when its listeners are bound. It may not be ready yet.
 ///
 /// # Errors
-/// [`StartError`]; in standalone mode also everything that is wrong with the resource files.
+/// [`StartError`]; in standalone mode it includes every problem of the resource files.
 pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
     let node_id = node_id();
     let metrics = Arc::new(Metrics::default());
@@ -161,7 +161,7 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
     });
     let secrets = secrets.transpose()?.map(Arc::new);
 
-    let (destinations, asked) = Destinations::new();
+    let (destinations, lookups) = Destinations::new();
     let (keys, refetches) = JwksCache::new();
     let (spans, exporter) = spans::from_environment(&metrics);
     let shared = Arc::new(Shared {
@@ -181,7 +181,7 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
         .readiness
         .lack(Unready::NoSnapshot, "there is no snapshot yet");
     if secrets.is_some() && matches!(config.source, Source::ControlPlane { .. }) {
-        let message = "it is not known yet which secrets were granted";
+        let message = "the granted secrets are not known yet";
         shared.readiness.lack(Unready::NoSecret, message);
     }
     if shared.has_identity {
@@ -201,7 +201,7 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
             );
         }
     }
-    // Before anything listens: files that are wrong start nothing.
+    // Before any listener is bound: a proxy with invalid files does not start.
     let standalone = match &config.source {
         Source::Standalone {
             directory,
@@ -231,7 +231,7 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
         state_dir,
         secrets,
         standalone,
-        asked,
+        lookups,
         refetches,
         exporter,
     };
@@ -250,7 +250,7 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
     })
 }
 
-/// All listeners, before any is served.
+/// All bound listeners, before any is served.
 struct Bound {
     inbound: Vec<Vec<TcpListener>>,
     outbound: Vec<Vec<TcpListener>>,
@@ -280,7 +280,7 @@ impl Bound {
                             mine.push(listener);
                         }
                     }
-                    // A host without IPv6 has no such connections.
+                    // A host without IPv6 has no IPv6 connections.
                     Err(error) if is_no_such_family(&error) => {}
                     Err(source) => {
                         return Err(StartError::Bind {
@@ -317,7 +317,7 @@ impl Bound {
     }
 }
 
-/// One listener of the control thread, and where it really listens.
+/// A listener of the control thread, and its bound address.
 fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
     let listen = || {
         let listener = TcpListener::bind(address)?;
@@ -328,13 +328,13 @@ fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
     listen().map_err(|source| StartError::Bind { address, source })
 }
 
-/// Whether an address cannot be had because the host has no such kind of addresses.
+/// Whether binding failed because the host does not support the address family.
 fn is_no_such_family(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::AddrNotAvailable
         || error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
 }
 
-/// Starts the threads: one per worker, and one for everything that no request waits for.
+/// Starts the threads: one per worker, and the control thread.
 fn run(
     control: Control,
     bound: Bound,
@@ -373,7 +373,7 @@ fn run(
             drop(alive);
         });
         if let Err(error) = spawned {
-            // Those that run already must not stay behind.
+            // Stop the workers that are already running.
             shutdown.drain.cancel();
             shutdown.end.cancel();
             return Err(error);
@@ -391,10 +391,10 @@ fn run(
                 shutdown,
                 all_ended,
             );
-            let asked = runtime.block_on(serving);
+            let requested = runtime.block_on(serving);
             runtime.shutdown_timeout(Duration::from_millis(100));
-            // Nobody listens when the handle was dropped.
-            let _ = ended.send(Some(asked));
+            // There is no receiver if the handle was dropped.
+            let _ = ended.send(Some(requested));
         });
     if let Err(error) = spawned {
         on_error.drain.cancel();
@@ -404,7 +404,7 @@ fn run(
     Ok(())
 }
 
-/// What the control thread does until the end; true when it was asked to end.
+/// Runs the control thread until the shutdown is complete. True if the shutdown was requested.
 async fn serve(
     control: Control,
     (admin, probes): (TcpListener, Option<TcpListener>),
@@ -434,14 +434,14 @@ async fn serve(
         }
     }
     let exporter = control.start();
-    let asked = tokio::select! {
+    let requested = tokio::select! {
         () = drain.cancelled() => true,
-        // Nobody holds the channel any more: all workers ended.
+        // All senders are dropped: all workers ended.
         _ = all_ended.recv() => false,
     };
     shared
         .readiness
-        .lack(Unready::Draining, "the end has begun");
+        .lack(Unready::Draining, "the proxy is shutting down");
     tracing::info!(timeout = ?timeout, "proxy.draining");
     shutdown.drain.cancel();
     let drained = async {
@@ -452,17 +452,17 @@ async fn serve(
     };
     drained.await;
     shutdown.end.cancel();
-    // Workers see the end at their next turn; one that does not is left behind.
+    // A worker ends at its next poll; the process does not wait longer for one that is stuck.
     let _ = time::timeout(Duration::from_secs(2), all_ended.recv()).await;
     exporter.flush().await;
-    asked
+    requested
 }
 
-/// Unlike that of any other process, also of one with the same identity on the same machine.
+/// An id that is unique per process, also among processes with the same identity on one machine.
 fn node_id() -> String {
     use std::fmt::Write as _;
     let mut random = [0_u8; 8];
-    // Without entropy no certificate can be made either; the process id still tells processes of a machine apart.
+    // Without entropy no certificate can be made either; the process id still distinguishes processes of a machine.
     let _ = aws_lc_rs::rand::fill(&mut random);
     let mut id = format!("{}-", std::process::id());
     for byte in random {
@@ -472,15 +472,15 @@ fn node_id() -> String {
     id
 }
 
-/// Where a process really listens, once port 0 was resolved.
+/// The bound addresses, with port 0 resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Addresses {
     /// Mesh TLS from other proxies. `None` in a gateway.
     pub inbound: Option<SocketAddr>,
-    /// The program's calls. `None` in a gateway.
+    /// Requests of the local program. `None` in a gateway.
     pub outbound: Option<SocketAddr>,
     /// `/live`, `/ready`, `/metrics`.
     pub admin: SocketAddr,
-    /// A node's probes of the program, if they are answered.
+    /// The kubelet's probes of the program, if configured.
     pub probes: Option<SocketAddr>,
 }

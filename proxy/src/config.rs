@@ -1,4 +1,4 @@
-//! What a proxy is started with, checked.
+//! The validated configuration of a proxy.
 
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
@@ -10,114 +10,114 @@ use merlon_config::{
 
 pub use merlon_config::bootstrap::AccessLogMode;
 
-/// All that `app::start` needs. `main.rs` makes it of flags, environment and file.
+/// The input of `app::start`, built from flags, environment and file.
 #[derive(Debug, Clone)]
 pub struct ProxyConfig {
-    /// Whose proxy this is.
+    /// The workload or gateway that this proxy runs for.
     pub subject: Subject,
-    /// Where its state comes from.
+    /// The source of its state.
     pub source: Source,
-    /// Where key, certificate, last snapshot and administration socket are kept; mode 0700. `None`: nowhere.
+    /// Directory of key, certificate, last snapshot and administration socket; mode 0700. `None`: nothing is saved.
     pub state_dir: Option<PathBuf>,
-    /// Where the program finds the secrets that it was granted as files. `None`: nowhere.
+    /// Directory for secrets that are granted to the program as files. `None`: none are written.
     pub secrets_dir: Option<PathBuf>,
-    /// Where other proxies reach this one. Not used by a gateway.
+    /// Listener for other proxies. Not used by a gateway.
     pub inbound: SocketAddr,
-    /// Where the program finds services. Not used by a gateway.
+    /// Listener for requests of the local program. Not used by a gateway.
     pub outbound: SocketAddr,
-    /// Whether rules of the network lead connections to `inbound` and `outbound` that were meant to go elsewhere.
+    /// Whether network rules redirect connections with other destinations to `inbound` and `outbound`.
     pub interception: bool,
-    /// `/live`, `/ready`, `/metrics`.
+    /// Listener for `/live`, `/ready` and `/metrics`.
     pub admin: SocketAddr,
-    /// Where a node's probes of the program are answered, and which there are.
+    /// Listener for the kubelet's probes of the program, and the probes.
     pub probes: Option<(SocketAddr, Probes)>,
-    /// Threads that carry requests.
+    /// Worker threads.
     pub workers: NonZeroUsize,
     /// Which requests are logged.
     pub access_log: AccessLogMode,
-    /// How long open requests may take to finish at the end.
+    /// How long open requests may take to finish during the shutdown.
     pub drain_timeout: Duration,
 }
 
-/// Whose proxy it is.
+/// The workload or gateway that a proxy runs for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject {
-    /// It stands beside a workload.
+    /// A workload on the same host or in the same pod.
     Sidecar {
-        /// Whom the workload runs as.
+        /// The identity of the workload.
         identity: WorkloadId,
-        /// Which Workload, where several with different settings run as the same.
+        /// Selects one of several Workloads with this identity.
         workload: Option<String>,
     },
-    /// It is a Gateway.
+    /// A Gateway.
     Gateway {
-        /// Which.
+        /// Its name.
         name: ServiceName,
-        /// Whom it runs as.
+        /// Its identity.
         identity: WorkloadId,
     },
 }
 
-/// Where the state comes from.
+/// The source of the state.
 #[derive(Debug, Clone)]
 pub enum Source {
     /// A control plane.
     ControlPlane {
-        /// As `https://host:7564`.
+        /// For example `https://host:7564`.
         address: url::Url,
-        /// The namespace that the control plane's identity is in.
+        /// The namespace of the control plane's identity.
         root_namespace: Namespace,
         /// For the first certificate.
         join_token: Option<JoinToken>,
-        /// In a cluster, the pod's own token instead.
+        /// In a cluster, instead of a join token.
         pod_token: Option<PodToken>,
-        /// PEM file with the mesh's roots, instead of the one that the join token pins.
+        /// PEM file with the roots of the mesh, instead of the root that the join token pins.
         trust_bundle: Option<PathBuf>,
     },
-    /// Files.
+    /// Resource files.
     Standalone {
         /// The directory of resource files.
         directory: PathBuf,
-        /// Without: plain connections, anonymous peers.
+        /// `None`: plain connections with anonymous peers.
         identity: Option<IdentityFiles>,
     },
 }
 
-/// What proves a pod in a cluster, as files that the cluster keeps new; each is read whenever it is needed.
+/// The pod's credentials in a cluster: files that the kubelet refreshes. Each is read at every use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodToken {
     /// The projected service account token, of the audience `merlon`.
     pub token: PathBuf,
-    /// PEM file with the mesh's roots.
+    /// PEM file with the roots of the mesh.
     pub trust_bundle: PathBuf,
     /// File that holds the trust domain.
     pub trust_domain: PathBuf,
 }
 
-/// An identity as files, for standalone mode; taken over live when they change.
+/// An identity from files, for standalone mode. Changes apply live.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdentityFiles {
     /// PEM, leaf first.
     pub certificate: PathBuf,
     /// PEM, PKCS#8, ECDSA P-256.
     pub key: PathBuf,
-    /// PEM, the mesh's roots.
+    /// PEM, the roots of the mesh.
     pub trust_bundle: PathBuf,
 }
 
 impl Subject {
-    /// Whom it runs as.
+    /// The identity that it runs as.
     pub fn identity(&self) -> &WorkloadId {
         match self {
             Self::Sidecar { identity, .. } | Self::Gateway { identity, .. } => identity,
         }
     }
 
-    /// Whether it is a gateway.
+    /// Whether this is a gateway.
     pub fn is_gateway(&self) -> bool {
         matches!(self, Self::Gateway { .. })
     }
 }
 
-/// How long the drain may take when nothing else is said.
+/// Default of `drain_timeout`.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);

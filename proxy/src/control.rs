@@ -42,7 +42,7 @@ pub(crate) struct Control {
     pub(crate) state_dir: Option<Arc<StateDir>>,
     pub(crate) secrets: Option<Arc<SecretFolder>>,
     pub(crate) standalone: Option<Standalone>,
-    pub(crate) asked: mpsc::Receiver<LookupRequest>,
+    pub(crate) lookups: mpsc::Receiver<LookupRequest>,
     pub(crate) refetches: mpsc::Receiver<Refetch>,
     pub(crate) exporter: Exporter,
 }
@@ -58,7 +58,7 @@ impl Control {
             state_dir,
             secrets,
             standalone,
-            asked,
+            lookups,
             refetches,
             mut exporter,
         } = self;
@@ -73,7 +73,7 @@ impl Control {
         let freshness = match (standalone, config.source) {
             (Some(standalone), _) => {
                 let freshness = standalone.freshness();
-                tokio::spawn(standalone.run(asked));
+                tokio::spawn(standalone.run(lookups));
                 freshness
             }
             (
@@ -114,7 +114,7 @@ impl Control {
                     shared: Arc::clone(&shared),
                     metrics: Arc::clone(&metrics),
                 });
-                tokio::spawn(follow.run(asked));
+                tokio::spawn(follow.run(lookups));
                 freshness
             }
             // INVARIANT: `app::start` makes one whenever the source is a directory.

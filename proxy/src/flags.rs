@@ -1,4 +1,4 @@
-//! Arguments, environment and file become a [`ProxyConfig`], or a report of all that is wrong.
+//! Builds a [`ProxyConfig`] from arguments, environment and file, or reports all problems.
 
 use std::{
     fs,
@@ -22,35 +22,35 @@ use url::Url;
 
 use crate::config::{DRAIN_TIMEOUT, IdentityFiles, PodToken, ProxyConfig, Source, Subject};
 
-/// Merlon's proxy: a sidecar beside a workload, or a gateway at the edge.
+/// Merlon's proxy: a workload's sidecar, or a gateway at the edge of the mesh.
 ///
-/// Every flag may also be an environment variable, or a field of the file that `--config` names; a flag beats the
-/// environment, and the environment beats the file.
+/// Every flag can also be set as an environment variable or as a field of the `--config` file. A flag overrides the
+/// environment, and the environment overrides the file.
 #[derive(Debug, Default, Parser)]
 #[command(name = "merlon-proxy", version, max_term_width = 100)]
 pub struct Flags {
     /// YAML file with the same fields as these flags, in camelCase
     #[arg(long, env = "MERLON_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Run without a control plane, from the resource files in this directory; changes are taken over live
+    /// Run without a control plane, with the resource files in this directory; changes apply live
     #[arg(long, env = "MERLON_STANDALONE", value_name = "DIR")]
     pub standalone: Option<PathBuf>,
-    /// Whom the workload beside this proxy runs as
+    /// Identity of the workload that this proxy is the sidecar of
     #[arg(long, env = "MERLON_IDENTITY", value_name = "NAMESPACE/ACCOUNT")]
     pub identity: Option<WorkloadId>,
-    /// The Gateway that this proxy is
+    /// Run as this Gateway
     #[arg(long, env = "MERLON_GATEWAY", value_name = "NAMESPACE/NAME")]
     pub gateway: Option<ServiceName>,
-    /// Which Workload, where several with different settings run as the same identity
+    /// Select one of several Workloads that have the same identity and different settings
     #[arg(long, env = "MERLON_WORKLOAD", value_name = "NAME")]
     pub workload: Option<ResourceName>,
     /// Address of the control plane
     #[arg(long, env = "MERLON_CONTROL_PLANE", value_name = "https://HOST:PORT")]
     pub control_plane: Option<Url>,
-    /// The namespace of the control plane's identity [default: merlon-system]
+    /// Namespace of the control plane's identity [default: merlon-system]
     #[arg(long, env = "MERLON_ROOT_NAMESPACE", value_name = "NAMESPACE")]
     pub root_namespace: Option<Namespace>,
-    /// One-time token for the first certificate (others can read arguments: prefer the file or the environment)
+    /// One-time token for the first certificate (other users can read arguments: prefer the file or the environment)
     #[arg(
         long,
         env = "MERLON_JOIN_TOKEN",
@@ -68,69 +68,69 @@ pub struct Flags {
     /// With --token-file: file with the trust domain [default: `trust-domain` beside the trust bundle]
     #[arg(long, env = "MERLON_TRUST_DOMAIN_FILE", value_name = "FILE")]
     pub trust_domain_file: Option<PathBuf>,
-    /// PEM file with the mesh's roots, instead of the one that the join token pins
+    /// PEM file with the roots of the mesh, instead of the root that the join token pins
     #[arg(long, env = "MERLON_TRUST_BUNDLE", value_name = "FILE")]
     pub trust_bundle: Option<PathBuf>,
-    /// With --standalone: PEM file with the own certificate chain
+    /// With --standalone: PEM file with the certificate chain of this proxy
     #[arg(long, env = "MERLON_CERTIFICATE", value_name = "FILE")]
     pub certificate: Option<PathBuf>,
     /// With --standalone: PEM file with the certificate's private key
     #[arg(long, env = "MERLON_KEY", value_name = "FILE")]
     pub key: Option<PathBuf>,
-    /// Where key, certificate and last snapshot are kept over a restart; only its owner may enter it (0700)
+    /// Directory where key, certificate and last snapshot are saved for a restart (mode 0700)
     #[arg(long, env = "MERLON_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Where the program finds the secrets that it was granted as files; a memory file system
+    /// Directory on a memory file system for the secrets that are granted to the program as files
     #[arg(long, env = "MERLON_SECRETS_DIR", value_name = "DIR")]
     pub secrets_dir: Option<PathBuf>,
-    /// Where other proxies reach this one [default: 0.0.0.0:7561]
+    /// Listener for other proxies [default: 0.0.0.0:7561]
     #[arg(long, env = "MERLON_INBOUND", value_name = "ADDR")]
     pub inbound: Option<SocketAddr>,
-    /// Where the program finds services [default: 127.0.0.1:7560]
+    /// Listener for requests of the local program [default: 127.0.0.1:7560]
     #[arg(long, env = "MERLON_OUTBOUND", value_name = "ADDR")]
     pub outbound: Option<SocketAddr>,
-    /// Rules, as those of `merlon-intercept`, lead connections to --inbound and --outbound
+    /// Accept connections that network rules, such as those of `merlon-intercept`, redirect to --inbound and --outbound
     #[arg(long, env = "MERLON_INTERCEPTION", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub interception: Option<bool>,
-    /// /live, /ready and /metrics [default: 127.0.0.1:7562]
+    /// Listener for /live, /ready and /metrics [default: 127.0.0.1:7562]
     #[arg(long, env = "MERLON_ADMIN", value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
-    /// Where a Kubernetes node's probes of the program are answered, each by the very same probe at the program
+    /// Listener for the kubelet's probes of the program; each is answered by making the same probe
     #[arg(long, env = "MERLON_PROBES_ADDRESS", value_name = "ADDR")]
     pub probes_address: Option<SocketAddr>,
-    /// With --probes-address: those probes, by path, as {"/probe/web/liveness": {"handler": {"httpGet": {"port": 8080}}}}
+    /// With --probes-address: the probes by path, as {"/probe/web/liveness": {"handler": {"httpGet": {"port": 8080}}}}
     #[arg(long, env = "MERLON_PROBES", value_name = "JSON", value_parser = probes)]
-    pub probes: Option<Given<Probes>>,
-    /// Threads that carry requests, 1 to 1024 [default: the CPUs that may be used]
+    pub probes: Option<JsonArg<Probes>>,
+    /// Worker threads, 1 to 1024 [default: number of available CPUs]
     #[arg(long, env = "MERLON_WORKERS", value_name = "N")]
     pub workers: Option<u16>,
-    /// Which requests are logged on standard output [default: all]
+    /// Requests in the access log on standard output [default: all]
     #[arg(long, env = "MERLON_ACCESS_LOG", value_name = "WHICH")]
-    pub access_log: Option<Logged>,
-    /// How long open requests may take to finish at the end [default: 30s]
+    pub access_log: Option<AccessLogArg>,
+    /// How long open requests may take to finish during the shutdown [default: 30s]
     #[arg(long, env = "MERLON_DRAIN_TIMEOUT", value_name = "DURATION")]
     pub drain_timeout: Option<HumanDuration>,
-    /// File that is written with the addresses that were bound, as JSON: `inbound`, `outbound`, `admin`
+    /// Write the bound addresses to this file, as JSON: `inbound`, `outbound`, `admin`, `probes`
     #[arg(long, value_name = "FILE")]
     pub addresses_file: Option<PathBuf>,
 }
 
-/// Which requests are logged.
+/// Requests in the access log.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum Logged {
-    /// Each one.
+pub enum AccessLogArg {
+    /// All requests.
     All,
-    /// Those that Merlon refused.
+    /// Requests that Merlon refused.
     Refusals,
-    /// None.
+    /// No requests.
     Off,
 }
 
 impl Flags {
-    /// The checked configuration.
+    /// The validated configuration.
     ///
     /// # Errors
-    /// Everything that is wrong in the file, or everything that is missing or contradictory.
+    /// All problems of the file, or all missing and contradictory settings.
     pub fn into_config(self) -> Result<ProxyConfig, Report> {
         let file = match &self.config {
             Some(path) => ProxyBootstrap::load(path)?,
@@ -144,12 +144,14 @@ impl Flags {
             None => workers.unwrap_or(NonZeroUsize::MIN),
             Some(n @ 1..=1024) => NonZeroUsize::new(usize::from(n)).unwrap_or(NonZeroUsize::MIN),
             Some(n) => {
-                report.push(wrong(format!("`--workers {n}`: there are 1 to 1024")));
+                report.push(wrong(format!("`--workers {n}` is not between 1 and 1024")));
                 NonZeroUsize::MIN
             }
         };
         if start.probes.is_some() != start.probes_address.is_some() {
-            report.push(wrong("`--probes` and `--probes-address` belong together"));
+            report.push(wrong(
+                "`--probes` and `--probes-address` must be set together",
+            ));
         }
         let (Some(subject), Some(source)) = (subject, source) else {
             return Err(report);
@@ -178,14 +180,14 @@ impl Flags {
         })
     }
 
-    /// What was given here beats what stands in the file.
+    /// Flags and environment override the file.
     fn over(self, file: ProxyBootstrap) -> ProxyBootstrap {
         let access_log = self.access_log.map(|which| match which {
-            Logged::All => AccessLogMode::All,
-            Logged::Refusals => AccessLogMode::Refusals,
-            Logged::Off => AccessLogMode::Off,
+            AccessLogArg::All => AccessLogMode::All,
+            AccessLogArg::Refusals => AccessLogMode::Refusals,
+            AccessLogArg::Off => AccessLogMode::Off,
         });
-        // A token given here also beats a token file there, and the other way round.
+        // A token also overrides a token file of the file, and the other way round.
         let (join_token, join_token_file) = match (self.join_token, self.join_token_file) {
             (None, None) => (file.join_token, file.join_token_file),
             (token, path) => (token.map(Into::into), path),
@@ -216,25 +218,25 @@ impl Flags {
             interception: self.interception.or(file.interception),
             admin: self.admin.or(file.admin),
             probes_address: self.probes_address.or(file.probes_address),
-            probes: self.probes.map(|Given(probes)| probes).or(file.probes),
+            probes: self.probes.map(|JsonArg(probes)| probes).or(file.probes),
             workers: self.workers.or(file.workers),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
         }
     }
 }
 
-/// What was given as JSON text.
+/// An argument in JSON.
 #[derive(Debug, Clone)]
-pub struct Given<T>(T);
+pub struct JsonArg<T>(T);
 
-fn probes(text: &str) -> Result<Given<Probes>, String> {
+fn probes(text: &str) -> Result<JsonArg<Probes>, String> {
     let probes = serde_json::from_str(text).map_err(|error| {
         format!(
-            "{error}; write each probe under its path, as \
+            "{error}; write each probe under its path, for example \
              {{\"/probe/web/liveness\": {{\"handler\": {{\"tcpSocket\": {{\"port\": 8080}}}}, \"timeoutSeconds\": 1}}}}"
         )
     })?;
-    Ok(Given(probes))
+    Ok(JsonArg(probes))
 }
 
 fn wrong(message: impl AsRef<str>) -> Problem {
@@ -245,9 +247,7 @@ fn subject(start: &ProxyBootstrap, report: &mut Report) -> Option<Subject> {
     match (&start.gateway, &start.identity) {
         (Some(gateway), identity) => {
             if start.workload.is_some() {
-                report.push(wrong(
-                    "a proxy stands beside a `--workload` or is a `--gateway`, not both",
-                ));
+                report.push(wrong("`--workload` and `--gateway` exclude each other"));
             }
             Some(Subject::Gateway {
                 name: gateway.clone(),
@@ -262,8 +262,8 @@ fn subject(start: &ProxyBootstrap, report: &mut Report) -> Option<Subject> {
             workload: start.workload.as_ref().map(ToString::to_string),
         }),
         (None, None) => {
-            report.push(wrong("it is not said whose proxy this is").hint(
-                "`--identity shop/orders` beside a workload, `--gateway shop/edge` at the edge",
+            report.push(wrong("the identity of the proxy is missing").hint(
+                "set `--identity shop/orders` for a sidecar, or `--gateway shop/edge` for a gateway",
             ));
             None
         }
@@ -274,14 +274,14 @@ fn source(start: &ProxyBootstrap, report: &mut Report) -> Option<Source> {
     match (&start.standalone, &start.control_plane) {
         (Some(_), Some(_)) => {
             report.push(wrong(
-                "a proxy is `--standalone` or follows a `--control-plane`, not both",
+                "`--standalone` and `--control-plane` exclude each other",
             ));
             None
         }
         (None, None) => {
             report.push(
-                wrong("it is not said where the state comes from").hint(
-                    "`--control-plane https://host:7564`, or `--standalone DIR` without a control plane",
+                wrong("the source of the state is missing").hint(
+                    "set `--control-plane https://host:7564`, or `--standalone DIR` to run without a control plane",
                 ),
             );
             None
@@ -296,7 +296,7 @@ fn source(start: &ProxyBootstrap, report: &mut Report) -> Option<Source> {
 
 #[expect(
     clippy::option_option,
-    reason = "outer: whether it is right; inner: whether there is an identity"
+    reason = "outer: whether the flags are valid; inner: whether there is an identity"
 )]
 fn identity_files(start: &ProxyBootstrap, report: &mut Report) -> Option<Option<IdentityFiles>> {
     match (&start.certificate, &start.key, &start.trust_bundle) {
@@ -308,7 +308,7 @@ fn identity_files(start: &ProxyBootstrap, report: &mut Report) -> Option<Option<
         })),
         _ => {
             report.push(wrong(
-                "`--certificate`, `--key` and `--trust-bundle` belong together in standalone mode",
+                "`--certificate`, `--key` and `--trust-bundle` must be set together in standalone mode",
             ));
             None
         }
@@ -318,13 +318,13 @@ fn identity_files(start: &ProxyBootstrap, report: &mut Report) -> Option<Option<
 fn control_plane(start: &ProxyBootstrap, address: &Url, report: &mut Report) -> Option<Source> {
     if address.scheme() != "https" || address.host().is_none() {
         report.push(
-            wrong(format!("`{address}` is not the address of a control plane"))
+            wrong(format!("`{address}` is not a valid control plane address"))
                 .hint("write it as `https://host:7564`"),
         );
     }
     if start.certificate.is_some() || start.key.is_some() {
         report.push(wrong(
-            "the control plane issues this proxy's certificate: `--certificate` and `--key` are only for `--standalone`",
+            "`--certificate` and `--key` are valid with `--standalone` only: the control plane issues the certificate",
         ));
     }
     let root_namespace = match &start.root_namespace {
@@ -339,8 +339,9 @@ fn control_plane(start: &ProxyBootstrap, address: &Url, report: &mut Report) -> 
     let pod_token = pod_token(start, report);
     if join_token.is_none() && start.token_file.is_none() && start.state_dir.is_none() {
         report.push(
-            wrong("without a join token and without a state directory there is no way to a certificate")
-                .hint("get one by `merlon certs join-token`, and give it by `--join-token-file`"),
+            wrong("a join token or a state directory is required to get a certificate").hint(
+                "create a join token with `merlon token create`, and set `--join-token-file`",
+            ),
         );
     }
     Some(Source::ControlPlane {
@@ -352,23 +353,23 @@ fn control_plane(start: &ProxyBootstrap, address: &Url, report: &mut Report) -> 
     })
 }
 
-/// What proves a pod, if it is to be proved so.
+/// The pod's credentials, if `--token-file` is set.
 fn pod_token(start: &ProxyBootstrap, report: &mut Report) -> Option<PodToken> {
     let Some(token) = start.token_file.clone() else {
         if start.trust_domain_file.is_some() {
-            report.push(wrong("`--trust-domain-file` is for `--token-file` only"));
+            report.push(wrong(
+                "`--trust-domain-file` is valid with `--token-file` only",
+            ));
         }
         return None;
     };
     if start.join_token.is_some() || start.join_token_file.is_some() {
-        report.push(wrong(
-            "a certificate is asked for by a join token or by the pod's `--token-file`, not by both",
-        ));
+        report.push(wrong("a join token and `--token-file` exclude each other"));
     }
     let Some(trust_bundle) = start.trust_bundle.clone() else {
         report.push(
-            wrong("a pod's token pins no root, so `--token-file` needs the mesh's roots")
-                .hint("mount the ConfigMap `merlon-trust-bundle`, and write `--trust-bundle FILE`"),
+            wrong("`--token-file` requires `--trust-bundle`: a pod's token does not pin a root")
+                .hint("mount the ConfigMap `merlon-trust-bundle`, and set `--trust-bundle FILE`"),
         );
         return None;
     };
@@ -392,10 +393,10 @@ fn parse_token(text: &str, from: &str, report: &mut Report) -> Option<JoinToken>
         .ok()
 }
 
-/// The token is good for one use; so its file may be gone at a restart, when the state directory has the certificate.
+/// A token is valid for one use, so its file may be missing at a restart, when the state directory has the certificate.
 #[expect(
     clippy::option_option,
-    reason = "outer: whether it is right; inner: whether there is a token"
+    reason = "outer: whether the file is valid; inner: whether there is a token"
 )]
 fn token_file(
     path: &Path,
@@ -409,7 +410,7 @@ fn token_file(
         }
         Err(error) => {
             report.push(wrong(format!(
-                "the join token file `{}`: {error}",
+                "cannot read the join token file `{}`: {error}",
                 path.display()
             )));
             None
@@ -417,9 +418,9 @@ fn token_file(
     }
 }
 
-/// For `app::start` in tests and demos: everything on loopback, on ports that the system chooses.
+/// For `app::start` in tests and demos.
 impl ProxyConfig {
-    /// A proxy for `subject` with state from `source`, on port 0 of loopback everywhere, with one worker.
+    /// One worker, and every listener on port 0 of loopback.
     pub fn local(subject: Subject, source: Source) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         Self {

@@ -1,4 +1,4 @@
-//! `merlon-proxy`: arguments and exit codes; everything else is the library.
+//! `merlon-proxy`: arguments and exit codes. Everything else is in the library.
 
 mod allocator;
 
@@ -14,13 +14,13 @@ use tokio::signal::unix::{SignalKind, signal};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What was configured cannot be: nothing was started.
+/// The configuration is invalid; nothing was started.
 const CONFIGURATION: u8 = 2;
-/// Something went wrong that is not a matter of configuration.
+/// Any other failure.
 const FAILED: u8 = 1;
 
 fn main() -> ExitCode {
-    allocator::give_memory_back();
+    allocator::purge_at_once();
     let flags = Flags::parse();
     merlon_net::process_log::to_stderr("info");
     let addresses_file = flags.addresses_file.clone();
@@ -58,13 +58,13 @@ fn main() -> ExitCode {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
-                // Only when its threads ended by themselves, which they never should.
+                // A thread ended unexpectedly.
                 ended = handle.ended() => return Ok(ended?),
             }
             handle.drain();
             tokio::select! {
                 ended = handle.ended() => Ok(ended?),
-                // Whoever asks twice does not want to wait.
+                // A second signal ends the drain.
                 _ = interrupt.recv() => Ok(()),
                 _ = terminate.recv() => Ok(()),
             }
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whole or not at all, for whoever waits for it.
+/// Writes atomically, so that a process that waits for the file never reads a part of it.
 fn write_addresses(file: &Path, addresses: Addresses) -> std::io::Result<()> {
     let text = serde_json::json!({
         "inbound": addresses.inbound,
@@ -87,7 +87,7 @@ fn write_addresses(file: &Path, addresses: Addresses) -> std::io::Result<()> {
         "admin": addresses.admin,
         "probes": addresses.probes,
     });
-    let unfinished = file.with_extension("unfinished");
-    std::fs::write(&unfinished, text.to_string())?;
-    std::fs::rename(&unfinished, file)
+    let temporary = file.with_extension("unfinished");
+    std::fs::write(&temporary, text.to_string())?;
+    std::fs::rename(&temporary, file)
 }

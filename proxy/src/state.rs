@@ -1,4 +1,4 @@
-//! What all workers share: one value of each kind, swapped whole by the control thread, read without locks.
+//! State that all workers share. The control thread replaces each value as a whole; workers read it without locks.
 
 pub mod destinations;
 pub(crate) mod gateway_ports;

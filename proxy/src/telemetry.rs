@@ -1,4 +1,4 @@
-//! What the proxy records: metrics, access log, decision log, spans, destinations outside the mesh.
+//! Metrics, access log, decision log, spans, and destinations outside the mesh.
 
 pub mod access_log;
 pub mod decision_log;

@@ -17,12 +17,12 @@ use crate::{
     telemetry::{access_log::AccessLog, metrics::worker::WorkerMetrics},
 };
 
-/// Serves until the shutdown. Runs on a thread of its own, within a [`tokio::task::LocalSet`].
+/// Serves until the shutdown. Runs on its own thread, within a [`tokio::task::LocalSet`].
 pub(crate) async fn run(worker: Worker) {
     run_with_log(worker, AccessLog::stdout()).await;
 }
 
-/// As [`run`], with a log of one's own.
+/// Like [`run`], with the given access log.
 pub(crate) async fn run_with_log(worker: Worker, log: AccessLog) {
     let Worker {
         index,
@@ -78,7 +78,7 @@ fn spawn(task: impl Future<Output = ()> + 'static) -> JoinHandle<()> {
     tokio::task::spawn_local(task)
 }
 
-/// Decides again, on every new snapshot, about what is still open.
+/// Re-evaluates open connections and requests on every new snapshot.
 async fn follow(local: Rc<WorkerContext>) {
     let mut changes = local.shared.snapshot.watch();
     while changes.changed().await.is_ok() {
@@ -86,7 +86,7 @@ async fn follow(local: Rc<WorkerContext>) {
     }
 }
 
-/// Ends what outlives its token, within a second.
+/// Closes connections and requests within a second after their token expires.
 async fn expire(local: Rc<WorkerContext>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -98,7 +98,7 @@ async fn tidy(local: Rc<WorkerContext>) {
     let mut identities = local.shared.identity.watch();
     loop {
         tokio::select! {
-            // Connections of an earlier certificate are let go at once; they end with their last stream.
+            // Connections of an earlier certificate leave the pool at once; each ends with its last stream.
             _ = identities.changed() => {}
             () = tokio::time::sleep(Duration::from_secs(10)) => {}
         }
@@ -109,20 +109,20 @@ async fn tidy(local: Rc<WorkerContext>) {
     }
 }
 
-/// What a worker thread begins with; `worker::run` takes it.
+/// The input of a worker thread.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    /// From 0.
+    /// Counted from 0.
     pub index: usize,
-    /// Shared with all other workers.
+    /// State that all workers share.
     pub shared: Arc<Shared>,
-    /// Only this worker's: it counts, a scrape adds up.
+    /// Counters of this worker; a scrape adds up all workers.
     pub metrics: Arc<WorkerMetrics>,
-    /// Where other proxies reach this one, already listening (`SO_REUSEPORT`), non-blocking. Not for a gateway.
+    /// Listeners for other proxies: bound with `SO_REUSEPORT`, non-blocking. Empty in a gateway.
     pub inbound: Vec<TcpListener>,
-    /// Where the program finds services, likewise. Not for a gateway.
+    /// Listeners for requests of the local program, bound the same way. Empty in a gateway.
     pub outbound: Vec<TcpListener>,
-    /// Whether rules of the network lead connections here that were meant to go elsewhere.
+    /// Whether network rules redirect connections with other destinations here.
     pub interception: bool,
     /// When to drain and when to end.
     pub shutdown: Shutdown,

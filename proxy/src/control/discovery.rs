@@ -86,7 +86,7 @@ const MESSAGE: usize = 16 << 20;
 /// For how long it is remembered that there is no such service.
 const ABSENT: Duration = Duration::from_secs(2);
 
-/// Names that are remembered not to exist; more are asked for again.
+/// Names that are remembered not to exist; more are lookups for again.
 const ABSENT_NAMES: usize = 1_024;
 
 /// How many addresses outside are forgotten when there is no room for another.
@@ -144,7 +144,7 @@ impl Follow {
     }
 
     /// Until the process ends.
-    pub(crate) async fn run(mut self, mut asked: mpsc::Receiver<LookupRequest>) {
+    pub(crate) async fn run(mut self, mut lookups: mpsc::Receiver<LookupRequest>) {
         self.restore().await;
         let state_dir = self.start.state_dir.clone();
         self.writer = state_dir.map(|folder| Writer::start(folder, &self.start.metrics));
@@ -157,12 +157,12 @@ impl Follow {
                 // Without a certificate there is nothing to connect with.
                 tokio::select! {
                     _ = identities.changed() => {}
-                    Some(ask) = asked.recv() => self.ask(ask),
+                    Some(request) = lookups.recv() => self.look_up(request),
                 }
                 continue;
             };
             let opened = Instant::now();
-            let end = self.stream(tls, &mut identities, &mut asked).await;
+            let end = self.stream(tls, &mut identities, &mut lookups).await;
             self.start.metrics.connected.set(0);
             self.start.freshness.stale();
             let wait = match end {
@@ -184,7 +184,7 @@ impl Follow {
             loop {
                 tokio::select! {
                     () = &mut again => break,
-                    Some(ask) = asked.recv() => self.ask(ask),
+                    Some(request) = lookups.recv() => self.look_up(request),
                 }
             }
         }
@@ -195,7 +195,7 @@ impl Follow {
         &mut self,
         tls: &Arc<MeshTls>,
         identities: &mut tokio::sync::watch::Receiver<u64>,
-        asked: &mut mpsc::Receiver<LookupRequest>,
+        lookups: &mut mpsc::Receiver<LookupRequest>,
     ) -> StreamEnd {
         let opened = self.open(tls).await;
         let result = if opened.is_ok() {
@@ -243,8 +243,8 @@ impl Follow {
                         break end;
                     }
                 }
-                Some(ask) = asked.recv() => {
-                    self.ask(ask);
+                Some(request) = lookups.recv() => {
+                    self.look_up(request);
                     if let Err(end) = self.send_pending(&requests).await {
                         break end;
                     }
@@ -293,7 +293,7 @@ impl Follow {
             .get_or_insert_with(|| Subscriber::new(id.clone()));
         // Whoever waits since before there was anybody to ask.
         for name in self.waiting.keys() {
-            subscriber.ask(name);
+            subscriber.subscribe_to(name);
         }
         let workload = match &self.start.subject {
             Subject::Sidecar { workload, .. } => workload.clone(),
@@ -410,9 +410,9 @@ impl Follow {
             self.start.freshness.confirmed();
         }
         let waiting = self.waiting.keys();
-        let now_there = waiting.filter_map(|wish| Some((wish.clone(), wish.find(&snapshot)?)));
-        for (wish, found) in now_there.collect::<Vec<_>>() {
-            self.answer(&wish, &Ok(found));
+        let now_there = waiting.filter_map(|key| Some((key.clone(), key.find(&snapshot)?)));
+        for (key, found) in now_there.collect::<Vec<_>>() {
+            self.answer(&key, &Ok(found));
         }
     }
 
@@ -491,52 +491,52 @@ impl Follow {
         }
     }
 
-    fn ask(&mut self, ask: LookupRequest) {
-        let LookupRequest { wish, answer } = ask;
+    fn look_up(&mut self, request: LookupRequest) {
+        let LookupRequest { key, reply } = request;
         let snapshot = self.start.shared.snapshot.load_full();
         let snapshot = snapshot.as_ref().as_ref();
-        if let Some(found) = snapshot.and_then(|snapshot| wish.find(snapshot)) {
+        if let Some(found) = snapshot.and_then(|snapshot| key.find(snapshot)) {
             // In each of these sends, nobody waits any more when it fails.
-            let _ = answer.send(Ok(found));
+            let _ = reply.send(Ok(found));
             return;
         }
         if self
             .absent
-            .get(&wish)
+            .get(&key)
             .is_some_and(|until| *until > Instant::now())
         {
-            let _ = answer.send(Err(LookupError::Unknown));
+            let _ = reply.send(Err(LookupError::Unknown));
             return;
         }
         if let Some(subscriber) = &mut self.subscriber
-            && !subscriber.ask(&wish)
+            && !subscriber.subscribe_to(&key)
         {
-            // Programs call all sorts of hosts outside; those that were are asked for anew when they are called again.
+            // Programs call all sorts of hosts outside; those that were are lookups for anew when they are called again.
             let addresses = snapshot.map(|snapshot| snapshot.addresses.iter());
             let outside = addresses.into_iter().flatten();
             let outside = outside.filter(|(_, state)| **state == AddressState::Outside);
             for (address, _) in outside.take(FORGOTTEN_AT_ONCE) {
                 subscriber.forget(&LookupKey::Address(*address));
             }
-            if !subscriber.ask(&wish) {
-                tracing::warn!(destination = %wish, "subscriptions.limit_reached");
-                let _ = answer.send(Err(LookupError::Unavailable));
+            if !subscriber.subscribe_to(&key) {
+                tracing::warn!(destination = %key, "subscriptions.limit_reached");
+                let _ = reply.send(Err(LookupError::Unavailable));
                 return;
             }
         }
-        let waiting = self.waiting.entry(wish).or_default();
+        let waiting = self.waiting.entry(key).or_default();
         waiting.retain(|waiting| !waiting.is_closed());
-        waiting.push(answer);
+        waiting.push(reply);
         if self.waiting.len() > ABSENT_NAMES {
             self.waiting
                 .retain(|_, waiting| waiting.iter().any(|waiting| !waiting.is_closed()));
         }
     }
 
-    fn answer(&mut self, wish: &LookupKey, answer: &LookupResult) {
-        for waiting in self.waiting.remove(wish).into_iter().flatten() {
+    fn answer(&mut self, key: &LookupKey, result: &LookupResult) {
+        for waiting in self.waiting.remove(key).into_iter().flatten() {
             // Nobody waits any more when this fails.
-            let _ = waiting.send(answer.clone());
+            let _ = waiting.send(result.clone());
         }
     }
 

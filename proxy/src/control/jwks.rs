@@ -16,7 +16,7 @@ use url::Url;
 
 use crate::{
     state::{
-        jwks_cache::{JwksCache, Question, Refetch, WAITING},
+        jwks_cache::{JwksCache, QUEUE, Question, Refetch},
         snapshot::Snapshot,
     },
     telemetry::metrics::Metrics,
@@ -44,7 +44,7 @@ impl From<&TokenIssuer> for IssuerSource {
 #[derive(Debug)]
 pub(crate) struct Fetcher {
     cache: JwksCache,
-    asked: mpsc::Receiver<Refetch>,
+    refetches: mpsc::Receiver<Refetch>,
     metrics: Arc<Metrics>,
     running: BTreeMap<String, Running>,
     tasks: JoinSet<()>,
@@ -53,19 +53,19 @@ pub(crate) struct Fetcher {
 #[derive(Debug)]
 struct Running {
     source: IssuerSource,
-    refetches: mpsc::Sender<Question>,
+    questions: mpsc::Sender<Question>,
     task: AbortHandle,
 }
 
 impl Fetcher {
     pub(crate) fn new(
         cache: JwksCache,
-        asked: mpsc::Receiver<Refetch>,
+        refetches: mpsc::Receiver<Refetch>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             cache,
-            asked,
+            refetches,
             metrics,
             running: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -83,7 +83,7 @@ impl Fetcher {
             loop {
                 tokio::select! {
                     Ok(()) = changed.changed() => break,
-                    Some(refetch) = self.asked.recv() => self.pass_on(refetch),
+                    Some(refetch) = self.refetches.recv() => self.pass_on(refetch),
                     // An issuer's task ends only when it is aborted; nothing is left to do for it.
                     Some(_) = self.tasks.join_next() => {}
                     else => return,
@@ -107,11 +107,11 @@ impl Fetcher {
             if self.running.contains_key(&name) {
                 continue;
             }
-            let (refetches, asked) = mpsc::channel(WAITING);
+            let (questions, queue) = mpsc::channel(QUEUE);
             let follow = issuer::follow(
                 source.clone(),
                 self.cache.clone(),
-                asked,
+                queue,
                 Arc::clone(&self.metrics),
             );
             let task = self.tasks.spawn(follow);
@@ -119,7 +119,7 @@ impl Fetcher {
                 name,
                 Running {
                     source,
-                    refetches,
+                    questions,
                     task,
                 },
             );
@@ -128,8 +128,8 @@ impl Fetcher {
 
     fn pass_on(&self, refetch: Refetch) {
         if let Some(running) = self.running.get(&refetch.issuer) {
-            // A full queue drops the question: who asked goes on with the keys at hand.
-            let _ = running.refetches.try_send(refetch.question);
+            // A full queue drops the question: who refetches goes on with the keys at hand.
+            let _ = running.questions.try_send(refetch.question);
         }
     }
 }

@@ -99,13 +99,13 @@ impl Standalone {
     }
 
     /// Follows the directory and the identity's files, and answers who asks for destinations, until the process ends.
-    pub(crate) async fn run(mut self, mut asked: mpsc::Receiver<LookupRequest>) {
+    pub(crate) async fn run(mut self, mut lookups: mpsc::Receiver<LookupRequest>) {
         let mut changes = watch_dir(&self.directory);
         let mut look = time::interval(LOOK);
         loop {
             tokio::select! {
                 () = changes.next() => self.reload().await,
-                Some(ask) = asked.recv() => self.answer(ask),
+                Some(request) = lookups.recv() => self.answer(request),
                 _ = look.tick() => self.look_at_identity().await,
             }
         }
@@ -165,12 +165,12 @@ impl Standalone {
     }
 
     /// The snapshot holds every destination that there is.
-    fn answer(&self, ask: LookupRequest) {
+    fn answer(&self, request: LookupRequest) {
         let snapshot = self.shared.snapshot.load_full();
         let snapshot = snapshot.as_ref().as_ref();
-        let found = snapshot.and_then(|snapshot| ask.wish.find(snapshot));
+        let found = snapshot.and_then(|snapshot| request.key.find(snapshot));
         // Nobody waits any more when this fails.
-        let _ = ask.answer.send(found.ok_or(LookupError::Unknown));
+        let _ = request.reply.send(found.ok_or(LookupError::Unknown));
     }
 
     async fn look_at_identity(&self) {

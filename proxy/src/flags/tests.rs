@@ -20,7 +20,7 @@ fn refusal(more: &[&str]) -> String {
 }
 
 #[test]
-fn a_pods_token_needs_the_meshs_roots_and_finds_the_trust_domain_beside_them() {
+fn a_pod_token_requires_the_trust_bundle_and_reads_the_trust_domain_beside_it() {
     let refused = refusal(&["--token-file", "/token"]);
     assert!(refused.contains("merlon-trust-bundle"), "{refused}");
     let trust = [
@@ -41,7 +41,7 @@ fn a_pods_token_needs_the_meshs_roots_and_finds_the_trust_domain_beside_them() {
 }
 
 #[test]
-fn a_pods_token_and_a_join_token_exclude_each_other() {
+fn a_pod_token_and_a_join_token_exclude_each_other() {
     let both = [
         "--token-file",
         "/token",
@@ -53,9 +53,9 @@ fn a_pods_token_and_a_join_token_exclude_each_other() {
         "/state",
     ];
     let refused = refusal(&both);
-    assert!(refused.contains("not by both"), "{refused}");
+    assert!(refused.contains("exclude each other"), "{refused}");
     let refused = refusal(&["--trust-domain-file", "/domain", "--state-dir", "/state"]);
-    assert!(refused.contains("for `--token-file` only"), "{refused}");
+    assert!(refused.contains("with `--token-file` only"), "{refused}");
 }
 
 mod probes_in_text {
@@ -84,7 +84,7 @@ mod probes_in_text {
 
     proptest! {
         #[test]
-        fn what_was_written_is_read_back_whole(
+        fn probes_survive_a_round_trip(
             written in prop::collection::btree_map(any::<String>(), (handler(), any::<u32>()), 0..4)
         ) {
             let written: Probes = written
@@ -101,7 +101,7 @@ mod probes_in_text {
         }
 
         #[test]
-        fn no_text_is_more_than_refused(text in any::<String>()) {
+        fn invalid_text_is_rejected_without_a_panic(text in any::<String>()) {
             if let Err(refused) = probes(&text) {
                 prop_assert!(refused.contains("write each probe under its path"), "{}", refused);
             }

@@ -1,4 +1,4 @@
-//! Asking for what the snapshot does not have: a service by its name, or whatever is at an address.
+//! Lookups of what the snapshot does not contain: a service by name, or the owner of an address.
 
 use std::{fmt, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
 
@@ -14,13 +14,13 @@ use tokio::{
 
 use super::snapshot::Snapshot;
 
-/// The workers' end: ask, and wait a bounded time.
+/// Sends lookups from workers to the control thread, and waits for the result with a time-out.
 #[derive(Debug, Clone)]
 pub struct Destinations {
-    asks: mpsc::Sender<LookupRequest>,
+    requests: mpsc::Sender<LookupRequest>,
 }
 
-/// What can be asked for. As text it is `shop/orders` or `10.0.0.7:80`.
+/// The key of a lookup. As text: `shop/orders` or `10.0.0.7:80`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) enum LookupKey {
@@ -29,8 +29,8 @@ pub(crate) enum LookupKey {
 }
 
 impl LookupKey {
-    /// The resource that answers it.
-    pub(crate) fn key(&self) -> ResourceKey {
+    /// The resource that contains the result.
+    pub(crate) fn resource_key(&self) -> ResourceKey {
         let kind = match self {
             Self::Service(_) => ResourceKind::Destination,
             Self::Address(_) => ResourceKind::Address,
@@ -41,7 +41,7 @@ impl LookupKey {
         }
     }
 
-    /// What a snapshot says of it.
+    /// The result in a snapshot.
     pub(crate) fn find(&self, snapshot: &Snapshot) -> Option<Found> {
         match self {
             Self::Service(name) => {
@@ -85,23 +85,23 @@ impl TryFrom<String> for LookupKey {
 }
 
 impl From<LookupKey> for String {
-    fn from(wish: LookupKey) -> Self {
-        wish.to_string()
+    fn from(key: LookupKey) -> Self {
+        key.to_string()
     }
 }
 
-/// What was asked for.
+/// The result of a successful lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Found {
     Service(Arc<Destination>),
     Address(AddressState),
 }
 
-/// One question on its way to the control thread.
+/// A lookup for the control thread.
 #[derive(Debug)]
 pub(crate) struct LookupRequest {
-    pub(crate) wish: LookupKey,
-    pub(crate) answer: oneshot::Sender<LookupResult>,
+    pub(crate) key: LookupKey,
+    pub(crate) reply: oneshot::Sender<LookupResult>,
 }
 
 pub(crate) type LookupResult = Result<Found, LookupError>;
@@ -112,52 +112,52 @@ pub enum LookupError {
     /// The mesh has no such service: 404 (`outbound.unknown`).
     #[error("the mesh has no such service")]
     Unknown,
-    /// Nobody could tell in time: the control plane is away, or too much is asked at once. 503 (`config.unavailable`).
-    #[error("the control plane did not say in time whether there is such a service")]
+    /// There was no result in time: the control plane is unreachable, or too many lookups are queued. 503 (`config.unavailable`).
+    #[error("the control plane did not respond in time")]
     Unavailable,
 }
 
-/// How long a caller waits for a destination that is asked for the first time.
+/// How long a request waits for the lookup of a destination.
 pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Questions that may wait at once; more are answered [`LookupError::Unavailable`] at once.
-const WAITING: usize = 1_024;
+/// Maximum number of queued lookups; further ones fail at once with [`LookupError::Unavailable`].
+const QUEUE: usize = 1_024;
 
 impl Destinations {
     pub(crate) fn new() -> (Self, mpsc::Receiver<LookupRequest>) {
-        let (asks, questions) = mpsc::channel(WAITING);
-        (Self { asks }, questions)
+        let (requests, queue) = mpsc::channel(QUEUE);
+        (Self { requests }, queue)
     }
 
-    /// Subscribes to `name` and resolves once the state that contains it is in force, at the latest after
-    /// [`LOOKUP_TIMEOUT`]. Look into the snapshot first; concurrent questions for one name are one subscription.
+    /// Subscribes to `name` and resolves once a snapshot that contains it is in force, at the latest after
+    /// [`LOOKUP_TIMEOUT`]. Check the snapshot first; concurrent lookups of one name share a subscription.
     ///
     /// # Errors
-    /// [`LookupError::Unknown`] when there is no such service, [`LookupError::Unavailable`] when nobody could tell.
+    /// [`LookupError::Unknown`] if there is no such service, [`LookupError::Unavailable`] if there was no result in time.
     pub async fn ask(&self, name: ServiceName) -> Result<Arc<Destination>, LookupError> {
-        match self.wish(LookupKey::Service(name)).await? {
+        match self.lookup(LookupKey::Service(name)).await? {
             Found::Service(destination) => Ok(destination),
             Found::Address(_) => Err(LookupError::Unavailable),
         }
     }
 
-    /// The same for an address. Whoever it belongs to, the state then in force holds that as well.
+    /// The same for an address. The snapshot then in force also contains the service that owns the address.
     ///
     /// # Errors
-    /// [`LookupError::Unavailable`] when nobody could tell.
+    /// [`LookupError::Unavailable`] if there was no result in time.
     pub async fn ask_address(&self, address: SocketAddr) -> Result<AddressState, LookupError> {
-        match self.wish(LookupKey::Address(address)).await? {
+        match self.lookup(LookupKey::Address(address)).await? {
             Found::Address(state) => Ok(state),
             Found::Service(_) => Err(LookupError::Unavailable),
         }
     }
 
-    async fn wish(&self, wish: LookupKey) -> LookupResult {
-        let (answer, reply) = oneshot::channel();
-        let asked = self.asks.try_send(LookupRequest { wish, answer });
-        asked.map_err(|_| LookupError::Unavailable)?;
-        match time::timeout(LOOKUP_TIMEOUT, reply).await {
-            Ok(Ok(answer)) => answer,
+    async fn lookup(&self, key: LookupKey) -> LookupResult {
+        let (reply, result) = oneshot::channel();
+        let sent = self.requests.try_send(LookupRequest { key, reply });
+        sent.map_err(|_| LookupError::Unavailable)?;
+        match time::timeout(LOOKUP_TIMEOUT, result).await {
+            Ok(Ok(result)) => result,
             Ok(Err(_)) | Err(_) => Err(LookupError::Unavailable),
         }
     }

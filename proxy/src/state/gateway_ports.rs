@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use merlon_config::snapshot::GatewayState;
 
-/// One port, with all that its socket needs: while that stays the same, the socket stays, whatever becomes of routes,
-/// hosts and pushed certificates.
+/// One port, with the settings of its socket. While these do not change, the socket stays open, also when routes, hosts
+/// or pushed certificates change.
 #[derive(Debug, Clone)]
 pub(crate) struct Port {
     pub(crate) port: u16,
     pub(crate) secure: bool,
     pub(crate) files: Vec<Files>,
-    /// The names of its listeners, for messages.
+    /// Names of its listeners, for messages.
     pub(crate) names: String,
 }
 
@@ -58,7 +58,7 @@ impl Port {
     }
 }
 
-/// The two files of one listener.
+/// The certificate files of one listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Files {
     /// The listener's host.

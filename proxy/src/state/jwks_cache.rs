@@ -1,4 +1,4 @@
-//! The keys of token issuers.
+//! Keys of token issuers.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use tokio::{
     time,
 };
 
-/// Key sets by issuer URL. Cheap to clone; all clones are one.
+/// Key sets by issuer URL. Cheap to clone; clones share their content.
 #[derive(Debug, Clone)]
 pub struct JwksCache(Arc<Inner>);
 
@@ -27,7 +27,7 @@ pub(crate) struct Inner {
     refetches: mpsc::Sender<Refetch>,
 }
 
-/// A worker met a key that the issuer's set does not have.
+/// A request to fetch an issuer's keys, because a token names a key that is not in the set.
 #[derive(Debug)]
 pub(crate) struct Refetch {
     pub(crate) issuer: String,
@@ -36,21 +36,21 @@ pub(crate) struct Refetch {
 
 #[derive(Debug)]
 pub(crate) struct Question {
-    /// Empty where the issuer has no keys at all.
+    /// Empty if the issuer has no keys at all.
     pub(crate) kid: String,
     pub(crate) done: oneshot::Sender<()>,
 }
 
-/// How long a request waits for a refetch: a fetch takes 5 seconds at most.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(6);
+/// How long a request waits for a refetch. A fetch takes 5 seconds at most.
+pub(crate) const REFETCH_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// Refetches that may wait at once; further requests are decided by the keys at hand.
-pub(crate) const WAITING: usize = 256;
+/// Maximum number of queued refetches; further requests are decided with the current keys.
+pub(crate) const QUEUE: usize = 256;
 
 impl JwksCache {
-    /// An empty cache, and what its [`Fetcher`] needs.
+    /// An empty cache, and the queue of refetches for the fetcher.
     pub(crate) fn new() -> (Self, mpsc::Receiver<Refetch>) {
-        let (refetches, asked) = mpsc::channel(WAITING);
+        let (refetches, asked) = mpsc::channel(QUEUE);
         let inner = Inner {
             sets: ArcSwap::default(),
             generation: AtomicU64::new(0),
@@ -59,20 +59,20 @@ impl JwksCache {
         (Self(Arc::new(inner)), asked)
     }
 
-    /// The keys of the issuer with this URL; `None`: never loaded, or not confirmed for 24 hours.
+    /// The keys of the issuer with this URL; `None` if they were never fetched, or not confirmed for 24 hours.
     pub fn get(&self, issuer: &str) -> Option<Arc<KeySet>> {
         self.0.sets.load().get(issuer).cloned()
     }
 
-    /// Changes whenever any issuer's keys change: a verified token must not be remembered across generations,
-    /// or a removed key would go on opening doors.
+    /// Changes whenever the keys of any issuer change. A verified token must not be cached across generations, or
+    /// tokens of a removed key would still be accepted.
     pub fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
     }
 
-    /// Asks for an issuer's keys anew, for a `kid` that is not among them, and waits for the answer, at most
-    /// 6 seconds. The same `kid` causes one fetch in 30 seconds at most, and all of an issuer's together one in 5;
-    /// else it returns at once. Afterwards look with [`JwksCache::get`] again.
+    /// Fetches an issuer's keys again, for a `kid` that is not among them, and waits at most 6 seconds for the result.
+    /// One `kid` causes at most one fetch in 30 seconds, and all of an issuer at most one in 5; otherwise it returns at
+    /// once. Call [`JwksCache::get`] again afterwards.
     pub async fn refetch(&self, issuer: &str, kid: &str) {
         let (done, answered) = oneshot::channel();
         let (issuer, kid) = (issuer.to_owned(), kid.to_owned());
@@ -83,8 +83,8 @@ impl JwksCache {
             .try_send(Refetch { issuer, question })
             .is_ok()
         {
-            // Whether it was answered, dropped or too late: the keys at hand decide.
-            let _ = time::timeout(PATIENCE, answered).await;
+            // In any case, also when dropped or timed out, the current keys decide.
+            let _ = time::timeout(REFETCH_TIMEOUT, answered).await;
         }
     }
 
@@ -95,7 +95,7 @@ impl JwksCache {
             None => sets.remove(issuer),
         };
         self.0.sets.store(Arc::new(sets));
-        // After the keys: who sees the new generation sees the new keys.
+        // After the keys: a reader that sees the new generation also sees the new keys.
         self.0.generation.fetch_add(1, Ordering::Release);
     }
 }

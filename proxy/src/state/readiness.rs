@@ -1,42 +1,42 @@
-//! Whether the process is ready, and if not, why.
+//! Readiness of the process, with reasons.
 
 use std::sync::Mutex;
 
 use merlon_config::live::Live;
 use serde::Serialize;
 
-/// Reasons for not being ready, as they come and go. Ready when there is none.
+/// The current reasons for not being ready. Without any, the process is ready.
 #[derive(Debug)]
 pub struct Readiness {
     reasons: Live<Vec<NotReady>>,
-    // Several tasks write; readers take the live value and never this.
+    // Serializes writers; readers use the live value only.
     writer: Mutex<()>,
 }
 
 /// One reason for not being ready.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NotReady {
-    /// Which of the closed set.
+    /// The stable code.
     pub code: Unready,
-    /// A sentence for people.
+    /// Text for operators.
     pub message: String,
-    /// Which of several that can lack the same: a worker's listener.
+    /// Distinguishes several instances of one reason, such as the listeners of several workers.
     #[serde(skip)]
     part: String,
 }
 
-/// What can be missing, the gravest first.
+/// Reasons for not being ready, the most severe first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Unready {
-    /// The end has begun.
+    /// The shutdown has started.
     Draining,
-    /// The certificate is past its time.
+    /// The certificate has expired.
     TlsExpired,
     /// No certificate yet.
     NoIdentity,
     /// No snapshot yet.
     NoSnapshot,
-    /// A secret that the program waits for was not read yet.
+    /// A secret that the program requires has not been read yet.
     NoSecret,
     /// A listener of the snapshot could not be bound.
     Listener,
@@ -72,30 +72,30 @@ impl Default for Readiness {
 }
 
 impl Readiness {
-    /// Whether nothing is missing.
+    /// Whether there is no reason.
     pub fn is_ready(&self) -> bool {
         self.reasons.load().is_empty()
     }
 
-    /// All that is missing, the gravest first.
+    /// All reasons, the most severe first.
     pub fn reasons(&self) -> Vec<NotReady> {
         let mut all = self.reasons.load().as_ref().clone();
-        // Workers lack the same in the same words.
+        // Workers report the same reason with the same message.
         all.dedup_by(|one, other| (one.code, &one.message) == (other.code, &other.message));
         all
     }
 
-    /// The gravest thing that is missing.
+    /// The most severe reason.
     pub fn worst(&self) -> Option<Unready> {
         self.reasons.load().first().map(|reason| reason.code)
     }
 
-    /// Says that something is missing.
+    /// Adds a reason.
     pub fn lack(&self, code: Unready, message: impl Into<String>) {
         self.lack_part(code, "", message.into());
     }
 
-    /// Says that something is missing in one of several parts. True when no part said the same before.
+    /// Adds a reason for one of several parts. True if no other part has the same reason and message.
     pub(crate) fn lack_part(&self, code: Unready, part: &str, message: String) -> bool {
         let mut new = false;
         self.change(|reasons| {
@@ -115,12 +115,12 @@ impl Readiness {
         new
     }
 
-    /// Says that it is there now.
+    /// Removes a reason.
     pub fn have(&self, code: Unready) {
         self.have_part(code, "");
     }
 
-    /// Says that it is there now in this part. True when no other part said the same.
+    /// Removes a reason of one part. True if no other part has the same reason and message.
     pub(crate) fn have_part(&self, code: Unready, part: &str) -> bool {
         let mut last = false;
         self.change(|reasons| {
@@ -141,7 +141,7 @@ impl Readiness {
     }
 
     fn change(&self, edit: impl FnOnce(&mut Vec<NotReady>)) {
-        // A writer that panicked left nothing half done: the value is published whole.
+        // A writer that panicked left no partial change: the value is published as a whole.
         let _writer = self
             .writer
             .lock()
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_gravest_reason_comes_first_and_the_last_one_gone_is_ready() {
+    fn the_most_severe_reason_comes_first_and_without_reasons_it_is_ready() {
         let health = Readiness::default();
         health.lack(Unready::NoSnapshot, "none yet");
         health.lack(Unready::TlsExpired, "at noon");
@@ -172,11 +172,11 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_is_there_says_nothing_of_the_others() {
+    fn a_part_that_recovers_leaves_the_reasons_of_the_others() {
         let health = Readiness::default();
         let lack = |part| health.lack_part(Unready::Listener, part, "port 80".to_owned());
         assert!(lack("worker 0"));
-        assert!(!lack("worker 1"), "it was said already");
+        assert!(!lack("worker 1"), "it was reported already");
         assert_eq!(health.reasons().len(), 1);
         assert!(!health.have_part(Unready::Listener, "worker 0"));
         assert!(!health.is_ready());

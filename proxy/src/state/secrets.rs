@@ -1,4 +1,4 @@
-//! Secrets that the workload was granted: as files for its program, and as headers of its calls.
+//! Secrets that are granted to the workload: as files for its program, and as headers of its requests.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -8,25 +8,25 @@ use merlon_config::{
     snapshot::{GrantedSecret, SecretState},
 };
 
-/// Contents by grant.
+/// Contents of secrets, by grant.
 pub(crate) type Secrets = HashMap<ServiceName, Arc<SecretState>>;
 
-/// Headers of calls, by the service that is called. Without a value: what the program says there is taken away, and
-/// nothing said in its place.
+/// Headers of requests, by destination service. Without a value, the program's own header is removed and no header is
+/// sent.
 pub(crate) type Credentials = HashMap<ServiceName, Vec<(HeaderName, Option<HeaderValue>)>>;
 
-/// What each grant gives, of what the control plane told and of what was granted and known before.
+/// The secret of each grant, from those that the control plane pushed and those that were known before.
 ///
-/// Of what it did not tell, what was known stays: a control plane that was just started, before a Vault that is away,
-/// takes nothing from a program that runs. Nor does who names another secret in a grant, until that is read; but the one
-/// before goes nowhere that it did not go before.
+/// A secret that was not pushed keeps its previous content: a control plane that has just started, while Vault is
+/// unreachable, takes no secret from a running program. The same holds when a grant names another secret, until that
+/// secret is read; but the previous content is never sent to a recipient that did not have it before.
 pub(crate) fn settle(
     granted: &[GrantedSecret],
-    mut told: Secrets,
+    mut pushed: Secrets,
     before: Option<(&[GrantedSecret], &Secrets)>,
 ) -> Secrets {
     let each = granted.iter().filter_map(|grant| {
-        let read = told.remove(&grant.name);
+        let read = pushed.remove(&grant.name);
         let read = read.filter(|secret| secret.path == grant.path);
         let secret = read.or_else(|| known(grant, before?))?;
         Some((grant.name.clone(), secret))
@@ -40,11 +40,11 @@ pub(crate) fn known(
 ) -> Option<Arc<SecretState>> {
     let secret = secrets.get(&grant.name)?;
     let before = granted.iter().find(|other| other.name == grant.name)?;
-    let goes_the_same_way = before.files == grant.files && before.headers == grant.headers;
-    (secret.path == grant.path || goes_the_same_way).then(|| Arc::clone(secret))
+    let same_recipients = before.files == grant.files && before.headers == grant.headers;
+    (secret.path == grant.path || same_recipients).then(|| Arc::clone(secret))
 }
 
-/// The headers that these grants give.
+/// The request headers of these grants.
 pub(crate) fn credentials(granted: &[GrantedSecret], secrets: &Secrets) -> Credentials {
     let mut all = Credentials::new();
     for grant in granted {
@@ -54,7 +54,7 @@ pub(crate) fn credentials(granted: &[GrantedSecret], secrets: &Secrets) -> Crede
             };
             let value = secrets.get(&grant.name).and_then(|secret| {
                 let value = secret.data.get(&header.key)?;
-                // A file that was written into Vault ends in a line's end.
+                // A file that was written into Vault ends in a line break.
                 let text = format!("{}{}", header.prefix, value.trim_end());
                 let mut value = HeaderValue::try_from(text).ok()?;
                 value.set_sensitive(true);
@@ -75,7 +75,7 @@ pub(crate) fn credentials(granted: &[GrantedSecret], secrets: &Secrets) -> Crede
     all
 }
 
-/// Puts a service's headers into a call to it.
+/// Sets the headers of a request to `service`.
 pub(crate) fn apply(credentials: &Credentials, service: &ServiceName, headers: &mut HeaderMap) {
     for (name, value) in credentials.get(service).into_iter().flatten() {
         match value {
@@ -85,7 +85,7 @@ pub(crate) fn apply(credentials: &Credentials, service: &ServiceName, headers: &
     }
 }
 
-/// The grants whose files a program waits for, and which were not read yet.
+/// Grants with files whose secrets have not been read yet.
 pub(crate) fn missing<'a>(granted: &'a [GrantedSecret], secrets: &Secrets) -> Vec<&'a ServiceName> {
     let with_files = granted.iter().filter(|grant| grant.files.is_some());
     with_files
@@ -125,7 +125,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_call_gets_the_header_of_its_service_and_never_the_programs_own_in_its_place() {
+    fn a_request_gets_the_header_of_its_service_and_never_that_of_the_program() {
         let granted = vec![GrantedSecret {
             name: "shop/db".parse().unwrap(),
             path: "db".to_owned(),
@@ -158,7 +158,7 @@ pub(crate) mod tests {
         assert_eq!(call("shop/other").len(), 3);
     }
 
-    /// A grant of the secret at `path`, as headers of calls to `service`.
+    /// A grant of the secret at `path`, as a header of requests to `service`.
     fn header(path: &str, service: &str) -> GrantedSecret {
         GrantedSecret {
             name: "shop/db".parse().unwrap(),
@@ -181,33 +181,33 @@ pub(crate) mod tests {
         secrets
     }
 
-    /// The path of what `now` gives, when `told` was told and `before` was so.
+    /// The path of the secret for the grant `now`, with `pushed` and the state `before`.
     fn settled(
         now: &GrantedSecret,
-        told: Secrets,
+        pushed: Secrets,
         before: Option<(&GrantedSecret, &Secrets)>,
     ) -> Option<String> {
         let before = before.map(|(granted, secrets)| (std::slice::from_ref(granted), secrets));
-        let settled = settle(std::slice::from_ref(now), told, before);
+        let settled = settle(std::slice::from_ref(now), pushed, before);
         let secret = settled.into_values().next()?;
         Some(secret.path.clone())
     }
 
     #[test]
-    fn a_secret_that_was_read_elsewhere_is_not_what_is_granted() {
+    fn a_secret_from_another_path_is_not_used() {
         let now = header("new", "shop/api");
         assert_eq!(settled(&now, at("old"), None), None);
         assert_eq!(settled(&now, at("new"), None).as_deref(), Some("new"));
     }
 
     #[test]
-    fn until_another_one_is_read_the_one_before_goes_on_the_way_it_went_and_no_other() {
+    fn until_a_new_secret_is_read_the_previous_one_goes_to_its_previous_recipients_only() {
         let (before, known) = (header("old", "shop/api"), at("old"));
         let before = Some((&before, &known));
         let settled = |now: &GrantedSecret| settled(now, Secrets::new(), before);
-        // A control plane that was just started has read nothing yet.
+        // A control plane that has just started has read no secret yet.
         assert_eq!(settled(&header("old", "shop/api")).as_deref(), Some("old"));
-        // Another recipient may get what is granted, but not what was.
+        // A new recipient gets the secret of the grant, but not the previous one.
         assert_eq!(
             settled(&header("old", "shop/other")).as_deref(),
             Some("old")
@@ -222,7 +222,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_granted_no_more_is_forgotten() {
+    fn a_secret_without_a_grant_is_dropped() {
         let before = header("db", "shop/api");
         let (granted, known) = (std::slice::from_ref(&before), at("db"));
         assert!(settle(&[], known.clone(), Some((granted, &known))).is_empty());

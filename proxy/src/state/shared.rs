@@ -1,4 +1,4 @@
-//! What all workers share.
+//! The state that all workers share.
 
 use std::sync::Arc;
 
@@ -15,41 +15,41 @@ use crate::{
     telemetry::{decision_log::DecisionLog, egress_log::EgressLog, spans::Spans},
 };
 
-/// Everything a worker needs beside its own listeners. One per process, `Send` and `Sync`.
+/// Everything that a worker needs besides its own listeners. One per process, `Send` and `Sync`.
 #[derive(Debug)]
 pub struct Shared {
-    /// The state in force. `None`: cold, refuse everything. A request takes it once with `load_full`;
-    /// whatever outlives a request watches it and is decided again.
+    /// The snapshot in force. `None`: every request is refused. A request loads it once with `load_full`;
+    /// whatever outlives a request watches it and is re-evaluated on each change.
     pub snapshot: Live<Option<Arc<Snapshot>>>,
-    /// The identity in force. `None`: none yet, or expired: accept nothing and dial nobody over mesh TLS, and close
-    /// what is open when it becomes so. Always `None` in standalone mode without identity.
+    /// The identity in force. `None` before the first certificate and after it expired: no mesh TLS connection is
+    /// accepted or opened, and open ones are closed. Always `None` in standalone mode without identity.
     pub identity: Live<Option<Arc<MeshTls>>>,
-    /// Whether this process is meant to have an identity. False only in standalone mode without one: the inbound
-    /// listener then takes plain connections, and every peer is anonymous.
+    /// Whether this process is configured to have an identity. False only in standalone mode without one: the inbound
+    /// listener then accepts plain connections, and every peer is anonymous.
     pub has_identity: bool,
     /// Keys of token issuers.
     pub keys: JwksCache,
-    /// Asks for destinations that the snapshot does not have yet.
+    /// Looks up destinations that the snapshot does not contain yet.
     pub destinations: Destinations,
-    /// Recorded facts of decisions.
+    /// Recorded decisions with their facts.
     pub decisions: DecisionLog,
-    /// What the own program called outside the mesh.
+    /// Destinations outside the mesh that the local program called.
     pub egress: EgressLog,
-    /// Finished spans go here; costs nothing when no collector is configured.
+    /// Receives finished spans; costs nothing without a collector.
     pub spans: Spans,
-    /// Addresses of the snapshot's listeners, of which each worker has its socket.
+    /// Addresses of the snapshot's listeners. Each worker has its own socket for each address.
     pub listeners: Claims,
-    /// Whether the process is ready, and why not.
+    /// Readiness of the process, with reasons.
     pub readiness: Readiness,
-    /// Which requests are logged.
+    /// Requests in the access log.
     pub access_log: AccessLogMode,
 }
 
-/// The two steps of the end.
+/// The two phases of the shutdown.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shutdown {
     /// Stop accepting, send GOAWAY and `Connection: close`, let open requests finish, then return.
     pub drain: CancellationToken,
-    /// The drain timeout is over: return now.
+    /// The drain timeout has passed: return now.
     pub end: CancellationToken,
 }

@@ -25,52 +25,52 @@ use super::{
     secrets::{Credentials, Secrets},
 };
 
-/// One consistent, compiled state. Never changes once it is made.
+/// One consistent, compiled state. Immutable.
 #[derive(Debug)]
 pub struct Snapshot {
     /// Hash of the manifest.
     pub version: Version,
-    /// What holds for the whole mesh.
+    /// Settings of the whole mesh.
     pub mesh: Arc<MeshState>,
-    /// The own workload or gateway: its services, outbound listeners, and in a gateway listeners and routes.
+    /// The workload or gateway of this proxy: its services, outbound listeners, and in a gateway listeners and routes.
     pub workload: WorkloadState,
-    /// Services whose requests come in here (in a gateway: the gateway itself).
+    /// Services that this proxy receives requests for (in a gateway: the gateway itself).
     pub services: HashMap<ServiceName, Arc<CompiledService>>,
-    /// Services that are called from here. One that is missing is asked for by [`Destinations::ask`].
+    /// Services that are called from here. A missing one is looked up with `Destinations::ask`.
     pub destinations: HashMap<ServiceName, Arc<Destination>>,
-    /// What is at addresses that were called from here. One that is missing is asked for likewise.
+    /// What is at addresses that were called from here. A missing one is looked up with `Destinations::ask_address`.
     pub addresses: HashMap<SocketAddr, AddressState>,
     /// Roots per trust domain.
     pub bundles: Vec<TrustBundle>,
-    /// A gateway's ports.
+    /// Ports of a gateway.
     pub(crate) ports: Vec<Port>,
-    /// Its listeners' certificates that were pushed.
+    /// Pushed certificates of its listeners.
     pub(crate) certificates: Certificates,
-    /// What the workload was granted, as far as it was ever read.
+    /// Granted secrets that have been read.
     pub(crate) secrets: Secrets,
-    /// Headers of its calls by that.
+    /// Request headers from granted secrets.
     pub(crate) credentials: Credentials,
     /// Every resource with its version, for the dump.
     pub resources: BTreeMap<ResourceKey, Version>,
 }
 
-/// A service as it is enforced here.
+/// A service as this proxy enforces it.
 #[derive(Debug)]
 pub struct CompiledService {
-    /// As it was pushed; recorded decisions keep it, so that they can be explained later.
+    /// The pushed state. Recorded decisions reference it, so that they can be explained later.
     pub state: Arc<InboundService>,
     /// The mesh that it was compiled for.
     pub mesh: Arc<MeshState>,
-    /// Version of `state`; the same version is compiled once and shared by later snapshots.
+    /// Version of `state`. One version is compiled once and shared by later snapshots.
     pub version: Version,
-    /// Decides.
+    /// The compiled policies.
     pub policy: ServicePolicy,
-    /// One per rule of `state.limits`, in its order; a rule that did not change goes on counting over snapshots.
+    /// One per rule of `state.limits`, in the same order. An unchanged rule keeps its counters in the next snapshot.
     pub limiters: Vec<Arc<Limiter>>,
 }
 
 impl Snapshot {
-    /// The service that listens on this program port, the first by name where there are several.
+    /// The services on this port of the program.
     pub fn services_on(&self, target_port: u16) -> impl Iterator<Item = &Arc<CompiledService>> {
         let names = self.workload.services.iter();
         let services = names.filter_map(|name| self.services.get(name));
@@ -80,17 +80,17 @@ impl Snapshot {
         })
     }
 
-    /// Whom this proxy runs as.
+    /// The identity of this proxy.
     pub fn identity(&self) -> &SpiffeId {
         &self.workload.identity
     }
 }
 
 impl CompiledService {
-    /// Compiles one service. Costly (milliseconds for many policies): not on a thread that carries requests.
+    /// Compiles one service. Expensive (milliseconds for many policies): do not call it on a worker thread.
     ///
     /// # Errors
-    /// Every problem of its policies.
+    /// All problems of its policies.
     pub fn compile(
         state: InboundService,
         mesh: &Arc<MeshState>,
@@ -108,5 +108,5 @@ impl CompiledService {
     }
 }
 
-/// Certificates that were pushed, by Secret.
+/// Pushed certificates, by Secret.
 pub(crate) type Certificates = HashMap<ServiceName, Arc<CertifiedKey>>;

@@ -1,4 +1,4 @@
-//! One JSON line per request, written by a thread of its own: a slow disk or pipe never delays a request.
+//! One JSON line per request, written by a separate thread: a slow disk or pipe never delays a request.
 
 use std::{
     cell::RefCell,
@@ -14,30 +14,30 @@ use std::{
     time::Duration,
 };
 
-/// Where lines go. Cheap to clone; one per process.
+/// The queue to the writer thread. Cheap to clone; one per process.
 #[derive(Debug, Clone)]
 pub struct AccessLog {
     blocks: SyncSender<Vec<u8>>,
     dropped: Arc<AtomicU64>,
 }
 
-/// Blocks that may wait for the writer; more are dropped and counted, since nothing here may wait.
-const WAITING: usize = 256;
-/// A worker hands a block over when it is this large, or when the oldest line in it is [`LINES_WAIT`] old.
+/// Maximum number of queued blocks; further ones are dropped and counted, since workers must not block.
+const QUEUE: usize = 256;
+/// A worker queues a block when it reaches this size, or when the oldest line in it is [`FLUSH_AFTER`] old.
 const BLOCK: usize = 32 << 10;
-const LINES_WAIT: Duration = Duration::from_millis(20);
+const FLUSH_AFTER: Duration = Duration::from_millis(20);
 
 impl AccessLog {
-    /// The log of this process: its standard output.
+    /// The log on standard output.
     pub fn stdout() -> Self {
         static LOG: OnceLock<AccessLog> = OnceLock::new();
         LOG.get_or_init(|| Self::to(io::stdout())).clone()
     }
 
-    /// A log that goes to `out`. Ends when every clone is gone.
+    /// A log that is written to `out`. The thread ends when all clones are dropped.
     pub fn to(out: impl Write + Send + 'static) -> Self {
-        let (blocks, incoming) = sync_channel(WAITING);
-        // Without the thread every block is dropped and counted: requests go on.
+        let (blocks, incoming) = sync_channel(QUEUE);
+        // Without the thread every block is dropped and counted; requests are served.
         let _ = std::thread::Builder::new()
             .name("access-log".to_owned())
             .spawn(move || write_blocks(out, &incoming));
@@ -47,7 +47,7 @@ impl AccessLog {
         }
     }
 
-    /// Lines' blocks that were lost because the writer could not keep up.
+    /// Number of blocks that were dropped because the writer could not keep up.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -63,12 +63,12 @@ impl AccessLog {
 
 fn write_blocks(mut out: impl Write, incoming: &Receiver<Vec<u8>>) {
     while let Ok(block) = incoming.recv() {
-        // A closed pipe must not end the proxy, and there is nobody left to tell.
+        // A closed pipe must not end the proxy, and there is no other place to report it.
         let _ = out.write_all(&block).and_then(|()| out.flush());
     }
 }
 
-/// One worker's lines on their way. Not `Send`: no lock.
+/// The line buffer of one worker. Not `Send`: no lock.
 #[derive(Debug)]
 pub(crate) struct WorkerLog {
     log: AccessLog,
@@ -93,7 +93,7 @@ impl WorkerLog {
             drop(block);
             let (log, block) = (self.log.clone(), Rc::clone(&self.block));
             tokio::task::spawn_local(async move {
-                tokio::time::sleep(LINES_WAIT).await;
+                tokio::time::sleep(FLUSH_AFTER).await;
                 let lines = std::mem::take(&mut *block.borrow_mut());
                 if !lines.is_empty() {
                     log.send(lines);
@@ -102,7 +102,7 @@ impl WorkerLog {
         }
     }
 
-    /// Hands over what is left; at the end of a worker.
+    /// Queues the remaining lines when the worker ends.
     pub(crate) fn flush(&self) {
         let lines = std::mem::take(&mut *self.block.borrow_mut());
         if !lines.is_empty() {
@@ -111,7 +111,7 @@ impl WorkerLog {
     }
 }
 
-/// What one line says. Never a token, a cookie or a query.
+/// The content of one line. Never contains a token, a cookie or a query.
 #[derive(Debug)]
 pub(crate) struct Line<'a> {
     pub(crate) at: jiff::Timestamp,
@@ -176,7 +176,7 @@ impl Json<'_> {
         self.text("reason", line.reason)?;
         self.text("cause", line.cause)?;
         if let Some(policy) = line.policy {
-            // Policy names hold no byte that needs an escape but what their author put into an `@id`.
+            // Policy names contain no byte that needs an escape, except in an `@id`.
             self.text("policy", Some(&policy.to_string()))?;
         }
         self.text("snapshot", line.snapshot)?;
@@ -200,7 +200,7 @@ impl Json<'_> {
         Raw(self.out)
     }
 
-    /// A member, with whatever a stranger may have put into it escaped (CWE-117).
+    /// A member. Escapes control characters, since clients choose the value (CWE-117).
     fn text(&mut self, name: &str, value: Option<&str>) -> std::fmt::Result {
         let Some(value) = value else { return Ok(()) };
         write!(self.raw(), ",\"{name}\":\"")?;
@@ -208,7 +208,7 @@ impl Json<'_> {
             match character {
                 '"' => self.out.extend_from_slice(b"\\\""),
                 '\\' => self.out.extend_from_slice(b"\\\\"),
-                // Terminals act on C1 controls and on bidirectional overrides too.
+                // Terminals also interpret C1 controls and bidirectional overrides.
                 control if control.is_control() || matches!(control, '\u{2028}'..='\u{202e}') => {
                     write!(self.raw(), "\\u{:04x}", u32::from(control))?;
                 }
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_a_stranger_sends_breaks_the_line() {
+    fn control_characters_of_a_client_do_not_break_the_line() {
         let mut block = Vec::new();
         let user = "a\"\\\n\r\u{1b}[31m\u{9b}\u{202e}é";
         Line {

@@ -1,4 +1,4 @@
-//! The last decisions with their facts, so that people can ask why.
+//! The last decisions with their facts, for `merlon explain`.
 
 use std::{
     cell::Cell,
@@ -20,10 +20,10 @@ use serde::Serialize;
 
 use crate::protocol::denial::Denial;
 
-/// How many decisions a process remembers.
+/// How many decisions a process keeps.
 pub const CAPACITY: usize = 4_096;
 
-/// A bounded ring of decisions, shared by all workers. Nobody waits: a number is taken, a slot is overwritten.
+/// A bounded ring of decisions, shared by all workers. Writers do not wait: each takes a number and overwrites a slot.
 #[derive(Debug)]
 pub struct DecisionLog {
     process: u32,
@@ -31,9 +31,9 @@ pub struct DecisionLog {
     slots: Box<[ArcSwapOption<RecordedDecision>]>,
 }
 
-/// What leads from an answer to its decision: `1a2b3c4d-0g5`.
+/// The id of a decision, which the response contains: `1a2b3c4d-0g5`.
 ///
-/// Eight hexadecimal digits name the process (first digits of the SHA-256 of its node id), the rest counts its decisions
+/// Eight hexadecimal digits identify the process (first digits of the SHA-256 of its node id); the rest counts its decisions
 /// in Crockford's base 32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DecisionId {
@@ -41,37 +41,37 @@ pub struct DecisionId {
     sequence: u64,
 }
 
-/// What is remembered of one decision.
+/// The record of one decision.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecordedDecision {
-    /// Its name.
+    /// The id.
     pub id: DecisionId,
-    /// With what policies decided, or would have; absent where nobody got as far as knowing which service is meant.
+    /// The input of the policies; absent if the request was refused before its service was known.
     #[serde(flatten)]
     pub evidence: Option<DecisionFacts>,
-    /// What the request was, as the access log has it; of a refusal.
+    /// The request in the fields of the access log; for refusals only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub asked: Option<RequestSummary>,
-    /// What became of it.
+    /// The result.
     pub outcome: Outcome,
 }
 
-/// All that is needed to make a decision again.
+/// Everything that is needed to reproduce a decision.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DecisionFacts {
-    /// What policies could have asked.
+    /// The facts that policies can read.
     pub facts: RecordedFacts,
-    /// The service as it was then.
+    /// The service at that time.
     pub service: Arc<InboundService>,
-    /// The mesh as it was then.
+    /// The mesh settings at that time.
     pub mesh: Arc<MeshState>,
-    /// The snapshot that decided.
+    /// The version of the snapshot that was used.
     pub snapshot: Version,
 }
 
-/// A refused request, in the names of the access log.
+/// A refused request, in the fields of the access log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub struct RequestSummary {
@@ -82,49 +82,49 @@ pub struct RequestSummary {
     /// SPIFFE ID of the caller.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub src: Option<String>,
-    /// The socket's other end.
+    /// The remote address of the socket.
     pub src_address: SocketAddr,
     /// Service and port, or host and port outside the mesh.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dst: Option<String>,
     /// `http/1.1`, `h2` or `tcp`.
     pub protocol: &'static str,
-    /// The method; none where the head could not be read.
+    /// The method; none if the head could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
     /// `Host` or `:authority`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
-    /// Without query; the first 1,024 bytes.
+    /// The path without the query; at most 1,024 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
 }
 
-/// What became of a request, in the names of the access log.
+/// The result of a request, in the fields of the access log.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub struct Outcome {
-    /// HTTP status of a refusal; 0 when it was let through.
+    /// HTTP status of a refusal; 0 if the request was permitted.
     pub status: u16,
-    /// Stable reason code of a refusal, as `authz.denied`; none when it was let through.
+    /// Stable reason code of a refusal, such as `authz.denied`; none if the request was permitted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
-    /// The policy that decided, as `shop/orders#read-own`.
+    /// The policy that decided, such as `shop/orders#read-own`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
-    /// What the caller was told.
+    /// The message in the response.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// What the operator should know beyond it.
+    /// Details for operators that are not in the response.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
-    /// Where in the request; for a check of its form.
+    /// The position in the request, for a validation error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub place: Option<String>,
 }
 
 impl Outcome {
-    /// It was let through, by this policy.
+    /// Permitted by this policy.
     pub(crate) fn permitted(policy: &PolicyName) -> Self {
         Self {
             policy: Some(policy.to_string()),
@@ -158,7 +158,7 @@ impl DecisionLog {
         }
     }
 
-    /// The next decision's name: every request has one, also when its facts are not kept.
+    /// The id of the next decision. Every request has one, also if its facts are not kept.
     pub fn next_id(&self) -> DecisionId {
         DecisionId {
             process: self.process,
@@ -166,14 +166,14 @@ impl DecisionLog {
         }
     }
 
-    /// Keeps a decision under the id that [`DecisionLog::next_id`] gave; the one 4,096 ids older is forgotten.
+    /// Stores a decision under an id from [`DecisionLog::next_id`]; it replaces the one that is 4,096 ids older.
     pub fn record(&self, decision: RecordedDecision) {
         if let Some(slot) = self.slot(decision.id.sequence) {
             slot.store(Some(Arc::new(decision)));
         }
     }
 
-    /// Keeps a refusal: with the evidence that was kept under its id before, if any.
+    /// Stores a refusal, with the evidence that was stored under its id before, if any.
     pub(crate) fn refuse(&self, id: DecisionId, asked: RequestSummary, denial: &Denial) {
         let evidence = self.find(id).and_then(|known| known.evidence.clone());
         self.record(RecordedDecision {
@@ -184,7 +184,7 @@ impl DecisionLog {
         });
     }
 
-    /// The decision of this name, while it is remembered.
+    /// The decision with this id, if it is still stored.
     pub fn find(&self, id: DecisionId) -> Option<Arc<RecordedDecision>> {
         let found = self.slot(id.sequence)?.load_full()?;
         (found.id == id).then_some(found)
@@ -214,7 +214,7 @@ impl fmt::Display for DecisionId {
 
 /// Not a decision id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a decision id is eight hexadecimal digits, a hyphen and three or more letters and digits")]
+#[error("a decision id is eight hexadecimal digits, a hyphen and at least three letters or digits")]
 pub struct DecisionIdError;
 
 impl FromStr for DecisionId {
@@ -243,10 +243,10 @@ impl Serialize for DecisionId {
     }
 }
 
-/// How many permits one worker records in a second.
+/// Maximum number of permits that one worker records per second.
 pub(crate) const KEPT_PER_SECOND: u32 = 50;
 
-/// Counts the permits that were recorded in this second.
+/// Counts the permits that were recorded in the current second.
 #[derive(Debug, Default)]
 pub(crate) struct Recorder {
     second: Cell<Option<Instant>>,
@@ -255,11 +255,11 @@ pub(crate) struct Recorder {
 
 impl Recorder {
     pub(crate) fn may_keep(&self, now: Instant) -> bool {
-        let fresh = self
+        let same_second = self
             .second
             .get()
-            .is_some_and(|begun| now.saturating_duration_since(begun) < Duration::from_secs(1));
-        if !fresh {
+            .is_some_and(|start| now.saturating_duration_since(start) < Duration::from_secs(1));
+        if !same_second {
             self.second.set(Some(now));
             self.kept.set(0);
         }
@@ -273,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_read_back_as_it_was_written() {
+    fn an_id_survives_a_round_trip() {
         let log = DecisionLog::new("node-1");
         for sequence in [0, 31, 32, 32_767, 32_768, u64::MAX] {
             let id = DecisionId {
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_id_is_refused() {
+    fn an_invalid_id_is_rejected() {
         for text in [
             "",
             "1a2b3c4d",

@@ -1,4 +1,4 @@
-//! What the own program called outside the mesh: for who wants to know it before they refuse it.
+//! Destinations outside the mesh that the local program called, for operators who plan to deny them.
 
 use std::{
     collections::BTreeMap,
@@ -8,11 +8,11 @@ use std::{
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-/// So many destinations are remembered; of more only their calls are counted. A program that scans addresses must not fill
-/// our memory.
-const REMEMBERED: usize = 512;
+/// Maximum number of listed destinations; of further ones only the calls are counted. A program that scans addresses must
+/// not exhaust the proxy's memory.
+const LISTED: usize = 512;
 
-/// Destinations outside the mesh since the start. Cheap where there are none.
+/// Destinations outside the mesh since the start. Costs little without any.
 #[derive(Debug, Default)]
 pub struct EgressLog {
     seen: Mutex<EgressEntry>,
@@ -32,10 +32,10 @@ struct Calls {
 }
 
 impl EgressLog {
-    /// Remembers a call to a destination, an address or a name with its port.
+    /// Counts a call to a destination: an address or a host with its port.
     pub(crate) fn called(&self, destination: &str, passed: bool, now: Timestamp) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if !seen.destinations.contains_key(destination) && seen.destinations.len() >= REMEMBERED {
+        if !seen.destinations.contains_key(destination) && seen.destinations.len() >= LISTED {
             seen.others += 1;
             return;
         }
@@ -55,7 +55,7 @@ impl EgressLog {
         calls.last = now;
     }
 
-    /// For people: each destination, and how many calls went to those that are not remembered.
+    /// Each destination, and the number of calls to destinations that are not listed.
     pub(crate) fn list(&self) -> Value {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let destinations = seen.destinations.iter().map(|(destination, calls)| {
@@ -75,19 +75,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn destinations_are_listed_with_what_became_of_the_calls_and_never_without_end() {
-        let outside = EgressLog::default();
+    fn destinations_are_listed_with_the_results_of_their_calls_and_up_to_a_limit() {
+        let log = EgressLog::default();
         let now = Timestamp::UNIX_EPOCH;
-        outside.called("api.example.org:443", true, now);
-        outside.called("api.example.org:443", false, now);
-        for number in 0..2 * REMEMBERED {
-            outside.called(&format!("192.0.2.1:{number}"), true, now);
+        log.called("api.example.org:443", true, now);
+        log.called("api.example.org:443", false, now);
+        for number in 0..2 * LISTED {
+            log.called(&format!("192.0.2.1:{number}"), true, now);
         }
-        outside.called("api.example.org:443", true, now);
-        let list = outside.list();
+        log.called("api.example.org:443", true, now);
+        let list = log.list();
         let destinations = list["destinations"].as_array().unwrap();
-        assert_eq!(destinations.len(), REMEMBERED);
-        assert_eq!(list["otherCalls"], REMEMBERED + 1);
+        assert_eq!(destinations.len(), LISTED);
+        assert_eq!(list["otherCalls"], LISTED + 1);
         let api = destinations
             .iter()
             .find(|one| one["destination"] == "api.example.org:443")

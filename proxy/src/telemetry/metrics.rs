@@ -1,4 +1,4 @@
-//! What is counted. Each worker counts for itself, without locks; a scrape adds up.
+//! Metrics. Each worker has its own counters, without locks; a scrape adds them up.
 
 pub(crate) mod counter;
 mod label;
@@ -10,5 +10,5 @@ pub use label::{
 };
 pub use registry::Metrics;
 
-/// Which way, and the stable reason code.
+/// The direction, and the stable reason code.
 type RefusalKey = (Direction, &'static str);

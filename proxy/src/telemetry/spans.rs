@@ -1,4 +1,4 @@
-//! Spans of finished requests, exported by OTLP when the standard `OTEL_*` variables say so.
+//! Spans of finished requests, exported by OTLP as the standard `OTEL_*` variables configure.
 
 use std::{
     borrow::Cow,
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::metrics::{Metrics, counter::Counter};
 
-/// The workers' end. Without a collector it is empty: [`Spans::samples`] is false and nothing is built.
+/// The workers' side. Without a collector it is empty: [`Spans::samples`] is false and no span is built.
 #[derive(Debug, Clone, Default)]
 pub struct Spans(Option<Arc<Sink>>);
 
@@ -33,26 +33,26 @@ struct Sink {
     metrics: Arc<Metrics>,
 }
 
-/// A request as it went, in the names of OpenTelemetry's HTTP conventions.
+/// A finished request, in the terms of OpenTelemetry's HTTP conventions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FinishedSpan {
-    /// Of the whole trace.
+    /// The id of the trace.
     pub trace_id: u128,
-    /// This span's, as it was passed on in `traceparent`.
+    /// The id of this span, as forwarded in `traceparent`.
     pub span_id: u64,
-    /// The caller's; 0: this span begins the trace.
+    /// The id of the caller's span; 0 if this span is the root.
     pub parent_id: u64,
-    /// What was asked for, with few values: `GET /orders/{id}`.
+    /// The operation, with low cardinality: `GET /orders/{id}`.
     pub name: Cow<'static, str>,
-    /// Server for inbound and gateway, client for outbound.
+    /// `Server` for inbound and gateway, `Client` for outbound.
     pub server: bool,
     /// When the head was read.
     pub start: SystemTime,
-    /// When the body had passed.
+    /// When the response body was complete.
     pub end: SystemTime,
-    /// As `http.request.method`, `http.response.status_code`, `http.route`, `server.address`, `error.type`.
+    /// Attributes such as `http.request.method`, `http.response.status_code`, `http.route`, `server.address`, `error.type`.
     pub attributes: Vec<(&'static str, SpanValue)>,
-    /// Whether it failed: a 5xx, or for a client any error.
+    /// Whether it failed: a 5xx, or any error for a client.
     pub error: bool,
 }
 
@@ -61,31 +61,31 @@ pub struct FinishedSpan {
 pub enum SpanValue {
     /// Text.
     Text(Cow<'static, str>),
-    /// A whole number.
+    /// An integer.
     Number(i64),
 }
 
 /// Which traces are recorded (`OTEL_TRACES_SAMPLER`).
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Sampler {
-    /// Follow the caller's sampled flag where there is one.
+    /// Use the caller's sampled flag if there is one.
     parent_based: bool,
-    /// Otherwise this share of all trace ids, of 2^63.
+    /// Otherwise sample this share of all trace ids, of 2^63.
     below: u64,
 }
 
-/// Finished spans that may wait for export; more are dropped and counted.
-const WAITING: usize = 4_096;
+/// Maximum number of queued spans; further ones are dropped and counted.
+const QUEUE: usize = 4_096;
 
 impl Spans {
-    /// Whether a request of this trace is to be recorded. `caller` is the sampled flag of its `traceparent`.
+    /// Whether to record a request of this trace. `caller` is the sampled flag of its `traceparent`.
     pub fn samples(&self, trace_id: u128, caller: Option<bool>) -> bool {
         self.0
             .as_ref()
             .is_some_and(|sink| sink.sampler.samples(trace_id, caller))
     }
 
-    /// Takes a finished span. Never waits: when the exporter cannot keep up, it is dropped and counted.
+    /// Queues a finished span. Never waits: if the exporter cannot keep up, the span is dropped and counted.
     pub fn finish(&self, span: FinishedSpan) {
         if let Some(sink) = &self.0
             && sink.finished.try_send(span).is_err()
@@ -96,14 +96,14 @@ impl Spans {
 }
 
 impl Sampler {
-    /// As `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` say; the default is `parentbased_always_on`.
+    /// From `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`; the default is `parentbased_always_on`.
     fn parse(name: Option<&str>, argument: Option<&str>) -> Self {
         const ALL: u64 = 1 << 63;
         let ratio = argument
             .and_then(|text| text.parse::<f64>().ok())
             .unwrap_or(1.0)
             .clamp(0.0, 1.0);
-        // In millionths, which is finer than anybody's intent.
+        // In millionths, which is precise enough.
         let millionths = (0..=1_000_000_u32)
             .rev()
             .find(|n| f64::from(*n) <= ratio * 1e6)
@@ -135,14 +135,14 @@ impl Sampler {
     fn samples(self, trace_id: u128, caller: Option<bool>) -> bool {
         match caller {
             Some(sampled) if self.parent_based => sampled,
-            // The low 63 bits, as OpenTelemetry's own ratio sampler does: all services decide alike.
+            // The low 63 bits, like OpenTelemetry's ratio sampler, so that all services decide the same.
             _ => u64::try_from(trace_id & (u128::from(u64::MAX) >> 1))
                 .is_ok_and(|low| low < self.below),
         }
     }
 }
 
-/// The control thread's end.
+/// The control thread's side.
 #[derive(Debug)]
 pub(crate) struct Exporter {
     finished: Option<mpsc::Receiver<FinishedSpan>>,
@@ -150,18 +150,18 @@ pub(crate) struct Exporter {
     stop: CancellationToken,
 }
 
-/// Spans in one export at most.
+/// Maximum number of spans in one export.
 const BATCH: usize = 512;
 
-/// How long spans are gathered.
-const GATHER: Duration = Duration::from_secs(1);
+/// How long spans are collected for one export.
+const EXPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// For one export, and for the last one at the end.
+/// Time limits of an export, and of the flush at shutdown.
 const TIMEOUT: Duration = Duration::from_secs(10);
-const LAST: Duration = Duration::from_secs(2);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// On when `OTEL_EXPORTER_OTLP_ENDPOINT` (or `..._TRACES_ENDPOINT`) is set, and neither `OTEL_SDK_DISABLED=true` nor
-/// `OTEL_TRACES_EXPORTER=none` says otherwise.
+/// Enabled if `OTEL_EXPORTER_OTLP_ENDPOINT` (or `..._TRACES_ENDPOINT`) is set, unless `OTEL_SDK_DISABLED=true` or
+/// `OTEL_TRACES_EXPORTER=none`.
 pub(crate) fn from_environment(metrics: &Arc<Metrics>) -> (Spans, Exporter) {
     let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
     let endpoint =
@@ -179,7 +179,7 @@ pub(crate) fn from_environment(metrics: &Arc<Metrics>) -> (Spans, Exporter) {
             },
         );
     }
-    let (sender, finished) = mpsc::channel(WAITING);
+    let (sender, finished) = mpsc::channel(QUEUE);
     let sink = Sink {
         finished: sender,
         sampler: Sampler::parse(
@@ -199,7 +199,7 @@ pub(crate) fn from_environment(metrics: &Arc<Metrics>) -> (Spans, Exporter) {
 }
 
 impl Exporter {
-    /// Begins to export, within the control thread's runtime.
+    /// Starts to export, in the control thread's runtime.
     pub(crate) fn start(&mut self, metrics: &Arc<Metrics>) {
         let Some(finished) = self.finished.take() else {
             return;
@@ -214,17 +214,17 @@ impl Exporter {
         }
     }
 
-    /// Exports what is left, for 2 seconds at most.
+    /// Exports the remaining spans, for at most 2 seconds.
     pub(crate) async fn flush(self) {
         self.stop.cancel();
         if let Some(task) = self.task {
-            // Late or failed: nobody waits longer for spans.
-            let _ = time::timeout(LAST, task).await;
+            // The shutdown does not wait longer for spans.
+            let _ = time::timeout(FLUSH_TIMEOUT, task).await;
         }
     }
 }
 
-/// `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`, with a service name that is better than `unknown_service`.
+/// `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`, with a default service name other than `unknown_service`.
 fn resource() -> Resource {
     let named = env::var("OTEL_SERVICE_NAME").is_ok_and(|name| !name.is_empty())
         || env::var("OTEL_RESOURCE_ATTRIBUTES").is_ok_and(|list| list.contains("service.name="));
@@ -248,7 +248,7 @@ async fn export(
     let mut batch = Vec::with_capacity(BATCH);
     loop {
         let stopping = tokio::select! {
-            () = time::sleep(GATHER), if finished.len() < BATCH => false,
+            () = time::sleep(EXPORT_INTERVAL), if finished.len() < BATCH => false,
             () = stop.cancelled() => true,
             () = std::future::ready(()), if finished.len() >= BATCH => false,
         };
@@ -331,7 +331,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_callers_decision_counts_for_parent_based_samplers_alone() {
+    fn only_parent_based_samplers_use_the_callers_decision() {
         let follow = Sampler::parse(None, None);
         assert!(
             follow.samples(1, None)
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_takes_its_share_of_trace_ids() {
+    fn a_ratio_samples_its_share_of_trace_ids() {
         let half = Sampler::parse(Some("traceidratio"), Some("0.5"));
         assert!(half.samples(1 << 61, None));
         assert!(!half.samples((1 << 63) - 1, None));

@@ -148,7 +148,7 @@ impl Subscriber {
         self.behind = false;
         self.wrong = 0;
         let mut wanted: BTreeSet<ResourceKey> = self.held.keys().cloned().collect();
-        wanted.extend(self.asked.iter().map(LookupKey::key));
+        wanted.extend(self.asked.iter().map(LookupKey::resource_key));
         for kind in NAMED {
             let names: Vec<String> = wanted
                 .iter()
@@ -191,15 +191,15 @@ impl Subscriber {
     }
 
     /// Wants something. False: there is too much already.
-    pub(super) fn ask(&mut self, wish: &LookupKey) -> bool {
-        if self.asked.contains(wish) {
+    pub(super) fn subscribe_to(&mut self, lookup: &LookupKey) -> bool {
+        if self.asked.contains(lookup) {
             return true;
         }
         if self.asked.len() >= ASKED {
             return false;
         }
-        self.asked.insert(wish.clone());
-        let key = wish.key();
+        self.asked.insert(lookup.clone());
+        let key = lookup.resource_key();
         // Before a stream begins there is nobody to tell; its beginning tells all.
         if self.node.is_none() && self.subscribed.insert(key.clone()) {
             self.subscribe(key.kind, vec![key.name]);
@@ -208,9 +208,9 @@ impl Subscriber {
     }
 
     /// Wants it no longer.
-    pub(super) fn forget(&mut self, wish: &LookupKey) {
-        let key = wish.key();
-        if self.asked.remove(wish) && self.subscribed.remove(&key) && self.node.is_none() {
+    pub(super) fn forget(&mut self, lookup: &LookupKey) {
+        let key = lookup.resource_key();
+        if self.asked.remove(lookup) && self.subscribed.remove(&key) && self.node.is_none() {
             self.unsubscribe(key.kind, vec![key.name]);
         }
     }
@@ -275,15 +275,15 @@ impl Subscriber {
             if kind != ResourceKind::Destination || !self.subscribed.contains(&key) {
                 continue;
             }
-            let Ok(wish) = key.name.parse::<LookupKey>() else {
+            let Ok(lookup) = key.name.parse::<LookupKey>() else {
                 continue;
             };
             // Without a subscription: programs ask for all sorts of names, and the next question asks anew.
-            if self.asked.remove(&wish) {
+            if self.asked.remove(&lookup) {
                 self.subscribed.remove(&key);
                 self.unsubscribe(kind, vec![key.name]);
             }
-            gone.push(wish);
+            gone.push(lookup);
         }
         gone
     }
@@ -449,7 +449,7 @@ impl Subscriber {
             .iter()
             .map(|entry| entry.key.clone())
             .collect();
-        needed.extend(self.asked.iter().map(LookupKey::key));
+        needed.extend(self.asked.iter().map(LookupKey::resource_key));
         self.held.retain(|key, _| needed.contains(key));
         for kind in NAMED {
             let unneeded = self

@@ -28,7 +28,7 @@ const AGAIN: Duration = Duration::from_secs(30);
 pub(super) async fn follow(
     source: IssuerSource,
     cache: JwksCache,
-    mut asked: mpsc::Receiver<Question>,
+    mut questions: mpsc::Receiver<Question>,
     metrics: Arc<Metrics>,
 ) {
     let mut known: Option<(Version, Instant)> = None;
@@ -84,7 +84,7 @@ pub(super) async fn follow(
         loop {
             tokio::select! {
                 () = time::sleep_until(due) => break,
-                Some(question) = asked.recv() => {
+                Some(question) = questions.recv() => {
                     // Who asks in vain goes on with the keys at hand.
                     if budget.take(&question.kid, Instant::now()) {
                         waiting.push(question.done);
@@ -94,7 +94,7 @@ pub(super) async fn follow(
             }
         }
         // All that ask meanwhile share the one fetch.
-        while let Ok(question) = asked.try_recv() {
+        while let Ok(question) = questions.try_recv() {
             waiting.push(question.done);
         }
     }

@@ -211,13 +211,13 @@ async fn a_server_that_never_answers_is_given_up() {
 
 /// A cache that follows this server.
 fn following(server: &Server) -> (JwksCache, Arc<Metrics>, tokio::task::JoinHandle<()>) {
-    let (cache, asked) = JwksCache::new();
+    let (cache, refetches) = JwksCache::new();
     let metrics = Arc::new(Metrics::default());
-    let mut fetcher = Fetcher::new(cache.clone(), asked, Arc::clone(&metrics));
+    let mut fetcher = Fetcher::new(cache.clone(), refetches, Arc::clone(&metrics));
     fetcher.follow([(server.origin.clone(), server.source())].into());
     let task = tokio::spawn(async move {
         // Without a snapshot there would be no issuer: so only the questions are passed on here.
-        while let Some(refetch) = fetcher.asked.recv().await {
+        while let Some(refetch) = fetcher.refetches.recv().await {
             fetcher.pass_on(refetch);
         }
     });
@@ -297,8 +297,8 @@ async fn keys_that_were_never_loaded_are_tried_again_within_seconds() {
 async fn an_issuer_that_no_service_names_any_more_is_forgotten() {
     let server = Server::start().await;
     server.says("/jwks", &answer("200 OK", &keys("a")));
-    let (cache, asked) = JwksCache::new();
-    let mut fetcher = Fetcher::new(cache.clone(), asked, Arc::default());
+    let (cache, refetches) = JwksCache::new();
+    let mut fetcher = Fetcher::new(cache.clone(), refetches, Arc::default());
     fetcher.follow([(server.origin.clone(), server.source())].into());
     until("the first fetch", || cache.get(&server.origin).is_some()).await;
     let nothing = tokio::spawn(fetcher.run(Live::new(None)));

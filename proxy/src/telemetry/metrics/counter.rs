@@ -13,28 +13,28 @@ use super::{
     label::{Direction, Label},
 };
 
-/// A count that only grows.
+/// A counter.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// One more.
+    /// Adds one.
     pub fn inc(&self) {
         self.add(1);
     }
 
-    /// So many more.
+    /// Adds `n`.
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Relaxed);
     }
 
-    /// How many so far.
+    /// The current count.
     pub fn value(&self) -> u64 {
         self.0.load(Relaxed)
     }
 }
 
-/// A count for each value of a label.
+/// A counter for each value of a label.
 #[derive(Debug)]
 pub struct Counters<L>(Box<[Counter]>, std::marker::PhantomData<L>);
 
@@ -48,25 +48,25 @@ impl<L: Label> Default for Counters<L> {
 }
 
 impl<L: Label> Counters<L> {
-    /// One more of `label`.
+    /// Adds one to `label`.
     pub fn inc(&self, label: L) {
         self.add(label, 1);
     }
 
-    /// So many more of `label`.
+    /// Adds `n` to `label`.
     pub fn add(&self, label: L, n: u64) {
         if let Some(counter) = self.0.get(label.index()) {
             counter.add(n);
         }
     }
 
-    /// How many of `label` so far.
+    /// The current count of `label`.
     pub fn value(&self, label: L) -> u64 {
         self.0.get(label.index()).map_or(0, Counter::value)
     }
 }
 
-/// A count for each pair of values of two labels.
+/// A counter for each pair of values of two labels.
 #[derive(Debug)]
 pub struct Counters2<A, B>(Box<[Counter]>, std::marker::PhantomData<(A, B)>);
 
@@ -78,26 +78,26 @@ impl<A: Label, B: Label> Default for Counters2<A, B> {
 }
 
 impl<A: Label, B: Label> Counters2<A, B> {
-    /// One more of this pair.
+    /// Adds one to this pair.
     pub fn inc(&self, a: A, b: B) {
         self.add(a, b, 1);
     }
 
-    /// So many more of this pair.
+    /// Adds `n` to this pair.
     pub fn add(&self, a: A, b: B, n: u64) {
         if let Some(counter) = self.0.get(a.index() * B::ALL.len() + b.index()) {
             counter.add(n);
         }
     }
 
-    /// How many of this pair so far.
+    /// The current count of this pair.
     pub fn value(&self, a: A, b: B) -> u64 {
         let place = a.index() * B::ALL.len() + b.index();
         self.0.get(place).map_or(0, Counter::value)
     }
 }
 
-/// A number that goes up and down, for each value of a label.
+/// A gauge for each value of a label.
 #[derive(Debug)]
 pub struct Gauges<L>(Box<[AtomicI64]>, std::marker::PhantomData<L>);
 
@@ -111,14 +111,14 @@ impl<L: Label> Default for Gauges<L> {
 }
 
 impl<L: Label> Gauges<L> {
-    /// Up (1) or down (-1).
+    /// Adds `n`, which may be negative.
     pub fn add(&self, label: L, n: i64) {
         if let Some(gauge) = self.0.get(label.index()) {
             gauge.fetch_add(n, Relaxed);
         }
     }
 
-    /// How many now.
+    /// The current value.
     pub fn value(&self, label: L) -> i64 {
         self.0
             .get(label.index())
@@ -126,17 +126,17 @@ impl<L: Label> Gauges<L> {
     }
 }
 
-/// Upper bounds of the histograms' buckets, in microseconds: OpenTelemetry's for HTTP, and finer ones below.
+/// Upper bounds of the histogram buckets, in microseconds: OpenTelemetry's for HTTP, and smaller ones below.
 pub(crate) const BUCKETS_MICROS: [u64; 17] = [
     250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 75_000, 100_000, 250_000, 500_000,
     750_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000,
 ];
 
-/// How long things take, for each value of a label.
+/// A histogram of durations for each value of a label.
 #[derive(Debug)]
 pub struct Histograms<L>(Box<[Histogram]>, std::marker::PhantomData<L>);
 
-/// How long things take.
+/// A histogram of durations.
 #[derive(Debug, Default)]
 pub(crate) struct Histogram {
     pub(crate) buckets: [Counter; BUCKETS_MICROS.len() + 1],
@@ -153,7 +153,7 @@ impl<L: Label> Default for Histograms<L> {
 }
 
 impl<L: Label> Histograms<L> {
-    /// One that took `time`.
+    /// Records `time`.
     pub fn observe(&self, label: L, time: Duration) {
         if let Some(histogram) = self.0.get(label.index()) {
             histogram.observe(time);
@@ -176,7 +176,7 @@ impl Histogram {
     }
 }
 
-/// Refusals by direction and reason. Reasons are the closed set of `denial.rs`; the table is larger than that.
+/// Refusals by direction and reason. The table is larger than the closed set of reasons in `denial.rs`.
 #[derive(Debug)]
 pub struct ReasonCounters(Box<[(OnceLock<RefusalKey>, Counter)]>);
 
@@ -189,9 +189,9 @@ impl Default for ReasonCounters {
 }
 
 impl ReasonCounters {
-    /// One more refusal for this reason.
+    /// Counts a refusal.
     pub fn inc(&self, direction: Direction, reason: &'static str) {
-        // Only this worker writes, so the first empty place is the end of the list.
+        // Only this worker writes, so the first empty slot is the end of the list.
         for (key, count) in &self.0 {
             let (d, r) = key.get_or_init(|| (direction, reason));
             if *d == direction && *r == reason {
@@ -201,7 +201,7 @@ impl ReasonCounters {
         }
     }
 
-    /// How many for this reason so far.
+    /// The current count of this reason.
     pub fn value(&self, direction: Direction, reason: &str) -> u64 {
         self.iter()
             .find(|(key, _)| *key == (direction, reason))

@@ -1,16 +1,16 @@
-//! Labels, each with its closed set of values.
+//! Metric labels with a closed set of values.
 
 /// A label of a metric with a closed set of values.
 pub trait Label: Copy + PartialEq + 'static {
-    /// Its name in the metrics page.
+    /// The name in the metrics page.
     const NAME: &'static str;
-    /// All its values, in order of [`Label::index`].
+    /// All values, in the order of [`Label::index`].
     const ALL: &'static [Self];
 
     /// The value in the metrics page.
     fn text(self) -> &'static str;
 
-    /// Its place in [`Label::ALL`].
+    /// The index in [`Label::ALL`].
     fn index(self) -> usize;
 }
 
@@ -38,13 +38,13 @@ macro_rules! label {
 }
 
 label! {
-    /// Which way a request goes.
+    /// The direction of a request.
     Direction as "direction" {
-        /// Towards the local workload.
+        /// To the local workload.
         Inbound = "inbound",
-        /// Away from it.
+        /// From the local workload.
         Outbound = "outbound",
-        /// In at the edge.
+        /// Into the mesh, through a gateway.
         Gateway = "gateway",
     }
 }
@@ -62,7 +62,7 @@ label! {
         ClientError = "4xx",
         /// 5xx.
         ServerError = "5xx",
-        /// Ended without an answer.
+        /// Ended without a response.
         None = "none",
     }
 }
@@ -82,7 +82,7 @@ impl StatusClass {
 }
 
 label! {
-    /// What a connection was carried by.
+    /// The transport of a connection.
     Transport as "transport" {
         /// Mesh TLS with HTTP/2 inside.
         MeshH2 = "mesh-h2",
@@ -90,25 +90,25 @@ label! {
         MeshTcp = "mesh-tcp",
         /// TLS at the edge.
         Tls = "tls",
-        /// None.
+        /// No TLS.
         Plain = "plain",
     }
 }
 
 label! {
-    /// How a TLS handshake ended.
+    /// The result of a TLS handshake.
     Handshake as "result" {
-        /// Both sides know each other.
+        /// It succeeded.
         Done = "done",
-        /// One side refused the other.
+        /// One side rejected the other.
         Refused = "refused",
-        /// It took too long.
+        /// It timed out.
         Timeout = "timeout",
     }
 }
 
 label! {
-    /// Which way bytes go, seen from the proxy that counts.
+    /// The direction of bytes, as this proxy sees it.
     Way as "way" {
         /// From downstream.
         Received = "received",
@@ -118,31 +118,31 @@ label! {
 }
 
 label! {
-    /// Whether a cache had it.
+    /// The result of a cache lookup.
     CacheResult as "result" {
-        /// It had.
+        /// Found.
         Hit = "hit",
-        /// It had not.
+        /// Not found.
         Miss = "miss",
     }
 }
 
 label! {
-    /// Whether something was got.
+    /// The result of an attempt.
     FetchResult as "result" {
-        /// It was.
+        /// It succeeded.
         Ok = "ok",
-        /// It was not.
+        /// It failed.
         Failed = "failed",
     }
 }
 
 label! {
-    /// What became of a new state.
+    /// The result of a state update.
     Update as "result" {
-        /// In force.
+        /// It is in force.
         Accepted = "accepted",
-        /// Refused, the old one stays.
+        /// It was rejected; the previous state stays in force.
         Refused = "refused",
     }
 }

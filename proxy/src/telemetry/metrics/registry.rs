@@ -1,4 +1,4 @@
-//! The metrics page: one table of all there is, added up over the workers when asked.
+//! The metrics page: one table of all metrics. A scrape adds up the counters of the workers.
 
 use std::{
     fmt,
@@ -26,27 +26,27 @@ use super::{
 #[derive(Debug, Default)]
 pub struct Metrics {
     workers: RwLock<Vec<Arc<WorkerMetrics>>>,
-    /// End of the certificate in use, seconds since 1970; 0: none.
+    /// Expiry of the certificate in force, seconds since 1970; 0 without one.
     pub certificate_expiration: Value,
-    /// Certificates taken into use after the first.
+    /// Certificates put in force after the first.
     pub rotations: Counter,
     /// Attempts to get a certificate.
     pub issues: Counters<FetchResult>,
-    /// New states from the control plane or the directory.
+    /// State updates from the control plane or the directory.
     pub snapshots: Counters<Update>,
-    /// For how long nothing confirmed the snapshot in force, in seconds.
+    /// Seconds since the snapshot in force was last confirmed.
     pub snapshot_age: Value,
     /// Resources in the snapshot in force.
     pub resources: Value,
     /// Whether the stream to the control plane is open.
     pub connected: Value,
-    /// Attempts to reach the control plane.
+    /// Attempts to connect to the control plane.
     pub connects: Counters<FetchResult>,
-    /// Attempts to get a token issuer's keys.
+    /// Attempts to fetch a token issuer's keys.
     pub jwks: Counters<FetchResult>,
     /// Attempts to write the last good state to disk.
     pub persists: Counters<FetchResult>,
-    /// A node's probes, made at the program in its place.
+    /// Probes of the program on behalf of the kubelet.
     pub probes: Counters<FetchResult>,
     /// Whether the process is ready.
     pub ready: Value,
@@ -59,19 +59,19 @@ pub struct Metrics {
 pub struct Value(AtomicI64);
 
 impl Value {
-    /// From now on.
+    /// Sets the value.
     pub fn set(&self, value: i64) {
         self.0.store(value, Relaxed);
     }
 
-    /// As it was last set.
+    /// The current value.
     pub fn value(&self) -> i64 {
         self.0.load(Relaxed)
     }
 }
 
 impl Metrics {
-    /// The counters of one more worker.
+    /// Adds the counters of a worker.
     pub fn worker(&self) -> Arc<WorkerMetrics> {
         let worker = Arc::new(WorkerMetrics::default());
         let mut workers = self.workers.write().unwrap_or_else(PoisonError::into_inner);
@@ -89,7 +89,7 @@ impl Metrics {
         page
     }
 
-    /// Name and meaning of every metric, as the page shows them.
+    /// Name and help text of every metric, as the page shows them.
     pub fn list() -> impl Iterator<Item = (String, &'static str)> {
         FAMILIES.iter().map(|family| {
             let unit = family
@@ -129,7 +129,7 @@ impl Collector for Page {
     }
 }
 
-/// One metric: what it is called, and how it is read.
+/// One metric: its name, and how it is read.
 struct Family {
     name: &'static str,
     help: &'static str,
@@ -141,7 +141,7 @@ struct Family {
 const FAMILIES: &[Family] = &[
     counter(
         "requests",
-        "Finished requests, by direction and class of status.",
+        "Finished requests, by direction and status class.",
         None,
         |m, into| pairs(m, into, |w| &w.requests),
     ),
@@ -153,28 +153,28 @@ const FAMILIES: &[Family] = &[
     ),
     Family {
         name: "request_duration",
-        help: "From the end of the request's head to the end of the answer's body, by direction.",
+        help: "Time from the end of the request head to the end of the response body, by direction.",
         unit: Some(Unit::Seconds),
         kind: MetricType::Histogram,
         write: durations,
     },
     gauge(
         "active_requests",
-        "Requests being answered now, by direction.",
+        "Requests in flight, by direction.",
         None,
-        |m, into| ups_and_downs(m, into, |w| &w.active_requests),
+        |m, into| gauges(m, into, |w| &w.active_requests),
     ),
     counter(
         "connections",
-        "Connections accepted, by direction and transport.",
+        "Accepted connections, by direction and transport.",
         None,
         |m, into| pairs(m, into, |w| &w.connections),
     ),
     gauge(
         "open_connections",
-        "Connections open now, by direction.",
+        "Open connections, by direction.",
         None,
-        |m, into| ups_and_downs(m, into, |w| &w.open_connections),
+        |m, into| gauges(m, into, |w| &w.open_connections),
     ),
     counter(
         "tls_handshakes",
@@ -184,13 +184,13 @@ const FAMILIES: &[Family] = &[
     ),
     counter(
         "traffic",
-        "Bytes of bodies and opaque connections, by direction and way.",
+        "Bytes of bodies and opaque connections, by direction and by received or sent.",
         Some(Unit::Bytes),
         |m, into| pairs(m, into, |w| &w.traffic),
     ),
     counter(
         "token_cache",
-        "Tokens found verified in the cache (hit) or verified anew (miss).",
+        "Tokens that were found in the cache (hit) or verified (miss).",
         None,
         |m, into| single(into, |label| m.sum(|w| w.token_cache.value(label))),
     ),
@@ -202,19 +202,19 @@ const FAMILIES: &[Family] = &[
     ),
     counter(
         "accept_errors",
-        "Failures to accept a connection; accepting paused a moment.",
+        "Failures to accept a connection; accepting pauses after each.",
         None,
         |m, into| number(m.sum(|w| w.accept_errors.value()), into),
     ),
     gauge(
         "certificate_expiration_timestamp",
-        "End of the certificate in use, since 1970; 0 without one.",
+        "Expiry of the certificate in force, since 1970; 0 without one.",
         Some(Unit::Seconds),
         |m, into| value(&m.certificate_expiration, into),
     ),
     counter(
         "certificate_rotations",
-        "Certificates taken into use after the first.",
+        "Certificates put in force after the first.",
         None,
         |m, into| number(m.rotations.value(), into),
     ),
@@ -226,13 +226,13 @@ const FAMILIES: &[Family] = &[
     ),
     counter(
         "snapshot_updates",
-        "New states, by result.",
+        "State updates from the control plane or the directory, by result.",
         None,
         |m, into| single(into, |label| m.snapshots.value(label)),
     ),
     gauge(
         "snapshot_age",
-        "How long ago the snapshot in force was last confirmed.",
+        "Time since the snapshot in force was last confirmed.",
         Some(Unit::Seconds),
         |m, into| value(&m.snapshot_age, into),
     ),
@@ -244,37 +244,37 @@ const FAMILIES: &[Family] = &[
     ),
     counter(
         "state_writes",
-        "Attempts to write the last good state to disk, by result.",
+        "Attempts to save the identity or the last good state to disk, by result.",
         None,
         |m, into| single(into, |label| m.persists.value(label)),
     ),
     counter(
         "probes",
-        "A node's probes of the program, by result.",
+        "Probes of the program on behalf of the kubelet, by result.",
         None,
         |m, into| single(into, |label| m.probes.value(label)),
     ),
     gauge(
         "control_plane_connected",
-        "1 while the stream to the control plane is open.",
+        "1 while the discovery stream is open.",
         None,
         |m, into| value(&m.connected, into),
     ),
     counter(
         "control_plane_connects",
-        "Attempts to reach the control plane, by result.",
+        "Attempts to connect to the control plane, by result.",
         None,
         |m, into| single(into, |label| m.connects.value(label)),
     ),
     counter(
         "jwks_fetches",
-        "Attempts to get a token issuer's keys, by result.",
+        "Attempts to fetch a token issuer's keys, by result.",
         None,
         |m, into| single(into, |label| m.jwks.value(label)),
     ),
     counter(
         "spans_dropped",
-        "Spans dropped because the collector could not keep up.",
+        "Spans that were dropped because the collector could not keep up.",
         None,
         |m, into| number(m.spans_dropped.value(), into),
     ),
@@ -347,7 +347,7 @@ fn pairs<A: Label, B: Label>(
     Ok(())
 }
 
-fn ups_and_downs<L: Label>(
+fn gauges<L: Label>(
     metrics: &Metrics,
     mut into: MetricEncoder<'_>,
     of: fn(&WorkerMetrics) -> &Gauges<L>,
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn every_metric_is_in_the_readme_and_the_readme_names_no_other() {
+    fn the_readme_lists_exactly_the_exported_metrics() {
         let readme = include_str!("../../../README.md");
         let listed: Vec<&str> = readme
             .lines()

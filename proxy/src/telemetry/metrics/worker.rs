@@ -1,33 +1,33 @@
-//! The metrics that one worker counts.
+//! The metrics of one worker.
 
 use super::{
     counter::{Counter, Counters, Counters2, Gauges, Histograms, ReasonCounters},
     label::{CacheResult, Direction, FetchResult, Handshake, StatusClass, Transport, Way},
 };
 
-/// One worker's counters.
+/// Counters of one worker.
 #[derive(Debug, Default)]
 pub struct WorkerMetrics {
     /// Finished requests.
     pub requests: Counters2<Direction, StatusClass>,
-    /// Requests and connections that Merlon itself refused.
+    /// Requests and connections that Merlon refused.
     pub refusals: ReasonCounters,
-    /// From the head's last byte to the end of the answer's body.
+    /// From the end of the request head to the end of the response body.
     pub durations: Histograms<Direction>,
-    /// Requests being answered now.
+    /// Requests in flight.
     pub active_requests: Gauges<Direction>,
-    /// Connections accepted (inbound, outbound, gateway).
+    /// Accepted connections (inbound, outbound, gateway).
     pub connections: Counters2<Direction, Transport>,
-    /// Connections open now.
+    /// Open connections.
     pub open_connections: Gauges<Direction>,
     /// Mesh and gateway TLS handshakes, both as server (inbound, gateway) and as client (outbound).
     pub handshakes: Counters2<Direction, Handshake>,
     /// Bytes of bodies and opaque connections.
     pub traffic: Counters2<Direction, Way>,
-    /// Verified tokens found in the cache, or verified anew.
+    /// Tokens that were found in the cache (hit) or verified (miss).
     pub token_cache: Counters<CacheResult>,
     /// Connections to upstreams: opened or failed.
     pub upstream_connections: Counters<FetchResult>,
-    /// `accept` failed (too many open files, for one): accepting paused a moment.
+    /// Failures of `accept`, for example too many open files; accepting pauses after each.
     pub accept_errors: Counter,
 }

@@ -57,7 +57,7 @@ impl Node {
         tokio::task::spawn_local(async move {
             while let Some(lookup) = lookups.recv().await {
                 let _ = lookup
-                    .answer
+                    .reply
                     .send(Err(crate::state::destinations::LookupError::Unknown));
             }
         });

@@ -255,7 +255,7 @@ fn another_ones_manifest_is_refused() {
 fn a_new_stream_tells_what_is_there_destinations_before_the_manifest() {
     let state = resources(&["shop/payments"]);
     let mut subscriber = begun();
-    subscriber.ask(&"shop/payments".parse().unwrap());
+    subscriber.subscribe_to(&"shop/payments".parse().unwrap());
     in_force(&mut subscriber, "1", &state);
 
     subscriber.begin(merlon_api::node("n", None, "0"));
@@ -282,7 +282,7 @@ fn a_new_stream_tells_what_is_there_destinations_before_the_manifest() {
 fn a_destination_is_asked_for_once_and_forgotten_when_there_is_none() {
     let name: LookupKey = "shop/nosuch".parse().unwrap();
     let mut subscriber = begun();
-    assert!(subscriber.ask(&name) && subscriber.ask(&name));
+    assert!(subscriber.subscribe_to(&name) && subscriber.subscribe_to(&name));
     assert_eq!(subscriber.take_requests().len(), 1);
     let gone = DeltaDiscoveryResponse {
         removed_resources: vec!["shop/nosuch".to_owned()],
@@ -301,14 +301,14 @@ fn a_destination_is_asked_for_once_and_forgotten_when_there_is_none() {
 #[test]
 fn what_is_forgotten_makes_room_and_is_unsubscribed() {
     let mut subscriber = begun();
-    let wishes = (0..ASKED).map(|n| format!("192.0.2.1:{}", n + 1).parse::<LookupKey>().unwrap());
-    let wishes: Vec<_> = wishes.collect();
-    assert!(wishes.iter().all(|wish| subscriber.ask(wish)));
+    let lookups = (0..ASKED).map(|n| format!("192.0.2.1:{}", n + 1).parse::<LookupKey>().unwrap());
+    let lookups: Vec<_> = lookups.collect();
+    assert!(lookups.iter().all(|lookup| subscriber.subscribe_to(lookup)));
     let another: LookupKey = "shop/payments".parse().unwrap();
-    assert!(!subscriber.ask(&another));
+    assert!(!subscriber.subscribe_to(&another));
     subscriber.take_requests();
-    subscriber.forget(&wishes[0]);
-    assert!(subscriber.ask(&another));
+    subscriber.forget(&lookups[0]);
+    assert!(subscriber.subscribe_to(&another));
     let requests = subscriber.take_requests();
     let mut gone = requests
         .iter()
@@ -320,7 +320,7 @@ fn what_is_forgotten_makes_room_and_is_unsubscribed() {
 fn only_so_many_destinations_can_be_asked_for() {
     let mut subscriber = begun();
     let asked = (0..10_000)
-        .take_while(|n| subscriber.ask(&format!("shop/s{n}").parse().unwrap()))
+        .take_while(|n| subscriber.subscribe_to(&format!("shop/s{n}").parse().unwrap()))
         .count();
     assert_eq!(asked, ASKED);
 }
