@@ -123,7 +123,7 @@ impl Session {
         let kind = ResourceKind::from_type_url(&request.type_url).ok_or_else(|| {
             let url: String = request.type_url.chars().take(MAX_NAME).collect();
             invalid(format!(
-                "`{}` is not a type that Merlon pushes",
+                "`{}` is not a resource type of Merlon",
                 url.escape_debug()
             ))
         })?;

@@ -52,7 +52,7 @@ pub struct User {
 pub enum ClaimValue {
     /// Text.
     String(String),
-    /// A whole number.
+    /// An integer.
     Long(i64),
     /// True or false.
     Boolean(bool),
