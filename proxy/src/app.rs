@@ -179,22 +179,22 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
     });
     shared
         .readiness
-        .lack(Unready::NoSnapshot, "there is no snapshot yet");
+        .add_reason(Unready::NoSnapshot, "there is no snapshot yet");
     if secrets.is_some() && matches!(config.source, Source::ControlPlane { .. }) {
         let message = "the granted secrets are not known yet";
-        shared.readiness.lack(Unready::NoSecret, message);
+        shared.readiness.add_reason(Unready::NoSecret, message);
     }
     if shared.has_identity {
         shared
             .readiness
-            .lack(Unready::NoIdentity, "there is no certificate yet");
+            .add_reason(Unready::NoIdentity, "there is no certificate yet");
     }
     for worker in 0..config.workers.get() {
         for kind in [
             <OutboundListener as listeners::Wanted>::KIND,
             <Port as listeners::Wanted>::KIND,
         ] {
-            shared.readiness.lack_part(
+            shared.readiness.add_part_reason(
                 Unready::Listener,
                 &listeners::unopened(worker, kind),
                 format!("{kind} are not open yet"),
@@ -441,7 +441,7 @@ async fn serve(
     };
     shared
         .readiness
-        .lack(Unready::Draining, "the proxy is shutting down");
+        .add_reason(Unready::Draining, "the proxy is shutting down");
     tracing::info!(timeout = ?timeout, "proxy.draining");
     shutdown.drain.cancel();
     let drained = async {

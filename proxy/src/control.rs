@@ -1,4 +1,4 @@
-//! The control thread: everything that no request waits for.
+//! The control thread: discovery, identity, JWKS, probes and administration. No request waits for it, except lookups.
 
 pub(crate) mod admin;
 pub(crate) mod assemble;
@@ -19,8 +19,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::mpsc, time};
 
 use self::{
-    discovery::Follow,
-    identity::{Keeper, publish},
+    discovery::DiscoveryClient,
+    identity::{IdentityManager, publish},
     jwks::Fetcher,
     secret_folder::SecretFolder,
     snapshot_age::SnapshotAge,
@@ -33,7 +33,7 @@ use crate::{
     telemetry::{metrics::Metrics, spans::Exporter},
 };
 
-/// What the control thread begins with.
+/// The input of the control thread.
 pub(crate) struct Control {
     pub(crate) node_id: String,
     pub(crate) shared: Arc<Shared>,
@@ -48,7 +48,7 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Starts its tasks, which go on until the runtime ends; what is given back is to be flushed before.
+    /// Starts the tasks, which run until the runtime ends. Flush the returned exporter before that.
     pub(crate) fn start(self) -> Exporter {
         let Self {
             node_id,
@@ -87,7 +87,7 @@ impl Control {
                 },
             ) => {
                 let freshness = SnapshotAge::default();
-                let (keeper, renew) = Keeper::new(
+                let (identity, renew) = IdentityManager::new(
                     identity::issue::IdentityDeps {
                         node_id: node_id.clone(),
                         address: address.clone(),
@@ -101,8 +101,8 @@ impl Control {
                     Arc::clone(&shared),
                     Arc::clone(&metrics),
                 );
-                tokio::spawn(keeper.run());
-                let follow = Follow::new(discovery::DiscoveryDeps {
+                tokio::spawn(identity.run());
+                let discovery = DiscoveryClient::new(discovery::DiscoveryDeps {
                     node_id,
                     address,
                     root_namespace,
@@ -114,10 +114,10 @@ impl Control {
                     shared: Arc::clone(&shared),
                     metrics: Arc::clone(&metrics),
                 });
-                tokio::spawn(follow.run(lookups));
+                tokio::spawn(discovery.run(lookups));
                 freshness
             }
-            // INVARIANT: `app::start` makes one whenever the source is a directory.
+            // INVARIANT: `app::start` creates a `Standalone` if the source is a directory.
             (None, Source::Standalone { .. }) => SnapshotAge::default(),
         };
         tokio::spawn(tick(shared, metrics, freshness));
@@ -125,7 +125,7 @@ impl Control {
     }
 }
 
-/// What nobody tells but the clock: age of the snapshot, end of the certificate.
+/// Updates what depends on the clock only: age of the snapshot, expiry of the certificate.
 async fn tick(shared: Arc<Shared>, metrics: Arc<Metrics>, freshness: SnapshotAge) {
     let mut second = time::interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(time::MissedTickBehavior::Delay);

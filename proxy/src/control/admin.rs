@@ -1,4 +1,4 @@
-//! `/live`, `/ready` and `/metrics` for whoever watches; the dump and decisions for whoever may open the Unix socket.
+//! `/live`, `/ready` and `/metrics` on a TCP listener; also the dump and decisions on a Unix socket.
 
 use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
@@ -25,7 +25,7 @@ struct AdminState {
     metrics: Arc<Metrics>,
 }
 
-/// Serves who watches, until the process ends: also while it drains, so that the end can be seen.
+/// Serves the TCP listener until the process ends, also during the drain, so that the shutdown can be observed.
 pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, metrics: Arc<Metrics>) {
     let routes = public(AdminState { shared, metrics });
     http::serve(
@@ -37,7 +37,7 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, metrics: A
     .await;
 }
 
-/// Serves who may open the socket at `path`: the owner of the process.
+/// Serves the Unix socket at `path`, which only the owner of the process can open.
 pub(crate) async fn serve_socket(path: &Path, shared: Arc<Shared>, metrics: Arc<Metrics>) {
     let listener = match bind(path) {
         Ok(listener) => listener,
@@ -46,15 +46,15 @@ pub(crate) async fn serve_socket(path: &Path, shared: Arc<Shared>, metrics: Arc<
             return;
         }
     };
-    let seen = AdminState { shared, metrics };
-    let routes = public(seen.clone()).merge(private(seen));
+    let state = AdminState { shared, metrics };
+    let routes = public(state.clone()).merge(private(state));
     if let Err(error) = axum::serve(listener, routes).await {
         tracing::error!(%error, "admin.failed");
     }
 }
 
 fn bind(path: &Path) -> io::Result<UnixListener> {
-    // Left behind by a process that was killed; another living one holds the lock of the state directory.
+    // A killed process leaves its socket behind. A running one would hold the lock of the state directory.
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -64,23 +64,23 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn public(seen: AdminState) -> Router {
+fn public(state: AdminState) -> Router {
     Router::new()
         .route("/live", get(|| async { Json(json!({ "live": true })) }))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
-        .with_state(seen)
+        .with_state(state)
 }
 
-fn private(seen: AdminState) -> Router {
+fn private(state: AdminState) -> Router {
     Router::new()
         .route("/config", get(config))
         .route("/decisions/{id}", get(decision))
-        .with_state(seen)
+        .with_state(state)
 }
 
-async fn ready(State(seen): State<AdminState>) -> Response {
-    let reasons = seen.shared.readiness.reasons();
+async fn ready(State(state): State<AdminState>) -> Response {
+    let reasons = state.shared.readiness.reasons();
     let status = if reasons.is_empty() {
         StatusCode::OK
     } else {
@@ -90,26 +90,26 @@ async fn ready(State(seen): State<AdminState>) -> Response {
     (status, Json(body)).into_response()
 }
 
-async fn metrics(State(seen): State<AdminState>) -> impl IntoResponse {
+async fn metrics(State(state): State<AdminState>) -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], seen.metrics.page())
+    ([(header::CONTENT_TYPE, kind)], state.metrics.page())
 }
 
-async fn config(State(seen): State<AdminState>) -> impl IntoResponse {
-    Json(dump::dump(&seen.shared))
+async fn config(State(state): State<AdminState>) -> impl IntoResponse {
+    Json(dump::dump(&state.shared))
 }
 
-async fn decision(State(seen): State<AdminState>, UrlPath(id): UrlPath<String>) -> Response {
+async fn decision(State(state): State<AdminState>, UrlPath(id): UrlPath<String>) -> Response {
     let wrong = |status: StatusCode, message: String| {
         (status, Json(json!({ "error": message }))).into_response()
     };
     match id.parse::<DecisionId>() {
         Err(error) => wrong(StatusCode::BAD_REQUEST, error.to_string()),
-        Ok(id) => match seen.shared.decisions.find(id) {
+        Ok(id) => match state.shared.decisions.find(id) {
             Some(found) => Json(&*found).into_response(),
             None => wrong(
                 StatusCode::NOT_FOUND,
-                format!("`{id}` is not (or no longer) remembered"),
+                format!("the decision `{id}` is not recorded (any more)"),
             ),
         },
     }

@@ -1,4 +1,4 @@
-//! From resources, as they were pushed or compiled here, to the snapshot that workers enforce.
+//! Assembles pushed or locally compiled resources into the snapshot that workers enforce.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -28,30 +28,30 @@ use crate::state::{
     snapshot::{Certificates, CompiledService, Snapshot},
 };
 
-/// A resource as it is held: its bytes, and their hash.
+/// A resource: its bytes, and their hash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HeldResource {
     pub(crate) version: Version,
     pub(crate) json: Bytes,
 }
 
-/// Everything that a state is made of, the manifest left out.
+/// All resources of a state, without the manifest.
 pub(crate) type Resources = BTreeMap<ResourceKey, HeldResource>;
 
-/// Makes snapshots, each with the help of the one before: what did not change is not compiled again, and limits go on
-/// counting.
+/// Assembles snapshots. Unchanged parts of the previous snapshot are reused, not compiled again, and limits keep their
+/// counters.
 #[derive(Debug)]
 pub(crate) struct Assembler {
     identity: SpiffeId,
     limits: LimitRegistry,
 }
 
-/// Why resources do not make a state. The one before stays in force.
+/// Why resources are not a valid state. The previous one stays in force.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AssembleError {
-    #[error("the state has no {0}")]
+    #[error("the state contains no {0}")]
     Missing(&'static str),
-    #[error("the state has more than one {0}")]
+    #[error("the state contains more than one {0}")]
     Several(&'static str),
     #[error("{key} cannot be read: {source}")]
     Content {
@@ -59,16 +59,16 @@ pub(crate) enum AssembleError {
         #[source]
         source: serde_json::Error,
     },
-    #[error("{0} contains something of another name")]
+    #[error("{0} contains a resource with another name")]
     Name(ResourceKey),
-    #[error("the state is of `{found}`, and this proxy runs as `{own}`")]
+    #[error("the state is for `{found}`, but this proxy runs as `{own}`")]
     Identity {
         own: Box<SpiffeId>,
         found: Box<SpiffeId>,
     },
     #[error("the certificate {0} cannot be used: {1}")]
     Certificate(String, String),
-    #[error("the trust bundle: {0}")]
+    #[error("the trust bundle is invalid: {0}")]
     Roots(#[from] RootsError),
     #[error("{}", list(.0))]
     Policy(Vec<PolicyProblem>),
@@ -85,7 +85,7 @@ fn list(problems: &[PolicyProblem]) -> String {
 }
 
 impl Assembler {
-    /// For the proxy that runs as `identity`.
+    /// An assembler for the proxy with this identity.
     pub(crate) fn new(identity: SpiffeId) -> Self {
         Self {
             identity,
@@ -93,10 +93,10 @@ impl Assembler {
         }
     }
 
-    /// Reads, checks and compiles. Costly: not on a thread that carries requests.
+    /// Reads, validates and compiles. Expensive: do not call it on a worker thread.
     ///
     /// # Errors
-    /// The first thing that is wrong; of policies all that is wrong.
+    /// The first problem; for policies all problems.
     pub(crate) fn assemble(
         &self,
         version: Version,
@@ -147,7 +147,7 @@ impl Assembler {
         let (key, mesh): (_, MeshState) = only(resources, ResourceKind::Mesh, "mesh")?;
         named(key, key.name == MESH_NAME)?;
         Ok(match before {
-            // The same value, so that services of the same version need not be compiled for another.
+            // Reuse the value, so that services of the same version are not compiled again.
             Some(before) if *before.mesh == mesh => Arc::clone(&before.mesh),
             _ => Arc::new(mesh),
         })
@@ -197,7 +197,7 @@ fn destinations(
         named(key, new.name.to_string() == key.name)?;
         let old = before.and_then(|before| before.destinations.get(&new.name));
         let destination = match old {
-            // The same value, so that whoever keeps connections by it keeps them.
+            // Reuse the value, so that connection pools that are keyed by it stay.
             Some(old) if **old == new => Arc::clone(old),
             _ => Arc::new(new),
         };
@@ -220,14 +220,14 @@ fn secrets(
     workload: &WorkloadState,
     before: Option<&Snapshot>,
 ) -> Result<Secrets, AssembleError> {
-    let mut told = Secrets::new();
+    let mut pushed = Secrets::new();
     for (key, held) in all(resources, ResourceKind::Secret) {
         let state: SecretState = read(key, held)?;
         named(key, state.name.to_string() == key.name)?;
-        told.insert(state.name.clone(), Arc::new(state));
+        pushed.insert(state.name.clone(), Arc::new(state));
     }
     let before = before.map(|before| (&*before.workload.secrets, &before.secrets));
-    Ok(secrets::settle(&workload.secrets, told, before))
+    Ok(secrets::settle(&workload.secrets, pushed, before))
 }
 
 fn certificates(resources: &Resources) -> Result<Certificates, AssembleError> {
@@ -276,15 +276,15 @@ fn named(key: &ResourceKey, is: bool) -> Result<(), AssembleError> {
     }
 }
 
-/// The certificate that was pushed.
+/// Parses a pushed certificate.
 ///
 /// # Errors
-/// It is none, or the key is not the certificate's.
+/// The chain or the key is invalid, or the key does not match the certificate.
 pub(crate) fn pushed(state: &CertificateState) -> Result<Arc<CertifiedKey>, String> {
     let chain = CertificateDer::pem_slice_iter(state.chain.as_bytes()).collect::<Result<_, _>>();
-    let chain = chain.map_err(|error| format!("its chain: {error}"))?;
+    let chain = chain.map_err(|error| format!("invalid chain: {error}"))?;
     let key = PrivateKeyDer::from_pem_slice(state.key.as_bytes());
-    let key = key.map_err(|error| format!("its key: {error}"))?;
+    let key = key.map_err(|error| format!("invalid key: {error}"))?;
     let pair = CertifiedKey::from_der(chain, key, provider());
     pair.map(Arc::new).map_err(|error| error.to_string())
 }

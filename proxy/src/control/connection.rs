@@ -1,4 +1,4 @@
-//! One HTTP/2 connection to the control plane, over TLS that knows whom it must find there.
+//! One HTTP/2 connection to the control plane, over TLS that verifies the control plane's identity.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -12,17 +12,16 @@ use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 use url::{Host, Url};
 
-/// For name, connection and handshake together.
+/// Time limit for DNS, connection and handshake together.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// How often a quiet connection is tried, and how long the answer may take: a peer that went away without a word is
-/// found within 15 seconds.
+/// Interval and time limit of HTTP/2 pings: a peer that disappeared is detected within 15 seconds.
 const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 
-/// Connects once; nothing reconnects behind our back, so that each attempt is paced and counted where it is made.
+/// Connects once and never reconnects by itself, so that the caller paces and counts every attempt.
 ///
 /// # Errors
-/// Whatever kept it from connecting.
+/// The cause of a failed connection.
 pub(crate) async fn connect(
     address: &Url,
     tls: Arc<ClientConfig>,
@@ -37,7 +36,7 @@ pub(crate) async fn connect(
                 .map(TokioIo::new)
         }
     });
-    // The URI only names the authority; where to dial is the connector's matter.
+    // The URI sets the authority only; the connector knows the address.
     Endpoint::from_static("http://merlon-control-plane")
         .connect_timeout(CONNECT + Duration::from_secs(1))
         .http2_keep_alive_interval(PING.0)
@@ -53,7 +52,7 @@ async fn dial(
 ) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
     let stream = reach(address).await?;
     stream.set_nodelay(true)?;
-    // The verifier looks at the SPIFFE ID.
+    // The verifier checks the SPIFFE ID, not this name.
     TlsConnector::from(tls).connect(server_name(), stream).await
 }
 
@@ -73,7 +72,7 @@ async fn reach(address: &Url) -> io::Result<TcpStream> {
     TcpStream::connect(addresses.as_slice()).await
 }
 
-/// Not by the C library: linked statically, it would load the host's modules.
+/// Resolves without the C library: linked statically, it would load modules of the host.
 async fn resolve(name: &str) -> io::Result<Vec<std::net::IpAddr>> {
     let resolver = TokioResolver::builder_tokio().and_then(|builder| builder.build());
     let found = resolver.map_err(io::Error::other)?.lookup_ip(name).await;

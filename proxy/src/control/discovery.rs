@@ -1,8 +1,7 @@
-//! Follows the control plane: one delta stream, kept open, opened again when it breaks.
+//! The discovery client: one delta stream to the control plane, reopened when it breaks.
 //!
-//! What is said on the stream is [`subscriber`]'s matter, which knows no sockets; what is compiled is
-//! [`crate::control::assemble`]'s. Here is what holds them together: connecting, waiting, compiling off this thread,
-//! putting in force, keeping on disk.
+//! [`subscriber`] implements the protocol without sockets, and [`crate::control::assemble`] compiles. This module
+//! connects them: it opens the stream, waits, compiles on another thread, puts snapshots in force, and saves them.
 
 pub(crate) mod saved;
 mod subscriber;
@@ -53,7 +52,7 @@ use crate::{
     telemetry::metrics::{FetchResult, Metrics, Update},
 };
 
-/// What following begins with.
+/// The input of the discovery client.
 #[derive(Debug)]
 pub(crate) struct DiscoveryDeps {
     pub(crate) node_id: String,
@@ -68,41 +67,41 @@ pub(crate) struct DiscoveryDeps {
     pub(crate) metrics: Arc<Metrics>,
 }
 
-/// How long tries to connect are apart.
+/// Minimum and maximum delay between attempts to connect.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
-/// A stream that lasted so long was a success, and the next failure begins anew.
-const LASTED: Duration = Duration::from_secs(5);
+/// A stream that lasted this long resets the back-off.
+const RESET_AFTER: Duration = Duration::from_secs(5);
 
-/// A new certificate is used for the stream after this time: what is being answered over the old one can finish.
+/// Delay before the stream is reopened with a new certificate, so that pending responses on the old one can finish.
 const CHANGE: Duration = Duration::from_secs(2);
 
-/// A manifest whose resources do not come within this time is refused.
-const COMPLETE: Duration = Duration::from_secs(10);
+/// A manifest is rejected if its resources do not arrive within this time.
+const COMPLETE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The largest message that is read: a response carries half a mebibyte, or one resource that is larger.
+/// Maximum size of a message. A response contains half a mebibyte, or one larger resource.
 const MESSAGE: usize = 16 << 20;
 
-/// For how long it is remembered that there is no such service.
+/// How long the absence of a service is cached.
 const ABSENT: Duration = Duration::from_secs(2);
 
-/// Names that are remembered not to exist; more are lookups for again.
+/// Maximum number of cached absent services; further ones are looked up again.
 const ABSENT_NAMES: usize = 1_024;
 
-/// How many addresses outside are forgotten when there is no room for another.
-const FORGOTTEN_AT_ONCE: usize = 64;
+/// How many external addresses are unsubscribed if the limit of subscriptions is reached.
+const UNSUBSCRIBED_AT_ONCE: usize = 64;
 
-/// Follows the control plane.
+/// The discovery client.
 #[derive(Debug)]
-pub(crate) struct Follow {
-    start: DiscoveryDeps,
+pub(crate) struct DiscoveryClient {
+    deps: DiscoveryDeps,
     subscriber: Option<Subscriber>,
     assembler: Option<Arc<Assembler>>,
     compiling: Option<JoinHandle<Compiled>>,
     writer: Option<Writer>,
     waiting: HashMap<LookupKey, Vec<oneshot::Sender<LookupResult>>>,
     absent: HashMap<LookupKey, Instant>,
-    /// Whether the program's secrets were all there once.
+    /// Whether all secrets of the program have been available once.
     has_secrets: bool,
 }
 
@@ -119,20 +118,20 @@ enum StreamEnd {
     Connect(#[from] tonic::transport::Error),
     #[error("no TLS configuration")]
     Tls(#[from] rustls::Error),
-    #[error("the control plane says: {} ({})", .0.message(), .0.code())]
+    #[error("the control plane responded: {} ({})", .0.message(), .0.code())]
     Status(Box<tonic::Status>),
     #[error("the control plane closed the stream")]
     Closed,
-    #[error("the control plane does not keep to the protocol: {0}")]
+    #[error("the control plane violated the protocol: {0}")]
     Protocol(String),
     #[error("the certificate changed")]
     Certificate,
 }
 
-impl Follow {
-    pub(crate) fn new(start: DiscoveryDeps) -> Self {
+impl DiscoveryClient {
+    pub(crate) fn new(deps: DiscoveryDeps) -> Self {
         Self {
-            start,
+            deps,
             subscriber: None,
             assembler: None,
             compiling: None,
@@ -143,18 +142,18 @@ impl Follow {
         }
     }
 
-    /// Until the process ends.
+    /// Runs until the process ends.
     pub(crate) async fn run(mut self, mut lookups: mpsc::Receiver<LookupRequest>) {
         self.restore().await;
-        let state_dir = self.start.state_dir.clone();
-        self.writer = state_dir.map(|folder| Writer::start(folder, &self.start.metrics));
+        let state_dir = self.deps.state_dir.clone();
+        self.writer = state_dir.map(|folder| Writer::start(folder, &self.deps.metrics));
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
-        let mut identities = self.start.shared.identity.watch();
+        let mut identities = self.deps.shared.identity.watch();
         loop {
             identities.borrow_and_update();
-            let identity = self.start.shared.identity.load_full();
+            let identity = self.deps.shared.identity.load_full();
             let Some(tls) = identity.as_ref() else {
-                // Without a certificate there is nothing to connect with.
+                // Connecting requires a certificate.
                 tokio::select! {
                     _ = identities.changed() => {}
                     Some(request) = lookups.recv() => self.look_up(request),
@@ -163,17 +162,17 @@ impl Follow {
             };
             let opened = Instant::now();
             let end = self.stream(tls, &mut identities, &mut lookups).await;
-            self.start.metrics.connected.set(0);
-            self.start.freshness.stale();
+            self.deps.metrics.connected.set(0);
+            self.deps.freshness.stale();
             let wait = match end {
                 StreamEnd::Certificate => Duration::ZERO,
                 end => {
                     tracing::warn!(
-                        address = %self.start.address,
+                        address = %self.deps.address,
                         error = chain(&end),
                         "control_plane.disconnected"
                     );
-                    if opened.elapsed() > LASTED {
+                    if opened.elapsed() > RESET_AFTER {
                         backoff.reset();
                     }
                     backoff.next_wait()
@@ -190,7 +189,7 @@ impl Follow {
         }
     }
 
-    /// One stream, until it ends.
+    /// Runs one stream until it ends.
     async fn stream(
         &mut self,
         tls: &Arc<MeshTls>,
@@ -203,20 +202,20 @@ impl Follow {
         } else {
             FetchResult::Failed
         };
-        self.start.metrics.connects.inc(result);
+        self.deps.metrics.connects.inc(result);
         let (channel, requests, mut responses) = match opened {
             Ok(opened) => opened,
             Err(end) => return end,
         };
-        tracing::info!(address = %self.start.address, "control_plane.connected");
-        self.start.metrics.connected.set(1);
+        tracing::info!(address = %self.deps.address, "control_plane.connected");
+        self.deps.metrics.connected.set(1);
         let inspection = tokio::spawn(inspect::serve(
             channel,
             inspect::Inspected {
-                node_id: self.start.node_id.clone(),
-                shared: Arc::clone(&self.start.shared),
-                freshness: self.start.freshness.clone(),
-                renew: self.start.renew.clone(),
+                node_id: self.deps.node_id.clone(),
+                shared: Arc::clone(&self.deps.shared),
+                freshness: self.deps.freshness.clone(),
+                renew: self.deps.renew.clone(),
             },
         ));
         let inspection = AbortOnDrop(inspection);
@@ -227,7 +226,7 @@ impl Follow {
                 .subscriber
                 .as_ref()
                 .and_then(Subscriber::incomplete_since);
-            let incomplete = incomplete.map(|since| since + COMPLETE);
+            let incomplete = incomplete.map(|since| since + COMPLETE_TIMEOUT);
             tokio::select! {
                 message = responses.message() => match message {
                     Ok(Some(response)) => {
@@ -253,13 +252,13 @@ impl Follow {
                     if let Some(subscriber) = &mut self.subscriber {
                         subscriber.give_up();
                     }
-                    self.start.metrics.snapshots.inc(Update::Refused);
+                    self.deps.metrics.snapshots.inc(Update::Refused);
                     if let Err(end) = self.send_pending(&requests).await {
                         break end;
                     }
                 }
                 Ok(()) = identities.changed() => {
-                    let now = self.start.shared.identity.load();
+                    let now = self.deps.shared.identity.load();
                     let same = now.as_ref().as_ref().is_some_and(|now| now.svid().serial == serial);
                     if !same {
                         change_at = Some(Instant::now() + CHANGE);
@@ -274,9 +273,9 @@ impl Follow {
 
     async fn open(&mut self, tls: &Arc<MeshTls>) -> Result<Opened, StreamEnd> {
         let id = &tls.svid().id;
-        let control_plane = control_plane_id(id.trust_domain(), &self.start.root_namespace);
+        let control_plane = control_plane_id(id.trust_domain(), &self.deps.root_namespace);
         let channel = connection::connect(
-            &self.start.address,
+            &self.deps.address,
             tls.client_config(&control_plane, &[H2])?,
         )
         .await?;
@@ -291,16 +290,16 @@ impl Follow {
         let subscriber = self
             .subscriber
             .get_or_insert_with(|| Subscriber::new(id.clone()));
-        // Whoever waits since before there was anybody to ask.
+        // Lookups that were queued before the first stream.
         for name in self.waiting.keys() {
             subscriber.subscribe_to(name);
         }
-        let workload = match &self.start.subject {
+        let workload = match &self.deps.subject {
             Subject::Sidecar { workload, .. } => workload.clone(),
             Subject::Gateway { name, .. } => Some(name.name.to_string()),
         };
         let node = merlon_api::node(
-            &self.start.node_id,
+            &self.deps.node_id,
             workload.as_deref(),
             env!("CARGO_PKG_VERSION"),
         );
@@ -308,14 +307,14 @@ impl Follow {
         let (requests, stream) = mpsc::channel(64);
         let mut client = AggregatedDiscoveryServiceClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE);
-        // The first messages wait in the channel: the server may answer the call only after it has read one.
+        // Queue the first requests before the call: the server may respond only after it has read one.
         for request in subscriber.take_requests() {
             requests.try_send(request).map_err(|_| StreamEnd::Closed)?;
         }
         let opening = client.delta_aggregated_resources(ReceiverStream::new(stream));
         let answered = time::timeout(Duration::from_secs(10), opening).await;
-        let answered =
-            answered.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer in time")));
+        let answered = answered
+            .unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no response in time")));
         let answered = answered.map_err(|status| StreamEnd::Status(Box::new(status)))?;
         Ok((channel, requests, answered.into_inner()))
     }
@@ -342,7 +341,7 @@ impl Follow {
         self.send_pending(requests).await
     }
 
-    /// Compiles on another thread, one state at a time: what came meanwhile is looked at afterwards.
+    /// Compiles on another thread, one state at a time. Newer states wait until it is done.
     fn compile_if_complete(&mut self) {
         let (None, Some(subscriber)) = (&self.compiling, &mut self.subscriber) else {
             return;
@@ -354,12 +353,12 @@ impl Follow {
             .assembler
             .get_or_insert_with(|| Arc::new(Assembler::new(subscriber.identity().clone())));
         let assembler = Arc::clone(assembler);
-        let before = self.start.shared.snapshot.load_full();
-        let secrets = self.start.secrets.clone();
+        let before = self.deps.shared.snapshot.load_full();
+        let secrets = self.deps.secrets.clone();
         self.compiling = Some(task::spawn_blocking(move || {
             let before = before.as_ref().as_ref().map(Arc::as_ref);
             let result = assembler.assemble(state.version.clone(), &state.resources, before);
-            hand_over(secrets.as_deref(), result.as_ref().ok());
+            write_secrets(secrets.as_deref(), result.as_ref().ok());
             Compiled { state, result }
         }));
     }
@@ -376,13 +375,13 @@ impl Follow {
             match result {
                 Ok(snapshot) => {
                     subscriber.accept(&state);
-                    self.keep(&state);
+                    self.save(&state);
                     self.put_in_force(snapshot);
                 }
                 Err(error) => {
                     tracing::error!(version = state.version.short(), %error, "snapshot.rejected");
                     subscriber.refuse(&state, &error.to_string());
-                    self.start.metrics.snapshots.inc(Update::Refused);
+                    self.deps.metrics.snapshots.inc(Update::Refused);
                 }
             }
         }
@@ -398,16 +397,19 @@ impl Follow {
             resources = count,
             "snapshot.accepted"
         );
-        self.start.metrics.resources.set(count);
-        self.start.metrics.snapshots.inc(Update::Accepted);
-        self.start
+        self.deps.metrics.resources.set(count);
+        self.deps.metrics.snapshots.inc(Update::Accepted);
+        self.deps
             .shared
             .snapshot
             .publish(Some(Arc::clone(&snapshot)));
-        self.start.shared.readiness.have(Unready::NoSnapshot);
-        self.look_for_secrets(&snapshot);
+        self.deps
+            .shared
+            .readiness
+            .remove_reason(Unready::NoSnapshot);
+        self.update_secret_readiness(&snapshot);
         if self.subscriber.as_ref().is_some_and(Subscriber::is_current) {
-            self.start.freshness.confirmed();
+            self.deps.freshness.confirmed();
         }
         let waiting = self.waiting.keys();
         let now_there = waiting.filter_map(|key| Some((key.clone(), key.find(&snapshot)?)));
@@ -416,65 +418,65 @@ impl Follow {
         }
     }
 
-    /// A program begins when its secrets are there. Once they were, nothing that is granted later stops it.
-    fn look_for_secrets(&mut self, snapshot: &Snapshot) {
-        let health = &self.start.shared.readiness;
+    /// The proxy is not ready until all granted secrets have been read once. Later grants do not change that.
+    fn update_secret_readiness(&mut self, snapshot: &Snapshot) {
+        let health = &self.deps.shared.readiness;
         let missing = secrets::missing(&snapshot.workload.secrets, &snapshot.secrets);
         if self.has_secrets {
             return;
         }
         if missing.is_empty() {
             self.has_secrets = true;
-            health.have(Unready::NoSecret);
+            health.remove_reason(Unready::NoSecret);
             return;
         }
-        if self.start.secrets.is_some() {
+        if self.deps.secrets.is_some() {
             let names: Vec<_> = missing.iter().map(ToString::to_string).collect();
             let message = format!(
-                "secrets that were granted could not be read yet: {}; the status of the SecretGrant says why",
+                "granted secrets have not been read yet: {}; see the status of the SecretGrant",
                 names.join(", ")
             );
-            health.lack(Unready::NoSecret, message);
+            health.add_reason(Unready::NoSecret, message);
         }
     }
 
-    fn keep(&self, state: &Complete) {
+    fn save(&self, state: &Complete) {
         if let (Some(writer), Some(subscriber)) = (&self.writer, &self.subscriber) {
-            writer.keep(subscriber.identity(), state, subscriber.asked_for());
+            writer.save(subscriber.identity(), state, subscriber.lookups());
         }
     }
 
-    /// Takes up the last good state of an earlier process: the control plane may be away.
+    /// Restores the last good state of an earlier process, since the control plane may be unreachable.
     async fn restore(&mut self) {
-        let Some(state_dir) = self.start.state_dir.clone() else {
+        let Some(state_dir) = self.deps.state_dir.clone() else {
             return;
         };
-        let workload = self.start.subject.identity().clone();
-        let secrets = self.start.secrets.clone();
+        let workload = self.deps.subject.identity().clone();
+        let secrets = self.deps.secrets.clone();
         let restored = task::spawn_blocking(move || {
-            let Some((kept, state)) = SavedSnapshot::read(&state_dir, &workload)? else {
+            let Some((saved, state)) = SavedSnapshot::read(&state_dir, &workload)? else {
                 return Ok(None);
             };
-            let assembler = Assembler::new(kept.identity.clone());
+            let assembler = Assembler::new(saved.identity.clone());
             let result = assembler.assemble(state.version.clone(), &state.resources, None);
-            hand_over(secrets.as_deref(), result.as_ref().ok());
-            Ok::<_, saved::SavedSnapshotError>(Some((kept, assembler, Compiled { state, result })))
+            write_secrets(secrets.as_deref(), result.as_ref().ok());
+            Ok::<_, saved::SavedSnapshotError>(Some((saved, assembler, Compiled { state, result })))
         });
         match restored.await {
             Ok(Ok(None)) => {}
             Ok(Ok(Some((
-                kept,
+                saved,
                 assembler,
                 Compiled {
                     state,
                     result: Ok(snapshot),
                 },
             )))) => {
-                let mut subscriber = Subscriber::new(kept.identity);
-                subscriber.restore(&state, kept.asked_for);
+                let mut subscriber = Subscriber::new(saved.identity);
+                subscriber.restore(&state, saved.asked_for);
                 self.subscriber = Some(subscriber);
                 self.assembler = Some(Arc::new(assembler));
-                self.start.freshness.restore(kept.confirmed);
+                self.deps.freshness.restore(saved.confirmed);
                 self.put_in_force(snapshot);
             }
             Ok(Ok(Some((
@@ -493,10 +495,10 @@ impl Follow {
 
     fn look_up(&mut self, request: LookupRequest) {
         let LookupRequest { key, reply } = request;
-        let snapshot = self.start.shared.snapshot.load_full();
+        let snapshot = self.deps.shared.snapshot.load_full();
         let snapshot = snapshot.as_ref().as_ref();
         if let Some(found) = snapshot.and_then(|snapshot| key.find(snapshot)) {
-            // In each of these sends, nobody waits any more when it fails.
+            // A send fails only if the request has timed out.
             let _ = reply.send(Ok(found));
             return;
         }
@@ -511,12 +513,12 @@ impl Follow {
         if let Some(subscriber) = &mut self.subscriber
             && !subscriber.subscribe_to(&key)
         {
-            // Programs call all sorts of hosts outside; those that were are lookups for anew when they are called again.
+            // Unsubscribe from external addresses, of which programs may call many; the next call looks them up again.
             let addresses = snapshot.map(|snapshot| snapshot.addresses.iter());
             let outside = addresses.into_iter().flatten();
             let outside = outside.filter(|(_, state)| **state == AddressState::Outside);
-            for (address, _) in outside.take(FORGOTTEN_AT_ONCE) {
-                subscriber.forget(&LookupKey::Address(*address));
+            for (address, _) in outside.take(UNSUBSCRIBED_AT_ONCE) {
+                subscriber.unsubscribe_from(&LookupKey::Address(*address));
             }
             if !subscriber.subscribe_to(&key) {
                 tracing::warn!(destination = %key, "subscriptions.limit_reached");
@@ -535,7 +537,7 @@ impl Follow {
 
     fn answer(&mut self, key: &LookupKey, result: &LookupResult) {
         for waiting in self.waiting.remove(key).into_iter().flatten() {
-            // Nobody waits any more when this fails.
+            // Fails if the request has timed out.
             let _ = waiting.send(result.clone());
         }
     }
@@ -548,9 +550,9 @@ impl Follow {
             return Ok(());
         };
         if subscriber.is_current() {
-            self.start.freshness.confirmed();
+            self.deps.freshness.confirmed();
         } else {
-            self.start.freshness.stale();
+            self.deps.freshness.stale();
         }
         for request in subscriber.take_requests() {
             requests
@@ -562,8 +564,8 @@ impl Follow {
     }
 }
 
-/// Lets the program have what it was granted.
-fn hand_over(folder: Option<&SecretFolder>, snapshot: Option<&Snapshot>) {
+/// Writes the granted secrets for the program.
+fn write_secrets(folder: Option<&SecretFolder>, snapshot: Option<&Snapshot>) {
     let Some(snapshot) = snapshot else {
         return;
     };
@@ -596,7 +598,7 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Pending while nothing is compiled; `None` when the compilation itself failed.
+/// Pending if nothing is being compiled; `None` if the compilation panicked.
 async fn finished(compiling: &mut Option<JoinHandle<Compiled>>) -> Option<Compiled> {
     match compiling {
         Some(task) => task.await.ok(),

@@ -1,11 +1,11 @@
-//! Everything that the proxy holds, without secrets, for people.
+//! A dump of the proxy's state, without secrets.
 
 use merlon_config::snapshot::ResourceKind;
 use serde_json::{Value, json};
 
 use crate::state::{shared::Shared, snapshot::Snapshot};
 
-/// The snapshot in force, resource by resource with its version; identity; readiness. No keys, no tokens.
+/// The resources of the snapshot in force with their versions, identity and readiness. No keys, no tokens.
 pub(crate) fn dump(shared: &Shared) -> Value {
     let snapshot = shared.snapshot.load_full();
     let identity = shared.identity.load_full();
@@ -64,7 +64,7 @@ fn content(snapshot: &Snapshot, kind: ResourceKind, name: &str) -> Value {
             let state = snapshot.addresses.get(&address)?;
             serde_json::to_value(state).ok()
         }),
-        // Its version says which one it is.
+        // The version identifies the content.
         ResourceKind::Certificate | ResourceKind::Secret => None,
     };
     content.unwrap_or(Value::Null)

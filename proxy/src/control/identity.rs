@@ -1,4 +1,4 @@
-//! The identity's life: made here, certified by the control plane, renewed at half of its life, kept over a restart.
+//! The identity: a local key, certified by the control plane, renewed at half of its lifetime, saved for a restart.
 
 pub(crate) mod files;
 pub(crate) mod issue;
@@ -26,22 +26,22 @@ use crate::{
     telemetry::metrics::{FetchResult, Metrics},
 };
 
-/// Asks for a renewal now; answered with the old and the new serial number.
+/// Requests an immediate renewal. The result contains the old and the new serial number.
 pub(crate) type Renew = mpsc::Sender<oneshot::Sender<Result<(String, String), String>>>;
 
-/// Keeps the identity.
+/// Requests, renews, saves and publishes the identity.
 #[derive(Debug)]
-pub(crate) struct Keeper {
-    start: IdentityDeps,
+pub(crate) struct IdentityManager {
+    deps: IdentityDeps,
     state_dir: Option<Arc<StateDir>>,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
-    asked: mpsc::Receiver<oneshot::Sender<Result<(String, String), String>>>,
+    requests: mpsc::Receiver<oneshot::Sender<Result<(String, String), String>>>,
     current: Option<CurrentIdentity>,
     used_token: Option<[u8; 32]>,
 }
 
-/// An identity in force.
+/// The identity in force.
 #[derive(Debug, Clone)]
 struct CurrentIdentity {
     svid: Arc<X509Svid>,
@@ -49,48 +49,48 @@ struct CurrentIdentity {
     renew_at: UnixTime,
 }
 
-/// How long tries are apart, from a second to five minutes, and never more than a 20th of the certificate's life.
+/// Minimum and maximum delay between attempts; at most a 20th of the certificate's lifetime.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
-impl Keeper {
+impl IdentityManager {
     pub(crate) fn new(
-        start: IdentityDeps,
+        deps: IdentityDeps,
         state_dir: Option<Arc<StateDir>>,
         shared: Arc<Shared>,
         metrics: Arc<Metrics>,
     ) -> (Self, Renew) {
-        let (renew, asked) = mpsc::channel(4);
+        let (renew, requests) = mpsc::channel(4);
         let this = Self {
-            start,
+            deps,
             state_dir,
             shared,
             metrics,
-            asked,
+            requests,
             current: None,
             used_token: None,
         };
         (this, renew)
     }
 
-    /// Until the process ends.
+    /// Runs until the process ends.
     pub(crate) async fn run(mut self) {
         self.restore();
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut snapshots = self.shared.snapshot.watch();
         let mut retry_at = Instant::now();
-        let mut asking: Option<oneshot::Sender<Result<(String, String), String>>> = None;
+        let mut requested: Option<oneshot::Sender<Result<(String, String), String>>> = None;
         loop {
-            // Looked at every minute at least: the clock may be set while we sleep.
+            // Check at least every minute, since the clock may be set in between.
             let due = Instant::now() + self.until_due().min(Duration::from_secs(60));
             tokio::select! {
                 () = time::sleep_until(due.max(retry_at)) => {}
-                Some(asker) = self.asked.recv() => asking = Some(asker),
+                Some(reply) = self.requests.recv() => requested = Some(reply),
                 Ok(()) = snapshots.changed() => {
                     self.follow_roots();
                     continue;
                 }
             }
-            if asking.is_none() && !self.until_due().is_zero() {
+            if requested.is_none() && !self.until_due().is_zero() {
                 continue;
             }
             let before = self
@@ -106,29 +106,29 @@ impl Keeper {
                 Ok(Issued::Later(wait)) => *wait,
                 Err(error) => {
                     let message = chain(error);
-                    let hint = error.mending(&self.start.workload);
+                    let hint = error.hint(&self.deps.workload);
                     let hint = hint.as_deref();
-                    // A pod may ask before the control plane was told of it.
-                    if error.is_final() && self.start.pod_token.is_none() {
+                    // A pod may send its first request before the control plane knows the pod.
+                    if error.is_final() && self.deps.pod_token.is_none() {
                         tracing::error!(
-                            address = %self.start.address,
+                            address = %self.deps.address,
                             error = message,
                             hint,
                             "certificate.request_failed"
                         );
                     } else {
                         tracing::warn!(
-                            address = %self.start.address,
+                            address = %self.deps.address,
                             error = message,
                             "certificate.request_failed"
                         );
                     }
-                    self.lack(&match hint {
+                    self.report_missing(&match hint {
                         Some(hint) => format!("{message}; {hint}"),
                         None => message,
                     });
-                    // A pod may ask before the control plane was told of it.
-                    if error.is_final() && self.start.pod_token.is_none() {
+                    // A pod may send its first request before the control plane knows the pod.
+                    if error.is_final() && self.deps.pod_token.is_none() {
                         RETRY.1
                     } else {
                         backoff.next_wait()
@@ -136,7 +136,7 @@ impl Keeper {
                 }
             };
             retry_at = Instant::now() + wait;
-            if let Some(asker) = asking.take() {
+            if let Some(reply) = requested.take() {
                 let after = self
                     .current
                     .as_ref()
@@ -146,49 +146,49 @@ impl Keeper {
                         Ok((before.unwrap_or_default(), after.unwrap_or_default()))
                     }
                     Ok(Issued::Later(wait)) => {
-                        Err(format!("the control plane asks to come back in {wait:?}"))
+                        Err(format!("the control plane asks to retry in {wait:?}"))
                     }
                     Err(error) => Err(chain(&error)),
                 };
-                // The asker went away with its stream.
-                let _ = asker.send(answer);
+                // Fails if the inspection stream has ended.
+                let _ = reply.send(answer);
             }
         }
     }
 
-    /// Takes up what an earlier process left behind.
+    /// Restores the identity of an earlier process.
     fn restore(&mut self) {
         let Some(state_dir) = &self.state_dir else {
             return;
         };
-        let kept = match SavedIdentity::read(state_dir) {
-            Ok(Some(kept)) => kept,
+        let saved = match SavedIdentity::read(state_dir) {
+            Ok(Some(saved)) => saved,
             Ok(None) => return,
             Err(error) => {
                 tracing::error!(error = chain(&error), "identity.not_restored");
                 return;
             }
         };
-        self.used_token = kept.used_token();
-        match kept.restore(&self.start.workload, self.start.join_token.as_ref()) {
-            Ok((svid, bundle)) => self.take(svid, bundle),
+        self.used_token = saved.used_token();
+        match saved.restore(&self.deps.workload, self.deps.join_token.as_ref()) {
+            Ok((svid, bundle)) => self.put_in_force(svid, bundle),
             Err(error) => tracing::warn!(error = chain(&error), "identity.not_restored"),
         }
     }
 
-    /// By the pod's token, which ends with the pod; by the certificate in force while the cluster cannot be asked about
-    /// that, and outside of one; by the join token before there is a certificate and after it ended.
+    /// Requests a certificate. The evidence is the pod's token, in a cluster; the certificate in force, outside of a cluster
+    /// and if the token is not accepted; or the join token, if there is no valid certificate.
     async fn renew(&mut self) -> Result<Issued, IssueError> {
         let identity = self.shared.identity.load_full();
         let used = self.used_token;
         let unused = self
-            .start
+            .deps
             .join_token
             .as_ref()
             .filter(|token| Some(token.secret_sha256()) != used);
         let live = Option::as_ref(&identity);
         let by_certificate = live.map(|tls| Evidence::Certificate(Arc::clone(tls)));
-        let (evidence, otherwise) = match (&self.start.pod_token, by_certificate, unused) {
+        let (evidence, otherwise) = match (&self.deps.pod_token, by_certificate, unused) {
             (Some(token), by_certificate, _) => (Evidence::PodToken(token), by_certificate),
             (None, Some(by_certificate), _) => (by_certificate, None),
             (None, None, Some(token)) => (Evidence::JoinToken(token), None),
@@ -198,12 +198,12 @@ impl Keeper {
             Evidence::JoinToken(token) => Some(token.secret_sha256()),
             Evidence::Certificate(_) | Evidence::PodToken(_) => None,
         };
-        let mut issued = issue::issue(&self.start, evidence).await;
+        let mut issued = issue::issue(&self.deps, evidence).await;
         if issued.is_err()
             && let Some(evidence) = otherwise
         {
-            // What was wrong with the better evidence is what is told.
-            issued = issue::issue(&self.start, evidence).await.or(issued);
+            // If both fail, report the failure of the preferred evidence.
+            issued = issue::issue(&self.deps, evidence).await.or(issued);
         }
         self.metrics.issues.inc(if issued.is_ok() {
             FetchResult::Ok
@@ -213,14 +213,14 @@ impl Keeper {
         let issued = issued?;
         if let Issued::Svid { svid, bundle } = &issued {
             self.used_token = token.or(self.used_token);
-            self.take(Arc::clone(svid), bundle.clone());
-            self.keep();
+            self.put_in_force(Arc::clone(svid), bundle.clone());
+            self.save();
         }
         Ok(issued)
     }
 
     /// Puts an identity in force.
-    fn take(&mut self, svid: Arc<X509Svid>, bundle: TrustBundle) {
+    fn put_in_force(&mut self, svid: Arc<X509Svid>, bundle: TrustBundle) {
         let renew_at = svid.renewal_at(unit());
         self.current = Some(CurrentIdentity {
             svid,
@@ -231,7 +231,7 @@ impl Keeper {
         self.follow_roots();
     }
 
-    /// The snapshot knows the roots of all trust domains, and newer ones than those that came with the certificate.
+    /// Takes roots from the snapshot: it contains those of all trust domains, and newer ones than the issued certificate.
     fn follow_roots(&mut self) {
         let snapshot = self.shared.snapshot.load_full();
         let (Some(snapshot), Some(current)) = (snapshot.as_ref(), &mut self.current) else {
@@ -246,7 +246,7 @@ impl Keeper {
         {
             tracing::info!(roots = own.roots.len(), "trust_bundle.changed");
             current.bundle = own.clone();
-            self.keep();
+            self.save();
         }
         self.publish();
     }
@@ -275,14 +275,14 @@ impl Keeper {
         }
     }
 
-    fn keep(&self) {
+    fn save(&self) {
         let (Some(state_dir), Some(current)) = (&self.state_dir, &self.current) else {
             return;
         };
-        let kept = SavedIdentity::new(&current.svid, &current.bundle, self.used_token);
-        let written = kept
+        let saved = SavedIdentity::new(&current.svid, &current.bundle, self.used_token);
+        let written = saved
             .map_err(|error| chain(&error))
-            .and_then(|kept| kept.write(state_dir).map_err(|error| error.to_string()));
+            .and_then(|saved| saved.write(state_dir).map_err(|error| error.to_string()));
         self.metrics.persists.inc(if written.is_ok() {
             FetchResult::Ok
         } else {
@@ -293,7 +293,7 @@ impl Keeper {
         }
     }
 
-    /// Zero: now.
+    /// Time until the renewal is due; zero if it is due now.
     fn until_due(&self) -> Duration {
         let now = UnixTime::now().as_secs();
         let due = self
@@ -306,7 +306,7 @@ impl Keeper {
     fn backoff(&self) -> Backoff {
         let life = self.current.as_ref().map_or(RETRY.1 * 20, |current| {
             let (from, to) = (current.svid.not_before, current.svid.not_after);
-            // Counted from the issue, as for the renewal: leaves begin before it.
+            // Counted from the issuance, like the renewal, since certificates are valid from before it.
             let from = Duration::from_secs(from.as_secs()) + LEAF_BACKDATE;
             Duration::from_secs(to.as_secs()).saturating_sub(from)
         });
@@ -314,15 +314,14 @@ impl Keeper {
         Backoff::new(RETRY.0.min(most), most)
     }
 
-    /// Not having a new certificate yet is no reason for not being ready; having none at all is.
-    fn lack(&self, why: &str) {
+    /// A failed renewal does not make the proxy unready; a missing certificate does.
+    fn report_missing(&self, why: &str) {
         if self.shared.identity.load().is_none()
-            && self.shared.readiness.worst() != Some(Unready::TlsExpired)
+            && self.shared.readiness.most_severe() != Some(Unready::TlsExpired)
         {
-            self.shared.readiness.lack(
-                Unready::NoIdentity,
-                format!("there is no certificate: {why}"),
-            );
+            self.shared
+                .readiness
+                .add_reason(Unready::NoIdentity, format!("no certificate: {why}"));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Answers what people ask of this proxy, over a stream that it opened itself.
+//! Answers inspection requests over a stream that this proxy opens to the control plane.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::{
     telemetry::decision_log::{DecisionId, RecordedDecision},
 };
 
-/// What can be asked about.
+/// The state that can be inspected.
 #[derive(Debug, Clone)]
 pub(crate) struct Inspected {
     pub(crate) node_id: String,
@@ -29,19 +29,19 @@ pub(crate) struct Inspected {
     pub(crate) renew: Renew,
 }
 
-/// How often it reports also when nothing changed.
+/// How often the proxy reports without a change.
 const REPORT: Duration = Duration::from_secs(10);
 
-/// Until a stream that broke alone is opened again.
+/// Delay before the stream is reopened, if it fails while the connection stays open.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Questions are short.
+/// Maximum size of a request.
 const MESSAGE: usize = 16 << 10;
 
-/// A renewal goes to the control plane, and from there to Vault.
+/// Time limit of a renewal, which goes through the control plane to Vault.
 const RENEWAL: Duration = Duration::from_secs(25);
 
-/// Until it is aborted with the connection.
+/// Runs until it is aborted together with the connection.
 pub(crate) async fn serve(channel: Channel, inspected: Inspected) {
     loop {
         if let Err(status) = stream(channel.clone(), &inspected).await {
@@ -108,7 +108,7 @@ fn report(inspected: &Inspected) -> InspectReply {
     }
 }
 
-/// Answers in a task of its own: a renewal takes its time, and other questions need not wait for it.
+/// Answers in a separate task, so that other requests do not wait for a renewal.
 fn answer(question: InspectRequest, inspected: &Inspected, replies: &mpsc::Sender<InspectReply>) {
     let (inspected, replies) = (inspected.clone(), replies.clone());
     tokio::spawn(async move {
@@ -118,9 +118,9 @@ fn answer(question: InspectRequest, inspected: &Inspected, replies: &mpsc::Sende
                 json: dump::dump(&inspected.shared).to_string().into_bytes(),
             }),
             Some(Ask::Rotate(_)) => rotate(&inspected.renew).await,
-            None => Reply::Error("this proxy does not know what is asked".to_owned()),
+            None => Reply::Error("this proxy does not support the request".to_owned()),
         };
-        // Whoever asked went away with the stream.
+        // Fails if the stream has ended.
         let _ = replies
             .send(InspectReply {
                 id: question.id,
@@ -167,7 +167,7 @@ fn facts_reply(decision: &RecordedDecision) -> Result<FactsReply, serde_json::Er
 async fn rotate(renew: &Renew) -> Reply {
     let (asker, answer) = oneshot::channel();
     if renew.try_send(asker).is_err() {
-        return Reply::Error("a renewal is under way already".to_owned());
+        return Reply::Error("a renewal is already in progress".to_owned());
     }
     match time::timeout(RENEWAL, answer).await {
         Ok(Ok(Ok((old_serial, new_serial)))) => Reply::Rotated(RotateReply {

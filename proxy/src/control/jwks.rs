@@ -22,7 +22,7 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
-/// Where an issuer's keys are, and whom to trust about it.
+/// The URL of an issuer's keys, and the CA certificates to verify its server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct IssuerSource {
     issuer: String,
@@ -40,7 +40,7 @@ impl From<&TokenIssuer> for IssuerSource {
     }
 }
 
-/// Keeps the cache up to date: one task per issuer, so that a bad one never touches another.
+/// Keeps the cache up to date, with one task per issuer, so that a failing issuer does not affect others.
 #[derive(Debug)]
 pub(crate) struct Fetcher {
     cache: JwksCache,
@@ -76,15 +76,15 @@ impl Fetcher {
     pub(crate) async fn run(mut self, snapshot: merlon_config::live::Live<Option<Arc<Snapshot>>>) {
         let mut changed = snapshot.watch();
         loop {
-            // Marked as seen before it is read: a change in between is seen by the next turn.
+            // Mark as seen before reading: the next iteration picks up a change in between.
             changed.borrow_and_update();
             let issuers = issuers(snapshot.load_full().as_deref());
             self.follow(issuers);
             loop {
                 tokio::select! {
                     Ok(()) = changed.changed() => break,
-                    Some(refetch) = self.refetches.recv() => self.pass_on(refetch),
-                    // An issuer's task ends only when it is aborted; nothing is left to do for it.
+                    Some(refetch) = self.refetches.recv() => self.forward(refetch),
+                    // A task ends only when it is aborted; nothing to clean up.
                     Some(_) = self.tasks.join_next() => {}
                     else => return,
                 }
@@ -126,15 +126,15 @@ impl Fetcher {
         }
     }
 
-    fn pass_on(&self, refetch: Refetch) {
+    fn forward(&self, refetch: Refetch) {
         if let Some(running) = self.running.get(&refetch.issuer) {
-            // A full queue drops the question: who refetches goes on with the keys at hand.
+            // If the queue is full, the request is decided with the current keys.
             let _ = running.questions.try_send(refetch.question);
         }
     }
 }
 
-/// Every issuer that a service names. The first by service name wins where two say different things of one issuer.
+/// All issuers that services use. If descriptions of an issuer differ, the first one by service name is used.
 fn issuers(snapshot: Option<&Snapshot>) -> BTreeMap<String, IssuerSource> {
     let mut wanted = BTreeMap::new();
     let Some(snapshot) = snapshot else {
@@ -146,10 +146,10 @@ fn issuers(snapshot: Option<&Snapshot>) -> BTreeMap<String, IssuerSource> {
         for document in &service.state.authentication {
             for issuer in &document.spec.issuers {
                 let source = IssuerSource::from(issuer);
-                let kept = wanted
+                let used = wanted
                     .entry(issuer.issuer.clone())
                     .or_insert_with(|| source.clone());
-                if *kept != source {
+                if *used != source {
                     tracing::warn!(
                         issuer = issuer.issuer,
                         resource = %document.from,

@@ -1,9 +1,10 @@
-//! A node's probes of the program. The node's own would end at this proxy: one by TCP would pass with the program dead, and
-//! one by HTTP bears no identity of the mesh. So the node asks here, and the very same is asked of the program.
+//! The kubelet's probes of the program. With interception, probes of the kubelet itself would end at this proxy: a TCP probe
+//! would pass while the program is dead, and an HTTP probe has no mesh identity. So the kubelet probes this listener, which
+//! makes the same probe to the program.
 //!
-//! Whoever reaches the pod reaches this. It asks nothing but what the pod's author wrote down, by GET and HEAD alone, and
-//! tells no more than whether the answer was right, and if not, in one line why. A hook of a container's life does something
-//! to the program, so the last part of its path is a key that only the pod's description tells.
+//! Every client that reaches the pod reaches this listener. It makes only the probes of the pod's specification, accepts
+//! only GET and HEAD, and responds with the result and a reason of one line. A lifecycle hook changes the program's state, so
+//! its path ends in a key that only the pod's specification contains.
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -23,51 +24,51 @@ use tokio::{
 use self::client::ProbeClient;
 use crate::telemetry::metrics::{FetchResult, Metrics};
 
-/// How often one probe is made at the same time. A node makes it once; who makes many is a stranger, and waits. Each probe
-/// has places of its own, so that one that a program answers slowly delays no other.
-const AT_ONCE: usize = 8;
-/// What is told of a reason, in characters: a program may have written it, and be talkative.
-const REASON: usize = 256;
+/// How many requests of one probe run at the same time. The kubelet makes one; other clients wait. Every probe has its own
+/// limit, so that a slow one does not delay others.
+const CONCURRENT: usize = 8;
+/// Maximum length of a reason in characters, since it may contain text of the program.
+const REASON_LENGTH: usize = 256;
 
 #[derive(Clone)]
 struct Listener {
     probes: Arc<BTreeMap<String, (Probe, Semaphore)>>,
-    asker: Arc<ProbeClient>,
+    client: Arc<ProbeClient>,
     metrics: Arc<Metrics>,
 }
 
-/// Answers, until the process ends: also while it drains, since the program still runs.
+/// Serves probes until the process ends, also during the drain, since the program still runs.
 pub(crate) async fn serve(listener: TcpListener, probes: Probes, metrics: Arc<Metrics>) {
-    let asker = match ProbeClient::new() {
-        Ok(asker) => Arc::new(asker),
+    let client = match ProbeClient::new() {
+        Ok(client) => Arc::new(client),
         Err(error) => {
             tracing::error!(%error, "probes.failed");
             return;
         }
     };
     let listener_state = Listener {
-        probes: Arc::new(places(probes)),
-        asker,
+        probes: Arc::new(with_limits(probes)),
+        client,
         metrics,
     };
     let routes = Router::new().fallback(answer).with_state(listener_state);
-    let routes = |stream: &TcpStream| routes.clone().layer(Extension(Reached::by(stream)));
+    let routes = |stream: &TcpStream| routes.clone().layer(Extension(PodAddress::of(stream)));
     let forever = std::future::pending();
     http::serve(listener, Limits::default(), routes, forever).await;
 }
 
-fn places(probes: Probes) -> BTreeMap<String, (Probe, Semaphore)> {
+fn with_limits(probes: Probes) -> BTreeMap<String, (Probe, Semaphore)> {
     let each = probes.into_iter();
-    each.map(|(path, probe)| (path, (probe, Semaphore::new(AT_ONCE))))
+    each.map(|(path, probe)| (path, (probe, Semaphore::new(CONCURRENT))))
         .collect()
 }
 
-/// The address of the pod by which the node reached us: there it would have asked the program.
+/// The pod's address that the kubelet connected to, where it would have probed the program.
 #[derive(Debug, Clone, Copy)]
-struct Reached(Option<IpAddr>);
+struct PodAddress(Option<IpAddr>);
 
-impl Reached {
-    fn by(stream: &TcpStream) -> Self {
+impl PodAddress {
+    fn of(stream: &TcpStream) -> Self {
         let own = stream.local_addr();
         Self(own.ok().map(|own| own.ip().to_canonical()))
     }
@@ -75,7 +76,7 @@ impl Reached {
 
 async fn answer(
     State(listener): State<Listener>,
-    Extension(Reached(own)): Extension<Reached>,
+    Extension(PodAddress(own)): Extension<PodAddress>,
     request: Request,
 ) -> Response {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -83,27 +84,27 @@ async fn answer(
         return (
             StatusCode::METHOD_NOT_ALLOWED,
             allowed,
-            "only GET and HEAD\n",
+            "only GET and HEAD are allowed\n",
         )
             .into_response();
     }
-    let Some((probe, places)) = listener.probes.get(request.uri().path()) else {
-        // Those that there are, and the keys of hooks among them, stand in the pod's description.
+    let Some((probe, permits)) = listener.probes.get(request.uri().path()) else {
+        // The response does not list the probes, since the paths of hooks contain keys.
         return (StatusCode::NOT_FOUND, "there is no such probe\n").into_response();
     };
     let Some(own) = own else {
-        return wrong("the pod's own address is not known");
+        return failure("the address of the pod is unknown");
     };
-    let Ok(Ok(_place)) = tokio::time::timeout(probe.timeout(), places.acquire()).await else {
+    let Ok(Ok(_permit)) = tokio::time::timeout(probe.timeout(), permits.acquire()).await else {
         listener.metrics.probes.inc(FetchResult::Failed);
-        return wrong("this probe is asked for too often at once");
+        return failure("too many concurrent requests of this probe");
     };
     let agent = request.headers().get(header::USER_AGENT);
-    let asked = listener.asker.ask(&probe.handler, own, agent);
-    let outcome = match tokio::time::timeout(probe.timeout(), asked).await {
+    let result = listener.client.probe(&probe.handler, own, agent);
+    let outcome = match tokio::time::timeout(probe.timeout(), result).await {
         Ok(outcome) => outcome.map_err(|why| one_line(&why)),
         Err(_) => Err(format!(
-            "the program did not answer within {} s",
+            "the program did not respond within {} s",
             probe.timeout().as_secs()
         )),
     };
@@ -119,12 +120,12 @@ async fn answer(
                 reason = why,
                 "probe.failed"
             );
-            wrong(&why)
+            failure(&why)
         }
     }
 }
 
-/// Who reads logs may be somebody else than who may read pods.
+/// Removes the key of a hook: users who can read logs may not be allowed to read pods.
 fn without_key(path: &str) -> &str {
     match (HookKey::from_path(path), path.rsplit_once('/')) {
         (Some(_), Some((rest, _))) => rest,
@@ -132,13 +133,13 @@ fn without_key(path: &str) -> &str {
     }
 }
 
-fn wrong(why: &str) -> Response {
+fn failure(why: &str) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response()
 }
 
 fn one_line(why: &str) -> String {
     let shown = why.chars().map(|c| if c.is_control() { ' ' } else { c });
-    shown.take(REASON).collect()
+    shown.take(REASON_LENGTH).collect()
 }
 
 pub(crate) mod client;

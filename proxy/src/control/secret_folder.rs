@@ -11,15 +11,16 @@ use merlon_config::snapshot::GrantedSecret;
 
 use crate::state::secrets::Secrets;
 
-/// Where the program finds its secrets: a folder for each grant, in it a file for each key.
+/// The directory of the program's secrets: one folder per grant with one file per key.
 ///
-/// A grant's folder is a link to one that never changes, so that whoever reads several files sees those of one version.
+/// The folder of a grant is a symbolic link to an immutable folder, so that all files that a program reads are of one
+/// version.
 #[derive(Debug)]
 pub(crate) struct SecretFolder(PathBuf);
 
 impl SecretFolder {
     /// # Errors
-    /// It is not there, or nothing can be written into it.
+    /// The directory does not exist or is not writable.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let this = Self(path.to_owned());
         let trial = this.hidden("trial");
@@ -28,10 +29,10 @@ impl SecretFolder {
         Ok(this)
     }
 
-    /// Makes the files be what was granted. What was not read yet is left as it is.
+    /// Writes the files of the granted secrets. Secrets that have not been read yet are left unchanged.
     ///
     /// # Errors
-    /// Something cannot be written; the rest was.
+    /// A file could not be written; all others were.
     pub(crate) fn write(&self, granted: &[GrantedSecret], secrets: &Secrets) -> io::Result<()> {
         let mut result = Ok(());
         let mut wanted = BTreeSet::new();
@@ -79,16 +80,16 @@ impl SecretFolder {
         fs::rename(&new, &link)
     }
 
-    /// A name that nothing has, which programs pass over.
+    /// An unused hidden name, which programs ignore.
     fn hidden(&self, name: &str) -> PathBuf {
         let mut bytes = [0; 8];
-        // Were it ever to fail, two names would be the same, and making the second one fail.
+        // On failure two names could be equal, and creating the second one would fail.
         let _ = aws_lc_rs::rand::fill(&mut bytes);
         self.0
             .join(format!("..{name}.{:016x}", u64::from_be_bytes(bytes)))
     }
 
-    /// Removes what is no longer granted, and what no link leads to.
+    /// Removes folders that are no longer granted, and folders without a link.
     fn tidy(&self, wanted: &BTreeSet<&str>) -> io::Result<()> {
         let mut folders = Vec::new();
         let mut current = Vec::new();
@@ -114,7 +115,7 @@ impl SecretFolder {
     }
 }
 
-/// Whether a folder has exactly these files.
+/// Whether a folder contains exactly these files.
 pub(crate) fn holds(folder: &Path, content: &BTreeMap<&str, &str>) -> bool {
     let Ok(entries) = fs::read_dir(folder) else {
         return false;
@@ -125,7 +126,7 @@ pub(crate) fn holds(folder: &Path, content: &BTreeMap<&str, &str>) -> bool {
         })
 }
 
-/// A key comes from Vault: as a path it must lead nowhere else.
+/// Keys come from Vault, so they must not be paths to other places.
 pub(crate) fn is_file_name(key: &str) -> bool {
     let good = (1..=253).contains(&key.len())
         && !key.starts_with("..")
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_finds_a_file_for_each_key_and_those_of_one_version_together() {
+    fn each_key_is_a_file_and_all_files_are_of_one_version() {
         let place = tempfile::tempdir().unwrap();
         let folder = SecretFolder::open(place.path()).unwrap();
         let db = place.path().join("db");
@@ -168,14 +169,14 @@ mod tests {
             .unwrap();
         assert_eq!(fs::read_to_string(db.join("password")).unwrap(), "two");
         assert_ne!(fs::read_link(&db).unwrap(), old);
-        assert_eq!(listed(place.path()).len(), 2, "the old version is gone");
-        // Nothing new: nothing is touched.
+        assert_eq!(listed(place.path()).len(), 2, "the old version is removed");
+        // No change: nothing is written.
         let now = fs::read_link(&db).unwrap();
         folder
             .write(&files(&[]), &secrets(&[("user", "a"), ("password", "two")]))
             .unwrap();
         assert_eq!(fs::read_link(&db).unwrap(), now);
-        // Not read any more: what is there stays. Not granted any more: it goes.
+        // A secret that cannot be read stays. A secret without a grant is removed.
         folder.write(&files(&[]), &Secrets::new()).unwrap();
         assert_eq!(fs::read_to_string(db.join("password")).unwrap(), "two");
         folder.write(&[], &Secrets::new()).unwrap();
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_keys_that_are_asked_for_become_files_and_none_leads_elsewhere() {
+    fn only_selected_keys_with_valid_file_names_become_files() {
         let place = tempfile::tempdir().unwrap();
         let folder = SecretFolder::open(place.path()).unwrap();
         let all = secrets(&[
@@ -203,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crash_left_behind_is_removed() {
+    fn leftovers_of_a_crash_are_removed() {
         let place = tempfile::tempdir().unwrap();
         fs::create_dir(place.path().join("..db.0000000000000000")).unwrap();
         symlink("..db.0000000000000000", place.path().join("..link.0")).unwrap();

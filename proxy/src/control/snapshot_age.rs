@@ -1,4 +1,4 @@
-//! How long ago the state in force was last confirmed by whoever makes it.
+//! Time since the source last confirmed the state in force.
 
 use std::sync::{
     Arc,
@@ -7,20 +7,20 @@ use std::sync::{
 
 use jiff::Timestamp;
 
-/// Shared by who follows the state and who reports its age. Clones are one.
+/// Set by the source of the state, and read where its age is reported. Clones share their content.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SnapshotAge(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Nothing newer is known to exist, and whoever would know of it can be heard.
+    /// The state is the newest one, and its source is reachable.
     current: AtomicBool,
     /// Seconds since 1970; 0: never.
     confirmed: AtomicI64,
 }
 
 impl SnapshotAge {
-    /// The state in force is the newest, and stays so until [`SnapshotAge::stale`].
+    /// The state in force is the newest one until [`SnapshotAge::stale`].
     pub(crate) fn confirmed(&self) {
         self.0.current.store(true, Relaxed);
         self.0
@@ -37,7 +37,7 @@ impl SnapshotAge {
         }
     }
 
-    /// A state read from disk was confirmed then.
+    /// Sets when a state from disk was confirmed.
     pub(crate) fn restore(&self, confirmed: i64) {
         self.0.confirmed.store(confirmed, Relaxed);
     }
@@ -57,7 +57,7 @@ impl SnapshotAge {
         if confirmed == 0 {
             return 0;
         }
-        // A clock that was set back makes the state young, not negative.
+        // If the clock was set back, the age is 0, not negative.
         u64::try_from(Timestamp::now().as_second().saturating_sub(confirmed)).unwrap_or(0)
     }
 }

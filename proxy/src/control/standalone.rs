@@ -1,4 +1,4 @@
-//! State from files, without a control plane: for a trial, or for an edge box.
+//! State from resource files, without a control plane.
 
 use std::{
     path::{Path, PathBuf},
@@ -32,10 +32,10 @@ use crate::{
     telemetry::metrics::{Metrics, Update},
 };
 
-/// How often the identity's files are looked at.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often the files of the identity are read.
+const POLL: Duration = Duration::from_secs(2);
 
-/// Follows a directory.
+/// Watches a directory of resource files.
 #[derive(Debug)]
 pub(crate) struct Standalone {
     loader: Option<Loader>,
@@ -45,7 +45,7 @@ pub(crate) struct Standalone {
     freshness: SnapshotAge,
 }
 
-/// Reads and compiles; costly, so it moves to a thread for that, and back.
+/// Reads and compiles files. It is expensive, so it moves to a blocking thread and back.
 #[derive(Debug)]
 struct Loader {
     directory: PathBuf,
@@ -56,10 +56,10 @@ struct Loader {
 }
 
 impl Standalone {
-    /// Loads the directory for the first time and puts it in force.
+    /// Loads the directory and puts its state in force.
     ///
     /// # Errors
-    /// Everything that is wrong in it.
+    /// All problems of the files.
     pub(crate) fn new(
         directory: &Path,
         files: Option<IdentityFiles>,
@@ -93,20 +93,20 @@ impl Standalone {
         Ok(this)
     }
 
-    /// How fresh the state is.
+    /// The age of the state.
     pub(crate) fn freshness(&self) -> SnapshotAge {
         self.freshness.clone()
     }
 
-    /// Follows the directory and the identity's files, and answers who asks for destinations, until the process ends.
+    /// Watches the directory and the files of the identity, and answers lookups, until the process ends.
     pub(crate) async fn run(mut self, mut lookups: mpsc::Receiver<LookupRequest>) {
         let mut changes = watch_dir(&self.directory);
-        let mut look = time::interval(LOOK);
+        let mut look = time::interval(POLL);
         loop {
             tokio::select! {
                 () = changes.next() => self.reload().await,
                 Some(request) = lookups.recv() => self.answer(request),
-                _ = look.tick() => self.look_at_identity().await,
+                _ = look.tick() => self.reload_identity().await,
             }
         }
     }
@@ -122,7 +122,7 @@ impl Standalone {
             (loader, loaded)
         });
         let Ok((loader, loaded)) = loaded.await else {
-            // It panicked: the state in force stays, and there is nobody left to load another.
+            // It panicked: the state in force stays, and no later change can be loaded.
             tracing::error!("config.loader_failed");
             return;
         };
@@ -161,19 +161,19 @@ impl Standalone {
             .set(i64::try_from(snapshot.resources.len()).unwrap_or(i64::MAX));
         self.metrics.snapshots.inc(Update::Accepted);
         self.shared.snapshot.publish(Some(Arc::new(snapshot)));
-        self.shared.readiness.have(Unready::NoSnapshot);
+        self.shared.readiness.remove_reason(Unready::NoSnapshot);
     }
 
-    /// The snapshot holds every destination that there is.
+    /// The snapshot contains all destinations.
     fn answer(&self, request: LookupRequest) {
         let snapshot = self.shared.snapshot.load_full();
         let snapshot = snapshot.as_ref().as_ref();
         let found = snapshot.and_then(|snapshot| request.key.find(snapshot));
-        // Nobody waits any more when this fails.
+        // Fails if the request has timed out.
         let _ = request.reply.send(found.ok_or(LookupError::Unknown));
     }
 
-    async fn look_at_identity(&self) {
+    async fn reload_identity(&self) {
         let files = self.loader.as_ref().and_then(|loader| loader.files.clone());
         let snapshot = self.shared.snapshot.load_full();
         let (Some(files), Some(snapshot)) = (files, snapshot.as_ref().clone()) else {
@@ -249,12 +249,12 @@ impl Loader {
                 .map(|proxy| format!("`{}`", proxy.identity().workload()))
                 .collect();
             let problem = Problem::error(directory, error.to_string());
-            Report::from_iter([problem.hint(format!("the files know {}", known.join(", ")))])
+            Report::from_iter([problem.hint(format!("the files contain {}", known.join(", ")))])
         })
     }
 }
 
-/// As it is held. Without identities nobody can be found at an endpoint but whoever listens there: plain.
+/// Converts a resource. Without identities, endpoints of the mesh are reached by plain connections.
 fn held(resource: &StateResource, plain: bool) -> HeldResource {
     let as_is = || HeldResource {
         version: resource.version().clone(),

@@ -1,4 +1,4 @@
-//! The directory in which a restarted proxy finds its identity and its last good state.
+//! The directory with the identity and the last good state, for a restart.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -9,38 +9,38 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A directory that only the owner of the process may enter, held by one process at a time.
+/// A directory with mode 0700, locked by one process at a time.
 #[derive(Debug)]
 pub(crate) struct StateDir {
     path: PathBuf,
-    /// Locked while the process lives.
+    /// Locked while the process runs.
     _lock: File,
 }
 
-/// Why a directory cannot hold state.
+/// Why a directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateDirError {
-    /// It is open to others.
+    /// Other users can access it.
     #[error(
-        "others may enter it (mode {0:04o}): a private key would be kept there; `chmod 700` it"
+        "other users can access it (mode {0:04o}), and it contains a private key; run `chmod 700` on it"
     )]
     Open(u32),
-    /// It belongs to another user.
-    #[error("it belongs to another user ({0})")]
+    /// Another user owns it.
+    #[error("it is owned by another user ({0})")]
     Owner(u32),
     /// Another process uses it.
     #[error("another process uses it")]
     InUse,
-    /// The system says no.
+    /// An I/O error.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// The largest file that is read back.
+/// Maximum size of a file.
 const LIMIT: u64 = 128 << 20;
 
 impl StateDir {
-    /// Opens or makes the directory (mode 0700), and takes it for this process.
+    /// Opens or creates the directory (mode 0700), and locks it for this process.
     ///
     /// # Errors
     /// [`StateDirError`].
@@ -74,12 +74,12 @@ impl StateDir {
         })
     }
 
-    /// A file in it.
+    /// The path of a file in it.
     pub(crate) fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// Reads a file whole; `None` when there is none.
+    /// Reads a file; `None` if it does not exist.
     pub(crate) fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         let file = match File::open(self.join(name)) {
             Ok(file) => file,
@@ -91,7 +91,7 @@ impl StateDir {
         Ok(Some(bytes))
     }
 
-    /// Puts `bytes` in place of a file, whole or not at all, also when the machine stops in between (mode 0600).
+    /// Replaces a file atomically, also if the machine crashes in between (mode 0600).
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let next = self.join(&format!("{name}.next"));
         let written = (|| {
@@ -103,7 +103,7 @@ impl StateDir {
             File::open(&self.path)?.sync_all()
         })();
         if written.is_err() {
-            // A full disk: what is half written only takes up more of it.
+            // On a full disk, a partial file would only use more space.
             let _ = fs::remove_file(&next);
         }
         written
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_that_others_may_enter_is_refused() {
+    fn a_directory_that_other_users_can_access_is_rejected() {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), Permissions::from_mode(0o750)).unwrap();
         assert!(matches!(
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn two_processes_do_not_share_a_directory() {
+    fn a_second_process_cannot_use_the_directory() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         let first = StateDir::open(&path).unwrap();
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_private_and_replaced_whole() {
+    fn a_file_is_private_and_replaced_atomically() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(&dir.path().join("state")).unwrap();
         assert_eq!(state.read("a").unwrap(), None);

@@ -60,7 +60,7 @@ pub(crate) async fn keep<W: Wanted>(local: Rc<WorkerContext>) {
             match listener.open(&local) {
                 Ok(task) => open.push((listener.clone(), task)),
                 Err(problem) => {
-                    if health.lack_part(
+                    if health.add_part_reason(
                         Unready::Listener,
                         &part(&name),
                         format!("{name}: {problem}"),
@@ -72,12 +72,12 @@ pub(crate) async fn keep<W: Wanted>(local: Rc<WorkerContext>) {
             }
         }
         for name in before.iter().filter(|name| !failed.contains(name)) {
-            if health.have_part(Unready::Listener, &part(name)) {
+            if health.remove_part_reason(Unready::Listener, &part(name)) {
                 tracing::info!(listener = name, "listener.recovered");
             }
         }
         if current.snapshot().is_some() {
-            health.have_part(Unready::Listener, &unopened(local.index, W::KIND));
+            health.remove_part_reason(Unready::Listener, &unopened(local.index, W::KIND));
         }
         tokio::select! {
             changed = changes.changed() => match changed {

@@ -86,17 +86,17 @@ impl Readiness {
     }
 
     /// The most severe reason.
-    pub fn worst(&self) -> Option<Unready> {
+    pub fn most_severe(&self) -> Option<Unready> {
         self.reasons.load().first().map(|reason| reason.code)
     }
 
     /// Adds a reason.
-    pub fn lack(&self, code: Unready, message: impl Into<String>) {
-        self.lack_part(code, "", message.into());
+    pub fn add_reason(&self, code: Unready, message: impl Into<String>) {
+        self.add_part_reason(code, "", message.into());
     }
 
     /// Adds a reason for one of several parts. True if no other part has the same reason and message.
-    pub(crate) fn lack_part(&self, code: Unready, part: &str, message: String) -> bool {
+    pub(crate) fn add_part_reason(&self, code: Unready, part: &str, message: String) -> bool {
         let mut new = false;
         self.change(|reasons| {
             new = !reasons
@@ -116,12 +116,12 @@ impl Readiness {
     }
 
     /// Removes a reason.
-    pub fn have(&self, code: Unready) {
-        self.have_part(code, "");
+    pub fn remove_reason(&self, code: Unready) {
+        self.remove_part_reason(code, "");
     }
 
     /// Removes a reason of one part. True if no other part has the same reason and message.
-    pub(crate) fn have_part(&self, code: Unready, part: &str) -> bool {
+    pub(crate) fn remove_part_reason(&self, code: Unready, part: &str) -> bool {
         let mut last = false;
         self.change(|reasons| {
             let of = |reason: &NotReady| reason.code == code && reason.part == part;
@@ -162,25 +162,25 @@ mod tests {
     #[test]
     fn the_most_severe_reason_comes_first_and_without_reasons_it_is_ready() {
         let health = Readiness::default();
-        health.lack(Unready::NoSnapshot, "none yet");
-        health.lack(Unready::TlsExpired, "at noon");
-        assert_eq!(health.worst(), Some(Unready::TlsExpired));
-        health.have(Unready::TlsExpired);
-        assert_eq!(health.worst(), Some(Unready::NoSnapshot));
-        health.have(Unready::NoSnapshot);
+        health.add_reason(Unready::NoSnapshot, "none yet");
+        health.add_reason(Unready::TlsExpired, "at noon");
+        assert_eq!(health.most_severe(), Some(Unready::TlsExpired));
+        health.remove_reason(Unready::TlsExpired);
+        assert_eq!(health.most_severe(), Some(Unready::NoSnapshot));
+        health.remove_reason(Unready::NoSnapshot);
         assert!(health.is_ready());
     }
 
     #[test]
     fn a_part_that_recovers_leaves_the_reasons_of_the_others() {
         let health = Readiness::default();
-        let lack = |part| health.lack_part(Unready::Listener, part, "port 80".to_owned());
+        let lack = |part| health.add_part_reason(Unready::Listener, part, "port 80".to_owned());
         assert!(lack("worker 0"));
         assert!(!lack("worker 1"), "it was reported already");
         assert_eq!(health.reasons().len(), 1);
-        assert!(!health.have_part(Unready::Listener, "worker 0"));
+        assert!(!health.remove_part_reason(Unready::Listener, "worker 0"));
         assert!(!health.is_ready());
-        assert!(health.have_part(Unready::Listener, "worker 1"));
+        assert!(health.remove_part_reason(Unready::Listener, "worker 1"));
         assert!(health.is_ready());
     }
 }

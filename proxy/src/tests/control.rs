@@ -13,8 +13,8 @@ use crate::{
     config::Subject,
     control::{
         assemble::{HeldResource, Resources},
-        discovery::{self, Follow},
-        identity::{self, Keeper, issue},
+        discovery::{self, DiscoveryClient},
+        identity::{self, IdentityManager, issue},
         snapshot_age::SnapshotAge,
         state_dir::StateDir,
     },
@@ -55,13 +55,13 @@ impl Proxy {
             trust_bundle: None,
         };
         let root_namespace = start.root_namespace.clone();
-        let (keeper, renew) = Keeper::new(
+        let (keeper, renew) = IdentityManager::new(
             start,
             dir.clone(),
             Arc::clone(&shared),
             Arc::clone(&metrics),
         );
-        let follow = Follow::new(discovery::DiscoveryDeps {
+        let follow = DiscoveryClient::new(discovery::DiscoveryDeps {
             node_id: "test".to_owned(),
             address: address.clone(),
             root_namespace,
@@ -180,7 +180,7 @@ async fn a_certificate_that_does_not_match_the_request_is_never_used() {
         .await;
         assert_eq!(proxy.serial(), None, "{wrong:?}");
         assert_eq!(
-            proxy.shared.readiness.worst(),
+            proxy.shared.readiness.most_severe(),
             Some(Unready::NoIdentity),
             "{wrong:?}"
         );

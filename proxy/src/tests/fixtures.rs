@@ -118,7 +118,7 @@ pub(crate) fn shared() -> (Arc<Shared>, tokio::sync::mpsc::Receiver<LookupReques
         readiness: Readiness::default(),
         access_log: AccessLogMode::Off,
     };
-    shared.readiness.lack(Unready::NoSnapshot, "none yet");
+    shared.readiness.add_reason(Unready::NoSnapshot, "none yet");
     (Arc::new(shared), lookups)
 }
 

@@ -1,4 +1,4 @@
-//! The last good state on disk: one file, whole or refused.
+//! The last good state on disk: one file, which is rejected unless it is complete.
 
 use std::{collections::BTreeSet, io, sync::Arc};
 
@@ -20,21 +20,21 @@ use crate::{
     telemetry::metrics::{FetchResult, Metrics},
 };
 
-/// The file's name in the state directory.
+/// The file name in the state directory.
 pub(super) const FILE: &str = "snapshot.json";
 
-/// What stands in the file, after a line with the SHA-256 of all the rest.
+/// The content of the file, after a line with the SHA-256 of the rest.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct SavedSnapshot {
     pub(super) identity: SpiffeId,
-    /// When the state was confirmed, in seconds since 1970.
+    /// When the state was last confirmed, in seconds since 1970.
     pub(super) confirmed: i64,
-    /// The manifest's bytes, of which the version is the hash.
+    /// The manifest; `version` is its hash.
     manifest: Manifest,
     version: Version,
     resources: Vec<SavedResource>,
-    /// What was asked for.
+    /// The lookups that were subscribed to.
     pub(super) asked_for: BTreeSet<LookupKey>,
 }
 
@@ -44,20 +44,18 @@ struct SavedResource {
     json: String,
 }
 
-/// Why a kept state is not used. The proxy begins cold.
+/// Why a saved state is not used. The proxy then starts without a snapshot.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SavedSnapshotError {
     #[error(transparent)]
     Read(#[from] io::Error),
-    #[error(
-        "it does not have the digest that stands in its first line: it was cut short or changed"
-    )]
+    #[error("the digest in its first line does not match: the file is truncated or changed")]
     Digest,
-    #[error("it is not JSON as it should be")]
+    #[error("it is not valid JSON of a state")]
     Json(#[from] serde_json::Error),
-    #[error("{0} is missing in it, or not in the manifest's version")]
+    #[error("{0} is missing, or its version is not that of the manifest")]
     Resource(ResourceKey),
-    #[error("it is of `{found}`, and this proxy runs as `{own}`")]
+    #[error("it is for `{found}`, but this proxy runs as `{own}`")]
     Other {
         own: Box<WorkloadId>,
         found: Box<SpiffeId>,
@@ -92,7 +90,7 @@ impl SavedSnapshot {
         state_dir.write(FILE, &bytes)
     }
 
-    /// The state, if the file is whole and this proxy's.
+    /// Reads the state, if the file is complete and belongs to this proxy.
     pub(super) fn read(
         state_dir: &StateDir,
         own: &WorkloadId,
@@ -109,15 +107,15 @@ impl SavedSnapshot {
         if Version::of(json).as_str().as_bytes() != digest {
             return Err(SavedSnapshotError::Digest);
         }
-        let mut kept: Self = serde_json::from_slice(json)?;
-        if kept.identity.workload() != own {
+        let mut saved: Self = serde_json::from_slice(json)?;
+        if saved.identity.workload() != own {
             return Err(SavedSnapshotError::Other {
                 own: Box::new(own.clone()),
-                found: Box::new(kept.identity.clone()),
+                found: Box::new(saved.identity.clone()),
             });
         }
         let mut resources = Resources::new();
-        for resource in std::mem::take(&mut kept.resources) {
+        for resource in std::mem::take(&mut saved.resources) {
             let version = Version::of(resource.json.as_bytes());
             resources.insert(
                 resource.key,
@@ -127,7 +125,7 @@ impl SavedSnapshot {
                 },
             );
         }
-        for entry in &kept.manifest.entries {
+        for entry in &saved.manifest.entries {
             if resources
                 .get(&entry.key)
                 .is_none_or(|held| held.version != entry.version)
@@ -135,13 +133,13 @@ impl SavedSnapshot {
                 return Err(SavedSnapshotError::Resource(entry.key.clone()));
             }
         }
-        resources.retain(|key, _| kept.manifest.entries.iter().any(|entry| entry.key == *key));
-        let state = Complete::restored(kept.manifest.clone(), kept.version.clone(), resources);
-        Ok(Some((kept, state)))
+        resources.retain(|key, _| saved.manifest.entries.iter().any(|entry| entry.key == *key));
+        let state = Complete::restored(saved.manifest.clone(), saved.version.clone(), resources);
+        Ok(Some((saved, state)))
     }
 }
 
-/// Keeps states, one after the other, of several that wait only the newest. A slow disk delays nothing: neither the
+/// Saves states in a separate task; if several are waiting, only the newest. A slow disk delays neither the
 /// acknowledgement of a state nor the next one.
 #[derive(Debug)]
 pub(super) struct Writer(watch::Sender<Option<Arc<PendingSave>>>);
@@ -177,7 +175,7 @@ impl Writer {
         Self(newest)
     }
 
-    pub(super) fn keep(
+    pub(super) fn save(
         &self,
         identity: &SpiffeId,
         state: &Complete,
@@ -208,8 +206,8 @@ mod tests {
         let resources = fixtures::resources(&["shop/payments"]);
         let (version, manifest, _) = fixtures::manifest(&resources);
         let state = Complete::restored(manifest, version, resources);
-        let asked = ["shop/payments".parse().unwrap()].into();
-        SavedSnapshot::new(&fixtures::orders(), &state, asked)
+        let lookups = ["shop/payments".parse().unwrap()].into();
+        SavedSnapshot::new(&fixtures::orders(), &state, lookups)
             .write(&dir)
             .unwrap();
         (folder, dir)
@@ -220,21 +218,21 @@ mod tests {
     }
 
     #[test]
-    fn a_state_is_read_back_as_it_was_written() {
+    fn a_state_survives_a_round_trip() {
         let (_folder, dir) = written();
-        let (kept, state) = read(&dir).unwrap().unwrap();
+        let (saved, state) = read(&dir).unwrap().unwrap();
         assert_eq!(state.resources, fixtures::resources(&["shop/payments"]));
-        assert_eq!(kept.asked_for, ["shop/payments".parse().unwrap()].into());
+        assert_eq!(saved.asked_for, ["shop/payments".parse().unwrap()].into());
     }
 
     #[test]
-    fn no_file_is_no_state() {
+    fn without_a_file_there_is_no_state() {
         let folder = tempfile::tempdir().unwrap();
         assert!(read(&fixtures::state_dir(folder.path())).unwrap().is_none());
     }
 
     #[test]
-    fn a_file_that_was_cut_short_anywhere_is_refused() {
+    fn a_truncated_file_is_rejected() {
         let (_folder, dir) = written();
         let whole = dir.read(FILE).unwrap().unwrap();
         for length in [0, 1, 63, 64, 65, whole.len() / 2, whole.len() - 1] {
@@ -247,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_with_one_bit_changed_anywhere_is_refused() {
+    fn a_file_with_a_flipped_bit_is_rejected() {
         let (_folder, dir) = written();
         let whole = dir.read(FILE).unwrap().unwrap();
         for at in (0..whole.len()).step_by(7) {
@@ -259,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn another_ones_state_is_refused() {
+    fn the_state_of_another_proxy_is_rejected() {
         let (_folder, dir) = written();
         let read = SavedSnapshot::read(&dir, &"shop/web".parse().unwrap());
         assert!(matches!(read, Err(SavedSnapshotError::Other { .. })));

@@ -1,4 +1,4 @@
-//! The proxy's side of the delta stream, without sockets: what it has, what it lacks, what it says.
+//! The proxy's side of the delta discovery protocol, without sockets.
 
 use std::collections::BTreeSet;
 
@@ -18,14 +18,14 @@ use crate::{
     state::destinations::LookupKey,
 };
 
-/// What is asked for of the program's own accord, at most; the rest of the subscriptions is for the manifest's.
-const ASKED: usize = MAX_SUBSCRIPTIONS / 2;
+/// Maximum number of lookups; the other subscriptions are for resources of the manifest.
+const MAX_LOOKUPS: usize = MAX_SUBSCRIPTIONS / 2;
 
-/// Bytes of all resources together.
-const BYTES: usize = 64 << 20;
+/// Maximum size of all resources together.
+const MAX_BYTES: usize = 64 << 20;
 
-/// The kinds whose resources a manifest names, in the order in which they are told: what was asked for before the
-/// manifest, so that the server knows all of it when it makes one; addresses before the destinations that they lead to.
+/// The kinds of resources in a manifest, in the order in which a new stream subscribes to them. The manifest comes last, so
+/// that the server knows all subscriptions when it builds one; addresses come before the destinations that they refer to.
 const NAMED: [ResourceKind; 8] = [
     ResourceKind::Mesh,
     ResourceKind::TrustBundle,
@@ -37,40 +37,40 @@ const NAMED: [ResourceKind; 8] = [
     ResourceKind::Secret,
 ];
 
-/// What is subscribed to, held, and owed an answer.
+/// Subscriptions, received resources, and pending acknowledgements.
 #[derive(Debug)]
 pub(super) struct Subscriber {
     identity: SpiffeId,
     held: Resources,
     subscribed: BTreeSet<ResourceKey>,
-    asked: BTreeSet<LookupKey>,
-    /// The newest that came, not yet in force.
-    coming: Option<Coming>,
-    /// The one in force.
+    lookups: BTreeSet<LookupKey>,
+    /// The newest received state, which is not in force yet.
+    pending: Option<PendingState>,
+    /// The state in force.
     current: Option<(Version, Manifest)>,
-    /// The one that was refused last: it is not tried again.
-    refused: Option<Version>,
-    /// The control plane has something newer than the state in force, which was not taken.
+    /// The last rejected state, which is not retried.
+    rejected: Option<Version>,
+    /// The control plane has a newer state, which was not accepted.
     behind: bool,
-    /// Responses in a row that were refused.
-    wrong: usize,
+    /// Consecutive rejected responses.
+    failures: usize,
     outbox: Vec<DeltaDiscoveryRequest>,
     node: Option<Node>,
 }
 
-/// So many responses in a row that cannot be taken are not an accident.
-const WRONG: usize = 32;
+/// The stream ends after more than this many consecutive rejected responses.
+const MAX_FAILURES: usize = 32;
 
 #[derive(Debug)]
-struct Coming {
+struct PendingState {
     version: Version,
     manifest: Manifest,
     nonce: String,
     since: Instant,
-    taken: bool,
+    compiling: bool,
 }
 
-/// A state of which every resource is there.
+/// A state with all its resources.
 #[derive(Debug, Clone)]
 pub(super) struct Complete {
     pub(super) version: Version,
@@ -80,7 +80,7 @@ pub(super) struct Complete {
 }
 
 impl Complete {
-    /// One that came from disk and owes nobody an answer.
+    /// A state from disk, which needs no acknowledgement.
     pub(super) fn restored(manifest: Manifest, version: Version, resources: Resources) -> Self {
         Self {
             version,
@@ -97,12 +97,12 @@ impl Subscriber {
             identity,
             held: Resources::new(),
             subscribed: BTreeSet::new(),
-            asked: BTreeSet::new(),
-            coming: None,
+            lookups: BTreeSet::new(),
+            pending: None,
             current: None,
-            refused: None,
+            rejected: None,
             behind: false,
-            wrong: 0,
+            failures: 0,
             outbox: Vec::new(),
             node: None,
         }
@@ -112,43 +112,43 @@ impl Subscriber {
         &self.identity
     }
 
-    /// What was asked for.
-    pub(super) fn asked_for(&self) -> BTreeSet<LookupKey> {
-        self.asked.clone()
+    /// The lookups that are subscribed to.
+    pub(super) fn lookups(&self) -> BTreeSet<LookupKey> {
+        self.lookups.clone()
     }
 
-    /// Whether the state in force is the newest that the control plane has told of.
+    /// Whether the state in force is the newest one of the control plane.
     pub(super) fn is_current(&self) -> bool {
-        self.current.is_some() && self.coming.is_none() && self.node.is_none() && !self.behind
+        self.current.is_some() && self.pending.is_none() && self.node.is_none() && !self.behind
     }
 
-    /// Since when a state is coming of which something is still missing.
+    /// Since when a pending state has been incomplete.
     pub(super) fn incomplete_since(&self) -> Option<Instant> {
-        self.coming
+        self.pending
             .as_ref()
-            .filter(|coming| !coming.taken)
-            .map(|coming| coming.since)
+            .filter(|pending| !pending.compiling)
+            .map(|pending| pending.since)
     }
 
-    /// Takes up the state of an earlier process.
-    pub(super) fn restore(&mut self, state: &Complete, asked: BTreeSet<LookupKey>) {
+    /// Restores the state of an earlier process.
+    pub(super) fn restore(&mut self, state: &Complete, lookups: BTreeSet<LookupKey>) {
         self.held = state.resources.clone();
         self.current = Some((state.version.clone(), state.manifest.clone()));
-        self.asked = asked;
+        self.lookups = lookups;
     }
 
-    /// A new stream: says who we are, what is wanted and what is there already.
+    /// Starts a stream: queues the node, the subscriptions, and the versions of the resources that are already present.
     pub(super) fn begin(&mut self, node: Node) {
         self.outbox.clear();
         self.subscribed.clear();
         self.node = Some(node);
-        // An answer is owed only on the stream that the question came over.
-        self.coming = None;
-        self.refused = None;
+        // Acknowledgements are due only on the stream of their response.
+        self.pending = None;
+        self.rejected = None;
         self.behind = false;
-        self.wrong = 0;
+        self.failures = 0;
         let mut wanted: BTreeSet<ResourceKey> = self.held.keys().cloned().collect();
-        wanted.extend(self.asked.iter().map(LookupKey::resource_key));
+        wanted.extend(self.lookups.iter().map(LookupKey::resource_key));
         for kind in NAMED {
             let names: Vec<String> = wanted
                 .iter()
@@ -181,7 +181,7 @@ impl Subscriber {
         });
     }
 
-    /// What is to be sent now.
+    /// The queued requests.
     pub(super) fn take_requests(&mut self) -> Vec<DeltaDiscoveryRequest> {
         let mut requests = std::mem::take(&mut self.outbox);
         if let Some(first) = requests.first_mut() {
@@ -190,72 +190,76 @@ impl Subscriber {
         requests
     }
 
-    /// Wants something. False: there is too much already.
+    /// Subscribes to a lookup. False if the limit is reached.
     pub(super) fn subscribe_to(&mut self, lookup: &LookupKey) -> bool {
-        if self.asked.contains(lookup) {
+        if self.lookups.contains(lookup) {
             return true;
         }
-        if self.asked.len() >= ASKED {
+        if self.lookups.len() >= MAX_LOOKUPS {
             return false;
         }
-        self.asked.insert(lookup.clone());
+        self.lookups.insert(lookup.clone());
         let key = lookup.resource_key();
-        // Before a stream begins there is nobody to tell; its beginning tells all.
+        // Before a stream starts, nothing is sent; its first requests contain all subscriptions.
         if self.node.is_none() && self.subscribed.insert(key.clone()) {
             self.subscribe(key.kind, vec![key.name]);
         }
         true
     }
 
-    /// Wants it no longer.
-    pub(super) fn forget(&mut self, lookup: &LookupKey) {
+    /// Unsubscribes from a lookup.
+    pub(super) fn unsubscribe_from(&mut self, lookup: &LookupKey) {
         let key = lookup.resource_key();
-        if self.asked.remove(lookup) && self.subscribed.remove(&key) && self.node.is_none() {
+        if self.lookups.remove(lookup) && self.subscribed.remove(&key) && self.node.is_none() {
             self.unsubscribe(key.kind, vec![key.name]);
         }
     }
 
-    /// Takes a response in; gives the asked-for destinations that do not exist.
+    /// Processes a response; returns the lookups whose destination does not exist.
     ///
     /// # Errors
-    /// What no peer of good faith sends: the stream is to be ended.
+    /// A protocol violation; the stream must end.
     pub(super) fn receive(
         &mut self,
         response: DeltaDiscoveryResponse,
     ) -> Result<Vec<LookupKey>, String> {
         let kind = ResourceKind::from_type_url(&response.type_url)
-            .ok_or_else(|| format!("an unknown type `{}`", cut(&response.type_url)))?;
+            .ok_or_else(|| format!("unknown type `{}`", truncated(&response.type_url)))?;
         if kind == ResourceKind::Manifest {
             self.manifest(response);
             return Ok(Vec::new());
         }
-        let mut wrong = None;
+        let mut failure = None;
         for resource in response.resources {
             if let Err(why) = self.take(kind, resource) {
-                wrong = Some(why);
+                failure = Some(why);
             }
         }
-        self.wrong = if wrong.is_some() { self.wrong + 1 } else { 0 };
-        if let Some(why) = wrong.as_ref().filter(|_| self.wrong > WRONG) {
+        self.failures = if failure.is_some() {
+            self.failures + 1
+        } else {
+            0
+        };
+        if let Some(why) = failure.as_ref().filter(|_| self.failures > MAX_FAILURES) {
             return Err(why.clone());
         }
-        self.answer(kind, response.nonce, wrong);
+        self.answer(kind, response.nonce, failure);
         Ok(self.removed(kind, response.removed_resources))
     }
 
     fn take(&mut self, kind: ResourceKind, resource: Resource) -> Result<(), String> {
         let received = open_resource(resource).map_err(|error| error.to_string())?;
-        let name = cut(&received.key.name);
+        let name = truncated(&received.key.name);
         if received.key.kind != kind {
             return Err(format!(
                 "the resource `{name}` is of another type than the response"
             ));
         }
         if !self.subscribed.contains(&received.key) {
-            return Err(format!("nobody asked for the resource `{name}`"));
+            return Err(format!("there is no subscription to the resource `{name}`"));
         }
         let bytes: usize = self.held.values().map(|held| held.json.len()).sum();
-        if bytes + received.json.len() > BYTES {
+        if bytes + received.json.len() > MAX_BYTES {
             return Err(format!(
                 "with the resource `{name}` the state would be larger than 64 MiB"
             ));
@@ -278,8 +282,8 @@ impl Subscriber {
             let Ok(lookup) = key.name.parse::<LookupKey>() else {
                 continue;
             };
-            // Without a subscription: programs ask for all sorts of names, and the next question asks anew.
-            if self.asked.remove(&lookup) {
+            // Unsubscribe, since programs may call many absent names; the next call looks the name up again.
+            if self.lookups.remove(&lookup) {
                 self.subscribed.remove(&key);
                 self.unsubscribe(kind, vec![key.name]);
             }
@@ -291,7 +295,7 @@ impl Subscriber {
     fn manifest(&mut self, response: DeltaDiscoveryResponse) {
         let own = self.identity.to_string();
         let Some(resource) = response.resources.into_iter().next() else {
-            // Removed: whoever is no longer known is told so by the end of the stream; the state in force stays.
+            // The manifest was removed. The state in force stays; if the proxy is no longer known, the stream ends.
             self.answer(ResourceKind::Manifest, response.nonce, None);
             return;
         };
@@ -299,7 +303,7 @@ impl Subscriber {
             .map_err(|error| error.to_string())
             .and_then(|received| {
                 if received.key.kind != ResourceKind::Manifest || received.key.name != own {
-                    return Err("this is not the manifest that was asked for".to_owned());
+                    return Err("the resource is not the manifest of this proxy".to_owned());
                 }
                 let manifest: Manifest =
                     serde_json::from_slice(&received.json).map_err(|error| error.to_string())?;
@@ -319,27 +323,27 @@ impl Subscriber {
             .as_ref()
             .is_some_and(|(current, _)| *current == version)
         {
-            self.coming = None;
+            self.pending = None;
             self.behind = false;
             self.answer(ResourceKind::Manifest, response.nonce, None);
             return;
         }
-        if self.refused.as_ref() == Some(&version) {
-            let why = Some("this state was refused before".to_owned());
+        if self.rejected.as_ref() == Some(&version) {
+            let why = Some("this state was rejected before".to_owned());
             self.answer(ResourceKind::Manifest, response.nonce, why);
             return;
         }
         self.fetch(&manifest);
-        self.coming = Some(Coming {
+        self.pending = Some(PendingState {
             version,
             manifest,
             nonce: response.nonce,
             since: Instant::now(),
-            taken: false,
+            compiling: false,
         });
     }
 
-    /// Subscribes to what the manifest names and is not subscribed to yet; changed resources come by themselves.
+    /// Subscribes to the resources of the manifest that are not subscribed to yet. Changes of others are pushed.
     fn fetch(&mut self, manifest: &Manifest) {
         for kind in NAMED {
             let entries = manifest
@@ -361,41 +365,41 @@ impl Subscriber {
         }
     }
 
-    /// The state that is coming, once all of it is there; only once.
+    /// The pending state, if it is complete. Returned once.
     pub(super) fn complete(&mut self) -> Option<Complete> {
-        let coming = self.coming.as_mut().filter(|coming| !coming.taken)?;
-        let resources = coming.manifest.entries.iter().map(|entry| {
+        let pending = self.pending.as_mut().filter(|pending| !pending.compiling)?;
+        let resources = pending.manifest.entries.iter().map(|entry| {
             let held = self.held.get(&entry.key)?;
             (held.version == entry.version).then(|| (entry.key.clone(), held.clone()))
         });
         let resources: Resources = resources.collect::<Option<_>>()?;
-        coming.taken = true;
+        pending.compiling = true;
         Some(Complete {
-            version: coming.version.clone(),
-            manifest: coming.manifest.clone(),
+            version: pending.version.clone(),
+            manifest: pending.manifest.clone(),
             resources,
-            nonce: coming.nonce.clone(),
+            nonce: pending.nonce.clone(),
         })
     }
 
-    /// This state is in force now.
+    /// Acknowledges a state that is in force now.
     pub(super) fn accept(&mut self, state: &Complete) {
         self.current = Some((state.version.clone(), state.manifest.clone()));
-        self.refused = None;
+        self.rejected = None;
         self.behind = false;
         self.settle(state, None);
     }
 
-    /// This state is refused; the one in force stays.
+    /// Rejects a state; the one in force stays.
     pub(super) fn refuse(&mut self, state: &Complete, why: &str) {
-        self.refused = Some(state.version.clone());
+        self.rejected = Some(state.version.clone());
         self.behind = true;
         self.settle(state, Some(why.to_owned()));
     }
 
-    /// The state that is coming is not completed in time.
+    /// Rejects the pending state, which was not completed in time.
     pub(super) fn give_up(&mut self) {
-        let Some(coming) = self.coming.take() else {
+        let Some(pending) = self.pending.take() else {
             return;
         };
         self.behind = true;
@@ -404,7 +408,7 @@ impl Subscriber {
                 .get(&entry.key)
                 .is_none_or(|held| held.version != entry.version)
         };
-        let missing: Vec<&ResourceKey> = coming
+        let missing: Vec<&ResourceKey> = pending
             .manifest
             .entries
             .iter()
@@ -413,34 +417,34 @@ impl Subscriber {
             .collect();
         let named: Vec<String> = missing.iter().take(5).map(ToString::to_string).collect();
         let why = format!(
-            "the manifest names {} resources that did not come, or not in that version: {}",
+            "{} resources of the manifest did not arrive in the expected version: {}",
             missing.len(),
             named.join(", ")
         );
-        // Asking for them anew makes the server send them again.
+        // Subscribing again makes the server send them again.
         for key in missing.into_iter().cloned().collect::<Vec<_>>() {
             self.subscribe(key.kind, vec![key.name]);
         }
-        self.answer(ResourceKind::Manifest, coming.nonce, Some(why));
+        self.answer(ResourceKind::Manifest, pending.nonce, Some(why));
     }
 
     fn settle(&mut self, state: &Complete, error: Option<String>) {
-        // A newer one may be coming; the answer to that will answer this one, too.
+        // If a newer state is pending, its acknowledgement covers this one.
         if self
-            .coming
+            .pending
             .as_ref()
-            .is_some_and(|coming| coming.nonce == state.nonce)
+            .is_some_and(|pending| pending.nonce == state.nonce)
         {
-            self.coming = None;
+            self.pending = None;
             self.answer(ResourceKind::Manifest, state.nonce.clone(), error);
         }
-        if self.coming.is_none() {
-            self.forget_unused();
+        if self.pending.is_none() {
+            self.drop_unused();
         }
     }
 
-    /// Drops what neither the state in force nor a question needs any more.
-    fn forget_unused(&mut self) {
+    /// Drops resources that neither the state in force nor a lookup needs any more.
+    fn drop_unused(&mut self) {
         let Some((_, manifest)) = &self.current else {
             return;
         };
@@ -449,7 +453,7 @@ impl Subscriber {
             .iter()
             .map(|entry| entry.key.clone())
             .collect();
-        needed.extend(self.asked.iter().map(LookupKey::resource_key));
+        needed.extend(self.lookups.iter().map(LookupKey::resource_key));
         self.held.retain(|key, _| needed.contains(key));
         for kind in NAMED {
             let unneeded = self
@@ -498,23 +502,23 @@ impl Subscriber {
 fn check(manifest: &Manifest) -> Result<(), String> {
     if manifest.entries.len() > MAX_SUBSCRIPTIONS {
         return Err(format!(
-            "it names {} resources, more than {MAX_SUBSCRIPTIONS}",
+            "the manifest contains {} resources, more than {MAX_SUBSCRIPTIONS}",
             manifest.entries.len()
         ));
     }
     let mut seen = BTreeSet::new();
     for entry in &manifest.entries {
         if entry.key.kind == ResourceKind::Manifest {
-            return Err("it names a manifest".to_owned());
+            return Err("the manifest contains a manifest".to_owned());
         }
         if !seen.insert(&entry.key) {
-            return Err(format!("it names {} twice", entry.key));
+            return Err(format!("the manifest contains {} twice", entry.key));
         }
     }
     Ok(())
 }
 
-fn cut(text: &str) -> String {
+fn truncated(text: &str) -> String {
     text.chars().take(256).collect()
 }
 

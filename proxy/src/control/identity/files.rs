@@ -1,4 +1,4 @@
-//! An identity out of files, and what every identity needs: to be put in force, and to end when its time is over.
+//! An identity from files.
 
 use std::{
     fs, io,
@@ -15,7 +15,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 
 use crate::config::IdentityFiles;
 
-/// Why files are not an identity.
+/// Why files are not a valid identity.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IdentityError {
     #[error("`{}`: {source}", path.display())]
@@ -24,21 +24,21 @@ pub(crate) enum IdentityError {
         #[source]
         source: io::Error,
     },
-    #[error("`{}` holds no trust domain: {source}", path.display())]
+    #[error("`{}` contains no trust domain: {source}", path.display())]
     TrustDomain {
         path: PathBuf,
         #[source]
         source: NameError,
     },
-    #[error("`{}` is empty, or no text", .0.display())]
+    #[error("`{}` is empty or not text", .0.display())]
     NoText(PathBuf),
     #[error("`{}` is not PEM with at least one certificate", .0.display())]
     Pem(PathBuf),
-    #[error("the trust bundle: {0}")]
+    #[error("the trust bundle is invalid: {0}")]
     Roots(#[from] RootsError),
     #[error(transparent)]
     Svid(#[from] SvidError),
-    #[error("the certificate is of `{found}`, and this proxy runs as `{own}`")]
+    #[error("the certificate is for `{found}`, but this proxy runs as `{own}`")]
     Other {
         own: Box<SpiffeId>,
         found: Box<SpiffeId>,
@@ -47,7 +47,7 @@ pub(crate) enum IdentityError {
     Tls(#[from] rustls::Error),
 }
 
-/// The identity in the files, checked.
+/// Reads and validates an identity.
 pub(crate) fn load(
     files: &IdentityFiles,
     own: &SpiffeId,
@@ -66,7 +66,7 @@ pub(crate) fn load(
     Ok(MeshTls::new(Arc::new(svid), roots)?)
 }
 
-/// The roots in the file.
+/// Reads the roots.
 pub(crate) fn bundle(
     files: &IdentityFiles,
     trust_domain: &TrustDomain,
@@ -74,7 +74,7 @@ pub(crate) fn bundle(
     bundle_of(&files.trust_bundle, trust_domain)
 }
 
-/// The roots in a PEM file.
+/// Reads the roots of a PEM file.
 pub(crate) fn bundle_of(
     path: &Path,
     trust_domain: &TrustDomain,
@@ -86,7 +86,7 @@ pub(crate) fn bundle_of(
     })
 }
 
-/// The trust domain in a file.
+/// Reads a trust domain.
 pub(crate) fn trust_domain(path: &Path) -> Result<TrustDomain, IdentityError> {
     text(path)?
         .parse()
@@ -96,7 +96,7 @@ pub(crate) fn trust_domain(path: &Path) -> Result<TrustDomain, IdentityError> {
         })
 }
 
-/// The text of a small file, without the white space around it.
+/// Reads a small file, without surrounding white space.
 pub(crate) fn text(path: &Path) -> Result<String, IdentityError> {
     let bytes = read(path)?;
     let text = std::str::from_utf8(&bytes)

@@ -20,28 +20,28 @@ use url::Url;
 use super::files::{self, IdentityError};
 use crate::{config::PodToken, control::connection};
 
-/// By what right a certificate is asked for.
+/// The evidence in a certificate request.
 pub(super) enum Evidence<'a> {
-    /// The certificate in force: renewal.
+    /// The certificate in force, for a renewal.
     Certificate(Arc<MeshTls>),
-    /// A one-time token: the first certificate.
+    /// A one-time token, for the first certificate.
     JoinToken(&'a JoinToken),
-    /// The pod's own token.
+    /// The pod's service account token.
     PodToken(&'a PodToken),
 }
 
-/// What came of it.
+/// The result of a certificate request.
 pub(super) enum Issued {
-    /// A certificate, checked.
+    /// A verified certificate.
     Svid {
         svid: Arc<X509Svid>,
         bundle: TrustBundle,
     },
-    /// Nothing yet: ask again then.
+    /// Retry after this time.
     Later(Duration),
 }
 
-/// Why there is no certificate.
+/// Why no certificate was issued.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum IssueError {
     #[error("there is no certificate in force to renew, and no unused join token")]
@@ -50,31 +50,31 @@ pub(super) enum IssueError {
     Key(#[from] KeyError),
     #[error("the control plane cannot be reached")]
     Connect(#[from] tonic::transport::Error),
-    #[error("the control plane says: {} ({})", .0.message(), .0.code())]
+    #[error("the control plane responded: {} ({})", .0.message(), .0.code())]
     Refused(Box<tonic::Status>),
     #[error(transparent)]
     Files(#[from] IdentityError),
     #[error("no TLS configuration")]
     Tls(#[from] rustls::Error),
-    #[error("the control plane's trust bundle is not JSON as it should be")]
+    #[error("the control plane's trust bundle is not valid JSON")]
     Bundle(#[source] serde_json::Error),
-    #[error("the control plane's trust bundle is of `{0}`")]
+    #[error("the control plane's trust bundle is for `{0}`")]
     OtherDomain(TrustDomain),
     #[error(transparent)]
     Roots(#[from] RootsError),
-    #[error("the control plane's certificate: {0}")]
+    #[error("the control plane's certificate is invalid: {0}")]
     Svid(#[from] SvidError),
-    #[error("the control plane sent a certificate of `{0}`")]
+    #[error("the control plane sent a certificate for `{0}`")]
     OtherIdentity(Box<SpiffeId>),
-    #[error("the control plane's answer is larger than it should be")]
+    #[error("the control plane's response is too large")]
     TooLarge,
 }
 
 impl IssueError {
-    /// Trying again soon is of no use: people have to do something.
+    /// Whether retries cannot succeed until an operator acts.
     pub(super) fn is_final(&self) -> bool {
         match self {
-            // A pod's files are mended from outside, and its token is new in a while.
+            // The kubelet fixes the pod's files, and refreshes its token.
             Self::NoEvidence => true,
             Self::Refused(status) => matches!(
                 status.code(),
@@ -89,27 +89,27 @@ impl IssueError {
 }
 
 impl IssueError {
-    /// What people have to do, where that is known.
-    pub(super) fn mending(&self, workload: &WorkloadId) -> Option<String> {
+    /// How to fix the error, if that is known.
+    pub(super) fn hint(&self, workload: &WorkloadId) -> Option<String> {
         let token = match self {
             Self::NoEvidence => true,
             Self::Refused(status) => self.is_final() && status.message().contains("join token"),
             _ => false,
         };
         token.then(|| {
-            format!("make a join token by `merlon token create --identity {workload}`, and start this proxy with it")
+            format!("create a join token with `merlon token create --identity {workload}`, and start this proxy with it")
         })
     }
 }
 
-/// For the call itself; the control plane may have to ask Vault.
+/// Time limit of a call, in which the control plane may call Vault.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Chain and bundle together.
+/// Maximum size of chain and bundle together.
 const LIMIT: usize = 256 << 10;
 
-/// The longest that the control plane may tell us to stay away.
-const LATER: Duration = Duration::from_secs(300);
+/// Maximum retry delay that is accepted from the control plane.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(300);
 
 pub(super) async fn issue(
     start: &IdentityDeps,
@@ -142,7 +142,7 @@ pub(super) async fn issue(
             (trust.client_config(&control_plane, &[H2])?, Some(evidence))
         }
     };
-    // A new key for every certificate; it stays in this process and its state directory.
+    // Every certificate has a new key, which stays in this process and its state directory.
     let key = PrivateKey::generate()?;
     let mut request = tonic::Request::new(IssueRequest {
         csr: key.csr(&id)?,
@@ -154,19 +154,19 @@ pub(super) async fn issue(
     let mut client = IdentityClient::new(channel).max_decoding_message_size(LIMIT);
     let answer = tokio::time::timeout(TIMEOUT, client.issue(request)).await;
     let answer =
-        answer.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer in time")));
+        answer.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no response in time")));
     let answer = answer
         .map_err(|status| IssueError::Refused(Box::new(status)))?
         .into_inner();
     if answer.retry_after_seconds > 0 {
         return Ok(Issued::Later(
-            Duration::from_secs(answer.retry_after_seconds.into()).min(LATER),
+            Duration::from_secs(answer.retry_after_seconds.into()).min(MAX_RETRY_DELAY),
         ));
     }
     check(answer, key, &id)
 }
 
-/// What any peer would check, and that it is what was asked for.
+/// Verifies the certificate like a peer, and that it is for the requested identity.
 fn check(answer: IssueResponse, key: PrivateKey, id: &SpiffeId) -> Result<Issued, IssueError> {
     if answer.chain.len() > 8 {
         return Err(IssueError::TooLarge);
@@ -188,7 +188,7 @@ fn check(answer: IssueResponse, key: PrivateKey, id: &SpiffeId) -> Result<Issued
     })
 }
 
-/// What the keeper begins with.
+/// The input of the identity task.
 #[derive(Debug)]
 pub(crate) struct IdentityDeps {
     pub(crate) node_id: String,

@@ -1,4 +1,4 @@
-//! Puts an identity in force, and ends it when it expires.
+//! Puts an identity in force, and withdraws it when it expires.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
-/// Puts an identity in force, unless it is the one that is: new handshakes use it, open connections go on.
+/// Puts an identity in force if it has changed. New handshakes use it; open connections stay.
 pub(crate) fn publish(shared: &Shared, metrics: &Metrics, tls: MeshTls) {
     let before = shared.identity.load_full();
     let same = |old: &Arc<MeshTls>| {
@@ -37,11 +37,11 @@ pub(crate) fn publish(shared: &Shared, metrics: &Metrics, tls: MeshTls) {
     let ends = i64::try_from(svid.not_after.as_secs()).unwrap_or(i64::MAX);
     metrics.certificate_expiration.set(ends);
     shared.identity.publish(Some(Arc::new(tls)));
-    shared.readiness.have(Unready::NoIdentity);
-    shared.readiness.have(Unready::TlsExpired);
+    shared.readiness.remove_reason(Unready::NoIdentity);
+    shared.readiness.remove_reason(Unready::TlsExpired);
 }
 
-/// Takes the identity out of force when its time is over: nothing is served or dialled with an expired certificate.
+/// Withdraws an expired identity: no connection is accepted or opened with an expired certificate.
 pub(crate) fn expire(shared: &Shared) {
     let now = UnixTime::now().as_secs();
     let current = shared.identity.load_full();
@@ -50,9 +50,9 @@ pub(crate) fn expire(shared: &Shared) {
     {
         tracing::error!(identity = %tls.svid().id, serial = tls.svid().serial, "identity.expired");
         shared.identity.publish(None);
-        shared.readiness.lack(
+        shared.readiness.add_reason(
             Unready::TlsExpired,
-            "the certificate has expired, and there is no new one",
+            "the certificate has expired and was not renewed",
         );
     }
 }

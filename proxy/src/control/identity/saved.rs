@@ -1,4 +1,4 @@
-//! The identity on disk: one file, written whole.
+//! The identity on disk: one file, written atomically.
 
 use std::{fmt, io, sync::Arc};
 
@@ -14,27 +14,27 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::control::state_dir::StateDir;
 
-/// The file's name in the state directory.
+/// The file name in the state directory.
 const FILE: &str = "identity.json";
 
-/// Key, certificate and roots, which belong together: in one file, so that none is of another time.
+/// Key, certificate and roots, in one file so that they always match.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct SavedIdentity {
     key: String,
     chain: String,
     bundle: TrustBundle,
-    /// Hash of the join token's secret that led to it: a second use would raise an alarm.
+    /// Hash of the secret of the join token that was used, since a second use would be reported as an attack.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     used_token: Option<[u8; 32]>,
 }
 
-/// Why a kept identity is not used. A new one is asked for instead.
+/// Why a saved identity is not used. A new one is requested instead.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SavedIdentityError {
     #[error(transparent)]
     Read(#[from] io::Error),
-    #[error("it is not JSON as it should be")]
+    #[error("it is not valid JSON of an identity")]
     Json(#[from] serde_json::Error),
     #[error(transparent)]
     Roots(#[from] RootsError),
@@ -42,12 +42,12 @@ pub(super) enum SavedIdentityError {
     Key(#[from] KeyError),
     #[error(transparent)]
     Svid(#[from] SvidError),
-    #[error("it is `{found}`, and this proxy runs as `{own}`")]
+    #[error("it is for `{found}`, but this proxy runs as `{own}`")]
     Other {
         own: Box<WorkloadId>,
         found: Box<SpiffeId>,
     },
-    #[error("it is `{0}`, and the join token is for another mesh")]
+    #[error("it is for `{0}`, but the join token is for another mesh")]
     OtherMesh(Box<SpiffeId>),
 }
 
@@ -81,7 +81,7 @@ impl SavedIdentity {
         self.used_token
     }
 
-    /// The identity, checked as a new one would be.
+    /// Restores the identity, with the same checks as for a new one.
     pub(super) fn restore(
         &self,
         own: &WorkloadId,

@@ -1,34 +1,34 @@
-//! How often unknown keys may cause a fetch.
+//! Limits how often unknown keys cause a fetch.
 
 use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-/// The same key is looked for at most once in this time, found or not.
+/// One `kid` causes at most one fetch in this time, found or not.
 pub(super) const SAME: Duration = Duration::from_secs(30);
-/// Keys of whatever names cause at most one fetch in this time. Short, because whoever invents names uses it up, and
-/// for so long a key that is really new may be refused.
+/// All `kid`s together cause at most one fetch in this time. It is short, since a client can use it up with invented
+/// names, and a key that is really new may be refused for this long.
 pub(super) const ANY: Duration = Duration::from_secs(5);
 
-/// What was looked for lately. With one question in [`ANY`] it never grows beyond [`SAME`] divided by that.
+/// The recent fetches. With one fetch per [`ANY`] it has at most `SAME / ANY` entries.
 #[derive(Debug, Default)]
 pub(super) struct Budget {
-    asked: VecDeque<(String, Instant)>,
+    fetched: VecDeque<(String, Instant)>,
 }
 
 impl Budget {
-    /// Whether this key may be looked for now; then it is taken to have been.
+    /// Whether `kid` may cause a fetch now; if so, the fetch is counted.
     pub(super) fn take(&mut self, kid: &str, now: Instant) -> bool {
-        self.asked
+        self.fetched
             .retain(|(_, at)| now.saturating_duration_since(*at) < SAME);
         let busy = self
-            .asked
+            .fetched
             .back()
             .is_some_and(|(_, at)| now.saturating_duration_since(*at) < ANY);
-        if busy || self.asked.iter().any(|(known, _)| known == kid) {
+        if busy || self.fetched.iter().any(|(known, _)| known == kid) {
             return false;
         }
-        self.asked.push_back((kid.to_owned(), now));
+        self.fetched.push_back((kid.to_owned(), now));
         true
     }
 }
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn invented_names_delay_a_new_key_by_seconds_and_one_name_costs_one_fetch() {
+    fn invented_names_delay_a_new_key_by_seconds_and_one_name_causes_one_fetch() {
         let mut budget = Budget::default();
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
@@ -49,9 +49,9 @@ mod tests {
             assert!(!budget.take("stale", at(second)), "{second}");
         }
         assert!(budget.take("stale", at(30)));
-        // Somebody asks for another name as often as he can, for an hour.
+        // A client sends new names as fast as possible, for an hour.
         let fetches = (31..3_631).filter(|second| budget.take(&format!("{second}"), at(*second)));
         assert_eq!(fetches.count(), 720);
-        assert!(budget.asked.len() <= 6);
+        assert!(budget.fetched.len() <= 6);
     }
 }

@@ -1,4 +1,4 @@
-//! From an issuer's URL to its keys.
+//! Fetches an issuer's keys, by its URL.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,31 +11,31 @@ use super::{
     http::{Fetch, FetchError},
 };
 
-/// Why an issuer's keys could not be had.
+/// Why an issuer's keys could not be fetched.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum KeysError {
-    #[error("`{0}` is not a URL")]
+    #[error("`{0}` is not a valid URL")]
     Issuer(String),
     #[error(transparent)]
     Fetch(#[from] FetchError),
-    #[error("the discovery document is not JSON with `issuer` and `jwks_uri`")]
+    #[error("the discovery document is not a JSON object with `issuer` and `jwks_uri`")]
     Discovery(#[source] serde_json::Error),
-    #[error("the discovery document is of the issuer `{found}`, not of `{wanted}`")]
+    #[error("the discovery document names the issuer `{found}`, not `{wanted}`")]
     OtherIssuer { wanted: String, found: String },
     #[error(transparent)]
     Keys(#[from] JwksProblem),
 }
 
-/// An issuer's keys, as they were fetched.
+/// The fetched keys of an issuer.
 #[derive(Debug)]
 pub(super) struct Keys {
     pub(super) set: Arc<KeySet>,
-    /// Of the document: equal bytes are equal keys.
+    /// Hash of the document, to detect changes.
     pub(super) digest: merlon_config::snapshot::Version,
     pub(super) max_age: Option<Duration>,
 }
 
-/// OpenID Connect Discovery 1.0 §3, as far as keys need it.
+/// OpenID Connect Discovery 1.0 §3; only the fields that are needed for keys.
 #[derive(Debug, Deserialize)]
 struct Discovery {
     issuer: String,
@@ -75,7 +75,7 @@ async fn discover(fetch: &Fetch, issuer: &str) -> Result<Url, KeysError> {
         .map_err(|_| KeysError::Issuer(issuer.to_owned()))?;
     let fetched = fetch.get(&url).await?;
     let found: Discovery = serde_json::from_slice(&fetched.body).map_err(KeysError::Discovery)?;
-    // Discovery §4.3: exactly, or one issuer could speak for another.
+    // Discovery §4.3: an exact match, or one issuer could impersonate another.
     if found.issuer != issuer {
         return Err(KeysError::OtherIssuer {
             wanted: issuer.to_owned(),

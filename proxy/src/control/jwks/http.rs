@@ -1,4 +1,4 @@
-//! Fetching what a stranger's server says: bounded in size, time and place.
+//! Fetches documents of servers that are not trusted, with limits for size, time and address.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -15,31 +15,31 @@ use reqwest::{
 };
 use url::{Host, Url};
 
-/// For connecting, asking and reading together.
+/// Time limit for connection, request and response together.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The largest answer.
+/// Maximum size of a response.
 const LIMIT: usize = 1 << 20;
 
-/// Redirects that are followed, all on one host.
+/// Maximum number of redirects, all on the same host.
 const REDIRECTS: usize = 3;
 
-/// Why an address did not give what was asked of it.
+/// Why a document could not be fetched.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FetchError {
-    #[error("`{0}` is not fetched from: {1}")]
+    #[error("`{0}` is not allowed: {1}")]
     Place(Url, &'static str),
     #[error("the issuer's `caCertificates` are not PEM certificates")]
     Roots(#[source] reqwest::Error),
-    #[error("`{url}` did not answer")]
+    #[error("`{url}` did not respond")]
     Request {
         url: Url,
         #[source]
         source: reqwest::Error,
     },
-    #[error("`{url}` answered {status}")]
+    #[error("`{url}` responded with {status}")]
     Status { url: Url, status: u16 },
-    #[error("`{0}` answered with more than 1 MiB")]
+    #[error("`{0}` responded with more than 1 MiB")]
     TooLarge(Url),
 }
 
@@ -47,15 +47,15 @@ pub(super) enum FetchError {
 #[derive(Debug)]
 pub(super) struct Fetch {
     client: Client,
-    /// The issuer itself is on this machine: only then may its documents be.
+    /// Whether the issuer is on this machine; only then may its documents be.
     loopback: bool,
 }
 
-/// What was fetched.
+/// A fetched document.
 #[derive(Debug)]
 pub(super) struct Fetched {
     pub(super) body: Vec<u8>,
-    /// `max-age`, while nothing says `no-store` or `no-cache` (RFC 9111 §5.2.2).
+    /// `max-age`, unless `no-store` or `no-cache` is set (RFC 9111 §5.2.2).
     pub(super) max_age: Option<Duration>,
 }
 
@@ -66,7 +66,7 @@ impl Fetch {
             .timeout(TIMEOUT)
             .redirect(redirect::Policy::custom(same_host))
             .dns_resolver(Arc::new(Guarded { loopback }))
-            // Where it is fetched from is the issuer's URL, not an environment variable's.
+            // No proxy of the environment: the issuer's URL decides what is contacted.
             .no_proxy()
             .pool_max_idle_per_host(0)
             .user_agent(concat!("merlon-proxy/", env!("CARGO_PKG_VERSION")));
@@ -107,24 +107,24 @@ impl Fetch {
         Ok(Fetched { body, max_age })
     }
 
-    /// Names are checked when they are resolved; here stands what needs no resolving.
+    /// Checks everything but host names, which are checked when they are resolved.
     fn check_place(&self, url: &Url) -> Result<(), FetchError> {
         let refuse = |why| Err(FetchError::Place(url.clone(), why));
         let address = match url.host() {
             Some(Host::Ipv4(address)) => Some(IpAddr::V4(address)),
             Some(Host::Ipv6(address)) => Some(IpAddr::V6(address)),
             Some(Host::Domain(_)) => None,
-            None => return refuse("it has no host"),
+            None => return refuse("the URL has no host"),
         };
         if address.is_some_and(|address| !may_reach(address, self.loopback)) {
             return refuse(
-                "it is an address of this machine or link, and the issuer is not on this machine",
+                "the address is local to this machine or link, and the issuer is not on this machine",
             );
         }
         match url.scheme() {
             "https" => Ok(()),
             "http" if self.loopback && is_loopback(url) => Ok(()),
-            _ => refuse("it must be `https`"),
+            _ => refuse("the scheme must be `https`"),
         }
     }
 }
@@ -141,7 +141,7 @@ fn same_host(attempt: redirect::Attempt<'_>) -> redirect::Action {
     }
 }
 
-/// Loopback, link-local (clouds hand out credentials there) and unspecified addresses are nobody's issuer.
+/// An issuer is never at a link-local (clouds serve credentials there) or unspecified address, nor usually on loopback.
 fn may_reach(address: IpAddr, loopback: bool) -> bool {
     let address = address.to_canonical();
     let link_local = match address {
@@ -154,7 +154,7 @@ fn may_reach(address: IpAddr, loopback: bool) -> bool {
         && (loopback || !address.is_loopback())
 }
 
-/// Resolves names, and drops addresses that must not be reached: also a public name may point inside.
+/// Resolves names and drops addresses that are not allowed, since a public name may resolve to an internal address.
 struct Guarded {
     loopback: bool,
 }
@@ -163,7 +163,7 @@ impl Resolve for Guarded {
     fn resolve(&self, name: Name) -> Resolving {
         let loopback = self.loopback;
         Box::pin(async move {
-            // Not from DNS (RFC 6761 §6.3), which could point it elsewhere.
+            // `localhost` is not resolved by DNS (RFC 6761 §6.3), which could return another address.
             if name.as_str() == "localhost" {
                 let addresses = [SocketAddr::from(([127, 0, 0, 1], 0))];
                 return Ok::<Addrs, _>(Box::new(addresses.into_iter().filter(move |_| loopback)));
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn an_issuer_elsewhere_leads_nobody_to_this_machine() {
+    fn documents_of_a_remote_issuer_are_not_fetched_from_this_machine() {
         for url in [
             "http://issuer.test/keys",
             "https://127.0.0.1/keys",
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn an_issuer_on_this_machine_has_its_keys_here() {
+    fn documents_of_a_local_issuer_are_fetched_from_this_machine_only() {
         assert!(check("http://127.0.0.1:8080", "http://127.0.0.1:8080/jwks"));
         assert!(!check(
             "http://127.0.0.1:8080",
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn max_age_counts_only_where_storing_is_allowed() {
+    fn max_age_counts_only_if_storing_is_allowed() {
         let of = |text: &str| {
             let mut headers = header::HeaderMap::new();
             headers.insert(header::CACHE_CONTROL, text.parse().unwrap());

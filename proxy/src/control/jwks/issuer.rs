@@ -1,4 +1,4 @@
-//! One issuer's task: fetch, publish, wait, again.
+//! The task of one issuer: fetch, publish, wait, repeat.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,15 +15,15 @@ use crate::{
     telemetry::metrics::{FetchResult, Metrics},
 };
 
-/// How often keys are looked at again, whatever the issuer says about caching.
+/// Bounds of the refresh interval, for any `max-age` of the issuer.
 const REFRESH: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(5 * 60)..=Duration::from_secs(24 * 3_600);
 
-/// For how long keys are used that nobody confirmed.
+/// How long keys are used without a successful fetch.
 const LAST_GOOD: Duration = Duration::from_secs(24 * 3_600);
 
-/// How soon keys are fetched again after a failure, with others at hand.
-const AGAIN: Duration = Duration::from_secs(30);
+/// Retry interval after a failure while there are keys.
+const RETRY: Duration = Duration::from_secs(30);
 
 pub(super) async fn follow(
     source: IssuerSource,
@@ -70,22 +70,22 @@ pub(super) async fn follow(
                     known = None;
                     cache.publish(&source.issuer, None);
                 }
-                // With keys at hand there is no hurry; without, every request of this issuer is refused.
+                // Without keys, every request with a token of this issuer is refused, so retry sooner.
                 if known.is_some() {
-                    AGAIN
+                    RETRY
                 } else {
                     backoff.next_wait()
                 }
             }
         };
-        // Who waited looks at the keys again, whatever came.
+        // Waiting requests check the keys again, whatever the result.
         waiting.clear();
         let due = Instant::now() + next;
         loop {
             tokio::select! {
                 () = time::sleep_until(due) => break,
                 Some(question) = questions.recv() => {
-                    // Who asks in vain goes on with the keys at hand.
+                    // Otherwise the request is decided with the current keys.
                     if budget.take(&question.kid, Instant::now()) {
                         waiting.push(question.done);
                         break;
@@ -93,7 +93,7 @@ pub(super) async fn follow(
                 }
             }
         }
-        // All that ask meanwhile share the one fetch.
+        // All queued requests share one fetch.
         while let Ok(question) = questions.try_recv() {
             waiting.push(question.done);
         }

@@ -1,4 +1,4 @@
-//! One question to the program, as a node would have put it.
+//! Makes one probe to the program, like the kubelet.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -15,12 +15,12 @@ use tokio::net::TcpStream;
 use tonic::{client, transport::Endpoint};
 use tonic_prost::ProstCodec;
 
-/// A node follows so many redirects.
+/// Maximum number of redirects, like the kubelet.
 const REDIRECTS: usize = 10;
-/// A node reads so many bytes of an answer's body. One that breaks off before is not right.
+/// How much of a response body is read, like the kubelet. A body that breaks off before is a failure.
 const BODY: usize = 10 * 1024;
 
-/// Asks programs. Each question has a connection of its own.
+/// Makes probes, each on its own connection.
 #[derive(Debug)]
 pub(super) struct ProbeClient {
     http: reqwest::Client,
@@ -28,7 +28,7 @@ pub(super) struct ProbeClient {
 
 impl ProbeClient {
     pub(super) fn new() -> Result<Self, reqwest::Error> {
-        // Within the pod; elsewhere nothing is asked, so a redirect that leads there is a right answer, as to a node.
+        // Follow redirects within the pod only. A redirect to another host is a success, as for the kubelet.
         let redirects = redirect::Policy::custom(|attempt| {
             let first = attempt.previous().first().and_then(|url| url.host_str());
             if attempt.previous().len() > REDIRECTS {
@@ -44,17 +44,17 @@ impl ProbeClient {
             .no_proxy()
             .pool_max_idle_per_host(0)
             .http1_only()
-            // A node does not verify it either: it asks whether somebody answers, and believes nothing that it reads.
+            // The kubelet does not verify it either: a probe checks only that the program responds.
             .tls_danger_accept_invalid_certs(true)
             .build()?;
         Ok(Self { http })
     }
 
-    /// Asks at the pod's own address.
+    /// Makes the probe at the pod's address.
     ///
     /// # Errors
-    /// Why the answer is not right.
-    pub(super) async fn ask(
+    /// Why the probe failed.
+    pub(super) async fn probe(
         &self,
         handler: &Handler,
         own: IpAddr,
@@ -80,7 +80,7 @@ impl ProbeClient {
             Scheme::Http => "http",
             Scheme::Https => "https",
         };
-        // Without it a path like `@elsewhere/` would name another host.
+        // Without the slash, a path like `@elsewhere/` would change the host.
         let slash = if get.path.starts_with('/') { "" } else { "/" };
         let url = format!(
             "{scheme}://{}{slash}{}",
@@ -96,10 +96,10 @@ impl ProbeClient {
         for (name, value) in &get.headers {
             let name: HeaderName = name
                 .parse()
-                .map_err(|_| format!("`{name}` names no header"))?;
+                .map_err(|_| format!("`{name}` is not a valid header name"))?;
             let value = HeaderValue::from_str(value)
-                .map_err(|_| format!("the header `{name}` cannot have that value"))?;
-            // What is said explicitly replaces what is usual; what is said twice is sent twice.
+                .map_err(|_| format!("the value of the header `{name}` is invalid"))?;
+            // Explicit headers replace the defaults; a repeated header is sent repeatedly.
             if seen.contains(&name) {
                 headers.append(name, value);
             } else {
@@ -119,7 +119,7 @@ impl ProbeClient {
         if status.is_success() || status.is_redirection() {
             Ok(())
         } else {
-            Err(format!("the program answered {status}"))
+            Err(format!("the program responded with {status}"))
         }
     }
 }
@@ -166,7 +166,7 @@ async fn health(grpc: &Grpc, own: IpAddr) -> Result<(), String> {
     match answer.into_inner().status {
         SERVING => Ok(()),
         other => Err(format!(
-            "the program answered {}",
+            "the program responded with {}",
             match other {
                 2 => "NOT_SERVING",
                 3 => "SERVICE_UNKNOWN",

@@ -15,7 +15,7 @@ use tokio::io::AsyncReadExt as _;
 
 use super::*;
 
-/// A program that remembers the heads it saw.
+/// A program that records the request heads.
 #[derive(Clone, Default)]
 struct Program {
     seen: Arc<Mutex<Vec<(String, HeaderMap)>>>,
@@ -48,10 +48,10 @@ fn get(port: u16, path: &str) -> HttpGet {
     }
 }
 
-/// A listener with one probe, and what it answers to a GET for it.
-async fn asked(handler: Handler) -> (u16, String) {
+/// The response of a listener with one probe to a GET for it.
+async fn probe_result(handler: Handler) -> (u16, String) {
     let here = listener(handler).await;
-    said(here, "/probe/web/liveness", Method::GET).await
+    response(here, "/probe/web/liveness", Method::GET).await
 }
 
 async fn listener(handler: Handler) -> SocketAddr {
@@ -70,7 +70,7 @@ async fn listener_at(path: &str, handler: Handler) -> SocketAddr {
     here
 }
 
-async fn said(here: SocketAddr, path: &str, method: Method) -> (u16, String) {
+async fn response(here: SocketAddr, path: &str, method: Method) -> (u16, String) {
     let request = reqwest::Client::new()
         .request(method, format!("http://{here}{path}"))
         .header("user-agent", "kube-probe/1.36");
@@ -80,7 +80,7 @@ async fn said(here: SocketAddr, path: &str, method: Method) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn an_answer_of_the_program_is_as_right_as_it_is_to_a_node() {
+async fn responses_count_as_success_or_failure_as_for_the_kubelet() {
     for (status, right) in [
         (200, true),
         (204, true),
@@ -91,14 +91,14 @@ async fn an_answer_of_the_program_is_as_right_as_it_is_to_a_node() {
         let code = StatusCode::from_u16(status).unwrap();
         let (_, port) =
             Program::start(|routes| routes.route("/", any(move || async move { code }))).await;
-        let (found, text) = asked(Handler::HttpGet(get(port, "/"))).await;
+        let (found, text) = probe_result(Handler::HttpGet(get(port, "/"))).await;
         assert_eq!(found == 200, right, "{status}: {text}");
         assert!(right || text.contains(&status.to_string()), "{text}");
     }
 }
 
 #[tokio::test]
-async fn the_program_sees_the_very_request_that_the_node_would_have_made() {
+async fn the_program_receives_the_same_request_as_from_the_kubelet() {
     let (program, port) = Program::start(|routes| routes.fallback(async || "fine")).await;
     let mut handler = get(port, "/healthz?full=1");
     handler.headers = vec![
@@ -106,7 +106,7 @@ async fn the_program_sees_the_very_request_that_the_node_would_have_made() {
         ("X-Twice".to_owned(), "a".to_owned()),
         ("X-Twice".to_owned(), "b".to_owned()),
     ];
-    assert_eq!(asked(Handler::HttpGet(handler)).await.0, 200);
+    assert_eq!(probe_result(Handler::HttpGet(handler)).await.0, 200);
     let seen = program.seen.lock().unwrap();
     let (uri, headers) = seen.first().unwrap();
     assert_eq!(uri, "/healthz?full=1");
@@ -141,13 +141,19 @@ async fn a_redirect_is_followed_within_the_program_and_nowhere_else() {
             )
     })
     .await;
-    assert_eq!(asked(Handler::HttpGet(get(port, "/in"))).await.0, 503);
-    assert_eq!(asked(Handler::HttpGet(get(port, "/out"))).await.0, 200);
+    assert_eq!(
+        probe_result(Handler::HttpGet(get(port, "/in"))).await.0,
+        503
+    );
+    assert_eq!(
+        probe_result(Handler::HttpGet(get(port, "/out"))).await.0,
+        200
+    );
     assert!(elsewhere.seen.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
-async fn a_dead_program_is_seen_as_dead_by_every_kind_of_probe() {
+async fn every_kind_of_probe_detects_a_dead_program() {
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = gone.local_addr().unwrap().port();
     drop(gone);
@@ -157,32 +163,35 @@ async fn a_dead_program_is_seen_as_dead_by_every_kind_of_probe() {
         Handler::TcpSocket(TcpSocket { port }),
         Handler::Grpc(Grpc { port, service }),
     ] {
-        let (status, text) = asked(handler).await;
+        let (status, text) = probe_result(handler).await;
         assert_eq!(status, 503, "{text}");
         assert!(text.contains("refused"), "{text}");
     }
 }
 
 #[tokio::test]
-async fn a_program_that_takes_connections_and_never_answers_is_seen_as_hung() {
+async fn a_program_that_accepts_connections_and_never_responds_fails_the_probe() {
     let hung = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = hung.local_addr().unwrap().port();
     tokio::spawn(async move {
-        let mut kept = Vec::new();
+        let mut open = Vec::new();
         while let Ok((stream, _)) = hung.accept().await {
-            kept.push(stream);
+            open.push(stream);
         }
     });
-    let (status, text) = asked(Handler::HttpGet(get(port, "/"))).await;
+    let (status, text) = probe_result(Handler::HttpGet(get(port, "/"))).await;
     assert_eq!(
         (status, text.as_str()),
-        (503, "the program did not answer within 1 s\n")
+        (503, "the program did not respond within 1 s\n")
     );
-    assert_eq!(asked(Handler::TcpSocket(TcpSocket { port })).await.0, 200);
+    assert_eq!(
+        probe_result(Handler::TcpSocket(TcpSocket { port })).await.0,
+        200
+    );
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_not_right_and_one_without_end_is() {
+async fn a_truncated_body_fails_and_an_endless_one_succeeds() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -199,9 +208,9 @@ async fn a_body_that_breaks_off_is_not_right_and_one_without_end_is() {
             );
         }
     });
-    let (status, text) = asked(Handler::HttpGet(get(port, "/"))).await;
+    let (status, text) = probe_result(Handler::HttpGet(get(port, "/"))).await;
     assert_eq!(status, 503, "{text}");
-    let (status, text) = asked(Handler::HttpGet(get(port, "/endless"))).await;
+    let (status, text) = probe_result(Handler::HttpGet(get(port, "/endless"))).await;
     assert_eq!(status, 200, "{text}");
 }
 
@@ -215,7 +224,7 @@ async fn no_path_leads_to_another_host() {
         format!("http://127.0.0.1:{other}/"),
         format!("\\@127.0.0.1:{other}/"),
     ] {
-        let (status, text) = asked(Handler::HttpGet(get(port, &path))).await;
+        let (status, text) = probe_result(Handler::HttpGet(get(port, &path))).await;
         assert_eq!(status, 200, "`{path}`: {text}");
     }
     assert!(elsewhere.seen.lock().unwrap().is_empty());
@@ -223,7 +232,7 @@ async fn no_path_leads_to_another_host() {
 }
 
 #[tokio::test]
-async fn a_probe_that_hangs_however_often_delays_no_other() {
+async fn many_requests_of_a_hanging_probe_do_not_delay_others() {
     let hung = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let slow = Handler::HttpGet(get(hung.local_addr().unwrap().port(), "/"));
     let (_, port) = Program::start(|routes| routes.fallback(async || "fine")).await;
@@ -241,30 +250,33 @@ async fn a_probe_that_hangs_however_often_delays_no_other() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let here = listener.local_addr().unwrap();
     tokio::spawn(serve(listener, probes, Arc::new(Metrics::default())));
-    let many: Vec<_> = (0..4 * AT_ONCE)
-        .map(|_| tokio::spawn(said(here, "/probe/slow/liveness", Method::GET)))
+    let many: Vec<_> = (0..4 * CONCURRENT)
+        .map(|_| tokio::spawn(response(here, "/probe/slow/liveness", Method::GET)))
         .collect();
-    // All places of the slow probe are taken.
+    // The concurrency limit of the slow probe is used up.
     let mut held = Vec::new();
-    while held.len() < AT_ONCE {
+    while held.len() < CONCURRENT {
         held.push(hung.accept().await.unwrap());
     }
-    assert_eq!(said(here, "/probe/web/liveness", Method::GET).await.0, 200);
+    assert_eq!(
+        response(here, "/probe/web/liveness", Method::GET).await.0,
+        200
+    );
     for one in many {
         one.abort();
     }
 }
 
 #[test]
-fn a_reason_is_one_line_however_a_program_words_it() {
-    let told = one_line(&format!("a\r\nb{}", "ü".repeat(5000)));
-    assert!(!told.contains(['\r', '\n']), "{told}");
-    assert_eq!(told.chars().count(), REASON);
+fn a_reason_is_a_short_single_line() {
+    let reason = one_line(&format!("a\r\nb{}", "ü".repeat(5000)));
+    assert!(!reason.contains(['\r', '\n']), "{reason}");
+    assert_eq!(reason.chars().count(), REASON_LENGTH);
 }
 
 #[tokio::test]
-async fn a_programs_certificate_is_not_verified_as_the_node_does_not_either() {
-    let made = rcgen::generate_simple_self_signed(vec!["nobody".to_owned()]).unwrap();
+async fn the_certificate_of_the_program_is_not_verified() {
+    let made = rcgen::generate_simple_self_signed(vec!["other.test".to_owned()]).unwrap();
     let config = rustls::ServerConfig::builder_with_provider(Arc::clone(merlon_certs::provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -289,12 +301,12 @@ async fn a_programs_certificate_is_not_verified_as_the_node_does_not_either() {
     });
     let mut handler = get(port, "/");
     handler.scheme = Scheme::Https;
-    let (status, text) = asked(Handler::HttpGet(handler)).await;
+    let (status, text) = probe_result(Handler::HttpGet(handler)).await;
     assert_eq!(status, 200, "{text}");
 }
 
 #[tokio::test]
-async fn nothing_can_be_asked_but_what_was_written_down() {
+async fn only_configured_probes_are_made() {
     let reached = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&reached);
     let (_, port) = Program::start(|routes| {
@@ -306,7 +318,7 @@ async fn nothing_can_be_asked_but_what_was_written_down() {
     let here = listener(Handler::HttpGet(get(port, "/"))).await;
     let path = "/probe/web/liveness";
     for method in [Method::POST, Method::PUT, Method::DELETE] {
-        assert_eq!(said(here, path, method).await.0, 405);
+        assert_eq!(response(here, path, method).await.0, 405);
     }
     for other in [
         "/",
@@ -314,17 +326,17 @@ async fn nothing_can_be_asked_but_what_was_written_down() {
         "/probe/web/liveness/",
         "//probe/web/liveness",
     ] {
-        let (status, text) = said(here, other, Method::GET).await;
+        let (status, text) = response(here, other, Method::GET).await;
         assert_eq!(status, 404, "{other}");
         assert_eq!(text, "there is no such probe\n");
     }
     assert_eq!(reached.load(Ordering::Relaxed), 0);
-    assert_eq!(said(here, path, Method::HEAD).await.0, 200);
+    assert_eq!(response(here, path, Method::HEAD).await.0, 200);
     assert_eq!(reached.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]
-async fn a_hook_is_fired_by_nobody_without_its_key() {
+async fn a_hook_requires_its_key() {
     let (program, port) = Program::start(|routes| routes.fallback(any(async || "bye"))).await;
     let key = HookKey::new(0xabc0_u128 << 64);
     let path = hook_path("web", ProbeKind::PreStop, &key);
@@ -337,17 +349,17 @@ async fn a_hook_is_fired_by_nobody_without_its_key() {
         path.to_uppercase(),
         format!("{path}/"),
     ] {
-        let (status, text) = said(here, &guess, Method::GET).await;
+        let (status, text) = response(here, &guess, Method::GET).await;
         assert_eq!(status, 404, "{guess}");
         assert!(!text.contains(&key.to_string()), "{text}");
     }
     assert!(program.seen.lock().unwrap().is_empty());
-    assert_eq!(said(here, &path, Method::GET).await.0, 200);
+    assert_eq!(response(here, &path, Method::GET).await.0, 200);
     assert_eq!(program.seen.lock().unwrap().len(), 1);
 }
 
 #[test]
-fn the_log_tells_no_key() {
+fn the_log_contains_no_key() {
     let key = HookKey::new(7);
     let path = hook_path("web", ProbeKind::PreStop, &key);
     assert_eq!(without_key(&path), "/probe/web/preStop");
@@ -364,7 +376,7 @@ mod grpc {
 
     use super::*;
 
-    /// A health service that gives the status that it is asked for by name.
+    /// A health service that returns the status that the service name selects.
     async fn program() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let here = listener.local_addr().unwrap();
@@ -401,16 +413,16 @@ mod grpc {
     }
 
     #[tokio::test]
-    async fn a_health_service_is_right_only_when_it_serves() {
+    async fn a_grpc_probe_succeeds_only_if_the_service_is_serving() {
         let port = program().await.port();
-        for (service, status, told) in [
+        for (service, status, reason) in [
             ("", 200, "ok\n"),
             ("shop.Orders", 200, "ok\n"),
-            ("down", 503, "the program answered NOT_SERVING\n"),
+            ("down", 503, "the program responded with NOT_SERVING\n"),
         ] {
             let service = service.to_owned();
-            let answer = asked(Handler::Grpc(Grpc { port, service })).await;
-            assert_eq!((answer.0, answer.1.as_str()), (status, told));
+            let answer = probe_result(Handler::Grpc(Grpc { port, service })).await;
+            assert_eq!((answer.0, answer.1.as_str()), (status, reason));
         }
     }
 }

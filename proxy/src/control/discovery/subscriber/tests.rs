@@ -29,16 +29,20 @@ fn sealed(of: &Resources, kind: ResourceKind) -> Vec<Resource> {
         .collect()
 }
 
-/// Begins a stream and gives what is said first.
-fn begun() -> Subscriber {
+/// A subscriber whose stream has started and whose first requests are taken.
+fn started() -> Subscriber {
     let mut subscriber = Subscriber::new(orders());
     subscriber.begin(merlon_api::node("n", None, "0"));
     subscriber.take_requests();
     subscriber
 }
 
-/// Sends everything of `state`; the requests that came of it.
-fn tell(subscriber: &mut Subscriber, nonce: &str, state: &Resources) -> Vec<DeltaDiscoveryRequest> {
+/// Receives all resources of `state`; returns the requests.
+fn receive_all(
+    subscriber: &mut Subscriber,
+    nonce: &str,
+    state: &Resources,
+) -> Vec<DeltaDiscoveryRequest> {
     subscriber.receive(manifest_response(nonce, state)).unwrap();
     for kind in NAMED {
         subscriber
@@ -49,7 +53,7 @@ fn tell(subscriber: &mut Subscriber, nonce: &str, state: &Resources) -> Vec<Delt
 }
 
 fn in_force(subscriber: &mut Subscriber, nonce: &str, state: &Resources) {
-    tell(subscriber, nonce, state);
+    receive_all(subscriber, nonce, state);
     let complete = subscriber.complete().unwrap();
     subscriber.accept(&complete);
     subscriber.take_requests();
@@ -65,7 +69,7 @@ fn answer_to<'a>(
 }
 
 #[test]
-fn the_first_message_says_who_asks_and_wants_the_manifest() {
+fn the_first_request_names_the_node_and_subscribes_to_the_manifest() {
     let mut subscriber = Subscriber::new(orders());
     subscriber.begin(merlon_api::node("n", None, "0"));
     let requests = subscriber.take_requests();
@@ -75,8 +79,8 @@ fn the_first_message_says_who_asks_and_wants_the_manifest() {
 }
 
 #[test]
-fn a_manifest_makes_it_subscribe_to_what_it_lacks_and_nothing_else() {
-    let mut subscriber = begun();
+fn a_manifest_adds_subscriptions_to_missing_resources_only() {
+    let mut subscriber = started();
     subscriber
         .receive(manifest_response("1", &resources(&[])))
         .unwrap();
@@ -90,9 +94,9 @@ fn a_manifest_makes_it_subscribe_to_what_it_lacks_and_nothing_else() {
 }
 
 #[test]
-fn half_a_manifest_is_never_complete_and_is_refused_in_the_end() {
+fn an_incomplete_state_is_rejected_after_the_time_limit() {
     let state = resources(&[]);
-    let mut subscriber = begun();
+    let mut subscriber = started();
     subscriber.receive(manifest_response("1", &state)).unwrap();
     subscriber
         .receive(response(
@@ -113,7 +117,9 @@ fn half_a_manifest_is_never_complete_and_is_refused_in_the_end() {
         .as_ref()
         .unwrap();
     assert!(
-        refusal.message.contains("2 resources that did not come"),
+        refusal
+            .message
+            .contains("2 resources of the manifest did not arrive"),
         "{}",
         refusal.message
     );
@@ -126,11 +132,11 @@ fn half_a_manifest_is_never_complete_and_is_refused_in_the_end() {
 
 #[test]
 fn a_complete_state_is_acknowledged_only_once_it_is_in_force() {
-    let mut subscriber = begun();
-    let requests = tell(&mut subscriber, "1", &resources(&[]));
+    let mut subscriber = started();
+    let requests = receive_all(&mut subscriber, "1", &resources(&[]));
     assert!(answer_to(&requests, "1").is_none());
     let complete = subscriber.complete().unwrap();
-    assert!(subscriber.complete().is_none(), "it is given once");
+    assert!(subscriber.complete().is_none(), "it is returned once");
     subscriber.accept(&complete);
     let requests = subscriber.take_requests();
     assert!(answer_to(&requests, "1").unwrap().error_detail.is_none());
@@ -138,9 +144,9 @@ fn a_complete_state_is_acknowledged_only_once_it_is_in_force() {
 }
 
 #[test]
-fn a_refused_state_is_refused_with_the_reason_and_not_tried_again() {
-    let mut subscriber = begun();
-    tell(&mut subscriber, "1", &resources(&[]));
+fn a_rejected_state_is_reported_with_the_reason_and_not_retried() {
+    let mut subscriber = started();
+    receive_all(&mut subscriber, "1", &resources(&[]));
     let complete = subscriber.complete().unwrap();
     subscriber.refuse(&complete, "orders.cedar:3:1: oops");
     let requests = subscriber.take_requests();
@@ -169,9 +175,9 @@ fn a_refused_state_is_refused_with_the_reason_and_not_tried_again() {
 }
 
 #[test]
-fn bytes_of_another_hash_are_refused_and_not_kept() {
+fn a_resource_with_a_wrong_hash_is_rejected_and_dropped() {
     let state = resources(&[]);
-    let mut subscriber = begun();
+    let mut subscriber = started();
     subscriber.receive(manifest_response("1", &state)).unwrap();
     let mut wrong = sealed(&state, ResourceKind::Mesh);
     wrong[0].resource.as_mut().unwrap().value = b"{}".to_vec();
@@ -197,9 +203,9 @@ fn bytes_of_another_hash_are_refused_and_not_kept() {
 }
 
 #[test]
-fn resources_that_nobody_asked_for_are_refused_and_in_the_end_the_stream_is() {
+fn unsolicited_resources_are_rejected_and_end_the_stream_after_a_limit() {
     let state = resources(&["shop/payments"]);
-    let mut subscriber = begun();
+    let mut subscriber = started();
     let endless = || {
         response(
             ResourceKind::Destination,
@@ -210,17 +216,17 @@ fn resources_that_nobody_asked_for_are_refused_and_in_the_end_the_stream_is() {
     let taken = (0..1_000)
         .take_while(|_| subscriber.receive(endless()).is_ok())
         .count();
-    assert_eq!(taken, WRONG);
+    assert_eq!(taken, MAX_FAILURES);
     assert!(subscriber.held.is_empty());
 }
 
 #[test]
-fn a_manifest_of_absurd_size_is_refused() {
+fn a_manifest_with_too_many_resources_is_rejected() {
     let names: Vec<String> = (0..=MAX_SUBSCRIPTIONS)
         .map(|n| format!("shop/s{n}"))
         .collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let mut subscriber = begun();
+    let mut subscriber = started();
     subscriber
         .receive(manifest_response("1", &resources(&names)))
         .unwrap();
@@ -230,13 +236,13 @@ fn a_manifest_of_absurd_size_is_refused() {
 }
 
 #[test]
-fn another_ones_manifest_is_refused() {
+fn the_manifest_of_another_proxy_is_rejected() {
     let (version, _, json) = manifest(&resources(&[]));
     let key = key(
         ResourceKind::Manifest,
         "spiffe://one.test/ns/shop/sa/payments",
     );
-    let mut subscriber = begun();
+    let mut subscriber = started();
     let other = response(
         ResourceKind::Manifest,
         "1",
@@ -252,9 +258,9 @@ fn another_ones_manifest_is_refused() {
 }
 
 #[test]
-fn a_new_stream_tells_what_is_there_destinations_before_the_manifest() {
+fn a_new_stream_lists_present_resources_with_destinations_before_the_manifest() {
     let state = resources(&["shop/payments"]);
-    let mut subscriber = begun();
+    let mut subscriber = started();
     subscriber.subscribe_to(&"shop/payments".parse().unwrap());
     in_force(&mut subscriber, "1", &state);
 
@@ -279,9 +285,9 @@ fn a_new_stream_tells_what_is_there_destinations_before_the_manifest() {
 }
 
 #[test]
-fn a_destination_is_asked_for_once_and_forgotten_when_there_is_none() {
+fn a_destination_is_subscribed_to_once_and_unsubscribed_if_it_does_not_exist() {
     let name: LookupKey = "shop/nosuch".parse().unwrap();
-    let mut subscriber = begun();
+    let mut subscriber = started();
     assert!(subscriber.subscribe_to(&name) && subscriber.subscribe_to(&name));
     assert_eq!(subscriber.take_requests().len(), 1);
     let gone = DeltaDiscoveryResponse {
@@ -295,19 +301,20 @@ fn a_destination_is_asked_for_once_and_forgotten_when_there_is_none() {
             .iter()
             .any(|request| request.resource_names_unsubscribe == ["shop/nosuch"])
     );
-    assert!(subscriber.asked_for().is_empty());
+    assert!(subscriber.lookups().is_empty());
 }
 
 #[test]
-fn what_is_forgotten_makes_room_and_is_unsubscribed() {
-    let mut subscriber = begun();
-    let lookups = (0..ASKED).map(|n| format!("192.0.2.1:{}", n + 1).parse::<LookupKey>().unwrap());
+fn a_removed_lookup_is_unsubscribed_and_frees_its_slot() {
+    let mut subscriber = started();
+    let lookups =
+        (0..MAX_LOOKUPS).map(|n| format!("192.0.2.1:{}", n + 1).parse::<LookupKey>().unwrap());
     let lookups: Vec<_> = lookups.collect();
     assert!(lookups.iter().all(|lookup| subscriber.subscribe_to(lookup)));
     let another: LookupKey = "shop/payments".parse().unwrap();
     assert!(!subscriber.subscribe_to(&another));
     subscriber.take_requests();
-    subscriber.forget(&lookups[0]);
+    subscriber.unsubscribe_from(&lookups[0]);
     assert!(subscriber.subscribe_to(&another));
     let requests = subscriber.take_requests();
     let mut gone = requests
@@ -317,19 +324,19 @@ fn what_is_forgotten_makes_room_and_is_unsubscribed() {
 }
 
 #[test]
-fn only_so_many_destinations_can_be_asked_for() {
-    let mut subscriber = begun();
-    let asked = (0..10_000)
+fn the_number_of_lookups_is_limited() {
+    let mut subscriber = started();
+    let accepted = (0..10_000)
         .take_while(|n| subscriber.subscribe_to(&format!("shop/s{n}").parse().unwrap()))
         .count();
-    assert_eq!(asked, ASKED);
+    assert_eq!(accepted, MAX_LOOKUPS);
 }
 
 #[test]
-fn what_a_newer_state_no_longer_names_is_dropped_and_unsubscribed() {
-    let mut subscriber = begun();
+fn resources_that_a_newer_state_does_not_contain_are_dropped_and_unsubscribed() {
+    let mut subscriber = started();
     in_force(&mut subscriber, "1", &resources(&["shop/payments"]));
-    tell(&mut subscriber, "2", &resources(&[]));
+    receive_all(&mut subscriber, "2", &resources(&[]));
     let complete = subscriber.complete().unwrap();
     subscriber.accept(&complete);
     let requests = subscriber.take_requests();
@@ -342,12 +349,12 @@ fn what_a_newer_state_no_longer_names_is_dropped_and_unsubscribed() {
 }
 
 #[test]
-fn a_state_that_came_while_an_older_one_was_compiled_is_next_and_answers_both() {
-    let mut subscriber = begun();
-    tell(&mut subscriber, "1", &resources(&[]));
+fn a_state_that_arrives_during_a_compilation_is_next_and_acknowledges_both() {
+    let mut subscriber = started();
+    receive_all(&mut subscriber, "1", &resources(&[]));
     let older = subscriber.complete().unwrap();
     let newer = resources(&["shop/payments"]);
-    tell(&mut subscriber, "2", &newer);
+    receive_all(&mut subscriber, "2", &newer);
     subscriber.accept(&older);
     assert!(answer_to(&subscriber.take_requests(), "1").is_none());
     let complete = subscriber.complete().unwrap();
