@@ -101,12 +101,12 @@ impl Standalone {
     /// Watches the directory and the files of the identity, and answers lookups, until the process ends.
     pub(crate) async fn run(mut self, mut lookups: mpsc::Receiver<LookupRequest>) {
         let mut changes = watch_dir(&self.directory);
-        let mut look = time::interval(POLL);
+        let mut poll = time::interval(POLL);
         loop {
             tokio::select! {
                 () = changes.next() => self.reload().await,
                 Some(request) = lookups.recv() => self.answer(request),
-                _ = look.tick() => self.reload_identity().await,
+                _ = poll.tick() => self.reload_identity().await,
             }
         }
     }

@@ -93,7 +93,7 @@ mod probes_in_text {
                 .collect();
             let text = serde_json::to_string(&written).unwrap();
             prop_assert_eq!(&probes(&text).unwrap().0, &written);
-            // Cut short it is nothing, and not a part of it.
+            // Truncated text is rejected, not read in part.
             let mut short = text;
             short.pop();
             let refused = probes(&short).unwrap_err();

@@ -141,7 +141,8 @@ fn same_host(attempt: redirect::Attempt<'_>) -> redirect::Action {
     }
 }
 
-/// An issuer is never at a link-local (clouds serve credentials there) or unspecified address, nor usually on loopback.
+/// Whether an issuer may be at this address: loopback only if the issuer is on this machine, and never a link-local
+/// (clouds serve credentials there) or unspecified address.
 fn may_reach(address: IpAddr, loopback: bool) -> bool {
     let address = address.to_canonical();
     let link_local = match address {
