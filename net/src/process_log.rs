@@ -78,7 +78,8 @@ impl Fields<'_> {
             "ts" | "level" | "target" | "event" => return,
             name => name,
         };
-        self.line.insert(name.to_owned(), value);
+        // The text comes first: a field with the same key cannot replace it, or the event would lose its name.
+        self.line.entry(name).or_insert(value);
     }
 }
 
@@ -182,6 +183,16 @@ mod tests {
         let lines = lines(|| tracing::info!(ts = "never", event = "other", "process.started"));
         assert_eq!(lines[0]["event"], "process.started");
         assert_ne!(lines[0]["ts"], "never");
+    }
+
+    #[test]
+    fn a_field_named_message_does_not_replace_the_name_of_the_event() {
+        let lines = lines(|| {
+            tracing::info!(message = "a field", "process.started");
+            tracing::info!(target: "hyper", message = "a field", "a free text");
+        });
+        assert_eq!(lines[0]["event"], "process.started");
+        assert_eq!(lines[1]["message"], "a free text");
     }
 
     #[test]

@@ -17,6 +17,9 @@ const LEVELS: [(&str, &str, bool); 5] = [
     ("trace", "TRACE", false),
 ];
 
+/// Keys that every line of the process log has, and `message`, the name of the event in `tracing`.
+const RESERVED: [&str; 5] = ["message", "event", "ts", "level", "target"];
+
 /// Unit tests at the end of a file; their events are not those of the program.
 const UNIT_TESTS: &str = "\n#[cfg(test)]\nmod tests {\n";
 
@@ -43,7 +46,8 @@ impl fmt::Display for Report {
 
 /// Checks the crate in `crate_dir`, the directory of its `Cargo.toml`.
 ///
-/// Every event has a dotted name as its only text. The README lists each event of the levels INFO, WARN and ERROR with
+/// Every event has a dotted name as its only text, and no field with a reserved key (`message`, `event`, `ts`, `level`,
+/// `target`). The README lists each event of the levels INFO, WARN and ERROR with
 /// all its levels and fields; rows of DEBUG and TRACE events are optional.
 ///
 /// # Errors
@@ -90,12 +94,18 @@ impl Sources {
                 } else {
                     &mut self.unlisted
                 };
-                let (levels, fields) = events.entry(event).or_default();
+                let (levels, fields) = events.entry(event.clone()).or_default();
                 levels.insert(level.to_owned());
-                fields.extend(arguments.iter().map(|argument| {
+                for argument in &arguments {
                     let field = argument.split('=').next().unwrap_or_default();
-                    field.trim().trim_start_matches(['%', '?']).to_owned()
-                }));
+                    let field = field.trim().trim_start_matches(['%', '?']);
+                    if RESERVED.contains(&field) {
+                        let violation =
+                            format!("{place}: `{event}` has the reserved field `{field}`");
+                        self.violations.push(violation);
+                    }
+                    fields.insert(field.to_owned());
+                }
             }
         }
     }
@@ -230,6 +240,21 @@ mod tests {
             let expected = "is not a dotted event name";
             assert!(violation.contains(expected), "{violation}");
         }
+    }
+
+    #[test]
+    fn a_reserved_field_is_a_violation() {
+        let mut sources = Sources::default();
+        let text = r#"
+            tracing::warn!(message = error.message(), "some.event");
+            tracing::debug!(%target, "other.event");
+        "#;
+        sources.read(text, "a.rs");
+        let expected = [
+            "a.rs: `some.event` has the reserved field `message`",
+            "a.rs: `other.event` has the reserved field `target`",
+        ];
+        assert_eq!(sources.violations, expected);
     }
 
     #[test]
