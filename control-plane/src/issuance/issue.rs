@@ -119,7 +119,7 @@ impl Identity for Issue {
             identity = peer.svid.as_ref().map(|svid| svid.id.to_string()),
             node = %node_id.chars().take(MAX_NAME).collect::<String>().escape_debug(),
             reason = refused.reason,
-            message = refused.status.message(),
+            error = refused.status.message(),
             "certificate.refused"
         );
         span.failed(refused.status.message());
