@@ -43,7 +43,7 @@ images:
   pullSecrets: [{ name: registry }]
 controlPlane:
   replicas: 3
-  logFilter: merlon_control_plane=debug
+  logFilter: "info,merlon_control_plane=debug"
   podLabels: { team: platform }
   podAnnotations: { example.org/owner: platform }
   nodeSelector: { kubernetes.io/os: linux }
@@ -69,7 +69,7 @@ gateway:
 serviceAccount: { annotations: { example.org/role: mesh } }
 injection:
   failurePolicy: Ignore
-  proxy: { accessLog: "off", drainTimeout: 1m, logFilter: merlon_proxy=debug }
+  proxy: { accessLog: "off", drainTimeout: 1m, logFilter: "info,merlon_proxy=debug" }
   excludeOutboundIPRanges: [169.254.169.254/32, "fd00:ec2::254/128"]
 validation: { failurePolicy: Ignore }
 networkPolicy:
