@@ -9,6 +9,3 @@ pub use label::{
     CacheResult, Direction, FetchResult, Handshake, Label, StatusClass, Transport, Update, Way,
 };
 pub use registry::Metrics;
-
-/// The direction, and the stable reason code.
-type RefusalKey = (Direction, &'static str);

@@ -8,10 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    RefusalKey,
-    label::{Direction, Label},
-};
+use super::label::{Direction, Label};
 
 /// A counter.
 #[derive(Debug, Default)]
@@ -175,6 +172,9 @@ impl Histogram {
         self.micros.add(micros);
     }
 }
+
+/// The direction, and the stable reason code.
+type RefusalKey = (Direction, &'static str);
 
 /// Refusals by direction and reason. The table is larger than the closed set of reasons in `denial.rs`.
 #[derive(Debug)]

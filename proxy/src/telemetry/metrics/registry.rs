@@ -16,9 +16,8 @@ use prometheus_client::{
 };
 
 use super::{
-    FetchResult, Label, Update,
     counter::{BUCKETS_MICROS, Counter, Counters, Counters2, Gauges, Histogram},
-    label::Direction,
+    label::{Direction, FetchResult, Label, Update},
     worker::WorkerMetrics,
 };
 
