@@ -4,7 +4,6 @@ pub(crate) mod table;
 
 use std::borrow::Cow;
 
-use http::StatusCode;
 use jiff::Timestamp;
 use merlon_policy::{authn::token::TokenProblem, decision::Deny, path::PathProblem, validate};
 
@@ -98,23 +97,6 @@ pub enum Upstream {
     Protocol,
     /// It did not respond in time.
     Timeout,
-}
-
-impl Denial {
-    /// The response to the caller, and what is recorded.
-    pub fn refusal(&self) -> Refusal<'_> {
-        Refusal::of(self)
-    }
-
-    /// The HTTP status.
-    pub fn status(&self) -> StatusCode {
-        self.refusal().status
-    }
-
-    /// The stable reason code.
-    pub fn reason(&self) -> &'static str {
-        self.refusal().reason
-    }
 }
 
 impl From<PathProblem> for Denial {

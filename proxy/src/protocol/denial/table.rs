@@ -68,9 +68,26 @@ const UNAVAILABLE_RETRY: u64 = 1;
 const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 const INVALID_TOKEN: &str = "Bearer error=\"invalid_token\"";
 
+impl Denial {
+    /// The response to the caller, and what is recorded.
+    pub fn refusal(&self) -> Refusal<'_> {
+        Refusal::of(self)
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        self.refusal().status
+    }
+
+    /// The stable reason code.
+    pub fn reason(&self) -> &'static str {
+        self.refusal().reason
+    }
+}
+
 impl<'d> Refusal<'d> {
     /// One row for each denial.
-    pub(super) fn of(denial: &'d Denial) -> Self {
+    fn of(denial: &'d Denial) -> Self {
         match denial {
             Denial::Framing(violation) => Self::framing(*violation).with_close(),
             Denial::Header(sentence) => Self::new(400, "http.header", MALFORMED, *sentence),
