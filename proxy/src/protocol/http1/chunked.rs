@@ -1,7 +1,7 @@
 //! Tracks a chunked body byte by byte (RFC 9112 §7.1), more strictly than most parsers, so that the proxy and every
 //! server agree on its end.
 
-use super::{Violation, head};
+use super::{head, violation::Violation};
 
 /// The parser state of a chunked body.
 #[derive(Debug, Default)]

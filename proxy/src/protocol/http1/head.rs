@@ -1,6 +1,6 @@
 //! Validates the bytes of one request head before anything else reads them.
 
-use super::Violation;
+use super::violation::Violation;
 
 /// How the body after a head is framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
