@@ -4,16 +4,16 @@ mod budget;
 mod document;
 mod http;
 mod issuer;
+mod source;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use merlon_config::resource::TokenIssuer;
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
 };
-use url::Url;
 
+use self::source::IssuerSource;
 use crate::{
     state::{
         jwks_cache::{JwksCache, QUEUE, Question, Refetch},
@@ -21,24 +21,6 @@ use crate::{
     },
     telemetry::metrics::Metrics,
 };
-
-/// The URL of an issuer's keys, and the CA certificates to verify its server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct IssuerSource {
-    issuer: String,
-    jwks_uri: Option<Url>,
-    ca_certificates: Option<String>,
-}
-
-impl From<&TokenIssuer> for IssuerSource {
-    fn from(issuer: &TokenIssuer) -> Self {
-        Self {
-            issuer: issuer.issuer.clone(),
-            jwks_uri: issuer.jwks_uri.clone(),
-            ca_certificates: issuer.ca_certificates.clone(),
-        }
-    }
-}
 
 /// Keeps the cache up to date, with one task per issuer, so that a failing issuer does not affect others.
 #[derive(Debug)]

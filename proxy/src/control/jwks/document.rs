@@ -7,8 +7,8 @@ use serde::Deserialize;
 use url::Url;
 
 use super::{
-    IssuerSource,
     http::{Fetch, FetchError},
+    source::IssuerSource,
 };
 
 /// Why an issuer's keys could not be fetched.

@@ -9,7 +9,7 @@ use tokio::{
     time::{self, Instant},
 };
 
-use super::{IssuerSource, budget::Budget, document};
+use super::{budget::Budget, document, source::IssuerSource};
 use crate::{
     state::jwks_cache::{JwksCache, Question},
     telemetry::metrics::{FetchResult, Metrics},
