@@ -21,9 +21,10 @@ use merlon_config::{
 use tokio::time::Instant;
 
 use super::{
-    PoolGuard, balancer,
+    balancer,
     body::RequestBody,
     dial, h2,
+    pool_guard::PoolGuard,
     program::{Programs, copy_head, upstream_error},
 };
 use crate::{

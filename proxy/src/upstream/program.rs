@@ -5,7 +5,7 @@ use std::{cell::RefCell, collections::HashMap, net::SocketAddr, rc::Rc};
 use http::{Method, Request, Response};
 use hyper::body::{Body as _, Incoming};
 
-use super::{PoolGuard, body::RequestBody, dial, h2, http1};
+use super::{body::RequestBody, dial, h2, http1, pool_guard::PoolGuard};
 use crate::{
     protocol::{
         denial::{Denial, Upstream},
