@@ -47,8 +47,8 @@ impl fmt::Display for Report {
 /// Checks the crate in `crate_dir`, the directory of its `Cargo.toml`.
 ///
 /// Every event has a dotted name as its only text, and no field with a reserved key (`message`, `event`, `ts`, `level`,
-/// `target`). The README lists each event of the levels INFO, WARN and ERROR with
-/// all its levels and fields; rows of DEBUG and TRACE events are optional.
+/// `target`). The README lists each event of the levels INFO, WARN and ERROR with all its levels and fields; rows of
+/// DEBUG and TRACE events are optional.
 ///
 /// # Errors
 /// A file that cannot be read.
