@@ -45,7 +45,7 @@ pub struct InjectionSettings {
     /// How long open requests may take to finish at shutdown. Default: the proxy's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_timeout: Option<HumanDuration>,
-    /// The proxy's log filter, in the syntax of `RUST_LOG`: `info`, `info,merlon_proxy=debug`. Default: the proxy's own.
+    /// The proxy's log filter, in the syntax of `RUST_LOG`, as `info,merlon_proxy=debug`. Default: the proxy's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_filter: Option<String>,
     /// Destination addresses that are not redirected to the proxy in any pod, for example `10.0.0.0/8`.
