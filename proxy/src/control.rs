@@ -70,11 +70,11 @@ impl Control {
             let (shared, metrics) = (Arc::clone(&shared), Arc::clone(&metrics));
             tokio::spawn(async move { admin::serve_socket(&path, shared, metrics).await });
         }
-        let freshness = match (standalone, config.source) {
+        let snapshot_age = match (standalone, config.source) {
             (Some(standalone), _) => {
-                let freshness = standalone.freshness();
+                let snapshot_age = standalone.snapshot_age();
                 tokio::spawn(standalone.run(lookups));
-                freshness
+                snapshot_age
             }
             (
                 None,
@@ -86,7 +86,7 @@ impl Control {
                     trust_bundle,
                 },
             ) => {
-                let freshness = SnapshotAge::default();
+                let snapshot_age = SnapshotAge::default();
                 let (identity, renew) = IdentityManager::new(
                     identity::issue::IdentityDeps {
                         node_id: node_id.clone(),
@@ -110,23 +110,23 @@ impl Control {
                     state_dir,
                     secrets,
                     renew,
-                    freshness: freshness.clone(),
+                    snapshot_age: snapshot_age.clone(),
                     shared: Arc::clone(&shared),
                     metrics: Arc::clone(&metrics),
                 });
                 tokio::spawn(discovery.run(lookups));
-                freshness
+                snapshot_age
             }
             // INVARIANT: `app::start` creates a `Standalone` if the source is a directory.
             (None, Source::Standalone { .. }) => SnapshotAge::default(),
         };
-        tokio::spawn(tick(shared, metrics, freshness));
+        tokio::spawn(tick(shared, metrics, snapshot_age));
         exporter
     }
 }
 
 /// Updates what depends on the clock only: age of the snapshot, expiry of the certificate.
-async fn tick(shared: Arc<Shared>, metrics: Arc<Metrics>, freshness: SnapshotAge) {
+async fn tick(shared: Arc<Shared>, metrics: Arc<Metrics>, snapshot_age: SnapshotAge) {
     let mut second = time::interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     loop {
@@ -134,7 +134,7 @@ async fn tick(shared: Arc<Shared>, metrics: Arc<Metrics>, freshness: SnapshotAge
         publish::expire(&shared);
         metrics
             .snapshot_age
-            .set(i64::try_from(freshness.age()).unwrap_or(i64::MAX));
+            .set(i64::try_from(snapshot_age.age()).unwrap_or(i64::MAX));
         metrics.ready.set(i64::from(shared.readiness.is_ready()));
     }
 }

@@ -62,7 +62,7 @@ pub(crate) struct DiscoveryDeps {
     pub(crate) state_dir: Option<Arc<StateDir>>,
     pub(crate) secrets: Option<Arc<SecretFolder>>,
     pub(crate) renew: Renew,
-    pub(crate) freshness: SnapshotAge,
+    pub(crate) snapshot_age: SnapshotAge,
     pub(crate) shared: Arc<Shared>,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -163,7 +163,7 @@ impl DiscoveryClient {
             let opened = Instant::now();
             let end = self.stream(tls, &mut identities, &mut lookups).await;
             self.deps.metrics.connected.set(0);
-            self.deps.freshness.stale();
+            self.deps.snapshot_age.stale();
             let wait = match end {
                 StreamEnd::Certificate => Duration::ZERO,
                 end => {
@@ -214,7 +214,7 @@ impl DiscoveryClient {
             inspect::Inspected {
                 node_id: self.deps.node_id.clone(),
                 shared: Arc::clone(&self.deps.shared),
-                freshness: self.deps.freshness.clone(),
+                snapshot_age: self.deps.snapshot_age.clone(),
                 renew: self.deps.renew.clone(),
             },
         ));
@@ -409,7 +409,7 @@ impl DiscoveryClient {
             .remove_reason(Unready::NoSnapshot);
         self.update_secret_readiness(&snapshot);
         if self.subscriber.as_ref().is_some_and(Subscriber::is_current) {
-            self.deps.freshness.confirmed();
+            self.deps.snapshot_age.confirmed();
         }
         let waiting = self.waiting.keys();
         let now_there = waiting.filter_map(|key| Some((key.clone(), key.find(&snapshot)?)));
@@ -476,7 +476,7 @@ impl DiscoveryClient {
                 subscriber.restore(&state, saved.asked_for);
                 self.subscriber = Some(subscriber);
                 self.assembler = Some(Arc::new(assembler));
-                self.deps.freshness.restore(saved.confirmed);
+                self.deps.snapshot_age.restore(saved.confirmed);
                 self.put_in_force(snapshot);
             }
             Ok(Ok(Some((
@@ -550,9 +550,9 @@ impl DiscoveryClient {
             return Ok(());
         };
         if subscriber.is_current() {
-            self.deps.freshness.confirmed();
+            self.deps.snapshot_age.confirmed();
         } else {
-            self.deps.freshness.stale();
+            self.deps.snapshot_age.stale();
         }
         for request in subscriber.take_requests() {
             requests

@@ -25,7 +25,7 @@ use crate::{
 pub(crate) struct Inspected {
     pub(crate) node_id: String,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) freshness: SnapshotAge,
+    pub(crate) snapshot_age: SnapshotAge,
     pub(crate) renew: Renew,
 }
 
@@ -96,7 +96,7 @@ fn report(inspected: &Inspected) -> InspectReply {
             .as_ref()
             .map(|snapshot| snapshot.version.to_string())
             .unwrap_or_default(),
-        snapshot_age_seconds: inspected.freshness.age(),
+        snapshot_age_seconds: inspected.snapshot_age.age(),
         ready: reason.is_none(),
         not_ready_reason: reason
             .map(|reason| format!("{}: {}", reason.code.code(), reason.message))

@@ -42,7 +42,7 @@ pub(crate) struct Standalone {
     directory: PathBuf,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
-    freshness: SnapshotAge,
+    snapshot_age: SnapshotAge,
 }
 
 /// Reads and compiles files. It is expensive, so it moves to a blocking thread and back.
@@ -80,7 +80,7 @@ impl Standalone {
             loader: None,
             shared: Arc::clone(shared),
             metrics: Arc::clone(metrics),
-            freshness: SnapshotAge::default(),
+            snapshot_age: SnapshotAge::default(),
         };
         if let Some(files) = &loader.files {
             let tls = files::load(files, snapshot.identity(), &snapshot.mesh.trust_domain);
@@ -94,8 +94,8 @@ impl Standalone {
     }
 
     /// The age of the state.
-    pub(crate) fn freshness(&self) -> SnapshotAge {
-        self.freshness.clone()
+    pub(crate) fn snapshot_age(&self) -> SnapshotAge {
+        self.snapshot_age.clone()
     }
 
     /// Watches the directory and the files of the identity, and answers lookups, until the process ends.
@@ -131,7 +131,7 @@ impl Standalone {
             Ok(snapshot) => self.publish(snapshot),
             Err(report) => {
                 self.metrics.snapshots.inc(Update::Refused);
-                self.freshness.stale();
+                self.snapshot_age.stale();
                 tracing::error!(
                     directory = %self.directory.display(),
                     problems = %report,
@@ -142,7 +142,7 @@ impl Standalone {
     }
 
     fn publish(&self, snapshot: Snapshot) {
-        self.freshness.confirmed();
+        self.snapshot_age.confirmed();
         let before = self.shared.snapshot.load_full();
         if before
             .as_ref()

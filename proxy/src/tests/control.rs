@@ -27,7 +27,7 @@ struct Proxy {
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
     renew: identity::Renew,
-    freshness: SnapshotAge,
+    snapshot_age: SnapshotAge,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -43,7 +43,7 @@ impl Proxy {
     fn start(address: &url::Url, token: Option<JoinToken>, dir: Option<Arc<StateDir>>) -> Self {
         let (shared, lookups) = fixtures::shared();
         let metrics = Arc::new(Metrics::default());
-        let freshness = SnapshotAge::default();
+        let snapshot_age = SnapshotAge::default();
         let root_namespace = "merlon-system".parse().unwrap();
         let start = issue::IdentityDeps {
             node_id: "test".to_owned(),
@@ -72,7 +72,7 @@ impl Proxy {
             secrets: None,
             state_dir: dir,
             renew: renew.clone(),
-            freshness: freshness.clone(),
+            snapshot_age: snapshot_age.clone(),
             shared: Arc::clone(&shared),
             metrics: Arc::clone(&metrics),
         });
@@ -84,7 +84,7 @@ impl Proxy {
             shared,
             metrics,
             renew,
-            freshness,
+            snapshot_age,
             tasks,
         }
     }
@@ -165,7 +165,7 @@ async fn a_proxy_with_a_join_token_obtains_a_certificate_and_then_a_snapshot() {
             .any(|report| format!("{report:?}").contains(&version))
     })
     .await;
-    assert_eq!(proxy.freshness.age(), 0);
+    assert_eq!(proxy.snapshot_age.age(), 0);
 }
 
 #[tokio::test]
@@ -471,6 +471,6 @@ async fn the_snapshot_age_grows_only_after_the_control_plane_disconnects() {
         proxy.metrics.connected.value() == 0
     })
     .await;
-    until("the age to grow", || proxy.freshness.age() >= 1).await;
+    until("the age to grow", || proxy.snapshot_age.age() >= 1).await;
     assert_eq!(proxy.version(), Some(manifest(&state).0));
 }
