@@ -111,9 +111,9 @@ impl<T: AsyncRead + Unpin> PrefixedStream<T> {
 
 /// A request handler. The denial is set when the guard already refused the request.
 pub(crate) trait Serve<P>:
-    Fn(Rc<P>, Request<Incoming>, Option<Denial>) -> Self::Answer + Clone + 'static
+    Fn(Rc<P>, Request<Incoming>, Option<Denial>) -> Self::ResponseFuture + Clone + 'static
 {
-    type Answer: Future<Output = Result<Response<ResponseBody>, Infallible>> + 'static;
+    type ResponseFuture: Future<Output = Result<Response<ResponseBody>, Infallible>> + 'static;
 }
 
 impl<P, F, A> Serve<P> for F
@@ -121,7 +121,7 @@ where
     F: Fn(Rc<P>, Request<Incoming>, Option<Denial>) -> A + Clone + 'static,
     A: Future<Output = Result<Response<ResponseBody>, Infallible>> + 'static,
 {
-    type Answer = A;
+    type ResponseFuture = A;
 }
 
 /// Serves HTTP on a connection without TLS; the first bytes determine the version.
