@@ -80,9 +80,7 @@ impl Peer {
     pub(crate) fn is_meshed(&self) -> bool {
         matches!(self.principal, Principal::Workload(_))
     }
-}
 
-impl Peer {
     /// Checks that a target listens on the port that the caller dialled.
     ///
     /// # Errors
