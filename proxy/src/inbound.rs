@@ -246,6 +246,16 @@ fn conclude(
     }
 }
 
+/// Sets the headers that identify the caller to the program; only Merlon can set them.
+fn set_caller_headers(headers: &mut HeaderMap, peer: &Peer, call: &Call) {
+    if let Some(caller) = &peer.caller {
+        headers.insert(CALLER, caller.clone());
+    }
+    if let Some(user) = &call.user {
+        headers.insert(USER, printable(&user.id));
+    }
+}
+
 /// Sends an admitted request to the program.
 async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<ForwardedResponse, Denial> {
     let Admitted {
@@ -277,14 +287,4 @@ async fn forward(admitted: Admitted<'_>, peer: &Peer) -> Result<ForwardedRespons
     let (response, pooled) =
         sent.map_err(|denial| attribute_upstream_error(denial, progress.as_deref()))?;
     downstream_response(call, response, Some(pooled), upgrade, Some(open_permit))
-}
-
-/// Sets the headers that identify the caller to the program; only Merlon can set them.
-fn set_caller_headers(headers: &mut HeaderMap, peer: &Peer, call: &Call) {
-    if let Some(caller) = &peer.caller {
-        headers.insert(CALLER, caller.clone());
-    }
-    if let Some(user) = &call.user {
-        headers.insert(USER, printable(&user.id));
-    }
 }
