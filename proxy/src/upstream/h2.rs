@@ -176,7 +176,7 @@ where
     tokio::task::spawn_local(async move {
         tokio::select! {
             ended = connection => if let Err(error) = ended {
-                tracing::debug!(%error, "upstream.connection_failed");
+                tracing::debug!(%error, "upstream.connection_error");
             },
             () = until => {}
         }

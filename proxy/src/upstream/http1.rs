@@ -72,7 +72,7 @@ impl Pool {
             .map_err(|_| Upstream::Protocol)?;
         tokio::task::spawn_local(async move {
             if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "upstream.connection_failed");
+                tracing::debug!(%error, "upstream.connection_error");
             }
         });
         Ok(self.pooled(address, sender))
