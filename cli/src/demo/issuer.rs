@@ -24,7 +24,7 @@ pub(crate) struct IssuerArgs {
     listen: SocketAddr,
     #[arg(long)]
     addresses_file: PathBuf,
-    /// Folder of its keys, which it keeps over a restart.
+    /// Folder of its keys, which it keeps across restarts.
     #[arg(long)]
     state_dir: PathBuf,
     /// A JSON Web Key to publish as the next key instead of its own.
