@@ -4,6 +4,7 @@ mod decision;
 pub(crate) mod health;
 mod problem;
 mod socket;
+mod state;
 
 use axum::{
     Json, Router,
@@ -27,36 +28,21 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admin::health::Health,
     issuance::{
-        authority::Authority,
-        join_token::{DEFAULT_TTL, JoinTokens, MAX_TTL},
-        ledger::{Issued, Ledger},
+        join_token::{DEFAULT_TTL, MAX_TTL},
+        ledger::Issued,
     },
-    push::{ProxyStatus, Registry},
+    push::ProxyStatus,
     random,
-    source::SharedStatus,
-    state::snapshot::Snapshots,
     transport::peer::timestamp,
 };
 
 pub(crate) use problem::Problem;
 pub(crate) use socket::bind;
+pub(crate) use state::Admin;
 
 /// The maximum size of a request body.
 const MAX_BODY_BYTES: usize = 64 << 10;
-
-/// The state that the administration reads and changes.
-#[derive(Debug, Clone)]
-pub(crate) struct Admin {
-    pub(crate) snapshots: Snapshots,
-    pub(crate) authority: Authority,
-    pub(crate) registry: Registry,
-    pub(crate) tokens: JoinTokens,
-    pub(crate) ledger: Ledger,
-    pub(crate) health: Health,
-    pub(crate) source: SharedStatus,
-}
 
 /// Serves until `shutdown`.
 pub(crate) async fn serve(
@@ -121,19 +107,6 @@ async fn status(State(admin): State<Admin>) -> Json<Value> {
 
 async fn proxies(State(admin): State<Admin>) -> Json<Vec<ProxyStatus>> {
     Json(admin.registry.list())
-}
-
-impl Admin {
-    fn find(&self, id: &str) -> Result<ProxyStatus, Problem> {
-        self.registry.find(id).ok_or_else(|| {
-            let id: String = id.chars().take(253).collect();
-            Problem::new(
-                StatusCode::NOT_FOUND,
-                format!("no proxy with the id `{id}`"),
-            )
-            .hint("`GET /v1/proxies` lists the known proxies")
-        })
-    }
 }
 
 async fn proxy(

@@ -9,7 +9,10 @@ use merlon_api::inspection::{Ask, FactsAsk, FactsReply, Reply};
 use merlon_config::name::ServiceName;
 use serde_json::{Value, json};
 
-use super::{Admin, Problem, problem};
+use super::{
+    problem::{self, Problem},
+    state::Admin,
+};
 use crate::push::{AskError, ProxyStatus};
 
 pub(super) async fn decision(
