@@ -4,6 +4,7 @@ mod calls;
 mod edits;
 mod policies;
 mod rotation;
+mod shared;
 mod tokens;
 
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use super::{
     sabotage::Sabotage,
 };
 use crate::failure::Failure;
+use shared::Shared;
 
 /// The steps after the start, in order, each with its title.
 const STEPS: [(&str, &str); 15] = [
@@ -54,17 +56,6 @@ const STEPS: [(&str, &str); 15] = [
     ),
     ("broken-policy", "A policy with a mistake is saved"),
 ];
-
-/// State that steps share.
-#[derive(Debug, Default)]
-struct Shared {
-    /// Alice's token.
-    token: String,
-    /// The decision id from the step `forbidden`.
-    decision: String,
-    /// Whether the current step is sabotaged.
-    sabotaged: bool,
-}
 
 /// Runs all steps, or up to the first process that exits.
 pub(crate) async fn run(mesh: &mut Mesh<'_>, report: &mut Report, sabotage: Option<Sabotage>) {

@@ -6,7 +6,7 @@ use kube::{
 };
 use serde_json::Value;
 
-use super::{Finding, unreadable};
+use super::finding::{Finding, unreadable};
 use crate::cluster::Cluster;
 
 const GROUP: &str = "gateway.networking.k8s.io";

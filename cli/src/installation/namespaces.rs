@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::{Api, ResourceExt as _, api::ListParams};
 use merlon_inject::{INJECT, INJECTED, PROXY_CONTAINER};
 
-use super::{Finding, unreadable};
+use super::finding::{Finding, unreadable};
 use crate::cluster::Cluster;
 
 /// The label that enforces a Pod Security Standard in a namespace.
@@ -172,7 +172,7 @@ mod tests {
         let ended = pod("ended", None, json!({ "/status/phase": "Succeeded" }));
         let text = |pods: &[&Pod]| {
             let pods: Vec<Pod> = pods.iter().copied().cloned().collect();
-            super::super::text(&pods_of("shop", &pods, Some("new")))
+            super::super::finding::text(&pods_of("shop", &pods, Some("new")))
         };
         insta::assert_snapshot!(
             [

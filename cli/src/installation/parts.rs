@@ -6,14 +6,17 @@ use k8s_openapi::api::admissionregistration::v1::{
 use kube::Api;
 use serde_json::Value;
 
-use super::{Finding, gateways, namespaces, replicas, resources, unreadable};
+use super::{
+    finding::{Finding, Level, unreadable},
+    gateways, namespaces, replicas, resources,
+};
 use crate::{cluster::Cluster, failure::Failure};
 
 /// All checks; each comes after those that it depends on.
 pub(super) async fn all(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
     let mut findings = vec![server(cluster).await?];
     let defined = resources::definitions(cluster).await;
-    let is_defined = defined.level == super::Level::Ok;
+    let is_defined = defined.level == Level::Ok;
     findings.push(defined);
     findings.extend(replicas::control_plane(cluster).await);
     findings.extend(webhooks(cluster).await);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{Api, ResourceExt as _, api::ListParams};
 
-use super::{Finding, unreadable};
+use super::finding::{Finding, unreadable};
 use crate::cluster::{CONTROL_PLANES, Cluster};
 
 /// Time-out for the readiness of one pod.

@@ -8,7 +8,7 @@ use kube::{
 use merlon_config::crd::{CLUSTER_KINDS, GROUP, VERSION};
 use serde_json::Value;
 
-use super::{Finding, unreadable};
+use super::finding::{Finding, unreadable};
 use crate::cluster::Cluster;
 
 pub(super) async fn definitions(cluster: &Cluster) -> Finding {

@@ -10,7 +10,7 @@ use super::{
         trace::Trace,
         wire::{self, NoReply, Reply, request, text_at},
     },
-    Shared,
+    shared::Shared,
 };
 use crate::failure::Failure;
 

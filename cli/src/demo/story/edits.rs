@@ -12,8 +12,8 @@ use super::{
         resources::{GUARDRAILS, ORDERS_CEDAR},
         wire::{self, request},
     },
-    Shared,
     calls::{ORDERS, PAYMENTS, WEB},
+    shared::Shared,
 };
 use crate::{check, failure::Failure};
 

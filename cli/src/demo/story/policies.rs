@@ -8,8 +8,8 @@ use super::{
         report::Outcome,
         wire::{request, text_at},
     },
-    Shared,
     calls::{self, ORDERS, PAYMENTS, Traced, reason},
+    shared::Shared,
 };
 use crate::{explain, failure::Failure};
 

@@ -22,8 +22,8 @@ use super::{
         report::Outcome,
         wire::{self, Connection, request},
     },
-    Shared,
     calls::ORDERS,
+    shared::Shared,
 };
 use crate::failure::Failure;
 
