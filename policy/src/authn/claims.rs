@@ -6,7 +6,11 @@ use jiff::Timestamp;
 use merlon_config::resource::ClaimType;
 use serde_json::{Map, Value};
 
-use super::{ClaimValue, IssuerRules, TokenProblem, User};
+use super::{
+    problem::TokenProblem,
+    rules::IssuerRules,
+    user::{ClaimValue, User},
+};
 
 /// The payload of a token.
 pub(super) struct Claims<'a>(pub(super) &'a Map<String, Value>);

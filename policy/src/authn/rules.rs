@@ -7,7 +7,7 @@ use merlon_config::{
 };
 use url::Url;
 
-use super::User;
+use super::user::User;
 use crate::problem::PolicyProblem;
 
 /// The tokens that a service accepts: its `RequestAuthentication` documents combined.

@@ -9,9 +9,10 @@ use merlon_config::resource::SignatureAlgorithm;
 use serde_json::{Map, Value};
 
 use super::{
-    IssuerRules, TokenRules, User,
     claims::{Claims, seconds},
     jwks::{Key, KeySet, algorithm_named},
+    rules::{IssuerRules, TokenRules},
+    user::User,
 };
 use crate::validate::json;
 

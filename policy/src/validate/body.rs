@@ -1,11 +1,11 @@
 use super::{
-    Violation,
     head::{max_body, too_large},
     json,
     media_type::is_json,
     numbers,
     route::{RouteMatch, Router},
     schema::BodySchema,
+    violation::Violation,
 };
 
 /// The rule for a body that is validated before it is forwarded.

@@ -1,9 +1,9 @@
 use merlon_config::resource::UnknownRoutes;
 
 use super::{
-    Violation,
     media_type::{essence, is_json},
     route::{RouteMatch, Router},
+    violation::Violation,
 };
 
 /// The head of a request, as validated.

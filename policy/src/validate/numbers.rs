@@ -1,6 +1,6 @@
 //! Numbers that all parsers compare with the same result.
 
-use super::Violation;
+use super::violation::Violation;
 
 /// Number of significant digits that a double keeps, which is what most parsers use (RFC 8259 §6).
 const DIGITS: usize = 15;

@@ -3,7 +3,7 @@
 use jsonschema::{Validator, error::ValidationErrorKind};
 use serde_json::Value;
 
-use super::Violation;
+use super::violation::Violation;
 
 /// A JSON Schema (2020-12), compiled.
 #[derive(Debug)]
