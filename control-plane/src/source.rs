@@ -4,5 +4,5 @@ mod files;
 pub(crate) mod kubernetes;
 mod status;
 
-pub(crate) use files::{Files, same_mesh};
-pub(crate) use status::{SharedStatus, SourceStatus};
+pub(crate) use files::Files;
+pub(crate) use status::SharedStatus;

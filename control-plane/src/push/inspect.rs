@@ -12,7 +12,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    push::{Inspector, Registry},
+    push::registry::{Inspector, Registry},
     telemetry::metrics::{Metrics, ServiceLabel},
     transport::peer::{Peer, PeerSvid},
 };

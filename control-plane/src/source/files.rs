@@ -14,7 +14,7 @@ use merlon_config::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{SharedStatus, SourceStatus};
+use super::status::{SharedStatus, SourceStatus};
 use crate::{
     state::snapshot::Snapshots,
     telemetry::metrics::{LoadLabel, Metrics},

@@ -42,7 +42,7 @@ use crate::{
     issuance::{authority::Authority, shared_ca::SharedCa},
     push::Registry,
     secrets::Deliveries,
-    source::{SharedStatus, SourceStatus},
+    source::status::{SharedStatus, SourceStatus},
     state::snapshot::{Certificates, Snapshots},
     telemetry::metrics::{LoadLabel, Metrics},
 };

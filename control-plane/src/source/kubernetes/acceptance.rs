@@ -17,7 +17,7 @@ use merlon_config::{
 };
 
 use super::document::{Document, Key, Version};
-use crate::source::same_mesh;
+use crate::source::files::same_mesh;
 
 /// The result for a resource.
 #[derive(Debug, Clone, PartialEq)]
