@@ -5,5 +5,5 @@ mod registry;
 mod session;
 mod stream;
 
-pub(crate) use registry::{AskError, Enforcing, Inspector, ProxyStatus, Registry};
+pub(crate) use registry::{AskError, Enforcing, ProxyStatus, Registry};
 pub(crate) use stream::Push;
