@@ -27,3 +27,6 @@ pub mod unit;
 pub mod watch;
 
 pub use resources::Resources;
+
+#[cfg(test)]
+mod tests;

@@ -127,3 +127,6 @@ impl CertIssuer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
