@@ -4,11 +4,12 @@
 //! the engine that decided. For a request that another check refused, before or after the policies, it prints what that
 //! check reported: tokens and bodies are not stored, so the check cannot be repeated.
 
+mod explained;
 mod text;
 
 use clap::Args;
 use merlon_config::snapshot::MeshState;
-use merlon_policy::explain::{Explanation, explain};
+use merlon_policy::explain::explain;
 use serde_json::{Value, json};
 
 use crate::{
@@ -16,6 +17,7 @@ use crate::{
     failure::Failure,
     output::{Output, print_json, print_line, printable},
 };
+use explained::{Explained, PolicyResults, Today, Verdict};
 
 /// Explain why a request was allowed or refused, by its decision id.
 #[derive(Debug, Args)]
@@ -45,78 +47,6 @@ pub(crate) async fn run(args: &ExplainArgs, control_plane: &ControlPlane) -> Res
             .for_each(|line| print_line(line)),
     }
     Ok(())
-}
-
-/// A decision, explained.
-#[derive(Debug)]
-pub(crate) struct Explained {
-    id: String,
-    record: RecordedDecision,
-    verdict: Verdict,
-    /// The result of the policies; absent if the service was not known.
-    policies: Option<PolicyResults>,
-}
-
-/// What decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    /// The policies permitted it, and no other check refused it.
-    Allowed,
-    /// The policies denied it.
-    Denied,
-    /// A check refused it before the policies were evaluated.
-    RefusedBefore,
-    /// The policies permitted it, and a later check refused it.
-    RefusedAfter,
-    /// Nothing refused it; the upstream failed.
-    Failed,
-}
-
-impl Verdict {
-    fn of(record: &RecordedDecision) -> Self {
-        let decided = record
-            .facts
-            .as_ref()
-            .and_then(|facts| facts.decided.as_ref());
-        match (&record.decision.outcome.reason, decided) {
-            (_, Some(decided)) if !decided.allowed => Self::Denied,
-            (None, _) => Self::Allowed,
-            (Some(reason), _) if reason.starts_with("upstream.") => Self::Failed,
-            (Some(_), Some(_)) => Self::RefusedAfter,
-            (Some(_), None) => Self::RefusedBefore,
-        }
-    }
-
-    const fn decider(self) -> &'static str {
-        match self {
-            Self::Allowed | Self::Denied => "policies",
-            Self::RefusedBefore | Self::RefusedAfter => "check",
-            Self::Failed => "upstream",
-        }
-    }
-
-    /// Whether the policies were evaluated.
-    const fn reached_policies(self) -> bool {
-        !matches!(self, Self::RefusedBefore)
-    }
-}
-
-/// The results of the recorded facts under the policies of then and of today.
-#[derive(Debug)]
-struct PolicyResults {
-    then: Explanation,
-    today: Today,
-}
-
-/// The result of the same request under the policies of today.
-#[derive(Debug)]
-enum Today {
-    /// The policies have not changed.
-    Same,
-    Other(Explanation),
-    /// The service is no longer in the mesh.
-    Gone,
-    Unknown(String),
 }
 
 /// Fetches the facts of a decision and evaluates them.
@@ -164,15 +94,6 @@ fn evaluate(id: &str, record: &RecordedDecision) -> Result<Option<PolicyResults>
 }
 
 impl Explained {
-    /// The result of the policies at the time; `None` if they were not evaluated.
-    pub(crate) fn then(&self) -> Option<&Explanation> {
-        let policies = self
-            .policies
-            .as_ref()
-            .filter(|_| self.verdict.reached_policies());
-        policies.map(|policies| &policies.then)
-    }
-
     /// A summary of one line.
     pub(crate) fn summary(&self) -> String {
         match self.then() {

@@ -6,7 +6,7 @@ use merlon_policy::{
     record::{RecordedFacts, RecordedRequest},
 };
 
-use super::{Explained, PolicyResults, Today, Verdict};
+use super::explained::{Explained, PolicyResults, Today, Verdict};
 use crate::{
     control_plane::{DecisionOutcome, RefusedRequest},
     output::printable,
