@@ -23,7 +23,7 @@ const OPEN_MANIFESTS: usize = 16;
 
 /// What is known about a name that the proxy is subscribed to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Held {
+enum KnownVersion {
     /// Nothing was sent, and the proxy did not report a version.
     Unknown,
     /// This version was sent, or the proxy reported it.
@@ -56,7 +56,7 @@ pub(crate) enum ProxyAck {
 pub(crate) struct Session {
     identity: SpiffeId,
     node: Option<NodeInfo>,
-    subscribed: BTreeMap<ResourceKind, BTreeMap<String, Held>>,
+    subscribed: BTreeMap<ResourceKind, BTreeMap<String, KnownVersion>>,
     /// What the proxy subscribed to on demand.
     wanted: Wanted,
     proxy: Option<Arc<Proxy>>,
@@ -193,8 +193,8 @@ impl Session {
                 )));
             }
             let holds = match has.get(name) {
-                Some(version) => Held::Version(Version::from(version.clone())),
-                None => Held::Unknown,
+                Some(version) => KnownVersion::Version(Version::from(version.clone())),
+                None => KnownVersion::Unknown,
             };
             // A proxy that subscribes again to a resource has lost it.
             self.subscribed
@@ -345,15 +345,15 @@ impl Session {
                 };
                 match current {
                     Some(resource) => {
-                        let has = Held::Version(resource.version().clone());
+                        let has = KnownVersion::Version(resource.version().clone());
                         if *holds != has {
                             batch.add(resource);
                             *holds = has;
                         }
                     }
-                    None if *holds != Held::Absent => {
+                    None if *holds != KnownVersion::Absent => {
                         batch.removed.push(name.clone());
-                        *holds = Held::Absent;
+                        *holds = KnownVersion::Absent;
                     }
                     None => {}
                 }
