@@ -31,7 +31,7 @@ use crate::{
         spans,
     },
     transport::{
-        peer::{Peer, timestamp},
+        peer::{ConnectionPeer, timestamp},
         rate::Rate,
     },
 };
@@ -100,7 +100,7 @@ impl Identity for Issue {
         request: Request<IssueRequest>,
     ) -> Result<Response<IssueResponse>, Status> {
         let mut span = spans::span("merlon.identity.issue");
-        let peer = Peer::of(&request)?;
+        let peer = ConnectionPeer::of(&request)?;
         if let Some(svid) = &peer.svid {
             span.note("merlon.peer", svid.id.to_string());
         }
@@ -128,7 +128,11 @@ impl Identity for Issue {
 }
 
 impl Issue {
-    async fn decide(&self, peer: &Peer, request: IssueRequest) -> Result<IssueResponse, Refusal> {
+    async fn decide(
+        &self,
+        peer: &ConnectionPeer,
+        request: IssueRequest,
+    ) -> Result<IssueResponse, Refusal> {
         self.limit(peer)?;
         let malformed = |message: String| refuse("malformed", Status::invalid_argument(message));
         let node = &request.node_id;
@@ -197,7 +201,7 @@ impl Issue {
         })
     }
 
-    fn limit(&self, peer: &Peer) -> Result<(), Refusal> {
+    fn limit(&self, peer: &ConnectionPeer) -> Result<(), Refusal> {
         let now = Instant::now();
         let taken = match &peer.svid {
             Some(svid) => self.by_identity.take(svid.id.clone(), now),
@@ -212,7 +216,7 @@ impl Issue {
 
     async fn grounds(
         &self,
-        peer: &Peer,
+        peer: &ConnectionPeer,
         evidence: Option<Evidence>,
         now: Timestamp,
     ) -> Result<(SpiffeId, Grounds), Refusal> {
@@ -335,7 +339,7 @@ impl Issue {
 
     async fn record(
         &self,
-        peer: &Peer,
+        peer: &ConnectionPeer,
         node: &str,
         identity: &SpiffeId,
         grounds: &Grounds,

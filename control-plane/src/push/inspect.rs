@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     push::registry::{Inspector, Registry},
     telemetry::metrics::{Metrics, ServiceLabel},
-    transport::peer::{Peer, PeerSvid},
+    transport::peer::{ConnectionPeer, PeerSvid},
 };
 
 /// Requests that are queued for one proxy.
@@ -39,7 +39,7 @@ impl Inspection for Inspect {
         &self,
         request: Request<Streaming<InspectReply>>,
     ) -> Result<Response<Self::ServeStream>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = ConnectionPeer::of(&request)?;
         let svid = peer.proved()?;
         let (requests, stream) = mpsc::channel(QUEUE);
         let this = self.clone();
@@ -66,7 +66,7 @@ impl Inspection for Inspect {
 impl Inspect {
     async fn follow(
         &self,
-        peer: &Peer,
+        peer: &ConnectionPeer,
         svid: &Arc<PeerSvid>,
         mut replies: Streaming<InspectReply>,
         requests: &mpsc::Sender<Result<InspectRequest, Status>>,

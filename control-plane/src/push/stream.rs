@@ -22,7 +22,7 @@ use crate::{
         metrics::{Metrics, ServiceLabel},
         spans,
     },
-    transport::peer::{Peer, PeerSvid},
+    transport::peer::{ConnectionPeer, PeerSvid},
 };
 
 /// Responses that are queued for one proxy. Changes in the meantime are sent together afterwards, so a slow proxy uses bounded
@@ -52,7 +52,7 @@ impl AggregatedDiscoveryService for Push {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = ConnectionPeer::of(&request)?;
         let svid = peer.proved()?;
         let (responses, stream) = mpsc::channel(QUEUE);
         let task = Task {
@@ -71,7 +71,7 @@ impl AggregatedDiscoveryService for Push {
 
 struct Task {
     push: Push,
-    peer: Peer,
+    peer: ConnectionPeer,
     svid: Arc<PeerSvid>,
     session: Session,
     entry: Option<DiscoveryEntry>,

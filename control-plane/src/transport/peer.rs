@@ -65,13 +65,13 @@ pub(crate) fn timestamp(time: rustls_pki_types::UnixTime) -> Timestamp {
 
 /// The peer of a connection.
 #[derive(Debug, Clone)]
-pub(crate) struct Peer {
+pub(crate) struct ConnectionPeer {
     pub(crate) address: SocketAddr,
     /// `None` without a client certificate, which only `Issue` accepts.
     pub(crate) svid: Option<Arc<PeerSvid>>,
 }
 
-impl Peer {
+impl ConnectionPeer {
     pub(crate) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
         let peer = request.extensions().get::<Self>().cloned();
         peer.ok_or_else(|| Status::internal("the peer of this connection is unknown"))
@@ -98,22 +98,22 @@ impl Peer {
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: TlsStream<TcpStream>,
-    peer: Peer,
+    peer: ConnectionPeer,
 }
 
 impl From<Accepted> for Connection {
     fn from((stream, address): Accepted) -> Self {
         let chain = stream.get_ref().1.peer_certificates();
         let svid = chain.and_then(PeerSvid::of).map(Arc::new);
-        let peer = Peer { address, svid };
+        let peer = ConnectionPeer { address, svid };
         Self { stream, peer }
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = Peer;
+    type ConnectInfo = ConnectionPeer;
 
-    fn connect_info(&self) -> Peer {
+    fn connect_info(&self) -> ConnectionPeer {
         self.peer.clone()
     }
 }
