@@ -24,7 +24,7 @@ use crate::{
     config::{ControlPlaneConfig, Source},
     grpc,
     issuance::{
-        authority::{self, Authority, Keeper},
+        authority::{self, Authority, CertificateManager},
         issue::{self, Issue},
         join_token::JoinTokens,
         ledger::Ledger,
@@ -221,7 +221,7 @@ pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError>
                 mesh,
                 lock,
                 health,
-                // The keeper opens it and retries: an unavailable issuer must not stop a replica.
+                // The certificate manager opens it and retries: an unavailable issuer must not stop a replica.
                 issuer: None,
                 followed: Followed::Cluster(Box::new(cluster)),
             };
@@ -432,7 +432,7 @@ impl Parts {
             health: self.health.clone(),
             source: followed.status(),
         };
-        let keeper = Keeper {
+        let certificates = CertificateManager {
             authority: self.authority.clone(),
             snapshots: self.snapshots.clone(),
             ledger: self.ledger.clone(),
@@ -444,7 +444,7 @@ impl Parts {
         let shutdown = || self.shutdown.clone();
         self.tasks
             .spawn(followed.follow(self.snapshots.clone(), shutdown()));
-        self.tasks.spawn(keeper.run(shutdown()));
+        self.tasks.spawn(certificates.run(shutdown()));
         let reader = secrets::Reader {
             snapshots: self.snapshots.clone(),
             authority: self.authority.clone(),

@@ -148,7 +148,7 @@ impl Authority {
 
 /// Requests and renews the certificate of an [`Authority`].
 #[derive(Debug)]
-pub(crate) struct Keeper {
+pub(crate) struct CertificateManager {
     pub(crate) authority: Authority,
     pub(crate) snapshots: Snapshots,
     pub(crate) ledger: Ledger,
@@ -160,7 +160,7 @@ pub(crate) struct Keeper {
     pub(crate) shared: Option<SharedCa>,
 }
 
-impl Keeper {
+impl CertificateManager {
     /// Requests a certificate, renews it after half of its lifetime, and starts again when the resources name another issuer.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let mut snapshots = self.snapshots.watch();
