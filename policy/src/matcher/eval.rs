@@ -49,16 +49,16 @@ impl Expr {
             }
             Self::ActionIn(mask) => Ok(of.action.bit() & mask != 0),
             Self::Eq(sides) => {
-                let [left, right] = both(sides, of)?;
+                let [left, right] = evaluate_both(sides, of)?;
                 Ok(same(left, right))
             }
-            Self::Less(sides) => compare(both(sides, of)?, |a, b| a < b),
-            Self::LessEq(sides) => compare(both(sides, of)?, |a, b| a <= b),
+            Self::Less(sides) => compare(evaluate_both(sides, of)?, |a, b| a < b),
+            Self::LessEq(sides) => compare(evaluate_both(sides, of)?, |a, b| a <= b),
             Self::Contains(sides) => {
-                let [set, item] = both(sides, of)?;
+                let [set, item] = evaluate_both(sides, of)?;
                 contains(set, item)
             }
-            Self::ContainsAll(sides) => match both(sides, of)? {
+            Self::ContainsAll(sides) => match evaluate_both(sides, of)? {
                 [Value::Strs(set), Value::Strs(all)] => {
                     Ok(all.iter().all(|item| set.contains(item)))
                 }
@@ -67,7 +67,7 @@ impl Expr {
                 }
                 _ => Err(EvalError),
             },
-            Self::ContainsAny(sides) => match both(sides, of)? {
+            Self::ContainsAny(sides) => match evaluate_both(sides, of)? {
                 [Value::Strs(set), Value::Strs(any)] => {
                     Ok(any.iter().any(|item| set.contains(item)))
                 }
@@ -85,7 +85,7 @@ impl Expr {
                 Value::Str(text) => Ok(pattern.matches(text)),
                 _ => Err(EvalError),
             },
-            Self::InRange(sides) => match both(sides, of)? {
+            Self::InRange(sides) => match evaluate_both(sides, of)? {
                 [Value::Ip(inner, bits), Value::Ip(outer, outer_bits)] => {
                     Ok(in_range(inner, bits, outer, outer_bits))
                 }
@@ -141,13 +141,13 @@ impl Expr {
                 Value::Long(value) => Value::Long(value.checked_neg().ok_or(EvalError)?),
                 _ => return Err(EvalError),
             },
-            Self::Offset(sides) => match both(sides, of)? {
+            Self::Offset(sides) => match evaluate_both(sides, of)? {
                 [Value::Datetime(at), Value::Duration(by)] => {
                     Value::Datetime(at.checked_add(by).ok_or(EvalError)?)
                 }
                 _ => return Err(EvalError),
             },
-            Self::DurationSince(sides) => match both(sides, of)? {
+            Self::DurationSince(sides) => match evaluate_both(sides, of)? {
                 [Value::Datetime(end), Value::Datetime(start)] => {
                     Value::Duration(end.checked_sub(start).ok_or(EvalError)?)
                 }
@@ -172,7 +172,7 @@ impl Expr {
     }
 }
 
-fn both<'a>(sides: &'a [Expr; 2], of: &Reading<'a>) -> Result<[Value<'a>; 2], EvalError> {
+fn evaluate_both<'a>(sides: &'a [Expr; 2], of: &Reading<'a>) -> Result<[Value<'a>; 2], EvalError> {
     let [left, right] = sides;
     Ok([left.value(of)?, right.value(of)?])
 }
@@ -182,7 +182,7 @@ fn arithmetic<'a>(
     of: &Reading<'a>,
     operation: fn(i64, i64) -> Option<i64>,
 ) -> Result<Value<'a>, EvalError> {
-    match both(sides, of)? {
+    match evaluate_both(sides, of)? {
         [Value::Long(left), Value::Long(right)] => {
             Ok(Value::Long(operation(left, right).ok_or(EvalError)?))
         }
