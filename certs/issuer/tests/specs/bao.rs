@@ -32,9 +32,9 @@ pub(crate) struct Bao {
     http: reqwest::Client,
 }
 
-/// An answer of the server.
+/// A response of the server.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) body: Value,
 }
@@ -89,7 +89,7 @@ impl Bao {
     }
 
     /// A call with the administrator's token.
-    pub(crate) async fn call(&self, method: &str, path: &str, body: Value) -> Answer {
+    pub(crate) async fn call(&self, method: &str, path: &str, body: Value) -> Response {
         self.call_with(ROOT_TOKEN, method, path, body).await
     }
 
@@ -99,7 +99,7 @@ impl Bao {
         method: &str,
         path: &str,
         body: Value,
-    ) -> Answer {
+    ) -> Response {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
         let mut request = self
             .http
@@ -109,26 +109,26 @@ impl Bao {
         if !body.is_null() {
             request = request.json(&body);
         }
-        let answer = match request.send().await {
-            Ok(answer) => answer,
+        let response = match request.send().await {
+            Ok(response) => response,
             Err(error) => {
-                return Answer {
+                return Response {
                     status: 0,
                     body: error.to_string().into(),
                 };
             }
         };
-        let status = answer.status().as_u16();
-        let text = answer.text().await.unwrap_or_default();
+        let status = response.status().as_u16();
+        let text = response.text().await.unwrap_or_default();
         let body = serde_json::from_str(&text).unwrap_or_default();
-        Answer { status, body }
+        Response { status, body }
     }
 
     /// A call with the administrator's token that must succeed. Returns its `data`.
     pub(crate) async fn write(&self, path: &str, body: Value) -> Value {
-        let answer = self.call("POST", path, body).await;
-        assert!(answer.status < 300, "{path}: {answer:?}");
-        answer.body.get("data").cloned().unwrap_or_default()
+        let response = self.call("POST", path, body).await;
+        assert!(response.status < 300, "{path}: {response:?}");
+        response.body.get("data").cloned().unwrap_or_default()
     }
 
     /// Mounts, role, policy and token of one test.
@@ -165,10 +165,10 @@ impl Bao {
     }
 
     pub(crate) async fn unseal(&self) {
-        let answer = self
+        let response = self
             .call("PUT", "sys/unseal", json!({ "key": self.unseal_key }))
             .await;
-        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(response.status, 200, "{response:?}");
         while self.call("GET", "sys/health", Value::Null).await.status != 200 {
             tokio::task::yield_now().await;
         }
@@ -246,11 +246,11 @@ impl Mesh<'_> {
     pub(crate) async fn new_token(&self, period: &str) -> String {
         let policy = &self.prepared.policy;
         let wanted = json!({ "policies": [policy], "no_default_policy": true, "period": period });
-        let answer = self
+        let response = self
             .bao
             .call("POST", "auth/token/create-orphan", wanted)
             .await;
-        answer.body["auth"]["client_token"]
+        response.body["auth"]["client_token"]
             .as_str()
             .expect("a token")
             .to_owned()

@@ -34,8 +34,8 @@ fn csr(id: &str) -> String {
 
 async fn change_role(mesh: &Mesh<'_>, field: &str, value: Value) {
     let path = format!("{}/roles/{}", mesh.prepared.pki_mount, mesh.prepared.role);
-    let answer = mesh.bao.call("GET", &path, Value::Null).await;
-    let mut role = answer.body["data"].clone();
+    let response = mesh.bao.call("GET", &path, Value::Null).await;
+    let mut role = response.body["data"].clone();
     role[field] = value;
     mesh.bao.write(&path, role).await;
 }
@@ -147,15 +147,15 @@ async fn the_token_may_only_sign_names_of_its_trust_domain() {
                 .call_with(mesh.token(), method, &path, body.clone())
                 .await
         };
-        let mut answer = call().await;
-        // The other tests keep the server busy; no answer shows nothing about permissions.
-        if answer.status == 0 {
-            answer = call().await;
+        let mut response = call().await;
+        // The other tests keep the server busy; no response shows nothing about permissions.
+        if response.status == 0 {
+            response = call().await;
         }
-        assert_eq!(answer.status, 403, "{method} {path} {body}: {answer:?}");
+        assert_eq!(response.status, 403, "{method} {path} {body}: {response:?}");
     }
-    let answer = mesh.bao.call_with(mesh.token(), "POST", &sign, right).await;
-    assert_eq!(answer.status, 200, "{answer:?}");
+    let response = mesh.bao.call_with(mesh.token(), "POST", &sign, right).await;
+    assert_eq!(response.status, 200, "{response:?}");
 }
 
 #[tokio::test]
@@ -179,9 +179,9 @@ async fn a_wrong_certificate_from_the_server_is_detected() {
         "csr": csr(WEB), "uri_sans": format!("{WEB},spiffe://one.test/ns/bank/sa/vault"), "format": "pem",
     });
     let path = format!("{}/sign/svid", mesh.prepared.pki_mount);
-    let answer = mesh.bao.call_with(mesh.token(), "POST", &path, body).await;
-    assert_eq!(answer.status, 200, "{answer:?}");
-    let text = answer.body["data"]["certificate"].as_str().unwrap();
+    let response = mesh.bao.call_with(mesh.token(), "POST", &path, body).await;
+    assert_eq!(response.status, 200, "{response:?}");
+    let text = response.body["data"]["certificate"].as_str().unwrap();
     let leaf = &pem::certificates(text.as_bytes()).unwrap()[0];
     assert_eq!(LeafFacts::parse(leaf), Err(LeafError::UriNames(2)));
 }
@@ -191,14 +191,14 @@ async fn a_certificate_that_no_root_of_the_mesh_signed_is_rejected() {
     let bao = Bao::shared().await;
     let (ours, theirs) = (bao.prepare("one.test").await, bao.prepare("one.test").await);
     let both = [&ours.prepared.policy, &theirs.prepared.policy];
-    let answer = bao
+    let response = bao
         .call(
             "POST",
             "auth/token/create-orphan",
             json!({ "policies": both }),
         )
         .await;
-    let token = answer.body["auth"]["client_token"].as_str().unwrap();
+    let token = response.body["auth"]["client_token"].as_str().unwrap();
     fs::write(&ours.token_file, token).unwrap();
     let mut settings = ours.settings();
     settings.pki_mount = theirs.prepared.pki_mount.clone();
@@ -272,7 +272,7 @@ async fn an_unknown_role_or_an_invalid_mount_is_an_error_of_the_set_up() {
 #[tokio::test]
 async fn a_root_token_is_refused() {
     let mesh = Bao::shared().await.prepare("one.test").await;
-    let answer = mesh
+    let response = mesh
         .bao
         .call(
             "POST",
@@ -280,7 +280,7 @@ async fn a_root_token_is_refused() {
             json!({ "policies": ["root"] }),
         )
         .await;
-    let token = answer.body["auth"]["client_token"].as_str().unwrap();
+    let token = response.body["auth"]["client_token"].as_str().unwrap();
     fs::write(&mesh.token_file, token).unwrap();
     let error = mesh.vault().check().await.unwrap_err();
     assert!(
@@ -351,8 +351,8 @@ async fn the_token_is_renewed_before_it_expires() {
     let vault = mesh.vault();
     let lookup = async |token: &str| {
         let path = "auth/token/lookup-self";
-        let answer = mesh.bao.call_with(token, "GET", path, Value::Null).await;
-        answer.status
+        let response = mesh.bao.call_with(token, "GET", path, Value::Null).await;
+        response.status
     };
     let expiry = async {
         while lookup(&unrenewed).await == 200 {
@@ -402,11 +402,11 @@ async fn the_bundle_has_every_root_and_no_cross_certificate_and_is_never_empty()
     // The chain of a new certificate still leads to the first root.
     issued(&vault, WEB, HOUR).await.unwrap();
 
-    let answer = mesh
+    let response = mesh
         .bao
         .call("DELETE", &format!("{root}/root"), Value::Null)
         .await;
-    assert!(answer.status < 300, "{answer:?}");
+    assert!(response.status < 300, "{response:?}");
     let error = vault.bundle().await.unwrap_err();
     assert_eq!(error.fault(), Fault::Issuer, "{error}");
 }
