@@ -7,22 +7,7 @@
 use merlon_compile::Compiler;
 use merlon_config::load::load_texts;
 
-const CONTEXT: &str = "
-apiVersion: merlon.io/v1alpha1
-kind: MeshConfig
-metadata: { name: mesh, namespace: merlon-system }
-spec: { trustDomain: shop.example.org }
----
-apiVersion: merlon.io/v1alpha1
-kind: Service
-metadata: { name: orders, namespace: shop }
-spec: { selector: { app: orders }, ports: [{ port: 80 }] }
----
-apiVersion: merlon.io/v1alpha1
-kind: Workload
-metadata: { name: orders, namespace: shop, labels: { app: orders } }
-spec: { serviceAccount: orders, meshAddress: \"127.0.0.1:17562\" }
-";
+use crate::SHOP;
 
 /// The fenced `yaml` blocks.
 fn blocks(page: &str) -> Vec<&str> {
@@ -35,7 +20,7 @@ fn blocks(page: &str) -> Vec<&str> {
 #[test]
 fn the_policies_of_the_guide_compile_together_without_a_warning() {
     let page = include_str!("../../../../docs/policies.md");
-    let mut files = vec![("context.yaml".to_owned(), CONTEXT.to_owned())];
+    let mut files = vec![("context.yaml".to_owned(), SHOP.to_owned())];
     for (number, block) in blocks(page).into_iter().enumerate() {
         files.push((format!("policies-{number}.yaml"), block.to_owned()));
     }
@@ -58,7 +43,7 @@ spec:
   routes: [{ path: \"/users/{user}/orders\" }]
 ";
     let mut files = vec![
-        ("context.yaml".to_owned(), CONTEXT.to_owned()),
+        ("context.yaml".to_owned(), SHOP.to_owned()),
         ("validation.yaml".to_owned(), validation.to_owned()),
     ];
     for (number, block) in blocks(page).into_iter().enumerate() {

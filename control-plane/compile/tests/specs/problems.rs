@@ -3,22 +3,7 @@
 use merlon_compile::Compiler;
 use merlon_config::{load::read_texts, report::Severity};
 
-const MESH: &str = "
-apiVersion: merlon.io/v1alpha1
-kind: MeshConfig
-metadata: { name: mesh, namespace: merlon-system }
-spec: { trustDomain: shop.example.org }
----
-apiVersion: merlon.io/v1alpha1
-kind: Service
-metadata: { name: orders, namespace: shop }
-spec: { selector: { app: orders }, ports: [{ port: 80 }] }
----
-apiVersion: merlon.io/v1alpha1
-kind: Workload
-metadata: { name: orders, namespace: shop, labels: { app: orders } }
-spec: { serviceAccount: orders, meshAddress: \"127.0.0.1:17562\" }
-";
+use crate::SHOP;
 
 const BROKEN_SCHEMA: &str = "
 apiVersion: merlon.io/v1alpha1
@@ -41,7 +26,7 @@ when { context has route && context.params has id && context.params.id == \"7\" 
 
 /// The problems of these files, each as `file:line message`.
 fn wrong(files: &[(&str, &str)]) -> Vec<String> {
-    let texts = [("mesh.yaml", MESH)]
+    let texts = [("mesh.yaml", SHOP)]
         .into_iter()
         .chain(files.iter().copied());
     match Compiler::new().compile_loaded(read_texts(texts)) {
