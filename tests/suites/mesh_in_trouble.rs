@@ -10,8 +10,8 @@ use merlon_tests::{
 };
 use serde_json::Value;
 
-/// Two replicas that stop as programs should: they accept nothing new, finish open requests and end soon, long before
-/// the proxies know of their removal. And their caller.
+/// A service of two replicas, and their caller. The replicas stop as programs should: they accept nothing new, finish
+/// open requests and end soon, long before the proxies know of their removal.
 const SHOP: &str = r#"
 apiVersion: v1
 kind: Namespace

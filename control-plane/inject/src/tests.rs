@@ -304,7 +304,7 @@ fn the_path_of_a_hook_contains_a_key_that_belongs_to_the_pod_and_stays() {
         panic!("it changes");
     };
     assert_eq!(hook(&object), format!("/probe/web/preStop/{other}"));
-    // A pod that has a key keeps it, whatever key the next injection brings.
+    // A pod that has a key keeps it, whatever key the next injection generates.
     let again = inject(&once, "shop", &settings(), &other);
     assert_eq!(again, Ok(Injection::Unchanged(SkipReason::UpToDate)));
 }
