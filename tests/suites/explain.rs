@@ -209,7 +209,7 @@ async fn a_request_over_a_rate_limit_is_explained_with_the_name_of_the_limit() {
         &ended,
         "denied by a rate limit, before policies were evaluated",
     );
-    shows(&ended, "the limit `few` is spent");
+    shows(&ended, "the rate limit `few` is exceeded");
 }
 
 #[tokio::test]

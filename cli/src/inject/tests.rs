@@ -134,5 +134,5 @@ fn a_missing_or_short_seed_is_an_error_with_a_hint() {
     assert!(error().contains("seed: No such file"));
     fs::write(&file, "secret").unwrap();
     let error = error();
-    assert!(error.contains("at least 16 bytes"), "{error}");
+    assert!(error.contains("at least 16 are required"), "{error}");
 }

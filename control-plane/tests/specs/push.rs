@@ -301,7 +301,7 @@ async fn invalid_messages_end_the_stream_with_a_reason() {
     says(
         &|m| m.type_url = "x/y".into(),
         Code::InvalidArgument,
-        "`x/y` is not a type",
+        "`x/y` is not a resource type",
     )
     .await;
     says(

@@ -122,7 +122,7 @@ async fn a_certificate_is_renewed_after_its_pod_is_gone_only_while_the_api_serve
     );
     let refused = replica.renew(&issued).await.expect_err("its pod is gone");
     assert_eq!(refused.code(), Code::PermissionDenied);
-    assert!(refused.message().contains("its pod's token"), "{refused:?}");
+    assert!(refused.message().contains("the token of its pod"), "{refused:?}");
 
     // An API server that is down cannot refuse, so running workloads keep their identity.
     api.kill9();
