@@ -127,7 +127,7 @@ async fn a_certificate_is_renewed_after_its_pod_is_gone_only_while_the_api_serve
     // An API server that is down cannot refuse, so running workloads keep their identity.
     api.kill9();
     until("the control plane notices", async || {
-        replica.page("/ready").await.1.contains("since when")
+        replica.page("/ready").await.1.contains("the cluster does not answer")
     })
     .await;
     let refused = replica
