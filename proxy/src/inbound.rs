@@ -51,7 +51,7 @@ pub(crate) async fn connection(local: Rc<WorkerContext>, stream: TcpStream, addr
     handle_redirected(local, stream, address, None).await;
 }
 
-/// As [`connection`], for a connection that was redirected from a port of the program.
+/// As [`connection()`], for a connection that was redirected from a port of the program.
 pub(crate) async fn handle_redirected(
     local: Rc<WorkerContext>,
     stream: TcpStream,

@@ -1,4 +1,4 @@
-//! The reasons for which a request is refused. The response to each is in one table, in [`table`].
+//! The reasons for which a request is refused. The response to each is in one table, in [`Refusal`].
 
 pub(crate) mod table;
 

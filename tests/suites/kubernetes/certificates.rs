@@ -122,12 +122,19 @@ async fn a_certificate_is_renewed_after_its_pod_is_gone_only_while_the_api_serve
     );
     let refused = replica.renew(&issued).await.expect_err("its pod is gone");
     assert_eq!(refused.code(), Code::PermissionDenied);
-    assert!(refused.message().contains("the token of its pod"), "{refused:?}");
+    assert!(
+        refused.message().contains("the token of its pod"),
+        "{refused:?}"
+    );
 
     // An API server that is down cannot refuse, so running workloads keep their identity.
     api.kill9();
     until("the control plane notices", async || {
-        replica.page("/ready").await.1.contains("the cluster does not answer")
+        replica
+            .page("/ready")
+            .await
+            .1
+            .contains("the cluster does not answer")
     })
     .await;
     let refused = replica
