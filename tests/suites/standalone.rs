@@ -234,7 +234,10 @@ async fn a_gateway_whose_port_is_in_use_is_not_ready_logs_it_once_and_listens_wh
     .await;
     assert_eq!(proxy.probe("/ready").await, 503);
     let page = proxy.page("/ready").await;
-    assert!(page.contains("another port"), "how to fix it: {page}");
+    assert!(
+        page.contains("stop the other listener"),
+        "how to fix it: {page}"
+    );
     drop(taken);
     proxy.until_ready().await;
     let browser = Client::new(port, "shop");
