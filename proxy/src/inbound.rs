@@ -41,7 +41,7 @@ use crate::{
         forwarded_response::{ForwardedResponse, attribute_upstream_error, downstream_response},
         response_body::ResponseBody,
         target::Target,
-        worker_context::{InFlightGuard, MAX_IN_FLIGHT, WorkerContext},
+        worker_context::WorkerContext,
     },
     telemetry::metrics::{Direction, Transport},
 };
@@ -118,11 +118,7 @@ pub(crate) async fn serve_with(
     forward: impl AsyncFnOnce(Admitted<'_>, &Peer) -> Result<ForwardedResponse, Denial>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     respond(&peer, request, broken, async |request, exchange| {
-        let Some(_in_flight) = InFlightGuard::within(
-            Rc::clone(&peer.local),
-            |local| &local.in_flight,
-            MAX_IN_FLIGHT,
-        ) else {
+        let Some(_in_flight) = peer.local.start_request() else {
             return Err((Denial::Overload, exchange));
         };
         let (mut call, claim) = receive(&peer, request, exchange)?;
@@ -169,9 +165,7 @@ fn receive(
         true => headers::strip_reserved_except_forwarded(&mut head.headers),
         false => headers::strip_reserved(&mut head.headers),
     }
-    exchange.trace(&mut head.headers);
-    exchange.uri = head.uri.clone();
-    exchange.host = Some(parsed.authority.clone());
+    exchange.set_parsed_head(&mut head, &parsed.authority);
     // A browser reuses a connection for other hosts (RFC 9113 §9.1.1), and the certificate was for one.
     let named = peer.server_name.as_deref();
     if named.is_some_and(|name| name != parsed.authority.host()) {

@@ -35,7 +35,7 @@ use crate::{
         forwarded_response::{ForwardedResponse, attribute_upstream_error, downstream_response},
         open_permit::OpenPermit,
         response_body::ResponseBody,
-        worker_context::{InFlightGuard, MAX_IN_FLIGHT, WorkerContext},
+        worker_context::WorkerContext,
     },
     state::secrets,
     telemetry::metrics::Direction,
@@ -56,11 +56,7 @@ pub(crate) async fn serve(
     broken: Option<Denial>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     respond(&peer, request, broken, async |request, exchange| {
-        let Some(_in_flight) = InFlightGuard::within(
-            Rc::clone(&peer.local),
-            |local| &local.in_flight,
-            MAX_IN_FLIGHT,
-        ) else {
+        let Some(_in_flight) = peer.local.start_request() else {
             return Err((Denial::Overload, exchange));
         };
         let mut call = receive(&peer, request, exchange)?;
@@ -99,9 +95,7 @@ fn receive(
         Err(denial) => return Err((denial, exchange)),
     };
     strip_own(&mut head.headers);
-    exchange.trace(&mut head.headers);
-    exchange.uri = head.uri.clone();
-    exchange.host = Some(parsed.authority.clone());
+    exchange.set_parsed_head(&mut head, &parsed.authority);
     Ok(peer.call(exchange, current, (head, parsed), body))
 }
 

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use http::{HeaderMap, Method, Uri, Version, uri::Authority};
+use http::{HeaderMap, Method, Uri, Version, request::Parts, uri::Authority};
 use jiff::Timestamp;
 use merlon_policy::{authn::User, decision::Permit};
 
@@ -114,8 +114,15 @@ impl Exchange {
         self.uri = uri.clone();
     }
 
+    /// Replaces URI and host by what the checks read, and joins the caller's trace.
+    pub(crate) fn set_parsed_head(&mut self, head: &mut Parts, authority: &Authority) {
+        self.trace(&mut head.headers);
+        self.uri = head.uri.clone();
+        self.host = Some(authority.clone());
+    }
+
     /// Joins the caller's trace or starts one. When it is sampled, the proxy's span becomes the parent of the next hop.
-    pub(crate) fn trace(&mut self, headers: &mut HeaderMap) {
+    fn trace(&mut self, headers: &mut HeaderMap) {
         let given = headers.contains_key(trace_context::TRACEPARENT);
         let context = TraceContext::take(headers, &self.local.random);
         let caller = given.then(|| context.sampled());

@@ -185,6 +185,11 @@ impl WorkerContext {
         }
     }
 
+    /// Counts a request until the guard is dropped; `None` when [`MAX_IN_FLIGHT`] are in progress.
+    pub(crate) fn start_request(self: &Rc<Self>) -> Option<InFlightGuard<Rc<Self>>> {
+        InFlightGuard::within(Rc::clone(self), |local| &local.in_flight, MAX_IN_FLIGHT)
+    }
+
     /// Registers a permit before its decision: every later snapshot change evaluates it again.
     pub(crate) fn register(&self, open_permit: OpenPermit) -> Rc<OpenPermit> {
         let permit = Rc::new(open_permit);
@@ -258,4 +263,4 @@ impl<L: Deref<Target = WorkerContext>> Drop for InFlightGuard<L> {
 }
 
 /// Maximum number of requests in flight per worker; more are refused with 503.
-pub(crate) const MAX_IN_FLIGHT: usize = 4_096;
+const MAX_IN_FLIGHT: usize = 4_096;
