@@ -1,4 +1,4 @@
-//! The process log, and spans by OTLP if the environment configures an exporter.
+//! Spans by OTLP if the environment configures an exporter.
 
 use opentelemetry::{
     global,
@@ -7,14 +7,6 @@ use opentelemetry::{
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 
 const NAME: &str = "merlon-control-plane";
-
-/// The Kubernetes and Vault clients log each failure that they also return. The control plane logs it once.
-const DEFAULT: &str = "info,kube_client=off,rustify=off,vaultrs=off";
-
-/// Writes the process log to standard error; `RUST_LOG` filters the events.
-pub fn log_to_stderr() {
-    merlon_net::process_log::to_stderr(DEFAULT);
-}
 
 /// Exports spans until it is dropped, if one of the standard variables sets a collector.
 #[derive(Debug)]
