@@ -208,21 +208,21 @@ fn without_a_mesh_config_there_is_no_mesh() {
 #[test]
 fn a_mesh_config_of_another_namespace_is_ignored_regardless_of_its_content() {
     let spec = json!({ "trustDomain": "evil.test", "rootNamespace": "aaa" });
-    let mut stranger = document_in("aaa", "MeshConfig", "mesh", 1, &spec);
+    let mut foreign = document_in("aaa", "MeshConfig", "mesh", 1, &spec);
     // It is ignored even if its status says that it was in force.
-    stranger.in_force = Some(stranger.present.clone());
+    foreign.in_force = Some(foreign.present.clone());
     for rejected in [false, true] {
         if rejected {
             let spec = json!({ "trustDomain": "not a name" });
-            stranger.present = document_in("aaa", "MeshConfig", "mesh", 2, &spec).present;
+            foreign.present = document_in("aaa", "MeshConfig", "mesh", 2, &spec).present;
         }
         // As after a start: no version is known to be valid.
         let mut acceptance = Acceptance::new("merlon-system");
         let evaluation =
-            acceptance.evaluate(&all([stranger.clone(), mesh()]), &[service("orders")], None);
+            acceptance.evaluate(&all([foreign.clone(), mesh()]), &[service("orders")], None);
         let trust_domain = &evaluation.mesh.as_ref().unwrap().state().trust_domain;
         assert_eq!(trust_domain.to_string(), "x.test");
-        let verdict = &evaluation.verdicts[&stranger.key];
+        let verdict = &evaluation.verdicts[&foreign.key];
         assert!(!verdict.accepted && !verdict.enforced);
         assert!(
             verdict.message.contains("configured in `merlon-system`"),
@@ -238,6 +238,6 @@ fn a_mesh_config_of_another_namespace_is_ignored_regardless_of_its_content() {
     }
     // On its own it gives no mesh.
     let mut acceptance = Acceptance::new("merlon-system");
-    let evaluation = acceptance.evaluate(&all([stranger]), &[], None);
+    let evaluation = acceptance.evaluate(&all([foreign]), &[], None);
     assert!(evaluation.mesh.is_none());
 }
