@@ -91,7 +91,7 @@ images: build ## Build Merlon's images from their Dockerfiles, as archives in ta
 
 .PHONY: soak
 soak: tools build ## Run the load tests for SOAK_SECONDS (default: one hour)
-	MERLON_LOAD_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked -p merlon-tests --test under_load
+	MERLON_LOAD_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked -p merlon-tests --test disruption under_load::
 
 # --- checks ---------------------------------------------------------------------------------------------------------
 .PHONY: check format lint docs words banned deny advisories

@@ -1,6 +1,5 @@
 //! Authentication of requests: tokens of a real OpenID provider, and invalid tokens.
 
-#[path = "authentication/keys.rs"]
 mod keys;
 
 use aws_lc_rs::hmac;

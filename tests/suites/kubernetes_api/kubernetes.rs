@@ -1,8 +1,6 @@
 //! The control plane on a real Kubernetes API: resources, status, identities, replicas, rights.
 
-#[path = "kubernetes/certificates.rs"]
 mod certificates;
-#[path = "kubernetes/rights.rs"]
 mod rights;
 
 use std::net::SocketAddr;

@@ -1,6 +1,5 @@
 //! The gateway on a real Kubernetes cluster: resources of Gateway API, requests from outside the mesh.
 
-#[path = "gateway_in_cluster/certificates.rs"]
 mod certificates;
 
 use merlon_tests::{

@@ -10,7 +10,7 @@ use merlon_tests::{
     tools, wait,
 };
 
-const GUIDE: &str = include_str!("../../docs/install.md");
+const GUIDE: &str = include_str!("../../../docs/install.md");
 
 /// The `sh` blocks below a heading of the guide.
 fn blocks(heading: &str) -> Vec<String> {

@@ -57,17 +57,23 @@ fn tests_in(source: &str) -> BTreeSet<String> {
     found
 }
 
-/// The tests of a suite below `tests/suites` or of a crate, named as in Rust. Empty if neither exists.
+/// The tests of a suite (a module of a target below `tests/suites`) or of a crate, named as in Rust. Empty if neither exists.
 fn tests_of(owner: &str) -> BTreeSet<String> {
     let suites = root().join("tests/suites");
-    let suite = suites.join(format!("{owner}.rs"));
-    let mut sources = Vec::new();
-    if suite.is_file() {
-        sources.push(suite);
-        if suites.join(owner).is_dir() {
-            sources.extend(files(&suites.join(owner), "rs"));
-        }
-    }
+    let mut sources: Vec<_> = files(&suites, "rs")
+        .into_iter()
+        .filter(|source| {
+            let module = source
+                .strip_prefix(&suites)
+                .expect("a file below")
+                .with_extension("");
+            // `<target>/<suite>.rs`, `<target>/<suite>/<part>.rs`.
+            module
+                .components()
+                .nth(1)
+                .is_some_and(|part| part.as_os_str() == owner)
+        })
+        .collect();
     for manifest in files(&root(), "toml") {
         let text = fs::read_to_string(&manifest).expect("a manifest");
         let named = format!("\nname = \"{}\"", owner.replace('_', "-"));

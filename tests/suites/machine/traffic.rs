@@ -1,10 +1,7 @@
 //! Traffic passes two sidecars unchanged.
 
-#[path = "traffic/grpc.rs"]
 mod grpc;
-#[path = "traffic/streaming.rs"]
 mod streaming;
-#[path = "traffic/tcp.rs"]
 mod tcp;
 
 use bytes::Bytes;

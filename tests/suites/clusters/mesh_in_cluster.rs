@@ -1,11 +1,8 @@
 //! The mesh on a real Kubernetes cluster: installed by Helm, with certificates from OpenBao and programs that are unaware
 //! of it.
 
-#[path = "mesh_in_cluster/injection.rs"]
 mod injection;
-#[path = "mesh_in_cluster/probes.rs"]
 mod probes;
-#[path = "mesh_in_cluster/secrets.rs"]
 mod secrets;
 
 use merlon_tests::{

@@ -1,8 +1,6 @@
 //! Malformed and hostile input: none of it reaches a program, and no process fails.
 
-#[path = "bad_input/control_plane.rs"]
 mod control_plane;
-#[path = "bad_input/framing.rs"]
 mod framing;
 
 use merlon_tests::{

@@ -1,0 +1,6 @@
+//! Kubernetes clusters that serve several tests each; need root.
+
+mod cluster;
+mod gateway_in_cluster;
+mod mesh_in_cluster;
+mod programs_in_cluster;

@@ -1,0 +1,16 @@
+//! Meshes on this machine: processes on loopback, with real servers beside them.
+
+mod authentication;
+mod authorization;
+mod bad_input;
+mod configuration;
+mod documentation;
+mod explain;
+mod identity;
+mod limits;
+mod observability;
+mod push;
+mod servers;
+mod standalone;
+mod traffic;
+mod validation;

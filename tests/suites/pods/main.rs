@@ -1,0 +1,3 @@
+//! Network namespaces that stand for pods; need root.
+
+mod interception;
