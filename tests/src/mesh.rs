@@ -3,7 +3,6 @@
 pub(crate) mod admin;
 mod builder;
 mod control_plane;
-mod log;
 mod names;
 mod peer;
 mod resources;
@@ -14,7 +13,7 @@ mod standalone;
 
 pub use builder::{MeshBuilder, PORT, tokens_of};
 pub use control_plane::ControlPlane;
-pub use log::LogLine;
+pub use merlon_test_support::log::LogLine;
 pub use names::{NAMESPACE, TRUST_DOMAIN, identity, spiffe_id};
 pub use peer::{AnonymousPeer, TestPeer, tls_connect};
 pub use running::Mesh;

@@ -8,12 +8,12 @@ use std::{
     sync::Arc,
 };
 
+use merlon_test_support::log::LogLine;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{
     control_plane::ControlPlane,
-    log::LogLine,
     names::{NAMESPACE, identity},
     sidecar::Sidecar,
 };

@@ -7,7 +7,9 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use super::{admin::page, log::LogLine};
+use merlon_test_support::log::LogLine;
+
+use super::admin::page;
 use crate::{
     ports,
     process::{Plan, Process},

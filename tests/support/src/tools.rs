@@ -25,13 +25,13 @@ pub fn installed(name: &str) -> PathBuf {
 /// # Panics
 /// If the folder does not exist.
 pub fn root() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     root.canonicalize().expect("the checkout")
 }
 
 /// The folder that `make tools` installs to.
 pub fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools")
 }
 
 /// A binary of this workspace, from the folder that this test was built to.

@@ -10,7 +10,7 @@ pub struct LogLine(Value);
 
 impl LogLine {
     /// All access-log lines in the output of a proxy.
-    pub(crate) fn all(text: &str) -> Vec<Self> {
+    pub fn all(text: &str) -> Vec<Self> {
         let values = text
             .lines()
             .filter_map(|line| serde_json::from_str(line).ok());
@@ -37,6 +37,13 @@ impl LogLine {
     #[track_caller]
     pub fn has_field(&self, field: &str) -> &Self {
         assert!(!self.text(field).is_empty(), "no `{field}` in {self:?}");
+        self
+    }
+
+    /// Asserts that `field` is missing or empty.
+    #[track_caller]
+    pub fn lacks(&self, field: &str) -> &Self {
+        assert_eq!(self.text(field), "", "`{field}` in {self:?}");
         self
     }
 

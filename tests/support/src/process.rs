@@ -228,7 +228,7 @@ impl Process {
     }
 
     /// Blocks until it has exited, for a process that is about to exit.
-    pub(crate) fn wait_blocking(&self) {
+    pub fn wait_blocking(&self) {
         // It may have been waited for before.
         let _ = self.child().wait();
     }
