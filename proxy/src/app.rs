@@ -161,8 +161,8 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
     });
     let secrets = secrets.transpose()?.map(Arc::new);
 
-    let (destinations, lookups) = Destinations::new();
-    let (keys, refetches) = JwksCache::new();
+    let (destinations, lookups) = Destinations::new(&config.limits);
+    let (keys, refetches) = JwksCache::new(&config.limits);
     let (spans, exporter) = spans::from_environment(&metrics);
     let shared = Arc::new(Shared {
         snapshot: Live::new(None),
@@ -170,12 +170,13 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
         has_identity: !matches!(config.source, Source::Standalone { identity: None, .. }),
         keys,
         destinations,
-        decisions: DecisionLog::new(&node_id),
+        decisions: DecisionLog::new(&node_id, &config.limits),
         egress: crate::telemetry::egress_log::EgressLog::default(),
         spans,
         listeners: Claims::default(),
         readiness: Readiness::default(),
         access_log: config.access_log,
+        limits: config.limits,
     });
     shared
         .readiness

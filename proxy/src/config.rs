@@ -10,6 +10,8 @@ use merlon_config::{
 
 pub use merlon_config::bootstrap::AccessLogMode;
 
+use crate::limits::Limits;
+
 /// The input of `app::start`, built from flags, environment and file.
 #[derive(Debug, Clone)]
 pub struct ProxyConfig {
@@ -37,6 +39,8 @@ pub struct ProxyConfig {
     pub access_log: AccessLogMode,
     /// How long open requests may take to finish during the shutdown.
     pub drain_timeout: Duration,
+    /// Bounds and time limits; the defaults, except in tests.
+    pub limits: Limits,
 }
 
 /// The workload or gateway that a proxy runs for.

@@ -63,7 +63,12 @@ impl Control {
             mut exporter,
         } = self;
         exporter.start(&metrics);
-        let fetcher = Fetcher::new(shared.keys.clone(), refetches, Arc::clone(&metrics));
+        let fetcher = Fetcher::new(
+            shared.keys.clone(),
+            refetches,
+            Arc::clone(&metrics),
+            shared.limits,
+        );
         tokio::spawn(fetcher.run(shared.snapshot.clone()));
         if let Some(state_dir) = &state_dir {
             let path = state_dir.join("admin.sock");

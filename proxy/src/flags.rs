@@ -20,7 +20,10 @@ use merlon_config::{
 };
 use url::Url;
 
-use crate::config::{DRAIN_TIMEOUT, IdentityFiles, PodToken, ProxyConfig, Source, Subject};
+use crate::{
+    config::{DRAIN_TIMEOUT, IdentityFiles, PodToken, ProxyConfig, Source, Subject},
+    limits::Limits,
+};
 
 /// Merlon's proxy: a workload's sidecar, or a gateway at the edge of the mesh.
 ///
@@ -113,6 +116,10 @@ pub struct Flags {
     /// Write the bound addresses to this file, as JSON: `inbound`, `outbound`, `admin`, `probes`
     #[arg(long, value_name = "FILE")]
     pub addresses_file: Option<PathBuf>,
+    /// For tests: JSON file with other bounds and time limits, the fields of [`Limits`] in camelCase
+    #[cfg(debug_assertions)]
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub test_limits: Option<PathBuf>,
 }
 
 /// Requests in the access log.
@@ -132,6 +139,10 @@ impl Flags {
     /// # Errors
     /// All problems of the file, or all missing and contradictory settings.
     pub fn into_config(self) -> Result<ProxyConfig, Report> {
+        #[cfg(debug_assertions)]
+        let limits = self.test_limits.as_deref().map(test_limits).transpose()?;
+        #[cfg(not(debug_assertions))]
+        let limits = None;
         let file = match &self.config {
             Some(path) => ProxyBootstrap::load(path)?,
             None => ProxyBootstrap::default(),
@@ -177,6 +188,7 @@ impl Flags {
             drain_timeout: start
                 .drain_timeout
                 .map_or(DRAIN_TIMEOUT, |HumanDuration(time)| time),
+            limits: limits.unwrap_or_default(),
         })
     }
 
@@ -223,6 +235,21 @@ impl Flags {
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
         }
     }
+}
+
+/// Reads the file of `--test-limits`.
+#[cfg(debug_assertions)]
+fn test_limits(file: &Path) -> Result<Limits, Report> {
+    let read = fs::read(file).map_err(|error| error.to_string());
+    let limits = read.and_then(|text| {
+        serde_json::from_slice(&text).map_err(|error| {
+            format!("{error}; write for example {{\"inFlight\": 4, \"idleTimeout\": \"200ms\"}}")
+        })
+    });
+    limits.map_err(|error| {
+        let problem = Problem::error(file.display().to_string(), error);
+        Report::from_iter([problem])
+    })
 }
 
 /// An argument in JSON.
@@ -436,6 +463,7 @@ impl ProxyConfig {
             workers: NonZeroUsize::MIN,
             access_log: AccessLogMode::All,
             drain_timeout: Duration::from_secs(5),
+            limits: Limits::default(),
         }
     }
 }

@@ -4,6 +4,7 @@
 pub mod app;
 pub mod config;
 pub mod flags;
+pub mod limits;
 pub mod protocol;
 pub mod state;
 pub mod telemetry;

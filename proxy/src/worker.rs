@@ -19,7 +19,8 @@ use crate::{
 
 /// Serves until the shutdown. Runs on its own thread, within a [`tokio::task::LocalSet`].
 pub(crate) async fn run(worker: Worker) {
-    run_with_log(worker, AccessLog::stdout()).await;
+    let log = AccessLog::stdout(&worker.shared.limits);
+    run_with_log(worker, log).await;
 }
 
 /// Like [`run`], with the given access log.
@@ -95,12 +96,13 @@ async fn expire(local: Rc<WorkerContext>) {
 }
 
 async fn tidy(local: Rc<WorkerContext>) {
+    let interval = local.shared.limits.tidy_interval;
     let mut identities = local.shared.identity.watch();
     loop {
         tokio::select! {
             // Connections of an earlier certificate leave the pool at once; each ends with its last stream.
             _ = identities.changed() => {}
-            () = tokio::time::sleep(Duration::from_secs(10)) => {}
+            () = tokio::time::sleep(interval) => {}
         }
         local.programs.tidy();
         local.peers.tidy(local.identity().as_ref());

@@ -15,6 +15,7 @@ use tokio::{
 
 use self::source::IssuerSource;
 use crate::{
+    limits::Limits,
     state::{
         jwks_cache::{JwksCache, QUEUE, Question, Refetch},
         snapshot::Snapshot,
@@ -28,6 +29,7 @@ pub(crate) struct Fetcher {
     cache: JwksCache,
     refetches: mpsc::Receiver<Refetch>,
     metrics: Arc<Metrics>,
+    limits: Limits,
     running: BTreeMap<String, Running>,
     tasks: JoinSet<()>,
 }
@@ -44,11 +46,13 @@ impl Fetcher {
         cache: JwksCache,
         refetches: mpsc::Receiver<Refetch>,
         metrics: Arc<Metrics>,
+        limits: Limits,
     ) -> Self {
         Self {
             cache,
             refetches,
             metrics,
+            limits,
             running: BTreeMap::new(),
             tasks: JoinSet::new(),
         }
@@ -95,6 +99,7 @@ impl Fetcher {
                 self.cache.clone(),
                 queue,
                 Arc::clone(&self.metrics),
+                self.limits,
             );
             let task = self.tasks.spawn(follow);
             self.running.insert(

@@ -31,11 +31,6 @@ use crate::{
     telemetry::metrics::{Direction, Handshake, Transport},
 };
 
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum number of concurrent handshakes per worker.
-const MAX_HANDSHAKES: usize = 512;
-/// Maximum idle time between requests, and before the first.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The first bytes of HTTP/2 (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -46,16 +41,25 @@ pub(crate) async fn handshake(
     config: Arc<ServerConfig>,
     stream: TcpStream,
 ) -> Option<TlsStream<TcpStream>> {
-    let _one = InFlightGuard::within(Rc::clone(local), |local| &local.handshakes, MAX_HANDSHAKES)?;
-    let (stream, result) =
-        match timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await {
-            Ok(Ok(stream)) => (Some(stream), Handshake::Done),
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "downstream.handshake_failed");
-                (None, Handshake::Refused)
-            }
-            Err(_) => (None, Handshake::Timeout),
-        };
+    let limits = &local.shared.limits;
+    let one = InFlightGuard::within(
+        Rc::clone(local),
+        |local| &local.handshakes,
+        limits.handshakes,
+    );
+    let Some(_one) = one else {
+        local.metrics.handshakes.inc(direction, Handshake::Refused);
+        return None;
+    };
+    let accepting = TlsAcceptor::from(config).accept(stream);
+    let (stream, result) = match timeout(limits.handshake_timeout, accepting).await {
+        Ok(Ok(stream)) => (Some(stream), Handshake::Done),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "downstream.handshake_failed");
+            (None, Handshake::Refused)
+        }
+        Err(_) => (None, Handshake::Timeout),
+    };
     local.metrics.handshakes.inc(direction, result);
     stream
 }
@@ -78,13 +82,14 @@ impl<T> PrefixedStream<T> {
 }
 
 impl<T: AsyncRead + Unpin> PrefixedStream<T> {
-    /// Reads as much as is needed to distinguish HTTP/2 from HTTP/1. `None` when nothing arrives in time.
-    async fn sniff(inner: T) -> Option<(Self, bool)> {
+    /// Reads as much as is needed to distinguish HTTP/2 from HTTP/1. `None` when it does not arrive `within` this
+    /// time.
+    async fn sniff(inner: T, within: Duration) -> Option<(Self, bool)> {
         let mut this = Self {
             inner,
             prefix: Vec::new(),
         };
-        let h2 = timeout(IDLE_TIMEOUT, this.speaks_h2()).await.ok()??;
+        let h2 = timeout(within, this.speaks_h2()).await.ok()??;
         Some((this, h2))
     }
 
@@ -131,7 +136,8 @@ pub(crate) async fn serve_plain<S: Serve<Peer>>(
     peer: Rc<Peer>,
     serve: S,
 ) {
-    let Some((stream, h2)) = PrefixedStream::sniff(stream).await else {
+    let idle_timeout = local.shared.limits.idle_timeout;
+    let Some((stream, h2)) = PrefixedStream::sniff(stream, idle_timeout).await else {
         return;
     };
     if h2 {
@@ -154,17 +160,18 @@ pub(crate) async fn serve_h2<T, S>(
 {
     let _open = OpenConnection::new(local, peer.direction, transport);
     let service = service_fn(move |request| serve(Rc::clone(&peer), request, None));
+    let limits = &local.shared.limits;
     let connection = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
-        .max_concurrent_streams(100)
+        .max_concurrent_streams(limits.h2_streams)
         .max_header_list_size(64 << 10)
-        .initial_stream_window_size(256 << 10)
-        .initial_connection_window_size(4 << 20)
-        .max_pending_accept_reset_streams(20)
-        .max_local_error_reset_streams(200)
+        .initial_stream_window_size(limits.h2_stream_window)
+        .initial_connection_window_size(limits.h2_connection_window)
+        .max_pending_accept_reset_streams(limits.h2_pending_resets)
+        .max_local_error_reset_streams(limits.h2_forced_resets)
         .enable_connect_protocol()
         .serve_connection(
-            TokioIo::new(GuardedFrames::new(stream.inner, stream.prefix)),
+            TokioIo::new(GuardedFrames::new(stream.inner, stream.prefix, limits)),
             service,
         );
     drive(local, connection).await;
@@ -182,7 +189,9 @@ pub(crate) async fn serve_http1<T, S>(
     S: Serve<Peer>,
 {
     let _open = OpenConnection::new(local, peer.direction, transport);
-    let (io, guard) = GuardedStream::new(stream.inner, stream.prefix);
+    let limits = &local.shared.limits;
+    let (io, guard) =
+        GuardedStream::with_head_timeout(stream.inner, stream.prefix, limits.head_timeout);
     let requests = Cell::new(0_u32);
     let service = service_fn(move |request| {
         let request_number = requests.get() + 1;
@@ -194,7 +203,7 @@ pub(crate) async fn serve_http1<T, S>(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         // The guard has a shorter limit for a started head; this one is for idle connections.
-        .header_read_timeout(IDLE_TIMEOUT)
+        .header_read_timeout(limits.idle_timeout)
         .max_headers(crate::protocol::http1::MAX_FIELDS + 8)
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades();

@@ -7,11 +7,6 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::request::worker_context::WorkerContext;
 
-/// Maximum number of open connections per worker; more are closed at once.
-const MAX_CONNECTIONS: usize = 10_000;
-/// How long accepting pauses when the system lacks descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 /// Accepts until the drain starts, with a task for each connection.
 pub(crate) async fn serve<F>(
     local: &Rc<WorkerContext>,
@@ -20,6 +15,7 @@ pub(crate) async fn serve<F>(
 ) where
     F: Future<Output = ()> + 'static,
 {
+    let limits = &local.shared.limits;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -27,7 +23,7 @@ pub(crate) async fn serve<F>(
         };
         match accepted {
             Ok((stream, address)) => {
-                if local.connections() >= MAX_CONNECTIONS {
+                if local.connections() >= limits.connections {
                     local.metrics.accept_errors.inc();
                     continue;
                 }
@@ -44,7 +40,7 @@ pub(crate) async fn serve<F>(
                 local.metrics.accept_errors.inc();
                 if error.kind() != io::ErrorKind::ConnectionAborted {
                     tracing::warn!(%error, "accept.failed");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    tokio::time::sleep(limits.accept_pause).await;
                 }
             }
         }

@@ -108,3 +108,50 @@ mod probes_in_text {
         }
     }
 }
+
+/// Only a debug build has this flag.
+#[test]
+fn the_limits_of_a_test_come_from_a_file_and_a_wrong_file_is_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("limits.json");
+    let with = |text: &str| {
+        fs::write(&file, text).unwrap();
+        read(&[
+            "--state-dir",
+            "/state",
+            "--test-limits",
+            file.to_str().unwrap(),
+        ])
+    };
+    let limits = with(r#"{"connectTimeout": "50ms", "connections": 3}"#).unwrap();
+    let expected = Limits {
+        connect_timeout: Duration::from_millis(50),
+        connections: 3,
+        ..Limits::default()
+    };
+    assert_eq!(limits.limits, expected);
+    assert_eq!(
+        read(&["--state-dir", "/state"]).unwrap().limits,
+        Limits::default()
+    );
+    for (text, problem) in [
+        (
+            r#"{"connectTimeOut": "50ms"}"#,
+            "unknown field `connectTimeOut`",
+        ),
+        (r#"{"connectTimeout": 50}"#, "a duration"),
+        ("connections: 3", "expected value"),
+    ] {
+        let refused = with(text).unwrap_err().to_string();
+        assert!(refused.contains("limits.json"), "{refused}");
+        assert!(refused.contains(problem), "{refused}");
+    }
+    fs::remove_file(&file).unwrap();
+    let missing = read(&[
+        "--state-dir",
+        "/state",
+        "--test-limits",
+        file.to_str().unwrap(),
+    ]);
+    assert!(missing.unwrap_err().to_string().contains("limits.json"));
+}

@@ -1,6 +1,6 @@
 //! Redirected connections to the local program.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use merlon_config::resource::AppProtocol;
 use merlon_policy::principal::Principal;
@@ -14,10 +14,6 @@ use crate::{
     request::worker_context::WorkerContext,
     telemetry::metrics::Direction,
 };
-
-/// How long to wait for the first byte when plain text is allowed. After it, a connection to a port of opaque TCP
-/// counts as plain text in which the server speaks first; any other is closed.
-pub(crate) const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The first byte of a TLS record that carries a handshake (RFC 8446 §5.1).
 pub(crate) const TLS_HANDSHAKE_RECORD: u8 = 22;
@@ -41,7 +37,12 @@ pub(crate) async fn accept(local: Rc<WorkerContext>, stream: TcpStream, address:
         })
     });
     let mut first = [0];
-    match timeout(FIRST_BYTE_TIMEOUT, stream.peek(&mut first)).await {
+    match timeout(
+        local.shared.limits.first_byte_timeout,
+        stream.peek(&mut first),
+    )
+    .await
+    {
         Ok(Ok(1)) if first == [TLS_HANDSHAKE_RECORD] => {
             inbound::handle_redirected(local, stream, address, Some(port)).await;
         }

@@ -1,10 +1,6 @@
 //! Opaque TCP to the local program.
 
-use std::{
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{rc::Rc, sync::Arc, time::Instant};
 
 use http::Version;
 use merlon_config::{name::ServiceName, resource::AppProtocol};
@@ -36,9 +32,6 @@ use crate::{
     upstream::dial,
 };
 
-/// Maximum time to receive the preamble.
-pub(crate) const PREAMBLE_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Serves a tunnel from another proxy.
 pub(crate) async fn accept(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
     let local = &peer.local;
@@ -51,7 +44,8 @@ pub(crate) async fn accept(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
         Version::HTTP_2,
     );
     exchange.protocol = "tcp";
-    let admitted = match timeout(PREAMBLE_TIMEOUT, read_claim(&mut stream)).await {
+    let limits = &local.shared.limits;
+    let admitted = match timeout(limits.preamble_timeout, read_claim(&mut stream)).await {
         Ok(Some(claim)) => admit(peer, &claim, &mut exchange),
         _ => Err(Denial::NoRoute("the tunnel names no destination".into())),
     };
@@ -60,7 +54,7 @@ pub(crate) async fn accept(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
         Err(denial) => return exchange.refuse(denial),
     };
     exchange.upstream = Some(target.program);
-    let program = match dial::connect(target.program, &local.metrics).await {
+    let program = match dial::connect(target.program, limits, &local.metrics).await {
         Ok(program) => program,
         Err(error) => return exchange.refuse(Denial::Upstream(error)),
     };
@@ -97,7 +91,7 @@ pub(crate) async fn serve_plain_text(
         Err(denial) => return exchange.refuse(denial),
     };
     exchange.upstream = Some(target.program);
-    match dial::connect(target.program, &local.metrics).await {
+    match dial::connect(target.program, &local.shared.limits, &local.metrics).await {
         Ok(program) => relay(stream, program, Some(&open_permit), exchange).await,
         Err(error) => exchange.refuse(Denial::Upstream(error)),
     }

@@ -122,6 +122,7 @@ async fn tunnel(
         port: to.port,
         proto: Proto::Tcp,
     };
+    let (limits, metrics) = (&local.shared.limits, &local.metrics);
     let mut tried = Vec::new();
     let mut last = Denial::Upstream(Upstream::NoEndpoint);
     while tried.len() < 3
@@ -131,7 +132,7 @@ async fn tunnel(
         let address = dial::dial_at(endpoint, to.port);
         exchange.upstream = Some(address);
         let result = match &endpoint.identity {
-            None => match dial::connect(address, &local.metrics).await {
+            None => match dial::connect(address, limits, metrics).await {
                 Ok(upstream) => return relay(stream, upstream, None, exchange).await,
                 Err(error) => error,
             },
@@ -139,7 +140,7 @@ async fn tunnel(
                 let Some(identity) = local.identity() else {
                     return exchange.refuse(Denial::Unconfigured);
                 };
-                match dial::mesh(address, expected, &identity, MERLON_TCP, &local.metrics).await {
+                match dial::mesh(address, expected, &identity, MERLON_TCP, limits, metrics).await {
                     Ok(mut upstream) => {
                         if upstream.write_all(&preamble(&claim)).await.is_err()
                             || upstream.flush().await.is_err()

@@ -31,6 +31,8 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
+use crate::limits::Limits;
+
 pub use self::{
     chunked::{Chunked, MAX_EXTENSIONS, MAX_TRAILER_FIELDS, MAX_TRAILERS, may_be_trailer},
     head::{Framing, Head, MAX_FIELDS, MAX_HEAD, MAX_TARGET, find_end, parse},
@@ -39,8 +41,6 @@ pub use self::{
 
 /// The request that hyper reads in place of a refused message.
 const PLACEHOLDER: &[u8] = b"GET / HTTP/1.1\r\nhost: refused.invalid\r\nconnection: close\r\n\r\n";
-/// Maximum time from the first byte of a head to its last.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to keep reading from a refused connection, so that a reset does not discard the response (RFC 9112 §9.6).
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 << 10;
@@ -134,8 +134,17 @@ enum State {
 }
 
 impl<T> GuardedStream<T> {
-    /// Guards `inner`, from which `prefix` was already read.
+    /// Guards `inner`, from which `prefix` was already read, with the default time limit of a head.
     pub fn new(inner: T, prefix: Vec<u8>) -> (Self, Arc<Guard>) {
+        Self::with_head_timeout(inner, prefix, Limits::default().head_timeout)
+    }
+
+    /// As [`GuardedStream::new`]. Each head must be complete `head_timeout` after its first byte.
+    pub fn with_head_timeout(
+        inner: T,
+        prefix: Vec<u8>,
+        head_timeout: Duration,
+    ) -> (Self, Arc<Guard>) {
         let guard = Arc::new(Guard::default());
         let this = Self {
             inner,
@@ -147,7 +156,7 @@ impl<T> GuardedStream<T> {
             searched: 0,
             head_in_this_step: false,
             deadline: None,
-            head_timeout: HEAD_TIMEOUT,
+            head_timeout,
             linger: None,
         };
         (this, guard)

@@ -12,11 +12,8 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-/// Maximum PING, SETTINGS and PRIORITY frames per `WINDOW`.
-pub const MAX_CONTROL_FRAMES: u32 = 1_000;
-/// Maximum RST_STREAM frames per `WINDOW`; a busy peer whose callers cancel requests sends some.
-const MAX_RESETS: u32 = 4_000;
-const WINDOW: Duration = Duration::from_secs(10);
+use crate::limits::Limits;
+
 const PREFACE: usize = 24;
 
 /// An HTTP/2 connection whose frames are counted as they are read.
@@ -36,10 +33,20 @@ pub struct FrameCounter {
     control_frames: u32,
     resets: u32,
     window_start: Instant,
+    max_control_frames: u32,
+    max_resets: u32,
+    window: Duration,
 }
 
 impl Default for FrameCounter {
     fn default() -> Self {
+        Self::new(&Limits::default())
+    }
+}
+
+impl FrameCounter {
+    /// A counter for a new connection.
+    pub fn new(limits: &Limits) -> Self {
         Self {
             skip: PREFACE,
             header: [0; 9],
@@ -47,11 +54,12 @@ impl Default for FrameCounter {
             control_frames: 0,
             resets: 0,
             window_start: Instant::now(),
+            max_control_frames: limits.h2_control_frames,
+            max_resets: limits.h2_reset_frames,
+            window: limits.h2_frame_window,
         }
     }
-}
 
-impl FrameCounter {
     /// Processes `bytes`. Returns false when a limit is exceeded.
     pub fn process(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
@@ -90,11 +98,11 @@ impl FrameCounter {
             RST_STREAM => self.resets += 1,
             _ => return true,
         }
-        if self.control_frames <= MAX_CONTROL_FRAMES && self.resets <= MAX_RESETS {
+        if self.control_frames <= self.max_control_frames && self.resets <= self.max_resets {
             return true;
         }
         // The clock is read only when a limit is exceeded.
-        let window_elapsed = self.window_start.elapsed() >= WINDOW;
+        let window_elapsed = self.window_start.elapsed() >= self.window;
         self.window_start = Instant::now();
         self.control_frames = 0;
         self.resets = 0;
@@ -104,11 +112,11 @@ impl FrameCounter {
 
 impl<T> GuardedFrames<T> {
     /// Wraps `inner`, from which `prefix` was already read.
-    pub fn new(inner: T, prefix: Vec<u8>) -> Self {
+    pub fn new(inner: T, prefix: Vec<u8>, limits: &Limits) -> Self {
         Self {
             inner,
             prefix,
-            counter: FrameCounter::default(),
+            counter: FrameCounter::new(limits),
         }
     }
 }
@@ -215,7 +223,9 @@ mod tests {
     fn the_thousand_and_first_ping_exceeds_the_limit_for_every_chunk_size() {
         for size in [1, 7, 64, 100_000] {
             let mut counter = counter();
-            let bytes: Vec<u8> = (0..=MAX_CONTROL_FRAMES).flat_map(|_| frame(6, 8)).collect();
+            let bytes: Vec<u8> = (0..=Limits::default().h2_control_frames)
+                .flat_map(|_| frame(6, 8))
+                .collect();
             let mut pieces = bytes.chunks(size);
             assert!(
                 !pieces.all(|piece| counter.process(piece)),

@@ -5,14 +5,12 @@ use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
 use jiff::Timestamp;
 use merlon_policy::authn::User;
 
-use crate::state::snapshot::CompiledService;
-
-/// Maximum number of cached tokens per worker.
-const CAPACITY: usize = 4_096;
+use crate::{limits::Limits, state::snapshot::CompiledService};
 
 /// Verified tokens by the SHA-256 of the whole token, with the service whose rules were applied.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct TokenCache {
+    capacity: usize,
     users: RefCell<HashMap<[u8; 32], Entry, foldhash::fast::RandomState>>,
 }
 
@@ -32,6 +30,13 @@ pub(crate) fn fingerprint(token: &str) -> [u8; 32] {
 }
 
 impl TokenCache {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self {
+            capacity: limits.cached_tokens,
+            users: RefCell::default(),
+        }
+    }
+
     /// The user of a token, if the result is still valid: same rules, same keys, not past `exp`.
     pub(crate) fn find(
         &self,
@@ -55,7 +60,7 @@ impl TokenCache {
         user: &Rc<User>,
     ) {
         let mut users = self.users.borrow_mut();
-        if users.len() >= CAPACITY {
+        if users.len() >= self.capacity {
             // A flood of tokens costs as much as without a cache, and memory stays bounded.
             users.clear();
         }

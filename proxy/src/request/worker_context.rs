@@ -80,7 +80,8 @@ impl WorkerContext {
         shutdown: Shutdown,
     ) -> Self {
         let random = Rc::new(Random::seeded());
-        let programs = Rc::<Programs>::default();
+        let limits = shared.limits;
+        let programs = Rc::new(Programs::new(limits));
         Self {
             index,
             peers: Peers::new(
@@ -88,16 +89,17 @@ impl WorkerContext {
                 Rc::clone(&programs),
                 Arc::clone(&metrics),
                 Rc::clone(&random),
+                limits,
             ),
+            log: WorkerLog::new(log, Arc::clone(&metrics)),
             shared,
             metrics,
-            log: WorkerLog::new(log),
             shutdown,
             random,
             programs,
-            tokens: TokenCache::default(),
+            tokens: TokenCache::new(&limits),
             names: RouteCache::default(),
-            recorder: Recorder::default(),
+            recorder: Recorder::new(&limits),
             resolver: Resolver::default(),
             in_flight: Cell::new(0),
             handshakes: Cell::new(0),
@@ -185,9 +187,10 @@ impl WorkerContext {
         }
     }
 
-    /// Counts a request until the guard is dropped; `None` when [`MAX_IN_FLIGHT`] are in progress.
+    /// Counts a request until the guard is dropped; `None` when as many as allowed are in progress.
     pub(crate) fn start_request(self: &Rc<Self>) -> Option<InFlightGuard<Rc<Self>>> {
-        InFlightGuard::within(Rc::clone(self), |local| &local.in_flight, MAX_IN_FLIGHT)
+        let limit = self.shared.limits.in_flight;
+        InFlightGuard::within(Rc::clone(self), |local| &local.in_flight, limit)
     }
 
     /// Registers a permit before its decision: every later snapshot change evaluates it again.
@@ -261,6 +264,3 @@ impl<L: Deref<Target = WorkerContext>> Drop for InFlightGuard<L> {
         count.set(count.get().saturating_sub(1));
     }
 }
-
-/// Maximum number of requests in flight per worker; more are refused with 503.
-const MAX_IN_FLIGHT: usize = 4_096;

@@ -13,11 +13,13 @@ use tokio::{
 };
 
 use super::snapshot::Snapshot;
+use crate::limits::Limits;
 
 /// Sends lookups from workers to the control thread, and waits for the result with a time-out.
 #[derive(Debug, Clone)]
 pub struct Destinations {
     requests: mpsc::Sender<LookupRequest>,
+    timeout: Duration,
 }
 
 /// The key of a lookup. As text: `shop/orders` or `10.0.0.7:80`.
@@ -117,20 +119,18 @@ pub enum LookupError {
     Unavailable,
 }
 
-/// How long a request waits for the lookup of a destination.
-pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
-
 /// Maximum number of queued lookups; further ones fail at once with [`LookupError::Unavailable`].
 const QUEUE: usize = 1_024;
 
 impl Destinations {
-    pub(crate) fn new() -> (Self, mpsc::Receiver<LookupRequest>) {
+    pub(crate) fn new(limits: &Limits) -> (Self, mpsc::Receiver<LookupRequest>) {
         let (requests, queue) = mpsc::channel(QUEUE);
-        (Self { requests }, queue)
+        let timeout = limits.lookup_timeout;
+        (Self { requests, timeout }, queue)
     }
 
     /// Subscribes to `name` and resolves once a snapshot that contains it is in force, at the latest after
-    /// [`LOOKUP_TIMEOUT`]. Check the snapshot first; concurrent lookups of one name share a subscription.
+    /// [`Limits::lookup_timeout`]. Check the snapshot first; concurrent lookups of one name share a subscription.
     ///
     /// # Errors
     /// [`LookupError::Unknown`] if there is no such service, [`LookupError::Unavailable`] if there was no result in time.
@@ -156,7 +156,7 @@ impl Destinations {
         let (reply, result) = oneshot::channel();
         let sent = self.requests.try_send(LookupRequest { key, reply });
         sent.map_err(|_| LookupError::Unavailable)?;
-        match time::timeout(LOOKUP_TIMEOUT, result).await {
+        match time::timeout(self.timeout, result).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) | Err(_) => Err(LookupError::Unavailable),
         }

@@ -16,6 +16,8 @@ use tokio::{
     time,
 };
 
+use crate::limits::Limits;
+
 /// Key sets by issuer URL. Cheap to clone; clones share their content.
 #[derive(Debug, Clone)]
 pub struct JwksCache(Arc<Inner>);
@@ -25,6 +27,7 @@ pub(crate) struct Inner {
     sets: ArcSwap<HashMap<String, Arc<KeySet>>>,
     generation: AtomicU64,
     refetches: mpsc::Sender<Refetch>,
+    wait: Duration,
 }
 
 /// A request to fetch an issuer's keys, because a token names a key that is not in the set.
@@ -41,20 +44,18 @@ pub(crate) struct Question {
     pub(crate) done: oneshot::Sender<()>,
 }
 
-/// How long a request waits for a refetch. A fetch takes 5 seconds at most.
-pub(crate) const REFETCH_TIMEOUT: Duration = Duration::from_secs(6);
-
 /// Maximum number of queued refetches; further requests are decided with the current keys.
 pub(crate) const QUEUE: usize = 256;
 
 impl JwksCache {
     /// An empty cache, and the queue of refetches for the fetcher.
-    pub(crate) fn new() -> (Self, mpsc::Receiver<Refetch>) {
+    pub(crate) fn new(limits: &Limits) -> (Self, mpsc::Receiver<Refetch>) {
         let (refetches, asked) = mpsc::channel(QUEUE);
         let inner = Inner {
             sets: ArcSwap::default(),
             generation: AtomicU64::new(0),
             refetches,
+            wait: limits.jwks_wait,
         };
         (Self(Arc::new(inner)), asked)
     }
@@ -84,7 +85,7 @@ impl JwksCache {
             .is_ok()
         {
             // In any case, also when dropped or timed out, the current keys decide.
-            let _ = time::timeout(REFETCH_TIMEOUT, answered).await;
+            let _ = time::timeout(self.0.wait, answered).await;
         }
     }
 

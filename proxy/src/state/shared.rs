@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     config::AccessLogMode,
+    limits::Limits,
     protocol::address_claims::Claims,
     telemetry::{decision_log::DecisionLog, egress_log::EgressLog, spans::Spans},
 };
@@ -43,6 +44,8 @@ pub struct Shared {
     pub readiness: Readiness,
     /// Requests in the access log.
     pub access_log: AccessLogMode,
+    /// Bounds and time limits.
+    pub limits: Limits,
 }
 
 /// The two phases of the shutdown.

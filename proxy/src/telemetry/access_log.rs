@@ -8,55 +8,48 @@ use std::{
     rc::Rc,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     time::Duration,
 };
 
+use super::metrics::worker::WorkerMetrics;
+use crate::limits::Limits;
+
 /// The queue to the writer thread. Cheap to clone; one per process.
 #[derive(Debug, Clone)]
 pub struct AccessLog {
     blocks: SyncSender<Vec<u8>>,
-    dropped: Arc<AtomicU64>,
 }
 
-/// Maximum number of queued blocks; further ones are dropped and counted, since workers must not block.
-const QUEUE: usize = 256;
 /// A worker queues a block when it reaches this size, or when the oldest line in it is [`FLUSH_AFTER`] old.
 const BLOCK: usize = 32 << 10;
 const FLUSH_AFTER: Duration = Duration::from_millis(20);
 
 impl AccessLog {
     /// The log on standard output.
-    pub fn stdout() -> Self {
+    pub fn stdout(limits: &Limits) -> Self {
         static LOG: OnceLock<AccessLog> = OnceLock::new();
-        LOG.get_or_init(|| Self::to(io::stdout())).clone()
+        LOG.get_or_init(|| Self::to(io::stdout(), limits)).clone()
     }
 
     /// A log that is written to `out`. The thread ends when all clones are dropped.
-    pub fn to(out: impl Write + Send + 'static) -> Self {
-        let (blocks, incoming) = sync_channel(QUEUE);
+    pub fn to(out: impl Write + Send + 'static, limits: &Limits) -> Self {
+        let (blocks, incoming) = sync_channel(limits.access_log_queue);
         // Without the thread every block is dropped and counted; requests are served.
         let _ = std::thread::Builder::new()
             .name("access-log".to_owned())
             .spawn(move || write_blocks(out, &incoming));
-        Self {
-            blocks,
-            dropped: Arc::default(),
-        }
+        Self { blocks }
     }
 
-    /// Number of blocks that were dropped because the writer could not keep up.
-    pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
-    }
-
-    fn send(&self, block: Vec<u8>) {
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+    /// Queues a block. When the queue is full, its lines are dropped and counted: a worker must not wait.
+    fn send(&self, block: Vec<u8>, metrics: &WorkerMetrics) {
+        if let Err(TrySendError::Full(block) | TrySendError::Disconnected(block)) =
             self.blocks.try_send(block)
         {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+            let lines = block.iter().filter(|byte| **byte == b'\n').count();
+            metrics.access_log_dropped.add(lines as u64);
         }
     }
 }
@@ -72,13 +65,15 @@ fn write_blocks(mut out: impl Write, incoming: &Receiver<Vec<u8>>) {
 #[derive(Debug)]
 pub(crate) struct WorkerLog {
     log: AccessLog,
+    metrics: Arc<WorkerMetrics>,
     block: Rc<RefCell<Vec<u8>>>,
 }
 
 impl WorkerLog {
-    pub(crate) fn new(log: AccessLog) -> Self {
+    pub(crate) fn new(log: AccessLog, metrics: Arc<WorkerMetrics>) -> Self {
         Self {
             log,
+            metrics,
             block: Rc::default(),
         }
     }
@@ -88,15 +83,16 @@ impl WorkerLog {
         let first = block.is_empty();
         line.append_to(&mut block);
         if block.len() >= BLOCK {
-            self.log.send(std::mem::take(&mut *block));
+            self.log.send(std::mem::take(&mut *block), &self.metrics);
         } else if first {
             drop(block);
             let (log, block) = (self.log.clone(), Rc::clone(&self.block));
+            let metrics = Arc::clone(&self.metrics);
             tokio::task::spawn_local(async move {
                 tokio::time::sleep(FLUSH_AFTER).await;
                 let lines = std::mem::take(&mut *block.borrow_mut());
                 if !lines.is_empty() {
-                    log.send(lines);
+                    log.send(lines, &metrics);
                 }
             });
         }
@@ -106,7 +102,7 @@ impl WorkerLog {
     pub(crate) fn flush(&self) {
         let lines = std::mem::take(&mut *self.block.borrow_mut());
         if !lines.is_empty() {
-            self.log.send(lines);
+            self.log.send(lines, &self.metrics);
         }
     }
 }

@@ -18,10 +18,7 @@ use merlon_config::snapshot::{InboundService, MeshState, PolicyName, Version};
 use merlon_policy::record::RecordedFacts;
 use serde::Serialize;
 
-use crate::protocol::denial::Denial;
-
-/// How many decisions a process keeps.
-pub const CAPACITY: usize = 4_096;
+use crate::{limits::Limits, protocol::denial::Denial};
 
 /// A bounded ring of decisions, shared by all workers. Writers do not wait: each takes a number and overwrites a slot.
 #[derive(Debug)]
@@ -149,12 +146,14 @@ impl From<&Denial> for Outcome {
 
 impl DecisionLog {
     /// An empty ring for the process with this node id.
-    pub fn new(node_id: &str) -> Self {
+    pub fn new(node_id: &str, limits: &Limits) -> Self {
         let prefix = merlon_api::decision_prefix(node_id);
         Self {
             process: u32::from_str_radix(&prefix, 16).unwrap_or_default(),
             next: AtomicU64::new(0),
-            slots: (0..CAPACITY).map(|_| ArcSwapOption::empty()).collect(),
+            slots: (0..limits.decisions)
+                .map(|_| ArcSwapOption::empty())
+                .collect(),
         }
     }
 
@@ -166,7 +165,8 @@ impl DecisionLog {
         }
     }
 
-    /// Stores a decision under an id from [`DecisionLog::next_id`]; it replaces the one that is 4,096 ids older.
+    /// Stores a decision under an id from [`DecisionLog::next_id`]; it replaces the one that is [`Limits::decisions`] ids
+    /// older.
     pub fn record(&self, decision: RecordedDecision) {
         if let Some(slot) = self.slot(decision.id.sequence) {
             slot.store(Some(Arc::new(decision)));
@@ -191,7 +191,9 @@ impl DecisionLog {
     }
 
     fn slot(&self, sequence: u64) -> Option<&ArcSwapOption<RecordedDecision>> {
-        let place = usize::try_from(sequence).ok()? % self.slots.len();
+        let place = usize::try_from(sequence)
+            .ok()?
+            .checked_rem(self.slots.len())?;
         self.slots.get(place)
     }
 }
@@ -243,17 +245,23 @@ impl Serialize for DecisionId {
     }
 }
 
-/// Maximum number of permits that one worker records per second.
-pub(crate) const KEPT_PER_SECOND: u32 = 50;
-
 /// Counts the permits that were recorded in the current second.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Recorder {
+    per_second: u32,
     second: Cell<Option<Instant>>,
     kept: Cell<u32>,
 }
 
 impl Recorder {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self {
+            per_second: limits.recorded_permits,
+            second: Cell::default(),
+            kept: Cell::default(),
+        }
+    }
+
     pub(crate) fn may_keep(&self, now: Instant) -> bool {
         let same_second = self
             .second
@@ -264,7 +272,7 @@ impl Recorder {
             self.kept.set(0);
         }
         self.kept.set(self.kept.get() + 1);
-        self.kept.get() <= KEPT_PER_SECOND
+        self.kept.get() <= self.per_second
     }
 }
 
@@ -274,7 +282,7 @@ mod tests {
 
     #[test]
     fn an_id_survives_a_round_trip() {
-        let log = DecisionLog::new("node-1");
+        let log = DecisionLog::new("node-1", &Limits::default());
         for sequence in [0, 31, 32, 32_767, 32_768, u64::MAX] {
             let id = DecisionId {
                 process: log.process,

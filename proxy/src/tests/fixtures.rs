@@ -19,6 +19,7 @@ use crate::{
         assemble::{HeldResource, Resources},
         state_dir::StateDir,
     },
+    limits::Limits,
     protocol::address_claims::Claims,
     state::{
         destinations::{Destinations, LookupRequest},
@@ -104,19 +105,20 @@ impl Authority {
 
 /// The state that workers share, without a snapshot or an identity.
 pub(crate) fn shared() -> (Arc<Shared>, tokio::sync::mpsc::Receiver<LookupRequest>) {
-    let (destinations, lookups) = Destinations::new();
+    let (destinations, lookups) = Destinations::new(&Limits::default());
     let shared = Shared {
         snapshot: Live::new(None),
         identity: Live::new(None),
         has_identity: true,
-        keys: JwksCache::new().0,
+        keys: JwksCache::new(&Limits::default()).0,
         destinations,
-        decisions: DecisionLog::new("test"),
+        decisions: DecisionLog::new("test", &Limits::default()),
         egress: crate::telemetry::egress_log::EgressLog::default(),
         spans: Spans::default(),
         listeners: Claims::default(),
         readiness: Readiness::default(),
         access_log: AccessLogMode::Off,
+        limits: Limits::default(),
     };
     shared.readiness.add_reason(Unready::NoSnapshot, "none yet");
     (Arc::new(shared), lookups)

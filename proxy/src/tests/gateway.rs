@@ -259,9 +259,17 @@ fn a_tunnel_to_an_http_port_is_closed_without_an_answer() {
         let pair = Pair::new(&program, "http", PERMIT_ALL);
         let web = pair.ca.identity("shop/web");
         let expected = spiffe("shop/orders").parse().unwrap();
+        let limits = crate::limits::Limits::default();
         let metrics = crate::telemetry::metrics::worker::WorkerMetrics::default();
         let dial = || {
-            crate::upstream::dial::mesh(pair.orders.inbound, &expected, &web, MERLON_TCP, &metrics)
+            crate::upstream::dial::mesh(
+                pair.orders.inbound,
+                &expected,
+                &web,
+                MERLON_TCP,
+                &limits,
+                &metrics,
+            )
         };
         for text in [
             "service=shop/orders;port=80;proto=tcp",

@@ -50,10 +50,12 @@ fn a_tunnel_reaches_only_the_dialled_port() {
         let pair = Pair::with(both(&http, &bytes), "http");
         let web = pair.ca.identity("shop/web");
         let expected = spiffe("shop/orders").parse().unwrap();
+        let limits = crate::limits::Limits::default();
         let metrics = crate::telemetry::metrics::worker::WorkerMetrics::default();
         let ask = async |address: SocketAddr| {
-            let dialled =
-                crate::upstream::dial::mesh(address, &expected, &web, MERLON_TCP, &metrics);
+            let dialled = crate::upstream::dial::mesh(
+                address, &expected, &web, MERLON_TCP, &limits, &metrics,
+            );
             let mut stream = dialled.await.unwrap();
             let text = "service=shop/orders;port=5432;proto=tcp";
             let length = text.len().try_into().unwrap();

@@ -408,11 +408,18 @@ fn the_inbound_listener_answers_only_mesh_tls() {
         // Nor does it accept a certificate of another CA.
         let untrusted = Ca::new().identity("shop/web");
         let expected = spiffe("shop/orders").parse().unwrap();
+        let limits = crate::limits::Limits::default();
         let metrics = crate::telemetry::metrics::worker::WorkerMetrics::default();
         let alpn = merlon_certs::MERLON_H2;
-        let dialled =
-            crate::upstream::dial::mesh(pair.orders.inbound, &expected, &untrusted, alpn, &metrics)
-                .await;
+        let dialled = crate::upstream::dial::mesh(
+            pair.orders.inbound,
+            &expected,
+            &untrusted,
+            alpn,
+            &limits,
+            &metrics,
+        )
+        .await;
         if let Ok(mut stream) = dialled {
             assert!(!matches!(stream.read(&mut [0; 1]).await, Ok(1)));
         }

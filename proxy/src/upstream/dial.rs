@@ -3,7 +3,6 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::Arc,
-    time::Duration,
 };
 
 use merlon_certs::MeshTls;
@@ -16,15 +15,10 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
+    limits::Limits,
     protocol::denial::Upstream,
     telemetry::metrics::{Direction, FetchResult, Handshake, worker::WorkerMetrics},
 };
-
-/// Maximum time to connect, before another endpoint is tried.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an endpoint is skipped after connecting to it failed.
-pub(crate) const FAILURE_COOLDOWN: Duration = Duration::from_secs(5);
 
 /// Connects to `address`.
 ///
@@ -32,9 +26,10 @@ pub(crate) const FAILURE_COOLDOWN: Duration = Duration::from_secs(5);
 /// [`Upstream::Connect`] or [`Upstream::ConnectTimeout`].
 pub(crate) async fn connect(
     address: SocketAddr,
+    limits: &Limits,
     metrics: &WorkerMetrics,
 ) -> Result<TcpStream, Upstream> {
-    let result = match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+    let result = match timeout(limits.connect_timeout, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => {
             // Send small requests without delay.
             let _ = stream.set_nodelay(true);
@@ -63,16 +58,17 @@ pub(crate) async fn mesh(
     expected: &SpiffeId,
     identity: &Arc<MeshTls>,
     alpn: &'static [u8],
+    limits: &Limits,
     metrics: &WorkerMetrics,
 ) -> Result<TlsStream<TcpStream>, Upstream> {
-    let stream = connect(address, metrics).await?;
+    let stream = connect(address, limits, metrics).await?;
     let config = identity.client_config(expected, &[alpn]).map_err(|error| {
         tracing::error!(%error, "tls.configuration_failed");
         Upstream::Handshake
     })?;
     let name = ServerName::IpAddress(address.ip().into());
     let handshake = TlsConnector::from(config).connect(name, stream);
-    let (result, count) = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+    let (result, count) = match timeout(limits.upstream_handshake_timeout, handshake).await {
         Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(alpn) => {
             (Ok(stream), Handshake::Done)
         }
@@ -91,8 +87,8 @@ pub(crate) async fn mesh(
 }
 
 /// Whether the last failure is recent enough to skip the endpoint.
-pub(crate) fn failed_recently(failed: Option<Instant>) -> bool {
-    failed.is_some_and(|at| at.elapsed() < FAILURE_COOLDOWN)
+pub(crate) fn failed_recently(failed: Option<Instant>, limits: &Limits) -> bool {
+    failed.is_some_and(|at| at.elapsed() < limits.failure_cooldown)
 }
 
 /// The address to dial for a port of an endpoint. The own pod is not dialled at its program's port: connections of a

@@ -5,7 +5,6 @@ use std::{
     cell::{Cell, RefCell},
     rc::Rc,
     sync::Arc,
-    time::Duration,
 };
 
 use http::{Request, Response};
@@ -25,16 +24,15 @@ use tokio::{
 };
 
 use super::body::RequestBody;
-use crate::protocol::{denial::Upstream, http2::LocalExecutor};
-
-/// Maximum streams per connection before another is opened; Merlon's proxies accept as many.
-const MAX_STREAMS: usize = 100;
-/// Idle time-out of a connection, shorter than the server's.
-pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(55);
+use crate::{
+    limits::Limits,
+    protocol::{denial::Upstream, http2::LocalExecutor},
+};
 
 /// The connections to one address.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Group {
+    limits: Limits,
     connections: RefCell<Vec<Rc<Connection>>>,
     dialing: Mutex<()>,
 }
@@ -53,6 +51,15 @@ struct Connection {
 pub(crate) struct Lease(Rc<Connection>);
 
 impl Group {
+    /// No connections yet.
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            connections: RefCell::default(),
+            dialing: Mutex::default(),
+        }
+    }
+
     /// Reserves a stream on an open connection, or on a new one that `dial` opens. Requests that need a new one at the
     /// same time share it.
     ///
@@ -86,7 +93,7 @@ impl Group {
     fn find(&self, identity: Option<&Arc<MeshTls>>) -> Option<Lease> {
         let connections = self.connections.borrow();
         let fits = |connection: &&Rc<Connection>| {
-            connection.streams.get() < MAX_STREAMS
+            connection.streams.get() < self.limits.upstream_streams
                 && connection.is_current(identity)
                 && connection.sender.borrow().is_ready()
         };
@@ -95,10 +102,11 @@ impl Group {
 
     /// Removes connections that are closed, idle too long, or opened with an earlier certificate.
     pub(crate) fn tidy(&self, identity: Option<&Arc<MeshTls>>) {
+        let idle_timeout = self.limits.upstream_idle_timeout;
         self.connections.borrow_mut().retain(|connection| {
             !connection.sender.borrow().is_closed()
                 && connection.is_current(identity)
-                && (connection.streams.get() > 0 || connection.used.get().elapsed() < IDLE_TIMEOUT)
+                && (connection.streams.get() > 0 || connection.used.get().elapsed() < idle_timeout)
         });
     }
 
@@ -159,17 +167,18 @@ impl Drop for Lease {
 pub(crate) async fn begin<T>(
     stream: T,
     until: impl Future<Output = ()> + 'static,
+    limits: &Limits,
 ) -> Result<SendRequest<RequestBody>, Upstream>
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let (sender, connection) = Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
-        .initial_stream_window_size(256 << 10)
-        .initial_connection_window_size(4 << 20)
+        .initial_stream_window_size(limits.h2_stream_window)
+        .initial_connection_window_size(limits.h2_connection_window)
         .max_header_list_size(64 << 10)
-        .keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(10))
+        .keep_alive_interval(limits.upstream_keep_alive)
+        .keep_alive_timeout(limits.upstream_keep_alive)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|_| Upstream::Protocol)?;

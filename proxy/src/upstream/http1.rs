@@ -13,12 +13,15 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
-use super::{body::RequestBody, dial, h2::IDLE_TIMEOUT};
-use crate::{protocol::denial::Upstream, telemetry::metrics::worker::WorkerMetrics};
+use super::{body::RequestBody, dial};
+use crate::{
+    limits::Limits, protocol::denial::Upstream, telemetry::metrics::worker::WorkerMetrics,
+};
 
 /// Idle connections by address; the most recently used is last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pool {
+    limits: Limits,
     idle: RefCell<HashMap<SocketAddr, Vec<Idle>, foldhash::fast::RandomState>>,
 }
 
@@ -27,9 +30,6 @@ struct Idle {
     sender: SendRequest<RequestBody>,
     since: Instant,
 }
-
-/// Maximum number of idle connections per address.
-const MAX_IDLE: usize = 256;
 
 /// A connection that serves one request.
 #[derive(Debug)]
@@ -40,6 +40,14 @@ pub(crate) struct PooledConnection {
 }
 
 impl Pool {
+    /// No connections yet.
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            idle: RefCell::default(),
+        }
+    }
+
     /// An idle connection, or a new one.
     ///
     /// # Errors
@@ -64,7 +72,7 @@ impl Pool {
         address: SocketAddr,
         metrics: &WorkerMetrics,
     ) -> Result<PooledConnection, Upstream> {
-        let stream = dial::connect(address, metrics).await?;
+        let stream = dial::connect(address, &self.limits, metrics).await?;
         let (sender, connection) = Builder::new()
             .max_headers(256)
             .handshake(TokioIo::new(stream))
@@ -115,7 +123,7 @@ impl Pool {
         }
         let mut pools = self.idle.borrow_mut();
         let idle = pools.entry(address).or_default();
-        if idle.len() < MAX_IDLE {
+        if idle.len() < self.limits.upstream_idle_connections {
             idle.push(Idle {
                 sender,
                 since: Instant::now(),
@@ -125,8 +133,9 @@ impl Pool {
 
     /// Removes connections that are closed or idle too long.
     pub(crate) fn tidy(&self) {
+        let idle_timeout = self.limits.upstream_idle_timeout;
         self.idle.borrow_mut().retain(|_, idle| {
-            idle.retain(|one| !one.sender.is_closed() && one.since.elapsed() < IDLE_TIMEOUT);
+            idle.retain(|one| !one.sender.is_closed() && one.since.elapsed() < idle_timeout);
             idle.shrink_to_fit();
             !idle.is_empty()
         });

@@ -28,6 +28,7 @@ use super::{
     program::{Programs, copy_head, upstream_error},
 };
 use crate::{
+    limits::Limits,
     protocol::{
         convert,
         denial::{Denial, Upstream},
@@ -45,29 +46,41 @@ pub(crate) struct Peers {
     programs: Rc<Programs>,
     metrics: Arc<WorkerMetrics>,
     random: Rc<Random>,
+    limits: Limits,
     peers: RefCell<HashMap<Endpoint, Rc<PeerConnections>, foldhash::fast::RandomState>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct PeerConnections {
+    limits: Limits,
     /// By dialled address, of which there are few: a connection to one port may carry requests only for that port,
     /// which the other proxy enforces.
     ports: RefCell<Vec<(SocketAddr, Rc<PortConnections>)>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct PortConnections {
     group: h2::Group,
     failed: Cell<Option<Instant>>,
 }
 
 impl PeerConnections {
+    fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            ports: RefCell::default(),
+        }
+    }
+
     fn port(&self, address: SocketAddr) -> Rc<PortConnections> {
         let mut ports = self.ports.borrow_mut();
         if let Some((_, port_connections)) = ports.iter().find(|(known, _)| *known == address) {
             return Rc::clone(port_connections);
         }
-        let port_connections = Rc::<PortConnections>::default();
+        let port_connections = Rc::new(PortConnections {
+            group: h2::Group::new(self.limits),
+            failed: Cell::default(),
+        });
         ports.push((address, Rc::clone(&port_connections)));
         port_connections
     }
@@ -87,7 +100,7 @@ impl PeerConnections {
         ports.retain(|(_, port_connections)| {
             port_connections.group.tidy(identity);
             !port_connections.group.is_empty()
-                || dial::failed_recently(port_connections.failed.get())
+                || dial::failed_recently(port_connections.failed.get(), &self.limits)
                 || Rc::strong_count(port_connections) > 1
         });
         !ports.is_empty()
@@ -104,12 +117,14 @@ impl Peers {
         programs: Rc<Programs>,
         metrics: Arc<WorkerMetrics>,
         random: Rc<Random>,
+        limits: Limits,
     ) -> Self {
         Self {
             identity,
             programs,
             metrics,
             random,
+            limits,
             peers: RefCell::default(),
         }
     }
@@ -118,7 +133,9 @@ impl Peers {
         if let Some(peer) = self.peers.borrow().get(endpoint) {
             return Rc::clone(peer);
         }
-        Rc::clone(self.peers.borrow_mut().entry(endpoint.clone()).or_default())
+        let mut peers = self.peers.borrow_mut();
+        let peer = peers.entry(endpoint.clone());
+        Rc::clone(peer.or_insert_with(|| Rc::new(PeerConnections::new(self.limits))))
     }
 
     /// Selects an endpoint: the less busy of two random choices, skipping endpoints that failed recently.
@@ -137,7 +154,7 @@ impl Peers {
             .map(|one| (one, self.peer(one)))
             .collect();
         let failed_recently = |(one, peer): &(&Endpoint, Rc<PeerConnections>)| {
-            dial::failed_recently(peer.port(one.dial(port)).failed.get())
+            dial::failed_recently(peer.port(one.dial(port)).failed.get(), &self.limits)
         };
         let chosen = balancer::choose(
             &left,
@@ -207,10 +224,12 @@ impl Peers {
                         expected,
                         &identity,
                         MERLON_H2,
+                        &self.limits,
                         &self.metrics,
                     )
                     .await?;
-                    h2::begin(stream, dial::identity_gone(&self.identity)).await
+                    let until = dial::identity_gone(&self.identity);
+                    h2::begin(stream, until, &self.limits).await
                 };
                 let lease = match port_connections.group.lease(Some(&identity), dial).await {
                     Ok(lease) => lease,

@@ -7,6 +7,7 @@ use hyper::body::{Body as _, Incoming};
 
 use super::{body::RequestBody, dial, h2, http1, pool_guard::PoolGuard};
 use crate::{
+    limits::Limits,
     protocol::{
         denial::{Denial, Upstream},
         peer_header::Proto,
@@ -15,8 +16,9 @@ use crate::{
 };
 
 /// Connections to programs.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Programs {
+    limits: Limits,
     http1: Rc<http1::Pool>,
     h2: RefCell<HashMap<SocketAddr, Rc<h2::Group>, foldhash::fast::RandomState>>,
 }
@@ -25,6 +27,15 @@ pub(crate) struct Programs {
 const MAX_ATTEMPTS: usize = 3;
 
 impl Programs {
+    /// No connections yet.
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            http1: Rc::new(http1::Pool::new(limits)),
+            h2: RefCell::default(),
+        }
+    }
+
     /// Sends a request and waits for the head of the response.
     ///
     /// # Errors
@@ -76,13 +87,20 @@ impl Programs {
         request: Request<RequestBody>,
         metrics: &WorkerMetrics,
     ) -> Result<(Response<Incoming>, PoolGuard), Denial> {
-        let group = Rc::clone(self.h2.borrow_mut().entry(address).or_default());
+        let limits = &self.limits;
+        let group = Rc::clone(
+            self.h2
+                .borrow_mut()
+                .entry(address)
+                .or_insert_with(|| Rc::new(h2::Group::new(*limits))),
+        );
         let mut request = request;
         for _ in 0..2 {
             let dial = async || {
                 h2::begin(
-                    dial::connect(address, metrics).await?,
+                    dial::connect(address, limits, metrics).await?,
                     std::future::pending(),
+                    limits,
                 )
                 .await
             };

@@ -4,27 +4,34 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-/// One `kid` causes at most one fetch in this time, found or not.
-pub(super) const SAME: Duration = Duration::from_secs(30);
-/// All `kid`s together cause at most one fetch in this time. It is short, since a client can use it up with invented
-/// names, and a key that is really new may be refused for this long.
-pub(super) const ANY: Duration = Duration::from_secs(5);
+use crate::limits::Limits;
 
-/// The recent fetches. With one fetch per [`ANY`] it has at most `SAME / ANY` entries.
-#[derive(Debug, Default)]
+/// The recent fetches. With one fetch per `any` it has at most `same / any` entries.
+#[derive(Debug)]
 pub(super) struct Budget {
+    same: Duration,
+    any: Duration,
     fetched: VecDeque<(String, Instant)>,
 }
 
 impl Budget {
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self {
+            same: limits.jwks_same_key,
+            any: limits.jwks_any_key,
+            fetched: VecDeque::new(),
+        }
+    }
+
     /// Whether `kid` may cause a fetch now; if so, the fetch is counted.
     pub(super) fn take(&mut self, kid: &str, now: Instant) -> bool {
+        let (same, any) = (self.same, self.any);
         self.fetched
-            .retain(|(_, at)| now.saturating_duration_since(*at) < SAME);
+            .retain(|(_, at)| now.saturating_duration_since(*at) < same);
         let busy = self
             .fetched
             .back()
-            .is_some_and(|(_, at)| now.saturating_duration_since(*at) < ANY);
+            .is_some_and(|(_, at)| now.saturating_duration_since(*at) < any);
         if busy || self.fetched.iter().any(|(known, _)| known == kid) {
             return false;
         }
@@ -39,7 +46,7 @@ mod tests {
 
     #[test]
     fn invented_names_delay_a_new_key_by_seconds_and_one_name_causes_one_fetch() {
-        let mut budget = Budget::default();
+        let mut budget = Budget::new(&Limits::default());
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
         assert!(budget.take("stale", at(0)));

@@ -10,6 +10,7 @@ use super::{
     http::{Fetch, FetchError},
     source::IssuerSource,
 };
+use crate::limits::Limits;
 
 /// Why an issuer's keys could not be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -42,12 +43,12 @@ struct Discovery {
     jwks_uri: Url,
 }
 
-pub(super) async fn fetch(source: &IssuerSource) -> Result<Keys, KeysError> {
+pub(super) async fn fetch(source: &IssuerSource, limits: &Limits) -> Result<Keys, KeysError> {
     let issuer: Url = source
         .issuer
         .parse()
         .map_err(|_| KeysError::Issuer(source.issuer.clone()))?;
-    let fetch = Fetch::new(&issuer, source.ca_certificates.as_deref())?;
+    let fetch = Fetch::new(&issuer, source.ca_certificates.as_deref(), limits)?;
     let jwks_uri = match &source.jwks_uri {
         Some(uri) => uri.clone(),
         None => discover(&fetch, &source.issuer).await?,

@@ -15,8 +15,7 @@ use reqwest::{
 };
 use url::{Host, Url};
 
-/// Time limit for connection, request and response together.
-const TIMEOUT: Duration = Duration::from_secs(5);
+use crate::limits::Limits;
 
 /// Maximum size of a response.
 const LIMIT: usize = 1 << 20;
@@ -60,10 +59,14 @@ pub(super) struct Fetched {
 }
 
 impl Fetch {
-    pub(super) fn new(issuer: &Url, roots: Option<&str>) -> Result<Self, FetchError> {
+    pub(super) fn new(
+        issuer: &Url,
+        roots: Option<&str>,
+        limits: &Limits,
+    ) -> Result<Self, FetchError> {
         let loopback = is_loopback(issuer);
         let mut builder = Client::builder()
-            .timeout(TIMEOUT)
+            .timeout(limits.jwks_timeout)
             .redirect(redirect::Policy::custom(same_host))
             .dns_resolver(Arc::new(Guarded { loopback }))
             // No proxy of the environment: the issuer's URL decides what is contacted.
@@ -203,7 +206,7 @@ mod tests {
     use super::*;
 
     fn check(issuer: &str, url: &str) -> bool {
-        let fetch = Fetch::new(&issuer.parse().unwrap(), None).unwrap();
+        let fetch = Fetch::new(&issuer.parse().unwrap(), None, &Limits::default()).unwrap();
         fetch.check_place(&url.parse().unwrap()).is_ok()
     }
 

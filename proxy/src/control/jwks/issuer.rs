@@ -11,32 +11,27 @@ use tokio::{
 
 use super::{budget::Budget, document, source::IssuerSource};
 use crate::{
+    limits::Limits,
     state::jwks_cache::{JwksCache, Question},
     telemetry::metrics::{FetchResult, Metrics},
 };
 
-/// Bounds of the refresh interval, for any `max-age` of the issuer.
-const REFRESH: std::ops::RangeInclusive<Duration> =
-    Duration::from_secs(5 * 60)..=Duration::from_secs(24 * 3_600);
-
-/// How long keys are used without a successful fetch.
-const LAST_GOOD: Duration = Duration::from_secs(24 * 3_600);
-
-/// Retry interval after a failure while there are keys.
-const RETRY: Duration = Duration::from_secs(30);
+/// The longest time between two fetches, for any `max-age` of the issuer.
+const MAX_REFRESH: Duration = Duration::from_secs(24 * 3_600);
 
 pub(super) async fn follow(
     source: IssuerSource,
     cache: JwksCache,
     mut questions: mpsc::Receiver<Question>,
     metrics: Arc<Metrics>,
+    limits: Limits,
 ) {
     let mut known: Option<(Version, Instant)> = None;
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
-    let mut budget = Budget::default();
+    let mut budget = Budget::new(&limits);
     let mut waiting: Vec<oneshot::Sender<()>> = Vec::new();
     loop {
-        let next = match document::fetch(&source).await {
+        let next = match document::fetch(&source, &limits).await {
             Ok(keys) => {
                 metrics.jwks.inc(FetchResult::Ok);
                 backoff.reset();
@@ -52,9 +47,8 @@ pub(super) async fn follow(
                     cache.publish(&source.issuer, Some(keys.set));
                 }
                 known = Some((keys.digest, Instant::now()));
-                keys.max_age
-                    .unwrap_or_default()
-                    .clamp(*REFRESH.start(), *REFRESH.end())
+                let asked = keys.max_age.unwrap_or_default();
+                asked.max(limits.jwks_refresh).min(MAX_REFRESH)
             }
             Err(error) => {
                 metrics.jwks.inc(FetchResult::Failed);
@@ -65,14 +59,14 @@ pub(super) async fn follow(
                 );
                 if known
                     .as_ref()
-                    .is_some_and(|(_, at)| at.elapsed() >= LAST_GOOD)
+                    .is_some_and(|(_, at)| at.elapsed() >= limits.jwks_last_good)
                 {
                     known = None;
                     cache.publish(&source.issuer, None);
                 }
                 // Without keys, every request with a token of this issuer is refused, so retry sooner.
                 if known.is_some() {
-                    RETRY
+                    limits.jwks_retry
                 } else {
                     backoff.next_wait()
                 }

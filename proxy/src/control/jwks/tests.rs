@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::*;
+use crate::limits::Limits;
 
 /// A key set with one key of this `kid`.
 fn keys(kid: &str) -> String {
@@ -111,7 +112,7 @@ impl Server {
     }
 
     async fn fetch(&self) -> Result<document::Keys, String> {
-        document::fetch(&self.source())
+        document::fetch(&self.source(), &Limits::default())
             .await
             .map_err(|error| chain(&error))
     }
@@ -217,9 +218,14 @@ async fn a_server_that_never_responds_times_out() {
 
 /// A cache that follows this server.
 fn fetching(server: &Server) -> (JwksCache, Arc<Metrics>, tokio::task::JoinHandle<()>) {
-    let (cache, refetches) = JwksCache::new();
+    let (cache, refetches) = JwksCache::new(&Limits::default());
     let metrics = Arc::new(Metrics::default());
-    let mut fetcher = Fetcher::new(cache.clone(), refetches, Arc::clone(&metrics));
+    let mut fetcher = Fetcher::new(
+        cache.clone(),
+        refetches,
+        Arc::clone(&metrics),
+        Limits::default(),
+    );
     fetcher.follow([(server.origin.clone(), server.source())].into());
     let task = tokio::spawn(async move {
         // `run` would drop the issuer without a snapshot, so the test forwards the requests only.
@@ -303,8 +309,8 @@ async fn a_failed_first_fetch_is_retried_within_seconds() {
 async fn an_issuer_that_no_service_uses_any_more_is_removed() {
     let server = Server::start().await;
     server.respond("/jwks", &answer("200 OK", &keys("a")));
-    let (cache, refetches) = JwksCache::new();
-    let mut fetcher = Fetcher::new(cache.clone(), refetches, Arc::default());
+    let (cache, refetches) = JwksCache::new(&Limits::default());
+    let mut fetcher = Fetcher::new(cache.clone(), refetches, Arc::default(), Limits::default());
     fetcher.follow([(server.origin.clone(), server.source())].into());
     until("the first fetch", || cache.get(&server.origin).is_some()).await;
     let nothing = tokio::spawn(fetcher.run(Live::new(None)));

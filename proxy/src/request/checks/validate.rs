@@ -15,9 +15,6 @@ use crate::{
     upstream::body::{BodyProgress, Permission, RequestBody},
 };
 
-/// Maximum time to receive a body that is buffered.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// # Errors
 /// [`Denial::Invalid`], [`Denial::BodyTooLarge`], [`Denial::BodyTimeout`] or [`Denial::BodyBroken`].
 pub(crate) async fn validate(permitted: Permitted<'_>) -> Result<Admitted<'_>, Denial> {
@@ -36,7 +33,11 @@ pub(crate) async fn validate(permitted: Permitted<'_>) -> Result<Admitted<'_>, D
             None => RequestBody::Empty,
         },
         Some(incoming) => match policy.body_rule(&call.route) {
-            Some(rule) => validate_body(&rule, read_body(incoming, rule.max_bytes()).await?, call)?,
+            Some(rule) => {
+                let within = call.local.shared.limits.body_timeout;
+                let body = read_body(incoming, rule.max_bytes(), within).await?;
+                validate_body(&rule, body, call)?
+            }
             None => {
                 let permission: Rc<dyn Permission> =
                     Rc::<OpenPermit>::clone(&permitted.open_permit);
@@ -97,7 +98,7 @@ fn validate_body(rule: &BodyRule<'_>, body: Bytes, call: &Call) -> Result<Reques
 }
 
 /// Buffers a body, within its size and time limits.
-async fn read_body(mut incoming: Incoming, limit: u64) -> Result<Bytes, Denial> {
+async fn read_body(mut incoming: Incoming, limit: u64, within: Duration) -> Result<Bytes, Denial> {
     let most = usize::try_from(limit).unwrap_or(usize::MAX);
     let mut whole = BytesMut::new();
     let read = async {
@@ -112,7 +113,7 @@ async fn read_body(mut incoming: Incoming, limit: u64) -> Result<Bytes, Denial> 
         }
         Ok(())
     };
-    tokio::time::timeout(BODY_TIMEOUT, read)
+    tokio::time::timeout(within, read)
         .await
         .map_err(|_| Denial::BodyTimeout)??;
     Ok(whole.freeze())

@@ -201,9 +201,15 @@ const FAMILIES: &[Family] = &[
     ),
     counter(
         "accept_errors",
-        "Failures to accept a connection; accepting pauses after each.",
+        "Connections that could not be accepted, or exceeded the limit of their worker.",
         None,
         |m, into| number(m.sum(|w| w.accept_errors.value()), into),
+    ),
+    counter(
+        "access_log_dropped_lines",
+        "Lines of the access log that were dropped because its reader could not keep up.",
+        None,
+        |m, into| number(m.sum(|w| w.access_log_dropped.value()), into),
     ),
     gauge(
         "certificate_expiration_timestamp",

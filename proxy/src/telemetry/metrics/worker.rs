@@ -28,6 +28,8 @@ pub struct WorkerMetrics {
     pub token_cache: Counters<CacheResult>,
     /// Connections to upstreams: opened or failed.
     pub upstream_connections: Counters<FetchResult>,
-    /// Failures of `accept`, for example too many open files; accepting pauses after each.
+    /// Failures of `accept`, for example too many open files, and connections beyond the limit.
     pub accept_errors: Counter,
+    /// Lines of the access log that were dropped because its writer could not keep up.
+    pub access_log_dropped: Counter,
 }

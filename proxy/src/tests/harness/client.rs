@@ -13,6 +13,7 @@ use tokio::{
 
 use super::{Node, spiffe};
 use crate::{
+    limits::Limits,
     protocol::http2,
     telemetry::metrics::worker::WorkerMetrics,
     upstream::{body::RequestBody, dial, h2},
@@ -70,7 +71,9 @@ pub(crate) async fn http1(address: SocketAddr, request: Request<RequestBody>) ->
 /// Sends a request over HTTP/2 with prior knowledge.
 pub(crate) async fn h2c(address: SocketAddr, request: Request<RequestBody>) -> CollectedResponse {
     let stream = TcpStream::connect(address).await.unwrap();
-    let mut sender = h2::begin(stream, std::future::pending()).await.unwrap();
+    let mut sender = h2::begin(stream, std::future::pending(), &Limits::default())
+        .await
+        .unwrap();
     collect(sender.send_request(request).await.unwrap()).await
 }
 
@@ -108,12 +111,13 @@ pub(crate) async fn connect_as_peer(
     expected: &str,
 ) -> hyper::client::conn::http2::SendRequest<RequestBody> {
     let expected = spiffe(expected).parse().unwrap();
-    let metrics = WorkerMetrics::default();
+    let (limits, metrics) = (Limits::default(), WorkerMetrics::default());
     h2::begin(
-        dial::mesh(address, &expected, identity, MERLON_H2, &metrics)
+        dial::mesh(address, &expected, identity, MERLON_H2, &limits, &metrics)
             .await
             .unwrap(),
         std::future::pending(),
+        &limits,
     )
     .await
     .unwrap()

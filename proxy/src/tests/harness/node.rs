@@ -8,6 +8,7 @@ use super::{Log, State};
 use crate::{
     config::AccessLogMode,
     inbound,
+    limits::Limits,
     protocol::{address_claims::Claims, sockets},
     request::worker_context::WorkerContext,
     state::{
@@ -37,8 +38,17 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn start(identity: Option<Arc<MeshTls>>, state: &State) -> Self {
-        let (destinations, mut lookups) = Destinations::new();
-        let (keys, refetches) = JwksCache::new();
+        Self::with_limits(identity, state, Limits::default())
+    }
+
+    /// As [`Node::start`], with other bounds and time limits.
+    pub(crate) fn with_limits(
+        identity: Option<Arc<MeshTls>>,
+        state: &State,
+        limits: Limits,
+    ) -> Self {
+        let (destinations, mut lookups) = Destinations::new(&limits);
+        let (keys, refetches) = JwksCache::new(&limits);
         let metrics = Arc::new(WorkerMetrics::default());
         let shared = Arc::new(Shared {
             snapshot: Live::new(Some(Arc::new(state.compile()))),
@@ -46,12 +56,13 @@ impl Node {
             identity: Live::new(identity),
             keys,
             destinations,
-            decisions: DecisionLog::new(state.identity),
+            decisions: DecisionLog::new(state.identity, &limits),
             egress: crate::telemetry::egress_log::EgressLog::default(),
             spans: Spans::default(),
             listeners: Claims::default(),
             readiness: Readiness::default(),
             access_log: AccessLogMode::All,
+            limits,
         });
         // The snapshot has every destination: all lookups fail.
         tokio::task::spawn_local(async move {
@@ -87,7 +98,7 @@ impl Node {
             interception: false,
             shutdown,
         };
-        tokio::task::spawn_local(worker::run_with_log(worker, AccessLog::to(log)));
+        tokio::task::spawn_local(worker::run_with_log(worker, AccessLog::to(log, &limits)));
         node
     }
 
@@ -101,7 +112,7 @@ impl Node {
             0,
             Arc::clone(&self.shared),
             Arc::clone(&self.metrics),
-            AccessLog::to(self.log.clone()),
+            AccessLog::to(self.log.clone(), &self.shared.limits),
             self.shutdown.clone(),
         ));
         tokio::task::spawn_local(async move {
