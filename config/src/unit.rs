@@ -38,6 +38,12 @@ impl FromStr for HumanDuration {
     }
 }
 
+impl From<HumanDuration> for Duration {
+    fn from(human: HumanDuration) -> Self {
+        human.0
+    }
+}
+
 impl fmt::Display for HumanDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut rest = self.0.as_millis();

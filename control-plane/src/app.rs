@@ -30,6 +30,7 @@ use crate::{
         ledger::Ledger,
         shared_ca::SharedCa,
     },
+    limits::Limits,
     push::{Push, Registry, inspect::Inspect},
     secrets::{self, Deliveries},
     source::{
@@ -166,7 +167,7 @@ impl Drop for ControlPlane {
 /// # Errors
 /// [`StartError`]. With a directory of files, an invalid configuration is reported before anything is written or bound.
 pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError> {
-    let common = Common::new();
+    let common = Common::new(config.limits);
     match &config.source {
         Source::Files(directory) => {
             let (directory, counted) = (directory.clone(), common.metrics.clone());
@@ -177,8 +178,13 @@ pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError>
                 .map_err(StartError::Configuration)?;
             let lock = take_state_dir(&config.state_dir)?;
             let named = &mesh.config().certificates.issuer;
-            let issuer =
-                CertIssuer::open(named, &config.state_dir, &mesh.state().trust_domain).await?;
+            let issuer = CertIssuer::open(
+                named,
+                &config.state_dir,
+                &mesh.state().trust_domain,
+                config.limits.vault.into(),
+            )
+            .await?;
             authority::log_issuer(&issuer);
             let issuer = (named.clone(), Arc::new(issuer));
             let health = common.health_listener(&config).await?;
@@ -210,6 +216,7 @@ pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError>
                     leads: cluster.leads().clone(),
                     contact: common.contact.clone(),
                     metrics: common.metrics.clone(),
+                    limits: common.limits.webhook,
                     tasks: common.tasks.clone(),
                     shutdown: common.shutdown.clone(),
                 };
@@ -232,6 +239,7 @@ pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError>
 
 /// What exists before the resources are read.
 struct Common {
+    limits: Limits,
     metrics: Metrics,
     authority: Authority,
     registry: Registry,
@@ -242,10 +250,11 @@ struct Common {
 }
 
 impl Common {
-    fn new() -> Self {
+    fn new(limits: Limits) -> Self {
         let metrics = Metrics::new();
         Self {
-            registry: Registry::new(metrics.clone()),
+            registry: Registry::new(metrics.clone(), limits.registry, limits.inspection.timeout),
+            limits,
             metrics,
             authority: Authority::new(),
             contact: Contact::default(),
@@ -262,6 +271,7 @@ impl Common {
             metrics: self.metrics.clone(),
             contact: self.contact.clone(),
             deliveries: self.deliveries.clone(),
+            limits: self.limits,
             tasks: self.tasks.clone(),
             shutdown: self.shutdown.clone(),
         }
@@ -285,7 +295,13 @@ impl Common {
         let address = listener.local_addr();
         let address = address.map_err(bind_error(config.admin.to_string()))?;
         let (health, metrics) = (self.health(), self.metrics.clone());
-        let served = health::serve(listener, health, metrics, self.shutdown.clone());
+        let served = health::serve(
+            listener,
+            self.limits.admin,
+            health,
+            metrics,
+            self.shutdown.clone(),
+        );
         Ok((address, tokio::spawn(served)))
     }
 }
@@ -362,6 +378,7 @@ async fn start(
         tasks: common.tasks,
         shutdown: common.shutdown,
         drain_timeout: config.drain_timeout,
+        limits: config.limits,
         admin_socket: config.admin_socket.clone(),
         state_dir: config.state_dir,
         issuer: opened.issuer,
@@ -411,6 +428,7 @@ struct Parts {
     tasks: TaskTracker,
     shutdown: CancellationToken,
     drain_timeout: Duration,
+    limits: Limits,
     admin_socket: PathBuf,
     state_dir: PathBuf,
     issuer: Option<(CertificateIssuer, Arc<CertIssuer>)>,
@@ -437,6 +455,8 @@ impl Parts {
             snapshots: self.snapshots.clone(),
             ledger: self.ledger.clone(),
             metrics: self.metrics.clone(),
+            limits: self.limits.issuance,
+            vault: self.limits.vault.into(),
             state_dir: self.state_dir.clone(),
             issuer: self.issuer.clone(),
             shared: self.shared.clone(),
@@ -449,6 +469,7 @@ impl Parts {
             snapshots: self.snapshots.clone(),
             authority: self.authority.clone(),
             deliveries: self.deliveries.clone(),
+            limits: self.limits.secrets,
         };
         self.tasks.spawn(reader.run(shutdown()));
         let mut health = listeners.health;
@@ -488,10 +509,11 @@ impl Parts {
             snapshots: self.snapshots.clone(),
             registry: self.registry.clone(),
             metrics: self.metrics.clone(),
+            limits: self.limits.push,
             tasks: self.tasks.clone(),
             shutdown: self.shutdown.clone(),
         };
-        let (by_address, by_identity) = issue::rates();
+        let (by_address, by_identity) = issue::rates(&self.limits.issuance);
         let issue = Issue {
             snapshots: self.snapshots.clone(),
             authority: self.authority.clone(),
@@ -500,18 +522,20 @@ impl Parts {
             ledger: self.ledger.clone(),
             registry: self.registry.clone(),
             metrics: self.metrics.clone(),
+            limits: self.limits.issuance,
             by_address,
             by_identity,
         };
         let inspect = Inspect {
             registry: self.registry.clone(),
             metrics: self.metrics.clone(),
+            limits: self.limits.inspection,
             tasks: self.tasks.clone(),
             shutdown: self.shutdown.clone(),
         };
         let authority = self.authority.clone();
         grpc::serve(
-            listener,
+            (listener, self.limits.proxies),
             authority,
             push,
             issue,

@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use crate::limits::Limits;
+
 /// The input of [`crate::app::run`]. The program builds it from flags, environment and bootstrap file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControlPlaneConfig {
@@ -17,6 +19,8 @@ pub struct ControlPlaneConfig {
     pub state_dir: PathBuf,
     /// How long open streams may take to end on shutdown.
     pub drain_timeout: Duration,
+    /// Times and limits.
+    pub limits: Limits,
 }
 
 /// The source of resources.
@@ -61,6 +65,7 @@ impl ControlPlaneConfig {
             admin_socket: state_dir.join(ADMIN_SOCKET),
             state_dir,
             drain_timeout: Duration::from_secs(5),
+            limits: Limits::default(),
         }
     }
 }

@@ -8,7 +8,10 @@ use merlon_config::{
     report::{Problem, Report},
 };
 
-use crate::config::{ADMIN_SOCKET, ControlPlaneConfig, KubernetesConfig, Source, WebhookConfig};
+use crate::{
+    config::{ADMIN_SOCKET, ControlPlaneConfig, KubernetesConfig, Source, WebhookConfig},
+    limits::Limits,
+};
 
 /// Merlon's control plane: compiles the resources of a directory or a Kubernetes cluster, issues certificates, and pushes to
 /// every proxy the state that it needs.
@@ -80,6 +83,10 @@ pub struct Flags {
     /// File to write the bound addresses to, as JSON: `listen`, `admin`, `adminSocket`
     #[arg(long, value_name = "FILE")]
     pub addresses_file: Option<PathBuf>,
+    /// JSON file with other times and limits, for tests; only debug builds have this flag
+    #[cfg(debug_assertions)]
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub test_limits: Option<PathBuf>,
 }
 
 impl Flags {
@@ -126,7 +133,25 @@ impl Flags {
             admin_socket: admin_socket.unwrap_or_else(|| state_dir.join(ADMIN_SOCKET)),
             state_dir,
             drain_timeout: Duration::from_secs(10),
+            limits: self.limits()?,
         })
+    }
+
+    #[cfg(debug_assertions)]
+    fn limits(&self) -> Result<Limits, Report> {
+        self.test_limits
+            .as_deref()
+            .map_or_else(|| Ok(Limits::default()), Limits::load)
+    }
+
+    #[cfg(not(debug_assertions))]
+    #[expect(
+        clippy::unnecessary_wraps,
+        clippy::unused_self,
+        reason = "debug builds read a file"
+    )]
+    fn limits(&self) -> Result<Limits, Report> {
+        Ok(Limits::default())
     }
 }
 

@@ -8,6 +8,7 @@ mod config;
 pub mod flags;
 mod grpc;
 mod issuance;
+pub mod limits;
 mod push;
 mod random;
 mod secrets;

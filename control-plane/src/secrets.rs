@@ -9,7 +9,6 @@ mod reader;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use merlon_compile::{Granted, Mesh, StateResource};
@@ -27,11 +26,10 @@ use tokio_util::sync::CancellationToken;
 use self::reader::{Found, NamespaceReader};
 use crate::{
     issuance::authority::Authority,
+    limits::SecretLimits,
     state::snapshot::{Secrets, Snapshots},
 };
 
-/// Pause before a reader that failed is restarted.
-const RESTART: Duration = Duration::from_secs(30);
 /// Maximum number of results that are published together.
 const BATCH: usize = 64;
 
@@ -104,6 +102,7 @@ pub(crate) struct Reader {
     pub(crate) snapshots: Snapshots,
     pub(crate) authority: Authority,
     pub(crate) deliveries: Deliveries,
+    pub(crate) limits: SecretLimits,
 }
 
 impl Reader {
@@ -113,7 +112,8 @@ impl Reader {
         let issuer_changed = self.authority.watch();
         let authority = self.authority;
         let read = move |granted: Granted| secret(authority.clone(), granted);
-        let following = Follower::new(self.snapshots, self.deliveries).run(read, issuer_changed);
+        let following =
+            Follower::new(self.snapshots, self.deliveries, self.limits).run(read, issuer_changed);
         tokio::select! {
             () = following => {}
             () = shutdown.cancelled() => {}
@@ -133,6 +133,7 @@ async fn secret(authority: Authority, granted: Granted) -> Result<KvSecret, Stri
 struct Follower {
     snapshots: Snapshots,
     deliveries: Deliveries,
+    limits: SecretLimits,
     wanted: BTreeSet<Granted>,
     known: Arc<Secrets>,
     /// The grants that each reader reads. A reader ends when its sender is dropped.
@@ -142,10 +143,11 @@ struct Follower {
 }
 
 impl Follower {
-    fn new(snapshots: Snapshots, deliveries: Deliveries) -> Self {
+    fn new(snapshots: Snapshots, deliveries: Deliveries, limits: SecretLimits) -> Self {
         Self {
             snapshots,
             deliveries,
+            limits,
             wanted: BTreeSet::new(),
             known: Arc::default(),
             readers: BTreeMap::new(),
@@ -164,7 +166,7 @@ impl Follower {
     {
         let mut snapshots = self.snapshots.watch();
         let (sender, mut found) = mpsc::channel(BATCH);
-        let reader = NamespaceReader::new(read, sender);
+        let reader = NamespaceReader::new(read, sender, self.limits);
         let mut running = JoinSet::new();
         loop {
             let wanted = wanted(&snapshots.borrow_and_update().mesh);
@@ -172,9 +174,10 @@ impl Follower {
                 let (wanted, receiver) = watch::channel(wanted);
                 let failed = self.failed.remove(&namespace);
                 let reader = reader.clone().run(receiver, issuer_changed.clone());
+                let restart = self.limits.restart;
                 let task = running.spawn(async move {
                     if failed {
-                        tokio::time::sleep(RESTART).await;
+                        tokio::time::sleep(restart).await;
                     }
                     reader.await;
                 });

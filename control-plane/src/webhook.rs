@@ -36,22 +36,18 @@ use self::{
 use crate::{
     cluster::watch::Contact,
     config::WebhookConfig,
+    limits::WebhookLimits,
     source::kubernetes::DryRun,
     telemetry::metrics::{Metrics, WebhookLabel},
 };
-
-/// Requests of one webhook at a time, because any client can connect. A validation compiles the mesh. Injections have
-/// their own limit, so they do not wait for validations.
-const AT_ONCE: usize = 2;
-/// Together with the time-out of the body less than the time-out in the webhook configuration, so the client gets this
-/// webhook's message.
-const TIMEOUT: Duration = Duration::from_secs(6);
 
 /// The state of both webhooks.
 #[derive(Debug)]
 pub(crate) struct Webhook {
     pub(crate) dry_run: DryRun,
     pub(crate) metrics: Metrics,
+    /// How long a request may take after its body was read.
+    timeout: Duration,
     settings: Live<InjectionSettings>,
     validations: WorkPool,
     injections: WorkPool,
@@ -66,6 +62,7 @@ pub(crate) struct WebhookDeps<'a> {
     pub(crate) leads: watch::Receiver<bool>,
     pub(crate) contact: Contact,
     pub(crate) metrics: Metrics,
+    pub(crate) limits: WebhookLimits,
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: CancellationToken,
 }
@@ -80,12 +77,14 @@ pub(crate) fn start(
     deps: WebhookDeps<'_>,
 ) -> Result<(), Report> {
     let settings = InjectionSettings::load(&config.injection)?;
-    let validations = WorkPool::new(AT_ONCE);
+    let limits = deps.limits;
+    let validations = WorkPool::new(limits.requests.max(1));
     let hooks = Arc::new(Webhook {
         dry_run: deps.dry_run,
         metrics: deps.metrics.clone(),
+        timeout: limits.request,
         settings: Live::new(settings),
-        injections: validations.sharing_large(AT_ONCE),
+        injections: validations.sharing_large(limits.requests.max(1)),
         validations,
         budget: MemoryBudget::default(),
     });
@@ -94,12 +93,14 @@ pub(crate) fn start(
         deps.namespace,
         deps.contact.clone(),
         deps.leads.clone(),
+        limits,
     );
     let bundles = CaBundles {
         client: deps.client,
         leads: deps.leads,
         trusted: certificate.trusted(),
         contact: deps.contact,
+        limits,
     };
     let shutdown = || deps.shutdown.clone();
     let tls_config = certificate.tls_config();
@@ -113,6 +114,7 @@ pub(crate) fn start(
         .with_state(hooks);
     deps.tasks.spawn(listen::serve(
         listener,
+        limits,
         tls_config,
         routes,
         deps.metrics,
@@ -212,7 +214,7 @@ async fn handle(
         }
     });
     let unavailable = |why: &'static str| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
-    match tokio::time::timeout(TIMEOUT, done).await {
+    match tokio::time::timeout(hooks.timeout, done).await {
         Ok(Some(answer)) => answer,
         Ok(None) => {
             unavailable("merlon: the request could not be processed; see the control plane's log\n")

@@ -18,7 +18,7 @@ use rustls_pki_types::CertificateDer;
 
 pub use embedded::Embedded;
 pub use error::{Fault, IssueError, OpenError};
-pub use vault::{KvSecret, Vault};
+pub use vault::{KvSecret, Vault, VaultTimes};
 
 /// The issuer that `MeshConfig.certificates.issuer` selects.
 #[derive(Debug)]
@@ -40,6 +40,7 @@ impl CertIssuer {
         configured: &CertificateIssuer,
         state_dir: &Path,
         trust_domain: &TrustDomain,
+        times: VaultTimes,
     ) -> Result<Self, OpenError> {
         match configured {
             CertificateIssuer::Embedded(_) => Ok(Self::Embedded(Box::new(Embedded::open(
@@ -47,7 +48,8 @@ impl CertIssuer {
                 trust_domain,
             )?))),
             CertificateIssuer::Vault(vault) => {
-                Ok(Self::Vault(Box::new(Vault::connect(vault, trust_domain)?)))
+                let vault = Vault::connect(vault, trust_domain, times)?;
+                Ok(Self::Vault(Box::new(vault)))
             }
         }
     }

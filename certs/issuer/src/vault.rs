@@ -4,6 +4,7 @@ mod reply;
 mod resolver;
 mod session;
 mod setup_check;
+mod times;
 mod token;
 
 use std::{fmt, time::Duration};
@@ -19,11 +20,11 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::{sync::Mutex, time::Instant};
 
-pub use self::kv::KvSecret;
 use self::{
     endpoint::{Call, is_path},
     session::Session,
 };
+pub use self::{kv::KvSecret, times::VaultTimes};
 use crate::{
     checks::{self, Request},
     error::{IssueError, OpenError},
@@ -37,6 +38,7 @@ pub struct Vault {
     settings: VaultIssuer,
     trust_domain: TrustDomain,
     session: Session,
+    times: VaultTimes,
     /// The roots, and when they were fetched.
     roots: Mutex<Option<(Instant, TrustRoots)>>,
     /// When the last successful check of the set-up was.
@@ -66,7 +68,11 @@ impl Vault {
     ///
     /// # Errors
     /// An address that is neither `https` nor on loopback, an unreadable CA file, or no token.
-    pub fn connect(settings: &VaultIssuer, trust_domain: &TrustDomain) -> Result<Self, OpenError> {
+    pub fn connect(
+        settings: &VaultIssuer,
+        trust_domain: &TrustDomain,
+        times: VaultTimes,
+    ) -> Result<Self, OpenError> {
         for (field, name) in [
             ("pkiMount", &settings.pki_mount),
             ("rootMount", &settings.root_mount),
@@ -81,7 +87,8 @@ impl Vault {
             }
         }
         Ok(Self {
-            session: Session::connect(settings)?,
+            session: Session::connect(settings, times)?,
+            times,
             settings: settings.clone(),
             trust_domain: trust_domain.clone(),
             roots: Mutex::new(None),
@@ -130,7 +137,7 @@ impl Vault {
             .session
             .call(&format!("sign through `{path}`"), &Call::post(path, body))
             .await?;
-        let roots = self.roots(ROOTS_MAX_AGE).await?;
+        let roots = self.roots(self.times.roots).await?;
         let chain = chain_of(&signed, &roots)?;
         let accepted = checks::check_answer(&chain, &request, id, lifetime, roots, UnixTime::now());
         if accepted.is_ok() {
@@ -221,7 +228,7 @@ impl Vault {
     async fn check_if_due(&self) -> Result<(), IssueError> {
         let checked = *self.checked.lock().await;
         match checked {
-            Some(since) if since.elapsed() < CHECK_INTERVAL => Ok(()),
+            Some(since) if since.elapsed() < self.times.check => Ok(()),
             None => self.check().await,
             Some(_) => match self.check().await {
                 Err(error @ IssueError::Setup(_)) => Err(error),
@@ -265,6 +272,3 @@ fn chain_of(
 fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, IssueError> {
     pem::certificates(text.as_bytes()).map_err(|error| IssueError::Answer(error.to_string()))
 }
-
-const ROOTS_MAX_AGE: Duration = Duration::from_secs(60);
-const CHECK_INTERVAL: Duration = Duration::from_secs(3_600);

@@ -6,11 +6,14 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use merlon_net::http::{self, Limits};
+use merlon_net::http;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::{cluster::watch::Contact, issuance::authority::Authority, telemetry::metrics::Metrics};
+use crate::{
+    cluster::watch::Contact, issuance::authority::Authority, limits::AdminLimits,
+    telemetry::metrics::Metrics,
+};
 
 /// Whether proxies can be served.
 #[derive(Debug, Clone)]
@@ -52,6 +55,7 @@ fn ready_text(health: &Health) -> String {
 /// Serves until `shutdown`.
 pub(crate) async fn serve(
     listener: TcpListener,
+    limits: AdminLimits,
     health: Health,
     metrics: Metrics,
     shutdown: CancellationToken,
@@ -73,6 +77,6 @@ pub(crate) async fn serve(
         .route("/metrics", get(page));
     let routes = |_: &TcpStream| routes.clone();
     let ended = shutdown.cancelled_owned();
-    http::serve(listener, Limits::default(), routes, ended).await;
+    http::serve(listener, limits.connections(), routes, ended).await;
     Ok(())
 }

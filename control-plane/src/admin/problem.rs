@@ -54,7 +54,7 @@ impl From<AskError> for Problem {
     fn from(error: AskError) -> Self {
         let status = match &error {
             AskError::Disconnected { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            AskError::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
+            AskError::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
             AskError::Failed { .. } => StatusCode::BAD_GATEWAY,
         };
         let hint = matches!(error, AskError::Disconnected { .. }).then(|| {

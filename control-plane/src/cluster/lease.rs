@@ -1,6 +1,6 @@
 //! Leader election by a Lease. The leader writes what must have one writer: status and trust bundles.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -15,15 +15,7 @@ use super::{
     names,
     watch::{Contact, is_refusal},
 };
-
-/// How long a lease lasts without renewal.
-const LEASE_DURATION: Duration = Duration::from_secs(10);
-/// How often the leader renews, and how often the others try.
-const RETRY_PERIOD: Duration = Duration::from_secs(2);
-/// A leader that could not renew for this long steps down, before another replica can take over.
-const RENEW_DEADLINE: Duration = Duration::from_secs(7);
-/// The time-out of one call.
-const TIMEOUT: Duration = Duration::from_secs(3);
+use crate::limits::LeaseLimits;
 
 /// Competes for leadership until `shutdown`, and then releases the lease at once.
 pub(crate) struct Candidate {
@@ -31,6 +23,7 @@ pub(crate) struct Candidate {
     pub(crate) name: String,
     pub(crate) contact: Contact,
     pub(crate) leading: watch::Sender<bool>,
+    limits: LeaseLimits,
     /// The resource version of the lease when it last changed, and when that was seen.
     seen: Option<(String, Instant)>,
     renewed: Option<Instant>,
@@ -43,12 +36,14 @@ impl Candidate {
         name: &str,
         contact: Contact,
         leading: watch::Sender<bool>,
+        limits: LeaseLimits,
     ) -> Self {
         Self {
             api: Api::namespaced(client, namespace),
             name: name.to_owned(),
             contact,
             leading,
+            limits,
             seen: None,
             renewed: None,
         }
@@ -56,7 +51,7 @@ impl Candidate {
 
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         loop {
-            let tried = tokio::time::timeout(TIMEOUT, self.attempt()).await;
+            let tried = tokio::time::timeout(self.limits.timeout, self.attempt()).await;
             match tried {
                 Ok(Ok(leads)) => {
                     self.contact.answered();
@@ -74,13 +69,13 @@ impl Candidate {
                 Err(_) => self.failed("no response in time"),
             }
             tokio::select! {
-                () = tokio::time::sleep(RETRY_PERIOD) => {}
+                () = tokio::time::sleep(self.limits.retry) => {}
                 () = shutdown.cancelled() => break,
             }
         }
         if *self.leading.borrow() {
             self.set_leading(false);
-            let _ = tokio::time::timeout(TIMEOUT, self.release()).await;
+            let _ = tokio::time::timeout(self.limits.timeout, self.release()).await;
         }
     }
 
@@ -93,7 +88,7 @@ impl Candidate {
     fn step_down_if_expired(&self) {
         if self
             .renewed
-            .is_none_or(|renewed| renewed.elapsed() > RENEW_DEADLINE)
+            .is_none_or(|renewed| renewed.elapsed() > self.limits.renew_deadline)
         {
             self.set_leading(false);
         }
@@ -130,7 +125,8 @@ impl Candidate {
         let spec = lease.spec.clone().unwrap_or_default();
         let holder = spec.holder_identity.as_deref().unwrap_or_default();
         // By the local clock: the clocks of two machines differ.
-        let free = holder.is_empty() || holder == self.name || since.elapsed() > LEASE_DURATION;
+        let free =
+            holder.is_empty() || holder == self.name || since.elapsed() > self.limits.duration;
         if !free {
             return Ok(false);
         }
@@ -146,7 +142,7 @@ impl Candidate {
         let transitions = before.and_then(|spec| spec.lease_transitions).unwrap_or(0);
         LeaseSpec {
             holder_identity: Some(self.name.clone()),
-            lease_duration_seconds: i32::try_from(LEASE_DURATION.as_secs()).ok(),
+            lease_duration_seconds: i32::try_from(self.limits.duration.as_secs()).ok(),
             acquire_time: own
                 .and_then(|spec| spec.acquire_time.clone())
                 .or_else(|| Some(now.clone())),

@@ -19,20 +19,12 @@ use super::{
     names,
     watch::{Contact, is_refusal},
 };
+use crate::limits::TokenReviewLimits;
 
 /// The maximum size of a token. A pod's token has about 900 bytes.
 const MAX_BYTES: usize = 16 << 10;
 /// The name of a failure in `/ready`.
 const CALL: &str = "tokenreviews";
-/// The time-out of one review.
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the cluster must be unreachable before a certificate can be renewed with itself. Half of its lifetime is left
-/// then.
-const RENEWAL_AFTER: Duration = Duration::from_secs(30);
-/// The interval of retries after a review was refused.
-const RETRY_INTERVAL: Duration = Duration::from_secs(10);
-/// How long to wait for the pod: its request may arrive before its watch event.
-const POD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a token proves nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -75,6 +67,7 @@ pub(crate) struct Reviewer {
     client: Client,
     pods: Store<Pod>,
     contact: Contact,
+    limits: TokenReviewLimits,
     /// Whether a retry loop runs.
     retrying: Arc<AtomicBool>,
 }
@@ -86,20 +79,30 @@ impl std::fmt::Debug for Reviewer {
 }
 
 impl Reviewer {
-    pub(crate) fn new(client: Client, pods: Store<Pod>, contact: Contact) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        pods: Store<Pod>,
+        contact: Contact,
+        limits: TokenReviewLimits,
+    ) -> Self {
         Self {
             client,
             pods,
             contact,
+            limits,
             retrying: Arc::default(),
         }
+    }
+
+    pub(crate) fn limits(&self) -> &TokenReviewLimits {
+        &self.limits
     }
 
     /// Whether the cluster has been unreachable for a while. One broken watch or one unanswered call does not count.
     pub(crate) fn is_unreachable(&self) -> bool {
         self.contact
             .outage_duration()
-            .is_some_and(|outage| outage >= RENEWAL_AFTER)
+            .is_some_and(|outage| outage >= self.limits.renewal_after)
     }
 
     /// The service account of a token whose pod exists.
@@ -120,14 +123,14 @@ impl Reviewer {
             }
         };
         let name = format!("{}/{}", pod.account.namespace, pod.name);
-        tokio::time::timeout(POD_TIMEOUT, present)
+        tokio::time::timeout(self.limits.pod, present)
             .await
             .map_err(|_| TokenProblem::NoPod(name))?;
         Ok(pod.account)
     }
 
     async fn review(&self, token: &str) -> Result<UserInfo, TokenProblem> {
-        let asked = tokio::time::timeout(TIMEOUT, self.ask(token)).await;
+        let asked = tokio::time::timeout(self.limits.timeout, self.ask(token)).await;
         let answer = match asked {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => {
@@ -185,8 +188,8 @@ impl Reviewer {
         let this = self.clone();
         tokio::spawn(async move {
             loop {
-                tokio::time::sleep(RETRY_INTERVAL).await;
-                let asked = tokio::time::timeout(TIMEOUT, this.ask("dummy"));
+                tokio::time::sleep(this.limits.retry).await;
+                let asked = tokio::time::timeout(this.limits.timeout, this.ask("dummy"));
                 if let Ok(Ok(_)) = asked.await {
                     break;
                 }

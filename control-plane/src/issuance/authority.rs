@@ -15,7 +15,7 @@ use merlon_certs::{
 };
 use merlon_compile::{Mesh, StateResource};
 use merlon_config::{resource::CertificateIssuer, snapshot::TrustBundle};
-use merlon_issuer::CertIssuer;
+use merlon_issuer::{CertIssuer, VaultTimes};
 use merlon_net::backoff;
 use rustls::ServerConfig;
 use rustls_pki_types::UnixTime;
@@ -27,16 +27,11 @@ use crate::{
         ledger::{Issued, Ledger},
         shared_ca::{CaError, SharedCa},
     },
+    limits::IssuanceLimits,
     state::{snapshot::Snapshots, store::StoreError},
     telemetry::metrics::{EvidenceLabel, Metrics},
     transport::peer::timestamp,
 };
-
-/// The minimum and maximum delay between retries.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
-
-/// The time-out of one call to the issuer.
-pub(crate) const SIGN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// An issuer that has signed, and the certificate that it issued to the control plane.
 pub(crate) struct Certified {
@@ -85,8 +80,8 @@ pub(crate) enum AuthorityError {
     Open(#[from] merlon_issuer::OpenError),
     #[error("{0}")]
     Issuer(#[from] merlon_issuer::IssueError),
-    #[error("the certificate issuer did not answer within {} seconds", SIGN_TIMEOUT.as_secs())]
-    TimedOut,
+    #[error("the certificate issuer did not answer within {} seconds", .0.as_secs_f64())]
+    TimedOut(Duration),
     #[error("the control plane's own key: {0}")]
     Key(#[from] merlon_certs::KeyError),
     #[error("the trust bundle: {0}")]
@@ -153,6 +148,9 @@ pub(crate) struct CertificateManager {
     pub(crate) snapshots: Snapshots,
     pub(crate) ledger: Ledger,
     pub(crate) metrics: Metrics,
+    pub(crate) limits: IssuanceLimits,
+    /// Time-outs of a Vault issuer.
+    pub(crate) vault: VaultTimes,
     pub(crate) state_dir: PathBuf,
     /// The issuer that was opened at the start, with its configuration.
     pub(crate) issuer: Option<(CertificateIssuer, Arc<CertIssuer>)>,
@@ -171,10 +169,10 @@ impl CertificateManager {
             let spec = mesh.config().certificates.issuer.clone();
             issuer.take_if(|(of, _)| *of != spec);
             let tried = tokio::select! {
-                tried = tokio::time::timeout(SIGN_TIMEOUT, self.certify(&mesh, &mut issuer)) => tried,
+                tried = tokio::time::timeout(self.limits.sign, self.certify(&mesh, &mut issuer)) => tried,
                 () = shutdown.cancelled() => return,
             };
-            let pause = match tried.unwrap_or(Err(AuthorityError::TimedOut)) {
+            let pause = match tried.unwrap_or(Err(AuthorityError::TimedOut(self.limits.sign))) {
                 Ok(certified) => {
                     failures = 0;
                     self.publish(certified)
@@ -209,7 +207,8 @@ impl CertificateManager {
                     shared.fetch(&self.state_dir, domain).await?;
                 }
                 let issuer =
-                    CertIssuer::open(&certificates.issuer, &self.state_dir, domain).await?;
+                    CertIssuer::open(&certificates.issuer, &self.state_dir, domain, self.vault)
+                        .await?;
                 log_issuer(&issuer);
                 let issuer = Arc::new(issuer);
                 *known = Some((certificates.issuer.clone(), Arc::clone(&issuer)));
@@ -278,8 +277,10 @@ impl CertificateManager {
 
     fn failed(&self, error: &AuthorityError, failures: u32) -> Duration {
         // Full jitter, so that replicas that lost the issuer together do not retry together.
-        let (least, most) = RETRY;
-        let longest = least.saturating_mul(1 << failures.min(16)).min(most);
+        let IssuanceLimits {
+            retry, max_retry, ..
+        } = self.limits;
+        let longest = retry.saturating_mul(1 << failures.min(16)).min(max_retry);
         let pause = longest
             .mul_f64(backoff::unit())
             .max(Duration::from_millis(100));

@@ -1,10 +1,6 @@
 //! `Issue`: signs a certificate for a proxy's key, on evidence of its identity.
 
-use std::{
-    net::IpAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use jiff::Timestamp;
 use merlon_api::{
@@ -19,11 +15,12 @@ use tonic::{Request, Response, Status};
 use crate::{
     cluster::token_review::Reviewer,
     issuance::{
-        authority::{Authority, Certified, SIGN_TIMEOUT},
+        authority::{Authority, Certified},
         csr::Csr,
         join_token::{JoinTokens, TokenRefusal},
         ledger::{Issued, Ledger},
     },
+    limits::IssuanceLimits,
     push::Registry,
     state::{snapshot::Snapshots, store::StoreError},
     telemetry::{
@@ -50,6 +47,7 @@ pub(crate) struct Issue {
     pub(crate) ledger: Ledger,
     pub(crate) registry: Registry,
     pub(crate) metrics: Metrics,
+    pub(crate) limits: IssuanceLimits,
     /// Limits attempts per address. Many machines behind one NAT address are allowed.
     pub(crate) by_address: Rate<IpAddr>,
     /// Limits renewals per identity.
@@ -241,14 +239,13 @@ impl Issue {
                 }
                 let svid = peer.proved().map_err(unproved)?;
                 // A certificate outlives its pod; the token of the pod does not.
-                if self
-                    .reviewer
-                    .as_ref()
-                    .is_some_and(|reviewer| !reviewer.is_unreachable())
+                if let Some(reviewer) = &self.reviewer
+                    && !reviewer.is_unreachable()
                 {
-                    return Err(unproved(Status::permission_denied(
-                        "in a cluster a certificate is renewed with the token of its pod, unless the cluster has been unreachable for 30 seconds: a join token is good for one certificate there",
-                    )));
+                    let after = reviewer.limits().renewal_after.as_secs_f64();
+                    return Err(unproved(Status::permission_denied(format!(
+                        "in a cluster a certificate is renewed with the token of its pod, unless the cluster has been unreachable for {after} seconds: a join token is good for one certificate there"
+                    ))));
                 }
                 Ok((svid.id.clone(), Grounds::Certificate))
             }
@@ -278,7 +275,7 @@ impl Issue {
         let identity = domain.spiffe_id(&account);
         // The pod was just seen, and becomes a Workload with the next compilation.
         let known = snapshots.wait_for(|snapshot| snapshot.mesh.knows(&identity));
-        let _ = tokio::time::timeout(COMPILE_TIMEOUT, known).await;
+        let _ = tokio::time::timeout(self.limits.compile, known).await;
         Ok(identity)
     }
 
@@ -318,9 +315,9 @@ impl Issue {
     ) -> Result<Vec<CertificateDer<'static>>, Refusal> {
         let lifetime = self.snapshots.mesh().config().certificates.lifetime.0;
         let signing = certified.issuer().sign(csr, identity, lifetime);
-        let signed = tokio::time::timeout(SIGN_TIMEOUT, signing).await;
+        let signed = tokio::time::timeout(self.limits.sign, signing).await;
         let signed = signed.unwrap_or_else(|_| {
-            let seconds = SIGN_TIMEOUT.as_secs();
+            let seconds = self.limits.sign.as_secs_f64();
             Err(IssueError::Unavailable(format!(
                 "no answer within {seconds} seconds"
             )))
@@ -387,10 +384,10 @@ impl Issue {
     }
 }
 
-/// The rate limits of `Issue`. The bursts allow for a deployment or a test of rotation.
-pub(crate) fn rates() -> (Rate<IpAddr>, Rate<SpiffeId>) {
-    (Rate::new(500, 50), Rate::new(100, 5))
+/// The rate limits of `Issue`, by address and by identity.
+pub(crate) fn rates(limits: &IssuanceLimits) -> (Rate<IpAddr>, Rate<SpiffeId>) {
+    (
+        Rate::new(limits.address_burst, limits.address_rate),
+        Rate::new(limits.identity_burst, limits.identity_rate),
+    )
 }
-
-/// How long a new pod may take to become a Workload.
-const COMPILE_TIMEOUT: Duration = Duration::from_secs(5);

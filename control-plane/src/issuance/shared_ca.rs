@@ -10,8 +10,8 @@ use std::{
 
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{Api, Client};
-use merlon_config::{name::TrustDomain, resource::CertificateIssuer};
-use merlon_issuer::{CertIssuer, OpenError};
+use merlon_config::name::TrustDomain;
+use merlon_issuer::{Embedded, OpenError};
 
 use crate::cluster::{names, secret};
 
@@ -53,8 +53,7 @@ impl SharedCa {
     ) -> Result<(), CaError> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         let secret = secret::shared(&api, names::CA, async || {
-            let embedded = CertificateIssuer::default();
-            drop(CertIssuer::open(&embedded, state_dir, trust_domain).await?);
+            drop(Embedded::open(state_dir, trust_domain)?);
             let mut data = BTreeMap::new();
             for file in FILES {
                 data.insert(file.to_owned(), ByteString(fs::read(state_dir.join(file))?));

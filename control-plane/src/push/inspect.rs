@@ -12,21 +12,18 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    limits::InspectionLimits,
     push::registry::{Inspector, Registry},
     telemetry::metrics::{Metrics, ServiceLabel},
     transport::peer::{ConnectionPeer, PeerSvid},
 };
-
-/// Requests that are queued for one proxy.
-const QUEUE: usize = 16;
-/// Requests that one proxy has not answered yet. Beyond it, the oldest is dropped.
-const MAX_PENDING: usize = 64;
 
 /// The gRPC service of the inspection.
 #[derive(Debug, Clone)]
 pub(crate) struct Inspect {
     pub(crate) registry: Registry,
     pub(crate) metrics: Metrics,
+    pub(crate) limits: InspectionLimits,
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: CancellationToken,
 }
@@ -41,7 +38,7 @@ impl Inspection for Inspect {
     ) -> Result<Response<Self::ServeStream>, Status> {
         let peer = ConnectionPeer::of(&request)?;
         let svid = peer.proved()?;
-        let (requests, stream) = mpsc::channel(QUEUE);
+        let (requests, stream) = mpsc::channel(self.limits.queue.max(1));
         let this = self.clone();
         self.tasks.spawn(async move {
             let served = tokio::select! {
@@ -75,13 +72,13 @@ impl Inspect {
             return Ok(());
         };
         let report = first_report(first?)?;
-        let (ask, mut asked) = mpsc::channel(QUEUE);
+        let (ask, mut asked) = mpsc::channel(self.limits.queue.max(1));
         let inspector = Inspector(ask);
         let entry = self
             .registry
             .inspect(svid, peer.address, &report.node_id, inspector);
         entry.reported(&report);
-        let mut open = PendingRequests::default();
+        let mut open = PendingRequests::new(self.limits.pending);
         loop {
             tokio::select! {
                 reply = replies.next() => {
@@ -122,16 +119,25 @@ fn first_report(reply: InspectReply) -> Result<Report, Status> {
 }
 
 /// Requests without a reply.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct PendingRequests {
+    limit: usize,
     last: u64,
     waiting: HashMap<u64, oneshot::Sender<Reply>>,
 }
 
 impl PendingRequests {
+    fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            last: 0,
+            waiting: HashMap::new(),
+        }
+    }
+
     fn ask(&mut self, ask: Ask, answer: oneshot::Sender<Reply>) -> InspectRequest {
         self.waiting.retain(|_, waiting| !waiting.is_closed());
-        if self.waiting.len() >= MAX_PENDING
+        if self.waiting.len() >= self.limit
             && let Some(oldest) = self.waiting.keys().min().copied()
         {
             self.waiting.remove(&oldest);

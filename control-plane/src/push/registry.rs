@@ -19,14 +19,10 @@ use merlon_config::{
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::{push::session::ProxyAck, telemetry::metrics::Metrics, transport::peer::PeerSvid};
-
-/// How long a disconnected proxy stays in the list.
-const RETENTION: jiff::SignedDuration = jiff::SignedDuration::from_mins(60);
-/// Maximum number of disconnected proxies.
-const MAX_DISCONNECTED: usize = 1_000;
-/// The time-out of a request to a proxy. It is shorter than the time-out of the CLI.
-const TIMEOUT: Duration = Duration::from_secs(4);
+use crate::{
+    limits::RegistryLimits, push::session::ProxyAck, telemetry::metrics::Metrics,
+    transport::peer::PeerSvid,
+};
 
 /// The status of a proxy, as `GET /v1/proxies` returns it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -97,8 +93,13 @@ pub(crate) enum AskError {
         last_seen: Timestamp,
     },
     /// The proxy is connected and did not answer in time.
-    #[error("the proxy `{0}` did not answer within {secs} seconds", secs = TIMEOUT.as_secs())]
-    TimedOut(String),
+    #[error("the proxy `{id}` did not answer within {} seconds", timeout.as_secs_f64())]
+    TimedOut {
+        /// The id of the proxy.
+        id: String,
+        /// The time-out.
+        timeout: Duration,
+    },
     /// The proxy returned an error.
     #[error("the proxy `{id}` could not answer: {why}")]
     Failed {
@@ -118,13 +119,16 @@ pub(crate) struct Inspector(pub(crate) mpsc::Sender<(Ask, oneshot::Sender<Reply>
 pub(crate) struct Registry {
     inner: Arc<Mutex<Inner>>,
     metrics: Metrics,
+    /// The time-out of a request to a proxy.
+    timeout: Duration,
     changed: Arc<Notify>,
 }
 
 type ProxyKey = (SpiffeId, String);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
+    limits: RegistryLimits,
     proxies: HashMap<ProxyKey, Record>,
     connections: u64,
 }
@@ -142,10 +146,16 @@ struct Record {
 }
 
 impl Registry {
-    pub(crate) fn new(metrics: Metrics) -> Self {
+    pub(crate) fn new(metrics: Metrics, limits: RegistryLimits, timeout: Duration) -> Self {
+        let inner = Inner {
+            limits,
+            proxies: HashMap::new(),
+            connections: 0,
+        };
         Self {
-            inner: Arc::default(),
+            inner: Arc::new(Mutex::new(inner)),
             metrics,
+            timeout,
             changed: Arc::default(),
         }
     }
@@ -279,8 +289,13 @@ impl Registry {
             inspector.0.send((ask, answer)).await.map_err(|_| away())?;
             answered.await.map_err(|_| away())
         };
-        let reply = tokio::time::timeout(TIMEOUT, asked).await;
-        match reply.map_err(|_| AskError::TimedOut(id.clone()))?? {
+        let timeout = self.timeout;
+        let reply = tokio::time::timeout(timeout, asked).await;
+        let timed_out = || AskError::TimedOut {
+            id: id.clone(),
+            timeout,
+        };
+        match reply.map_err(|_| timed_out())?? {
             Reply::Error(why) => Err(AskError::Failed { id, why }),
             reply => Ok(reply),
         }
@@ -357,15 +372,17 @@ impl Inner {
     /// Evicts proxies that have been disconnected for long, and the oldest ones if there are too many.
     fn evict(&mut self, now: Timestamp) {
         let disconnected = |record: &Record| record.push.is_none() && record.inspector.is_none();
+        let limits = self.limits;
         self.proxies.retain(|_, record| {
-            !disconnected(record) || now.duration_since(record.status.last_seen) < RETENTION
+            let age = Duration::try_from(now.duration_since(record.status.last_seen));
+            !disconnected(record) || age.unwrap_or_default() < limits.retention
         });
         while self
             .proxies
             .values()
             .filter(|record| disconnected(record))
             .count()
-            >= MAX_DISCONNECTED
+            >= limits.disconnected
         {
             let records = self
                 .proxies

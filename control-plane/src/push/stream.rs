@@ -17,6 +17,7 @@ use super::{
     session::{ProxyAck, Session},
 };
 use crate::{
+    limits::PushLimits,
     state::snapshot::{Snapshot, Snapshots},
     telemetry::{
         metrics::{Metrics, ServiceLabel},
@@ -25,20 +26,13 @@ use crate::{
     transport::peer::{ConnectionPeer, PeerSvid},
 };
 
-/// Responses that are queued for one proxy. Changes in the meantime are sent together afterwards, so a slow proxy uses bounded
-/// memory and delays no other proxy.
-const QUEUE: usize = 4;
-/// How long a manifest waits for a returning proxy to name its destinations.
-const HOLD: Duration = Duration::from_millis(250);
-/// Changes within this time (a directory written file by file, a bundle with a mesh) are sent together.
-const COALESCE: Duration = Duration::from_millis(10);
-
 /// The gRPC service of the discovery streams.
 #[derive(Debug, Clone)]
 pub(crate) struct Push {
     pub(crate) snapshots: Snapshots,
     pub(crate) registry: Registry,
     pub(crate) metrics: Metrics,
+    pub(crate) limits: PushLimits,
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: CancellationToken,
 }
@@ -54,7 +48,7 @@ impl AggregatedDiscoveryService for Push {
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let peer = ConnectionPeer::of(&request)?;
         let svid = peer.proved()?;
-        let (responses, stream) = mpsc::channel(QUEUE);
+        let (responses, stream) = mpsc::channel(self.limits.queue.max(1));
         let task = Task {
             push: self.clone(),
             peer,
@@ -111,7 +105,7 @@ impl Task {
             // The status is sent after the queued responses. A proxy that does not read is not waited for.
             let _ = self
                 .responses
-                .send_timeout(Err(status), Duration::from_secs(1))
+                .send_timeout(Err(status), self.push.limits.last_status)
                 .await;
         }
     }
@@ -121,6 +115,11 @@ impl Task {
         mut requests: Streaming<DeltaDiscoveryRequest>,
     ) -> Result<(), Status> {
         let mut snapshots = self.push.snapshots.watch();
+        let PushLimits {
+            hold: held_for,
+            coalesce,
+            ..
+        } = self.push.limits;
         loop {
             let hold = self.session.is_held();
             tokio::select! {
@@ -133,12 +132,12 @@ impl Task {
                         self.take(&request, &snapshot)?;
                     }
                 },
-                changed = next_snapshot(&mut snapshots), if self.session.node().is_some() => {
+                changed = next_snapshot(&mut snapshots, coalesce), if self.session.node().is_some() => {
                     let Some(snapshot) = changed else { return Ok(()) };
                     self.session.refresh(&snapshot)?;
                     self.snapshot = snapshot.number;
                 }
-                () = tokio::time::sleep(HOLD), if hold => {
+                () = tokio::time::sleep(held_for), if hold => {
                     self.session.release();
                     // This includes a change that the arm above is still coalescing.
                     let snapshot = snapshots.borrow_and_update().clone();
@@ -234,9 +233,12 @@ impl Task {
     }
 }
 
-/// The next snapshot, after [`COALESCE`]; `None` when the sender is gone.
-async fn next_snapshot(snapshots: &mut watch::Receiver<Snapshot>) -> Option<Snapshot> {
+/// The next snapshot and the changes within `coalesce` after it; `None` when the sender is gone.
+async fn next_snapshot(
+    snapshots: &mut watch::Receiver<Snapshot>,
+    coalesce: Duration,
+) -> Option<Snapshot> {
     snapshots.changed().await.ok()?;
-    tokio::time::sleep(COALESCE).await;
+    tokio::time::sleep(coalesce).await;
     Some(snapshots.borrow_and_update().clone())
 }

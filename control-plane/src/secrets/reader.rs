@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use futures_util::{StreamExt as _, stream};
@@ -16,15 +15,7 @@ use tokio::{
 
 use merlon_net::backoff;
 
-/// How often each secret is read. Not every Vault server has events to wait for.
-const EVERY: Duration = Duration::from_secs(5);
-/// The time-out of one read.
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum number of concurrent reads of one namespace.
-const CONCURRENT: usize = 4;
-/// Maximum number of concurrent reads of all namespaces. Paths that timed out the last time have a limit of their own.
-const CONCURRENT_TOTAL: usize = 128;
-const CONCURRENT_TIMED_OUT: usize = 64;
+use crate::limits::SecretLimits;
 
 /// A grant with its value, or the error.
 pub(super) type Found<T> = (Granted, Result<T, String>);
@@ -34,6 +25,7 @@ pub(super) type Found<T> = (Granted, Result<T, String>);
 pub(super) struct NamespaceReader<T, R> {
     pub(super) read: R,
     pub(super) found: mpsc::Sender<Found<T>>,
+    limits: SecretLimits,
     places: Arc<Semaphore>,
     places_of_timed_out: Arc<Semaphore>,
 }
@@ -43,6 +35,7 @@ impl<T, R: Clone> Clone for NamespaceReader<T, R> {
         Self {
             read: self.read.clone(),
             found: self.found.clone(),
+            limits: self.limits,
             places: Arc::clone(&self.places),
             places_of_timed_out: Arc::clone(&self.places_of_timed_out),
         }
@@ -50,12 +43,13 @@ impl<T, R: Clone> Clone for NamespaceReader<T, R> {
 }
 
 impl<T, R> NamespaceReader<T, R> {
-    pub(super) fn new(read: R, found: mpsc::Sender<Found<T>>) -> Self {
+    pub(super) fn new(read: R, found: mpsc::Sender<Found<T>>, limits: SecretLimits) -> Self {
         Self {
             read,
             found,
-            places: Arc::new(Semaphore::new(CONCURRENT_TOTAL)),
-            places_of_timed_out: Arc::new(Semaphore::new(CONCURRENT_TIMED_OUT)),
+            limits,
+            places: Arc::new(Semaphore::new(limits.total_reads.max(1))),
+            places_of_timed_out: Arc::new(Semaphore::new(limits.timed_out_reads.max(1))),
         }
     }
 
@@ -73,7 +67,7 @@ impl<T, R> NamespaceReader<T, R> {
             let now = wanted.borrow_and_update().clone();
             issuer_changed.mark_unchanged();
             timed_out.keep(&now);
-            let pause = EVERY.mul_f64(0.8 + 0.4 * backoff::unit());
+            let pause = self.limits.interval.mul_f64(0.8 + 0.4 * backoff::unit());
             let round = async {
                 self.round(&now, &timed_out).await;
                 tokio::time::sleep(pause).await;
@@ -91,6 +85,7 @@ impl<T, R> NamespaceReader<T, R> {
         R: Fn(Granted) -> F,
         F: Future<Output = Result<T, String>>,
     {
+        let time_out = self.limits.timeout;
         let all = wanted.iter().cloned();
         let (last, first): (Vec<_>, Vec<_>) = all.partition(|granted| timed_out.has(granted));
         let first = first.into_iter().map(|granted| (granted, false));
@@ -106,17 +101,21 @@ impl<T, R> NamespaceReader<T, R> {
                     let _place = places.acquire().await;
                     // Removed when it answers. If this round is cancelled, the next one reads it last.
                     timed_out.add(&granted);
-                    let read = timeout(TIMEOUT, (self.read)(granted.clone())).await;
+                    let read = timeout(time_out, (self.read)(granted.clone())).await;
                     let read = match read {
                         Ok(read) => {
                             timed_out.remove(&granted);
                             read
                         }
-                        Err(_) => Err(format!("no answer within {} seconds", TIMEOUT.as_secs())),
+                        Err(_) => Err(format!(
+                            "no answer within {} seconds",
+                            time_out.as_secs_f64()
+                        )),
                     };
                     (granted, read)
                 });
-        let mut readings = Box::pin(stream::iter(readings).buffer_unordered(CONCURRENT));
+        let mut readings =
+            Box::pin(stream::iter(readings).buffer_unordered(self.limits.reads.max(1)));
         while let Some(found) = readings.next().await {
             if self.found.send(found).await.is_err() {
                 return;

@@ -70,7 +70,14 @@ impl Running {
         let (snapshots, deliveries) = (Snapshots::new(mesh(grants)), Deliveries::default());
         let (nudge, nudged) = watch::channel(());
         let mut tasks = JoinSet::new();
-        tasks.spawn(Follower::new(snapshots.clone(), deliveries.clone()).run(vault, nudged));
+        tasks.spawn(
+            Follower::new(
+                snapshots.clone(),
+                deliveries.clone(),
+                SecretLimits::default(),
+            )
+            .run(vault, nudged),
+        );
         Self {
             snapshots,
             deliveries,

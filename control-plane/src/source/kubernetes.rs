@@ -13,7 +13,7 @@ mod status;
 mod status_store;
 mod workloads;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use kube::Client;
 use merlon_compile::Mesh;
@@ -40,6 +40,7 @@ use crate::{
     },
     config::KubernetesConfig,
     issuance::{authority::Authority, shared_ca::SharedCa},
+    limits::Limits,
     push::Registry,
     secrets::Deliveries,
     source::status::{SharedStatus, SourceStatus},
@@ -49,9 +50,6 @@ use crate::{
 
 pub(crate) use dry_run::DryRun;
 
-/// Changes within this time (a `kubectl apply` of a folder, a rolling update) are evaluated together.
-const GATHER: Duration = Duration::from_millis(50);
-
 /// The parts of the control plane that the source needs.
 #[derive(Debug, Clone)]
 pub(crate) struct KubernetesDeps {
@@ -60,6 +58,7 @@ pub(crate) struct KubernetesDeps {
     pub(crate) metrics: Metrics,
     pub(crate) contact: Contact,
     pub(crate) deliveries: Deliveries,
+    pub(crate) limits: Limits,
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: CancellationToken,
 }
@@ -71,6 +70,7 @@ type Inputs = (BTreeMap<Key, Document>, Arc<[Resource]>);
 pub(crate) struct Kubernetes {
     client: Client,
     namespace: String,
+    limits: Limits,
     cluster: Cluster,
     acceptance: Acceptance,
     dry_run: DryRun,
@@ -93,8 +93,9 @@ impl Kubernetes {
         config: &KubernetesConfig,
         deps: KubernetesDeps,
     ) -> Result<Self, OpenError> {
+        let limits = deps.limits;
         let mut place = kube::Config::infer().await.map_err(Box::new)?;
-        place.connect_timeout = Some(Duration::from_secs(3));
+        place.connect_timeout = Some(limits.cluster.connect);
         let server = place.cluster_url.to_string();
         let client = Client::try_from(place).map_err(|error| OpenError::Client(Box::new(error)))?;
         let cluster = Cluster::watch(
@@ -112,6 +113,7 @@ impl Kubernetes {
             &config.replica,
             deps.contact.clone(),
             leading,
+            limits.lease,
         );
         deps.tasks.spawn(candidate.run(deps.shutdown.clone()));
         let reporter = Reporter::new(
@@ -121,7 +123,7 @@ impl Kubernetes {
             statuses.clone(),
             deps.registry.clone(),
             (deps.authority.clone(), deps.deliveries.clone()),
-            leads.clone(),
+            (leads.clone(), limits.status),
         );
         deps.tasks.spawn(reporter.run(deps.shutdown.clone()));
         let bundles = TrustBundles {
@@ -129,11 +131,13 @@ impl Kubernetes {
             cluster: cluster.clone(),
             authority: deps.authority.clone(),
             leads: leads.clone(),
+            limits: limits.status,
         };
         deps.tasks.spawn(bundles.run(deps.shutdown.clone()));
         Ok(Self {
             client,
             namespace: config.namespace.clone(),
+            limits,
             cluster,
             acceptance: Acceptance::new(&config.namespace),
             dry_run: DryRun::new(&config.namespace),
@@ -163,7 +167,7 @@ impl Kubernetes {
                 changed = changes.changed() => changed.map_err(|_| OpenError::Ended)?,
                 () = shutdown.cancelled() => return Err(OpenError::Ended),
             }
-            tokio::time::sleep(GATHER).await;
+            tokio::time::sleep(this.limits.cluster.gather).await;
             changes.mark_unchanged();
             if !contact.is_synced() {
                 continue;
@@ -218,7 +222,8 @@ impl Kubernetes {
     /// Authenticates pods' tokens.
     pub(crate) fn reviewer(&self) -> Reviewer {
         let contact = self.cluster.contact.clone();
-        Reviewer::new(self.client.clone(), self.cluster.pods.clone(), contact)
+        let pods = self.cluster.pods.clone();
+        Reviewer::new(self.client.clone(), pods, contact, self.limits.token_review)
     }
 
     /// The embedded CA, which the replicas share.
@@ -237,7 +242,7 @@ impl Kubernetes {
                 changed = changes.changed() => if changed.is_err() { return },
                 () = shutdown.cancelled() => return,
             }
-            tokio::time::sleep(GATHER).await;
+            tokio::time::sleep(self.limits.cluster.gather).await;
             changes.mark_unchanged();
             let running = snapshots.mesh();
             // Compiling a large mesh takes time and must not block the streams.

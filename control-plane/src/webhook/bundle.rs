@@ -17,15 +17,15 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{names::FIELD_MANAGER, watch::Contact};
+use crate::{
+    cluster::{names::FIELD_MANAGER, watch::Contact},
+    limits::WebhookLimits,
+};
 
 /// The configuration of the injector.
 const INJECTOR: &str = "merlon-injector";
 /// The configuration of the validator.
 const VALIDATOR: &str = "merlon-validator";
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a failed write is retried.
-const RETRY: Duration = Duration::from_secs(5);
 
 /// Keeps `caBundle` up to date.
 pub(crate) struct CaBundles {
@@ -33,6 +33,7 @@ pub(crate) struct CaBundles {
     pub(crate) leads: watch::Receiver<bool>,
     pub(crate) trusted: watch::Receiver<String>,
     pub(crate) contact: Contact,
+    pub(crate) limits: WebhookLimits,
 }
 
 impl CaBundles {
@@ -49,7 +50,7 @@ impl CaBundles {
         loop {
             let retry = async {
                 if pending {
-                    tokio::time::sleep(RETRY).await;
+                    tokio::time::sleep(self.limits.bundle_retry).await;
                 } else {
                     std::future::pending::<()>().await;
                 }
@@ -65,8 +66,9 @@ impl CaBundles {
             if trusted.is_empty() || !*self.leads.borrow_and_update() {
                 continue;
             }
-            let injector = write_bundle(&injector, INJECTOR, &trusted).await;
-            let validator = write_bundle(&validator, VALIDATOR, &trusted).await;
+            let timeout = self.limits.bundle_timeout;
+            let injector = write_bundle(&injector, INJECTOR, &trusted, timeout).await;
+            let validator = write_bundle(&validator, VALIDATOR, &trusted, timeout).await;
             pending = false;
             for (name, done) in [(INJECTOR, injector), (VALIDATOR, validator)] {
                 if let Err(error) = done {
@@ -97,7 +99,12 @@ where
 }
 
 /// Sets `caBundle` in every webhook of a configuration that lacks it.
-async fn write_bundle<K>(api: &Api<K>, name: &str, trusted: &str) -> Result<(), String>
+async fn write_bundle<K>(
+    api: &Api<K>,
+    name: &str,
+    trusted: &str,
+    timeout: Duration,
+) -> Result<(), String>
 where
     K: kube::Resource<DynamicType = ()>
         + Clone
@@ -105,7 +112,7 @@ where
         + serde::Serialize
         + serde::de::DeserializeOwned,
 {
-    let found = tokio::time::timeout(TIMEOUT, api.get_opt(name)).await;
+    let found = tokio::time::timeout(timeout, api.get_opt(name)).await;
     let found = found
         .map_err(|_| "no answer".to_owned())?
         .map_err(|error| error.to_string())?;
@@ -134,7 +141,7 @@ where
     });
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
     let patch = Patch::Apply(&patch);
-    let patched = tokio::time::timeout(TIMEOUT, api.patch(name, &parameters, &patch)).await;
+    let patched = tokio::time::timeout(timeout, api.patch(name, &parameters, &patch)).await;
     match patched {
         Ok(Ok(_)) => {
             tracing::info!(configuration = name, "webhook.bundle_written");

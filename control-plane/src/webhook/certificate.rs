@@ -24,7 +24,10 @@ use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
-use crate::cluster::{secret, watch::Contact};
+use crate::{
+    cluster::{secret, watch::Contact},
+    limits::WebhookLimits,
+};
 
 /// The Secret with the CA.
 pub(crate) const SECRET: &str = "merlon-webhook";
@@ -37,11 +40,6 @@ const CA_LIFE: Duration = Duration::from_secs(365 * 24 * 3_600);
 const LEAF_LIFE: Duration = Duration::from_secs(24 * 3_600);
 /// Tolerance for clock differences.
 const BACKDATED: Duration = Duration::from_secs(300);
-/// How often renewal is checked.
-const CHECK_INTERVAL: Duration = Duration::from_secs(600);
-const RETRY: Duration = Duration::from_secs(2);
-/// How long a new root is published before it signs, so that every API server has reloaded the configurations.
-const PUBLISHED_BEFORE: Duration = Duration::from_secs(60);
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +71,7 @@ pub(crate) struct Certificate {
     names: Vec<String>,
     contact: Contact,
     leads: watch::Receiver<bool>,
+    limits: WebhookLimits,
     tls_config: watch::Sender<Option<Arc<ServerConfig>>>,
     trusted: watch::Sender<String>,
 }
@@ -83,6 +82,7 @@ impl Certificate {
         namespace: &str,
         contact: Contact,
         leads: watch::Receiver<bool>,
+        limits: WebhookLimits,
     ) -> Self {
         Self {
             api: Api::namespaced(client, namespace),
@@ -92,6 +92,7 @@ impl Certificate {
             ],
             contact,
             leads,
+            limits,
             tls_config: watch::Sender::new(None),
             trusted: watch::Sender::new(String::new()),
         }
@@ -111,13 +112,13 @@ impl Certificate {
         let mut made: Option<(SystemTime, String)> = None;
         loop {
             let pause = match self.renew(&mut made).await {
-                Ok(()) => CHECK_INTERVAL,
+                Ok(()) => self.limits.check,
                 Err(error) => {
                     // An unavailable API server is logged elsewhere.
                     if self.contact.outage().is_none() {
                         tracing::warn!(%error, "webhook.certificate_failed");
                     }
-                    RETRY
+                    self.limits.retry
                 }
             };
             tokio::select! {
@@ -169,7 +170,7 @@ impl Certificate {
         let mut known = old.certificates.clone();
         known.extend(new.certificates.clone());
         self.trusted.send_replace(known.concat());
-        tokio::time::sleep(PUBLISHED_BEFORE).await;
+        tokio::time::sleep(self.limits.publish).await;
         // The new leader has written other roots.
         if !*self.leads.borrow() {
             return Ok(());

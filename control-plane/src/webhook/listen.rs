@@ -1,11 +1,11 @@
 //! The listener for the API server.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use axum::Router;
 use merlon_net::{
     handshakes::{self, Accepted},
-    http::{self, Limits},
+    http,
 };
 use rustls::ServerConfig;
 use tokio::{
@@ -15,24 +15,12 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::telemetry::metrics::Metrics;
-
-const HANDSHAKES: handshakes::Limits = handshakes::Limits {
-    at_once: 64,
-    timeout: Duration::from_secs(5),
-};
-/// An API server handles up to 200 changes at a time (`--max-mutating-requests-inflight`), each with a connection of
-/// its own, and only few of them call a webhook. It sends a request as soon as it has a connection.
-const CONNECTIONS: Limits = Limits {
-    connections: 512,
-    // Longer than the API server keeps an idle connection, so the webhook never closes one that is about to be used.
-    head: Duration::from_secs(120),
-    answer: Duration::from_secs(10),
-};
+use crate::{limits::WebhookLimits, telemetry::metrics::Metrics};
 
 /// Serves until `shutdown`. Connections wait until there is a certificate.
 pub(crate) async fn serve(
     listener: TcpListener,
+    limits: WebhookLimits,
     mut tls_config: watch::Receiver<Option<Arc<ServerConfig>>>,
     routes: Router,
     metrics: Metrics,
@@ -42,6 +30,7 @@ pub(crate) async fn serve(
         return;
     };
     let (connections, incoming) = mpsc::channel(64);
+    let handshakes = limits.handshakes();
     let stopped = shutdown.clone();
     let accepting = tokio::spawn(async move {
         if tls_config.wait_for(Option::is_some).await.is_ok() {
@@ -49,12 +38,18 @@ pub(crate) async fn serve(
             let failed = move || {
                 metrics.handshakes_failed.inc();
             };
-            handshakes::accept(listener, HANDSHAKES, current, connections, failed, stopped).await;
+            handshakes::accept(listener, handshakes, current, connections, failed, stopped).await;
         }
     });
     let incoming = Incoming { incoming, address };
     let routes = |_: &TlsStream<TcpStream>| routes.clone();
-    http::serve(incoming, CONNECTIONS, routes, shutdown.cancelled_owned()).await;
+    http::serve(
+        incoming,
+        limits.connections(),
+        routes,
+        shutdown.cancelled_owned(),
+    )
+    .await;
     accepting.abort();
 }
 

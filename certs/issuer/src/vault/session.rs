@@ -18,6 +18,7 @@ use super::{
     endpoint::Call,
     reply::{issue_error, status_of},
     resolver::Hickory,
+    times::VaultTimes,
     token::{self, TokenSource},
 };
 use crate::error::{IssueError, OpenError};
@@ -29,6 +30,7 @@ pub(super) struct Session {
     /// One task at a time replaces the client; callers use the current one. `None` before the first login.
     client: Mutex<Option<Arc<VaultClient>>>,
     token_source: TokenSource,
+    times: VaultTimes,
 }
 
 /// The properties of the current token.
@@ -43,7 +45,7 @@ pub(super) struct OwnToken {
 }
 
 impl Session {
-    pub(super) fn connect(settings: &VaultIssuer) -> Result<Self, OpenError> {
+    pub(super) fn connect(settings: &VaultIssuer, times: VaultTimes) -> Result<Self, OpenError> {
         let address = settings.address.clone();
         if address.scheme() != "https" && !(address.scheme() == "http" && is_loopback(&address)) {
             return Err(OpenError::Vault(format!(
@@ -52,8 +54,8 @@ impl Session {
         }
         let token_source = TokenSource::of(settings)?;
         let mut http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(REQUEST_TIMEOUT)
+            .connect_timeout(times.connect)
+            .timeout(times.request)
             .dns_resolver(Arc::new(Hickory::default()))
             // The token is only sent to the address in the resource, not to a proxy from an environment variable.
             .no_proxy()
@@ -86,7 +88,7 @@ impl Session {
             TokenSource::Kubernetes(_) => None,
         };
         let client = token
-            .map(|token| client(&address, &http, &token).map(Arc::new))
+            .map(|token| client(&address, &http, &token, times.request).map(Arc::new))
             .transpose()
             .map_err(OpenError::Vault)?;
         Ok(Self {
@@ -94,6 +96,7 @@ impl Session {
             http,
             client: Mutex::new(client),
             token_source,
+            times,
         })
     }
 
@@ -157,7 +160,8 @@ impl Session {
     }
 
     fn with(&self, token: &SecretString) -> Result<VaultClient, IssueError> {
-        client(&self.address, &self.http, token).map_err(IssueError::Setup)
+        let timeout = self.times.request;
+        client(&self.address, &self.http, token, timeout).map_err(IssueError::Setup)
     }
 
     /// A new token, read from its source or from a login.
@@ -207,11 +211,13 @@ impl Session {
         loop {
             let pause = match self.renew().await {
                 // At least hourly: the token may be replaced at any time by one with a shorter lifetime.
-                Ok(Some(life)) => (life / 2).clamp(Duration::from_secs(1), RENEWAL_INTERVAL),
-                Ok(None) => RENEWAL_INTERVAL,
+                Ok(Some(life)) => (life / 2)
+                    .max(Duration::from_secs(1))
+                    .min(self.times.renewal),
+                Ok(None) => self.times.renewal,
                 Err(error) => {
                     tracing::warn!(%error, "issuer.token_renewal_failed");
-                    RENEWAL_RETRY
+                    self.times.renewal_retry
                 }
             };
             tokio::time::sleep(pause).await;
@@ -243,6 +249,7 @@ fn client(
     address: &Url,
     http: &reqwest::Client,
     token: &SecretString,
+    timeout: Duration,
 ) -> Result<VaultClient, String> {
     let address = address.as_str().trim_end_matches('/');
     let settings = VaultClientSettingsBuilder::default()
@@ -251,7 +258,7 @@ fn client(
         .verify(true)
         .ca_certs(Vec::new())
         .identity(None)
-        .timeout(Some(REQUEST_TIMEOUT))
+        .timeout(Some(timeout))
         .build()
         .map_err(|error| error.to_string())?;
     Ok(VaultClient {
@@ -267,7 +274,3 @@ fn client(
 }
 
 const LOOK_UP: &str = "look up its own token";
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
-const RENEWAL_INTERVAL: Duration = Duration::from_secs(3_600);
-const RENEWAL_RETRY: Duration = Duration::from_secs(10);

@@ -12,7 +12,7 @@ use std::{
 
 use merlon_config::{name::TrustDomain, resource::VaultIssuer};
 use merlon_issuer::{
-    Vault,
+    Vault, VaultTimes,
     vault_setup::{self, Prepared},
 };
 use reqwest::Method;
@@ -228,7 +228,7 @@ impl Mesh<'_> {
     }
 
     pub(crate) fn vault(&self) -> Vault {
-        Vault::connect(&self.settings(), &self.trust_domain).unwrap()
+        Vault::connect(&self.settings(), &self.trust_domain, VaultTimes::default()).unwrap()
     }
 
     pub(crate) fn token(&self) -> &str {

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use merlon_certs::{LeafFacts, PrivateKey, TrustRoots, X509Svid};
 use merlon_config::resource::CertificateIssuer;
-use merlon_issuer::{CertIssuer, Embedded, Fault, OpenError};
+use merlon_issuer::{CertIssuer, Embedded, Fault, OpenError, VaultTimes};
 use rustls_pki_types::UnixTime;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -149,7 +149,12 @@ async fn its_description_says_that_it_is_for_development_only() {
     let folder = tempfile::tempdir().unwrap();
     let configured = CertificateIssuer::default();
     let trust_domain = "one.test".parse().unwrap();
-    let issuer = CertIssuer::open(&configured, folder.path(), &trust_domain);
+    let issuer = CertIssuer::open(
+        &configured,
+        folder.path(),
+        &trust_domain,
+        VaultTimes::default(),
+    );
     let issuer = issuer.await.unwrap();
     assert!(issuer.for_development());
     assert!(issuer.describe().contains("for development only"));

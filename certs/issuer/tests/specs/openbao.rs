@@ -6,7 +6,7 @@ use std::{
 };
 
 use merlon_certs::{LeafError, LeafFacts, PrivateKey, TrustRoots, X509Svid, pem};
-use merlon_issuer::{Fault, IssueError, OpenError, Vault};
+use merlon_issuer::{Fault, IssueError, OpenError, Vault, VaultTimes};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
@@ -202,7 +202,7 @@ async fn a_certificate_that_no_root_of_the_mesh_signed_is_rejected() {
     fs::write(&ours.token_file, token).unwrap();
     let mut settings = ours.settings();
     settings.pki_mount = theirs.prepared.pki_mount.clone();
-    let vault = Vault::connect(&settings, &ours.trust_domain).unwrap();
+    let vault = Vault::connect(&settings, &ours.trust_domain, VaultTimes::default()).unwrap();
 
     let error = issued(&vault, WEB, HOUR).await.unwrap_err();
 
@@ -252,7 +252,7 @@ async fn an_unknown_role_or_an_invalid_mount_is_an_error_of_the_set_up() {
     let mesh = Bao::shared().await.prepare("one.test").await;
     let mut settings = mesh.settings();
     settings.role = "nope".to_owned();
-    let vault = Vault::connect(&settings, &mesh.trust_domain).unwrap();
+    let vault = Vault::connect(&settings, &mesh.trust_domain, VaultTimes::default()).unwrap();
     let error = issued(&vault, WEB, HOUR).await.unwrap_err();
     // The policy does not include this role either, so the server only returns 403.
     assert!(
@@ -262,7 +262,7 @@ async fn an_unknown_role_or_an_invalid_mount_is_an_error_of_the_set_up() {
     assert_eq!(error.fault(), Fault::Issuer);
 
     settings.pki_mount = "../sys".to_owned();
-    let error = Vault::connect(&settings, &mesh.trust_domain).unwrap_err();
+    let error = Vault::connect(&settings, &mesh.trust_domain, VaultTimes::default()).unwrap_err();
     assert_eq!(
         error.to_string(),
         "cannot set up the connection to Vault: `pkiMount` is not a path: `../sys`"
@@ -322,7 +322,7 @@ async fn while_the_server_is_sealed_or_hangs_the_issuer_is_unavailable_and_then_
     let mut settings = settings;
     settings.token_file = Some(folder.path().join("token"));
     fs::write(folder.path().join("token"), token_file).unwrap();
-    let vault = Vault::connect(&settings, &trust_domain).unwrap();
+    let vault = Vault::connect(&settings, &trust_domain, VaultTimes::default()).unwrap();
     assert_eq!(vault.check().await.unwrap_err().fault(), Fault::Unavailable);
 }
 
@@ -416,7 +416,7 @@ async fn a_server_on_another_machine_needs_https() {
     let mesh = Bao::shared().await.prepare("one.test").await;
     let mut settings = mesh.settings();
     settings.address = "http://vault.example:8200".parse().unwrap();
-    let error = Vault::connect(&settings, &mesh.trust_domain).unwrap_err();
+    let error = Vault::connect(&settings, &mesh.trust_domain, VaultTimes::default()).unwrap_err();
     assert!(matches!(error, OpenError::Vault(_)));
     assert!(
         error
@@ -495,7 +495,7 @@ async fn a_secret_is_only_read_below_the_prefix_for_any_path() {
         kv_prefix: "other".to_owned(),
         ..mesh.settings()
     };
-    let outside = Vault::connect(&settings, &mesh.trust_domain).unwrap();
+    let outside = Vault::connect(&settings, &mesh.trust_domain, VaultTimes::default()).unwrap();
     let error = outside.secret("db").await.unwrap_err();
     assert!(matches!(error, IssueError::Forbidden(_)), "{error}");
 

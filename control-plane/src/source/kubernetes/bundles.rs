@@ -1,7 +1,5 @@
 //! The trust bundle in every namespace. Pods mount it, and proxies authenticate the control plane with it.
 
-use std::time::Duration;
-
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client, ResourceExt as _, runtime::reflector::ObjectRef};
 use merlon_config::snapshot::TrustBundle;
@@ -13,11 +11,8 @@ use super::report::apply;
 use crate::{
     cluster::{names, watch::Cluster},
     issuance::authority::Authority,
+    limits::StatusLimits,
 };
-
-/// How often a failed write is retried.
-const RETRY: Duration = Duration::from_secs(15);
-const GATHER: Duration = Duration::from_millis(100);
 
 /// Keeps the trust bundles up to date. The leader does this.
 pub(crate) struct TrustBundles {
@@ -25,6 +20,7 @@ pub(crate) struct TrustBundles {
     pub(crate) cluster: Cluster,
     pub(crate) authority: Authority,
     pub(crate) leads: watch::Receiver<bool>,
+    pub(crate) limits: StatusLimits,
 }
 
 impl TrustBundles {
@@ -37,10 +33,10 @@ impl TrustBundles {
                 changed = changes.changed() => if changed.is_err() { return },
                 Ok(()) = certified.changed() => {}
                 Ok(()) = leads.changed() => {}
-                () = tokio::time::sleep(RETRY) => {}
+                () = tokio::time::sleep(self.limits.bundle_retry) => {}
                 () = shutdown.cancelled() => return,
             }
-            tokio::time::sleep(GATHER).await;
+            tokio::time::sleep(self.limits.bundle_gather).await;
             changes.mark_unchanged();
             let bundle = certified
                 .borrow_and_update()
@@ -83,7 +79,7 @@ impl TrustBundles {
             });
             if !up_to_date {
                 let api = Api::namespaced(self.client.clone(), &name);
-                let _ = apply(&api, names::TRUST_BUNDLE, &map).await;
+                let _ = apply(&api, names::TRUST_BUNDLE, &map, self.limits.timeout).await;
             }
         }
     }

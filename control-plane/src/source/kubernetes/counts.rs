@@ -35,11 +35,6 @@ pub(crate) struct Count {
 
 pub(crate) type Counts = BTreeMap<Key, Count>;
 
-/// The counts of a replica are ignored if they were not renewed for this long.
-const MAX_AGE: jiff::SignedDuration = jiff::SignedDuration::from_secs(45);
-/// How often they are renewed without a change.
-pub(crate) const RENEWAL: Duration = Duration::from_secs(15);
-
 /// Counts one replica's proxies. `since` has the generation of each resource in force and the snapshot since which it
 /// is in force.
 pub(crate) fn count(
@@ -170,10 +165,11 @@ pub(crate) fn sum(
     own: &Counts,
     reported: &[Arc<ConfigMap>],
     now: Timestamp,
+    max_age: Duration,
 ) -> Counts {
     let mut sum = own.clone();
     for other in reported {
-        if other.name_any() == own_name || !is_fresh(other, now) {
+        if other.name_any() == own_name || !is_fresh(other, now, max_age) {
             continue;
         }
         let counts = other.data.as_ref().and_then(|data| data.get("counts"));
@@ -195,8 +191,9 @@ pub(crate) fn sum(
 }
 
 /// Whether the replica still renews its counts.
-pub(crate) fn is_fresh(reported: &ConfigMap, now: Timestamp) -> bool {
+pub(crate) fn is_fresh(reported: &ConfigMap, now: Timestamp, max_age: Duration) -> bool {
     let at = reported.data.as_ref().and_then(|data| data.get("at"));
     let at = at.and_then(|at| at.parse::<Timestamp>().ok());
-    at.is_some_and(|at| now.duration_since(at) < MAX_AGE)
+    // A replica whose clock is ahead is fresh.
+    at.is_some_and(|at| Duration::try_from(now.duration_since(at)).unwrap_or_default() < max_age)
 }

@@ -16,7 +16,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    counts::{self, Counts, RENEWAL},
+    counts::{self, Counts},
     document::Key,
     gateway::{self, GatewayDetails},
     status::{ExtraCondition, status},
@@ -29,16 +29,10 @@ use crate::{
     },
     config::KubernetesConfig,
     issuance::authority::Authority,
+    limits::StatusLimits,
     push::Registry,
     secrets::Deliveries,
 };
-
-/// Events within this time (a change, and the acknowledgements of all proxies) are reported together.
-const GATHER: Duration = Duration::from_millis(150);
-/// Time-out of one call.
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum number of calls at the same time.
-const AT_ONCE: usize = 8;
 
 pub(crate) struct Reporter {
     client: Client,
@@ -50,6 +44,7 @@ pub(crate) struct Reporter {
     authority: Authority,
     deliveries: Deliveries,
     leads: watch::Receiver<bool>,
+    limits: StatusLimits,
     published: Option<(Counts, Instant)>,
 }
 
@@ -61,7 +56,7 @@ impl Reporter {
         statuses: StatusStore,
         registry: Registry,
         (authority, deliveries): (Authority, Deliveries),
-        leads: watch::Receiver<bool>,
+        (leads, limits): (watch::Receiver<bool>, StatusLimits),
     ) -> Self {
         Self {
             client,
@@ -73,6 +68,7 @@ impl Reporter {
             authority,
             deliveries,
             leads,
+            limits,
             published: None,
         }
     }
@@ -90,17 +86,17 @@ impl Reporter {
                 () = self.statuses.changed() => {}
                 Ok(()) = leads.changed() => {}
                 Ok(()) = deliveries.changed() => {}
-                () = tokio::time::sleep(RENEWAL) => {}
+                () = tokio::time::sleep(self.limits.counts_renewal) => {}
                 () = shutdown.cancelled() => break,
             }
-            tokio::time::sleep(GATHER).await;
+            tokio::time::sleep(self.limits.gather).await;
             changes.mark_unchanged();
             self.report().await;
         }
         let api = self.config_maps();
         let parameters = DeleteParams::default();
         let gone = api.delete(&self.replica, &parameters);
-        let _ = tokio::time::timeout(TIMEOUT, gone).await;
+        let _ = tokio::time::timeout(self.limits.timeout, gone).await;
     }
 
     async fn report(&mut self) {
@@ -111,10 +107,13 @@ impl Reporter {
             return;
         }
         let published = self.published.as_ref();
-        if published.is_none_or(|(counts, at)| *counts != own || at.elapsed() >= RENEWAL) {
+        if published
+            .is_none_or(|(counts, at)| *counts != own || at.elapsed() >= self.limits.counts_renewal)
+        {
             let now = Timestamp::now();
             let map = counts::config_map(&self.replica, &own, now);
-            if apply(&self.config_maps(), &self.replica, &map).await {
+            let timeout = self.limits.timeout;
+            if apply(&self.config_maps(), &self.replica, &map, timeout).await {
                 self.published = Some((own.clone(), Instant::now()));
             }
         }
@@ -126,7 +125,13 @@ impl Reporter {
     async fn write_statuses(&self, own: &Counts) {
         let now = Timestamp::now();
         let reported = self.cluster.counts.state();
-        let sum = counts::sum(&self.replica, own, &reported, now);
+        let sum = counts::sum(
+            &self.replica,
+            own,
+            &reported,
+            now,
+            self.limits.counts_max_age,
+        );
         let due = self.cluster.kinds.iter().flat_map(|(kind, store)| {
             let objects = store.state();
             let due = objects.into_iter().filter_map(|object| {
@@ -137,13 +142,16 @@ impl Reporter {
         });
         let due: Vec<_> = due.collect();
         stream::iter(due)
-            .for_each_concurrent(AT_ONCE, |(kind, object, status)| async move {
-                self.write(kind, &object, status).await;
-            })
+            .for_each_concurrent(
+                self.limits.calls.max(1),
+                |(kind, object, status)| async move {
+                    self.write(kind, &object, status).await;
+                },
+            )
             .await;
         if let Some(stores) = &self.cluster.gateways {
             stream::iter(self.statuses.gateway_statuses())
-                .for_each_concurrent(AT_ONCE, |report| {
+                .for_each_concurrent(self.limits.calls.max(1), |report| {
                     let count = sum.get(&counts::gateway_key(&report.namespace, &report.name));
                     let enforcing = count.map_or(0, |count| count.enforcing);
                     self.write_gateway_status(stores, report, enforcing, now)
@@ -228,7 +236,7 @@ impl Reporter {
         };
         let patch = Patch::Merge(&patch);
         let written = api.patch_status(&report.name, &parameters, &patch);
-        match tokio::time::timeout(TIMEOUT, written).await {
+        match tokio::time::timeout(self.limits.timeout, written).await {
             Ok(Ok(_)) => {}
             // The object was deleted or changed. A change triggers another report.
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {}
@@ -285,7 +293,7 @@ impl Reporter {
         let parameters = PatchParams::apply(names::FIELD_MANAGER).force();
         let (name, patch) = (object.name_any(), Patch::Apply(&patch));
         let written = api.patch_status(&name, &parameters, &patch);
-        match tokio::time::timeout(TIMEOUT, written).await {
+        match tokio::time::timeout(self.limits.timeout, written).await {
             Ok(Ok(_)) => {}
             // The object was deleted.
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {}
@@ -306,10 +314,11 @@ impl Reporter {
     async fn remove_stale_counts(&self, reported: &[Arc<ConfigMap>], now: Timestamp) {
         for map in reported {
             let name = map.name_any();
-            if name != self.replica && !counts::is_fresh(map, now) {
+            if name != self.replica && !counts::is_fresh(map, now, self.limits.counts_max_age) {
                 let parameters = DeleteParams::default();
                 let api = self.config_maps();
-                let _ = tokio::time::timeout(TIMEOUT, api.delete(&name, &parameters)).await;
+                let _ =
+                    tokio::time::timeout(self.limits.timeout, api.delete(&name, &parameters)).await;
             }
         }
     }
@@ -320,10 +329,15 @@ impl Reporter {
 }
 
 /// Server-side apply; whether it succeeded.
-pub(crate) async fn apply(api: &Api<ConfigMap>, name: &str, map: &Value) -> bool {
+pub(crate) async fn apply(
+    api: &Api<ConfigMap>,
+    name: &str,
+    map: &Value,
+    timeout: Duration,
+) -> bool {
     let parameters = PatchParams::apply(names::FIELD_MANAGER).force();
     let patch = Patch::Apply(map);
-    match tokio::time::timeout(TIMEOUT, api.patch(name, &parameters, &patch)).await {
+    match tokio::time::timeout(timeout, api.patch(name, &parameters, &patch)).await {
         Ok(Ok(_)) => true,
         Ok(Err(error)) => {
             tracing::warn!(config_map = name, error = %error, "config_map.failed");
