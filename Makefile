@@ -8,8 +8,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 
 CARGO ?= cargo
-# Path of a copy of the RustSec advisory database; empty: advisories are not checked.
-ADVISORY_DB ?=
+# Path of a copy of the RustSec advisory database. Default: a folder `advisory-db` in a sibling of this checkout.
+ADVISORY_DB ?= $(firstword $(wildcard ../*/advisory-db))
 # Seconds that `make fuzz` runs each target, and that `make soak` applies load.
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 3600
@@ -20,6 +20,8 @@ BANNED := ring openssl openssl-sys native-tls
 
 # Demo, tests and lints share one profile and one target, so that nothing is compiled twice (Cargo.toml).
 BINARIES := --bin merlon --bin merlon-proxy --bin merlon-control-plane --bin merlon-intercept
+# Those that the demo starts.
+DEMO := --bin merlon --bin merlon-proxy --bin merlon-control-plane
 # The release binaries, fully optimised.
 DIST := --profile dist $(BINARIES)
 
@@ -29,15 +31,18 @@ help: ## List the targets
 
 # --- running --------------------------------------------------------------------------------------------------------
 .PHONY: demo demo-check
-demo: build ## Build Merlon and run the demo: services, sidecars, a control plane, policies
+demo: build-demo ## Build Merlon and run the demo: services, sidecars, a control plane, policies
 	@"$$(tests/tools/binary merlon)" demo
 
-demo-check: build ## Run the demo once and exit: 0 only if every step succeeded
+demo-check: build-demo ## Run the demo once and exit: 0 only if every step succeeded
 	@"$$(tests/tools/binary merlon)" demo --once --output json
 
-.PHONY: build release
+.PHONY: build build-demo release
 build:
 	@$(CARGO) build --locked $(BINARIES)
+
+build-demo:
+	@$(CARGO) build --locked $(DEMO)
 
 release: ## Build the release binaries, fully optimised
 	$(CARGO) build --locked $(DIST)
@@ -45,11 +50,10 @@ release: ## Build the release binaries, fully optimised
 # --- tests ----------------------------------------------------------------------------------------------------------
 .PHONY: test tools
 test: tools ## Run all tests, including those with real servers
-	@$(CARGO) build --locked $(BINARIES)
-	@$(CARGO) test --locked --workspace --no-fail-fast
+	@CARGO="$(CARGO)" tests/tools/run-tests
 	@[ "$$(id -u)" = 0 ] || printf '%s\n' "" "*** NOT RUN: the tests in network namespaces and on a Kubernetes cluster need root." \
 	  "*** To run them: sudo --preserve-env=PATH,HOME make test" \
-	  "*** Skipped suites: interception, cluster, mesh_in_cluster, gateway_in_cluster, programs_in_cluster, mesh_in_trouble, installation" >&2
+	  "*** Skipped: the suites \`pods\` and \`clusters\`, and of \`disruption\` mesh_in_trouble and installation" >&2
 
 tools: ## Install the servers that the tests use into the user's cache; `.tools` links to them
 	@tests/tools/install test
@@ -89,13 +93,16 @@ images: build ## Build Merlon's images from their Dockerfiles, as archives in ta
 	@tests/tools/install cluster
 	@tag=$$(tests/cluster/images target/images) && echo "target/images: localhost/merlon-{proxy,control-plane,intercept}:$$tag"
 
-.PHONY: soak
+.PHONY: slow soak
+# What takes too long for `make test`. Each has a target of its own.
+slow: soak fuzz ## Run the long suites: soak, fuzz
+
 soak: tools build ## Run the load tests for SOAK_SECONDS (default: one hour)
 	MERLON_LOAD_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked -p merlon-tests --test disruption under_load::
 
 # --- checks ---------------------------------------------------------------------------------------------------------
-.PHONY: check format lint docs words banned deny advisories
-check: format lint docs words banned deny advisories ## Check format, lints, documentation, words, dependencies
+.PHONY: check format lint docs words banned deny unused advisories
+check: format words lint docs banned deny unused advisories ## Check format, words, lints, documentation, dependencies
 
 format:
 	$(CARGO) fmt --all --check
@@ -125,11 +132,20 @@ deny:
 	@$(CARGO) fetch --locked --quiet
 	PATH="$(CURDIR)/.tools/bin:$$PATH" $(CARGO) deny --offline --locked --log-level error check bans licenses sources
 
-advisories:
-ifeq ($(ADVISORY_DB),)
-	@echo "advisories: not checked. To check them, install cargo-audit and run: make check ADVISORY_DB=<path of a copy of the RustSec database>"
+# Uses in generated code are listed in Cargo.toml.
+unused: ## Check that no crate declares a dependency that it does not use
+	@tests/tools/install check
+	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(CARGO) shear
+
+advisories: ## Check the dependencies against the RustSec advisory database in ADVISORY_DB
+ifneq ($(ADVISORY_DB),)
+	@tests/tools/install check
+	PATH="$(CURDIR)/.tools/bin:$$PATH" $(CARGO) audit --no-fetch --stale --db "$(ADVISORY_DB)"
+else ifneq ($(CI),)
+	@printf '%s\n' "error: no copy of the RustSec advisory database: \`../*/advisory-db\` does not exist" \
+	  "hint: git clone https://github.com/rustsec/advisory-db ../rustsec/advisory-db, or make check ADVISORY_DB=PATH" >&2; exit 1
 else
-	$(CARGO) audit --no-fetch --stale --db "$(ADVISORY_DB)"
+	@echo "advisories: not checked. To check them: git clone https://github.com/rustsec/advisory-db ../rustsec/advisory-db, or make check ADVISORY_DB=PATH"
 endif
 
 # --- releasing (docs/releasing.md) ----------------------------------------------------------------------------------
