@@ -249,7 +249,11 @@ impl Loader {
                 .map(|proxy| format!("`{}`", proxy.identity().workload()))
                 .collect();
             let problem = Problem::error(directory, error.to_string());
-            Report::from_iter([problem.hint(format!("the files contain {}", known.join(", ")))])
+            let hint = match known.as_slice() {
+                [] => "the files contain no Workload and no Gateway".to_owned(),
+                known => format!("the files contain {}", known.join(", ")),
+            };
+            Report::from_iter([problem.hint(hint)])
         })
     }
 }

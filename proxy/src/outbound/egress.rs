@@ -31,9 +31,9 @@ pub(crate) async fn forward(
     let allowed = snapshot.mesh.outbound != OutboundMode::Deny;
     let seen = &call.local.shared.egress;
     seen.called(&destination, allowed, call.exchange.at);
-    call.exchange.dst = Some(destination.into());
+    call.exchange.dst = Some(destination.as_str().into());
     if !allowed {
-        return Err(Denial::Egress);
+        return Err(Denial::Egress(destination.into()));
     }
     let addresses = call.local.resolver.look_up(host).await?;
     let address = addresses
@@ -47,7 +47,7 @@ pub(crate) async fn forward(
         .flat_map(|one| &one.endpoints)
         .any(|one| one.address == address || one.is_at(address));
     if meshed || call.address.ip() == address.ip() && Some(address.port()) == call.own_port {
-        return Err(Denial::Egress);
+        return Err(Denial::Egress(destination.into()));
     }
     let body = call.stream();
     let (request, upgrade) = call.outgoing(body);

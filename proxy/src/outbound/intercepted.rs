@@ -94,7 +94,7 @@ async fn forward_external(
     let seen = &local.shared.egress;
     seen.called(&original_dst.to_string(), allowed, exchange.at);
     if !allowed {
-        return exchange.refuse(Denial::Egress);
+        return exchange.refuse(Denial::Egress(original_dst.to_string().into()));
     }
     let _open = OpenConnection::new(local, Direction::Outbound, Transport::Plain);
     exchange.upstream = Some(original_dst);

@@ -70,8 +70,8 @@ pub enum Denial {
     Unconfigured,
     /// The destination is not in the snapshot, and the control plane is unavailable.
     LookupUnavailable,
-    /// The mesh does not allow calls to destinations that no resource names.
-    Egress,
+    /// The mesh does not allow calls to destinations that no resource names, such as this host and port.
+    Egress(Box<str>),
     /// The upstream failed.
     Upstream(Upstream),
     /// Internal error: a panic was caught.

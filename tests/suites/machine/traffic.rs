@@ -34,6 +34,9 @@ async fn mesh() -> Guard {
             .allow_tcp("web")
             .service_of("broken", "http", App::that_closes_connections().await)
             .allow("web", "http", "/**")
+            .service("stopped")
+            .allow("web", "http", "/**")
+            .mesh("  outbound: deny\n")
             .start()
             .await
     })
@@ -206,43 +209,38 @@ async fn a_program_that_resets_the_connection_is_502_with_upstream_reset() {
 
 #[tokio::test]
 async fn a_program_that_is_not_running_is_503() {
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/**")
-        .start()
-        .await;
-    mesh.app("orders").stop();
+    let mesh = mesh().await;
     let web = mesh.as_workload("web");
+    mesh.app("stopped").stop();
     merlon_tests::until("the program is gone", async || {
-        tokio::net::TcpStream::connect(mesh.app("orders").address())
+        tokio::net::TcpStream::connect(mesh.app("stopped").address())
             .await
             .is_err()
     })
     .await;
-    let reply = web.get("orders", "/").await;
+    let reply = web.get("stopped", "/").await;
     reply.is_problem(StatusCode::SERVICE_UNAVAILABLE, "upstream.connect");
-    mesh.log_of("orders", &reply).await.has("status", "503");
+    mesh.log_of("stopped", &reply)
+        .await
+        .has("status", "503")
+        .has("reason", "upstream.connect");
 }
 
 #[tokio::test]
-async fn a_service_that_is_not_in_the_mesh_is_refused_with_a_problem() {
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/**")
-        .mesh("  outbound: deny\n")
-        .start()
-        .await;
-    let reply = mesh.as_workload("web").get("nowhere", "/").await;
-    assert!(
-        reply.status.is_client_error() || reply.status.is_server_error(),
-        "{reply:?}"
-    );
-    assert_eq!(
-        reply.header("content-type"),
-        "application/problem+json",
-        "{reply:?}"
-    );
-    assert_eq!(mesh.requests_seen_by("orders"), 0);
+async fn a_service_that_is_not_in_the_mesh_is_refused_with_its_name() {
+    let mesh = mesh().await;
+    let reply = mesh.as_workload("web").get("nowhere", "/not-here").await;
+    reply.is_problem(StatusCode::FORBIDDEN, "egress.denied");
+    let problem = reply.json();
+    let detail = problem["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains("nowhere.shop"), "{detail}");
+    mesh.log_of("web", &reply)
+        .await
+        .has("status", "403")
+        .has("reason", "egress.denied")
+        .has("host", "nowhere.shop")
+        .has("upstream", "");
+    assert!(mesh.seen_at("orders", "/not-here").is_empty());
 }
 
 // --- WebSocket ------------------------------------------------------------------------------------------------------

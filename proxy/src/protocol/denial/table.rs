@@ -237,11 +237,11 @@ impl<'d> Refusal<'d> {
                 "the proxy does not know this service yet, and the control plane is unavailable",
             )
             .with_retry_after(UNAVAILABLE_RETRY),
-            Denial::Egress => Self::new(
+            Denial::Egress(destination) => Self::new(
                 403,
                 "egress.denied",
                 NOT_PERMITTED,
-                "calls to destinations outside the mesh are not allowed",
+                Text::NotInMesh(destination),
             ),
             Denial::Upstream(upstream) => Self::upstream(*upstream).already_recorded(),
             Denial::Internal => Self::new(
@@ -426,6 +426,8 @@ pub enum Text<'d> {
     Display(&'d dyn fmt::Display),
     /// A body that exceeds this limit in bytes.
     BodyTooLarge(u64),
+    /// A host and port that no Service of the mesh has.
+    NotInMesh(&'d str),
     /// The limit's name, and the seconds until the next request is allowed.
     RateLimited(&'d str, u64),
     /// When the token expired.
@@ -443,6 +445,10 @@ impl fmt::Display for Text<'_> {
         match self {
             Self::Plain(text) => f.write_str(text),
             Self::Display(value) => value.fmt(f),
+            Self::NotInMesh(destination) => write!(
+                f,
+                "`{destination}` is not a Service of the mesh, and calls to other destinations are not allowed"
+            ),
             Self::BodyTooLarge(limit) => write!(f, "the body is larger than {limit} bytes"),
             Self::RateLimited(limit, seconds) => {
                 write!(
