@@ -24,7 +24,7 @@ impl App {
     /// A program that speaks HTTP/1.1, HTTP/2 with prior knowledge and WebSocket.
     ///
     /// It responds with the request as JSON (`method`, `target`, `version`, `headers`, `body`), except for some paths:
-    /// `/stream` echoes each chunk of the body as it arrives, `/status/503` responds with that status, `/trailers` with
+    /// `/stream` and below echo each chunk of the body as it arrives, `/status/503` responds with that status, `/trailers` with
     /// trailers, `/early` before it has read the body, `/socket` is a WebSocket that echoes.
     pub async fn http() -> Self {
         Self::serve(http::serve).await

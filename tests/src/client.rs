@@ -12,10 +12,10 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+use tokio_tungstenite::WebSocketStream;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{chat::ChatClient, wait::TIMEOUT};
+use crate::{chat::ChatClient, connection::Connection, wait::TIMEOUT};
 
 /// A program whose sidecar has the outbound address `to`.
 #[derive(Debug, Clone)]
@@ -106,6 +106,7 @@ impl Client {
         let channel = Endpoint::from_shared(format!("http://{}", self.to))
             .map(|endpoint| endpoint.origin(origin.parse().expect("a host")))
             .expect("an address")
+            .timeout(TIMEOUT)
             .connect()
             .await
             .unwrap_or_else(|error| panic!("{}: {error}", self.to));
@@ -120,13 +121,11 @@ impl Client {
         &self,
         service: &str,
         target: &str,
-    ) -> Result<WebSocketStream<MaybeTlsStream<TcpStream>>, Box<http::Response<Option<Vec<u8>>>>>
-    {
+    ) -> Result<WebSocketStream<Connection>, Box<http::Response<Option<Vec<u8>>>>> {
         use tokio_tungstenite::tungstenite::{Error, client::IntoClientRequest as _};
         let uri = format!("ws://{}{target}", self.host(service));
         let request = uri.into_client_request().expect("a request");
-        let stream = MaybeTlsStream::Plain(self.tcp().await);
-        match tokio_tungstenite::client_async(request, stream).await {
+        match tokio_tungstenite::client_async(request, self.tcp().await).await {
             Ok((socket, _)) => Ok(socket),
             Err(Error::Http(response)) => Err(response),
             Err(error) => panic!("{service}{target}: {error}"),
@@ -154,7 +153,7 @@ impl Client {
     }
 
     /// A TCP connection to the sidecar.
-    pub async fn tcp(&self) -> TcpStream {
+    pub async fn tcp(&self) -> Connection {
         connect(self.to).await
     }
 }
@@ -188,8 +187,14 @@ impl Call {
     /// Sends the request.
     ///
     /// # Errors
-    /// The cause, if there is no response.
+    /// The cause, if there is no complete response within [`TIMEOUT`].
     pub async fn send(self) -> Result<Reply, String> {
+        tokio::time::timeout(TIMEOUT, self.send_without_limit())
+            .await
+            .unwrap_or_else(|_| Err(format!("no complete response within {TIMEOUT:?}")))
+    }
+
+    async fn send_without_limit(self) -> Result<Reply, String> {
         let stream = TcpStream::connect(self.to).await.map_err(text)?;
         stream.set_nodelay(true).map_err(text)?;
         let (mut head, body) = self.request.into_parts();
@@ -308,12 +313,12 @@ impl fmt::Debug for Reply {
 ///
 /// # Panics
 /// If it cannot be established.
-pub async fn connect(to: SocketAddr) -> TcpStream {
+pub async fn connect(to: SocketAddr) -> Connection {
     let stream = TcpStream::connect(to)
         .await
         .unwrap_or_else(|error| panic!("{to}: {error}"));
     stream.set_nodelay(true).expect("a socket option");
-    stream
+    stream.into()
 }
 
 /// The error with its sources: hyper's own message does not contain the cause.

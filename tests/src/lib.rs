@@ -6,8 +6,10 @@ pub mod app;
 pub mod chat;
 pub mod client;
 pub mod cluster;
+pub mod connection;
 pub mod load;
 pub mod mesh;
+pub mod open_request;
 pub mod openbao;
 pub mod openid;
 pub mod pods;
@@ -23,3 +25,4 @@ pub use merlon_test_support::{
     eventually, folder, limit, ports, process, runtime, tools, until, wait,
 };
 pub use mesh::Mesh;
+pub use open_request::OpenRequest;

@@ -19,7 +19,7 @@ use tokio::{
     net::TcpStream,
     sync::mpsc,
     task::JoinSet,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -60,8 +60,8 @@ pub struct Tally {
 /// A failed request or session.
 #[derive(Debug, Clone)]
 pub struct Failure {
-    /// The time since the load began.
-    pub at: Duration,
+    /// The number of the request; none for a session.
+    pub number: Option<u64>,
     /// What was sent, and the error.
     pub what: String,
 }
@@ -161,6 +161,11 @@ impl Running {
         tokio::time::sleep(age.saturating_sub(self.age())).await;
     }
 
+    /// The number of requests sent so far, which is the number of the next one.
+    pub fn sent(&self) -> u64 {
+        self.tally.sent()
+    }
+
     /// The number of successful requests so far.
     pub fn answered(&self) -> u64 {
         self.tally.answered.load(Ordering::Relaxed)
@@ -174,7 +179,12 @@ impl Running {
     /// Stops sending, waits for open requests, and returns the result.
     pub async fn end(mut self) -> Arc<Tally> {
         self.stop.store(true, Ordering::Relaxed);
-        while self.tasks.join_next().await.is_some() {}
+        wait::limit("the end of all open requests and sessions", async {
+            while let Some(ended) = self.tasks.join_next().await {
+                ended.expect("a task that does not panic");
+            }
+        })
+        .await;
         self.tally
     }
 }
@@ -227,11 +237,12 @@ impl Tally {
         begun.map(|begun| begun.elapsed()).unwrap_or_default()
     }
 
-    fn failed(&self, what: String) {
-        let failure = Failure {
-            at: self.age(),
-            what,
-        };
+    fn session_failed(&self, what: String) {
+        self.failed(None, what);
+    }
+
+    fn failed(&self, number: Option<u64>, what: String) {
+        let failure = Failure { number, what };
         self.failures
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -324,7 +335,7 @@ impl Worker {
             }
             Err(error) => self
                 .tally
-                .failed(format!("/load/{number} on {on}: {error}")),
+                .failed(Some(number), format!("/load/{number} on {on}: {error}")),
         }
     }
 
@@ -343,6 +354,12 @@ impl Worker {
     }
 
     async fn get(&self, sender: &mut Sender, number: u64) -> Result<(), String> {
+        timeout(wait::TIMEOUT, self.get_without_limit(sender, number))
+            .await
+            .unwrap_or_else(|_| Err(format!("no response within {:?}", wait::TIMEOUT)))
+    }
+
+    async fn get_without_limit(&self, sender: &mut Sender, number: u64) -> Result<(), String> {
         let request = Request::get(format!("/load/{number}"))
             .header(header::HOST, &self.host)
             .body(Empty::new())
@@ -376,7 +393,7 @@ impl Worker {
             Err(status) => {
                 return self
                     .tally
-                    .failed(format!("the gRPC stream did not open: {status}"));
+                    .session_failed(format!("the gRPC stream did not open: {status}"));
             }
         };
         let mut answers = answers.into_inner();
@@ -386,7 +403,9 @@ impl Worker {
             tick.tick().await;
             number += 1;
             if lines.send(Line::new("load", number)).await.is_err() {
-                return self.tally.failed("the gRPC stream is closed".to_owned());
+                return self
+                    .tally
+                    .session_failed("the gRPC stream is closed".to_owned());
             }
             match answers.next().await {
                 Some(Ok(line)) if line.number == number => {
@@ -395,14 +414,14 @@ impl Worker {
                 other => {
                     return self
                         .tally
-                        .failed(format!("line {number} of the gRPC stream: {other:?}"));
+                        .session_failed(format!("line {number} of the gRPC stream: {other:?}"));
                 }
             }
         }
         drop(lines);
         if let Some(more) = answers.next().await {
             self.tally
-                .failed(format!("the end of the gRPC stream: {more:?}"));
+                .session_failed(format!("the end of the gRPC stream: {more:?}"));
         }
     }
 
@@ -426,7 +445,7 @@ impl Worker {
                 other => {
                     return self
                         .tally
-                        .failed(format!("message {number} of the TCP session: {other:?}"));
+                        .session_failed(format!("message {number} of the TCP session: {other:?}"));
                 }
             }
         }

@@ -10,6 +10,7 @@ mod running;
 mod shared;
 mod sidecar;
 mod standalone;
+mod workers;
 
 pub use builder::{MeshBuilder, PORT, tokens_of};
 pub use control_plane::ControlPlane;

@@ -55,7 +55,9 @@ async fn answer(
     });
     let path = request.uri().path().to_owned();
     Ok(match path.as_str() {
-        "/stream" => Response::new(request.into_body().boxed()),
+        path if path == "/stream" || path.starts_with("/stream/") => {
+            Response::new(request.into_body().boxed())
+        }
         "/trailers" => trailers(),
         "/early" => early(request),
         "/socket" => web_socket(request),

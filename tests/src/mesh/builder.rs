@@ -22,6 +22,7 @@ pub struct MeshBuilder {
     outbound: Vec<(String, String)>,
     files: Vec<(String, String)>,
     environment: Vec<(String, String)>,
+    workers: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -183,6 +184,13 @@ impl MeshBuilder {
         self
     }
 
+    /// Sets how many threads of each proxy carry requests; 1 by default.
+    #[must_use]
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = Some(workers);
+        self
+    }
+
     /// Starts all processes and waits until they are ready.
     pub async fn start(self) -> Mesh {
         let mesh = self.prepare().await;
@@ -252,8 +260,9 @@ impl MeshBuilder {
                     .display()
                     .to_string(),
             ];
-            let sidecar = Sidecar::at(name, mesh.folder.path(), args.into(), inbound)
-                .with_environment(self.environment.clone());
+            let mut sidecar = Sidecar::at(name, mesh.folder.path(), args.into(), inbound);
+            sidecar.set_environment(self.environment.clone());
+            sidecar.set_workers(self.workers.unwrap_or(1));
             mesh.sidecars.insert(name.clone(), sidecar);
         }
         for (name, service) in self.services {

@@ -2,14 +2,19 @@
 
 use std::{
     fmt,
+    fs::{File, OpenOptions},
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
 use merlon_test_support::log::LogLine;
+use rustix::{
+    fs::{CWD, FileType, Mode},
+    process::Signal,
+};
 
-use super::admin::page;
+use super::{admin::page, workers};
 use crate::{
     ports,
     process::{Plan, Process},
@@ -23,6 +28,7 @@ pub struct Sidecar {
     folder: PathBuf,
     args: Vec<String>,
     environment: Vec<(String, String)>,
+    workers: usize,
     inbound: SocketAddr,
     outbound: SocketAddr,
     admin: SocketAddr,
@@ -42,15 +48,24 @@ impl Sidecar {
             folder: folder.to_owned(),
             args,
             environment: Vec::new(),
+            workers: 1,
             inbound,
             outbound: ports::free(),
             admin: ports::free(),
         }
     }
 
-    pub(super) fn with_environment(mut self, environment: Vec<(String, String)>) -> Self {
+    pub(super) fn set_environment(&mut self, environment: Vec<(String, String)>) {
         self.environment = environment;
-        self
+    }
+
+    pub(super) fn add_args(&mut self, args: &[&str]) {
+        self.args.extend(args.iter().map(ToString::to_string));
+    }
+
+    /// Sets how many threads carry its requests; 1 by default.
+    pub(super) fn set_workers(&mut self, workers: usize) {
+        self.workers = workers;
     }
 
     /// Starts it, or starts it again after its exit, and waits until it is ready.
@@ -68,11 +83,28 @@ impl Sidecar {
             .args(["--inbound", &self.inbound.to_string()])
             .args(["--outbound", &self.outbound.to_string()])
             .args(["--admin", &self.admin.to_string()])
-            .args(["--workers", "1"]);
+            .args(["--workers", &self.workers.to_string()]);
         for (name, value) in &self.environment {
             plan = plan.env(name, value);
         }
         *self.process() = Some(plan.start());
+    }
+
+    /// Makes standard output a pipe, before the start. The process blocks when the pipe is full, until the test reads.
+    pub fn pipe_output(&self) -> File {
+        let path = self.folder.join(format!("{}.out", self.name));
+        let mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::mknodat(CWD, &path, FileType::Fifo, mode, 0).expect("a pipe");
+        // Open in both directions, so that neither side waits for the other and the pipe never ends.
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).open(&path).expect("a pipe")
+    }
+
+    /// The number of open connections to its address `to` that each worker serves, from the kernel's tables.
+    pub fn connections_of_workers(&self, to: SocketAddr) -> Vec<usize> {
+        let process = self.process();
+        let pid = process.as_ref().map_or(0, Process::pid);
+        workers::connections(pid, to)
     }
 
     /// Waits until `/ready` responds with 200.
@@ -107,9 +139,19 @@ impl Sidecar {
 
     /// Sends SIGTERM.
     pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
         if let Some(process) = &*self.process() {
-            process.terminate();
+            process.signal(signal);
         }
+    }
+
+    /// Whether the process is running.
+    pub fn is_alive(&self) -> bool {
+        self.process().as_ref().is_some_and(Process::is_alive)
     }
 
     /// Its address for other proxies.

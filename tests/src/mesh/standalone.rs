@@ -4,8 +4,11 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-use super::{names::NAMESPACE, resources, sidecar::Sidecar};
-use crate::client::Client;
+use super::{LogLine, names::NAMESPACE, resources, sidecar::Sidecar};
+use crate::{
+    client::{Client, Reply},
+    wait,
+};
 
 /// `merlon-proxy --standalone`: the proxy and its folder of resource files.
 #[derive(Debug)]
@@ -44,6 +47,29 @@ impl Standalone {
         Self { folder, proxy }
     }
 
+    /// Adds arguments of the proxy.
+    #[must_use]
+    pub fn args(mut self, args: &[&str]) -> Self {
+        self.proxy.add_args(args);
+        self
+    }
+
+    /// Sets how many threads carry requests; 1 by default.
+    #[must_use]
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.proxy.set_workers(workers);
+        self
+    }
+
+    /// Sets these environment variables.
+    #[must_use]
+    pub fn env(mut self, environment: &[(&str, &str)]) -> Self {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        self.proxy
+            .set_environment(environment.iter().map(owned).collect());
+        self
+    }
+
     /// Starts it and waits until it is ready.
     #[must_use = "dropping it kills the proxy"]
     pub async fn start(self) -> Self {
@@ -61,12 +87,27 @@ impl Standalone {
         Client::new(self.proxy.outbound(), NAMESPACE)
     }
 
+    /// The access-log line for this response.
+    pub async fn log_of(&self, reply: &Reply) -> LogLine {
+        let id = reply.decision_id();
+        wait::until_some(format!("the proxy logs the decision {id}"), async || {
+            let mut lines = self.proxy.log().into_iter();
+            lines.find(|line| line.text("decision_id") == id)
+        })
+        .await
+    }
+
     /// Creates or replaces a resource file.
     pub fn write(&self, file: &str, text: &str) {
         let path = self.resources().join(file);
         let new = self.resources().join(format!(".{file}.new"));
         std::fs::write(&new, text).expect("a file");
         std::fs::rename(&new, &path).expect("a file");
+    }
+
+    /// The proxy's state directory.
+    pub fn state_dir(&self) -> PathBuf {
+        self.folder.path().join("proxy")
     }
 
     /// The folder of resource files.
