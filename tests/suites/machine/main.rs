@@ -1,5 +1,6 @@
 //! Meshes on this machine: processes on loopback, with real servers beside them.
 
+mod access_log;
 mod authentication;
 mod authorization;
 mod bad_input;
@@ -11,6 +12,8 @@ mod limits;
 mod observability;
 mod push;
 mod servers;
+mod shutdown;
 mod standalone;
 mod traffic;
 mod validation;
+mod workers;

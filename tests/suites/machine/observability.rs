@@ -1,20 +1,57 @@
-//! Probes, metrics, traces and termination.
+//! Probes, metrics and traces.
 
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
 };
 
-use merlon_tests::{Client, Mesh, until};
-use tokio::net::TcpListener;
+use http::StatusCode;
+use merlon_tests::{
+    Client, Mesh,
+    app::App,
+    client::connect,
+    limit,
+    mesh::{Guard, Shared, Standalone},
+    until,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+    sync::OnceCell,
+};
+
+use super::standalone::{POLICY, WORKLOAD, service};
+
+static MESH: Shared = Shared::new();
+
+/// A mesh that exports its spans to [`collector`].
+async fn mesh() -> Guard {
+    let collector = collector().await;
+    MESH.get(async || {
+        Mesh::new()
+            .service("orders")
+            .allow("web", "GET", "/**")
+            .service("counted")
+            .allow("web", "GET", "/open")
+            .env(
+                "OTEL_EXPORTER_OTLP_ENDPOINT",
+                &format!("http://{}", collector.address),
+            )
+            .start()
+            .await
+    })
+    .await
+}
+
+/// The collector of the shared mesh.
+async fn collector() -> &'static Collector {
+    static COLLECTOR: OnceCell<Collector> = OnceCell::const_new();
+    COLLECTOR.get_or_init(Collector::start).await
+}
 
 #[tokio::test]
 async fn every_process_serves_its_probes_and_metrics_and_no_other_page() {
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/**")
-        .start()
-        .await;
+    let mesh = mesh().await;
     mesh.as_workload("web").get("orders", "/").await.is_ok();
     for page in ["/live", "/ready", "/metrics"] {
         assert_eq!(mesh.control_plane().probe(page).await, 200, "{page}");
@@ -46,24 +83,20 @@ async fn every_process_serves_its_probes_and_metrics_and_no_other_page() {
 
 #[tokio::test]
 async fn requests_and_refusals_are_counted() {
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/open")
-        .start()
-        .await;
+    let mesh = mesh().await;
     let web = mesh.as_workload("web");
-    web.get("orders", "/open").await.is_ok();
-    web.get("orders", "/closed").await;
-    let orders = mesh.sidecar("orders");
-    until("both are counted", async || {
-        orders
-            .metric("merlon_requests_total", "direction=\"inbound\"")
-            .await
-            == 2.0
-            && orders
-                .metric("merlon_refusals_total", "reason=\"authz.denied\"")
-                .await
-                == 1.0
+    web.get("counted", "/open").await.is_ok();
+    web.get("counted", "/closed")
+        .await
+        .is_problem(StatusCode::FORBIDDEN, "authz.denied");
+    let counted = mesh.sidecar("counted");
+    let count = async |name: &str, labels: &str| counted.metric(name, labels).await;
+    until("both are counted, by status and by reason", async || {
+        count("merlon_requests_total", "direction=\"inbound\"").await == 2.0
+            && count("merlon_requests_total", "2xx").await == 1.0
+            && count("merlon_requests_total", "4xx").await == 1.0
+            && count("merlon_refusals_total", "").await == 1.0
+            && count("merlon_refusals_total", "reason=\"authz.denied\"").await == 1.0
     })
     .await;
 }
@@ -95,11 +128,7 @@ async fn a_proxy_that_is_not_ready_reports_why() {
 
 #[tokio::test]
 async fn the_trace_context_of_a_caller_is_passed_on_to_the_program() {
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/**")
-        .start()
-        .await;
+    let mesh = mesh().await;
     let web = mesh.as_workload("web");
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let reply = web
@@ -136,47 +165,143 @@ async fn the_trace_context_of_a_caller_is_passed_on_to_the_program() {
 
 #[tokio::test]
 async fn spans_are_exported_to_the_endpoint_in_the_standard_variables() {
-    let collector = Collector::start().await;
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/**")
-        .env(
-            "OTEL_EXPORTER_OTLP_ENDPOINT",
-            &format!("http://{}", collector.address),
-        )
-        .env("OTEL_BSP_SCHEDULE_DELAY", "100")
-        .start()
-        .await;
+    const TRACE: u128 = 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c;
+    let mesh = mesh().await;
     mesh.as_workload("web")
-        .get("orders", "/traced")
+        .get("orders", "/exported")
         .header(
             "traceparent",
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            &format!("00-{TRACE:032x}-00f067aa0ba902b7-01"),
         )
         .await
         .is_ok();
-    let trace = [
-        0x4b, 0xf9, 0x2f, 0x35, 0x77, 0xb3, 0x4d, 0xa6, 0xa3, 0xce, 0x92, 0x9d, 0x0e, 0x0e, 0x47,
-        0x36,
-    ];
+    let collector = collector().await;
     until(
         "both proxies have exported a span of this trace",
-        async || collector.times_seen(&trace) >= 2,
+        async || collector.times_seen(&TRACE.to_be_bytes()) >= 2,
     )
     .await;
 }
 
-#[tokio::test]
-async fn an_unavailable_collector_fails_no_request() {
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/**")
-        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+/// A proxy in front of `app` that exports its spans to this address.
+async fn proxy_with_collector(app: &App, collector: SocketAddr) -> Standalone {
+    let endpoint = format!("http://{collector}");
+    plain_proxy(app)
+        .env(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)])
         .start()
-        .await;
+        .await
+}
+
+/// A proxy without identities in front of `app`.
+fn plain_proxy(app: &App) -> Standalone {
+    let service = service(app);
+    let files = [
+        ("orders.yaml", service.as_str()),
+        ("workload.yaml", WORKLOAD),
+        ("policy.yaml", POLICY),
+    ];
+    Standalone::sidecar("orders", &files)
+}
+
+#[tokio::test]
+async fn spans_for_a_collector_that_refuses_are_dropped_and_counted_and_fail_no_request() {
+    let app = App::http().await;
+    // Bound and not listening: no other process can take the port.
+    let unused = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+    unused.bind(&any.into()).unwrap();
+    let address = unused.local_addr().unwrap().as_socket().unwrap();
+    let proxy = proxy_with_collector(&app, address).await;
+    let client = Client::new(proxy.proxy().inbound(), "shop");
     for _ in 0..20 {
-        mesh.as_workload("web").get("orders", "/").await.is_ok();
+        client.get("orders", "/open/1").await.is_ok();
     }
+    let dropped = async || proxy.proxy().metric("merlon_spans_dropped_total", "").await;
+    until("each span is counted", async || dropped().await == 20.0).await;
+    let log = proxy.proxy().process_log();
+    assert!(log.contains("\"otlp.lost\""), "{log}");
+    client.get("orders", "/open/1").await.is_ok();
+}
+
+#[tokio::test]
+async fn requests_finish_while_a_silent_collector_holds_an_export() {
+    let app = App::http().await;
+    let silent = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let proxy = proxy_with_collector(&app, silent.local_addr().unwrap()).await;
+    let client = Client::new(proxy.proxy().inbound(), "shop");
+    client.get("orders", "/open/first").await.is_ok();
+    let accepted = limit("the export of the first span", silent.accept()).await;
+    let (_held, _) = accepted.unwrap();
+
+    for number in 0..20 {
+        let path = format!("/open/{number}");
+        client.get("orders", &path).await.is_ok();
+    }
+    let dropped = async || proxy.proxy().metric("merlon_spans_dropped_total", "").await;
+    assert_eq!(dropped().await, 0.0, "the export is still waited for");
+    until("the spans are given up and counted", async || {
+        dropped().await >= 1.0
+    })
+    .await;
+    let log = proxy.proxy().process_log();
+    assert!(log.contains("\"otlp.lost\""), "{log}");
+    client.get("orders", "/open/last").await.is_ok();
+}
+
+#[tokio::test]
+async fn clients_of_the_administration_address_cannot_hold_more_than_its_bounds() {
+    const CONNECTIONS: usize = 128;
+    let app = App::http().await;
+    let proxy = plain_proxy(&app).start().await;
+    let (admin, inbound) = (proxy.proxy().admin(), proxy.proxy().inbound());
+    // Each has sent a part of a head.
+    let mut held = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut stream = connect(admin).await;
+        stream.write_all(b"GET /live HTTP/1.1\r\n").await.unwrap();
+        held.push(stream);
+    }
+    let log = proxy.proxy().process_log();
+    assert!(!log.contains("connections.limit_reached"), "{log}");
+
+    // A new one is served, and the oldest is closed.
+    assert_eq!(proxy.proxy().probe("/ready").await, 200);
+    let mut oldest = held.remove(0);
+    let ended = oldest.read(&mut [0]).await;
+    assert!(matches!(ended, Ok(0)), "{ended:?}");
+    let log = proxy.proxy().process_log();
+    assert!(
+        log.contains("\"connections.limit_reached\"") && log.contains("\"limit\":128"),
+        "{log}"
+    );
+    // The newest of the others is still open, and requests pass meanwhile.
+    let mut newest = held.pop().unwrap();
+    newest.write_all(b"host: x\r\n\r\n").await.unwrap();
+    let mut head = [0; 12];
+    newest.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200");
+    Client::new(inbound, "shop")
+        .get("orders", "/open/1")
+        .await
+        .is_ok();
+
+    let large = format!("GET /live HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(17 << 10));
+    let answer = Client::new(admin, "shop").raw(large.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+}
+
+#[tokio::test]
+async fn only_the_owner_of_the_process_can_open_its_administration_socket() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let app = App::http().await;
+    let proxy = plain_proxy(&app).start().await;
+    let socket = proxy.state_dir().join("admin.sock");
+    let mode = |path: &std::path::Path| {
+        let found = std::fs::metadata(path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+        found.permissions().mode() & 0o777
+    };
+    assert_eq!(mode(&socket), 0o600);
+    assert_eq!(mode(&proxy.state_dir()), 0o700);
 }
 
 /// Accepts OTLP over gRPC and keeps the bytes, in which a test searches for a trace id.
@@ -195,7 +320,12 @@ impl Collector {
         let address = listener.local_addr().unwrap();
         let received = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&received);
-        tokio::spawn(async move {
+        // It serves a mesh that outlives the test which starts it.
+        let listener = {
+            let _background = merlon_tests::runtime::enter();
+            TcpListener::from_std(listener.into_std().unwrap()).unwrap()
+        };
+        merlon_tests::runtime::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let kept = Arc::clone(&kept);
                 let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
@@ -232,21 +362,4 @@ impl Collector {
             .filter(|window| *window == needle)
             .count()
     }
-}
-
-#[tokio::test]
-async fn a_terminated_proxy_exits_with_0_and_accepts_nothing_new() {
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/**")
-        .start()
-        .await;
-    let orders = mesh.sidecar("orders");
-    orders.terminate();
-    assert_eq!(orders.until_ended().await, 0);
-    let refused = Client::new(orders.inbound(), "shop")
-        .get("orders", "/")
-        .send()
-        .await;
-    assert!(refused.is_err());
 }

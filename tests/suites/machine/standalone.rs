@@ -3,7 +3,8 @@
 use http::StatusCode;
 use merlon_tests::{Client, app::App, mesh::Standalone, until};
 
-fn sidecar_files(app: &App) -> String {
+/// The Service `orders` of this program.
+pub(super) fn service(app: &App) -> String {
     format!(
         "apiVersion: merlon.io/v1alpha1\nkind: Service\nmetadata: {{ name: orders, namespace: shop }}\n\
          spec:\n  selector: {{ app: orders }}\n  ports: [{{ port: 80, targetPort: {} }}]\n",
@@ -11,10 +12,12 @@ fn sidecar_files(app: &App) -> String {
     )
 }
 
-const WORKLOAD: &str = "apiVersion: merlon.io/v1alpha1\nkind: Workload\n\
+/// The Workload of the Service `orders`.
+pub(super) const WORKLOAD: &str = "apiVersion: merlon.io/v1alpha1\nkind: Workload\n\
     metadata: { name: orders, namespace: shop, labels: { app: orders } }\nspec: { serviceAccount: orders }\n";
 
-const POLICY: &str = r#"apiVersion: merlon.io/v1alpha1
+/// The policy of the Service `orders`: everyone may `GET` what is below `/open`.
+pub(super) const POLICY: &str = r#"apiVersion: merlon.io/v1alpha1
 kind: AuthorizationPolicy
 metadata: { name: orders, namespace: shop }
 spec:
@@ -25,13 +28,23 @@ spec:
     permit(principal, action == Action::"GET", resource) when { context.path like "/open/*" };
 "#;
 
+/// A policy of the Service `orders` with this permit for everyone.
+pub(super) fn policy(permit: &str) -> String {
+    let everyone = POLICY
+        .split("    permit(")
+        .next()
+        .unwrap_or_default()
+        .to_owned();
+    format!("{everyone}    {permit}\n")
+}
+
 #[tokio::test]
 async fn a_sidecar_from_files_protects_its_program() {
     let app = App::http().await;
     let proxy = Standalone::sidecar(
         "orders",
         &[
-            ("orders.yaml", &sidecar_files(&app)),
+            ("orders.yaml", &service(&app)),
             ("workload.yaml", WORKLOAD),
             ("policy.yaml", POLICY),
         ],
@@ -45,6 +58,12 @@ async fn a_sidecar_from_files_protects_its_program() {
     // An unauthenticated client sees no policy name.
     assert!(refused.json()["policy"].is_null(), "{refused:?}");
     assert_eq!(app.seen().len(), 1);
+    proxy
+        .log_of(&refused)
+        .await
+        .has("status", "403")
+        .has("reason", "authz.denied")
+        .has("path", "/closed/1");
 }
 
 #[tokio::test]
@@ -53,7 +72,7 @@ async fn a_changed_file_takes_effect_live_and_a_broken_one_is_rejected_and_the_o
     let proxy = Standalone::sidecar(
         "orders",
         &[
-            ("orders.yaml", &sidecar_files(&app)),
+            ("orders.yaml", &service(&app)),
             ("workload.yaml", WORKLOAD),
             ("policy.yaml", POLICY),
         ],
@@ -155,14 +174,10 @@ spec:
         .is_ok();
     assert_eq!((orders.seen().len(), web.seen().len()), (2, 1));
 
-    assert_eq!(
-        browser.get("shop.example", "/nothing").await.status,
-        StatusCode::NOT_FOUND
-    );
-    assert_eq!(
-        browser.get("other.example", "/index").await.status,
-        StatusCode::NOT_FOUND
-    );
+    for (host, path) in [("shop.example", "/nothing"), ("other.example", "/index")] {
+        let refused = browser.get(host, path).await;
+        refused.is_problem(StatusCode::NOT_FOUND, "http.no_route");
+    }
     let refused = browser.get("shop.example", "/orders/internal").await;
     refused.is_problem(StatusCode::FORBIDDEN, "authz.denied");
     assert!(
@@ -223,13 +238,14 @@ async fn a_gateway_whose_port_is_in_use_is_not_ready_logs_it_once_and_listens_wh
     let app = App::http().await;
     let port = merlon_tests::ports::free();
     let taken = std::net::TcpListener::bind(("0.0.0.0", port.port())).unwrap();
-    let gateway = gateway_on(port.port(), &app);
+    let gateway = gateway_on(port.port(), &app).workers(2);
     let proxy = gateway.proxy();
     proxy.launch();
     let name = format!("listener `http` (port {})", port.port());
     until("the page names the listener", async || {
         let page = proxy.page("/ready").await;
-        page.contains("listener.failed") && page.contains(&name)
+        // Both workers have tried.
+        page.contains("listener.failed") && page.contains(&name) && !page.contains("not open yet")
     })
     .await;
     assert_eq!(proxy.probe("/ready").await, 503);
@@ -238,9 +254,12 @@ async fn a_gateway_whose_port_is_in_use_is_not_ready_logs_it_once_and_listens_wh
         page.contains("stop the other listener"),
         "how to fix it: {page}"
     );
-    drop(taken);
-    proxy.until_ready().await;
     let browser = Client::new(port, "shop");
+    // The port's other owner has the connection, and no worker.
+    let refused = tokio::net::TcpStream::connect(port).await;
+    assert!(refused.is_ok(), "{refused:?}");
+    drop((refused, taken));
+    proxy.until_ready().await;
     browser.get("shop.example", "/").await.is_ok();
     let log = proxy.process_log();
     let logged = log.matches("\"listener.open_failed\"").count();
