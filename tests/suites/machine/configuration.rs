@@ -1,10 +1,14 @@
 //! Errors in a configuration end the program at startup and are reported with their place.
 
+use std::net::TcpListener;
+
 use merlon_tests::{
-    Mesh, folder,
+    folder,
     process::{Output, Plan},
     tools,
 };
+
+use super::standalone::WORKLOAD;
 
 const MESH: &str = "apiVersion: merlon.io/v1alpha1\nkind: MeshConfig\n\
                     metadata: { name: mesh, namespace: merlon-system }\nspec:\n  trustDomain: mesh.test\n";
@@ -137,6 +141,29 @@ async fn a_folder_without_a_mesh_config_is_refused() {
 }
 
 #[tokio::test]
+async fn a_folder_without_the_workload_of_a_proxy_is_refused_with_those_that_it_contains() {
+    for (files, hint) in [
+        (
+            [("mesh.yaml", MESH), ("other.yaml", "")],
+            "the files contain no Workload and no Gateway",
+        ),
+        (
+            [
+                ("mesh.yaml", MESH),
+                ("other.yaml", &WORKLOAD.replace("orders", "stock")),
+            ],
+            "the files contain `shop/stock`",
+        ),
+    ] {
+        let ended = run("merlon-proxy", &files).await;
+        assert_eq!(ended.code(), 2, "{ended:?}");
+        for text in ["runs as `spiffe://mesh.test/ns/shop/sa/orders`", hint] {
+            assert!(ended.err.contains(text), "no `{text}` in {ended:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn values_out_of_range_are_reported_with_the_range() {
     let mesh = format!("{MESH}  certificates: {{ lifetime: 5s }}\n");
     both_refuse(&[("mesh.yaml", &mesh)], &["mesh.yaml:6:", "30s"]).await;
@@ -145,48 +172,48 @@ async fn values_out_of_range_are_reported_with_the_range() {
 }
 
 #[tokio::test]
-async fn flags_that_contradict_each_other_or_do_not_exist_exit_with_2() {
+async fn flags_that_contradict_each_other_or_do_not_exist_exit_with_2_and_are_named() {
     let folder = folder::fresh();
-    for arguments in [
-        [
-            "--standalone",
-            "resources",
-            "--control-plane",
-            "https://127.0.0.1:1",
-        ]
-        .as_slice(),
-        &[
-            "--identity",
-            "shop/a",
-            "--gateway",
-            "shop/b",
-            "--standalone",
-            "resources",
-        ],
-        &["--identity", "shop", "--standalone", "resources"],
-        &[
-            "--identity",
-            "shop/a",
-            "--control-plane",
-            "http://127.0.0.1:1",
-        ],
-        &["--inbund", "127.0.0.1:0"],
-        &["--inbound", "somewhere"],
-        &["--config", "nowhere.yaml"],
-        &[],
+    for (arguments, expected) in [
+        (
+            "--identity shop/a --standalone . --control-plane https://127.0.0.1:1",
+            "`--standalone` and `--control-plane` exclude each other",
+        ),
+        (
+            "--identity shop --standalone .",
+            "`shop` is not a workload: write it as `namespace/service-account`",
+        ),
+        (
+            "--identity shop/a --control-plane http://127.0.0.1:1 --join-token-file token",
+            "`http://127.0.0.1:1/` is not a valid control plane address",
+        ),
+        (
+            "--identity shop/a --control-plane https://127.0.0.1:1",
+            "a join token or a state directory is required",
+        ),
+        (
+            "--standalone .",
+            "set `--identity shop/orders` for a sidecar, or `--gateway shop/edge` for a gateway",
+        ),
+        (
+            "--inbund 127.0.0.1:0",
+            "a similar argument exists: '--inbound'",
+        ),
+        (
+            "--inbound somewhere",
+            "invalid value 'somewhere' for '--inbound",
+        ),
+        ("--config nowhere.yaml", "nowhere.yaml"),
+        ("", "the source of the state is missing"),
     ] {
         let ended = Plan::new("proxy", tools::binary("merlon-proxy"), folder.path())
-            .args(arguments)
+            .args(arguments.split_whitespace())
+            .current_dir(folder.path())
             .run()
             .await;
-        assert_eq!(ended.code(), 2, "{arguments:?}: {ended:?}");
-        assert!(!ended.err.is_empty(), "{arguments:?}: {ended:?}");
+        assert_eq!(ended.code(), 2, "{arguments}: {ended:?}");
+        assert!(ended.err.contains(expected), "{arguments}: {ended:?}");
     }
-    let ended = Plan::new("proxy", tools::binary("merlon-proxy"), folder.path())
-        .args(["--inbund", "x"])
-        .run()
-        .await;
-    assert!(ended.err.contains("--inbound"), "{ended:?}");
 }
 
 #[tokio::test]
@@ -212,15 +239,14 @@ async fn an_error_in_a_bootstrap_file_is_reported_like_one_in_a_resource() {
 
 #[tokio::test]
 async fn an_address_that_is_in_use_ends_the_process_with_an_error_that_names_it() {
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/**")
-        .start()
-        .await;
-    let taken = mesh.sidecar("orders").admin().to_string();
-    let ended = Plan::new("second", tools::binary("merlon-proxy"), mesh.folder())
+    let folder = folder::fresh();
+    std::fs::write(folder.path().join("mesh.yaml"), MESH).unwrap();
+    std::fs::write(folder.path().join("workload.yaml"), WORKLOAD).unwrap();
+    let owner = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let taken = owner.local_addr().unwrap().to_string();
+    let ended = Plan::new("second", tools::binary("merlon-proxy"), folder.path())
         .arg("--standalone")
-        .arg(mesh.resources())
+        .arg(folder.path())
         .args([
             "--identity",
             "shop/orders",
@@ -232,6 +258,7 @@ async fn an_address_that_is_in_use_ends_the_process_with_an_error_that_names_it(
         .args(["--admin", &taken])
         .run()
         .await;
-    assert_ne!(ended.code(), 0, "{ended:?}");
-    assert!(ended.err.contains(&taken), "{ended:?}");
+    assert_eq!(ended.code(), 1, "{ended:?}");
+    let error = format!("cannot listen on `{taken}`");
+    assert!(ended.err.contains(&error), "{ended:?}");
 }

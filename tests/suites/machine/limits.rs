@@ -1,8 +1,61 @@
 //! Rate limits.
 
 use http::StatusCode;
-use merlon_tests::{Mesh, Reply, chat::Line, openid::OpenIdProvider};
+use merlon_tests::{
+    Mesh, Reply,
+    chat::Line,
+    mesh::{Guard, Shared},
+    openid::OpenIdProvider,
+};
+use tokio::sync::OnceCell;
 use tonic::Code;
+
+static MESH: Shared = Shared::new();
+
+/// The issuer of the services that require tokens.
+async fn provider() -> &'static OpenIdProvider {
+    static PROVIDER: OnceCell<OpenIdProvider> = OnceCell::const_new();
+    PROVIDER.get_or_init(OpenIdProvider::new).await
+}
+
+/// A service for each test, because a limit counts the requests to one service.
+async fn mesh() -> Guard {
+    let issuer = provider().await.issuer();
+    MESH.get(async || {
+        Mesh::new()
+            .service("by-principal")
+            .allow("web", "GET", "/**")
+            .allow("batch", "GET", "/**")
+            .with("RateLimit", &limit("principal", 3))
+            .service("by-address")
+            .allow("web", "GET", "/**")
+            .allow("batch", "GET", "/**")
+            .with("RateLimit", &limit("address", 2))
+            .service("by-user")
+            .allow("web", "GET", "/**")
+            .tokens_of(&issuer)
+            .with("RateLimit", &limit("user", 1))
+            .service("two-limits")
+            .allow("web", "GET", "/**")
+            .with("RateLimit", TWO_LIMITS)
+            .service("early")
+            .allow("web", "GET", "/**")
+            .tokens_of(&issuer)
+            .with("RateLimit", &limit("address", 1))
+            .grpc_service("chat")
+            .allow_grpc("web")
+            .with("RateLimit", &limit("principal", 1))
+            .service("changed")
+            .allow("web", "GET", "/**")
+            .with("RateLimit", &limit("principal", 1))
+            .start()
+            .await
+    })
+    .await
+}
+
+const TWO_LIMITS: &str = "limits:\n  - { name: wide, rate: { requests: 1, per: 1h }, burst: 4 }\n  \
+                          - { name: narrow, rate: { requests: 2, per: 1h } }\n";
 
 fn limit(per: &str, requests: u32) -> String {
     // So slow that nothing refills while the test runs.
@@ -22,85 +75,66 @@ fn is_limited(reply: &Reply) {
 
 #[tokio::test]
 async fn each_principal_has_a_limit_of_its_own_and_over_it_gets_429_with_retry_after() {
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/**")
-        .allow("batch", "GET", "/**")
-        .with("RateLimit", &limit("principal", 3))
-        .start()
-        .await;
+    let mesh = mesh().await;
     let web = mesh.as_workload("web");
     for _ in 0..3 {
-        web.get("orders", "/").await.is_ok();
+        web.get("by-principal", "/").await.is_ok();
     }
-    let refused = web.get("orders", "/").await;
+    let refused = web.get("by-principal", "/").await;
     is_limited(&refused);
-    mesh.log_of("orders", &refused)
+    mesh.log_of("by-principal", &refused)
         .await
         .has("reason", "rate.limited")
         .has("status", "429");
-    assert_eq!(mesh.requests_seen_by("orders"), 3);
+    assert_eq!(mesh.requests_seen_by("by-principal"), 3);
 
-    mesh.as_workload("batch").get("orders", "/").await.is_ok();
+    mesh.as_workload("batch")
+        .get("by-principal", "/")
+        .await
+        .is_ok();
 }
 
 #[tokio::test]
 async fn an_address_has_one_limit_for_all_its_callers() {
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/**")
-        .allow("batch", "GET", "/**")
-        .with("RateLimit", &limit("address", 2))
-        .start()
-        .await;
-    mesh.as_workload("web").get("orders", "/").await.is_ok();
-    mesh.as_workload("batch").get("orders", "/").await.is_ok();
-    is_limited(&mesh.as_workload("web").get("orders", "/").await);
-    is_limited(&mesh.as_workload("batch").get("orders", "/").await);
-    assert_eq!(mesh.requests_seen_by("orders"), 2);
+    let mesh = mesh().await;
+    mesh.as_workload("web").get("by-address", "/").await.is_ok();
+    mesh.as_workload("batch")
+        .get("by-address", "/")
+        .await
+        .is_ok();
+    is_limited(&mesh.as_workload("web").get("by-address", "/").await);
+    is_limited(&mesh.as_workload("batch").get("by-address", "/").await);
+    assert_eq!(mesh.requests_seen_by("by-address"), 2);
 }
 
 #[tokio::test]
 async fn each_user_has_a_limit_of_its_own_behind_one_workload() {
-    let provider = OpenIdProvider::new().await;
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/**")
-        .tokens_of(&provider.issuer())
-        .with("RateLimit", &limit("user", 1))
-        .start()
-        .await;
+    let provider = provider().await;
+    let mesh = mesh().await;
     let web = mesh.as_workload("web");
     let (alice, bob) = (
         provider.token_of("alice").await,
         provider.token_of("bob").await,
     );
-    web.get("orders", "/").token(&alice).await.is_ok();
-    is_limited(&web.get("orders", "/").token(&alice).await);
+    web.get("by-user", "/").token(&alice).await.is_ok();
+    is_limited(&web.get("by-user", "/").token(&alice).await);
     // Another token of the same user counts against the same limit.
     is_limited(
-        &web.get("orders", "/")
+        &web.get("by-user", "/")
             .token(&provider.token_of("alice").await)
             .await,
     );
-    web.get("orders", "/").token(&bob).await.is_ok();
-    assert_eq!(mesh.requests_seen_by("orders"), 2);
+    web.get("by-user", "/").token(&bob).await.is_ok();
+    assert_eq!(mesh.requests_seen_by("by-user"), 2);
 }
 
 #[tokio::test]
 async fn all_limits_must_pass_and_a_burst_may_be_larger_than_the_rate() {
-    let both = "limits:\n  - { name: wide, rate: { requests: 1, per: 1h }, burst: 4 }\n  \
-                - { name: narrow, rate: { requests: 2, per: 1h } }\n";
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/**")
-        .with("RateLimit", both)
-        .start()
-        .await;
+    let mesh = mesh().await;
     let web = mesh.as_workload("web");
-    web.get("orders", "/").await.is_ok();
-    web.get("orders", "/").await.is_ok();
-    let refused = web.get("orders", "/").await;
+    web.get("two-limits", "/").await.is_ok();
+    web.get("two-limits", "/").await.is_ok();
+    let refused = web.get("two-limits", "/").await;
     is_limited(&refused);
     assert!(
         refused.json()["detail"]
@@ -112,30 +146,18 @@ async fn all_limits_must_pass_and_a_burst_may_be_larger_than_the_rate() {
 
 #[tokio::test]
 async fn over_the_address_limit_and_without_a_token_is_429_and_not_401() {
-    let provider = OpenIdProvider::new().await;
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/**")
-        .tokens_of(&provider.issuer())
-        .with("RateLimit", &limit("address", 1))
-        .start()
-        .await;
+    let mesh = mesh().await;
     let web = mesh.as_workload("web");
-    web.get("orders", "/")
+    web.get("early", "/")
         .await
         .is_problem(StatusCode::UNAUTHORIZED, "authn.missing");
-    is_limited(&web.get("orders", "/").await);
-    assert_eq!(mesh.requests_seen_by("orders"), 0);
+    is_limited(&web.get("early", "/").await);
+    assert_eq!(mesh.requests_seen_by("early"), 0);
 }
 
 #[tokio::test]
 async fn a_limited_grpc_call_is_resource_exhausted() {
-    let mesh = Mesh::new()
-        .grpc_service("chat")
-        .allow_grpc("web")
-        .with("RateLimit", &limit("principal", 1))
-        .start()
-        .await;
+    let mesh = mesh().await;
     let mut chat = mesh.as_workload("web").chat("chat").await;
     chat.say(Line::new("one", 1)).await.unwrap();
     let refused = chat.say(Line::new("two", 2)).await.unwrap_err();
@@ -146,17 +168,15 @@ async fn a_limited_grpc_call_is_resource_exhausted() {
 
 #[tokio::test]
 async fn a_limit_keeps_its_count_across_an_unrelated_change() {
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/**")
-        .with("RateLimit", &limit("principal", 1))
-        .start()
-        .await;
+    let mesh = mesh().await;
     let web = mesh.as_workload("web");
-    web.get("orders", "/").await.is_ok();
-    let version = mesh.version_of("orders").await;
-    mesh.edit("orders-policy.yaml", "Action::\"GET\"", "Action::\"read\"");
-    mesh.edit("orders-policy.yaml", "action ==", "action in");
-    mesh.until_acknowledged_after("orders", &version).await;
-    is_limited(&web.get("orders", "/").await);
+    web.get("changed", "/").await.is_ok();
+    let version = mesh.version_of("changed").await;
+    mesh.edit(
+        "changed-policy.yaml",
+        "action == Action::\"GET\"",
+        "action in Action::\"read\"",
+    );
+    mesh.until_acknowledged_after("changed", &version).await;
+    is_limited(&web.get("changed", "/").await);
 }

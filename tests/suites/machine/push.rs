@@ -2,10 +2,58 @@
 
 use std::collections::BTreeSet;
 
-use futures_util::StreamExt as _;
+use futures_util::{SinkExt as _, StreamExt as _};
 use http::StatusCode;
-use merlon_tests::{Mesh, mesh::identity, until};
+use merlon_tests::{
+    Mesh, OpenRequest,
+    client::connect,
+    mesh::{Guard, Shared, identity},
+    until,
+};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_tungstenite::tungstenite::Message;
+
+static CHANGES: Shared = Shared::new();
+
+/// A mesh for changes that the control plane accepts. Each test changes resources of its own.
+async fn mesh_of_changes() -> Guard {
+    CHANGES
+        .get(async || {
+            Mesh::new()
+                .service("edited")
+                .allow("web", "GET", "/open/**")
+                .service("sockets")
+                .allow("web", "GET", "/socket")
+                .allow("web", "POST", "/stream/**")
+                .tcp_service("echo")
+                .allow_tcp("web")
+                .tcp_service("untouched")
+                .allow_tcp("web")
+                .service("template")
+                .allow("web", "GET", "/**")
+                .start()
+                .await
+        })
+        .await
+}
+
+static STATUS: Shared = Shared::new();
+
+/// A mesh in which one test breaks the policy of `broken` for a time, so that no other resource can change.
+async fn mesh_of_statuses() -> Guard {
+    STATUS
+        .get(async || {
+            Mesh::new()
+                .service("orders")
+                .allow("web", "GET", "/**")
+                .service("broken")
+                .allow("batch", "GET", "/**")
+                .start()
+                .await
+        })
+        .await
+}
 
 /// Kind and name of each resource in a proxy's dump.
 fn resources(dump: &Value, kind: &str) -> BTreeSet<String> {
@@ -29,6 +77,14 @@ fn versions(dump: &Value) -> BTreeSet<(String, String, String)> {
             )
         })
         .collect()
+}
+
+/// The line of a table that contains this text.
+#[track_caller]
+fn line_with<'t>(table: &'t str, text: &str) -> &'t str {
+    let mut lines = table.lines().filter(|line| line.contains(text));
+    let line = lines.next();
+    line.unwrap_or_else(|| panic!("no `{text}` in\n{table}"))
 }
 
 fn thousand_services() -> String {
@@ -130,58 +186,53 @@ async fn sent_resources(mesh: &Mesh) -> f64 {
 
 #[tokio::test]
 async fn a_policy_edited_on_disk_takes_effect_without_a_restart() {
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/open/**")
-        .start()
-        .await;
+    let mesh = mesh_of_changes().await;
     let web = mesh.as_workload("web");
-    web.get("orders", "/open/1").await.is_ok();
-    web.get("orders", "/closed/1")
+    web.get("edited", "/open/1").await.is_ok();
+    web.get("edited", "/closed/1")
         .await
         .is_problem(StatusCode::FORBIDDEN, "authz.denied");
+    assert!(mesh.seen_at("edited", "/closed/1").is_empty());
 
-    mesh.edit("orders-policy.yaml", "/open/", "/closed/");
+    mesh.edit("edited-policy.yaml", "/open/", "/closed/");
     until("the change is live", async || {
-        web.get("orders", "/closed/1").await.status == StatusCode::OK
+        web.get("edited", "/closed/1").await.status == StatusCode::OK
     })
     .await;
-    web.get("orders", "/open/1")
+    web.get("edited", "/open/1")
         .await
         .is_problem(StatusCode::FORBIDDEN, "authz.denied");
+    assert_eq!(mesh.seen_at("edited", "/open/1").len(), 1);
 }
 
 #[tokio::test]
 async fn a_broken_edit_is_rejected_with_its_place_and_the_old_state_stays() {
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/**")
-        .start()
-        .await;
-    let web = mesh.as_workload("web");
-    let version = mesh.version_of("orders").await;
-    mesh.edit("orders-policy.yaml", "Action::\"GET\"", "Action::\"GTE\"");
+    let mesh = mesh_of_statuses().await;
+    let batch = mesh.as_workload("batch");
+    let version = mesh.version_of("broken").await;
+    mesh.edit("broken-policy.yaml", "Action::\"GET\"", "Action::\"GTE\"");
     until("the control plane logs the error", async || {
         let log = mesh.control_plane().log();
-        log.contains("orders-policy.yaml") && log.contains("GTE")
+        log.contains("broken-policy.yaml") && log.contains("GTE")
     })
     .await;
-    web.get("orders", "/").await.is_ok();
-    assert_eq!(mesh.version_of("orders").await, version);
+    batch.get("broken", "/").await.is_ok();
+    assert_eq!(mesh.version_of("broken").await, version);
     // The status reports the error too.
     let status = mesh.control_plane().get("/v1/status").await;
     assert!(
-        status["source"].to_string().contains("orders-policy.yaml"),
+        status["source"].to_string().contains("broken-policy.yaml"),
         "{status}"
     );
 
     // Once the folder is valid again, its state takes effect.
-    mesh.edit("orders-policy.yaml", "Action::\"GTE\"", "Action::\"POST\"");
+    mesh.edit("broken-policy.yaml", "Action::\"GTE\"", "Action::\"POST\"");
     until("the fixed file is live", async || {
-        web.post("orders", "/", "1").await.status == StatusCode::OK
+        batch.post("broken", "/", "1").await.status == StatusCode::OK
     })
     .await;
-    web.get("orders", "/")
+    batch
+        .get("broken", "/")
         .await
         .is_problem(StatusCode::FORBIDDEN, "authz.denied");
 }
@@ -203,22 +254,29 @@ async fn a_control_plane_that_starts_with_a_broken_folder_exits_with_2_and_chang
 
 #[tokio::test]
 async fn the_status_lists_every_proxy_with_identity_version_certificate_and_age() {
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/**")
-        .start()
+    let mesh = mesh_of_statuses().await;
+    let workloads = ["orders", "web"];
+    for workload in workloads {
+        until(format!("`{workload}` has its state"), async || {
+            mesh.status_of(workload).await["state"] == "acknowledged"
+        })
         .await;
-    for workload in ["orders", "web"] {
-        mesh.version_of(workload).await;
     }
     let ended = mesh.merlon(&["proxy", "status"]).await;
     assert_eq!(ended.code(), 0, "{ended:?}");
-    for text in [&identity("orders"), &identity("web"), "acknowledged"] {
-        assert!(ended.out.contains(text), "no {text} in\n{}", ended.out);
+    for workload in workloads {
+        let line = line_with(&ended.out, &identity(workload));
+        assert!(line.contains("acknowledged"), "{line}");
     }
     let ended = mesh.merlon(&["proxy", "status", "--output", "json"]).await;
     let list: Value = serde_json::from_str(&ended.out).expect("JSON");
-    for proxy in list.as_array().expect("a list") {
+    let list = list.as_array().expect("a list");
+    for workload in workloads {
+        let mut mine = list
+            .iter()
+            .filter(|proxy| proxy["identity"] == identity(workload).as_str());
+        let proxy = mine.next().unwrap_or_else(|| panic!("no `{workload}`"));
+        assert!(mine.next().is_none(), "one line for each proxy");
         assert_eq!(proxy["state"], "acknowledged", "{proxy}");
         assert!(
             proxy["snapshotVersion"]
@@ -236,29 +294,34 @@ async fn the_status_lists_every_proxy_with_identity_version_certificate_and_age(
 #[tokio::test]
 async fn proxy_status_shows_a_refusal_with_its_reason() {
     const REASON: &str = "policy `shop/orders#read` does not compile here";
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/**")
-        .start()
-        .await;
+    const NODE: &str = "older-build";
+    let mesh = mesh_of_statuses().await;
     // A proxy of this version rejects nothing that its control plane could compile; one of another version may.
     let _refuser = mesh
-        .test_peer("web")
+        .test_peer("batch")
         .await
-        .reject_snapshot("older-build", REASON)
+        .reject_snapshot(NODE, REASON)
         .await;
-    until("the refusal is reported", async || {
+    until("the refusal of this proxy is reported", async || {
         let list = mesh.status().await;
-        list.iter().any(|proxy| proxy["state"] == "refused")
+        let mut mine = list.iter().filter(|proxy| proxy["id"] == NODE);
+        mine.any(|proxy| proxy["state"] == "refused")
     })
     .await;
     let ended = mesh.merlon(&["proxy", "status"]).await;
     assert_eq!(ended.code(), 0, "{ended:?}");
-    let line = ended.out.lines().find(|line| line.contains("older-build"));
-    let line = line.unwrap_or_else(|| panic!("no line of that proxy in\n{}", ended.out));
-    for text in [&identity("web"), "refused", REASON] {
+    let line = line_with(&ended.out, NODE);
+    for text in [&identity("batch"), "refused", REASON] {
         assert!(line.contains(text), "no `{text}` in\n{line}");
     }
+    // The proxy beside it, of the same identity, has refused nothing.
+    let list = mesh.status().await;
+    let mut others = list
+        .iter()
+        .filter(|proxy| proxy["identity"] == identity("batch").as_str() && proxy["id"] != NODE);
+    let own = others.next().expect("the sidecar of `batch`")["id"].as_str();
+    let line = line_with(&ended.out, own.unwrap_or_default());
+    assert!(!line.contains("refused"), "{line}");
 }
 
 #[tokio::test]
@@ -268,85 +331,110 @@ async fn a_cold_proxy_without_a_control_plane_is_not_ready_and_refuses_everythin
         .allow("web", "GET", "/**")
         .prepare()
         .await;
-    std::fs::write(mesh.folder().join("web.token"), "nothing").unwrap();
     mesh.control_plane().start().await;
-    let token = mesh.control_plane().join_token("web").await;
-    std::fs::write(mesh.folder().join("web.token"), token).unwrap();
+    for workload in ["orders", "web"] {
+        let token = mesh.control_plane().join_token(workload).await;
+        std::fs::write(mesh.folder().join(format!("{workload}.token")), token).unwrap();
+    }
+    // The program and its proxy run, so that only the caller's proxy can be what refuses.
+    mesh.sidecar("orders").start().await;
     mesh.control_plane().kill9();
-    mesh.sidecar("web").launch();
+    let cold = mesh.sidecar("web");
+    cold.launch();
     until("the proxy is live", async || {
-        mesh.sidecar("web").probe("/live").await == 200
+        cold.probe("/live").await == 200
     })
     .await;
-    assert_eq!(mesh.sidecar("web").probe("/ready").await, 503);
-    let reply = mesh.as_workload("web").get("orders", "/").send().await;
-    if let Ok(reply) = reply {
-        reply.is_problem(StatusCode::SERVICE_UNAVAILABLE, "config.unavailable");
-    }
+    assert_eq!(cold.probe("/ready").await, 503);
+    let why = cold.page("/ready").await;
+    assert!(why.contains("config.unavailable"), "{why}");
+    let web = mesh.as_workload("web");
+    let refused = web.get("orders", "/").await;
+    refused.is_problem(StatusCode::SERVICE_UNAVAILABLE, "config.unavailable");
     assert_eq!(mesh.requests_seen_by("orders"), 0);
+    mesh.log_of("web", &refused)
+        .await
+        .has("status", "503")
+        .has("reason", "config.unavailable");
 
     // The proxy needs no restart when the control plane starts.
     mesh.control_plane().restart().await;
-    mesh.sidecar("web").until_ready().await;
+    cold.until_ready().await;
+    web.get("orders", "/").await.is_ok();
+    assert_eq!(mesh.requests_seen_by("orders"), 1);
 }
 
 #[tokio::test]
 async fn open_web_sockets_and_tcp_sessions_end_when_their_permit_is_removed() {
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/**")
-        .tcp_service("echo")
-        .allow_tcp("web")
-        .start()
-        .await;
-    let mut socket = mesh
-        .as_workload("web")
-        .web_socket("orders", "/socket")
-        .await
-        .unwrap();
-    let mut session = merlon_tests::client::connect(mesh.outbound("web", "echo")).await;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    session.write_all(b"x").await.unwrap();
-    session.read_exact(&mut [0]).await.unwrap();
-
-    mesh.edit("orders-policy.yaml", "shop/web", "shop/orders");
-    mesh.edit("echo-policy.yaml", "shop/web", "shop/echo");
-    // The proxy ends both.
-    while let Some(Ok(message)) = socket.next().await {
-        if message.is_close() {
-            break;
-        }
+    let mesh = mesh_of_changes().await;
+    let web = mesh.as_workload("web");
+    let mut socket = web.web_socket("sockets", "/socket").await.unwrap();
+    socket.send(Message::text("open")).await.unwrap();
+    assert_eq!(socket.next().await.unwrap().unwrap(), Message::text("open"));
+    let mut session = connect(mesh.outbound("web", "echo")).await;
+    let mut untouched = connect(mesh.outbound("web", "untouched")).await;
+    for session in [&mut session, &mut untouched] {
+        session.write_all(b"x").await.unwrap();
+        assert_eq!(session.read_u8().await.unwrap(), b'x');
     }
-    let _ = session.read_to_end(&mut Vec::new()).await;
+    let mut stream = OpenRequest::start(&web, "sockets", "/stream/kept").await;
+
+    mesh.edit("sockets-policy.yaml", "\"/socket\"", "\"/elsewhere\"");
+    mesh.edit("echo-policy.yaml", "shop/web", "shop/echo");
+    // Neither gets a close frame or a last byte: the proxy cuts them.
+    let ended = socket.next().await;
+    assert!(!matches!(ended, Some(Ok(_))), "{ended:?}");
+    let mut rest = Vec::new();
+    // With or without a reset.
+    let _ = session.read_to_end(&mut rest).await;
+    assert!(rest.is_empty(), "{rest:?}");
+    for (workload, field, value) in [("sockets", "path", "/socket"), ("echo", "protocol", "tcp")] {
+        mesh.log_where(workload, field, value)
+            .await
+            .has("reason", "authz.denied")
+            .has("aborted", "true");
+    }
+
+    // What is still permitted stays open, also at the same proxy and after the same change.
+    assert!(stream.passes("more").await);
+    untouched.write_all(b"y").await.unwrap();
+    assert_eq!(untouched.read_u8().await.unwrap(), b'y');
+    // And a new one is refused.
+    let refused = web.web_socket("sockets", "/socket").await.unwrap_err();
+    assert_eq!(refused.status(), StatusCode::FORBIDDEN);
 }
 
 #[tokio::test]
 async fn a_new_service_is_found_without_a_restart_and_a_removed_one_is_gone() {
-    let mesh = Mesh::new()
-        .service("orders")
-        .allow("web", "GET", "/**")
-        .start()
-        .await;
+    let mesh = mesh_of_changes().await;
     let web = mesh.as_workload("web");
-    let service = std::fs::read_to_string(mesh.resources().join("orders-service.yaml")).unwrap();
+    let read = |file: &str| std::fs::read_to_string(mesh.resources().join(file)).unwrap();
+    let service = read("template-service.yaml");
     mesh.write(
         "second.yaml",
-        &service.replace("name: orders,", "name: second,"),
+        &service.replace("name: template,", "name: second,"),
     );
-    let policy = std::fs::read_to_string(mesh.resources().join("orders-policy.yaml")).unwrap();
-    mesh.write("second-policy.yaml", &policy.replace("orders", "second"));
+    let policy = read("template-policy.yaml");
+    mesh.write("second-policy.yaml", &policy.replace("template", "second"));
     until("the new service answers", async || {
-        web.get("second", "/").await.status == StatusCode::OK
+        web.get("second", "/new").await.status == StatusCode::OK
     })
     .await;
 
     mesh.remove("second-policy.yaml");
     mesh.remove("second.yaml");
+    // Only a service can have a name that ends in `.svc`.
     until("the service is gone", async || {
-        web.get("second", "/").await.status != StatusCode::OK
+        web.get("second.shop.svc", "/going").await.status == StatusCode::NOT_FOUND
     })
     .await;
-    web.get("orders", "/").await.is_ok();
+    let refused = web.get("second.shop.svc", "/gone").await;
+    refused.is_problem(StatusCode::NOT_FOUND, "http.no_route");
+    assert!(mesh.seen_at("template", "/gone").is_empty());
+    mesh.log_of("web", &refused)
+        .await
+        .has("reason", "http.no_route");
+    web.get("template", "/").await.is_ok();
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::Method;
 use merlon_tests::{
-    Client, app::App, chat::Line, client::connect, openbao::OpenBao, openid::OpenIdProvider,
+    Client, app::App, chat::Line, client::connect, limit, openbao::OpenBao, openid::OpenIdProvider,
     postgres::Postgres, redis::Redis,
 };
 use serde_json::{Value, json};
@@ -109,13 +109,8 @@ async fn the_grpc_program_answers() {
         chat.say(Line::new("hello", 7)).await.unwrap().into_inner(),
         Line::new("heard hello", 7)
     );
-    let lines: Vec<_> = chat
-        .count(Line::new("n", 3))
-        .await
-        .unwrap()
-        .into_inner()
-        .collect()
-        .await;
+    let lines = chat.count(Line::new("n", 3)).await.unwrap().into_inner();
+    let lines: Vec<_> = limit("all lines", lines.collect()).await;
     assert_eq!(lines.len(), 3);
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use merlon_tests::chat::Line;
+use merlon_tests::{chat::Line, limit};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
@@ -19,7 +19,7 @@ async fn grpc_calls_of_all_four_kinds_are_answered() {
     assert_eq!(reply, Line::new("heard hello", 1));
 
     let counted = chat.count(Line::new("n", 100)).await.unwrap().into_inner();
-    assert_eq!(counted.count().await, 100);
+    assert_eq!(limit("all lines", counted.count()).await, 100);
 
     let lines = tokio_stream::iter((1..=10).map(|n| Line::new("", n)));
     assert_eq!(chat.collect(lines).await.unwrap().into_inner().number, 55);
@@ -32,11 +32,13 @@ async fn grpc_calls_of_all_four_kinds_are_answered() {
         .into_inner();
     for number in 1..=5 {
         lines.send(Line::new("you", number)).await.unwrap();
-        let answer = answers.message().await.unwrap().unwrap();
+        let answer = limit("an answer", answers.message()).await;
+        let answer = answer.unwrap().unwrap();
         assert_eq!(answer, Line::new("heard you", number));
     }
     drop(lines);
-    assert!(answers.message().await.unwrap().is_none());
+    let end = limit("the end of the stream", answers.message()).await;
+    assert!(end.unwrap().is_none());
 }
 
 #[tokio::test]
