@@ -373,10 +373,13 @@ impl DiscoveryClient {
             (compiled, &mut self.subscriber)
         {
             match result {
-                Ok(snapshot) => {
-                    subscriber.accept(&state);
+                Ok(snapshot) if subscriber.accept(&state) => {
                     self.save(&state);
                     self.put_in_force(snapshot);
+                }
+                Ok(_) => {
+                    tracing::debug!(version = state.version.short(), "snapshot.withdrawn");
+                    self.restore_secrets().await;
                 }
                 Err(error) => {
                     tracing::error!(version = state.version.short(), %error, "snapshot.rejected");
@@ -387,6 +390,18 @@ impl DiscoveryClient {
         }
         self.compile_if_complete();
         self.send_pending(requests).await
+    }
+
+    /// Writes the secrets of the state in force again, after those of a state that was withdrawn.
+    async fn restore_secrets(&self) {
+        let snapshot = self.deps.shared.snapshot.load_full();
+        let folder = self.deps.secrets.clone();
+        let written = task::spawn_blocking(move || {
+            let snapshot = snapshot.as_ref().as_ref().map(Arc::as_ref);
+            write_secrets(folder.as_deref(), snapshot);
+        });
+        // Fails only while the process ends.
+        let _ = written.await;
     }
 
     fn put_in_force(&mut self, snapshot: Snapshot) {

@@ -56,6 +56,8 @@ pub(super) struct Subscriber {
     failures: usize,
     outbox: Vec<DeltaDiscoveryRequest>,
     node: Option<Node>,
+    /// The number of streams that were started.
+    streams: u64,
 }
 
 /// The stream ends after more than this many consecutive rejected responses.
@@ -77,6 +79,8 @@ pub(super) struct Complete {
     pub(super) manifest: Manifest,
     pub(super) resources: Resources,
     nonce: String,
+    /// The stream of the manifest: another stream may use the same nonce.
+    stream: u64,
 }
 
 impl Complete {
@@ -87,6 +91,7 @@ impl Complete {
             manifest,
             resources,
             nonce: String::new(),
+            stream: 0,
         }
     }
 }
@@ -105,6 +110,7 @@ impl Subscriber {
             failures: 0,
             outbox: Vec::new(),
             node: None,
+            streams: 0,
         }
     }
 
@@ -142,6 +148,7 @@ impl Subscriber {
         self.outbox.clear();
         self.subscribed.clear();
         self.node = Some(node);
+        self.streams += 1;
         // Acknowledgements are due only on the stream of their response.
         self.pending = None;
         self.rejected = None;
@@ -379,19 +386,34 @@ impl Subscriber {
             manifest: pending.manifest.clone(),
             resources,
             nonce: pending.nonce.clone(),
+            stream: self.streams,
         })
     }
 
-    /// Acknowledges a state that is in force now.
-    pub(super) fn accept(&mut self, state: &Complete) {
+    /// Whether the control plane withdrew a state while it was compiled: it sent the manifest of the state in force
+    /// again, or the stream ended. Then it considers the proxy to enforce the state in force.
+    fn is_withdrawn(&self, state: &Complete) -> bool {
+        self.pending.is_none() || state.stream != self.streams
+    }
+
+    /// Acknowledges a compiled state. If it returns false, the state must not be put in force.
+    #[must_use]
+    pub(super) fn accept(&mut self, state: &Complete) -> bool {
+        if self.is_withdrawn(state) {
+            return false;
+        }
         self.current = Some((state.version.clone(), state.manifest.clone()));
         self.rejected = None;
         self.behind = false;
         self.settle(state, None);
+        true
     }
 
     /// Rejects a state; the one in force stays.
     pub(super) fn refuse(&mut self, state: &Complete, why: &str) {
+        if self.is_withdrawn(state) {
+            return;
+        }
         self.rejected = Some(state.version.clone());
         self.behind = true;
         self.settle(state, Some(why.to_owned()));

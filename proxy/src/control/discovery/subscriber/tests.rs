@@ -55,7 +55,7 @@ fn receive_all(
 fn in_force(subscriber: &mut Subscriber, nonce: &str, state: &Resources) {
     receive_all(subscriber, nonce, state);
     let complete = subscriber.complete().unwrap();
-    subscriber.accept(&complete);
+    assert!(subscriber.accept(&complete));
     subscriber.take_requests();
 }
 
@@ -137,7 +137,7 @@ fn a_complete_state_is_acknowledged_only_once_it_is_in_force() {
     assert!(answer_to(&requests, "1").is_none());
     let complete = subscriber.complete().unwrap();
     assert!(subscriber.complete().is_none(), "it is returned once");
-    subscriber.accept(&complete);
+    assert!(subscriber.accept(&complete));
     let requests = subscriber.take_requests();
     assert!(answer_to(&requests, "1").unwrap().error_detail.is_none());
     assert!(subscriber.is_current());
@@ -338,7 +338,7 @@ fn resources_that_a_newer_state_does_not_contain_are_dropped_and_unsubscribed() 
     in_force(&mut subscriber, "1", &resources(&["shop/payments"]));
     receive_all(&mut subscriber, "2", &resources(&[]));
     let complete = subscriber.complete().unwrap();
-    subscriber.accept(&complete);
+    assert!(subscriber.accept(&complete));
     let requests = subscriber.take_requests();
     assert!(
         requests
@@ -355,10 +355,49 @@ fn a_state_that_arrives_during_a_compilation_is_next_and_acknowledges_both() {
     let older = subscriber.complete().unwrap();
     let newer = resources(&["shop/payments"]);
     receive_all(&mut subscriber, "2", &newer);
-    subscriber.accept(&older);
+    assert!(subscriber.accept(&older));
     assert!(answer_to(&subscriber.take_requests(), "1").is_none());
     let complete = subscriber.complete().unwrap();
     assert_eq!(complete.resources, newer);
-    subscriber.accept(&complete);
+    assert!(subscriber.accept(&complete));
     assert!(answer_to(&subscriber.take_requests(), "2").is_some());
+}
+
+#[test]
+fn a_state_that_was_withdrawn_while_it_was_compiled_is_not_put_in_force() {
+    let (state, changed) = (resources(&[]), resources(&["shop/payments"]));
+    let mut subscriber = started();
+    in_force(&mut subscriber, "1", &state);
+    receive_all(&mut subscriber, "2", &changed);
+    let withdrawn = subscriber.complete().unwrap();
+    let requests = receive_all(&mut subscriber, "3", &state);
+    assert!(answer_to(&requests, "3").unwrap().error_detail.is_none());
+
+    assert!(!subscriber.accept(&withdrawn));
+    subscriber.refuse(&withdrawn, "it does not compile either");
+
+    assert!(subscriber.take_requests().is_empty(), "it is not answered");
+    assert!(subscriber.is_current(), "the state in force is the newest");
+    receive_all(&mut subscriber, "4", &changed);
+    let again = subscriber.complete().unwrap();
+    assert!(subscriber.accept(&again), "it is not rejected for good");
+}
+
+#[test]
+fn a_state_of_an_earlier_stream_acknowledges_no_manifest_with_the_same_nonce() {
+    let mut subscriber = started();
+    receive_all(&mut subscriber, "1", &resources(&["shop/payments"]));
+    let earlier = subscriber.complete().unwrap();
+    subscriber.begin(merlon_api::node("n", None, "0"));
+    subscriber.take_requests();
+    let state = resources(&[]);
+    subscriber.receive(manifest_response("1", &state)).unwrap();
+    subscriber.take_requests();
+
+    assert!(!subscriber.accept(&earlier));
+
+    assert!(subscriber.take_requests().is_empty());
+    let complete = subscriber.complete().unwrap();
+    assert!(subscriber.accept(&complete));
+    assert!(answer_to(&subscriber.take_requests(), "1").is_some());
 }
