@@ -184,21 +184,21 @@ impl Resolve for Guarded {
     }
 }
 
+/// Names of directives are case-insensitive, and several fields are one list (RFC 9111 §5.2).
 fn max_age(headers: &header::HeaderMap) -> Option<Duration> {
-    let text = headers.get(header::CACHE_CONTROL)?.to_str().ok()?;
-    let mut parts = text.split(',').map(str::trim);
-    if parts
-        .clone()
-        .any(|part| matches!(part, "no-store" | "no-cache"))
-    {
-        return None;
+    let mut seconds = None;
+    for value in headers.get_all(header::CACHE_CONTROL) {
+        let text = value.to_str().ok()?.to_ascii_lowercase();
+        for directive in text.split(',').map(str::trim) {
+            if matches!(directive, "no-store" | "no-cache") {
+                return None;
+            }
+            if let (None, Some(age)) = (seconds, directive.strip_prefix("max-age=")) {
+                seconds = Some(age.trim_matches('"').parse().ok()?);
+            }
+        }
     }
-    let seconds = parts.find_map(|part| part.strip_prefix("max-age="))?;
-    seconds
-        .trim_matches('"')
-        .parse()
-        .map(Duration::from_secs)
-        .ok()
+    seconds.map(Duration::from_secs)
 }
 
 #[cfg(test)]
@@ -238,13 +238,23 @@ mod tests {
 
     #[test]
     fn max_age_counts_only_if_storing_is_allowed() {
-        let of = |text: &str| {
+        let of = |fields: &[&str]| {
             let mut headers = header::HeaderMap::new();
-            headers.insert(header::CACHE_CONTROL, text.parse().unwrap());
+            for field in fields {
+                headers.append(header::CACHE_CONTROL, field.parse().unwrap());
+            }
             max_age(&headers)
         };
-        assert_eq!(of("public, max-age=600"), Some(Duration::from_secs(600)));
-        assert_eq!(of("no-store, max-age=600"), None);
-        assert_eq!(of("max-age=never"), None);
+        let ten_minutes = Some(Duration::from_secs(600));
+        assert_eq!(of(&["public, max-age=600"]), ten_minutes);
+        assert_eq!(of(&["public", "Max-Age=600"]), ten_minutes);
+        for none in [
+            &["no-store, max-age=600"][..],
+            &["No-Store, max-age=600"],
+            &["max-age=600", "no-cache"],
+            &["max-age=never"],
+        ] {
+            assert_eq!(of(none), None, "{none:?}");
+        }
     }
 }
