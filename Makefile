@@ -10,8 +10,11 @@ MAKEFLAGS += --no-builtin-rules
 CARGO ?= cargo
 # Path of a copy of the RustSec advisory database. Default: a folder `advisory-db` in a sibling of this checkout.
 ADVISORY_DB ?= $(firstword $(wildcard ../*/advisory-db))
-# Seconds that `make fuzz` runs each target, and that `make soak` applies load.
+# Seconds that `make fuzz` and `make fuzz-check` run each target, and that `make soak` applies load.
 FUZZ_SECONDS ?= 60
+FUZZ_CHECK_SECONDS ?= 5
+# Only these targets, such as `FUZZ_TARGETS="head guard"`. Empty: all.
+FUZZ_TARGETS ?=
 SOAK_SECONDS ?= 3600
 # More options for tests/bench/run.py, such as `--rounds 5 --pairs merlon,envoy`.
 BENCH_OPTIONS ?=
@@ -154,24 +157,24 @@ release-check: ## Check that all versions agree; with VERSION=x.y.z: all checks 
 	@tests/tools/release-check $(VERSION)
 
 # --- benchmarks and fuzzing -----------------------------------------------------------------------------------------
-.PHONY: bench fuzz
+.PHONY: bench fuzz fuzz-check
 bench: ## Compare Merlon, Envoy and HAProxy: CPU per request and memory
 	@tests/tools/install bench
 	$(CARGO) build --locked $(DIST) --example bench_app --example bare_pair
 	@tests/bench/run.py --programs "$$(dirname "$$(tests/tools/binary merlon-proxy dist)")" --envoy .tools/bin/envoy $(BENCH_OPTIONS)
 
-# cargo-fuzz needs unstable compiler flags; RUSTC_BOOTSTRAP enables them on the stable compiler. No sanitizer: Merlon has
-# no unsafe code, and the address sanitizer does not work with a statically linked C library.
-fuzz: ## Run every fuzz target for FUZZ_SECONDS (default: 60)
-	@tests/tools/install fuzz
-	@for manifest in */fuzz/Cargo.toml */*/fuzz/Cargo.toml; do \
-	  [ -e "$$manifest" ] || continue; \
-	  folder=$$(dirname "$$manifest"); \
-	  for target in $$(PATH="$(CURDIR)/.tools/bin:$$PATH" $(CARGO) fuzz list --fuzz-dir "$$folder"); do \
-	    echo "--- $$folder $$target"; \
-	    RUSTC_BOOTSTRAP=1 PATH="$(CURDIR)/.tools/bin:$$PATH" $(CARGO) fuzz run --sanitizer none --fuzz-dir "$$folder" "$$target" -- -max_total_time=$(FUZZ_SECONDS); \
-	  done; \
-	done
+# With a test among the targets, cargo selects the features of `make test`, so that no dependency is compiled again. The
+# wrapper changes how the binary is linked.
+FUZZ_BUILD := RUSTC_WRAPPER="$(CURDIR)/fuzz/rustc-dynamic" $(CARGO) build --locked --features merlon-fuzz/libfuzzer --bin fuzz --test seeds
+
+fuzz: ## Run every fuzz target for FUZZ_SECONDS (default: 60), guided by coverage
+	RUSTC_WORKSPACE_WRAPPER="$(CURDIR)/fuzz/rustc-with-coverage" $(FUZZ_BUILD)
+	@fuzz/run "$$(tests/tools/binary fuzz)" $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+
+# Without coverage counters, for which all crates of the workspace would be compiled a second time.
+fuzz-check: ## Run every fuzz target for FUZZ_CHECK_SECONDS (default: 5) on changed seeds
+	$(FUZZ_BUILD)
+	@fuzz/run --no-coverage "$$(tests/tools/binary fuzz)" $(FUZZ_CHECK_SECONDS) $(FUZZ_TARGETS)
 
 .PHONY: clean
 clean: ## Remove build output; the tools stay in the user's cache

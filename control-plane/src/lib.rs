@@ -6,6 +6,8 @@ pub mod app;
 mod cluster;
 mod config;
 pub mod flags;
+#[doc(hidden)]
+pub mod fuzzing;
 mod grpc;
 mod issuance;
 pub mod limits;

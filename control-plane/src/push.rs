@@ -2,7 +2,7 @@
 
 pub(crate) mod inspect;
 mod registry;
-mod session;
+pub(crate) mod session;
 mod stream;
 
 pub(crate) use registry::{AskError, Enforcing, ProxyStatus, Registry};

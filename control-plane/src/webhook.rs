@@ -3,11 +3,11 @@
 //! The API server connects over TLS. The certificate comes from a separate CA (`certificate`), and the leading replica
 //! writes its root into the two webhook configurations (`bundle`).
 
-mod body;
+pub(crate) mod body;
 mod bundle;
 mod certificate;
 mod listen;
-mod review;
+pub(crate) mod review;
 mod work_pool;
 
 use std::{path::Path, sync::Arc, time::Duration};

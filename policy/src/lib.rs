@@ -11,6 +11,8 @@ pub mod decision;
 mod document;
 pub mod explain;
 pub mod facts;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod limit;
 mod matcher;
 pub mod mention;

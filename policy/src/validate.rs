@@ -15,6 +15,7 @@ use merlon_config::resource::RequestValidationSpec;
 pub use body::BodyRule;
 pub use head::HeadFacts;
 pub(crate) use head::{check_head, max_body};
+pub(crate) use media_type::{essence, is_json};
 pub use route::RouteMatch;
 pub(crate) use route::Router;
 pub use violation::Violation;

@@ -4,6 +4,8 @@
 pub mod app;
 pub mod config;
 pub mod flags;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod limits;
 pub mod protocol;
 pub mod state;

@@ -4,6 +4,8 @@
 mod checks;
 mod embedded;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod vault;
 pub mod vault_setup;
 

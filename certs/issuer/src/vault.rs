@@ -1,6 +1,6 @@
 mod endpoint;
-mod kv;
-mod reply;
+pub(crate) mod kv;
+pub(crate) mod reply;
 mod resolver;
 mod session;
 mod setup_check;
@@ -47,7 +47,7 @@ pub struct Vault {
 
 /// A signed certificate.
 #[derive(Deserialize)]
-struct Signed {
+pub(crate) struct Signed {
     certificate: String,
     #[serde(default)]
     ca_chain: Vec<String>,
@@ -254,7 +254,7 @@ impl fmt::Debug for Vault {
 }
 
 /// The leaf, then the certificates of `ca_chain` except roots, which peers already have.
-fn chain_of(
+pub(crate) fn chain_of(
     signed: &Signed,
     roots: &TrustRoots,
 ) -> Result<Vec<CertificateDer<'static>>, IssueError> {

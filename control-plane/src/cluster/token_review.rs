@@ -107,9 +107,7 @@ impl Reviewer {
 
     /// The service account of a token whose pod exists.
     pub(crate) async fn authenticate(&self, token: &str) -> Result<WorkloadId, TokenProblem> {
-        // Three parts of base64url: untrusted bytes are checked before they are sent to the cluster.
-        let right = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        if token.len() > MAX_BYTES || !token.bytes().all(right) || token.split('.').count() != 3 {
+        if !is_token(token) {
             return Err(TokenProblem::Malformed);
         }
         let user = self.review(token).await?;
@@ -210,14 +208,20 @@ impl Reviewer {
     }
 }
 
-/// The pod and service account that a token is bound to.
-struct Bound {
-    account: WorkloadId,
-    name: String,
-    uid: String,
+/// Three parts of base64url: untrusted bytes are checked before they are sent to the cluster.
+pub(crate) fn is_token(text: &str) -> bool {
+    let right = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    text.len() <= MAX_BYTES && text.bytes().all(right) && text.split('.').count() == 3
 }
 
-fn bound(user: &UserInfo) -> Result<Bound, TokenProblem> {
+/// The pod and service account that a token is bound to.
+pub(crate) struct Bound {
+    pub(crate) account: WorkloadId,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+}
+
+pub(crate) fn bound(user: &UserInfo) -> Result<Bound, TokenProblem> {
     let username = user.username.as_deref().unwrap_or_default();
     let account = username
         .strip_prefix("system:serviceaccount:")

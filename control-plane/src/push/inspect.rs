@@ -103,7 +103,7 @@ impl Inspect {
     }
 }
 
-fn first_report(reply: InspectReply) -> Result<Report, Status> {
+pub(crate) fn first_report(reply: InspectReply) -> Result<Report, Status> {
     let Some(Reply::Report(report)) = reply.reply else {
         return Err(Status::invalid_argument(
             "the first message must be a report",

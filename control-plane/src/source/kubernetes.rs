@@ -7,11 +7,11 @@ mod bundles;
 mod counts;
 mod document;
 mod dry_run;
-mod gateway;
+pub(crate) mod gateway;
 mod report;
 mod status;
 mod status_store;
-mod workloads;
+pub(crate) mod workloads;
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -176,7 +176,7 @@ async fn read_within(
 
 /// An upper bound of the number of values, from the separators outside of strings. Each list or map counts four, which
 /// is the capacity that it is allocated with.
-fn values(json: &[u8]) -> usize {
+pub(crate) fn values(json: &[u8]) -> usize {
     let (mut values, mut quoted, mut escaped) = (0, false, false);
     for byte in json {
         match byte {

@@ -4,7 +4,7 @@
 //! connects them: it opens the stream, waits, compiles on another thread, puts snapshots in force, and saves them.
 
 pub(crate) mod saved;
-mod subscriber;
+pub(crate) mod subscriber;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

@@ -1,8 +1,8 @@
 //! Keys of token issuers: fetched here, read by workers without a lock.
 
 mod budget;
-mod document;
-mod http;
+pub(crate) mod document;
+pub(crate) mod http;
 mod issuer;
 mod source;
 

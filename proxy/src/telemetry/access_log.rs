@@ -136,7 +136,7 @@ pub(crate) struct Line<'a> {
 }
 
 impl Line<'_> {
-    fn append_to(&self, block: &mut Vec<u8>) {
+    pub(crate) fn append_to(&self, block: &mut Vec<u8>) {
         let mut out = Json { out: block };
         // Writing to memory does not fail.
         let _ = out.line(self);

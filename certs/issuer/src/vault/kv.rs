@@ -21,8 +21,9 @@ pub struct KvSecret {
     pub data: BTreeMap<String, String>,
 }
 
+/// An answer of the engine.
 #[derive(Deserialize)]
-struct Read {
+pub(crate) struct Read {
     data: Option<Map<String, Value>>,
     metadata: Metadata,
 }
@@ -44,17 +45,25 @@ pub(super) async fn read(
     let what = format!("read the secret `{}/{full}`", settings.kv_mount);
     let call = Call::get(format!("{}/data/{full}", settings.kv_mount));
     let read: Read = session.call(&what, &call).await?;
-    let data = read.data.ok_or_else(|| {
-        IssueError::Setup(format!("cannot {what}: its newest version was deleted"))
-    })?;
-    let texts = data.into_iter().map(|(key, value)| match value {
-        Value::String(text) => (key, text),
-        other => (key, other.to_string()),
-    });
-    Ok(KvSecret {
-        version: read.metadata.version,
-        data: texts.collect(),
-    })
+    read.into_secret(&what)
+}
+
+impl Read {
+    /// # Errors
+    /// The newest version was deleted.
+    pub(crate) fn into_secret(self, what: &str) -> Result<KvSecret, IssueError> {
+        let data = self.data.ok_or_else(|| {
+            IssueError::Setup(format!("cannot {what}: its newest version was deleted"))
+        })?;
+        let texts = data.into_iter().map(|(key, value)| match value {
+            Value::String(text) => (key, text),
+            other => (key, other.to_string()),
+        });
+        Ok(KvSecret {
+            version: self.metadata.version,
+            data: texts.collect(),
+        })
+    }
 }
 
 impl std::fmt::Debug for KvSecret {

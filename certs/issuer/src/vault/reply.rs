@@ -19,7 +19,7 @@ pub(super) fn status_of(error: &ClientError) -> Option<(u16, String)> {
 
 /// The issue error of a failed call. Status codes are not enough: a sealed server, a change of leader and a full audit disk
 /// differ only in their messages.
-pub(super) fn issue_error(what: &str, error: &ClientError) -> IssueError {
+pub(crate) fn issue_error(what: &str, error: &ClientError) -> IssueError {
     if let Some((code, message)) = status_of(error) {
         let message: String = message.chars().take(300).collect();
         return match code {

@@ -25,7 +25,16 @@ use crate::cluster::{pods::meshed, watch::Cluster};
 
 /// All Workloads and Services, in an order that does not depend on the cluster.
 pub(crate) fn found(cluster: &Cluster) -> Vec<Resource> {
-    let mut pods = cluster.pods.state();
+    let (pods, slices) = (cluster.pods.state(), cluster.slices.state());
+    convert(pods, &cluster.services.state(), &slices)
+}
+
+/// As [`found`], from these objects.
+pub(crate) fn convert(
+    mut pods: Vec<Arc<Pod>>,
+    services: &[Arc<Service>],
+    slices: &[Arc<EndpointSlice>],
+) -> Vec<Resource> {
     // An address may be reused while its old pod is still known. It belongs to the newer pod.
     pods.sort_by_key(|pod| {
         let going = pod.metadata.deletion_timestamp.is_some();
@@ -42,8 +51,7 @@ pub(crate) fn found(cluster: &Cluster) -> Vec<Resource> {
         Some(found)
     });
     let mut all: Vec<Resource> = workloads.collect();
-    let ready = ready(&cluster.slices.state());
-    let services = cluster.services.state();
+    let ready = ready(slices);
     let services = services
         .iter()
         .filter(|service| !gateway::is_of_a_gateway(service));

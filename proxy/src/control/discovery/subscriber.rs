@@ -39,7 +39,7 @@ const NAMED: [ResourceKind; 8] = [
 
 /// Subscriptions, received resources, and pending acknowledgements.
 #[derive(Debug)]
-pub(super) struct Subscriber {
+pub(crate) struct Subscriber {
     identity: SpiffeId,
     held: Resources,
     subscribed: BTreeSet<ResourceKey>,
@@ -74,10 +74,10 @@ struct PendingState {
 
 /// A state with all its resources.
 #[derive(Debug, Clone)]
-pub(super) struct Complete {
-    pub(super) version: Version,
-    pub(super) manifest: Manifest,
-    pub(super) resources: Resources,
+pub(crate) struct Complete {
+    pub(crate) version: Version,
+    pub(crate) manifest: Manifest,
+    pub(crate) resources: Resources,
     nonce: String,
     /// The stream of the manifest: another stream may use the same nonce.
     stream: u64,
@@ -85,7 +85,7 @@ pub(super) struct Complete {
 
 impl Complete {
     /// A state from disk, which needs no acknowledgement.
-    pub(super) fn restored(manifest: Manifest, version: Version, resources: Resources) -> Self {
+    pub(crate) fn restored(manifest: Manifest, version: Version, resources: Resources) -> Self {
         Self {
             version,
             manifest,
@@ -97,7 +97,7 @@ impl Complete {
 }
 
 impl Subscriber {
-    pub(super) fn new(identity: SpiffeId) -> Self {
+    pub(crate) fn new(identity: SpiffeId) -> Self {
         Self {
             identity,
             held: Resources::new(),
@@ -114,22 +114,22 @@ impl Subscriber {
         }
     }
 
-    pub(super) fn identity(&self) -> &SpiffeId {
+    pub(crate) fn identity(&self) -> &SpiffeId {
         &self.identity
     }
 
     /// The lookups that are subscribed to.
-    pub(super) fn lookups(&self) -> BTreeSet<LookupKey> {
+    pub(crate) fn lookups(&self) -> BTreeSet<LookupKey> {
         self.lookups.clone()
     }
 
     /// Whether the state in force is the newest one of the control plane.
-    pub(super) fn is_current(&self) -> bool {
+    pub(crate) fn is_current(&self) -> bool {
         self.current.is_some() && self.pending.is_none() && self.node.is_none() && !self.behind
     }
 
     /// Since when a pending state has been incomplete.
-    pub(super) fn incomplete_since(&self) -> Option<Instant> {
+    pub(crate) fn incomplete_since(&self) -> Option<Instant> {
         self.pending
             .as_ref()
             .filter(|pending| !pending.compiling)
@@ -137,14 +137,14 @@ impl Subscriber {
     }
 
     /// Restores the state of an earlier process.
-    pub(super) fn restore(&mut self, state: &Complete, lookups: BTreeSet<LookupKey>) {
+    pub(crate) fn restore(&mut self, state: &Complete, lookups: BTreeSet<LookupKey>) {
         self.held = state.resources.clone();
         self.current = Some((state.version.clone(), state.manifest.clone()));
         self.lookups = lookups;
     }
 
     /// Starts a stream: queues the node, the subscriptions, and the versions of the resources that are already present.
-    pub(super) fn begin(&mut self, node: Node) {
+    pub(crate) fn begin(&mut self, node: Node) {
         self.outbox.clear();
         self.subscribed.clear();
         self.node = Some(node);
@@ -189,7 +189,7 @@ impl Subscriber {
     }
 
     /// The queued requests.
-    pub(super) fn take_requests(&mut self) -> Vec<DeltaDiscoveryRequest> {
+    pub(crate) fn take_requests(&mut self) -> Vec<DeltaDiscoveryRequest> {
         let mut requests = std::mem::take(&mut self.outbox);
         if let Some(first) = requests.first_mut() {
             first.node = self.node.take();
@@ -198,7 +198,7 @@ impl Subscriber {
     }
 
     /// Subscribes to a lookup. False if the limit is reached.
-    pub(super) fn subscribe_to(&mut self, lookup: &LookupKey) -> bool {
+    pub(crate) fn subscribe_to(&mut self, lookup: &LookupKey) -> bool {
         if self.lookups.contains(lookup) {
             return true;
         }
@@ -215,7 +215,7 @@ impl Subscriber {
     }
 
     /// Unsubscribes from a lookup.
-    pub(super) fn unsubscribe_from(&mut self, lookup: &LookupKey) {
+    pub(crate) fn unsubscribe_from(&mut self, lookup: &LookupKey) {
         let key = lookup.resource_key();
         if self.lookups.remove(lookup) && self.subscribed.remove(&key) && self.node.is_none() {
             self.unsubscribe(key.kind, vec![key.name]);
@@ -226,7 +226,7 @@ impl Subscriber {
     ///
     /// # Errors
     /// A protocol violation; the stream must end.
-    pub(super) fn receive(
+    pub(crate) fn receive(
         &mut self,
         response: DeltaDiscoveryResponse,
     ) -> Result<Vec<LookupKey>, String> {
@@ -373,7 +373,7 @@ impl Subscriber {
     }
 
     /// The pending state, if it is complete. Returned once.
-    pub(super) fn complete(&mut self) -> Option<Complete> {
+    pub(crate) fn complete(&mut self) -> Option<Complete> {
         let pending = self.pending.as_mut().filter(|pending| !pending.compiling)?;
         let resources = pending.manifest.entries.iter().map(|entry| {
             let held = self.held.get(&entry.key)?;
@@ -398,7 +398,7 @@ impl Subscriber {
 
     /// Acknowledges a compiled state. If it returns false, the state must not be put in force.
     #[must_use]
-    pub(super) fn accept(&mut self, state: &Complete) -> bool {
+    pub(crate) fn accept(&mut self, state: &Complete) -> bool {
         if self.is_withdrawn(state) {
             return false;
         }
@@ -410,7 +410,7 @@ impl Subscriber {
     }
 
     /// Rejects a state; the one in force stays.
-    pub(super) fn refuse(&mut self, state: &Complete, why: &str) {
+    pub(crate) fn refuse(&mut self, state: &Complete, why: &str) {
         if self.is_withdrawn(state) {
             return;
         }
@@ -420,7 +420,7 @@ impl Subscriber {
     }
 
     /// Rejects the pending state, which was not completed in time.
-    pub(super) fn give_up(&mut self) {
+    pub(crate) fn give_up(&mut self) {
         let Some(pending) = self.pending.take() else {
             return;
         };

@@ -14,7 +14,7 @@ use crate::limits::Limits;
 
 /// Why an issuer's keys could not be fetched.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum KeysError {
+pub(crate) enum KeysError {
     #[error("`{0}` is not a valid URL")]
     Issuer(String),
     #[error(transparent)]
@@ -75,7 +75,12 @@ async fn discover(fetch: &Fetch, issuer: &str) -> Result<Url, KeysError> {
         .parse()
         .map_err(|_| KeysError::Issuer(issuer.to_owned()))?;
     let fetched = fetch.get(&url).await?;
-    let found: Discovery = serde_json::from_slice(&fetched.body).map_err(KeysError::Discovery)?;
+    jwks_uri(&fetched.body, issuer)
+}
+
+/// The URL of the keys in the discovery document of `issuer`.
+pub(crate) fn jwks_uri(document: &[u8], issuer: &str) -> Result<Url, KeysError> {
+    let found: Discovery = serde_json::from_slice(document).map_err(KeysError::Discovery)?;
     // Discovery §4.3: an exact match, or one issuer could impersonate another.
     if found.issuer != issuer {
         return Err(KeysError::OtherIssuer {

@@ -25,7 +25,7 @@ const REDIRECTS: usize = 3;
 
 /// Why a document could not be fetched.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum FetchError {
+pub(crate) enum FetchError {
     #[error("`{0}` is not allowed: {1}")]
     Place(Url, &'static str),
     #[error("the issuer's `caCertificates` are not PEM certificates")]
@@ -44,7 +44,7 @@ pub(super) enum FetchError {
 
 /// A client for one issuer.
 #[derive(Debug)]
-pub(super) struct Fetch {
+pub(crate) struct Fetch {
     client: Client,
     /// Whether the issuer is on this machine; only then may its documents be.
     loopback: bool,
@@ -59,7 +59,7 @@ pub(super) struct Fetched {
 }
 
 impl Fetch {
-    pub(super) fn new(
+    pub(crate) fn new(
         issuer: &Url,
         roots: Option<&str>,
         limits: &Limits,
@@ -111,7 +111,7 @@ impl Fetch {
     }
 
     /// Checks everything but host names, which are checked when they are resolved.
-    fn check_place(&self, url: &Url) -> Result<(), FetchError> {
+    pub(crate) fn check_place(&self, url: &Url) -> Result<(), FetchError> {
         let refuse = |why| Err(FetchError::Place(url.clone(), why));
         let address = match url.host() {
             Some(Host::Ipv4(address)) => Some(IpAddr::V4(address)),
@@ -185,7 +185,7 @@ impl Resolve for Guarded {
 }
 
 /// Names of directives are case-insensitive, and several fields are one list (RFC 9111 §5.2).
-fn max_age(headers: &header::HeaderMap) -> Option<Duration> {
+pub(crate) fn max_age(headers: &header::HeaderMap) -> Option<Duration> {
     let mut seconds = None;
     for value in headers.get_all(header::CACHE_CONTROL) {
         let text = value.to_str().ok()?.to_ascii_lowercase();

@@ -74,7 +74,7 @@ fn head<'a>(call: &'a Call, body: Option<&Incoming>) -> Result<HeadFacts<'a>, De
 }
 
 /// Whether any encoding other than `identity` was applied (RFC 9110 §8.4).
-fn encoded(headers: &http::HeaderMap) -> bool {
+pub(crate) fn encoded(headers: &http::HeaderMap) -> bool {
     headers
         .get_all(header::CONTENT_ENCODING)
         .iter()
