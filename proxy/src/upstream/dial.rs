@@ -78,7 +78,16 @@ pub(crate) async fn mesh(
         }
         Ok(Err(error)) => {
             tracing::warn!(%address, %expected, %error, "upstream.handshake_failed");
-            (Err(Upstream::Handshake), Handshake::Refused)
+            // A connection that broke shows nothing about the peer's identity.
+            let is_tls = error
+                .get_ref()
+                .is_some_and(|cause| cause.is::<rustls::Error>());
+            let failure = if is_tls {
+                Upstream::Handshake
+            } else {
+                Upstream::Connect
+            };
+            (Err(failure), Handshake::Refused)
         }
         Err(_) => (Err(Upstream::ConnectTimeout), Handshake::Timeout),
     };
