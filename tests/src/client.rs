@@ -60,10 +60,12 @@ impl Client {
         self.to
     }
 
-    /// The value of `Host`: `orders.shop`. A name with a dot is not changed.
+    /// The value of `Host`: `orders.shop`, and `ledger.bank` for `bank/ledger`. A name with a dot is not changed.
     pub fn host(&self, service: &str) -> String {
         if service.contains('.') {
             service.to_owned()
+        } else if let Some((namespace, service)) = service.split_once('/') {
+            format!("{service}.{namespace}")
         } else {
             format!("{service}.{}", self.namespace)
         }

@@ -3,6 +3,7 @@
 pub(crate) mod admin;
 mod builder;
 mod control_plane;
+mod metric;
 mod names;
 mod peer;
 mod resources;
@@ -10,14 +11,17 @@ mod running;
 mod shared;
 mod sidecar;
 mod standalone;
+mod wire;
 mod workers;
 
 pub use builder::{MeshBuilder, PORT, tokens_of};
 pub use control_plane::ControlPlane;
 pub use merlon_test_support::log::LogLine;
+pub use metric::Metric;
 pub use names::{NAMESPACE, TRUST_DOMAIN, identity, spiffe_id};
 pub use peer::{AnonymousPeer, TestPeer, tls_connect};
 pub use running::Mesh;
 pub use shared::{Guard, Shared};
 pub use sidecar::Sidecar;
 pub use standalone::Standalone;
+pub use wire::Wire;

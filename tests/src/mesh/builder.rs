@@ -1,35 +1,52 @@
 //! The builder of a mesh.
 
+mod prepare;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::Arc,
 };
 
+use self::prepare::{file, token_file};
 use super::{
-    control_plane::ControlPlane, names::NAMESPACE, resources, running::Mesh, sidecar::Sidecar,
+    names::{NAMESPACE, split},
+    resources::{self, Target},
+    running::Mesh,
 };
-use crate::{app::App, ports};
+use crate::app::App;
 
 /// A mesh that is not started yet. Each service is a workload of the same name with one sidecar.
+///
+/// A name is that of a resource in the current namespace (see [`MeshBuilder::namespace`]), or has its own: `bank/ledger`.
+/// The running mesh knows resources of [`NAMESPACE`] by their names, and others with their namespaces.
 #[derive(Debug, Default)]
 pub struct MeshBuilder {
     mesh: String,
+    namespace: Option<String>,
     services: BTreeMap<String, Service>,
+    gateways: BTreeMap<String, Vec<Route>>,
     last: String,
     callers: BTreeSet<String>,
     permits: BTreeMap<String, String>,
     outbound: Vec<(String, String)>,
+    wires: BTreeSet<String>,
     files: Vec<(String, String)>,
     environment: Vec<(String, String)>,
     workers: Option<usize>,
+    limits: Option<String>,
+    control_plane_limits: Option<String>,
 }
 
 #[derive(Debug)]
 struct Service {
     program: Program,
     protocol: &'static str,
+    replicas: usize,
 }
+
+/// Host, prefix of the path, and service.
+type Route = (String, String, String);
 
 #[derive(Debug)]
 enum Program {
@@ -86,16 +103,113 @@ impl MeshBuilder {
     }
 
     fn add(mut self, name: &str, program: Program, protocol: &'static str) -> Self {
-        self.services
-            .insert(name.to_owned(), Service { program, protocol });
-        name.clone_into(&mut self.last);
+        self.last = self.qualified(name);
+        let service = Service {
+            program,
+            protocol,
+            replicas: 1,
+        };
+        self.services.insert(self.last.clone(), service);
+        self
+    }
+
+    /// Sets the namespace of what follows. Before the first call it is [`NAMESPACE`].
+    #[must_use]
+    pub fn namespace(mut self, namespace: &str) -> Self {
+        self.namespace = Some(namespace.to_owned());
+        self
+    }
+
+    /// The name by which the running mesh knows a resource of the current namespace.
+    fn qualified(&self, name: &str) -> String {
+        let (namespace, own) = match name.split_once('/') {
+            Some(qualified) => qualified,
+            None => (self.namespace.as_deref().unwrap_or(NAMESPACE), name),
+        };
+        match namespace {
+            NAMESPACE => own.to_owned(),
+            namespace => format!("{namespace}/{own}"),
+        }
+    }
+
+    /// Gives the last service so many workloads, each with a sidecar. They share the program, because a proxy calls its
+    /// program at 127.0.0.1. The second one of `orders` has the name `orders-2`.
+    ///
+    /// # Panics
+    /// If the last call did not add a service.
+    #[must_use]
+    pub fn replicas(mut self, count: usize) -> Self {
+        let last = self.services.get_mut(&self.last);
+        last.expect("a service before `replicas`").replicas = count;
+        self
+    }
+
+    /// A gateway with one HTTP listener. Clients reach it with `Mesh::at_gateway`.
+    #[must_use]
+    pub fn gateway(mut self, name: &str) -> Self {
+        self.last = self.qualified(name);
+        self.gateways.insert(self.last.clone(), Vec::new());
+        self
+    }
+
+    /// Routes requests for `host` whose path begins with `prefix` from the last gateway to `service`, and permits the
+    /// gateway all requests to it.
+    ///
+    /// # Panics
+    /// If the last call did not add a gateway.
+    #[must_use]
+    pub fn route(mut self, host: &str, prefix: &str, service: &str) -> Self {
+        let service = self.qualified(service);
+        let gateway = self.last.clone();
+        let routes = self.gateways.get_mut(&gateway);
+        let routes = routes.expect("a gateway before `route`");
+        routes.push((host.to_owned(), prefix.to_owned(), service.clone()));
+        self.last = service;
+        let mut this = self.allow(&gateway, "http", "/**");
+        this.last = gateway;
+        this
+    }
+
+    /// Permits every client all HTTP requests to the last service or gateway.
+    #[must_use]
+    pub fn allow_anyone(self) -> Self {
+        self.policy("@id(\"anyone\")\npermit(principal, action in Action::\"http\", resource);\n")
+    }
+
+    /// Leads all connections of other proxies to the last service's sidecar, or to that of its first replica, over a wire
+    /// that can misbehave. `Mesh::wire_to` returns it.
+    #[must_use]
+    pub fn wire(mut self) -> Self {
+        self.wires.insert(self.last.clone());
+        self
+    }
+
+    /// Sets bounds and time limits of all proxies: the fields of the proxy's `Limits`, as
+    /// `inFlight: 4, idleTimeout: 200ms`.
+    ///
+    /// # Panics
+    /// If this is not a YAML mapping.
+    #[must_use]
+    pub fn limits(mut self, limits: &str) -> Self {
+        self.limits = Some(json(limits));
+        self
+    }
+
+    /// Sets bounds and time limits of the control plane: the fields of its `Limits`, as `push: { queue: 1 }`.
+    ///
+    /// # Panics
+    /// If this is not a YAML mapping.
+    #[must_use]
+    pub fn control_plane_limits(mut self, limits: &str) -> Self {
+        self.control_plane_limits = Some(json(limits));
         self
     }
 
     /// A workload without a service.
     #[must_use]
     pub fn caller(mut self, name: &str) -> Self {
-        self.callers.insert(name.to_owned());
+        let name = self.qualified(name);
+        self.callers.insert(name);
         self
     }
 
@@ -108,7 +222,8 @@ impl MeshBuilder {
             .values()
             .map(|text| text.matches("@id").count())
             .sum::<usize>();
-        let permit = resources::permit(&format!("allow-{}", count + 1), workload, action, path);
+        let caller = self.qualified(workload);
+        let permit = resources::permit(&format!("allow-{}", count + 1), &caller, action, path);
         self.permits
             .entry(self.last.clone())
             .or_default()
@@ -133,8 +248,8 @@ impl MeshBuilder {
     /// Adds a local address through which the program of `workload` reaches `service`.
     #[must_use]
     pub fn outbound(mut self, workload: &str, service: &str) -> Self {
-        self.outbound
-            .push((workload.to_owned(), service.to_owned()));
+        let pair = (self.qualified(workload), self.qualified(service));
+        self.outbound.push(pair);
         self
     }
 
@@ -151,10 +266,20 @@ impl MeshBuilder {
     /// Adds a `RequestAuthentication`, `RateLimit` or `RequestValidation` for the last service, in `<service>-<kind>.yaml`.
     #[must_use]
     pub fn with(mut self, kind: &str, spec: &str) -> Self {
-        let name = format!("{}-{}", self.last, kind.to_lowercase());
-        let text = resources::attached(kind, &name, &self.last, spec);
-        self.files.push((format!("{name}.yaml"), text));
+        let (namespace, to) = split(&self.last);
+        let name = format!("{to}-{}", kind.to_lowercase());
+        let text = resources::attached(kind, &name, self.target(&self.last), spec);
+        self.files
+            .push((file(&format!("{namespace}/{name}")), text));
         self
+    }
+
+    fn target<'n>(&self, name: &'n str) -> (Target, &'n str) {
+        if self.gateways.contains_key(name) {
+            (Target::Gateway, name)
+        } else {
+            (Target::Service, name)
+        }
     }
 
     /// Requires tokens of this issuer for [`crate::openid::AUDIENCE`] at the last service.
@@ -192,99 +317,35 @@ impl MeshBuilder {
     }
 
     /// Starts all processes and waits until they are ready.
+    ///
+    /// # Panics
+    /// If a resource file has an error, before any process starts.
     pub async fn start(self) -> Mesh {
         let mesh = self.prepare().await;
+        if let Err(problems) = merlon_config::load::load_dir(&mesh.resources()) {
+            panic!("the resources of this mesh are not valid:\n{problems}");
+        }
         mesh.control_plane.start().await;
         // Concurrently, because a start is mostly waiting.
         let starts = mesh.sidecars.iter().map(|(name, sidecar)| {
             let mesh = &mesh;
             async move {
-                let token = mesh.control_plane.join_token(name).await;
-                std::fs::write(mesh.folder().join(format!("{name}.token")), token).expect("a file");
+                let account = mesh.accounts.get(name).unwrap_or(name);
+                let token = mesh.control_plane.join_token(account).await;
+                std::fs::write(token_file(mesh.folder(), name), token).expect("a file");
                 sidecar.start().await;
             }
         });
         futures_util::future::join_all(starts).await;
         mesh
     }
+}
 
-    /// Writes all files, but starts no process.
-    pub async fn prepare(self) -> Mesh {
-        let folder = crate::folder::fresh();
-        std::fs::create_dir(folder.path().join("resources")).expect("a folder");
-        let control_plane = ControlPlane::new(folder.path(), self.environment.clone());
-        let mut mesh = Mesh {
-            folder,
-            control_plane,
-            sidecars: BTreeMap::new(),
-            apps: BTreeMap::new(),
-            outbound: BTreeMap::new(),
-        };
-        mesh.write("mesh.yaml", &resources::mesh(&self.mesh));
-        for (name, text) in &self.files {
-            mesh.write(name, text);
-        }
-        for (service, cedar) in &self.permits {
-            let name = format!("{service}-policy");
-            mesh.write(
-                &format!("{name}.yaml"),
-                &resources::policy(&name, service, cedar),
-            );
-        }
-        for (workload, service) in &self.outbound {
-            let key = (workload.clone(), service.clone());
-            mesh.outbound.insert(key, ports::free());
-        }
-        let workloads: BTreeSet<_> = self.services.keys().chain(&self.callers).cloned().collect();
-        for name in &workloads {
-            let inbound = ports::free();
-            let listeners: Vec<_> = mesh
-                .outbound
-                .iter()
-                .filter(|((workload, _), _)| workload == name)
-                .map(|((_, service), listen)| (*listen, service.as_str(), PORT))
-                .collect();
-            let serves = self.services.contains_key(name).then_some(inbound);
-            mesh.write(
-                &format!("{name}-workload.yaml"),
-                &resources::workload(name, serves, &listeners),
-            );
-            let args = [
-                "--identity".to_owned(),
-                format!("{NAMESPACE}/{name}"),
-                "--control-plane".to_owned(),
-                mesh.control_plane.url(),
-                "--join-token-file".to_owned(),
-                mesh.folder()
-                    .join(format!("{name}.token"))
-                    .display()
-                    .to_string(),
-            ];
-            let mut sidecar = Sidecar::at(name, mesh.folder.path(), args.into(), inbound);
-            sidecar.set_environment(self.environment.clone());
-            sidecar.set_workers(self.workers.unwrap_or(1));
-            mesh.sidecars.insert(name.clone(), sidecar);
-        }
-        for (name, service) in self.services {
-            let app = match service.program {
-                Program::Http => Some(Arc::new(App::http().await)),
-                Program::Grpc => Some(Arc::new(App::grpc().await)),
-                Program::Tcp => Some(Arc::new(App::tcp().await)),
-                Program::InProcess(app) => Some(app),
-                Program::External(address) => {
-                    let text = resources::service(&name, PORT, address.port(), service.protocol);
-                    mesh.write(&format!("{name}-service.yaml"), &text);
-                    None
-                }
-            };
-            if let Some(app) = app {
-                let text = resources::service(&name, PORT, app.address().port(), service.protocol);
-                mesh.write(&format!("{name}-service.yaml"), &text);
-                mesh.apps.insert(name, app);
-            }
-        }
-        mesh
-    }
+/// The fields of a YAML mapping without its braces, as JSON.
+fn json(fields: &str) -> String {
+    let value: serde_json::Value = serde_saphyr::from_str(&format!("{{ {fields} }}"))
+        .unwrap_or_else(|error| panic!("the limits `{fields}`: {error}"));
+    value.to_string()
 }
 
 /// The `spec` of a `RequestAuthentication` that requires tokens of this issuer.

@@ -28,17 +28,23 @@ pub struct ControlPlane {
     listen: SocketAddr,
     admin: SocketAddr,
     environment: Vec<(String, String)>,
+    limits: Option<PathBuf>,
 }
 
 impl ControlPlane {
-    /// A control plane that reads `<folder>/resources`. Does not start it.
-    pub(super) fn new(folder: &Path, environment: Vec<(String, String)>) -> Self {
+    /// A control plane that reads `<folder>/resources`, with limits from a file. Does not start it.
+    pub(super) fn new(
+        folder: &Path,
+        environment: Vec<(String, String)>,
+        limits: Option<PathBuf>,
+    ) -> Self {
         Self {
             process: Mutex::new(None),
             folder: folder.to_owned(),
             listen: ports::free(),
             admin: ports::free(),
             environment,
+            limits,
         }
     }
 
@@ -63,6 +69,9 @@ impl ControlPlane {
         .arg(self.socket())
         .args(["--listen", &self.listen.to_string()])
         .args(["--admin", &self.admin.to_string()]);
+        if let Some(limits) = &self.limits {
+            plan = plan.arg("--test-limits").arg(limits);
+        }
         for (name, value) in &self.environment {
             plan = plan.env(name, value);
         }
@@ -112,6 +121,11 @@ impl ControlPlane {
     /// Its URL for proxies.
     pub fn url(&self) -> String {
         format!("https://{}", self.listen)
+    }
+
+    /// The address of `/live`, `/ready` and `/metrics`.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
     }
 
     /// The administration socket.

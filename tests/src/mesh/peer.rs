@@ -13,7 +13,7 @@ use merlon_api::{
 };
 use merlon_certs::{Bootstrap, H2, MeshTls, PrivateKey, TrustRoots, X509Svid};
 use merlon_config::{name::SpiffeId, snapshot::ResourceKind};
-use rustls::ClientConfig;
+use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::{net::TcpStream, sync::mpsc};
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -160,6 +160,11 @@ impl TestPeer {
         RejectingProxy {
             _requests: requests,
         }
+    }
+
+    /// The configuration of a server under its identity, which accepts peers of the mesh.
+    pub fn server_config(&self, alpn: &[u8]) -> Arc<ServerConfig> {
+        self.tls.server_config(&[alpn]).expect("TLS")
     }
 
     /// A mesh TLS connection to the proxy of `workload` at `to`.

@@ -14,8 +14,10 @@ use tempfile::TempDir;
 
 use super::{
     control_plane::ControlPlane,
-    names::{NAMESPACE, identity},
+    metric::Metric,
+    names::{identity, split},
     sidecar::Sidecar,
+    wire::Wire,
 };
 use crate::{
     app::{App, Request},
@@ -29,6 +31,10 @@ pub struct Mesh {
     pub(super) folder: TempDir,
     pub(super) control_plane: ControlPlane,
     pub(super) sidecars: BTreeMap<String, Sidecar>,
+    /// The service account of each proxy.
+    pub(super) accounts: BTreeMap<String, String>,
+    pub(super) gateways: BTreeMap<String, SocketAddr>,
+    pub(super) wires: BTreeMap<String, Wire>,
     pub(super) apps: BTreeMap<String, Arc<App>>,
     pub(super) outbound: BTreeMap<(String, String), SocketAddr>,
 }
@@ -36,7 +42,22 @@ pub struct Mesh {
 impl Mesh {
     /// A client that calls services through the sidecar of `workload`.
     pub fn as_workload(&self, workload: &str) -> Client {
-        Client::new(self.sidecar(workload).outbound(), NAMESPACE)
+        let (namespace, _) = split(workload);
+        Client::new(self.sidecar(workload).outbound(), namespace)
+    }
+
+    /// A client outside the mesh that calls hosts at a gateway.
+    pub fn at_gateway(&self, gateway: &str) -> Client {
+        let address = self.gateways.get(gateway);
+        let address = address.unwrap_or_else(|| panic!("no gateway `{gateway}` in this mesh"));
+        Client::new(*address, split(gateway).0)
+    }
+
+    /// The wire over which other proxies reach the sidecar of `service`, which `MeshBuilder::wire` added.
+    pub fn wire_to(&self, service: &str) -> &Wire {
+        self.wires
+            .get(service)
+            .unwrap_or_else(|| panic!("no wire to `{service}` in this mesh"))
     }
 
     /// The local address of a TCP service for `workload`, which `MeshBuilder::outbound` added.
@@ -114,6 +135,35 @@ impl Mesh {
                 .find(|line| line.text(field) == value)
         })
         .await
+    }
+
+    /// The last access-log line of the sidecars of `workload` that has all these fields.
+    pub async fn log_with(&self, workload: &str, fields: &[(&str, &str)]) -> LogLine {
+        let sidecars: Vec<_> = self
+            .accounts
+            .iter()
+            .filter(|(name, account)| *account == workload || *name == workload)
+            .map(|(name, _)| self.sidecar(name))
+            .collect();
+        wait::until_some(format!("`{workload}` logs {fields:?}"), async || {
+            let has = |line: &LogLine| {
+                let mut fields = fields.iter();
+                fields.all(|(field, value)| line.text(field) == *value)
+            };
+            let mut lines = sidecars.iter().flat_map(|sidecar| sidecar.log());
+            lines.rfind(has)
+        })
+        .await
+    }
+
+    /// A metric of the sidecar of `workload`: the sum of all series with these labels, to be compared later.
+    pub async fn metric<'m>(
+        &'m self,
+        workload: &str,
+        name: &str,
+        labels: &[(&str, &str)],
+    ) -> Metric<'m> {
+        Metric::of(self.sidecar(workload), name, labels).await
     }
 
     /// Creates or replaces a resource file.

@@ -412,7 +412,7 @@ async fn a_new_service_is_found_without_a_restart_and_a_removed_one_is_gone() {
     let service = read("template-service.yaml");
     mesh.write(
         "second.yaml",
-        &service.replace("name: template,", "name: second,"),
+        &service.replace("name: template\n", "name: second\n"),
     );
     let policy = read("template-policy.yaml");
     mesh.write("second-policy.yaml", &policy.replace("template", "second"));
