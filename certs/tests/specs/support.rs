@@ -2,12 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use merlon_certs::{CertificateDer, MeshTls, PrivateKey, TrustRoots, X509Svid, pem};
+use merlon_certs::{MeshTls, PrivateKey, TrustRoots, X509Svid, pem};
 use merlon_config::snapshot::TrustBundle;
-use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, CustomExtension, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, SanType,
-};
+pub(crate) use merlon_test_support::ca::{Authority, leaf_params, valid};
+use rcgen::{CustomExtension, SanType};
 use rustls::{
     ClientConfig, ClientConnection, ServerConfig, ServerConnection,
     pki_types::{ServerName, UnixTime},
@@ -31,94 +29,28 @@ pub(crate) fn at(seconds: u64) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(seconds))
 }
 
-/// Sets the validity, in seconds since 1970.
-pub(crate) fn valid(params: &mut CertificateParams, from: u64, until: u64) {
-    let epoch = rcgen::date_time_ymd(1970, 1, 1);
-    params.not_before = epoch + Duration::from_secs(from);
-    params.not_after = epoch + Duration::from_secs(until);
-}
-
-/// A certification authority.
-pub(crate) struct Authority {
-    pub(crate) issuer: Issuer<'static, PrivateKey>,
-    pub(crate) certificate: CertificateDer<'static>,
-    /// The intermediates between a leaf and the root.
-    pub(crate) above: Vec<CertificateDer<'static>>,
-}
-
-impl Authority {
-    /// A root that is valid in all tests.
-    pub(crate) fn root(name: &str) -> Self {
-        Self::root_with(name, |_| ())
-    }
-
-    pub(crate) fn root_with(name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
-        let key = PrivateKey::generate().unwrap();
-        let mut params = ca_params(name);
-        change(&mut params);
-        let certificate = params.self_signed(&key).unwrap().der().clone();
-        Self {
-            issuer: Issuer::new(params, key),
-            certificate,
-            above: Vec::new(),
-        }
-    }
-
-    /// An intermediate under this one.
-    pub(crate) fn intermediate(
-        &self,
-        name: &str,
-        change: impl FnOnce(&mut CertificateParams),
-    ) -> Self {
-        let key = PrivateKey::generate().unwrap();
-        let mut params = ca_params(name);
-        change(&mut params);
-        let certificate = params.signed_by(&key, &self.issuer).unwrap().der().clone();
-        let mut above = vec![certificate.clone()];
-        above.extend(self.above.iter().cloned());
-        Self {
-            issuer: Issuer::new(params, key),
-            certificate,
-            above,
-        }
-    }
-
-    /// A leaf as our issuers sign it, with `change`.
-    pub(crate) fn leaf(
-        &self,
-        key: &PrivateKey,
-        uri: &str,
-        change: impl FnOnce(&mut CertificateParams),
-    ) -> Certificate {
-        let mut params = leaf_params(uri);
-        change(&mut params);
-        params.signed_by(key, &self.issuer).unwrap()
-    }
-
-    /// A valid leaf with its intermediates.
-    pub(crate) fn chain(&self, key: &PrivateKey, uri: &str) -> Vec<CertificateDer<'static>> {
-        let mut chain = vec![self.leaf(key, uri, |_| ()).der().clone()];
-        chain.extend(self.above.iter().cloned());
-        chain
-    }
-
+/// What these tests need of an authority besides certificates.
+pub(crate) trait Identities {
     /// A valid identity.
-    pub(crate) fn svid(&self, uri: &str, roots: &TrustRoots) -> X509Svid {
+    fn svid(&self, uri: &str, roots: &TrustRoots) -> X509Svid;
+
+    /// A valid identity, prepared for handshakes.
+    fn tls(&self, uri: &str, roots: &TrustRoots) -> MeshTls {
+        MeshTls::new(Arc::new(self.svid(uri, roots)), Arc::new(roots.clone())).unwrap()
+    }
+
+    /// This root alone, for [`DOMAIN`].
+    fn roots(&self) -> TrustRoots;
+}
+
+impl Identities for Authority {
+    fn svid(&self, uri: &str, roots: &TrustRoots) -> X509Svid {
         let key = PrivateKey::generate().unwrap();
         let chain = self.chain(&key, uri);
         X509Svid::parse(chain, key, roots, now()).unwrap()
     }
 
-    /// A valid identity, prepared for handshakes.
-    pub(crate) fn tls(&self, uri: &str, roots: &TrustRoots) -> MeshTls {
-        MeshTls::new(Arc::new(self.svid(uri, roots)), Arc::new(roots.clone())).unwrap()
-    }
-
-    pub(crate) fn bundle(&self, domain: &str) -> TrustBundle {
-        bundle(domain, [self])
-    }
-
-    pub(crate) fn roots(&self) -> TrustRoots {
+    fn roots(&self) -> TrustRoots {
         TrustRoots::from_bundle(&self.bundle(DOMAIN)).unwrap()
     }
 }
@@ -134,28 +66,6 @@ pub(crate) fn bundle<'a>(
             .map(|root| pem::certificate(&root.certificate))
             .collect(),
     }
-}
-
-pub(crate) fn ca_params(name: &str) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params
-}
-
-pub(crate) fn leaf_params(uri: &str) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.subject_alt_names = vec![self::uri(uri)];
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
-    valid(&mut params, 0, NOW * 2);
-    params
 }
 
 pub(crate) fn uri(text: &str) -> SanType {

@@ -2,8 +2,6 @@
 
 use std::{fs, path::Path};
 
-use serde_json::Value;
-
 use crate::harness::{Demo, Ran, command, merlon};
 
 /// One demo for all commands, because starting one takes seconds.
@@ -90,14 +88,11 @@ fn explain_shows_the_result_of_todays_policies(demo: &Demo) {
     let (charge, _) = text.split_once("@id(\"only-orders\")").unwrap();
     fs::write(&file, charge.replace("shop/orders", "shop/web")).unwrap();
     let id = decision(demo, "forbidden");
-    let explained = (0..100).find_map(|_| {
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        let ran = demo.merlon(&["explain", &id, "--output", "json"]);
+    let explained = demo.until(&["explain", &id, "--output", "json"], |ran| {
         assert_eq!(ran.code, 0, "{ran:#?}");
-        let explained = ran.json();
-        (explained["policiesChanged"] == true).then_some(explained)
+        ran.json()["policiesChanged"] == true
     });
-    let explained: Value = explained.expect("the edit takes effect");
+    let explained = explained.json();
     assert_eq!(explained["then"]["allowed"], false);
     assert_eq!(explained["today"]["allowed"], true);
     assert_eq!(

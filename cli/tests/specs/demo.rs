@@ -1,6 +1,6 @@
 //! The demo passes all its steps, and notices injected faults.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -158,7 +158,7 @@ fn ctrl_c_leaves_no_process_and_no_file() {
     assert!(exists(&folder));
     demo.signal(Signal::INT);
     assert_eq!(demo.wait().code(), Some(0));
-    assert!(all_end(&processes));
+    all_end(&processes);
     assert!(!exists(&folder), "{folder} is still there");
 }
 
@@ -168,7 +168,7 @@ fn the_processes_of_a_killed_demo_end_too() {
     let processes = demo.processes();
     demo.signal(Signal::KILL);
     assert_eq!(demo.wait().code(), None);
-    assert!(all_end(&processes));
+    all_end(&processes);
 }
 
 #[test]
@@ -189,12 +189,9 @@ fn a_killed_process_is_restarted_at_its_previous_address() {
     rustix::process::kill_process(before, Signal::KILL).unwrap();
     let down = demo.merlon(&["proxy", "status"]);
     assert_ne!(down.code, 0, "{down:#?}");
-    // Ten seconds until the restart, and the time to reconnect.
-    let restarted = demo.until(
-        Duration::from_secs(40),
-        &["proxy", "status", "--output", "json"],
-        |ran| ran.code == 0 && ran.out.matches("acknowledged").count() >= 3,
-    );
+    let restarted = demo.until(&["proxy", "status", "--output", "json"], |ran| {
+        ran.code == 0 && ran.out.matches("acknowledged").count() >= 3
+    });
     assert!(
         restarted
             .out

@@ -4,9 +4,9 @@ use std::{
     io::{BufRead as _, BufReader, Read as _},
     path::Path,
     process::{Child, Command, ExitStatus, Output, Stdio},
-    time::{Duration, Instant},
 };
 
+use merlon_test_support::wait::block_until_value;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 
@@ -122,21 +122,9 @@ impl Demo {
     }
 
     /// Repeats a command until its output matches.
-    pub(crate) fn until(
-        &self,
-        timeout: Duration,
-        arguments: &[&str],
-        matches: impl Fn(&Ran) -> bool,
-    ) -> Ran {
-        let began = Instant::now();
-        loop {
-            let ran = self.merlon(arguments);
-            if matches(&ran) {
-                return ran;
-            }
-            assert!(began.elapsed() < timeout, "{ran:#?}");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+    pub(crate) fn until(&self, arguments: &[&str], matches: impl Fn(&Ran) -> bool) -> Ran {
+        let what = format!("`merlon {}` prints what is wanted", arguments.join(" "));
+        block_until_value(what, || self.merlon(arguments), matches)
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
@@ -151,19 +139,10 @@ impl Demo {
         .unwrap();
     }
 
-    /// Waits for its exit, at most ten seconds.
+    /// Waits for its exit.
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        let began = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(
-                began.elapsed() < Duration::from_secs(10),
-                "the demo does not exit"
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let look = || self.child.try_wait().unwrap();
+        block_until_value("the demo exits", look, Option::is_some).unwrap()
     }
 }
 
@@ -178,16 +157,13 @@ impl Drop for Demo {
     }
 }
 
-/// Whether all these processes end within two seconds.
-pub(crate) fn all_end(processes: &[Pid]) -> bool {
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(2) {
-        if processes.iter().all(|pid| test_kill_process(*pid).is_err()) {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    false
+/// Waits until none of these processes exists.
+pub(crate) fn all_end(processes: &[Pid]) {
+    let left = || -> Vec<_> {
+        let exists = |pid: &&Pid| test_kill_process(**pid).is_ok();
+        processes.iter().filter(exists).collect()
+    };
+    block_until_value("no process is left", left, Vec::is_empty);
 }
 
 pub(crate) fn exists(path: &str) -> bool {

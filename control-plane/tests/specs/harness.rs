@@ -1,6 +1,6 @@
 //! Shared steps of the specifications.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc};
 
 use hyper_util::rt::TokioIo;
 use merlon_api::{
@@ -12,14 +12,15 @@ use merlon_api::{
     identity::{Evidence, IssueRequest, IssueResponse, identity_client::IdentityClient},
     node,
 };
-use merlon_certs::{Bootstrap, CertificateDer, H2, MeshTls, PrivateKey, TrustRoots, X509Svid};
+use merlon_certs::{Bootstrap, CertificateDer, H2, MeshTls, PrivateKey};
 use merlon_config::{
     name::SpiffeId,
     snapshot::{ResourceKind, TrustBundle},
 };
 use merlon_control_plane::{ControlPlaneConfig, app, app::ControlPlane};
+use merlon_test_support::{ca, limit, until_some, wait::until_value};
 use rustls::ClientConfig;
-use rustls_pki_types::{ServerName, UnixTime};
+use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
@@ -32,8 +33,6 @@ use tonic::{
     Status, Streaming,
     transport::{Channel, Endpoint},
 };
-
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A control plane with a directory of resources.
 pub(crate) struct Plane {
@@ -145,6 +144,15 @@ impl Plane {
         found.map_or(0, |number| number.trim().parse().unwrap())
     }
 
+    /// The first problem of the resources, as soon as there is one.
+    pub(crate) async fn problem(&self) -> Value {
+        until_some("the control plane reports a problem", async || {
+            let status = self.get("/v1/status").await;
+            status["source"]["problems"].get(0).cloned()
+        })
+        .await
+    }
+
     /// The status of the proxy with this node id.
     pub(crate) async fn status(&self, node: &str) -> Value {
         let list = self.get("/v1/proxies").await;
@@ -156,19 +164,8 @@ impl Plane {
 
     /// Waits until the status of a proxy matches.
     pub(crate) async fn until(&self, node: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        let waiting = async {
-            loop {
-                let status = self.status(node).await;
-                if wanted(&status) {
-                    return status;
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        match tokio::time::timeout(TIMEOUT, waiting).await {
-            Ok(status) => status,
-            Err(_) => panic!("still {}", self.status(node).await),
-        }
+        let what = format!("the status of `{node}` matches");
+        until_value(what, async || self.status(node).await, wanted).await
     }
 
     pub(crate) async fn token(&self, name: &str) -> JoinToken {
@@ -250,11 +247,9 @@ pub(crate) struct Member {
 impl Member {
     pub(crate) fn of(reply: IssueResponse, key: PrivateKey) -> Self {
         let bundle: TrustBundle = serde_json::from_str(&reply.trust_bundle).unwrap();
-        let roots = TrustRoots::from_bundle(&bundle).unwrap();
         let chain = reply.chain.into_iter().map(CertificateDer::from).collect();
-        let svid = X509Svid::parse(chain, key, &roots, UnixTime::now()).unwrap();
         Self {
-            tls: MeshTls::new(Arc::new(svid), Arc::new(roots)).unwrap(),
+            tls: ca::identity(chain, key, &bundle),
         }
     }
 
@@ -318,10 +313,8 @@ impl Stream {
     }
 
     pub(crate) async fn next(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
-        let message = tokio::time::timeout(TIMEOUT, self.responses.message()).await;
-        Ok(message
-            .expect("a response in time")?
-            .expect("a response, not the end"))
+        let message = limit("a response on the stream", self.responses.message()).await?;
+        Ok(message.expect("a response, not the end"))
     }
 
     /// The next response, which must have the kind `kind`.

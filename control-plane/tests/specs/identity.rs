@@ -6,6 +6,7 @@ use merlon_api::{
 };
 use merlon_certs::{LeafFacts, PrivateKey};
 use merlon_config::name::SpiffeId;
+use merlon_test_support::limit;
 use tonic::{Code, Status};
 
 use crate::harness::{Member, Plane, Stream, id, issue};
@@ -213,9 +214,7 @@ async fn an_identity_without_a_resource_is_not_renewed() {
             }
         }
     };
-    let status = tokio::time::timeout(crate::harness::TIMEOUT, gone)
-        .await
-        .unwrap();
+    let status = limit("the refusal of a renewal", gone).await;
     refused(&status, Code::PermissionDenied, "no Workload or Gateway");
 }
 

@@ -2,9 +2,10 @@
 
 use merlon_api::discovery::DeltaDiscoveryRequest;
 use merlon_config::snapshot::{Destination, Manifest, ResourceKind};
+use merlon_test_support::limit;
 use tonic::Code;
 
-use crate::harness::{MESH, Member, Plane, Stream, TIMEOUT, service};
+use crate::harness::{MESH, Member, Plane, Stream, service};
 
 /// Subscribes to the manifest and to every resource in it, and acknowledges.
 async fn follow(stream: &mut Stream) -> (Manifest, merlon_api::discovery::DeltaDiscoveryResponse) {
@@ -224,14 +225,7 @@ async fn an_invalid_file_changes_nothing_and_is_reported_until_it_is_fixed() {
         "orders.yaml",
         &service("orders", 7009).replace("selector", "selectors"),
     );
-    let status = loop {
-        let status = plane.get("/v1/status").await;
-        if !status["source"]["problems"].as_array().unwrap().is_empty() {
-            break status;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    };
-    let problem = &status["source"]["problems"][0];
+    let problem = plane.problem().await;
     assert_eq!(
         (&problem["file"], &problem["line"]),
         (&"orders.yaml".into(), &11.into()),
@@ -280,7 +274,7 @@ async fn a_proxy_that_does_not_read_delays_no_other() {
                 }
             }
         };
-        tokio::time::timeout(TIMEOUT, arrived).await.unwrap();
+        limit("the change", arrived).await;
     }
 }
 

@@ -71,13 +71,7 @@ async fn a_shutdown_is_immediate_and_removes_the_socket() {
 async fn a_file_that_changes_the_trust_domain_is_rejected() {
     let plane = Plane::start().await;
     plane.write("mesh.yaml", &MESH.replace("demo.test", "other.test"));
-    let problem = loop {
-        let status = plane.get("/v1/status").await;
-        if let Some(problem) = status["source"]["problems"].as_array().unwrap().first() {
-            break problem.clone();
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    };
+    let problem = plane.problem().await;
     assert_eq!(problem["field"], "spec.trustDomain");
     assert_eq!(plane.get("/v1/status").await["trustDomain"], "demo.test");
 }

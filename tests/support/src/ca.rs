@@ -1,6 +1,6 @@
 //! Certification authorities and the identities that they issue.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use merlon_certs::{CertificateDer, MeshTls, PrivateKey, TrustRoots, X509Svid, pem};
 use merlon_config::snapshot::TrustBundle;
@@ -68,6 +68,22 @@ impl Authority {
         params.signed_by(key, &self.issuer).expect("a certificate")
     }
 
+    /// A leaf with its intermediates.
+    pub fn chain(&self, key: &PrivateKey, uri: &str) -> Vec<CertificateDer<'static>> {
+        self.chain_with(key, uri, |_| ())
+    }
+
+    fn chain_with(
+        &self,
+        key: &PrivateKey,
+        uri: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Vec<CertificateDer<'static>> {
+        let mut chain = vec![self.leaf(key, uri, change).der().clone()];
+        chain.extend(self.above.iter().cloned());
+        chain
+    }
+
     /// The trust bundle of a trust domain whose only root is this one.
     pub fn bundle(&self, trust_domain: &str) -> TrustBundle {
         TrustBundle {
@@ -79,8 +95,7 @@ impl Authority {
     /// The identity of `uri` in the trust domain of this root, prepared for handshakes, with `change` to its certificate.
     pub fn identity(&self, uri: &str, change: impl FnOnce(&mut CertificateParams)) -> MeshTls {
         let key = PrivateKey::generate().expect("a key");
-        let mut chain = vec![self.leaf(&key, uri, change).der().clone()];
-        chain.extend(self.above.iter().cloned());
+        let chain = self.chain_with(&key, uri, change);
         let trust_domain = uri
             .strip_prefix("spiffe://")
             .and_then(|rest| rest.split('/').next())
@@ -127,5 +142,16 @@ pub fn leaf_params(uri: &str) -> CertificateParams {
         ExtendedKeyUsagePurpose::ServerAuth,
         ExtendedKeyUsagePurpose::ClientAuth,
     ];
+    valid(&mut params, 0, FAR);
     params
 }
+
+/// Sets the validity, in seconds since 1970.
+pub fn valid(params: &mut CertificateParams, from: u64, until: u64) {
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    params.not_before = epoch + Duration::from_secs(from);
+    params.not_after = epoch + Duration::from_secs(until);
+}
+
+/// A time in 2083, after that of every test.
+const FAR: u64 = 3_580_000_000;

@@ -150,22 +150,23 @@ macro_rules! eventually {
     };
 }
 
-/// [`until_some`] for tests without a runtime. Blocks the thread.
+/// [`until_value`] for tests without a runtime. Blocks the thread.
 ///
 /// # Panics
-/// If `condition` returns no value within `timeout`.
+/// If `read` returns no wanted value within [`TIMEOUT`]; the message contains the last value.
 #[track_caller]
-pub fn block_until_some<T>(
-    timeout: Duration,
+pub fn block_until_value<T: fmt::Debug>(
     what: impl fmt::Display,
-    mut condition: impl FnMut() -> Option<T>,
+    mut read: impl FnMut() -> T,
+    wanted: impl Fn(&T) -> bool,
 ) -> T {
-    let pause = Pause::new(timeout);
+    let pause = Pause::new(TIMEOUT);
     loop {
-        if let Some(value) = condition() {
+        let value = read();
+        if wanted(&value) {
             return value;
         }
-        pause.check(&what, &"");
+        pause.check(&what, &format_args!("; the last value is {value:#?}"));
         std::thread::sleep(LONGEST_PAUSE);
     }
 }

@@ -1,11 +1,8 @@
 //! A real OpenBao server in development mode, in memory, and an administrator's calls to it.
 
 use std::{
-    env, fs,
-    io::{BufRead as _, BufReader},
-    net::TcpListener,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    fs,
+    path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
@@ -15,7 +12,13 @@ use merlon_issuer::{
     Vault, VaultTimes,
     vault_setup::{self, Prepared},
 };
+use merlon_test_support::{
+    folder, ports,
+    process::{Plan, Process},
+    tools, until, until_some,
+};
 use reqwest::Method;
+use rustix::process::Signal;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -28,8 +31,9 @@ const ROOT_TOKEN: &str = "administrator";
 pub(crate) struct Bao {
     pub(crate) address: Url,
     unseal_key: String,
-    process: Child,
+    process: Process,
     http: reqwest::Client,
+    _folder: TempDir,
 }
 
 /// A response of the server.
@@ -48,32 +52,22 @@ impl Bao {
 
     /// A separate server, to seal, stop or kill.
     pub(crate) async fn own() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        // The input of the shell ends with this process; the shell then kills the server.
-        let script = r#""$0" server -dev -dev-no-store-token -dev-root-token-id="$1" -dev-listen-address="$2" <&- &
-            server=$!; echo "pid $server"; cat >/dev/null; kill -9 $server"#;
-        let mut process = Command::new("sh")
-            .args(["-c", script])
-            .arg(program())
-            .args([ROOT_TOKEN, &format!("127.0.0.1:{port}")])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let unseal_key = lines
-            .by_ref()
-            .map_while(Result::ok)
-            .find_map(|line| line.strip_prefix("Unseal Key: ").map(str::to_owned))
-            .expect("OpenBao prints its unseal key when it is up");
-        std::thread::spawn(move || lines.for_each(drop));
+        let (folder, address) = (folder::fresh(), ports::free());
+        let process = Plan::new("openbao", tools::installed("bao"), folder.path())
+            .args(["server", "-dev", "-dev-no-store-token"])
+            .arg(format!("-dev-root-token-id={ROOT_TOKEN}"))
+            .arg(format!("-dev-listen-address={address}"))
+            .start();
+        let unseal_key = until_some("OpenBao prints its unseal key", async || {
+            assert!(process.is_alive(), "OpenBao exited\n{process:?}");
+            let out = process.out();
+            // Only a whole line: the server may still be writing it.
+            let (_, rest) = out.split_once("Unseal Key: ")?;
+            rest.split_once('\n').map(|(key, _)| key.to_owned())
+        })
+        .await;
         let bao = Self {
-            address: format!("http://127.0.0.1:{port}").parse().unwrap(),
+            address: format!("http://{address}").parse().unwrap(),
             unseal_key,
             process,
             http: reqwest::Client::builder()
@@ -81,11 +75,17 @@ impl Bao {
                 .tls_certs_only(Vec::new())
                 .build()
                 .unwrap(),
+            _folder: folder,
         };
-        while bao.call("GET", "sys/health", Value::Null).await.status != 200 {
-            tokio::task::yield_now().await;
-        }
+        bao.until_active().await;
         bao
+    }
+
+    async fn until_active(&self) {
+        until("OpenBao is active", async || {
+            self.call("GET", "sys/health", Value::Null).await.status == 200
+        })
+        .await;
     }
 
     /// A call with the administrator's token.
@@ -144,11 +144,12 @@ impl Bao {
         let token = prepared.token.expose_secret();
         let role = format!("{}/roles/{}", prepared.pki_mount, prepared.role);
         for path in ["auth/token/lookup-self", &role] {
-            while self.call_with(token, "GET", path, Value::Null).await.status != 200 {
-                tokio::task::yield_now().await;
-            }
+            until(format!("{path} is visible"), async || {
+                self.call_with(token, "GET", path, Value::Null).await.status == 200
+            })
+            .await;
         }
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder::fresh();
         let token_file = folder.path().join("token");
         fs::write(&token_file, prepared.token.expose_secret()).unwrap();
         Mesh {
@@ -169,37 +170,16 @@ impl Bao {
             .call("PUT", "sys/unseal", json!({ "key": self.unseal_key }))
             .await;
         assert_eq!(response.status, 200, "{response:?}");
-        while self.call("GET", "sys/health", Value::Null).await.status != 200 {
-            tokio::task::yield_now().await;
-        }
+        self.until_active().await;
     }
 
     /// Stops the process with SIGSTOP.
     pub(crate) fn freeze(&self) {
-        self.signal("-STOP");
+        self.process.signal(Signal::STOP);
     }
 
     pub(crate) fn thaw(&self) {
-        self.signal("-CONT");
-    }
-
-    fn signal(&self, name: &str) {
-        let children = format!("/proc/{0}/task/{0}/children", self.process.id());
-        let children = fs::read_to_string(children).unwrap();
-        let names = |pid: &str| {
-            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            name.trim() == "bao"
-        };
-        let server = children.split_whitespace().find(|pid| names(pid)).unwrap();
-        let status = Command::new("kill").args([name, server]).status().unwrap();
-        assert!(status.success());
-    }
-}
-
-impl Drop for Bao {
-    fn drop(&mut self) {
-        drop(self.process.stdin.take());
-        let _ = self.process.wait();
+        self.process.signal(Signal::CONT);
     }
 }
 
@@ -255,21 +235,4 @@ impl Mesh<'_> {
             .expect("a token")
             .to_owned()
     }
-}
-
-/// The program of the server: `MERLON_BAO`, the one that `make tools` installed, or the one in PATH.
-fn program() -> PathBuf {
-    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools/bin/bao");
-    let in_path = env::var_os("PATH").into_iter().flat_map(|path| {
-        env::split_paths(&path)
-            .map(|folder| folder.join("bao"))
-            .collect::<Vec<_>>()
-    });
-    env::var_os("MERLON_BAO")
-        .map(PathBuf::from)
-        .into_iter()
-        .chain([installed])
-        .chain(in_path)
-        .find(|path| path.is_file())
-        .expect("OpenBao (`bao`) is not installed; install it with: make tools")
 }
