@@ -30,7 +30,7 @@ pub struct Limits {
     pub handshake_timeout: Duration,
 
     // Row "in flight".
-    /// Requests in flight per worker. More are refused with 503 `overload`. Default: 4,096.
+    /// Requests per worker whose response has not started. More are refused with 503 `overload`. Default: 4,096.
     pub in_flight: usize,
 
     // Row "authenticate".
@@ -46,7 +46,7 @@ pub struct Limits {
     /// From the first byte of an HTTP/1 head to its last. Default: 10 s.
     #[serde(deserialize_with = "duration")]
     pub head_timeout: Duration,
-    /// How long an HTTP/1 connection may be idle, and any connection before its first bytes. Default: 60 s.
+    /// How long a connection may be without a request, and without its first bytes. Default: 60 s.
     #[serde(deserialize_with = "duration")]
     pub idle_timeout: Duration,
     /// Streams that a peer may have open on an HTTP/2 connection. Default: 100.

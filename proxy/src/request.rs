@@ -5,6 +5,7 @@ pub(crate) mod checks;
 pub(crate) mod exchange;
 pub(crate) mod forwarded_response;
 pub(crate) mod open_permit;
+pub(crate) mod open_requests;
 pub(crate) mod response_body;
 pub(crate) mod target;
 pub(crate) mod token_cache;

@@ -159,6 +159,7 @@ pub(crate) async fn serve_h2<T, S>(
     S: Serve<Peer>,
 {
     let _open = OpenConnection::new(local, peer.direction, transport);
+    let open_requests = Rc::clone(&peer.open_requests);
     let service = service_fn(move |request| serve(Rc::clone(&peer), request, None));
     let limits = &local.shared.limits;
     let connection = http2::Builder::new(LocalExecutor)
@@ -174,7 +175,17 @@ pub(crate) async fn serve_h2<T, S>(
             TokioIo::new(GuardedFrames::new(stream.inner, stream.prefix, limits)),
             service,
         );
-    drive(local, connection).await;
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        () = drive(local, connection.as_mut()) => return,
+        () = open_requests.idle_for(limits.idle_timeout) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    // A request that crosses the GOAWAY is served. A peer that does not react to it is not waited for.
+    tokio::select! {
+        () = drive(local, connection) => {}
+        () = open_requests.idle_for(limits.idle_timeout) => {}
+    }
 }
 
 /// Serves HTTP/1.1, with the guard in front.
@@ -207,7 +218,7 @@ pub(crate) async fn serve_http1<T, S>(
         .max_headers(crate::protocol::http1::MAX_FIELDS + 8)
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
-    drive(local, connection).await;
+    drive(local, std::pin::pin!(connection)).await;
 }
 
 /// Reports the response to the guard: the following bytes are HTTP, or after a switch no longer.
@@ -260,14 +271,13 @@ where
 /// Runs a connection to its end; once the drain starts, to the end of its open requests.
 async fn drive<E: std::fmt::Display>(
     local: &Rc<WorkerContext>,
-    connection: impl GracefulShutdown<Output = Result<(), E>>,
+    mut connection: Pin<&mut impl GracefulShutdown<Output = Result<(), E>>>,
 ) {
-    let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = local.shutdown.drain.cancelled() => {
             connection.as_mut().drain();
-            connection.await
+            connection.as_mut().await
         }
     };
     if let Err(error) = ended {

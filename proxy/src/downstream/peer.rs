@@ -14,6 +14,7 @@ use crate::{
     request::{
         call::Call,
         exchange::Exchange,
+        open_requests::OpenRequests,
         target::{Target, TargetCache},
         worker_context::{CurrentSnapshot, WorkerContext},
     },
@@ -46,6 +47,8 @@ pub(crate) struct Peer {
     /// listen on it: a NetworkPolicy that allows one port must not open another.
     pub(crate) dialled: Option<u16>,
     pub(crate) targets: RefCell<TargetCache>,
+    /// The open requests on the connection.
+    pub(crate) open_requests: Rc<OpenRequests>,
 }
 
 impl Peer {
@@ -73,6 +76,7 @@ impl Peer {
             program_port: None,
             dialled: None,
             targets: RefCell::default(),
+            open_requests: OpenRequests::new(),
         }
     }
 

@@ -31,13 +31,15 @@ pub(crate) async fn respond(
     let version = request.version();
     let grpc = is_grpc(request.headers());
     let begin = || {
-        Exchange::begin(
+        let mut exchange = Exchange::begin(
             &peer.local,
             peer.direction,
             peer.id.clone(),
             peer.address,
             version,
-        )
+        );
+        exchange.open_request = Some(peer.open_requests.begin());
+        exchange
     };
     let outcome = match broken {
         Some(denial) => Err((denial, begin())),

@@ -11,7 +11,10 @@ use http::{HeaderMap, Method, Uri, Version, request::Parts, uri::Authority};
 use jiff::Timestamp;
 use merlon_policy::{authn::User, decision::Permit};
 
-use super::worker_context::{CurrentSnapshot, WorkerContext};
+use super::{
+    open_requests::OpenRequest,
+    worker_context::{CurrentSnapshot, WorkerContext},
+};
 use crate::{
     config::AccessLogMode,
     protocol::{
@@ -54,6 +57,8 @@ pub(crate) struct Exchange {
     pub(crate) current: Option<Rc<CurrentSnapshot>>,
     pub(crate) upstream: Option<SocketAddr>,
     pub(crate) progress: Option<Rc<BodyProgress>>,
+    /// Keeps the connection that it came on from being idle.
+    pub(crate) open_request: Option<OpenRequest>,
     bytes_in: u64,
     pub(crate) bytes_out: u64,
     counted: bool,
@@ -102,6 +107,7 @@ impl Exchange {
             current: None,
             upstream: None,
             progress: None,
+            open_request: None,
             bytes_in: 0,
             bytes_out: 0,
             counted: true,

@@ -13,7 +13,10 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::protocol::{http1::may_be_trailer, revocation::Revocation};
+use crate::protocol::{
+    http1::{MAX_TRAILER_FIELDS, MAX_TRAILERS, may_be_trailer},
+    revocation::Revocation,
+};
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +27,9 @@ pub(crate) enum BodyError {
     /// It exceeded its limit.
     #[error("the body is larger than {0} bytes")]
     TooLarge(u64),
+    /// The trailers are too large or too many.
+    #[error("the trailers are too large or too many")]
+    Trailers,
     /// The permit was revoked.
     #[error("no longer permitted")]
     Revoked,
@@ -112,6 +118,11 @@ impl Body for RequestBody {
                         return Poll::Ready(Some(Err(BodyError::TooLarge(progress.limit))));
                     }
                 }
+                // The guard has the same limits for HTTP/1.
+                if frame.trailers_ref().is_some_and(exceed_limits) {
+                    progress.broken.set(true);
+                    return Poll::Ready(Some(Err(BodyError::Trailers)));
+                }
                 Poll::Ready(Some(Ok(filter_trailers(frame))))
             }
         }
@@ -151,6 +162,13 @@ pub(crate) fn poll_permitted<T>(
         revocation.wake(cx);
     }
     Some(polled)
+}
+
+fn exceed_limits(trailers: &HeaderMap) -> bool {
+    let sizes = trailers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + ": ".len() + value.len());
+    trailers.len() > MAX_TRAILER_FIELDS || sizes.sum::<usize>() > MAX_TRAILERS
 }
 
 /// Removes trailers that the decision depends on: they arrive after it.
