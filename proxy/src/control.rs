@@ -16,6 +16,7 @@ pub(crate) mod state_dir;
 
 use std::{sync::Arc, time::Duration};
 
+use rustls_pki_types::UnixTime;
 use tokio::{sync::mpsc, time};
 
 use self::{
@@ -136,7 +137,7 @@ async fn tick(shared: Arc<Shared>, metrics: Arc<Metrics>, snapshot_age: Snapshot
     second.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     loop {
         second.tick().await;
-        publish::expire(&shared);
+        publish::expire(&shared, UnixTime::now());
         metrics
             .snapshot_age
             .set(i64::try_from(snapshot_age.age()).unwrap_or(i64::MAX));

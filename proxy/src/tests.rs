@@ -1,16 +1,21 @@
 //! Whole-proxy tests on real sockets: real workers, programs behind them and clients in front.
 
+mod bounds;
 mod control;
 pub(crate) mod control_plane;
+mod expiry;
 pub(crate) mod fixtures;
 mod gateway;
 mod harness;
+mod http2_bounds;
 mod inbound;
 mod interception;
 mod layers;
 mod log_events;
 mod mesh;
 mod outbound;
+mod recorded;
 mod revocation;
 mod smuggling;
 mod streams;
+mod upstream_bounds;

@@ -14,6 +14,7 @@ use merlon_config::{
     snapshot::{Destination, ResourceKind, Version},
     watch::watch_dir,
 };
+use rustls_pki_types::UnixTime;
 use tokio::{sync::mpsc, task, time};
 
 use super::{
@@ -187,7 +188,7 @@ impl Standalone {
             Ok(tls) => publish::publish(&self.shared, &self.metrics, tls),
             Err(error) => {
                 tracing::error!(%error, "identity.rejected");
-                publish::expire(&self.shared);
+                publish::expire(&self.shared, UnixTime::now());
             }
         }
     }

@@ -7,10 +7,21 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::request::worker_context::WorkerContext;
 
+/// A source of connections.
+pub(crate) trait Accept {
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)>;
+}
+
+impl Accept for TcpListener {
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        Self::accept(self).await
+    }
+}
+
 /// Accepts until the drain starts, with a task for each connection.
 pub(crate) async fn serve<F>(
     local: &Rc<WorkerContext>,
-    listener: &TcpListener,
+    listener: &impl Accept,
     connection: impl Fn(Rc<WorkerContext>, TcpStream, SocketAddr) -> F,
 ) where
     F: Future<Output = ()> + 'static,

@@ -162,3 +162,52 @@ impl Destinations {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lookup_without_a_result_in_time_is_unavailable() {
+        let limits = Limits {
+            lookup_timeout: Duration::from_millis(10),
+            ..Limits::default()
+        };
+        // The lookups are taken, and never answered.
+        let (destinations, mut lookups) = Destinations::new(&limits);
+        let taken = tokio::spawn(async move {
+            let mut taken = Vec::new();
+            while let Some(lookup) = lookups.recv().await {
+                taken.push(lookup);
+            }
+            taken.len()
+        });
+        let within = |lookup| time::timeout(Duration::from_secs(20), lookup);
+        for key in ["shop/orders", "192.0.2.1:80"] {
+            let found = within(destinations.lookup(key.parse().unwrap())).await;
+            assert_eq!(found.unwrap(), Err(LookupError::Unavailable), "{key}");
+        }
+        drop(destinations);
+        assert_eq!(taken.await.unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_lookup_beyond_the_queue_is_unavailable_at_once() {
+        let limits = Limits {
+            // Waiting for it would fail the test.
+            lookup_timeout: Duration::from_secs(3_600),
+            ..Limits::default()
+        };
+        let (destinations, _lookups) = Destinations::new(&limits);
+        let address = |port| SocketAddr::from(([192, 0, 2, 1], port));
+        let mut waiting = Vec::new();
+        for _ in 0..QUEUE {
+            let mut asked = Box::pin(destinations.ask_address(address(80)));
+            assert!(futures_util::poll!(asked.as_mut()).is_pending());
+            waiting.push(asked);
+        }
+        let beyond = destinations.ask_address(address(81));
+        let beyond = time::timeout(Duration::from_secs(20), beyond).await;
+        assert_eq!(beyond.unwrap(), Err(LookupError::Unavailable));
+    }
+}

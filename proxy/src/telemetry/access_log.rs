@@ -286,4 +286,68 @@ mod tests {
         let value: serde_json::Value = serde_json::from_slice(&block).unwrap();
         assert_eq!(value["user"], user);
     }
+
+    /// A reader that reads nothing until the sender is dropped.
+    struct Stalled {
+        start: Option<Receiver<()>>,
+        text: Arc<std::sync::Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Stalled {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if let Some(start) = self.start.take() {
+                let _ = start.recv();
+            }
+            self.text.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_stalls_delays_no_request_and_the_dropped_lines_are_counted() {
+        let (resume, start) = std::sync::mpsc::channel();
+        let text = Arc::<std::sync::Mutex<Vec<u8>>>::default();
+        let out = Stalled {
+            start: Some(start),
+            text: Arc::clone(&text),
+        };
+        let limits = Limits {
+            access_log_queue: 2,
+            ..Limits::default()
+        };
+        let metrics = Arc::<WorkerMetrics>::default();
+        let log = WorkerLog::new(AccessLog::to(out, &limits), Arc::clone(&metrics));
+        let local = tokio::task::LocalSet::new();
+        // At least 20 blocks, of which the thread holds one and the queue two.
+        let path = "p".repeat(1_000);
+        let lines = 20 * BLOCK / path.len();
+        let write = async {
+            for _ in 0..lines {
+                log.write(&Line {
+                    path: Some(&path),
+                    ..line()
+                });
+            }
+            log.flush();
+        };
+        local.run_until(write).await;
+        let dropped = metrics.access_log_dropped.value();
+        drop(resume);
+        drop((log, local));
+        let written = || {
+            let text = text.lock().unwrap();
+            text.iter().filter(|byte| **byte == b'\n').count() as u64
+        };
+        assert!(dropped >= 10 * (BLOCK / 2_000) as u64, "{dropped}");
+        let begin = std::time::Instant::now();
+        while written() + dropped < lines as u64 {
+            assert!(begin.elapsed() < Duration::from_secs(60), "{}", written());
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(written() + dropped, lines as u64);
+    }
 }

@@ -41,12 +41,11 @@ pub(crate) fn publish(shared: &Shared, metrics: &Metrics, tls: MeshTls) {
     shared.readiness.remove_reason(Unready::TlsExpired);
 }
 
-/// Withdraws an expired identity: no connection is accepted or opened with an expired certificate.
-pub(crate) fn expire(shared: &Shared) {
-    let now = UnixTime::now().as_secs();
+/// Withdraws an identity that has expired at `now`: no connection is accepted or opened with an expired certificate.
+pub(crate) fn expire(shared: &Shared, now: UnixTime) {
     let current = shared.identity.load_full();
     if let Some(tls) = current.as_ref()
-        && tls.svid().not_after.as_secs() <= now
+        && tls.svid().not_after.as_secs() <= now.as_secs()
     {
         tracing::error!(identity = %tls.svid().id, serial = tls.svid().serial, "identity.expired");
         shared.identity.publish(None);

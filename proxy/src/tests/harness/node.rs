@@ -102,19 +102,24 @@ impl Node {
         node
     }
 
+    /// The context of another worker of the node.
+    pub(crate) fn context(&self) -> Rc<WorkerContext> {
+        Rc::new(WorkerContext::new(
+            0,
+            Arc::clone(&self.shared),
+            Arc::clone(&self.metrics),
+            AccessLog::to(self.log.clone(), &self.shared.limits),
+            self.shutdown.clone(),
+        ))
+    }
+
     /// An address whose connections reach the node as if an interception rule had redirected them from a port of the
     /// program.
     pub(crate) async fn redirected_from(&self, port: u16) -> SocketAddr {
         // Not 127.0.0.1: a caller dials its own address at the proxy's port.
         let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let local = Rc::new(WorkerContext::new(
-            0,
-            Arc::clone(&self.shared),
-            Arc::clone(&self.metrics),
-            AccessLog::to(self.log.clone(), &self.shared.limits),
-            self.shutdown.clone(),
-        ));
+        let local = self.context();
         tokio::task::spawn_local(async move {
             while let Ok((stream, from)) = listener.accept().await {
                 let redirected =
