@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use http::{Method, StatusCode};
 use merlon_test_support::log::LogLine;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -235,13 +236,28 @@ impl Mesh {
 
     /// Rotates the certificate of the proxy of `workload`: `merlon certs rotate`. Returns the old and the new serial number.
     pub async fn rotate(&self, workload: &str) -> (String, String) {
-        let id = self.proxy_id(workload).await;
-        let rotated = self
-            .control_plane
-            .post(&format!("/v1/proxies/{id}/rotate"), &Value::Null)
-            .await;
-        let serial = |field: &str| rotated[field].as_str().unwrap_or_default().to_owned();
-        (serial("oldSerial"), serial("newSerial"))
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let what = format!("the certificate of `{workload}` is rotated");
+        wait::until_some(what, async || {
+            let id = self.proxy_id(workload).await;
+            let before = text(&self.status_of(workload).await["certificateSerial"]);
+            let path = format!("/v1/proxies/{id}/rotate");
+            let reply = self
+                .control_plane
+                .call(Method::POST, &path, &Value::Null)
+                .await;
+            if reply.status == StatusCode::OK {
+                let rotated = reply.json();
+                return Some((text(&rotated["oldSerial"]), text(&rotated["newSerial"])));
+            }
+            // Two seconds after a rotation the proxy reconnects with its new certificate. If that is now, the reply is
+            // lost, and the request too or not.
+            assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE, "{reply:?}");
+            self.proxy_id(workload).await;
+            let after = text(&self.status_of(workload).await["certificateSerial"]);
+            (!before.is_empty() && !after.is_empty() && after != before).then_some((before, after))
+        })
+        .await
     }
 
     /// Waits until the proxy of `workload` has acknowledged a snapshot other than `version`. Returns the new version.

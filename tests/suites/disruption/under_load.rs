@@ -9,12 +9,12 @@ use merlon_tests::{
     until,
 };
 
-/// How long each test keeps its load up: fifty seconds, or the time that `make soak` sets.
+/// How long each test keeps its load up: fifteen seconds, or the time that `make soak` sets.
 fn time() -> Duration {
     let seconds = std::env::var("MERLON_LOAD_SECONDS")
         .ok()
         .and_then(|text| text.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(50))
+    Duration::from_secs(seconds.unwrap_or(15))
 }
 
 async fn mesh() -> Mesh {
