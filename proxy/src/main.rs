@@ -9,7 +9,10 @@ use merlon_proxy::{
     app::{self, Addresses, StartError},
     flags::Flags,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{Signal, SignalKind, signal},
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -23,6 +26,14 @@ fn main() -> ExitCode {
     allocator::purge_at_once();
     let flags = Flags::parse();
     merlon_net::process_log::to_stderr("info");
+    // Before anything is served: by default a signal ends the process without a drain.
+    let (runtime, mut terminate, mut interrupt) = match signals() {
+        Ok(signals) => signals,
+        Err(error) => {
+            tracing::error!(%error, "proxy.failed");
+            return ExitCode::from(FAILED);
+        }
+    };
     let addresses_file = flags.addresses_file.clone();
     let started = flags
         .into_config()
@@ -48,35 +59,40 @@ fn main() -> ExitCode {
         tracing::error!(file = %file.display(), %error, "addresses_file.not_written");
         return ExitCode::from(FAILED);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
-        runtime.block_on(async {
-            let mut terminate = signal(SignalKind::terminate())?;
-            let mut interrupt = signal(SignalKind::interrupt())?;
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                // A thread ended unexpectedly.
-                ended = handle.ended() => return Ok(ended?),
-            }
-            handle.drain();
-            tokio::select! {
-                ended = handle.ended() => Ok(ended?),
-                // A second signal ends the drain.
-                _ = interrupt.recv() => Ok(()),
-                _ = terminate.recv() => Ok(()),
-            }
-        })
+    let ended = runtime.block_on(async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            // A thread ended unexpectedly.
+            ended = handle.ended() => return ended,
+        }
+        handle.drain();
+        tokio::select! {
+            ended = handle.ended() => ended,
+            // A second signal ends the drain.
+            _ = interrupt.recv() => Ok(()),
+            _ = terminate.recv() => Ok(()),
+        }
     });
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "proxy.failed");
+            tracing::error!(%error, "proxy.failed");
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// SIGTERM and SIGINT, and the runtime that receives them.
+fn signals() -> std::io::Result<(Runtime, Signal, Signal)> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let entered = runtime.enter();
+    let terminate = signal(SignalKind::terminate())?;
+    let interrupt = signal(SignalKind::interrupt())?;
+    drop(entered);
+    Ok((runtime, terminate, interrupt))
 }
 
 /// Writes atomically, so that a process that waits for the file never reads a part of it.
