@@ -12,7 +12,7 @@ use merlon_tests::{
     client::connect,
     limit,
     mesh::{Guard, Shared, Standalone},
-    until,
+    ports, until,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -206,12 +206,8 @@ fn plain_proxy(app: &App) -> Standalone {
 #[tokio::test]
 async fn spans_for_a_collector_that_refuses_are_dropped_and_counted_and_fail_no_request() {
     let app = App::http().await;
-    // Bound and not listening: no other process can take the port.
-    let unused = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    let any: SocketAddr = ([127, 0, 0, 1], 0).into();
-    unused.bind(&any.into()).unwrap();
-    let address = unused.local_addr().unwrap().as_socket().unwrap();
-    let proxy = proxy_with_collector(&app, address).await;
+    let refusing = ports::refusing();
+    let proxy = proxy_with_collector(&app, refusing.address()).await;
     let client = Client::new(proxy.proxy().inbound(), "shop");
     for _ in 0..20 {
         client.get("orders", "/open/1").await.is_ok();

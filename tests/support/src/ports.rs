@@ -1,35 +1,65 @@
 //! Addresses for processes that need one before they start, and addresses at which no process answers.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener},
-    sync::atomic::{AtomicU16, Ordering},
+    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    ops::Range,
+    sync::{Mutex, PoisonError},
 };
 
 use socket2::{Domain, Socket, Type};
 
-static NEXT: AtomicU16 = AtomicU16::new(0);
+static CLAIMED: Mutex<Vec<Block>> = Mutex::new(Vec::new());
 
 // Below the range of Linux for outgoing connections (32768 and up), so that no outgoing connection takes a port between
 // this module's check and the process's bind.
 const FIRST: u16 = 20_000;
-const COUNT: u16 = 12_000;
+const BLOCKS: u16 = 120;
+const PORTS: u16 = 100;
 
-/// A loopback address that nothing listens on. Never returns the same one twice within a test binary.
+/// Ports that only this process uses. Test binaries run at the same time, and one must not get a port that another has
+/// looked at and not bound yet. The claim is a UDP socket on the first port: TCP does not mind it, and the kernel removes
+/// it with the process.
+struct Block {
+    _claim: UdpSocket,
+    unused: Range<u16>,
+}
+
+impl Block {
+    fn claim() -> Self {
+        // Not from the first block each time: processes of the last test binary may be ending.
+        let start = u16::try_from(std::process::id() % u32::from(BLOCKS)).unwrap_or(0);
+        (0..BLOCKS)
+            .map(|step| FIRST + (start + step) % BLOCKS * PORTS)
+            .find_map(|first| {
+                let claim = UdpSocket::bind((Ipv4Addr::LOCALHOST, first)).ok()?;
+                let unused = first..first + PORTS;
+                Some(Self {
+                    _claim: claim,
+                    unused,
+                })
+            })
+            .expect("a block of ports that no other process has claimed")
+    }
+}
+
+/// A loopback address that nothing listens on. Never returns the same one twice within a test binary, nor in two test
+/// binaries at the same time.
 ///
 /// For addresses that must be known beforehand (a `Workload`'s mesh address, a control plane that restarts). Everything
 /// else binds port 0.
 pub fn free() -> SocketAddr {
-    // Test binaries of two checkouts may run at once: start at different offsets.
-    let offset = u16::try_from(std::process::id().wrapping_mul(97) % u32::from(COUNT)).unwrap_or(0);
-    for _ in 0..COUNT {
-        let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        let port = FIRST + (offset.wrapping_add(step)) % COUNT;
+    let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
+    loop {
+        let next = claimed.last_mut().and_then(|block| block.unused.next());
+        let Some(port) = next else {
+            claimed.push(Block::claim());
+            continue;
+        };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         if TcpListener::bind(address).is_ok() {
             return address;
         }
     }
-    panic!("no free port between {FIRST} and {}", FIRST + COUNT);
 }
 
 /// A loopback address that refuses connections as long as this value exists: a socket holds the port and does not listen,
@@ -98,6 +128,15 @@ mod tests {
     };
 
     use super::*;
+
+    #[test]
+    fn no_other_process_claims_the_block_of_a_port() {
+        let port = free().port();
+        let first = FIRST + (port - FIRST) / PORTS * PORTS;
+        let error = UdpSocket::bind((Ipv4Addr::LOCALHOST, first)).expect_err("claimed");
+        assert_eq!(error.kind(), ErrorKind::AddrInUse);
+        assert!((first..first + PORTS).contains(&port));
+    }
 
     #[test]
     fn a_refusing_address_refuses_connections_and_its_port_stays_taken() {
