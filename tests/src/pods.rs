@@ -18,7 +18,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::OnceCell};
 
 pub use self::{
     capture::Capture,
@@ -43,6 +43,8 @@ pub struct Node {
     namespace: Namespace,
     folder: TempDir,
     control_plane: Process,
+    // The pods of `in_plain`, and the program of the second.
+    plain: OnceCell<(Pod, Pod, App)>,
 }
 
 /// A pod of a [`Node`].
@@ -103,6 +105,7 @@ impl Node {
             namespace,
             folder,
             control_plane,
+            plain: OnceCell::new(),
         };
         wait::until("the control plane is ready", async || {
             assert!(this.control_plane.is_alive(), "{this:?}");
@@ -135,6 +138,8 @@ impl Node {
     pub fn pod(&self, name: &str, number: u8) -> Pod {
         let namespace = Namespace::new(name);
         let port = format!("veth{number}");
+        // The kernel removes the link of a dropped pod of this number later than the pod.
+        self.namespace.try_ip(&["link", "del", &port]);
         self.namespace.ip(&[
             "link",
             "add",
@@ -155,9 +160,16 @@ impl Node {
         );
         namespace.ip(&["addr", "add", &v4, "dev", "eth0"]);
         namespace.ip(&["addr", "add", &v6, "dev", "eth0", "nodad"]);
+        // The same for each pod of this number: others still have the address of an earlier one in their tables.
+        let mac = format!("02:00:0a:c8:01:{number:02x}");
+        namespace.ip(&["link", "set", "eth0", "address", &mac]);
         namespace.ip(&["link", "set", "eth0", "up"]);
         namespace.ip(&["route", "add", "default", "via", "10.200.0.1"]);
         namespace.ip(&["-6", "route", "add", "default", "via", "fd00:200::1"]);
+        // Up to a second after the link is up. A packet that is lost before takes as long as a proxy waits for a connection.
+        let what = format!("the bridge forwards for {name}");
+        let link = || self.namespace.try_ip(&["-d", "link", "show", &port]);
+        wait::block_until_value(what, link, |link| link.contains("state forwarding"));
         Pod {
             name: name.to_owned(),
             folder: self.folder.path().to_owned(),
@@ -182,6 +194,22 @@ impl Node {
     /// Captures the traffic on the bridge.
     pub fn capture(&self) -> Capture {
         Capture::start(&self.namespace.path())
+    }
+
+    /// Sends a text in a plain HTTP request from one pod outside the mesh to another: the control of a capture.
+    ///
+    /// # Panics
+    /// If the request is not answered.
+    pub async fn in_plain(&self, text: &str) {
+        let pods = self.plain.get_or_init(async || {
+            let (client, server) = (self.pod("client", 250), self.pod("server", 251));
+            let program = server.http(8080);
+            (client, server, program)
+        });
+        let (client, server, _) = pods.await;
+        let target = format!("/{text}");
+        let answer = client.get(server.at(8080), "server", &target).await;
+        answer.expect("an answer").is_ok();
     }
 
     async fn join_token(&self, workload: &str) -> String {
@@ -320,6 +348,35 @@ impl Pod {
         .await;
     }
 
+    /// The number of inbound TLS handshakes that its sidecar refused.
+    ///
+    /// # Panics
+    /// If the sidecar does not show its metrics.
+    pub async fn refused_handshakes(&self) -> u64 {
+        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, 7562));
+        let page = get(&self.namespace, admin, "admin", "/metrics").await;
+        let page = page.expect("the metrics").text();
+        let own = r#"merlon_tls_handshakes_total{direction="inbound",result="refused"} "#;
+        let count = page.lines().find_map(|line| line.strip_prefix(own));
+        count.map_or(0, |count| count.parse().expect("a number"))
+    }
+
+    /// Drops all packets between it and the node, so that its sidecar has no control plane from now on.
+    ///
+    /// # Panics
+    /// If the rules are not accepted.
+    pub async fn lose_control_plane(&self) {
+        let node = node().ip();
+        let rules = format!(
+            "add table ip lost; add chain ip lost in {{ type filter hook input priority 0; }}; \
+             add rule ip lost in ip saddr {node} drop; \
+             add chain ip lost out {{ type filter hook output priority 0; }}; \
+             add rule ip lost out ip daddr {node} drop"
+        );
+        let ended = self.run(tools::installed("nft"), &[&rules]).await;
+        assert_eq!(ended.code(), 0, "{ended:?}");
+    }
+
     /// Kills its sidecar.
     pub fn kill_sidecar(&self) {
         self.sidecar().kill9();
@@ -350,6 +407,17 @@ impl Pod {
 }
 
 async fn get(
+    namespace: &Namespace,
+    to: SocketAddr,
+    host: &str,
+    target: &str,
+) -> Result<Reply, String> {
+    // Silence is neither an answer nor a refusal.
+    let what = format!("an answer of {to} to {target}, or the end of the connection");
+    wait::limit(what, request(namespace, to, host, target)).await
+}
+
+async fn request(
     namespace: &Namespace,
     to: SocketAddr,
     host: &str,

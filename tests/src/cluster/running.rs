@@ -23,6 +23,8 @@ pub struct Cluster {
     node: Node,
     addresses: Addresses,
     folder: TempDir,
+    // The address of the server of `in_plain`.
+    plain_server: OnceCell<String>,
 }
 
 /// The number of clusters with different addresses in one process.
@@ -30,6 +32,28 @@ const INDICES: u8 = 10;
 
 /// The busybox image, which every cluster has.
 pub const BUSYBOX: &str = "localhost/busybox:test";
+
+/// The pods of [`Cluster::in_plain`].
+const PLAIN: &str = "
+apiVersion: v1
+kind: Pod
+metadata: { name: server, namespace: plain }
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: server
+      image: 'localhost/busybox:test'
+      imagePullPolicy: Never
+      command: [sh, -c, 'echo plain > /tmp/index.html && exec httpd -f -p 8080 -h /tmp']
+      readinessProbe: { tcpSocket: { port: 8080 }, periodSeconds: 1 }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: client, namespace: plain }
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{ name: client, image: 'localhost/busybox:test', imagePullPolicy: Never, command: [sleep, '2147483647'] }]
+";
 
 static SHARED: OnceCell<Cluster> = OnceCell::const_new();
 
@@ -62,6 +86,7 @@ impl Cluster {
             node,
             addresses,
             folder,
+            plain_server: OnceCell::new(),
         };
         this.bring_up().await;
         this
@@ -163,13 +188,17 @@ impl Cluster {
         static NEXT: AtomicU8 = AtomicU8::new(0);
         let name = format!("{name}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         self.kubectl(&["create", "namespace", &name]).await;
-        // Pods are rejected until their service account exists.
-        wait::until(format!("{name} has its service account"), async || {
-            let account = ["get", "serviceaccount", "default", "-n", &name];
+        self.service_account(&name).await;
+        name
+    }
+
+    /// Waits until a namespace has its service account, because pods are rejected until then.
+    async fn service_account(&self, namespace: &str) {
+        wait::until(format!("{namespace} has its service account"), async || {
+            let account = ["get", "serviceaccount", "default", "-n", namespace];
             self.try_kubectl(&account).await.code() == 0
         })
         .await;
-        name
     }
 
     /// Imports an image into containerd. No registry is used.
@@ -202,7 +231,8 @@ impl Cluster {
     /// # Panics
     /// If it times out; the message contains the description of all pods.
     pub async fn wait_for(&self, arguments: &[&str]) {
-        let mut all = vec!["wait", "--timeout=60s"];
+        // Shorter than the time limit of the test, whose message says less.
+        let mut all = vec!["wait", "--timeout=50s"];
         all.extend(arguments);
         wait::until(format!("the objects of {arguments:?} exist"), async || {
             let ended = self.try_kubectl(&all).await;
@@ -215,6 +245,31 @@ impl Cluster {
             !absent
         })
         .await;
+    }
+
+    /// Sends a text in a plain HTTP request from one pod outside the mesh to another: the control of a capture.
+    ///
+    /// # Panics
+    /// If the request is not answered.
+    pub async fn in_plain(&self, text: &str) {
+        let namespace = "plain";
+        let server = self.plain_server.get_or_init(async || {
+            self.kubectl(&["create", "namespace", namespace]).await;
+            self.service_account(namespace).await;
+            self.apply(PLAIN).await;
+            let ready = "--for=condition=Ready";
+            self.wait_for(&[ready, "-n", namespace, "pod/client", "pod/server"])
+                .await;
+            let server = self.json(&["get", "pod", "server", "-n", namespace]).await;
+            let address = server["status"]["podIP"].as_str();
+            address.expect("an address").to_owned()
+        });
+        let server = server.await;
+        let url = format!("http://{server}:8080/?{text}");
+        let ended = self
+            .exec(namespace, "client", &["wget", "-qO-", &url])
+            .await;
+        assert_eq!((ended.code(), &*ended.out), (0, "plain\n"), "{ended:?}");
     }
 
     /// Suspends the API server until [`Cluster::resume_api_server`].

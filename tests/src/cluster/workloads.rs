@@ -86,7 +86,7 @@ impl Cluster {
 
     /// Waits until the rollout of a Deployment is complete.
     pub async fn rolled_out(&self, namespace: &str, what: &str) {
-        self.kubectl(&["rollout", "status", "-n", namespace, what, "--timeout=60s"])
+        self.kubectl(&["rollout", "status", "-n", namespace, what, "--timeout=50s"])
             .await;
     }
 

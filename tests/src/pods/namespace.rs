@@ -51,6 +51,16 @@ impl Namespace {
         ip(&[&["-n", &self.name], arguments].concat());
     }
 
+    /// Runs `ip` in it, and returns its output. It may fail.
+    pub fn try_ip(&self, arguments: &[&str]) -> String {
+        let ran = Command::new(tools::installed("ip"))
+            .args(["-n", &self.name])
+            .args(arguments)
+            .output();
+        let out = ran.map(|ran| ran.stdout).unwrap_or_default();
+        String::from_utf8_lossy(&out).into_owned()
+    }
+
     /// Calls `what` on a thread inside it. A socket stays in the namespace in which it was created.
     ///
     /// # Panics

@@ -2,6 +2,8 @@
 
 mod certificates;
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use merlon_tests::{
     Cluster,
     cluster::{self, merlon},
@@ -12,10 +14,10 @@ use rcgen::{CertificateParams, KeyPair};
 use serde_json::Value;
 use tokio::sync::{Mutex, OnceCell};
 
-/// One port without TLS for all hosts, and one with a certificate for each of two hosts.
-const VALUES: &str = "
-mesh: { trustDomain: cluster.merlon.test }
-certificates: { issuer: embedded }
+use crate::installed::installed;
+
+/// Chart values: one port without TLS for all hosts, and one with a certificate for each of two hosts.
+pub(crate) const VALUES: &str = "
 gateway:
   enabled: true
   service: { type: ClusterIP }
@@ -50,18 +52,17 @@ spec:
 /// Held by tests that compare the gateway's pods.
 static PODS: Mutex<()> = Mutex::const_new(());
 
-/// The cluster that these tests share, with Gateway API, Merlon and a client outside the mesh in it.
+/// Creates the Secrets that [`VALUES`] name.
+pub(crate) async fn create_certificates(cluster: &Cluster) {
+    certificate(cluster, "shop-cert", "shop.example").await;
+    certificate(cluster, "bank-cert", "*.bank.example").await;
+}
+
+/// The shared cluster, with a policy for the gateway and a client outside the mesh.
 async fn edge() -> &'static Cluster {
     static EDGE: OnceCell<&Cluster> = OnceCell::const_new();
     EDGE.get_or_init(async || {
-        let cluster = Cluster::shared().await;
-        cluster.install_gateway_crds().await;
-        cluster
-            .kubectl(&["create", "namespace", merlon::NAMESPACE])
-            .await;
-        certificate(cluster, "shop-cert", "shop.example").await;
-        certificate(cluster, "bank-cert", "*.bank.example").await;
-        cluster.install_merlon(VALUES).await;
+        let cluster = installed().await.cluster;
         cluster.apply(OPEN).await;
         cluster.kubectl(&["create", "namespace", "visitors"]).await;
         cluster
@@ -71,6 +72,12 @@ async fn edge() -> &'static Cluster {
             )
             .await;
         cluster.available("visitors").await;
+        // A node programs its rules for a new Service shortly after the pods of the Service are ready.
+        wait::until("the visitor reaches the gateway", async || {
+            let answer = call(cluster, "http://unknown.example/", &[]).await;
+            answer.out.ends_with("\n404")
+        })
+        .await;
         cluster
     })
     .await
@@ -139,18 +146,34 @@ async fn call(cluster: &Cluster, url: &str, more: &[&str]) -> Output {
     cluster.curl("visitors", "visitor", &arguments).await
 }
 
-async fn until_answered(cluster: &Cluster, url: &str, more: &[&str], expected: &str) {
-    let arguments = [more, &["-S"]].concat();
-    wait::until(format!("{url} {more:?}: {expected:?}"), async || {
-        let answer = call(cluster, url, &arguments).await;
-        let right = answer.out.contains(expected);
-        if !right {
-            // Shows the last answer if the wait times out.
-            eprintln!("{url}: {:?} {:?}", answer.out, answer.err);
-        }
-        right
-    })
-    .await;
+/// Waits until the gateways serve every earlier change: a policy for them that is applied now is in force.
+async fn settled(cluster: &Cluster) {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("settled-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    cluster
+        .apply(&format!(
+            "apiVersion: merlon.io/v1alpha1\nkind: AuthorizationPolicy\n\
+             metadata: {{ name: {name}, namespace: {} }}\nspec:\n  \
+             targetRefs: [{{ kind: Gateway, name: merlon-gateway }}]\n  policies: |\n    @id(\"{name}\")\n    \
+             forbid (principal, action, resource) when {{ context has path && context.path == \"/{name}\" }};\n",
+            merlon::NAMESPACE
+        ))
+        .await;
+    let policy = format!("authorizationpolicy/{name}");
+    cluster.programmed(merlon::NAMESPACE, &policy).await;
+    cluster
+        .kubectl(&["delete", &policy, "-n", merlon::NAMESPACE, "--wait=false"])
+        .await;
+}
+
+/// Once the gateways serve every earlier change, the first answer contains `expected`.
+async fn answers(cluster: &Cluster, url: &str, more: &[&str], expected: &str) {
+    settled(cluster).await;
+    let answer = call(cluster, url, more).await;
+    assert!(
+        answer.out.contains(expected),
+        "{url} {more:?}: {expected:?} is not in {answer:?}"
+    );
 }
 
 /// Waits for a condition of an HTTPRoute at its first parent; returns its reason and message.
@@ -234,7 +257,7 @@ async fn requests_from_outside_are_routed_by_path_header_and_weight_under_the_ga
     }
 
     let say = "http://routes.example/cgi-bin/say";
-    until_answered(cluster, say, &[], "\n200").await;
+    answers(cluster, say, &[], "\n200").await;
     let forged = [
         "-H",
         "merlon-caller: spiffe://forged",
@@ -255,9 +278,12 @@ async fn requests_from_outside_are_routed_by_path_header_and_weight_under_the_ga
     let answer = call(cluster, say, &["-H", "X-Version: next"]).await;
     assert!(answer.out.contains("next\n"), "{answer:?}");
     let both = ["-H", "X-Share: both"];
-    for expected in ["orders\n", "stock\n"] {
-        until_answered(cluster, say, &both, expected).await;
-    }
+    let shared = call(cluster, &format!("{say}?[1-40]"), &both).await;
+    let count = |text: &str| shared.out.matches(text).count();
+    assert_eq!(count("\n200"), 40, "{shared:?}");
+    let (orders, stock) = (count("orders\n"), count("stock\n"));
+    assert_eq!(orders + stock, 40, "{shared:?}");
+    assert!(orders > 0 && stock > 0, "{orders} and {stock} of 40");
     for (url, status) in [
         ("http://routes.example/", "404"),
         ("http://routes.example/cgi-binary", "404"),
@@ -286,7 +312,7 @@ async fn requests_from_outside_are_routed_by_path_header_and_weight_under_the_ga
         .apply_in(&shop, &route("a-younger", "routes.example", mark))
         .await;
     let only = "http://routes.example/cgi-bin/say/younger";
-    until_answered(cluster, only, &[], "next\n").await;
+    answers(cluster, only, &[], "next\n").await;
     let answer = call(cluster, say, &[]).await;
     assert!(answer.out.contains("orders\n"), "{answer:?}");
     cluster
@@ -305,7 +331,7 @@ async fn requests_from_outside_are_routed_by_path_header_and_weight_under_the_ga
     cluster
         .kubectl(&["delete", "authorizationpolicy", "stock", "-n", &shop])
         .await;
-    until_answered(cluster, say, &both, "\n403").await;
+    answers(cluster, &format!("{say}?[1-40]"), &both, "\n403").await;
 
     // A route that is rejected as a whole serves none of its hosts; a valid change takes effect at once.
     let filters = "
@@ -317,13 +343,13 @@ async fn requests_from_outside_are_routed_by_path_header_and_weight_under_the_ga
     let (reason, message) = route_condition(cluster, &shop, "shop", "Accepted=False").await;
     assert_eq!(reason, "UnsupportedValue");
     assert!(message.starts_with("spec.rules[0].filters: "), "{message}");
-    until_answered(cluster, say, &[], "\n404").await;
+    answers(cluster, say, &[], "\n404").await;
     let all = "
     - backendRefs: [{ name: next, port: 80 }]";
     cluster
         .apply_in(&shop, &route("shop", "routes.example", all))
         .await;
-    until_answered(cluster, say, &[], "next\n").await;
+    answers(cluster, say, &[], "next\n").await;
 }
 
 #[tokio::test]
@@ -342,7 +368,7 @@ async fn a_route_reaches_another_namespace_only_with_a_reference_grant() {
     assert_eq!(reason, "RefNotPermitted");
     assert!(message.contains("ReferenceGrant"), "{message}");
     let say = "http://far.example/cgi-bin/say";
-    until_answered(cluster, say, &[], "\n500").await;
+    answers(cluster, say, &[], "\n500").await;
     cluster
         .apply_in(
             &bank,
@@ -352,12 +378,12 @@ async fn a_route_reaches_another_namespace_only_with_a_reference_grant() {
             ),
         )
         .await;
-    until_answered(cluster, say, &[], "accounts\n").await;
+    answers(cluster, say, &[], "accounts\n").await;
     route_condition(cluster, &shop, "far", "ResolvedRefs=True").await;
     cluster
         .kubectl(&["delete", "referencegrant", "shop", "-n", &bank])
         .await;
-    until_answered(cluster, say, &[], "\n500").await;
+    answers(cluster, say, &[], "\n500").await;
 }
 
 #[tokio::test]
@@ -372,7 +398,7 @@ async fn a_rolling_restart_of_the_gateways_loses_no_request() {
         .apply_in(&shop, &route("steady", "steady.example", rules))
         .await;
     let url = "http://steady.example/cgi-bin/say";
-    until_answered(cluster, url, &[], "\n200").await;
+    answers(cluster, url, &[], "\n200").await;
     let script = format!(
         "while [ ! -e /tmp/stop ]; do curl -s -m 10 -o /dev/null -w '%{{http_code}}\\n' \
          --connect-to ::merlon-gateway.merlon-system.svc.cluster.local: {url}; done; rm /tmp/stop"

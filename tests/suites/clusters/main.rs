@@ -2,5 +2,6 @@
 
 mod cluster;
 mod gateway_in_cluster;
+mod installed;
 mod mesh_in_cluster;
 mod programs_in_cluster;

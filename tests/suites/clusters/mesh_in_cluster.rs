@@ -7,31 +7,14 @@ mod secrets;
 
 use merlon_tests::{
     Cluster,
-    cluster::{self, merlon, openbao::ClusterBao},
-    wait,
+    cluster::{self, merlon},
 };
-use tokio::sync::OnceCell;
 
-/// The cluster that these tests share, with OpenBao and Merlon in it.
+use crate::installed::installed;
+
+/// The shared cluster.
 async fn meshed() -> &'static Cluster {
-    meshed_with_bao().await.0
-}
-
-async fn meshed_with_bao() -> &'static (&'static Cluster, ClusterBao<'static>) {
-    static MESHED: OnceCell<(&Cluster, ClusterBao<'_>)> = OnceCell::const_new();
-    MESHED
-        .get_or_init(async || {
-            let cluster = Cluster::shared().await;
-            (cluster, install(cluster).await)
-        })
-        .await
-}
-
-/// Installs OpenBao and Merlon.
-async fn install(cluster: &Cluster) -> ClusterBao<'_> {
-    let bao = cluster.openbao().await;
-    cluster.install_merlon(&bao.values()).await;
-    bao
+    installed().await.cluster
 }
 
 /// An HTTP server on 8080: `/` returns `canary-of-orders`, `/cgi-bin/head` the request's headers as CGI variables.
@@ -134,11 +117,10 @@ async fn services_use_mutual_tls_transparently_and_are_closed_until_a_policy_per
         assert!(head.out.contains(&caller_line), "{url}: {head:?}");
         assert!(!head.out.contains("forged"), "{url}: {head:?}");
     }
-    assert!(capture.bytes() > 0);
-    assert!(
-        !capture.has("canary-of-orders"),
-        "a payload crossed the wire in plain text"
-    );
+    let secrets = ["canary-of-orders", "sealed-by-the-mesh"];
+    capture
+        .sealed(&secrets, async |text| cluster.in_plain(text).await)
+        .await;
     // Another workload of the namespace and another method are refused.
     for (from, more) in [("other", &[][..]), ("web", &["-X", "POST"])] {
         let answer = cluster
@@ -171,19 +153,12 @@ async fn services_use_mutual_tls_transparently_and_are_closed_until_a_policy_per
         assert!(answer.out.ends_with("\n000"), "{answer:?}");
         assert!(!answer.out.contains("canary"), "{answer:?}");
     }
-    // The same capture does see plain text outside the mesh.
-    let plain = format!("http://orders.{outside}/cgi-bin/head");
-    // A node programs its rules for a new Service shortly after the pods are ready.
-    wait::until("pods outside the mesh reach each other", async || {
-        let canary = ["-H", "canary: open-outside-the-mesh", &plain];
-        let answer = cluster.curl(&outside, "outsider", &canary).await;
-        answer.out.ends_with("\n200") && capture.has("HTTP_CANARY=open-outside-the-mesh")
-    })
-    .await;
-    assert!(
-        !capture.has("sealed-by-the-mesh"),
-        "a payload crossed the wire in plain text"
-    );
+    // The outsider does reach pods outside the mesh, and the same program there.
+    let pod = address_of(cluster, &outside, "app=orders").await;
+    let answer = cluster
+        .curl(&outside, "outsider", &[&format!("http://{pod}:8080/")])
+        .await;
+    assert_eq!(answer.out, "canary-of-orders\n\n200", "{answer:?}");
 }
 
 #[tokio::test]
@@ -271,69 +246,46 @@ spec:
     cluster.apply_in(&shop, &policy).await;
     cluster.programmed(&shop, "authorizationpolicy/cache").await;
     let capture = cluster.wire();
-    let ask = [
-        "timeout",
-        "10",
-        "redis-cli",
-        "-h",
-        "cache",
-        "set",
-        "key",
-        "canary-in-redis",
-    ];
-    let set = cluster.exec(&shop, "deploy/web", &ask).await;
-    assert_eq!(set.out.trim(), "OK", "{set:?}");
-    assert!(!capture.has("canary-in-redis"));
-    let set = cluster.exec(&shop, "deploy/other", &ask).await;
-    assert_ne!(set.out.trim(), "OK", "{set:?}");
-}
-
-#[tokio::test]
-async fn certificates_come_from_openbao_and_sealing_it_interrupts_no_running_workload() {
-    if !cluster::are_possible() {
-        return;
-    }
-    // A cluster of its own: sealing OpenBao here would delay other tests.
-    let cluster = Cluster::start().await;
-    let bao = install(&cluster).await;
-    let shop = cluster.meshed_namespace("vault").await;
-    cluster
-        .apply_in(&shop, &[orders(1), caller("web")].concat())
-        .await;
-    cluster.available(&shop).await;
-    cluster.apply_in(&shop, &web_reads(&shop)).await;
-    cluster
-        .programmed(&shop, "authorizationpolicy/orders")
-        .await;
-    let at = format!("http://orders.{shop}/");
-    let bundle = cluster
-        .json(&["get", "configmap", "merlon-trust-bundle", "-n", &shop])
-        .await;
-    let root = bao
-        .cli(&["read", "-field=certificate", "pki-root/cert/ca"])
-        .await;
-    let known = bundle["data"]["bundle.pem"].as_str().expect("roots");
-    assert!(known.contains(root.trim()), "{known}\n{root}");
-
-    bao.seal().await;
-    let answer = cluster.curl(&shop, "web", &[&at]).await;
-    assert!(answer.out.ends_with("\n200"), "{answer:?}");
-    // A new pod waits for its certificate and is not ready without it.
-    cluster
-        .kubectl(&["scale", "-n", &shop, "deployment/orders", "--replicas=2"])
-        .await;
-    let waiting = async || {
-        let deployment = cluster
-            .json(&["get", "deployment", "orders", "-n", &shop])
-            .await;
-        deployment["status"]["unavailableReplicas"] == 1
+    let set = async |from: &str, value: &str| {
+        let client = ["timeout", "10", "redis-cli", "-h", "cache"];
+        let from = format!("deploy/{from}");
+        let command = [&client[..], &["set", "key", value]].concat();
+        cluster.exec(&shop, &from, &command).await
     };
-    wait::until("the new pod waits", waiting).await;
-    bao.unseal().await;
-    let all = "--for=jsonpath={.status.readyReplicas}=2";
-    cluster
-        .wait_for(&[all, "-n", &shop, "deployment/orders"])
+    // The server itself, asked in its pod.
+    let server = async |command: &[&str]| {
+        let command = [&["redis-cli"], command].concat();
+        let answer = cluster.exec(&shop, "deploy/cache", &command).await;
+        assert_eq!(answer.code(), 0, "{answer:?}");
+        answer.out
+    };
+    let stored = set("web", "canary-in-redis").await;
+    assert_eq!(stored.out.trim(), "OK", "{stored:?}");
+    capture
+        .sealed(&["canary-in-redis"], async |text| {
+            cluster.in_plain(text).await;
+        })
         .await;
-    let answer = cluster.curl(&shop, "web", &[&at]).await;
-    assert!(answer.out.ends_with("\n200"), "{answer:?}");
+
+    let refused = set("other", "of-the-other").await;
+    assert_eq!(refused.code(), 1, "{refused:?}");
+    let closed = "Error: Server closed the connection";
+    assert!(
+        refused.out.contains(closed) || refused.err.contains(closed),
+        "{refused:?}"
+    );
+    assert_eq!(server(&["get", "key"]).await.trim(), "canary-in-redis");
+    let commands = server(&["info", "commandstats"]).await;
+    assert!(commands.contains("cmdstat_set:calls=1,"), "{commands}");
+    let log = cluster
+        .kubectl(&["logs", "-n", &shop, "deploy/cache", "-c", "merlon-proxy"])
+        .await;
+    let refusals: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("authz.denied"))
+        .collect();
+    assert!(
+        matches!(refusals[..], [one] if one.contains(&format!("/ns/{shop}/sa/other"))),
+        "{refusals:?}"
+    );
 }
