@@ -427,6 +427,14 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_certificate_may_renew_itself_after_the_outage_that_security_md_names() {
+        let security = include_str!("../../SECURITY.md");
+        assert!(security.contains("once the API server has been unreachable for half a minute"));
+        let Limits { token_review, .. } = Limits::default();
+        assert_eq!(token_review.renewal_after, Duration::from_secs(30));
+    }
+
     /// A leader must step down before another replica takes over, and a replica must renew its counts before they expire.
     #[test]
     fn the_defaults_are_in_the_order_that_their_comments_require() {

@@ -2,6 +2,7 @@
 //! run as processes on this machine.
 
 mod audit;
+mod etcd;
 mod issue;
 mod replica;
 mod server;

@@ -29,6 +29,8 @@ pub struct Replica {
     admin: SocketAddr,
     // The injector's configuration file.
     injection: Option<PathBuf>,
+    // The file of `--test-limits`.
+    limits: PathBuf,
     process: Mutex<Option<Process>>,
 }
 
@@ -46,9 +48,20 @@ impl ApiServer {
         replica
     }
 
-    /// Starts a replica that also serves the admission webhooks and Gateway API, and waits until it is ready.
-    pub async fn replica_with_webhooks(&self, name: &str) -> Replica {
+    /// Starts a replica with other times and limits, as in the file of `--test-limits`, and waits until it is ready.
+    pub async fn replica_with(&self, name: &str, limits: &Value) -> Replica {
+        let replica = self.prepare(name).await;
+        fs::write(&replica.limits, limits.to_string()).expect("a file");
+        replica.launch();
+        replica.until_ready().await;
+        replica
+    }
+
+    /// Starts a replica that also serves the admission webhooks and Gateway API, with other times and limits, and waits
+    /// until it is ready.
+    pub async fn replica_with_webhooks(&self, name: &str, limits: &Value) -> Replica {
         let mut replica = self.prepare(name).await;
+        fs::write(&replica.limits, limits.to_string()).expect("a file");
         let file = replica.folder.join(format!("{name}.injection.yaml"));
         fs::write(&file, INJECTION).expect("a file");
         replica.injection = Some(file);
@@ -81,8 +94,11 @@ impl ApiServer {
         let folder = self.folder.path().to_owned();
         let kubeconfig = folder.join(format!("{name}.kubeconfig"));
         fs::write(&kubeconfig, self.kubeconfig(&token)).expect("a kubeconfig");
+        let limits = folder.join(format!("{name}.limits.json"));
+        fs::write(&limits, "{}").expect("a file");
         Replica {
             name: name.to_owned(),
+            limits,
             folder,
             kubeconfig,
             listen: ports::free(),
@@ -154,6 +170,8 @@ impl Replica {
         .env("KUBECONFIG", &self.kubeconfig)
         .arg("--kubernetes")
         .args(["--replica", &self.name, "--namespace", "merlon-system"])
+        .arg("--test-limits")
+        .arg(&self.limits)
         .arg("--state-dir")
         .arg(self.folder.join(format!("{}-state", self.name)))
         .arg("--admin-socket")

@@ -1,26 +1,33 @@
 //! The API server and its objects.
 
-use std::{fmt, fs, net::SocketAddr, path::Path, sync::Mutex};
+use std::{
+    fmt, fs,
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
 use http::Method;
 use reqwest::Certificate;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::net::TcpStream;
 
-use super::audit;
+use super::{audit, etcd::Etcd};
 use crate::{
     ports,
     process::{Plan, Process},
     tools, wait,
 };
 
-/// An API server with its etcd.
+/// An API server, with its own keys in the etcd that all share.
 pub struct ApiServer {
     pub(super) folder: TempDir,
     address: SocketAddr,
     etcd: SocketAddr,
-    _etcd: Process,
+    prefix: String,
     server: Mutex<Option<Process>>,
     client: reqwest::Client,
 }
@@ -84,30 +91,17 @@ impl ApiServer {
 
     /// Like [`ApiServer::start`], without Merlon's CRDs.
     pub async fn without_crds() -> Self {
-        let folder = crate::folder::fresh();
-        let (etcd, peers, address) = (ports::free(), ports::free(), ports::free());
-        let url = |address: SocketAddr| format!("http://{address}");
-        let process = Plan::new("etcd", tools::installed("etcd"), folder.path())
-            .arg("--data-dir")
-            .arg(folder.path().join("etcd"))
-            .args(["--listen-client-urls", &url(etcd)])
-            .args(["--advertise-client-urls", &url(etcd)])
-            .args(["--listen-peer-urls", &url(peers)])
-            .args(["--initial-advertise-peer-urls", &url(peers)])
-            .args(["--initial-cluster", &format!("default={}", url(peers))])
-            // Its data need not survive the test.
-            .arg("--unsafe-no-fsync")
-            .start();
-        process
-            .until("listens", async || TcpStream::connect(etcd).await.is_ok())
-            .await;
+        let etcd = Etcd::shared().await;
+        static SERVERS: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("/{}", SERVERS.fetch_add(1, Ordering::Relaxed));
+        let (folder, address) = (crate::folder::fresh(), ports::free());
         write(folder.path());
         let this = Self {
             client: reqwest::Client::new(),
             folder,
             address,
-            etcd,
-            _etcd: process,
+            etcd: etcd.address,
+            prefix,
             server: Mutex::new(None),
         };
         this.launch();
@@ -171,6 +165,7 @@ impl ApiServer {
         let keys = folder.join("accounts.key");
         let process = Plan::new("kube-apiserver", tools::installed("kube-apiserver"), folder)
             .args(["--etcd-servers", &format!("http://{}", self.etcd)])
+            .args(["--etcd-prefix", &self.prefix])
             .args(["--bind-address", "127.0.0.1"])
             .args(["--secure-port", &self.address.port().to_string()])
             .arg("--cert-dir")
@@ -263,8 +258,8 @@ impl ApiServer {
     }
 
     async fn try_apply_with(&self, text: &str, options: &[&str]) -> Result<(), String> {
-        static FILES: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let number = FILES.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        static FILES: AtomicU32 = AtomicU32::new(0);
+        let number = FILES.fetch_add(1, Ordering::Relaxed);
         let file = self.folder.path().join(format!("applied-{number}.yaml"));
         fs::write(&file, text).expect("a file");
         let config = self.folder.path().join("administrator.kubeconfig");

@@ -13,6 +13,7 @@ use merlon_tests::{
     mesh::Sidecar,
     until, wait,
 };
+use serde_json::json;
 use tonic::Code;
 
 const MESH: &str = "
@@ -190,7 +191,13 @@ async fn a_control_plane_that_is_not_ready_reports_the_cause_and_the_fix() {
 async fn two_replicas_share_one_ca_count_together_and_either_may_die() {
     let api = ApiServer::start().await;
     api.apply(MESH).await;
-    let (first, second) = tokio::join!(api.replica("one"), api.replica("two"));
+    let limits = json!({ "lease": {
+        "duration": "5s", "retry": "500ms", "renewDeadline": "3s", "timeout": "1s",
+    } });
+    let (first, second) = tokio::join!(
+        api.replica_with("one", &limits),
+        api.replica_with("two", &limits)
+    );
     let shop = Shop::open(&api, &first, &second).await;
     api.apply(&policy(WEB_MAY_GET)).await;
     api.until_condition(POLICY, "Programmed", "True").await;
@@ -227,7 +234,7 @@ async fn two_replicas_share_one_ca_count_together_and_either_may_die() {
     // A modified bundle is restored, and a new namespace gets one.
     let bundle = "/api/v1/namespaces/shop/configmaps/merlon-trust-bundle";
     let right = api.get(bundle).await["data"].clone();
-    let broken = serde_json::json!({ "data": { "bundle.pem": "" } });
+    let broken = json!({ "data": { "bundle.pem": "" } });
     api.call(http::Method::PATCH, bundle, Some(&broken)).await;
     until("the bundle is restored", async || {
         api.get(bundle).await["data"] == right
