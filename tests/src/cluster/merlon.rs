@@ -42,21 +42,22 @@ impl Images {
             .await
     }
 
-    /// Builds images of a simulated next version, with a new field in the proxies' snapshot and one in a custom resource.
+    /// Builds the images of the simulated next version that `tests/cluster/newer` built, with a new field in the proxies'
+    /// snapshot and one in a custom resource.
     ///
     /// # Panics
-    /// If the build fails.
+    /// If that version is not built; the message contains the command. If the build of the images fails.
     pub async fn newer() -> Self {
         let proxy = tools::binary("merlon-proxy");
-        // In the build folder of this version, because it shares its libraries.
         let folder = proxy.parent().expect("a folder").join("newer");
         let work = crate::folder::fresh();
         let script = tools::root().join("tests/cluster/newer");
-        let ended = Plan::new("newer", script, work.path())
+        let checked = Plan::new("newer", script, work.path())
+            .arg("--check")
             .arg(&folder)
-            .run_within(20 * wait::TIMEOUT)
+            .run()
             .await;
-        assert_eq!(ended.code(), 0, "{}", ended.err);
+        assert_eq!(checked.code(), 0, "{}", checked.err);
         let images = folder.join("images");
         Self::of(&folder.join("programs"), &images, folder.join("charts")).await
     }

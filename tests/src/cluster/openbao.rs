@@ -18,6 +18,12 @@ use crate::{
 #[derive(Debug)]
 pub struct ClusterBao<'a> {
     cluster: &'a Cluster,
+    access: Access,
+}
+
+/// The access of its administrator, to keep beside the cluster.
+#[derive(Debug, Clone)]
+pub struct Access {
     certificate: PathBuf,
     address: String,
     unseal_key: String,
@@ -136,13 +142,12 @@ impl Cluster {
             .json(&["get", "service", "openbao", "-n", "vault"])
             .await;
         let address = service["spec"]["clusterIP"].as_str().expect("an address");
-        let mut bao = ClusterBao {
-            cluster: self,
+        let mut bao = self.openbao_of(Access {
             certificate,
             address: format!("https://{address}:8200"),
             unseal_key: String::new(),
             root_token: String::new(),
-        };
+        });
         // The Service's address works once kube-proxy has written its rules.
         wait::until("OpenBao is reachable", async || {
             let status = bao.try_cli(&["status"]).await;
@@ -160,8 +165,8 @@ impl Cluster {
             .await;
         let keys: Value = serde_json::from_str(&keys).expect("JSON");
         let text = |value: &Value| value.as_str().expect("a text").to_owned();
-        bao.unseal_key = text(&keys["unseal_keys_b64"][0]);
-        bao.root_token = text(&keys["root_token"]);
+        bao.access.unseal_key = text(&keys["unseal_keys_b64"][0]);
+        bao.access.root_token = text(&keys["root_token"]);
         bao.unseal().await;
         let set_up = bao
             .plan(&tools::root().join("certs/issuer/vault/setup.sh"))
@@ -172,12 +177,25 @@ impl Cluster {
         assert_eq!(set_up.code(), 0, "{}{}", set_up.out, set_up.err);
         bao
     }
+
+    /// The server that [`Cluster::openbao`] started in this cluster.
+    pub fn openbao_of(&self, access: Access) -> ClusterBao<'_> {
+        ClusterBao {
+            cluster: self,
+            access,
+        }
+    }
 }
 
 impl ClusterBao<'_> {
+    /// The access of its administrator.
+    pub fn access(&self) -> Access {
+        self.access.clone()
+    }
+
     /// Its self-signed certificate in PEM.
     pub fn certificate(&self) -> String {
-        fs::read_to_string(&self.certificate).expect("a file")
+        fs::read_to_string(&self.access.certificate).expect("a file")
     }
 
     fn plan(&self, program: &std::path::Path) -> Plan {
@@ -187,10 +205,10 @@ impl ClusterBao<'_> {
         self.cluster
             .inside("bao", program)
             .env("PATH", format!("{}:{path}", bin.display()))
-            .env("VAULT_ADDR", &self.address)
-            .env("VAULT_CACERT", &self.certificate)
+            .env("VAULT_ADDR", &self.access.address)
+            .env("VAULT_CACERT", &self.access.certificate)
             .env("VAULT_TLS_SERVER_NAME", "openbao.vault.svc")
-            .env("VAULT_TOKEN", &self.root_token)
+            .env("VAULT_TOKEN", &self.access.root_token)
     }
 
     /// Runs `bao` as its administrator. It may fail.
@@ -226,7 +244,7 @@ impl ClusterBao<'_> {
     pub async fn unseal(&self) {
         wait::until("OpenBao is unsealed", async || {
             let unsealed = self
-                .try_cli(&["operator", "unseal", &self.unseal_key])
+                .try_cli(&["operator", "unseal", &self.access.unseal_key])
                 .await;
             unsealed.code() == 0
         })

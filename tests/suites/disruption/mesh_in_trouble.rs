@@ -1,14 +1,26 @@
 //! The mesh on a real Kubernetes cluster while parts of it are down: running workloads continue, and changes wait.
 //!
-//! The parts run one after another in one cluster, because each takes down something that the others need.
+//! The tests share one cluster, and each has it alone, because each takes down something that the others need.
+
+mod injector;
+mod issuer;
+mod upgrades;
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
 
 use merlon_tests::{
     Cluster,
-    cluster::{self, merlon, openbao::ClusterBao},
+    cluster::{self, merlon, openbao},
     process::Process,
     tools, wait,
 };
 use serde_json::Value;
+use tokio::sync::Mutex;
 
 /// A service of two replicas, and their caller. The replicas stop as programs should: they accept nothing new, finish
 /// open requests and end soon, long before the proxies know of their removal.
@@ -66,17 +78,70 @@ spec:
     permit (principal == Workload::"shop/web", action == Action::"GET", resource);
 "#;
 
+/// A change that every replica's admission accepts.
+const LIMIT: &str = "
+apiVersion: merlon.io/v1alpha1
+kind: RateLimit
+metadata: { name: many, namespace: shop }
+spec:
+  targetRefs: [{ kind: Service, name: orders }]
+  limits: [{ name: many, rate: { requests: 100000, per: 1s } }]
+";
+
 struct Mesh {
     cluster: Cluster,
+    bao: openbao::Access,
     values: String,
 }
 
+/// The mesh that the tests share, while none of them uses it.
+static MESH: Mutex<Option<Mesh>> = Mutex::const_new(None);
+
+/// Calls `test` with the shared mesh, while no other test has it. A test that fails loses the mesh, and the next one
+/// starts another: no test sees what a failed one left.
+async fn alone(test: impl AsyncFnOnce(&Mesh)) {
+    if !cluster::are_possible() {
+        return;
+    }
+    let mut shared = MESH.lock().await;
+    let mesh = taken(&mut shared).await;
+    test(&mesh).await;
+    *shared = Some(mesh);
+}
+
+/// [`alone`], for a test that leaves nothing for others.
+async fn alone_and_last(test: impl AsyncFnOnce(&Mesh)) {
+    if !cluster::are_possible() {
+        return;
+    }
+    let mut shared = MESH.lock().await;
+    test(&taken(&mut shared).await).await;
+}
+
+async fn taken(shared: &mut Option<Mesh>) -> Mesh {
+    match shared.take() {
+        Some(mesh) => mesh,
+        None => Mesh::start().await,
+    }
+}
+
+/// Longer than any time after which the control plane treats the API server as down: its lease ends after seconds, and
+/// certificates renew themselves after half a minute.
+const OUTAGE: Duration = Duration::from_secs(35);
+
 impl Mesh {
-    async fn start(cluster: Cluster) -> Self {
-        let bao: ClusterBao<'_> = cluster.openbao().await;
-        let values = bao.values();
+    async fn start() -> Self {
+        let cluster = Cluster::start().await;
+        let (bao, values) = {
+            let bao = cluster.openbao().await;
+            (bao.access(), bao.values())
+        };
         cluster.install_merlon(&values).await;
-        let this = Self { cluster, values };
+        let this = Self {
+            cluster,
+            bao,
+            values,
+        };
         this.cluster.apply(SHOP).await;
         this.cluster.available("shop").await;
         this.cluster
@@ -92,23 +157,95 @@ impl Mesh {
                       curl -s -m 10 --rate 200/s -o /dev/null -w '%{http_code}\\n' 'http://orders.shop/?[1-100]'; done; \
                       rm /tmp/stop; echo end";
         let kubectl = tools::installed("kubectl");
+        let exec = ["exec", "-n", "shop", "deploy/web", "-c", "web", "--"];
+        // Each has its own file of output, which `Load` counts.
+        static LOADS: AtomicU32 = AtomicU32::new(0);
+        let name = format!("load-{}", LOADS.fetch_add(1, Ordering::Relaxed));
         let running = self
             .cluster
-            .inside("load", &kubectl)
-            .args([
-                "exec",
-                "-n",
-                "shop",
-                "deploy/web",
-                "-c",
-                "web",
-                "--",
-                "sh",
-                "-c",
-            ])
-            .arg(script)
+            .inside(&name, &kubectl)
+            .args(exec)
+            .args(["sh", "-c", script])
             .start();
         Load { running }
+    }
+
+    /// Asks admission for one change after another, until [`Changes::assert_none_was_refused`]. None takes effect.
+    fn changes(&self) -> Changes {
+        let folder = self.cluster.folder();
+        std::fs::write(folder.join("limit.yaml"), LIMIT).expect("a file");
+        let stop = folder.join("stop-changes");
+        let script = format!(
+            "until [ -e {stop} ]; do {kubectl} apply --dry-run=server -f {limit} 2>&1; sleep 0.2; done; rm {stop}",
+            stop = stop.display(),
+            kubectl = tools::installed("kubectl").display(),
+            limit = folder.join("limit.yaml").display(),
+        );
+        static CHANGES: AtomicU32 = AtomicU32::new(0);
+        let name = format!("changes-{}", CHANGES.fetch_add(1, Ordering::Relaxed));
+        let running = self.cluster.inside(&name, Path::new("/bin/sh"));
+        Changes {
+            running: running.args(["-c", &script]).start(),
+            stop,
+        }
+    }
+
+    /// Applies a document in the namespace `shop`. Its first answer is the right one: admission is always there.
+    async fn apply(&self, documents: &str) {
+        self.cluster.apply_in("shop", documents).await;
+    }
+
+    /// Waits until every replica of the control plane that was replaced has ended.
+    async fn until_old_replicas_are_gone(&self) {
+        let label = "app.kubernetes.io/component=control-plane";
+        let pods = ["get", "pods", "-n", merlon::NAMESPACE, "-l", label];
+        wait::until("only two replicas are left", async || {
+            let pods = self.cluster.json(&pods).await;
+            pods["items"].as_array().is_some_and(|all| all.len() == 2)
+        })
+        .await;
+    }
+
+    /// The addresses of the control plane's pods.
+    async fn control_plane_addresses(&self) -> Vec<IpAddr> {
+        let label = "app.kubernetes.io/component=control-plane";
+        let pods = ["get", "pods", "-n", merlon::NAMESPACE, "-l", label];
+        let pods = self.cluster.json(&pods).await;
+        let all = pods["items"].as_array().into_iter().flatten();
+        let address = |pod: &Value| pod["status"]["podIP"].as_str()?.parse().ok();
+        let found: Vec<IpAddr> = all.filter_map(address).collect();
+        assert_eq!(found.len(), 2, "{pods}");
+        found
+    }
+
+    /// Restarts `orders`, and waits until the restart is complete.
+    async fn restart_orders(&self) {
+        let orders = "deployment/orders";
+        let restart = ["rollout", "restart", "-n", "shop", orders];
+        self.cluster.kubectl(&restart).await;
+        self.cluster.rolled_out("shop", orders).await;
+    }
+}
+
+/// Changes that continue in the background.
+struct Changes {
+    running: Process,
+    stop: PathBuf,
+}
+
+impl Changes {
+    /// Ends them. Admission accepted each.
+    async fn assert_none_was_refused(self) {
+        std::fs::write(&self.stop, "").expect("a file");
+        self.running.ended().await;
+        let out = self.running.out();
+        let refused: Vec<&str> = out
+            .lines()
+            .filter(|line| !line.contains("(server dry run)"))
+            .collect();
+        let all = out.lines().count();
+        assert!(refused.is_empty(), "of {all} changes: {refused:#?}");
+        assert!(all > 10, "{out}");
     }
 }
 
@@ -152,353 +289,148 @@ impl Load {
 }
 
 #[tokio::test]
-async fn running_workloads_continue_while_parts_of_the_mesh_are_down() {
-    if !cluster::are_possible() {
-        return;
-    }
-    let mesh = Mesh::start(Cluster::start().await).await;
-    // A failure message does not show which part was running.
-    let part = |what: &str| eprintln!("--- {what}");
-    part("replicas");
-    replicas_may_die_at_any_time(&mesh).await;
-    part("restart");
-    a_rolling_restart_loses_nothing(&mesh).await;
-    part("upgrade");
-    an_upgrade_and_its_rollback_lose_nothing(&mesh).await;
-    part("version");
-    a_newer_version_and_its_rollback_lose_nothing(&mesh).await;
-    part("API server");
-    a_minute_without_the_api_server_loses_nothing(&mesh).await;
-    part("injector");
-    without_an_injector_meshed_pods_are_refused_and_all_others_start(&mesh).await;
-    part("vault");
-    a_wrong_vault_address_is_reported_and_interrupts_nothing(&mesh).await;
-    part("uninstall");
-    uninstalling_leaves_nothing(&mesh).await;
-}
-
-async fn replicas_may_die_at_any_time(mesh: &Mesh) {
-    let load = mesh.load();
-    load.continues(100).await;
-    for _ in 0..2 {
+async fn all_replicas_of_the_control_plane_may_be_killed_without_a_failed_call() {
+    alone(async |mesh| {
+        let load = mesh.load();
+        load.continues(100).await;
+        for _ in 0..2 {
+            mesh.cluster
+                .kubectl(&[
+                    "delete",
+                    "pods",
+                    "-n",
+                    merlon::NAMESPACE,
+                    "-l",
+                    "app.kubernetes.io/component=control-plane",
+                    "--grace-period=0",
+                    "--force",
+                ])
+                .await;
+            load.continues(200).await;
+        }
         mesh.cluster
-            .kubectl(&[
-                "delete",
-                "pods",
-                "-n",
-                merlon::NAMESPACE,
-                "-l",
-                "app.kubernetes.io/component=control-plane",
-                "--grace-period=0",
-                "--force",
-            ])
+            .rolled_out(merlon::NAMESPACE, "deployment/merlon-control-plane")
             .await;
+        load.assert_no_failures(mesh).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_rolling_restart_of_a_service_loses_no_call() {
+    alone(async |mesh| {
+        let load = mesh.load();
+        load.continues(100).await;
+        mesh.restart_orders().await;
         load.continues(200).await;
-    }
-    mesh.cluster
-        .rolled_out(merlon::NAMESPACE, "deployment/merlon-control-plane")
-        .await;
-    load.assert_no_failures(mesh).await;
+        load.assert_no_failures(mesh).await;
+    })
+    .await;
 }
 
-async fn a_rolling_restart_loses_nothing(mesh: &Mesh) {
-    let load = mesh.load();
-    load.continues(100).await;
-    let all = ["rollout", "restart", "-n", "shop", "deployment/orders"];
-    mesh.cluster.kubectl(&all).await;
-    mesh.cluster.rolled_out("shop", "deployment/orders").await;
-    load.continues(200).await;
-    load.assert_no_failures(mesh).await;
-}
-
-async fn an_upgrade_and_its_rollback_lose_nothing(mesh: &Mesh) {
-    let load = mesh.load();
-    load.continues(100).await;
-    let changed = "controlPlane.logFilter=debug";
-    mesh.cluster
-        .helm_merlon(
-            "upgrade",
-            &mesh.values,
-            &[
-                "--wait",
-                "--set",
-                changed,
-                "--set",
-                "injection.proxy.accessLog=refusals",
-            ],
-        )
-        .await;
-    // New pods have the new settings; `check` names the pods that do not.
-    let report = mesh.cluster.merlon(&["check"]).await;
-    assert_eq!(report.code(), 0, "{report:?}");
-    assert!(
-        report
-            .out
-            .contains("not injected with the current settings"),
-        "{report:?}"
-    );
-    let restart = ["rollout", "restart", "-n", "shop", "deployment/orders"];
-    mesh.cluster.kubectl(&restart).await;
-    mesh.cluster.rolled_out("shop", "deployment/orders").await;
-    let back = ["rollback", "merlon", "-n", merlon::NAMESPACE, "--wait"];
-    mesh.cluster.helm(&back).await;
-    load.continues(200).await;
-    load.assert_no_failures(mesh).await;
-}
-
-/// The newer version adds a field to the state that every proxy receives, and one to the definition of RateLimit.
-async fn a_newer_version_and_its_rollback_lose_nothing(mesh: &Mesh) {
-    let cluster = &mesh.cluster;
-    let newer = merlon::Images::newer().await;
-    cluster.load_images(&newer).await;
-    let limit = |more: &str| {
-        format!(
-            "apiVersion: merlon.io/v1alpha1\nkind: RateLimit\nmetadata: {{ name: many, namespace: shop }}\nspec:\n  \
-             targetRefs: [{{ kind: Service, name: orders }}]\n  \
-             limits: [{{ name: many, rate: {{ requests: 100000, per: 1s }}{more} }}]\n"
-        )
-    };
-    // Shortly after a replica has ended, the API server may still call its webhook.
-    let apply = async |documents: &str| {
-        wait::until("admission answers", async || {
-            cluster.try_apply_in("shop", documents).await.code() == 0
+#[tokio::test]
+async fn an_outage_of_the_api_server_loses_no_call_and_delays_only_changes() {
+    alone(async |mesh| {
+        let cluster = &mesh.cluster;
+        // This load runs in the pod alone: the output of the other loads comes through the API server.
+        let calls = "while [ ! -e /tmp/stop ]; do \
+                     curl -s -m 10 --rate 100/s -o /dev/null -w '%{http_code}\\n' 'http://orders.shop/?[1-100]'; done > /tmp/calls; \
+                     rm /tmp/stop; touch /tmp/ended";
+        let script = format!("rm -f /tmp/ended; (\n{calls}\n) > /dev/null 2>&1 &");
+        let web = async |command: &str| {
+            let ended = cluster
+                .exec("shop", "deploy/web", &["sh", "-c", command])
+                .await;
+            assert_eq!(ended.code(), 0, "{ended:?}");
+            ended.out
+        };
+        web(&script).await;
+        let count = async || web("wc -l < /tmp/calls").await.trim().parse().unwrap_or(0);
+        wait::until("calls", async || count().await > 100).await;
+        let before: usize = count().await;
+        let replicas = mesh.control_plane_addresses().await;
+        cluster.pause_api_server();
+        let paused = Instant::now();
+        wait::until("the outage has lasted, and every replica reports it", async || {
+            let mut reported = 0;
+            for replica in &replicas {
+                let page = format!("http://{replica}:7567/ready");
+                let page = cluster
+                    .inside("page", &tools::installed("busybox"))
+                    .args(["wget", "-qO-", &page])
+                    .run()
+                    .await;
+                assert!(page.out.starts_with("ready"), "{page:?}");
+                reported += usize::from(page.out.contains("the cluster does not answer"));
+            }
+            reported == replicas.len() && paused.elapsed() > OUTAGE
         })
         .await;
-    };
-    let restarted = async || {
-        let orders = "deployment/orders";
+        cluster.resume_api_server().await;
+        web("touch /tmp/stop").await;
+        wait::until("the calls have ended", async || {
+            let ended = ["test", "-e", "/tmp/ended"];
+            cluster.exec("shop", "deploy/web", &ended).await.code() == 0
+        })
+        .await;
+        let answers = web("cat /tmp/calls").await;
+        let lost: Vec<&str> = answers.lines().filter(|line| *line != "200").collect();
+        assert!(lost.is_empty(), "{lost:?} of {}", answers.lines().count());
+        assert!(
+            answers.lines().count() > before + 500,
+            "{}",
+            answers.lines().count()
+        );
+        // Later changes take effect as before.
+        mesh.apply(LIMIT).await;
+        cluster.programmed("shop", "ratelimit/many").await;
         cluster
-            .kubectl(&["rollout", "restart", "-n", "shop", orders])
+            .kubectl(&["delete", "ratelimit", "many", "-n", "shop"])
             .await;
-        cluster.rolled_out("shop", orders).await;
-    };
-    let load = mesh.load();
-    load.continues(100).await;
-
-    // Definitions first, as the guide requires.
-    let definitions = newer.chart("merlon-crds");
-    cluster
-        .helm(&["upgrade", "merlon-crds", &definitions])
+        // A node that could not report its status counts as lost for a moment, and its pods as not ready.
+        wait::until("`merlon check` succeeds again", async || {
+            cluster.merlon(&["check"]).await.code() == 0
+        })
         .await;
-    cluster
-        .helm_merlon_of(&newer, "upgrade", &mesh.values, &["--wait"])
-        .await;
-    // Sidecars of the previous version receive a field that they do not know, and accept it.
-    apply(&limit("")).await;
-    cluster.programmed("shop", "ratelimit/many").await;
-    load.continues(100).await;
-
-    // They reject what they cannot enforce and keep their state; sidecars of the new version enforce it.
-    apply(&limit(", newer: 7")).await;
-    let refused = wait::until_some("the older sidecars reject it", async || {
-        let limit = cluster
-            .json(&["get", "ratelimit", "many", "-n", "shop"])
-            .await;
-        let conditions = limit["status"]["conditions"].as_array()?.clone();
-        let mut all = conditions.iter();
-        let found = all.find(|one| one["type"] == "Programmed" && one["reason"] == "Refused")?;
-        Some(found["message"].to_string())
-    })
-    .await;
-    assert!(refused.contains("unknown field `newer`"), "{refused}");
-    load.continues(100).await;
-    restarted().await;
-    cluster.programmed("shop", "ratelimit/many").await;
-    load.continues(100).await;
-
-    // The rollback, while sidecars are of the newer version.
-    cluster
-        .helm(&["rollback", "merlon", "-n", merlon::NAMESPACE, "--wait"])
-        .await;
-    cluster.helm(&["rollback", "merlon-crds", "--wait"]).await;
-    load.continues(100).await;
-    apply(&limit("")).await;
-    cluster.programmed("shop", "ratelimit/many").await;
-    restarted().await;
-    load.continues(100).await;
-    load.assert_no_failures(mesh).await;
-    cluster
-        .kubectl(&["delete", "ratelimit", "many", "-n", "shop"])
-        .await;
-}
-
-async fn a_minute_without_the_api_server_loses_nothing(mesh: &Mesh) {
-    let cluster = &mesh.cluster;
-    // This load runs in the pod alone: the output of the other loads comes through the API server.
-    let calls = "while [ ! -e /tmp/stop ]; do \
-                 curl -s -m 10 --rate 100/s -o /dev/null -w '%{http_code}\\n' 'http://orders.shop/?[1-100]'; done > /tmp/calls; \
-                 rm /tmp/stop; touch /tmp/ended";
-    let script = format!("rm -f /tmp/ended; (\n{calls}\n) > /dev/null 2>&1 &");
-    let web = async |command: &str| {
-        let ended = cluster
-            .exec("shop", "deploy/web", &["sh", "-c", command])
-            .await;
-        assert_eq!(ended.code(), 0, "{ended:?}");
-        ended.out
-    };
-    web(&script).await;
-    let count = async || web("wc -l < /tmp/calls").await.trim().parse().unwrap_or(0);
-    wait::until("calls", async || count().await > 100).await;
-    let before: usize = count().await;
-    cluster.pause_api_server();
-    // The minute itself is under test.
-    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
-    cluster.resume_api_server().await;
-    web("touch /tmp/stop").await;
-    wait::until("the calls have ended", async || {
-        let ended = ["test", "-e", "/tmp/ended"];
-        cluster.exec("shop", "deploy/web", &ended).await.code() == 0
-    })
-    .await;
-    let answers = web("cat /tmp/calls").await;
-    let lost: Vec<&str> = answers.lines().filter(|line| *line != "200").collect();
-    assert!(lost.is_empty(), "{lost:?} of {}", answers.lines().count());
-    assert!(
-        answers.lines().count() > before + 500,
-        "{}",
-        answers.lines().count()
-    );
-    // Later changes take effect as before.
-    let limit = "apiVersion: merlon.io/v1alpha1\nkind: RateLimit\nmetadata: { name: after, namespace: shop }\nspec:\n  \
-                targetRefs: [{ kind: Service, name: orders }]\n  limits: [{ name: after, rate: { requests: 100000, per: 1s } }]\n";
-    wait::until("admission answers again", async || {
-        cluster.try_apply_in("shop", limit).await.code() == 0
-    })
-    .await;
-    cluster.programmed("shop", "ratelimit/after").await;
-    cluster
-        .kubectl(&["delete", "ratelimit", "after", "-n", "shop"])
-        .await;
-    // A node that could not report its status counts as lost for a moment, and its pods as not ready.
-    wait::until("`merlon check` succeeds again", async || {
-        cluster.merlon(&["check"]).await.code() == 0
     })
     .await;
 }
 
-const POD: &str = "
-apiVersion: v1
-kind: Pod
-metadata: { name: late, namespace: NAMESPACE }
-spec:
-  terminationGracePeriodSeconds: 0
-  containers: [{ name: late, image: 'localhost/programs:test', imagePullPolicy: Never, command: [sleep, infinity] }]
-";
-
-async fn without_an_injector_meshed_pods_are_refused_and_all_others_start(mesh: &Mesh) {
-    let cluster = &mesh.cluster;
-    let control_plane = "deployment/merlon-control-plane";
-    let scale = async |replicas: &str| {
+#[tokio::test]
+async fn uninstallation_leaves_nothing_and_services_run_as_before() {
+    alone_and_last(async |mesh| {
+        let cluster = &mesh.cluster;
         cluster
-            .kubectl(&["scale", "-n", merlon::NAMESPACE, control_plane, replicas])
+            .kubectl(&["label", "namespace", "shop", "merlon.io/inject-"])
             .await;
-    };
-    scale("--replicas=0").await;
-    cluster
-        .wait_for(&[
-            "--for=delete",
-            "-n",
-            merlon::NAMESPACE,
-            "pod",
-            "-l",
-            "app.kubernetes.io/component=control-plane",
-        ])
-        .await;
-    let file = cluster.folder().join("late.yaml");
-    let path = file.display().to_string();
-    std::fs::write(&file, POD.replace("NAMESPACE", "shop")).expect("a file");
-    let refused = cluster.try_kubectl(&["apply", "-f", &path]).await;
-    assert!(refused.err.contains("inject.merlon.io"), "{refused:?}");
-    for namespace in ["kube-system", "default"] {
-        cluster.apply(&POD.replace("NAMESPACE", namespace)).await;
         cluster
-            .wait_for(&["--for=condition=Ready", "-n", namespace, "pod/late"])
+            .helm(&["uninstall", "merlon", "-n", merlon::NAMESPACE, "--wait"])
             .await;
-    }
-    let load = mesh.load();
-    load.continues(100).await;
-    load.assert_no_failures(mesh).await;
-    scale("--replicas=2").await;
-    mesh.cluster
-        .rolled_out(merlon::NAMESPACE, control_plane)
+        cluster.helm(&["uninstall", "merlon-crds", "--wait"]).await;
+        let restart = ["rollout", "restart", "-n", "shop", "deployment"];
+        cluster.kubectl(&restart).await;
+        mesh.cluster.rolled_out("shop", "deployment/orders").await;
+        mesh.cluster.rolled_out("shop", "deployment/web").await;
+        // A node removes its rules for pods shortly after they are gone.
+        let ask = ["curl", "-s", "-m", "10", "http://orders/"];
+        wait::until("the services run as they did before", async || {
+            cluster.exec("shop", "deploy/web", &ask).await.out == "hello\n"
+        })
         .await;
-    wait::until("the pod is injected", async || {
-        cluster.try_kubectl(&["apply", "-f", &path]).await.code() == 0
+        for kind in [
+            "mutatingwebhookconfigurations",
+            "validatingwebhookconfigurations",
+            "clusterroles",
+            "clusterrolebindings",
+        ] {
+            let all: Value = cluster.json(&["get", kind]).await;
+            let left = all["items"].as_array().into_iter().flatten();
+            let left: Vec<&str> = left
+                .filter_map(|item| item["metadata"]["name"].as_str())
+                .filter(|name| name.contains("merlon"))
+                .collect();
+            assert!(left.is_empty(), "{kind}: {left:?}");
+        }
     })
     .await;
-    cluster
-        .wait_for(&["--for=condition=Ready", "-n", "shop", "pod/late"])
-        .await;
-}
-
-async fn a_wrong_vault_address_is_reported_and_interrupts_nothing(mesh: &Mesh) {
-    let load = mesh.load();
-    mesh.cluster
-        .helm_merlon(
-            "upgrade",
-            &mesh.values,
-            &["--set", "vault.address=https://missing.vault.svc:8200"],
-        )
-        .await;
-    // A replica that starts now has no certificate and reports why.
-    let restart = [
-        "rollout",
-        "restart",
-        "-n",
-        merlon::NAMESPACE,
-        "deployment/merlon-control-plane",
-    ];
-    mesh.cluster.kubectl(&restart).await;
-    let condition = "--for=condition=CertificatesIssued=false";
-    mesh.cluster
-        .wait_for(&[condition, "-n", merlon::NAMESPACE, "meshconfig/mesh"])
-        .await;
-    let report = mesh.cluster.merlon(&["check"]).await;
-    assert_eq!(report.code(), 1, "{report:?}");
-    assert!(report.out.contains("missing.vault.svc"), "{report:?}");
-    load.continues(200).await;
-    load.assert_no_failures(mesh).await;
-    mesh.cluster
-        .helm_merlon("upgrade", &mesh.values, &["--wait"])
-        .await;
-    mesh.cluster
-        .rolled_out(merlon::NAMESPACE, "deployment/merlon-control-plane")
-        .await;
-    let report = mesh.cluster.merlon(&["check"]).await;
-    assert_eq!(report.code(), 0, "{report:?}");
-}
-
-async fn uninstalling_leaves_nothing(mesh: &Mesh) {
-    let cluster = &mesh.cluster;
-    cluster
-        .kubectl(&["label", "namespace", "shop", "merlon.io/inject-"])
-        .await;
-    cluster
-        .helm(&["uninstall", "merlon", "-n", merlon::NAMESPACE, "--wait"])
-        .await;
-    cluster.helm(&["uninstall", "merlon-crds", "--wait"]).await;
-    let restart = ["rollout", "restart", "-n", "shop", "deployment"];
-    cluster.kubectl(&restart).await;
-    mesh.cluster.rolled_out("shop", "deployment/orders").await;
-    mesh.cluster.rolled_out("shop", "deployment/web").await;
-    // A node removes its rules for pods shortly after they are gone.
-    let ask = ["curl", "-s", "-m", "10", "http://orders/"];
-    wait::until("the services run as they did before", async || {
-        cluster.exec("shop", "deploy/web", &ask).await.out == "hello\n"
-    })
-    .await;
-    for kind in [
-        "mutatingwebhookconfigurations",
-        "validatingwebhookconfigurations",
-        "clusterroles",
-        "clusterrolebindings",
-    ] {
-        let all: Value = cluster.json(&["get", kind]).await;
-        let left = all["items"].as_array().into_iter().flatten();
-        let left: Vec<&str> = left
-            .filter_map(|item| item["metadata"]["name"].as_str())
-            .filter(|name| name.contains("merlon"))
-            .collect();
-        assert!(left.is_empty(), "{kind}: {left:?}");
-    }
 }
