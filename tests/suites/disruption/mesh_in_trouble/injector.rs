@@ -1,6 +1,16 @@
-//! The injector while it is down.
+//! The injector while it is down or flooded.
 
-use merlon_tests::{cluster::merlon, wait};
+use std::{
+    net::{SocketAddr, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use merlon_tests::{cluster::merlon, pods, wait};
 use serde_json::Value;
 
 use super::{Mesh, alone};
@@ -36,7 +46,7 @@ async fn start_replicas(mesh: &Mesh) {
 }
 
 /// Waits until a pod is admitted; it then has its sidecar and becomes ready. Until the node knows the Service's new
-/// pods, it is refused.
+/// pods, and while the flood ends, the injector refuses it.
 async fn until_injected(mesh: &Mesh, name: &str) {
     wait::until("the pod is admitted", async || {
         let answer = mesh.cluster.try_apply_in("shop", &pod(name)).await;
@@ -56,6 +66,70 @@ async fn has_sidecar(mesh: &Mesh, name: &str) -> bool {
     let all = pod["spec"]["initContainers"].as_array();
     let is_sidecar = |one: &Value| one["name"] == "merlon-proxy";
     all.is_some_and(|all| all.iter().any(is_sidecar))
+}
+
+/// Connections to servers that send nothing. Those that a server closes are opened again.
+struct Flood {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Flood {
+    /// By each thread. A server does 64 handshakes at a time, each for at most 5 s, and its queue is shorter than this.
+    const CONNECTIONS: usize = 200;
+    /// For each server.
+    const THREADS: usize = 2;
+
+    /// Starts it in a network namespace, and returns when no server accepts a further connection at once.
+    async fn start(network: String, servers: Vec<SocketAddr>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (mut threads, mut full) = (Vec::new(), Vec::new());
+        for server in servers.iter().flat_map(|server| [*server; Self::THREADS]) {
+            let (network, until) = (network.clone(), Arc::clone(&stop));
+            let is_full = Arc::new(AtomicBool::new(false));
+            full.push(Arc::clone(&is_full));
+            threads.push(std::thread::spawn(move || {
+                pods::within(&network, || {
+                    let mut open: Vec<TcpStream> = Vec::new();
+                    while !until.load(Ordering::Relaxed) {
+                        open.retain(is_open);
+                        while open.len() < Self::CONNECTIONS {
+                            let timeout = Duration::from_millis(200);
+                            let Ok(stream) = TcpStream::connect_timeout(&server, timeout) else {
+                                is_full.store(true, Ordering::Relaxed);
+                                break;
+                            };
+                            stream.set_nonblocking(true).expect("a socket option");
+                            open.push(stream);
+                        }
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                });
+            }));
+        }
+        let this = Self { stop, threads };
+        wait::until("every server is full", async || {
+            assert!(!this.threads.iter().any(JoinHandle::is_finished));
+            full.iter().all(|one| one.load(Ordering::Relaxed))
+        })
+        .await;
+        this
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // A panic of the thread has failed the wait above.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn is_open(stream: &TcpStream) -> bool {
+    let read = stream.peek(&mut [0]);
+    read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
 #[tokio::test]
@@ -79,6 +153,39 @@ async fn meshed_pods_are_refused_without_an_injector_and_all_others_start() {
         load.continues(100).await;
         load.assert_no_failures(mesh).await;
         until_injected(mesh, "late").await;
+        cluster
+            .kubectl(&["delete", "pods", "-n", "shop", "-l", "app=late"])
+            .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_flooded_injector_lets_no_pod_start_without_its_sidecar() {
+    alone(async |mesh| {
+        let cluster = &mesh.cluster;
+        stop_replicas(mesh).await;
+        start_replicas(mesh).await;
+        let replicas = mesh.control_plane_addresses().await;
+        let servers = replicas.into_iter().map(|ip| SocketAddr::from((ip, 7566)));
+        let network = format!("/proc/{}/ns/net", cluster.init());
+        let flood = Flood::start(network, servers.collect()).await;
+        let mut number = 0;
+        wait::until("the injector has no time for a pod", async || {
+            number += 1;
+            let name = format!("flooded-{number}");
+            let answer = cluster.try_apply_in("shop", &pod(&name)).await;
+            if answer.code() == 0 {
+                assert!(has_sidecar(mesh, &name).await, "{name}");
+                return false;
+            }
+            assert!(answer.err.contains("inject.merlon.io"), "{answer:?}");
+            true
+        })
+        .await;
+        drop(flood);
+        until_injected(mesh, "late").await;
+        // Also those that were admitted during the flood.
         cluster
             .kubectl(&["delete", "pods", "-n", "shop", "-l", "app=late"])
             .await;
