@@ -68,7 +68,9 @@ async fn a_newer_version_and_its_rollback_lose_no_call_and_refuse_no_change() {
         cluster.programmed("shop", "ratelimit/many").await;
         load.continues(100).await;
 
-        // They reject what they cannot enforce and keep their state; sidecars of the new version enforce it.
+        // An older replica rejects the new field at admission, until it has ended.
+        mesh.until_old_replicas_are_gone().await;
+        // Older sidecars reject what they cannot enforce and keep their state; sidecars of the new version enforce it.
         mesh.apply(&newer_field).await;
         let refused = wait::until_some("the older sidecars reject it", async || {
             let limit = cluster
