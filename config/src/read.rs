@@ -39,18 +39,26 @@ pub(crate) fn read<T: DeserializeOwned>(
     path: &str,
     at: Mark,
 ) -> Result<T, Vec<Mismatch>> {
-    let state = State::default();
+    read_with(node, path, at, &State::default())
+}
+
+fn read_with<T: DeserializeOwned>(
+    node: &Node,
+    path: &str,
+    at: Mark,
+    state: &State,
+) -> Result<T, Vec<Mismatch>> {
     loop {
         let reader = Reader {
             node,
             at,
             path: path.to_owned(),
-            state: &state,
+            state,
         };
         let result = reader.seed(std::marker::PhantomData::<T>);
         let error = match result {
             Ok(value) if state.found.borrow().is_empty() => return Ok(value),
-            Ok(_) => return Err(state.found.into_inner()),
+            Ok(_) => return Err(state.found.take()),
             Err(error) => error,
         };
         let id = error.place.as_ref().map_or(id(node), |place| place.id);
@@ -67,7 +75,7 @@ pub(crate) fn read<T: DeserializeOwned>(
         // becoming an endless loop.
         state.rounds.set(state.rounds.get() + 1);
         if id == self::id(node) || state.rounds.get() > MAX_PROBLEMS {
-            let mut found = state.found.into_inner();
+            let mut found = state.found.take();
             if found.is_empty() {
                 found.push(Mismatch {
                     at,
@@ -91,6 +99,7 @@ struct State {
     /// Fields of nodes that an unknown field was probably meant to be: they are not reported as missing.
     misspelled: RefCell<HashSet<(usize, &'static str)>>,
     found: RefCell<Vec<Mismatch>>,
+    /// How many times the tree was read without success.
     rounds: Cell<usize>,
 }
 
@@ -484,5 +493,46 @@ impl<'de> VariantAccess<'de> for Content<'_> {
         visitor: V,
     ) -> Result<V::Value, ReadError> {
         de::Deserializer::deserialize_struct(self.reader()?, "", fields, visitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{document::documents, report::Report, resource::RateLimitSpec, resources::File};
+
+    /// The number of problems of a spec, and how many times it was read.
+    fn problems_and_rounds(spec: &str) -> (usize, usize) {
+        let file = File::new("a.yaml", spec);
+        let node = documents(&file, &mut Report::new()).remove(0);
+        let state = State::default();
+        let (at, _) = node.find("");
+        let found = read_with::<RateLimitSpec>(&node, "spec", at, &state);
+        (found.unwrap_err().len(), state.rounds.get() + 1)
+    }
+
+    #[test]
+    fn unknown_fields_are_found_by_reading_once_and_other_problems_by_reading_once_each() {
+        let unknown =
+            |count: usize| -> String { (0..count).map(|n| format!("x{n}: 1\n")).collect() };
+        let limits = "limits: [{ name: a, rate: { requests: 1, per: 1s } }]\n";
+        assert_eq!(
+            problems_and_rounds(&format!("{limits}{}", unknown(5))),
+            (5, 1)
+        );
+        let wrong = |count: usize| format!("limits: [{}]", "1, ".repeat(count));
+        assert_eq!(problems_and_rounds(&wrong(5)), (5, 6));
+    }
+
+    /// A document of 1 MiB must not cost more than this many readings.
+    #[test]
+    fn a_document_is_read_at_most_a_hundred_times_however_many_problems_it_has() {
+        let unknown: String = (0..45_000).map(|n| format!("x{n}: 1\n")).collect();
+        let (found, rounds) = problems_and_rounds(&unknown);
+        assert!(found <= MAX_PROBLEMS + 1 && rounds <= 2, "{found} {rounds}");
+        let wrong = format!("limits: [{}]", "1, ".repeat(45_000));
+        let (found, rounds) = problems_and_rounds(&wrong);
+        assert!(found <= MAX_PROBLEMS + 1, "{found}");
+        assert!(rounds <= MAX_PROBLEMS + 2, "{rounds}");
     }
 }
