@@ -73,3 +73,6 @@ pub async fn accept(
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

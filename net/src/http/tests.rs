@@ -151,6 +151,64 @@ async fn at_the_connection_limit_the_oldest_is_closed_and_the_newest_is_served()
     }
 }
 
+/// A writer that keeps the log.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    fn count(&self, event: &str) -> usize {
+        let log = self.0.lock().unwrap();
+        String::from_utf8_lossy(&log).matches(event).count()
+    }
+}
+
+#[tokio::test]
+async fn closed_connections_are_logged_at_most_once_a_minute_and_only_as_many_as_allowed_stay_open()
+{
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone());
+    let _logged = tracing::subscriber::set_default(subscriber.finish());
+    let hour = Duration::from_secs(3_600);
+    let limits = Limits {
+        connections: 2,
+        head: hour,
+        answer: hour,
+    };
+    let here = start(limits).await;
+    let mut open = VecDeque::new();
+    let event = "connections.limit_reached";
+    for expected in [1, 2] {
+        for _ in 0..20 {
+            let mut stream = TcpStream::connect(here).await.unwrap();
+            get_on(&mut stream, "live", "live").await;
+            open.push_back(stream);
+            if open.len() > limits.connections {
+                let oldest = open.pop_front().unwrap();
+                assert_eq!(rest(oldest).await, "");
+            }
+        }
+        assert_eq!(log.count(event), expected);
+        tokio::time::pause();
+        tokio::time::advance(LOG_EVERY).await;
+        tokio::time::resume();
+    }
+    for mut stream in open {
+        get_on(&mut stream, "live", "live").await;
+    }
+}
+
 #[tokio::test]
 async fn shutdown_finishes_responses_in_progress_and_closes_idle_connections() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
