@@ -210,11 +210,7 @@ impl Session {
     pub(super) async fn keep_alive(&self) {
         loop {
             let pause = match self.renew().await {
-                // At least hourly: the token may be replaced at any time by one with a shorter lifetime.
-                Ok(Some(life)) => (life / 2)
-                    .max(Duration::from_secs(1))
-                    .min(self.times.renewal),
-                Ok(None) => self.times.renewal,
+                Ok(life) => renewal_pause(life, self.times.renewal),
                 Err(error) => {
                     tracing::warn!(%error, "issuer.token_renewal_failed");
                     self.times.renewal_retry
@@ -237,6 +233,14 @@ impl Session {
             .map_err(|error| issue_error("renew its own token", &error))?;
         Ok(Some(Duration::from_secs(renewed.lease_duration)))
     }
+}
+
+/// Until half of the token's lifetime has passed, and at most `longest`: the token may be replaced at any time by one with a
+/// shorter lifetime.
+fn renewal_pause(life: Option<Duration>, longest: Duration) -> Duration {
+    life.map_or(longest, |life| {
+        (life / 2).max(Duration::from_secs(1)).min(longest)
+    })
 }
 
 fn own_token() -> Call<OwnToken> {
@@ -274,3 +278,21 @@ fn client(
 }
 
 const LOOK_UP: &str = "look up its own token";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_renewed_at_half_of_its_lifetime_and_at_least_hourly() {
+        let hour = Duration::from_secs(3_600);
+        let pause = |seconds| renewal_pause(Some(Duration::from_secs(seconds)), hour).as_secs();
+        assert_eq!(
+            [pause(600), pause(7_200), pause(86_400)],
+            [300, 3_600, 3_600]
+        );
+        // Never without a pause.
+        assert_eq!([pause(0), pause(1)], [1, 1]);
+        assert_eq!(renewal_pause(None, hour), hour);
+    }
+}

@@ -208,7 +208,11 @@ impl Mesh<'_> {
     }
 
     pub(crate) fn vault(&self) -> Vault {
-        Vault::connect(&self.settings(), &self.trust_domain, VaultTimes::default()).unwrap()
+        self.vault_with(VaultTimes::default())
+    }
+
+    pub(crate) fn vault_with(&self, times: VaultTimes) -> Vault {
+        Vault::connect(&self.settings(), &self.trust_domain, times).unwrap()
     }
 
     pub(crate) fn token(&self) -> &str {
