@@ -2,6 +2,7 @@
 
 mod addresses;
 mod documentation;
+mod isolation;
 mod mesh;
 mod problems;
 

@@ -5,7 +5,7 @@
     reason = "helpers of specifications fail by panicking"
 )]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use merlon_compile::{Compiler, Mesh, ProxyUnknown, Wanted};
 use merlon_config::{
@@ -490,27 +490,5 @@ proptest! {
         let first = Compiler::new().compile(&files(&documents())).unwrap();
         let second = Compiler::new().compile(&files(&order)).unwrap();
         prop_assert_eq!(versions(&first), versions(&second));
-    }
-
-    #[test]
-    fn policies_of_a_namespace_do_not_affect_other_namespaces(
-        targets in proptest::collection::vec(
-            prop_oneof![
-                Just("{ kind: Namespace }"),
-                Just("{ kind: Namespace, name: shop }"),
-                Just("{ kind: Service, name: orders }"),
-                Just("{ kind: Service, name: web }"),
-            ],
-            0..4,
-        ),
-        forbid in any::<bool>(),
-    ) {
-        let before = compile(&base());
-        let targets: BTreeSet<_> = targets.into_iter().collect();
-        let targets = targets.into_iter().collect::<Vec<_>>().join(", ");
-        let body = if forbid { "forbid (principal, action, resource);" } else { ALL };
-        let after = compile(&format!("{}{}", base(), permit("shop/any", &targets, body)));
-        prop_assert_eq!(&versions(&before)["bank/ledger"], &versions(&after)["bank/ledger"]);
-        prop_assert!(policies(&after, "bank/ledger").is_empty());
     }
 }
