@@ -346,7 +346,10 @@ async fn start(
     common: Common,
     opened: Opened,
 ) -> Result<ControlPlane, StartError> {
-    let store = Store::open(&config.state_dir.join("control-plane.sqlite"))?;
+    let store = Store::open(
+        &config.state_dir.join("control-plane.sqlite"),
+        config.limits.store,
+    )?;
     let listener = TcpListener::bind(config.listen).await;
     let listener = listener.map_err(bind_error(config.listen.to_string()))?;
     let socket = config.admin_socket.display().to_string();

@@ -57,6 +57,8 @@ pub struct Limits {
     pub registry: RegistryLimits,
     /// `Issue`, and the control plane's own certificate.
     pub issuance: IssuanceLimits,
+    /// The database.
+    pub store: StoreLimits,
     /// Calls to Vault or OpenBao.
     pub vault: VaultLimits,
     /// Granted secrets.
@@ -161,6 +163,14 @@ limits! {
         retry: Duration = seconds(1),
         /// The longest delay before that.
         max_retry: Duration = seconds(300),
+    }
+}
+
+limits! {
+    /// The database.
+    StoreLimits {
+        /// How long a call waits while another process has locked the database.
+        busy: Duration = seconds(5),
     }
 }
 
@@ -433,6 +443,27 @@ mod tests {
         assert!(security.contains("once the API server has been unreachable for half a minute"));
         let Limits { token_review, .. } = Limits::default();
         assert_eq!(token_review.renewal_after, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn the_readme_states_the_defaults_of_the_listeners_for_unauthenticated_clients() {
+        let Limits { admin, webhook, .. } = Limits::default();
+        let readme = include_str!("../README.md");
+        for stated in [
+            format!(
+                "at most {} connections, a request head within {} s",
+                admin.connections,
+                admin.head.as_secs()
+            ),
+            format!(
+                "Limits: {} handshakes and {} connections",
+                webhook.handshakes, webhook.connections
+            ),
+            format!("a head of 16 KiB within {} s", webhook.head.as_secs()),
+            format!("a response read within {} s", webhook.answer.as_secs()),
+        ] {
+            assert!(readme.contains(&stated), "{stated}");
+        }
     }
 
     /// A leader must step down before another replica takes over, and a replica must renew its counts before they expire.

@@ -248,3 +248,47 @@ pub(crate) fn bound(user: &UserInfo) -> Result<Bound, TokenProblem> {
         _ => Err(TokenProblem::Unbound),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reviewer(contact: &Contact) -> Reviewer {
+        let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        let client = Client::try_from(config).unwrap();
+        let (pods, _) = kube::runtime::reflector::store();
+        Reviewer::new(client, pods, contact.clone(), TokenReviewLimits::default())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_cluster_counts_as_unreachable_after_half_a_minute_without_an_answer() {
+        let contact = Contact::default();
+        let reviewer = reviewer(&contact);
+        assert!(!reviewer.is_unreachable());
+        for _ in 0..2 {
+            contact.unreachable("no answer");
+            assert!(!reviewer.is_unreachable(), "one unanswered call");
+            tokio::time::advance(Duration::from_millis(29_999)).await;
+            // More failures do not begin the outage again.
+            contact.unreachable("no answer");
+            assert!(!reviewer.is_unreachable());
+            tokio::time::advance(Duration::from_millis(1)).await;
+            assert!(reviewer.is_unreachable());
+            contact.answered();
+            assert!(!reviewer.is_unreachable());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_a_token_is_refused_without_a_call() {
+        let reviewer = reviewer(&Contact::default());
+        let long = format!("{}.a.a", "a".repeat(MAX_BYTES));
+        for token in ["", "a", "a.b", "a.b.c.d", "a.b.c\n", "a.b.é", &long] {
+            let problem = reviewer.authenticate(token).await.unwrap_err();
+            assert_eq!(problem, TokenProblem::Malformed, "{token}");
+        }
+        // Nothing listens at the address of the API server.
+        let called = reviewer.authenticate("a.b.c").await.unwrap_err();
+        assert_eq!(called, TokenProblem::Unreachable);
+    }
+}

@@ -157,6 +157,7 @@ fn timestamp(millis: i64) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::StoreLimits;
 
     struct Fixture {
         folder: tempfile::TempDir,
@@ -167,7 +168,9 @@ mod tests {
 
     async fn fixture() -> Fixture {
         let folder = tempfile::tempdir().unwrap();
-        let tokens = JoinTokens::new(Store::open(&folder.path().join("db")).unwrap());
+        let tokens = JoinTokens::new(
+            Store::open(&folder.path().join("db"), StoreLimits::default()).unwrap(),
+        );
         let token = JoinToken::new("demo.test".parse().unwrap(), [7; 32], b"root");
         let identity = "spiffe://demo.test/ns/shop/sa/web".parse().unwrap();
         let now = Timestamp::from_second(1_800_000_000).unwrap();

@@ -91,11 +91,12 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::StoreLimits;
 
     #[tokio::test]
     async fn an_entry_of_the_ledger_cannot_be_changed_or_deleted() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("db")).unwrap();
+        let store = Store::open(&folder.path().join("db"), StoreLimits::default()).unwrap();
         let ledger = Ledger::new(store.clone());
         let at = Timestamp::from_second(1_800_000_000).unwrap();
         let entry = Issued {

@@ -157,3 +157,48 @@ impl PendingRequests {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use merlon_api::inspection::DumpAsk;
+
+    use super::*;
+
+    #[test]
+    fn beyond_the_limit_the_oldest_request_is_dropped_and_its_caller_is_informed() {
+        let mut open = PendingRequests::new(2);
+        let mut asked: Vec<_> = (0..3)
+            .map(|_| {
+                let (answer, answered) = oneshot::channel();
+                (open.ask(Ask::Dump(DumpAsk {}), answer).id, answered)
+            })
+            .collect();
+        assert_eq!(open.waiting.len(), 2);
+        let (oldest, mut dropped) = asked.remove(0);
+        assert_eq!(
+            dropped.try_recv(),
+            Err(oneshot::error::TryRecvError::Closed)
+        );
+        // A late reply to it is ignored.
+        open.answer(oldest, Reply::Error("late".to_owned()));
+        for (id, mut answered) in asked {
+            open.answer(id, Reply::Error(id.to_string()));
+            assert_eq!(answered.try_recv(), Ok(Reply::Error(id.to_string())));
+        }
+        assert!(open.waiting.is_empty());
+    }
+
+    #[test]
+    fn a_request_whose_caller_has_given_up_takes_no_place() {
+        let mut open = PendingRequests::new(2);
+        let (kept, mut answered) = oneshot::channel();
+        let kept = open.ask(Ask::Dump(DumpAsk {}), kept).id;
+        for _ in 0..10 {
+            let (answer, given_up) = oneshot::channel();
+            open.ask(Ask::Dump(DumpAsk {}), answer);
+            drop(given_up);
+        }
+        open.answer(kept, Reply::Error(String::new()));
+        assert!(answered.try_recv().is_ok());
+    }
+}

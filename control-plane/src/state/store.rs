@@ -7,6 +7,8 @@ use std::{
 
 use rusqlite::Connection;
 
+use crate::limits::StoreLimits;
+
 /// Why the store failed. A request that depends on it is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -25,12 +27,12 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub(crate) fn open(file: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn open(file: &Path, limits: StoreLimits) -> Result<Self, StoreError> {
         let connection = Connection::open(file)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         // A used token must stay used after a power failure.
         connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.busy_timeout(std::time::Duration::from_secs(5))?;
+        connection.busy_timeout(limits.busy)?;
         connection.execute_batch(SCHEMA)?;
         Ok(Self {
             connection: Arc::new(Mutex::new(connection)),

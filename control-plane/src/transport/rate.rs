@@ -58,7 +58,9 @@ impl<K: Hash + Eq> Rate<K> {
         let left = filled(bucket);
         *bucket = Bucket { left, at: now };
         if left < 1.0 {
-            return Err(Duration::from_secs_f64((1.0 - left) / self.per_second));
+            // Without a refill it is infinite.
+            let wait = Duration::try_from_secs_f64((1.0 - left) / self.per_second);
+            return Err(wait.unwrap_or(Duration::MAX));
         }
         bucket.left = left - 1.0;
         Ok(())

@@ -75,3 +75,6 @@ impl axum::serve::Listener for Incoming {
         Ok(self.address)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,6 @@
-//! Administration over the Unix socket.
+//! Administration over the Unix socket, and the pages for probes.
+
+use std::time::Duration;
 
 use merlon_api::{
     decision_prefix,
@@ -7,8 +9,13 @@ use merlon_api::{
         inspection_client::InspectionClient,
     },
 };
+use merlon_test_support::limit;
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::mpsc,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming, transport::Channel};
 
@@ -239,5 +246,46 @@ async fn invalid_join_token_requests_are_rejected() {
             problem["detail"].as_str().unwrap().contains(text),
             "{body}: {problem}"
         );
+    }
+}
+
+/// Requests `/live` on a connection that stays open.
+async fn live(stream: &mut TcpStream) {
+    let request = b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut read = Vec::new();
+    while !read.ends_with(b"live\n") {
+        let bytes = limit("the answer", stream.read_buf(&mut read)).await;
+        assert_ne!(bytes.unwrap(), 0, "the connection is closed");
+    }
+}
+
+#[tokio::test]
+async fn of_too_many_connections_to_live_ready_and_metrics_the_oldest_is_closed() {
+    let plane = Plane::with_limits(|limits| limits.admin.connections = 2).await;
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(plane.running.admin).await.unwrap();
+        live(&mut stream).await;
+        open.push(stream);
+    }
+    let mut oldest = open.remove(0);
+    let end = limit("the end", oldest.read(&mut [0; 8])).await;
+    assert_eq!(end.unwrap(), 0);
+    for stream in &mut open {
+        live(stream).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_of_live_ready_and_metrics_that_sends_no_whole_head_is_disconnected() {
+    let short = Duration::from_millis(50);
+    let plane = Plane::with_limits(|limits| limits.admin.head = short).await;
+    for begun in ["", "GET /live HTTP/1.1\r\nhost: x\r\n"] {
+        let mut stream = TcpStream::connect(plane.running.admin).await.unwrap();
+        stream.write_all(begun.as_bytes()).await.unwrap();
+        let mut read = String::new();
+        let end = limit("the end", stream.read_to_string(&mut read)).await;
+        assert!(end.is_ok() && !read.contains("200"), "{read}");
     }
 }

@@ -15,12 +15,11 @@ use merlon_api::{
 use merlon_certs::{Bootstrap, CertificateDer, H2, MeshTls, PrivateKey};
 use merlon_config::{
     name::SpiffeId,
-    snapshot::{ResourceKind, TrustBundle},
+    snapshot::{Destination, Manifest, ResourceKind, TrustBundle},
 };
-use merlon_control_plane::{ControlPlaneConfig, app, app::ControlPlane};
+use merlon_control_plane::{ControlPlaneConfig, app, app::ControlPlane, limits::Limits};
 use merlon_test_support::{ca, limit, until_some, wait::until_value};
 use rustls::ClientConfig;
-use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
@@ -28,6 +27,7 @@ use tokio::{
     net::{TcpStream, UnixStream},
     sync::mpsc,
 };
+use tokio_rustls::client::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Status, Streaming,
@@ -68,26 +68,44 @@ pub(crate) fn id(name: &str) -> SpiffeId {
         .unwrap()
 }
 
+/// The files of `web`, `orders` and `payments`.
+pub(crate) fn shop() -> [(&'static str, String); 4] {
+    [
+        ("mesh.yaml", MESH.to_owned()),
+        ("web.yaml", service("web", 7001)),
+        ("orders.yaml", service("orders", 7002)),
+        ("payments.yaml", service("payments", 7003)),
+    ]
+}
+
 impl Plane {
     /// With `web`, `orders` and `payments`.
     pub(crate) async fn start() -> Self {
-        Self::with(&[
-            ("mesh.yaml", MESH.to_owned()),
-            ("web.yaml", service("web", 7001)),
-            ("orders.yaml", service("orders", 7002)),
-            ("payments.yaml", service("payments", 7003)),
-        ])
-        .await
+        Self::with(&shop()).await
     }
 
     pub(crate) async fn with(files: &[(&str, String)]) -> Self {
+        Self::with_config(files, |_| ()).await
+    }
+
+    /// With `web`, `orders` and `payments`, and other limits.
+    pub(crate) async fn with_limits(change: impl FnOnce(&mut Limits)) -> Self {
+        Self::with_config(&shop(), |config| change(&mut config.limits)).await
+    }
+
+    pub(crate) async fn with_config(
+        files: &[(&str, String)],
+        change: impl FnOnce(&mut ControlPlaneConfig),
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("resources")).unwrap();
         for (name, text) in files {
             std::fs::write(folder.path().join("resources").join(name), text).unwrap();
         }
-        let running = app::run(config(&folder)).await.unwrap();
-        running.ready().await;
+        let mut config = config(&folder);
+        change(&mut config);
+        let running = app::run(config).await.unwrap();
+        limit("the first certificate", running.ready()).await;
         Self { folder, running }
     }
 
@@ -100,6 +118,12 @@ impl Plane {
             folder: self.folder,
             running,
         }
+    }
+
+    /// Stops it. Its directories stay.
+    pub(crate) async fn stop(self) -> TempDir {
+        limit("the end", self.running.shutdown()).await.unwrap();
+        self.folder
     }
 
     pub(crate) fn write(&self, file: &str, text: &str) {
@@ -168,6 +192,12 @@ impl Plane {
         until_value(what, async || self.status(node).await, wanted).await
     }
 
+    /// Waits until `/v1/status` matches.
+    pub(crate) async fn until_status(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let what = "the status of the control plane matches";
+        until_value(what, async || self.get("/v1/status").await, wanted).await
+    }
+
     pub(crate) async fn token(&self, name: &str) -> JoinToken {
         let body = json!({ "identity": format!("shop/{name}") }).to_string();
         let (status, made) = self.ask("POST", "/v1/join-tokens", &body).await;
@@ -186,18 +216,36 @@ impl Plane {
         &self,
         tls: Arc<ClientConfig>,
     ) -> Result<Channel, tonic::transport::Error> {
+        self.connect_with_window(tls, 1 << 20).await
+    }
+
+    async fn connect_with_window(
+        &self,
+        tls: Arc<ClientConfig>,
+        window: u32,
+    ) -> Result<Channel, tonic::transport::Error> {
         let address = self.running.listen;
         let connector = tower::service_fn(move |_| {
             let tls = tokio_rustls::TlsConnector::from(Arc::clone(&tls));
             async move {
                 let stream = TcpStream::connect(address).await?;
-                let nameless = ServerName::from(std::net::IpAddr::from([0, 0, 0, 0]));
-                Ok::<_, std::io::Error>(TokioIo::new(tls.connect(nameless, stream).await?))
+                let tls = tls.connect(merlon_certs::server_name(), stream).await?;
+                Ok::<_, std::io::Error>(TokioIo::new(tls))
             }
         });
         Endpoint::from_static("http://control-plane")
+            .initial_stream_window_size(window)
             .connect_with_connector(connector)
             .await
+    }
+
+    /// A TLS connection. The client has finished its handshake; the server may still refuse it.
+    pub(crate) async fn dial(&self, tls: Arc<ClientConfig>) -> TlsStream<TcpStream> {
+        let stream = TcpStream::connect(self.running.listen).await.unwrap();
+        let tls = tokio_rustls::TlsConnector::from(tls);
+        tls.connect(merlon_certs::server_name(), stream)
+            .await
+            .unwrap()
     }
 
     /// A connection without a client certificate, which trusts the root that a token pins.
@@ -261,6 +309,18 @@ impl Member {
         plane.connect(tls).await.unwrap()
     }
 
+    /// A stream whose proxy lets the control plane send only `window` bytes that it has not read.
+    pub(crate) async fn narrow_stream(&self, plane: &Plane, node: &str, window: u32) -> Stream {
+        let tls = self
+            .tls
+            .client_config(&plane.control_plane_id(), &[H2])
+            .unwrap();
+        let channel = plane.connect_with_window(tls, window).await.unwrap();
+        Stream::open(channel, self.tls.svid().id.clone(), node)
+            .await
+            .unwrap()
+    }
+
     pub(crate) async fn stream(&self, plane: &Plane, node: &str) -> Stream {
         Stream::open(self.channel(plane).await, self.tls.svid().id.clone(), node)
             .await
@@ -313,8 +373,8 @@ impl Stream {
     }
 
     pub(crate) async fn next(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
-        let message = limit("a response on the stream", self.responses.message()).await?;
-        Ok(message.expect("a response, not the end"))
+        let message = limit("a response", self.responses.message()).await;
+        Ok(message?.expect("a response, not the end"))
     }
 
     /// The next response, which must have the kind `kind`.
@@ -346,4 +406,50 @@ impl Stream {
         assert_eq!(response.removed_resources, ["shop/nothing"]);
         assert!(response.resources.is_empty());
     }
+}
+
+/// Subscribes to the manifest and to every resource in it, and acknowledges.
+pub(crate) async fn follow(stream: &mut Stream) -> (Manifest, DeltaDiscoveryResponse) {
+    stream.subscribe_manifest().await;
+    let response = stream.next_of(ResourceKind::Manifest).await;
+    let manifest: Manifest = content(&response);
+    for kind in ResourceKind::ALL {
+        let names: Vec<_> = manifest
+            .entries
+            .iter()
+            .filter(|entry| entry.key.kind == kind)
+            .collect();
+        if names.is_empty() {
+            continue;
+        }
+        let names: Vec<_> = names.iter().map(|entry| entry.key.name.as_str()).collect();
+        stream.subscribe(kind, &names).await;
+        assert_eq!(stream.next_of(kind).await.resources.len(), names.len());
+    }
+    stream.answer(&response, None).await;
+    (manifest, response)
+}
+
+pub(crate) fn content<T: serde::de::DeserializeOwned>(response: &DeltaDiscoveryResponse) -> T {
+    let opened = merlon_api::open_resource(response.resources[0].clone()).unwrap();
+    serde_json::from_slice(&opened.json).unwrap()
+}
+
+/// Reads until the destination has an endpoint at `port`. Returns the number of destinations that were read.
+pub(crate) async fn until_port(stream: &mut Stream, port: u16) -> usize {
+    let arrived = async {
+        let mut count = 0;
+        loop {
+            let response = stream.next().await.unwrap();
+            if response.type_url != ResourceKind::Destination.type_url() {
+                continue;
+            }
+            count += 1;
+            let destination: Destination = content(&response);
+            if destination.endpoints[0].address.port() == port {
+                return count;
+            }
+        }
+    };
+    limit("the change", arrived).await
 }

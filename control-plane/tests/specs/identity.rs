@@ -1,12 +1,16 @@
 //! Which requests are issued a certificate.
 
+use std::sync::Arc;
+
 use merlon_api::{
     JoinToken,
     identity::{Evidence, IssueRequest, identity_client::IdentityClient},
 };
-use merlon_certs::{LeafFacts, PrivateKey};
+use merlon_certs::{Bootstrap, H2, LeafFacts, PrivateKey};
 use merlon_config::name::SpiffeId;
 use merlon_test_support::limit;
+use rustls::AlertDescription;
+use tokio::io::AsyncReadExt as _;
 use tonic::{Code, Status};
 
 use crate::harness::{Member, Plane, Stream, id, issue};
@@ -214,7 +218,7 @@ async fn an_identity_without_a_resource_is_not_renewed() {
             }
         }
     };
-    let status = limit("the refusal of a renewal", gone).await;
+    let status = limit("the refusal", gone).await;
     refused(&status, Code::PermissionDenied, "no Workload or Gateway");
 }
 
@@ -232,17 +236,60 @@ async fn a_client_without_a_certificate_can_only_call_issue() {
 #[tokio::test]
 async fn a_certificate_of_another_root_fails_the_handshake() {
     let (plane, other) = (Plane::start().await, Plane::start().await);
-    let web = other.join("web").await;
-    let known = merlon_certs::Bootstrap::RootHash(plane.token("web").await.root_sha256());
-    let foreign = web
-        .tls
-        .client_config(&plane.control_plane_id(), &[merlon_certs::H2])
-        .unwrap();
-    assert!(
-        plane.connect(foreign).await.is_err(),
-        "it does not even trust the server"
-    );
-    drop(known);
+    let (own, foreign) = (plane.join("web").await, other.join("web").await);
+    // It trusts the control plane's root, and shows the certificate of `member`.
+    let token = plane.token("web").await;
+    let showing = |member: &Member| {
+        let known = Bootstrap::RootHash(token.root_sha256());
+        let shown = member.tls.client_config(&plane.control_plane_id(), &[H2]);
+        let mut tls = known
+            .client_config(&plane.control_plane_id(), &[H2])
+            .unwrap();
+        Arc::make_mut(&mut tls).client_auth_cert_resolver =
+            shown.unwrap().client_auth_cert_resolver.clone();
+        tls
+    };
+    let failed = "merlon_tls_handshakes_failed_total";
+    assert_eq!(plane.metric(failed).await, 0);
+
+    let mut stream = plane.dial(showing(&foreign)).await;
+    let end = limit("the alert", stream.read_u8()).await.unwrap_err();
+    let alert = end.get_ref().and_then(|error| error.downcast_ref());
+    // The other root has the same name and another key, so the signature is wrong.
+    let expected = rustls::Error::AlertReceived(AlertDescription::DecryptError);
+    assert_eq!(alert, Some(&expected), "{end}");
+    assert_eq!(plane.metric(failed).await, 1);
+    // The same client with a certificate of this control plane.
+    let channel = plane.connect(showing(&own)).await.unwrap();
+    issue(channel, csr("web"), None).await.unwrap();
+    assert_eq!(plane.metric(failed).await, 1);
+}
+
+#[tokio::test]
+async fn an_address_and_an_identity_have_a_limited_number_of_attempts_each() {
+    let plane = Plane::with_limits(|limits| {
+        limits.issuance.address_burst = 2;
+        limits.issuance.address_rate = 0;
+        limits.issuance.identity_burst = 1;
+        limits.issuance.identity_rate = 0;
+    })
+    .await;
+    let (web, orders) = (plane.join("web").await, plane.join("orders").await);
+    let token = plane.token("payments").await;
+    let channel = plane.without_certificate(&token).await;
+    let limited = issue(channel, csr("payments"), Some(&token)).await;
+    let too_many = "too many certificate requests";
+    refused(&limited.unwrap_err(), Code::ResourceExhausted, too_many);
+    // A renewal counts for its identity, not for the address.
+    for member in [&web, &orders] {
+        let name = member.tls.svid().id.workload().service_account.to_string();
+        let channel = member.channel(&plane).await;
+        issue(channel.clone(), csr(&name), None).await.unwrap();
+        let limited = issue(channel, csr(&name), None).await.unwrap_err();
+        refused(&limited, Code::ResourceExhausted, too_many);
+    }
+    let counted = "merlon_certificates_refused_total{reason=\"rate\"}";
+    assert_eq!(plane.metric(counted).await, 3);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 )]
 
 mod administration;
+mod faults;
 mod harness;
 mod identity;
 mod push;

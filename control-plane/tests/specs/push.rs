@@ -5,36 +5,7 @@ use merlon_config::snapshot::{Destination, Manifest, ResourceKind};
 use merlon_test_support::limit;
 use tonic::Code;
 
-use crate::harness::{MESH, Member, Plane, Stream, service};
-
-/// Subscribes to the manifest and to every resource in it, and acknowledges.
-async fn follow(stream: &mut Stream) -> (Manifest, merlon_api::discovery::DeltaDiscoveryResponse) {
-    stream.subscribe_manifest().await;
-    let response = stream.next_of(ResourceKind::Manifest).await;
-    let manifest: Manifest = content(&response);
-    for kind in ResourceKind::ALL {
-        let names: Vec<_> = manifest
-            .entries
-            .iter()
-            .filter(|entry| entry.key.kind == kind)
-            .collect();
-        if names.is_empty() {
-            continue;
-        }
-        let names: Vec<_> = names.iter().map(|entry| entry.key.name.as_str()).collect();
-        stream.subscribe(kind, &names).await;
-        assert_eq!(stream.next_of(kind).await.resources.len(), names.len());
-    }
-    stream.answer(&response, None).await;
-    (manifest, response)
-}
-
-fn content<T: serde::de::DeserializeOwned>(
-    response: &merlon_api::discovery::DeltaDiscoveryResponse,
-) -> T {
-    let opened = merlon_api::open_resource(response.resources[0].clone()).unwrap();
-    serde_json::from_slice(&opened.json).unwrap()
-}
+use crate::harness::{MESH, Member, Plane, Stream, content, follow, service, until_port};
 
 async fn connected(plane: &Plane, name: &str, node: &str) -> (Member, Stream) {
     let member = plane.join(name).await;
@@ -114,15 +85,7 @@ async fn among_a_thousand_services_a_proxy_is_sent_its_own_and_nothing_when_anot
     other
         .subscribe(ResourceKind::Destination, &["shop/payments"])
         .await;
-    loop {
-        let response = other.next().await.unwrap();
-        if response.type_url == ResourceKind::Destination.type_url() {
-            let found: Destination = content(&response);
-            if found.endpoints[0].address.port() == 7004 {
-                break;
-            }
-        }
-    }
+    until_port(&mut other, 7004).await;
     stream.expect_nothing_sent().await;
     let sent = plane.status("web-1").await["resourcesSent"].clone();
     assert_eq!(sent, 6, "the manifest and five resources, at the beginning");
@@ -249,33 +212,68 @@ async fn an_invalid_file_changes_nothing_and_is_reported_until_it_is_fixed() {
 
 #[tokio::test]
 async fn a_proxy_that_does_not_read_delays_no_other() {
+    const CHANGES: u16 = 20;
     let plane = Plane::start().await;
-    let (_web, slow) = connected(&plane, "web", "web-1").await;
-    for _ in 0..20 {
-        slow.subscribe_manifest().await;
-    }
-    let (_orders, mut stream) = connected(&plane, "orders", "orders-1").await;
-    follow(&mut stream).await;
-    for port in [7_101, 7_102, 7_103] {
+    let web = plane.join("web").await;
+    let mut slow = web.narrow_stream(&plane, "web-1", 1_024).await;
+    // Each change of `orders` is sent to it, because it calls `orders`.
+    follow(&mut slow).await;
+    let (_orders, mut other) = connected(&plane, "orders", "orders-1").await;
+    follow(&mut other).await;
+    other
+        .subscribe(ResourceKind::Destination, &["shop/orders"])
+        .await;
+    let sent = async || {
+        let status = plane.status("web-1").await;
+        status["resourcesSentByKind"]["destination"]
+            .as_u64()
+            .unwrap()
+    };
+    let before = sent().await;
+    for port in 7_101..=7_100 + CHANGES {
         plane.write("orders.yaml", &service("orders", port));
-        stream
-            .subscribe(ResourceKind::Destination, &["shop/orders"])
-            .await;
-        let arrived = async {
-            loop {
-                let response = stream.next().await.unwrap();
-                if response.type_url == ResourceKind::Destination.type_url()
-                    && content::<Destination>(&response).endpoints[0]
-                        .address
-                        .port()
-                        == port
-                {
-                    break;
-                }
-            }
-        };
-        limit("the change", arrived).await;
+        until_port(&mut other, port).await;
     }
+    // It is behind: nothing more was sent to it, although each change arrived at the other one.
+    let behind = sent().await - before;
+    assert!(
+        behind < u64::from(CHANGES) / 2,
+        "{behind} changes were sent"
+    );
+    // It gets the last change as soon as it reads, and not every one between.
+    let received = until_port(&mut slow, 7_100 + CHANGES).await;
+    assert!(
+        received < CHANGES.into(),
+        "{received} changes were received"
+    );
+}
+
+#[tokio::test]
+async fn a_connection_has_a_limited_number_of_streams_and_the_next_one_waits() {
+    let plane = Plane::with_limits(|limits| limits.proxies.streams = 2).await;
+    let web = plane.join("web").await;
+    let channel = web.channel(&plane).await;
+    let open = |node: &'static str| {
+        let (channel, id) = (channel.clone(), web.tls.svid().id.clone());
+        tokio::spawn(async move {
+            let mut stream = Stream::open(channel, id, node).await.unwrap();
+            stream.subscribe_manifest().await;
+            stream.next_of(ResourceKind::Manifest).await;
+            stream
+        })
+    };
+    let first = open("web-1").await.unwrap();
+    let mut second = open("web-2").await.unwrap();
+    let third = open("web-3");
+    // Many times what a stream takes to open.
+    for _ in 0..50 {
+        second.expect_nothing_sent().await;
+    }
+    assert!(!third.is_finished());
+    assert_eq!(plane.status("web-3").await, serde_json::Value::Null);
+    drop(first);
+    let mut third = limit("a free place", third).await.unwrap();
+    third.expect_nothing_sent().await;
 }
 
 #[tokio::test]

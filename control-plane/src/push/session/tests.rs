@@ -545,6 +545,29 @@ fn protocol_violations_are_rejected_with_their_reason() {
 }
 
 #[test]
+fn the_names_of_a_stream_are_counted_over_all_its_messages_and_kinds() {
+    let snapshot = snapshot(&[]);
+    let mut session = session();
+    let names = |from: usize, until: usize| -> Vec<String> {
+        (from..until).map(|n| format!("shop/s{n}")).collect()
+    };
+    let mut subscribe_to = |kind, names: &[String]| {
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        session.receive(&subscribe(kind, &names), &snapshot)
+    };
+    subscribe_to(ResourceKind::Destination, &names(0, 600)).unwrap();
+    // The same names again take no place.
+    subscribe_to(ResourceKind::Destination, &names(0, 600)).unwrap();
+    subscribe_to(ResourceKind::Service, &names(0, 400)).unwrap();
+    let status = subscribe_to(ResourceKind::Service, &names(400, 401)).unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert!(
+        status.message().contains("1000 names, not to 1001"),
+        "{status}"
+    );
+}
+
+#[test]
 fn an_identity_that_no_resource_has_gets_no_state() {
     let mut session = Session::new("spiffe://demo.test/ns/shop/sa/missing".parse().unwrap());
     let status = session

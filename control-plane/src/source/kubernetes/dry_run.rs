@@ -94,3 +94,107 @@ impl DryRun {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+
+    use super::{super::acceptance::Acceptance, *};
+
+    fn object(kind: &str, namespace: &str, name: &str, spec: &Value) -> Value {
+        json!({
+            "apiVersion": "merlon.io/v1alpha1", "kind": kind,
+            "metadata": { "name": name, "namespace": namespace, "generation": 1, "uid": name },
+            "spec": spec,
+        })
+    }
+
+    fn document(object: &Value) -> Document {
+        let kind = CLUSTER_KINDS
+            .iter()
+            .find(|kind| object["kind"] == kind.kind);
+        let object = serde_json::from_value(object.clone()).unwrap();
+        Document::of(kind.unwrap(), &object).unwrap()
+    }
+
+    fn policy(name: &str, policies: &str) -> Value {
+        let spec = json!({ "policies": policies });
+        object("AuthorizationPolicy", "shop", name, &spec)
+    }
+
+    const FORBID: &str = "@id(\"a\")\nforbid (principal, action, resource);";
+
+    #[test]
+    fn checks_change_neither_what_is_in_force_nor_the_result_of_later_checks() {
+        let home = "merlon-system";
+        let mesh = object(
+            "MeshConfig",
+            home,
+            "mesh",
+            &json!({ "trustDomain": "x.test" }),
+        );
+        let documents: BTreeMap<_, _> = [&mesh, &policy("a", FORBID)]
+            .map(document)
+            .into_iter()
+            .map(|document| (document.key.clone(), document))
+            .collect();
+        let found: Arc<[Resource]> = Arc::new([]);
+        let mut acceptance = Acceptance::new(home);
+        let evaluation = acceptance.evaluate(&documents, &found, None);
+        let dry_run = DryRun::new(home);
+        dry_run.update(acceptance.in_force(), found, evaluation.mesh.as_ref());
+        let before = dry_run.known.lock().unwrap().clone();
+
+        let limit = json!({ "limits": [{ "name": "x", "rate": { "requests": 1, "per": "1s" } }] });
+        let questions = [
+            // A new resource, another version of one that is in force, and invalid ones.
+            policy("b", &FORBID.replace("\"a\"", "\"b\"")),
+            policy("a", &FORBID.replace("forbid", "permit")),
+            policy("a", "permit ("),
+            policy("c", "@id(\"a\")\nforbid (principal, action, resource);"),
+            object("RateLimit", "shop", "r", &limit),
+            object("RateLimit", "shop", "r", &json!({})),
+            object(
+                "MeshConfig",
+                home,
+                "mesh",
+                &json!({ "trustDomain": "y.test" }),
+            ),
+            object(
+                "MeshConfig",
+                "shop",
+                "mesh",
+                &json!({ "trustDomain": "y.test" }),
+            ),
+            json!({ "kind": "AuthorizationPolicy" }),
+        ];
+        let check = |question: &Value| {
+            let kind = question["kind"].as_str().unwrap();
+            dry_run.check(kind, question.clone())
+        };
+        let first: Vec<_> = questions.iter().map(check).collect();
+        let results: Vec<_> = first.iter().map(Result::is_ok).collect();
+        let expected = [true, true, false, true, true, false, false, false, false];
+        assert_eq!(results, expected, "{first:?}");
+
+        let after = dry_run.known.lock().unwrap().clone();
+        assert!(Arc::ptr_eq(&before.in_force, &after.in_force));
+        assert!(Arc::ptr_eq(&before.found, &after.found));
+        assert!(Arc::ptr_eq(
+            &before.running.unwrap(),
+            &after.running.unwrap()
+        ));
+        // In another order, each has the same result: none of them left anything.
+        let mut again: Vec<_> = questions.iter().rev().map(check).collect();
+        again.reverse();
+        assert_eq!(first, again);
+        assert_eq!(
+            acceptance
+                .evaluate(&documents, &[], evaluation.mesh.as_deref())
+                .verdicts,
+            evaluation.verdicts
+        );
+    }
+}
