@@ -6,7 +6,7 @@ pub(crate) mod control_plane;
 mod expiry;
 pub(crate) mod fixtures;
 mod gateway;
-mod harness;
+pub(crate) mod harness;
 mod http2_bounds;
 mod inbound;
 mod interception;

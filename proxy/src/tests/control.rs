@@ -1,5 +1,6 @@
 //! Identity and discovery together, against a fake control plane that can misbehave.
 
+use merlon_test_support::ports::{self, Refusing};
 use std::{path::Path, sync::Arc, time::Duration};
 
 use merlon_api::JoinToken;
@@ -8,6 +9,7 @@ use merlon_config::snapshot::{AddressState, ResourceKind, Version};
 use super::{
     control_plane::{FakeControlPlane, Issuing},
     fixtures::{self, key, manifest, resources},
+    harness::{run, until},
 };
 use crate::{
     config::Subject,
@@ -127,350 +129,357 @@ impl Proxy {
     }
 }
 
-async fn until(what: &str, done: impl Fn() -> bool) {
-    let waited = tokio::time::timeout(Duration::from_secs(20), async {
-        while !done() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    });
-    waited
-        .await
-        .unwrap_or_else(|_| panic!("timed out after 20 s: waiting for {what}"));
-}
-
-/// An address without a listener.
-async fn unreachable_address() -> url::Url {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    format!("https://{}", listener.local_addr().unwrap())
-        .parse()
-        .unwrap()
+fn https(server: &Refusing) -> url::Url {
+    format!("https://{}", server.address()).parse().unwrap()
 }
 
 fn open(path: &Path) -> Arc<StateDir> {
     fixtures::state_dir(path)
 }
 
-#[tokio::test]
-async fn a_proxy_with_a_join_token_obtains_a_certificate_and_then_a_snapshot() {
-    let state = resources(&[]);
-    let control_plane = FakeControlPlane::start(state.clone());
-    let proxy = Proxy::join(&control_plane);
-    proxy.wait_for_snapshot(&state).await;
-    assert!(proxy.shared.readiness.is_ready());
-    let version = manifest(&state).0.to_string();
-    until("the report", || {
-        let reports = control_plane.script.reports.lock().unwrap();
-        reports
-            .iter()
-            .any(|report| format!("{report:?}").contains(&version))
-    })
-    .await;
-    assert_eq!(proxy.snapshot_age.age(), 0);
+#[test]
+fn a_proxy_with_a_join_token_obtains_a_certificate_and_then_a_snapshot() {
+    run(async {
+        let state = resources(&[]);
+        let control_plane = FakeControlPlane::start(state.clone());
+        let proxy = Proxy::join(&control_plane);
+        proxy.wait_for_snapshot(&state).await;
+        assert!(proxy.shared.readiness.is_ready());
+        let version = manifest(&state).0.to_string();
+        until("the report", || {
+            let reports = control_plane.script.reports.lock().unwrap();
+            reports
+                .iter()
+                .any(|report| format!("{report:?}").contains(&version))
+        })
+        .await;
+        assert_eq!(proxy.snapshot_age.age(), 0);
+    });
 }
 
-#[tokio::test]
-async fn a_certificate_that_does_not_match_the_request_is_never_used() {
-    for wrong in [Issuing::OtherIdentity, Issuing::OtherRoot, Issuing::Refuse] {
+#[test]
+fn a_certificate_that_does_not_match_the_request_is_never_used() {
+    run(async {
+        for wrong in [Issuing::OtherIdentity, Issuing::OtherRoot, Issuing::Refuse] {
+            let control_plane = FakeControlPlane::start(resources(&[]));
+            *control_plane.script.issuing.lock().unwrap() = wrong;
+            let proxy = Proxy::join(&control_plane);
+            until("the refusal", || {
+                proxy.metrics.issues.value(FetchResult::Failed) > 0
+            })
+            .await;
+            assert_eq!(proxy.serial(), None, "{wrong:?}");
+            assert_eq!(
+                proxy.shared.readiness.most_severe(),
+                Some(Unready::NoIdentity),
+                "{wrong:?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_join_token_is_not_sent_to_a_control_plane_with_another_root() {
+    run(async {
         let control_plane = FakeControlPlane::start(resources(&[]));
-        *control_plane.script.issuing.lock().unwrap() = wrong;
-        let proxy = Proxy::join(&control_plane);
-        until("the refusal", || {
+        let other = FakeControlPlane::start(resources(&[]));
+        let proxy = Proxy::start(&control_plane.address, Some(other.join_token()), None);
+        until("the failure", || {
             proxy.metrics.issues.value(FetchResult::Failed) > 0
         })
         .await;
-        assert_eq!(proxy.serial(), None, "{wrong:?}");
-        assert_eq!(
-            proxy.shared.readiness.most_severe(),
-            Some(Unready::NoIdentity),
-            "{wrong:?}"
-        );
-    }
+        assert!(control_plane.script.evidence.lock().unwrap().is_empty());
+    });
 }
 
-#[tokio::test]
-async fn a_join_token_is_not_sent_to_a_control_plane_with_another_root() {
-    let control_plane = FakeControlPlane::start(resources(&[]));
-    let other = FakeControlPlane::start(resources(&[]));
-    let proxy = Proxy::start(&control_plane.address, Some(other.join_token()), None);
-    until("the failure", || {
-        proxy.metrics.issues.value(FetchResult::Failed) > 0
-    })
-    .await;
-    assert!(control_plane.script.evidence.lock().unwrap().is_empty());
-}
-
-#[tokio::test]
-async fn a_restarted_proxy_restores_its_state_while_the_control_plane_is_unreachable() {
-    let folder = tempfile::tempdir().unwrap();
-    let state = resources(&["shop/payments"]);
-    let control_plane = FakeControlPlane::start(state.clone());
-    let dir = open(folder.path());
-    let proxy = Proxy::start(
-        &control_plane.address,
-        Some(control_plane.join_token()),
-        Some(Arc::clone(&dir)),
-    );
-    proxy.wait_for_snapshot(&state).await;
-    until("the saved state", || {
-        proxy.metrics.persists.value(FetchResult::Ok) >= 2
-    })
-    .await;
-    let serial = proxy.serial();
-    proxy.stop().await;
-    drop(control_plane);
-    drop(dir);
-
-    let proxy = Proxy::start(
-        &unreachable_address().await,
-        None,
-        Some(open(folder.path())),
-    );
-
-    proxy.wait_for_snapshot(&state).await;
-    until("the identity", || proxy.serial() == serial).await;
-    until("readiness", || proxy.shared.readiness.is_ready()).await;
-}
-
-#[tokio::test]
-async fn a_restarted_proxy_fetches_only_missing_resources_and_does_not_reuse_its_join_token() {
-    let folder = tempfile::tempdir().unwrap();
-    let state = resources(&[]);
-    let control_plane = FakeControlPlane::start(state.clone());
-    let start = |dir| {
-        Proxy::start(
+#[test]
+fn a_restarted_proxy_restores_its_state_while_the_control_plane_is_unreachable() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let state = resources(&["shop/payments"]);
+        let control_plane = FakeControlPlane::start(state.clone());
+        let dir = open(folder.path());
+        let proxy = Proxy::start(
             &control_plane.address,
             Some(control_plane.join_token()),
-            Some(dir),
-        )
-    };
-    let proxy = start(open(folder.path()));
-    proxy.wait_for_snapshot(&state).await;
-    until("the saved state", || {
-        proxy.metrics.persists.value(FetchResult::Ok) >= 2
-    })
-    .await;
-    proxy.stop().await;
-    control_plane.script.requests.lock().unwrap().clear();
-
-    let proxy = start(open(folder.path()));
-
-    proxy.wait_for_snapshot(&state).await;
-    until("the subscription", || {
-        control_plane.script.requests.lock().unwrap().len() >= 4
-    })
-    .await;
-    for request in control_plane.script.requests.lock().unwrap().iter() {
-        assert_eq!(
-            request.initial_resource_versions.len(),
-            request.resource_names_subscribe.len()
+            Some(Arc::clone(&dir)),
         );
-        assert!(
-            request.response_nonce.is_empty(),
-            "no response was sent, so none is acknowledged"
-        );
-    }
-    assert_eq!(control_plane.script.evidence.lock().unwrap().len(), 1);
+        proxy.wait_for_snapshot(&state).await;
+        until("the saved state", || {
+            proxy.metrics.persists.value(FetchResult::Ok) >= 2
+        })
+        .await;
+        let serial = proxy.serial();
+        proxy.stop().await;
+        drop(control_plane);
+        drop(dir);
+
+        let unserved = ports::refusing();
+        let proxy = Proxy::start(&https(&unserved), None, Some(open(folder.path())));
+
+        proxy.wait_for_snapshot(&state).await;
+        until("the identity", || proxy.serial() == serial).await;
+        until("readiness", || proxy.shared.readiness.is_ready()).await;
+    });
 }
 
-#[tokio::test]
-async fn a_renewal_replaces_the_certificate_and_authenticates_with_the_old_one() {
-    let control_plane = FakeControlPlane::start(resources(&[]));
-    // Renewal starts at half of the lifetime: in two seconds.
-    *control_plane.script.issuing.lock().unwrap() = Issuing::For(Duration::from_secs(4));
-    let proxy = Proxy::join(&control_plane);
-    until("the first certificate", || proxy.serial().is_some()).await;
-    let first = proxy.serial();
-    *control_plane.script.issuing.lock().unwrap() = Issuing::For(Duration::from_secs(3_600));
-    until("the renewal", || proxy.serial() != first).await;
-    assert!(proxy.serial().is_some());
-    assert_eq!(proxy.metrics.rotations.value(), 1);
-    let evidence = control_plane.script.evidence.lock().unwrap();
-    assert!(
-        evidence.len() == 2 && evidence[0].is_some() && evidence[1].is_none(),
-        "the renewal authenticates with the certificate"
-    );
-}
+#[test]
+fn a_restarted_proxy_fetches_only_missing_resources_and_does_not_reuse_its_join_token() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let state = resources(&[]);
+        let control_plane = FakeControlPlane::start(state.clone());
+        let start = |dir| {
+            Proxy::start(
+                &control_plane.address,
+                Some(control_plane.join_token()),
+                Some(dir),
+            )
+        };
+        let proxy = start(open(folder.path()));
+        proxy.wait_for_snapshot(&state).await;
+        until("the saved state", || {
+            proxy.metrics.persists.value(FetchResult::Ok) >= 2
+        })
+        .await;
+        proxy.stop().await;
+        control_plane.script.requests.lock().unwrap().clear();
 
-#[tokio::test]
-async fn an_operator_can_request_a_renewal() {
-    let control_plane = FakeControlPlane::start(resources(&[]));
-    let proxy = Proxy::join(&control_plane);
-    until("the first certificate", || proxy.serial().is_some()).await;
-    let first = proxy.serial().unwrap();
-    let (reply, answer) = tokio::sync::oneshot::channel();
-    proxy.renew.send(reply).await.unwrap();
-    let (old, new) = answer.await.unwrap().unwrap();
-    assert_eq!((old, new), (first, proxy.serial().unwrap()));
-}
+        let proxy = start(open(folder.path()));
 
-#[tokio::test]
-async fn resources_whose_hash_differs_are_rejected_and_the_old_state_stays() {
-    let before = resources(&[]);
-    let control_plane = FakeControlPlane::start(before.clone());
-    let proxy = Proxy::join(&control_plane);
-    proxy.wait_for_snapshot(&before).await;
-
-    *control_plane.script.corrupt.lock().unwrap() = true;
-    control_plane.script.requests.lock().unwrap().clear();
-    control_plane
-        .script
-        .state
-        .send_replace(resources(&["shop/payments"]));
-    until("the refusal", || {
-        let requests = control_plane.script.requests.lock().unwrap();
-        requests
-            .iter()
-            .any(|request| request.error_detail.is_some())
-    })
-    .await;
-
-    assert_eq!(proxy.version(), Some(manifest(&before).0));
-}
-
-#[tokio::test]
-async fn a_state_that_does_not_compile_is_rejected_with_the_reason_and_a_later_valid_one_is_applied()
- {
-    let before = resources(&[]);
-    let control_plane = FakeControlPlane::start(before.clone());
-    let proxy = Proxy::join(&control_plane);
-    proxy.wait_for_snapshot(&before).await;
-
-    let mut broken = before.clone();
-    let json = r#"{"name":"shop/orders","policies":[{"name":"shop/orders","origin":"orders.cedar:1:1","text":"permit (oops"}]}"#;
-    let held = HeldResource {
-        version: Version::of(json.as_bytes()),
-        json: json.into(),
-    };
-    broken.insert(key(ResourceKind::Service, "shop/orders"), held);
-    control_plane.script.state.send_replace(broken);
-    until("the refusal", || {
-        let requests = control_plane.script.requests.lock().unwrap();
-        let mut errors = requests
-            .iter()
-            .filter_map(|request| request.error_detail.as_ref());
-        errors.any(|error| error.message.contains("orders.cedar"))
-    })
-    .await;
-    assert_eq!(proxy.version(), Some(manifest(&before).0));
-    assert_eq!(proxy.metrics.snapshots.value(Update::Refused), 1);
-
-    let after = resources(&["shop/payments"]);
-    control_plane.script.state.send_replace(after.clone());
-    proxy.wait_for_snapshot(&after).await;
-}
-
-#[tokio::test]
-async fn concurrent_first_lookups_of_a_destination_share_one_subscription() {
-    let control_plane = FakeControlPlane::start(resources(&[]));
-    *control_plane.script.known.lock().unwrap() = resources(&["shop/payments"]);
-    let proxy = Proxy::join(&control_plane);
-    let name = "shop/payments"
-        .parse::<merlon_config::name::ServiceName>()
-        .unwrap();
-    // Lookups wait until there is a certificate.
-    let lookups = (0..20).map(|_| proxy.shared.destinations.ask(name.clone()));
-    for answer in futures_util::future::join_all(lookups).await {
-        assert_eq!(answer.unwrap().name, name);
-    }
-    let requests = control_plane.script.requests.lock().unwrap();
-    let subscriptions = requests
-        .iter()
-        .flat_map(|request| &request.resource_names_subscribe);
-    assert_eq!(
-        subscriptions
-            .filter(|name| *name == "shop/payments")
-            .count(),
-        1
-    );
-}
-
-#[tokio::test]
-async fn an_address_lookup_returns_the_service_behind_the_address() {
-    let control_plane = FakeControlPlane::start(resources(&[]));
-    let mut known = resources(&["shop/payments"]);
-    let address = r#"{"service":{"service":"shop/payments","port":80}}"#;
-    known.insert(
-        key(ResourceKind::Address, "10.9.0.1:80"),
-        HeldResource {
-            version: Version::of(address.as_bytes()),
-            json: address.into(),
-        },
-    );
-    *control_plane.script.known.lock().unwrap() = known;
-    let proxy = Proxy::join(&control_plane);
-    let lookup = proxy
-        .shared
-        .destinations
-        .ask_address("10.9.0.1:80".parse().unwrap());
-    assert_eq!(
-        lookup.await.unwrap(),
-        AddressState::Service {
-            service: "shop/payments".parse().unwrap(),
-            port: 80,
-            workload: None,
-            also: Vec::new(),
+        proxy.wait_for_snapshot(&state).await;
+        until("the subscription", || {
+            control_plane.script.requests.lock().unwrap().len() >= 4
+        })
+        .await;
+        for request in control_plane.script.requests.lock().unwrap().iter() {
+            assert_eq!(
+                request.initial_resource_versions.len(),
+                request.resource_names_subscribe.len()
+            );
+            assert!(
+                request.response_nonce.is_empty(),
+                "no response was sent, so none is acknowledged"
+            );
         }
-    );
+        assert_eq!(control_plane.script.evidence.lock().unwrap().len(), 1);
+    });
 }
 
-#[tokio::test]
-async fn an_address_is_not_external_while_the_control_plane_is_unreachable() {
-    let offline = Proxy::start(
-        &unreachable_address().await,
-        Some(FakeControlPlane::start(resources(&[])).join_token()),
-        None,
-    );
-    let lookup = offline
-        .shared
-        .destinations
-        .ask_address("192.0.2.1:443".parse().unwrap());
-    assert_eq!(lookup.await.unwrap_err(), LookupError::Unavailable);
+#[test]
+fn a_renewal_replaces_the_certificate_and_authenticates_with_the_old_one() {
+    run(async {
+        let control_plane = FakeControlPlane::start(resources(&[]));
+        // Renewal starts at half of the lifetime: in two seconds.
+        *control_plane.script.issuing.lock().unwrap() = Issuing::For(Duration::from_secs(4));
+        let proxy = Proxy::join(&control_plane);
+        until("the first certificate", || proxy.serial().is_some()).await;
+        let first = proxy.serial();
+        *control_plane.script.issuing.lock().unwrap() = Issuing::For(Duration::from_secs(3_600));
+        until("the renewal", || proxy.serial() != first).await;
+        assert!(proxy.serial().is_some());
+        assert_eq!(proxy.metrics.rotations.value(), 1);
+        let evidence = control_plane.script.evidence.lock().unwrap();
+        assert!(
+            evidence.len() == 2 && evidence[0].is_some() && evidence[1].is_none(),
+            "the renewal authenticates with the certificate"
+        );
+    });
 }
 
-#[tokio::test]
-async fn a_missing_destination_is_unknown_and_any_is_unavailable_while_the_control_plane_is_unreachable()
- {
-    let control_plane = FakeControlPlane::start(resources(&[]));
-    let proxy = Proxy::join(&control_plane);
-    proxy.wait_for_snapshot(&resources(&[])).await;
-    let ask = || {
-        proxy
+#[test]
+fn an_operator_can_request_a_renewal() {
+    run(async {
+        let control_plane = FakeControlPlane::start(resources(&[]));
+        let proxy = Proxy::join(&control_plane);
+        until("the first certificate", || proxy.serial().is_some()).await;
+        let first = proxy.serial().unwrap();
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        proxy.renew.send(reply).await.unwrap();
+        let (old, new) = answer.await.unwrap().unwrap();
+        assert_eq!((old, new), (first, proxy.serial().unwrap()));
+    });
+}
+
+#[test]
+fn resources_whose_hash_differs_are_rejected_and_the_old_state_stays() {
+    run(async {
+        let before = resources(&[]);
+        let control_plane = FakeControlPlane::start(before.clone());
+        let proxy = Proxy::join(&control_plane);
+        proxy.wait_for_snapshot(&before).await;
+
+        *control_plane.script.corrupt.lock().unwrap() = true;
+        control_plane.script.requests.lock().unwrap().clear();
+        control_plane
+            .script
+            .state
+            .send_replace(resources(&["shop/payments"]));
+        until("the refusal", || {
+            let requests = control_plane.script.requests.lock().unwrap();
+            requests
+                .iter()
+                .any(|request| request.error_detail.is_some())
+        })
+        .await;
+
+        assert_eq!(proxy.version(), Some(manifest(&before).0));
+    });
+}
+
+#[test]
+fn a_state_that_does_not_compile_is_rejected_with_the_reason_and_a_later_valid_one_is_applied() {
+    run(async {
+        let before = resources(&[]);
+        let control_plane = FakeControlPlane::start(before.clone());
+        let proxy = Proxy::join(&control_plane);
+        proxy.wait_for_snapshot(&before).await;
+
+        let mut broken = before.clone();
+        let json = r#"{"name":"shop/orders","policies":[{"name":"shop/orders","origin":"orders.cedar:1:1","text":"permit (oops"}]}"#;
+        let held = HeldResource {
+            version: Version::of(json.as_bytes()),
+            json: json.into(),
+        };
+        broken.insert(key(ResourceKind::Service, "shop/orders"), held);
+        control_plane.script.state.send_replace(broken);
+        until("the refusal", || {
+            let requests = control_plane.script.requests.lock().unwrap();
+            let mut errors = requests
+                .iter()
+                .filter_map(|request| request.error_detail.as_ref());
+            errors.any(|error| error.message.contains("orders.cedar"))
+        })
+        .await;
+        assert_eq!(proxy.version(), Some(manifest(&before).0));
+        assert_eq!(proxy.metrics.snapshots.value(Update::Refused), 1);
+
+        let after = resources(&["shop/payments"]);
+        control_plane.script.state.send_replace(after.clone());
+        proxy.wait_for_snapshot(&after).await;
+    });
+}
+
+#[test]
+fn concurrent_first_lookups_of_a_destination_share_one_subscription() {
+    run(async {
+        let control_plane = FakeControlPlane::start(resources(&[]));
+        *control_plane.script.known.lock().unwrap() = resources(&["shop/payments"]);
+        let proxy = Proxy::join(&control_plane);
+        let name = "shop/payments"
+            .parse::<merlon_config::name::ServiceName>()
+            .unwrap();
+        // Lookups wait until there is a certificate.
+        let lookups = (0..20).map(|_| proxy.shared.destinations.ask(name.clone()));
+        for answer in futures_util::future::join_all(lookups).await {
+            assert_eq!(answer.unwrap().name, name);
+        }
+        let requests = control_plane.script.requests.lock().unwrap();
+        let subscriptions = requests
+            .iter()
+            .flat_map(|request| &request.resource_names_subscribe);
+        assert_eq!(
+            subscriptions
+                .filter(|name| *name == "shop/payments")
+                .count(),
+            1
+        );
+    });
+}
+
+#[test]
+fn an_address_lookup_returns_the_service_behind_the_address() {
+    run(async {
+        let control_plane = FakeControlPlane::start(resources(&[]));
+        let mut known = resources(&["shop/payments"]);
+        let address = r#"{"service":{"service":"shop/payments","port":80}}"#;
+        known.insert(
+            key(ResourceKind::Address, "10.9.0.1:80"),
+            HeldResource {
+                version: Version::of(address.as_bytes()),
+                json: address.into(),
+            },
+        );
+        *control_plane.script.known.lock().unwrap() = known;
+        let proxy = Proxy::join(&control_plane);
+        let lookup = proxy
             .shared
             .destinations
-            .ask("shop/nosuch".parse().unwrap())
-    };
-    assert_eq!(ask().await.unwrap_err(), LookupError::Unknown);
-    assert_eq!(
-        ask().await.unwrap_err(),
-        LookupError::Unknown,
-        "the negative answer is cached"
-    );
-
-    let offline = Proxy::start(
-        &unreachable_address().await,
-        Some(control_plane.join_token()),
-        None,
-    );
-    let answer = offline
-        .shared
-        .destinations
-        .ask("shop/payments".parse().unwrap())
-        .await;
-    assert_eq!(answer.unwrap_err(), LookupError::Unavailable);
+            .ask_address("10.9.0.1:80".parse().unwrap());
+        assert_eq!(
+            lookup.await.unwrap(),
+            AddressState::Service {
+                service: "shop/payments".parse().unwrap(),
+                port: 80,
+                workload: None,
+                also: Vec::new(),
+            }
+        );
+    });
 }
 
-#[tokio::test]
-async fn the_snapshot_age_grows_only_after_the_control_plane_disconnects() {
-    let state = resources(&[]);
-    let control_plane = FakeControlPlane::start(state.clone());
-    let proxy = Proxy::join(&control_plane);
-    proxy.wait_for_snapshot(&state).await;
-    until("the connection", || proxy.metrics.connected.value() == 1).await;
-    drop(control_plane);
-    until("the end of the stream", || {
-        proxy.metrics.connected.value() == 0
-    })
-    .await;
-    until("the age to grow", || proxy.snapshot_age.age() >= 1).await;
-    assert_eq!(proxy.version(), Some(manifest(&state).0));
+#[test]
+fn an_address_is_not_external_while_the_control_plane_is_unreachable() {
+    run(async {
+        let unserved = ports::refusing();
+        let offline = Proxy::start(
+            &https(&unserved),
+            Some(FakeControlPlane::start(resources(&[])).join_token()),
+            None,
+        );
+        let lookup = offline
+            .shared
+            .destinations
+            .ask_address("192.0.2.1:443".parse().unwrap());
+        assert_eq!(lookup.await.unwrap_err(), LookupError::Unavailable);
+    });
+}
+
+#[test]
+fn a_missing_destination_is_unknown_and_any_is_unavailable_while_the_control_plane_is_unreachable()
+{
+    run(async {
+        let control_plane = FakeControlPlane::start(resources(&[]));
+        let proxy = Proxy::join(&control_plane);
+        proxy.wait_for_snapshot(&resources(&[])).await;
+        let ask = || {
+            proxy
+                .shared
+                .destinations
+                .ask("shop/nosuch".parse().unwrap())
+        };
+        assert_eq!(ask().await.unwrap_err(), LookupError::Unknown);
+        assert_eq!(
+            ask().await.unwrap_err(),
+            LookupError::Unknown,
+            "the negative answer is cached"
+        );
+
+        let unserved = ports::refusing();
+        let offline = Proxy::start(&https(&unserved), Some(control_plane.join_token()), None);
+        let answer = offline
+            .shared
+            .destinations
+            .ask("shop/payments".parse().unwrap())
+            .await;
+        assert_eq!(answer.unwrap_err(), LookupError::Unavailable);
+    });
+}
+
+#[test]
+fn the_snapshot_age_grows_only_after_the_control_plane_disconnects() {
+    run(async {
+        let state = resources(&[]);
+        let control_plane = FakeControlPlane::start(state.clone());
+        let proxy = Proxy::join(&control_plane);
+        proxy.wait_for_snapshot(&state).await;
+        until("the connection", || proxy.metrics.connected.value() == 1).await;
+        drop(control_plane);
+        until("the end of the stream", || {
+            proxy.metrics.connected.value() == 0
+        })
+        .await;
+        until("the age to grow", || proxy.snapshot_age.age() >= 1).await;
+        assert_eq!(proxy.version(), Some(manifest(&state).0));
+    });
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::{HeaderValue, Request};
 use merlon_certs::MERLON_TCP;
+use merlon_test_support::ports;
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -11,15 +12,6 @@ use tokio::{
 };
 
 use crate::{tests::harness::*, upstream::body::RequestBody};
-
-async fn free_port() -> u16 {
-    tokio::net::TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-}
 
 fn routes() -> serde_json::Value {
     json!([{ "name": "shop/orders", "spec": {
@@ -51,15 +43,14 @@ fn edge_state(pair: &Pair, listener: &serde_json::Value, policies: &str) -> Stat
 
 /// As [`edge`], without TLS and open to everyone. Also returns its state, for tests that change it.
 pub(super) async fn plain_edge(pair: &Pair) -> (Node, State, std::net::SocketAddr) {
-    let port = free_port().await;
-    let listener = json!({ "name": "http", "port": port, "protocol": "HTTP" });
+    let port = ports::free();
+    let listener = json!({ "name": "http", "port": port.port(), "protocol": "HTTP" });
     let state = edge_state(pair, &listener, PERMIT_ALL);
     let edge = Node::start(Some(pair.ca.identity("edge/main")), &state);
     (edge, state, connected(port).await)
 }
 
-async fn connected(port: u16) -> std::net::SocketAddr {
-    let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+async fn connected(address: std::net::SocketAddr) -> std::net::SocketAddr {
     while TcpStream::connect(address).await.is_err() {
         tokio::task::yield_now().await;
     }
@@ -73,10 +64,10 @@ fn an_external_request_passes_the_gateway_and_the_sidecar_with_headers_set_by_th
         let policies =
             r#"@id("edge") permit (principal == Workload::"edge/main", action, resource);"#;
         let pair = Pair::new(&program, "http", policies);
-        let port = free_port().await;
+        let port = ports::free();
         let edge = edge(
             &pair,
-            json!({ "name": "http", "port": port, "protocol": "HTTP" }),
+            json!({ "name": "http", "port": port.port(), "protocol": "HTTP" }),
             PERMIT_ALL,
         )
         .await;
@@ -131,10 +122,10 @@ fn a_request_without_a_route_is_404_and_a_route_without_a_backend_is_500() {
     run(async {
         let program = Program::echo().await;
         let pair = Pair::new(&program, "http", PERMIT_ALL);
-        let port = free_port().await;
+        let port = ports::free();
         let _edge = edge(
             &pair,
-            json!({ "name": "http", "port": port, "protocol": "HTTP" }),
+            json!({ "name": "http", "port": port.port(), "protocol": "HTTP" }),
             PERMIT_ALL,
         )
         .await;
@@ -160,14 +151,14 @@ fn the_gateway_denies_by_its_own_policies_without_naming_them() {
     run(async {
         let program = Program::echo().await;
         let pair = Pair::new(&program, "http", PERMIT_ALL);
-        let port = free_port().await;
+        let port = ports::free();
         let policies = r#"
             @id("all") @reason("a test") permit (principal, action, resource);
             @id("no-admin") forbid (principal, action, resource) when { context has path && context.path like "*admin*" };
         "#;
         let _edge = edge(
             &pair,
-            json!({ "name": "http", "port": port, "protocol": "HTTP" }),
+            json!({ "name": "http", "port": port.port(), "protocol": "HTTP" }),
             policies,
         )
         .await;
@@ -191,10 +182,11 @@ fn https_serves_only_the_host_of_the_certificate_selected_by_sni() {
     run(async {
         let program = Program::echo().await;
         let pair = Pair::new(&program, "http", PERMIT_ALL);
-        let port = free_port().await;
+        let port = ports::free();
         let directory = tempfile::tempdir().unwrap();
         let files = pair.ca.files("shop.example", directory.path());
-        let listener = json!({ "name": "https", "port": port, "protocol": "HTTPS", "tls": files });
+        let listener =
+            json!({ "name": "https", "port": port.port(), "protocol": "HTTPS", "tls": files });
         let by_tls = r#"@id("tls") @reason("a test") permit (principal, action == Action::"GET", resource)
             when { context has tls && context.tls.version == "TLSv1.3" && context.tls.cipher like "TLS13_*_SHA*" };"#;
         let _edge = edge(&pair, listener, by_tls).await;

@@ -9,11 +9,10 @@ mod pair;
 mod program;
 mod state;
 
-use std::time::Duration;
-
+use merlon_test_support::wait;
 use tokio::task::LocalSet;
 
-pub(super) use self::{
+pub(crate) use self::{
     ca::Ca,
     client::{
         connect_as_peer, get, h2_client, h2c, http1, next_data, post, raw, send_as_peer,
@@ -31,38 +30,29 @@ pub(super) use self::{
     state::{PERMIT_ALL, State, destination, service},
 };
 
-/// Runs a test on one thread, as a worker runs.
-pub(super) fn run(test: impl Future<Output = ()>) {
+/// Runs a test on one thread, as a worker runs, and fails if it does not end.
+#[track_caller]
+pub(crate) fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    let bounded = async {
-        tokio::time::timeout(Duration::from_secs(30), test)
-            .await
-            .expect("the test did not end within 30 s")
-    };
+    // Twice, so that a wait within the test reports what it waits for.
+    let bounded = wait::limit_to(2 * wait::TIMEOUT, "the end of the test", test);
     LocalSet::new().block_on(&runtime, bounded);
 }
 
 /// Waits until `done`, which another task or thread brings about.
-pub(crate) async fn until(what: &str, done: impl Fn() -> bool) {
-    let mut looks = tokio::time::interval(Duration::from_millis(5));
-    let waited = tokio::time::timeout(Duration::from_secs(20), async {
-        while !done() {
-            looks.tick().await;
-        }
-    });
-    waited
-        .await
-        .unwrap_or_else(|_| panic!("waited for {what} for 20 s"));
+#[track_caller]
+pub(crate) fn until(what: &str, done: impl Fn() -> bool) -> impl Future<Output = ()> {
+    wait::until(what, async move || done())
 }
 
 /// Trust domain of every identity.
-pub(super) const DOMAIN: &str = "demo.test";
+pub(crate) const DOMAIN: &str = "demo.test";
 
 /// SPIFFE ID of a workload given as `namespace/account`.
-pub(super) fn spiffe(workload: &str) -> String {
+pub(crate) fn spiffe(workload: &str) -> String {
     let (namespace, account) = workload.split_once('/').unwrap();
     format!("spiffe://{DOMAIN}/ns/{namespace}/sa/{account}")
 }

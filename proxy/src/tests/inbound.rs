@@ -1,6 +1,7 @@
 //! Refused requests: status, reason and log line, and that they do not reach the program.
 
 use http::{HeaderValue, Request};
+use merlon_test_support::ports;
 use serde_json::json;
 
 use crate::{tests::harness::*, upstream::body::RequestBody};
@@ -377,13 +378,15 @@ fn a_reset_a_malformed_response_and_an_unreachable_program_have_distinct_reasons
         http1(pair.web.outbound, get("orders", "/"))
             .await
             .assert_refused(502, "upstream.protocol");
-        let unused_port = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let unserved = ports::refusing();
         let pair = Pair::with(
-            service("shop/orders", 80, unused_port, "http", PERMIT_ALL),
+            service(
+                "shop/orders",
+                80,
+                unserved.address().port(),
+                "http",
+                PERMIT_ALL,
+            ),
             "http",
         );
         http1(pair.web.outbound, get("orders", "/"))

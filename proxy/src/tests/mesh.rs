@@ -2,6 +2,7 @@
 
 use http::{HeaderValue, Request};
 use merlon_config::snapshot::Endpoint;
+use merlon_test_support::ports::{self, Refusing};
 use tokio::io::AsyncReadExt as _;
 
 use crate::{
@@ -192,15 +193,12 @@ fn another_endpoint_is_tried_if_nothing_was_sent() {
     run(async {
         let program = Program::echo().await;
         let pair = Pair::new(&program, "http", PERMIT_ALL);
-        let unreachable = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
+        let unserved = ports::refusing();
         let mut state = pair.web_state.clone();
         let good = state.destinations[0].endpoints[0].clone();
         state.destinations[0].endpoints = vec![
             Endpoint {
-                address: unreachable,
+                address: unserved.address(),
                 ..good.clone()
             },
             good,
@@ -216,15 +214,12 @@ fn another_endpoint_is_tried_if_nothing_was_sent() {
     });
 }
 
-/// A proxy of `shop/orders` whose program has stopped.
-fn proxy_of_a_stopped_program(pair: &Pair) -> Node {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+/// A proxy of `shop/orders` whose program has stopped: nothing listens at `program`.
+fn proxy_of_a_stopped_program(pair: &Pair, program: &Refusing) -> Node {
     let state = State::new("shop/orders").with_service(service(
         "shop/orders",
         80,
-        port,
+        program.address().port(),
         "http",
         PERMIT_ALL,
     ));
@@ -248,7 +243,8 @@ fn a_request_that_a_stopped_program_did_not_receive_is_retried_whatever_its_meth
     run(async {
         let program = Program::echo().await;
         let pair = Pair::new(&program, "http", PERMIT_ALL);
-        let stopped = proxy_of_a_stopped_program(&pair);
+        let unserved = ports::refusing();
+        let stopped = proxy_of_a_stopped_program(&pair, &unserved);
         pair.web
             .apply(&endpoints(&pair, &[stopped.inbound, pair.orders.inbound]));
         for round in 0..24 {
@@ -275,9 +271,10 @@ fn a_request_that_no_endpoint_serves_is_refused_with_or_without_a_body() {
     run(async {
         let program = Program::echo().await;
         let pair = Pair::new(&program, "http", PERMIT_ALL);
+        let unserved = ports::refusing();
         let (one, other) = (
-            proxy_of_a_stopped_program(&pair),
-            proxy_of_a_stopped_program(&pair),
+            proxy_of_a_stopped_program(&pair, &unserved),
+            proxy_of_a_stopped_program(&pair, &unserved),
         );
         pair.web
             .apply(&endpoints(&pair, &[one.inbound, other.inbound]));
@@ -305,8 +302,9 @@ fn a_programs_own_merlon_unserved_header_is_ignored() {
         .await;
         let pair = Pair::new(&program, "http", PERMIT_ALL);
         let inbound = pair.orders.inbound;
-        let unreachable = "127.0.0.1:1".parse().unwrap();
-        pair.web.apply(&endpoints(&pair, &[inbound, unreachable]));
+        let unserved = ports::refusing();
+        pair.web
+            .apply(&endpoints(&pair, &[inbound, unserved.address()]));
         let answer = http1(pair.web.outbound, get("orders", "/")).await;
         assert_eq!(answer.status, 200);
         assert!(!answer.headers.contains_key("merlon-unserved"));

@@ -7,9 +7,10 @@ use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use merlon_config::resource::OutboundListener;
+use merlon_test_support::ports;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy, split},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
 };
 
 use crate::tests::harness::*;
@@ -297,11 +298,7 @@ fn an_upgrade_to_anything_else_is_an_ordinary_request() {
 
 /// `shop/web` reaches the TCP port of `shop/orders` at a local address.
 pub(super) async fn tcp_pair(program: &Program, policies: &str) -> (Pair, std::net::SocketAddr) {
-    let local = TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let local = ports::free();
     let mut pair = Pair::with(
         service("shop/orders", 5432, program.port(), "tcp", policies),
         "tcp",

@@ -1,9 +1,9 @@
 use std::{
     io::Write,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
+use merlon_test_support::wait;
 use tokio::sync::watch;
 
 /// An in-memory access log whose lines can be awaited.
@@ -54,9 +54,9 @@ impl Log {
             if let Some(line) = self.lines().into_iter().find(|line| matches(line)) {
                 return line;
             }
-            let waited = tokio::time::timeout(Duration::from_secs(5), grown.changed()).await;
+            let waited = tokio::time::timeout(wait::TIMEOUT, grown.changed()).await;
             waited
-                .unwrap_or_else(|_| panic!("no matching line within 5 s in {:#?}", self.lines()))
+                .unwrap_or_else(|_| panic!("no line matches in {:#?}", self.lines()))
                 .unwrap();
         }
     }

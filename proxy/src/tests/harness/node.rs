@@ -2,6 +2,7 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use merlon_certs::MeshTls;
 use merlon_config::live::Live;
+use merlon_test_support::ports;
 use tokio::net::TcpListener;
 
 use super::{Log, State};
@@ -72,11 +73,9 @@ impl Node {
                     .send(Err(crate::state::destinations::LookupError::Unknown));
             }
         });
-        let localhost = "127.0.0.1:0".parse().unwrap();
-        let (inbound, outbound) = (
-            sockets::bind_all(localhost, 1).unwrap().remove(0),
-            sockets::bind_all(localhost, 1).unwrap().remove(0),
-        );
+        // Not port 0: no other test listens on these ports after the node has closed them.
+        let [inbound, outbound] = [ports::free(), ports::free()]
+            .map(|address| sockets::bind_all(address, 1).unwrap().remove(0));
         let log = Log::default();
         let node = Self {
             shared: Arc::clone(&shared),
