@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 use socket2::TcpKeepalive;
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::request::worker_context::WorkerContext;
+use crate::request::worker_context::{ConnectionGuard, WorkerContext};
 
 /// A source of connections.
 pub(crate) trait Accept {
@@ -66,19 +66,4 @@ fn set_socket_options(stream: &TcpStream) {
         .with_interval(Duration::from_secs(10))
         .with_retries(3);
     let _ = socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive);
-}
-
-struct ConnectionGuard(Rc<WorkerContext>);
-
-impl ConnectionGuard {
-    fn new(local: &Rc<WorkerContext>) -> Self {
-        local.connection_opened();
-        Self(Rc::clone(local))
-    }
-}
-
-impl Drop for ConnectionGuard {
-    fn drop(&mut self) {
-        self.0.connection_closed();
-    }
 }

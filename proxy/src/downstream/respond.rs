@@ -45,12 +45,16 @@ pub(crate) async fn respond(
         Some(denial) => Err((denial, begin())),
         // The panic hook has logged it; only this request ends.
         None => {
-            let mut exchange = begin();
-            exchange.set_head(request.method(), request.uri());
-            std::panic::AssertUnwindSafe(path(request, exchange))
+            let (method, uri) = (request.method().clone(), request.uri().clone());
+            let with_head = || {
+                let mut exchange = begin();
+                exchange.set_head(&method, &uri);
+                exchange
+            };
+            std::panic::AssertUnwindSafe(path(request, with_head()))
                 .catch_unwind()
                 .await
-                .unwrap_or_else(|_| Err((Denial::Internal, begin())))
+                .unwrap_or_else(|_| Err((Denial::Internal, with_head())))
         }
     };
     Ok(match outcome {

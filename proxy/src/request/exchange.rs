@@ -192,8 +192,13 @@ impl Exchange {
 
     /// Discards the exchange of a connection that turns out to carry requests, which have their own.
     pub(crate) fn discard(mut self: Box<Self>) {
-        self.counted = false;
-        self.local.metrics.active_requests.add(self.direction, -1);
+        self.uncount();
+    }
+
+    fn uncount(&mut self) {
+        if std::mem::take(&mut self.counted) {
+            self.local.metrics.active_requests.add(self.direction, -1);
+        }
     }
 
     /// Reports the finished request: its last byte has passed, or one side aborted.
@@ -319,6 +324,10 @@ const MAX_PATH_CHARS: usize = 1_024;
 impl Drop for Exchange {
     /// A request whose caller disconnects before the response is logged too.
     fn drop(&mut self) {
+        // After a panic, the response has an exchange of its own.
+        if std::thread::panicking() {
+            self.uncount();
+        }
         self.report(true);
     }
 }

@@ -6,7 +6,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{exchange::Exchange, open_permit::OpenPermit};
+use super::{exchange::Exchange, open_permit::OpenPermit, worker_context::ConnectionGuard};
 use crate::{
     protocol::{revocation::Revocation, splice::copy_both, websocket},
     upstream::PoolGuard,
@@ -47,6 +47,8 @@ pub(crate) fn upgraded(switched: Switched, exchange: Box<Exchange>) {
         pooled,
         open_permit,
     } = switched;
+    // hyper's connection ends with the switch, and this begins before it does.
+    let connection = ConnectionGuard::new(&exchange.local);
     tokio::task::spawn_local(async move {
         match tokio::join!(upgrade.downstream, upstream) {
             (Ok(downstream), Ok(upstream)) => {
@@ -55,6 +57,6 @@ pub(crate) fn upgraded(switched: Switched, exchange: Box<Exchange>) {
             }
             _ => exchange.conclude(true),
         }
-        drop(pooled);
+        drop((pooled, connection));
     });
 }

@@ -169,11 +169,11 @@ impl WorkerContext {
         self.connections.get()
     }
 
-    pub(crate) fn connection_opened(&self) {
+    fn connection_opened(&self) {
         self.connections.set(self.connections.get() + 1);
     }
 
-    pub(crate) fn connection_closed(&self) {
+    fn connection_closed(&self) {
         self.connections
             .set(self.connections.get().saturating_sub(1));
         if self.connections.get() == 0 {
@@ -233,6 +233,23 @@ impl WorkerContext {
         all.retain(|one| one.strong_count() > 0);
         let enough = 2 * all.len();
         all.shrink_to(enough);
+    }
+}
+
+/// Counts a connection, or a tunnel that has outlived its HTTP/1 connection. A drain waits until all are dropped.
+#[derive(Debug)]
+pub(crate) struct ConnectionGuard(Rc<WorkerContext>);
+
+impl ConnectionGuard {
+    pub(crate) fn new(local: &Rc<WorkerContext>) -> Self {
+        local.connection_opened();
+        Self(Rc::clone(local))
+    }
+}
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        self.0.connection_closed();
     }
 }
 

@@ -7,6 +7,7 @@ mod log;
 mod node;
 mod pair;
 mod program;
+mod readme;
 mod state;
 
 use merlon_test_support::wait;
@@ -15,8 +16,8 @@ use tokio::task::LocalSet;
 pub(crate) use self::{
     ca::Ca,
     client::{
-        connect_as_peer, get, h2_client, h2c, http1, next_data, post, raw, send_as_peer,
-        send_as_peer_to, streamed_body,
+        CollectedResponse, collect, connect_as_peer, get, h2_client, h2c, http1, next_data, post,
+        raw, send_as_peer, send_as_peer_to, streamed_body,
     },
     frames::{
         DATA, ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR, GOAWAY, HEADERS, REFUSED_STREAM, RST_STREAM,
@@ -27,6 +28,7 @@ pub(crate) use self::{
     node::Node,
     pair::Pair,
     program::{Program, full},
+    readme::{removed_headers, spellings_of_removed_headers},
     state::{PERMIT_ALL, State, destination, service},
 };
 

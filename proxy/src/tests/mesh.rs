@@ -1,14 +1,17 @@
 //! Ordinary requests through a pair of proxies.
 
 use http::{HeaderValue, Request};
+use merlon_certs::MERLON_H2;
 use merlon_config::snapshot::Endpoint;
 use merlon_test_support::ports::{self, Refusing};
+use rustls::AlertDescription;
 use tokio::io::AsyncReadExt as _;
 
 use crate::{
-    telemetry::metrics::{Direction, Handshake},
+    limits::Limits,
+    telemetry::metrics::{Direction, Handshake, worker::WorkerMetrics},
     tests::harness::*,
-    upstream::body::RequestBody,
+    upstream::{body::RequestBody, dial},
 };
 
 #[test]
@@ -85,44 +88,65 @@ fn bodies_pass_over_http1_and_http2() {
     });
 }
 
+/// Sends each reserved header with the value `forged`, some at a time, since the number of fields is limited.
+async fn none_arrives(program: &Program, send: impl AsyncFn(http::HeaderMap)) {
+    for names in spellings_of_removed_headers().chunks(50) {
+        let forged = HeaderValue::from_static("forged");
+        let headers = names.iter().map(|name| (named(name), forged.clone()));
+        send(headers.collect()).await;
+        let seen = program.last_request();
+        assert_none_is(&seen.headers, "forged");
+        assert_eq!(seen.headers["merlon-caller"], spiffe("shop/web"));
+        assert!(!seen.headers.contains_key("merlon-user"));
+        assert!(!seen.headers.contains_key("merlon-peer"));
+    }
+}
+
 #[test]
 fn reserved_headers_that_a_program_sets_are_removed() {
     run(async {
         let program = Program::echo().await;
         let pair = Pair::new(&program, "http", PERMIT_ALL);
-        let mut request = get("orders.shop", "/");
-        for name in [
-            "merlon-caller",
-            "merlon-user",
-            "merlon-peer",
-            "x-merlon-anything",
-            "x-forwarded-for",
-            "x-forwarded-client-cert",
-            "client-cert",
-            "forwarded",
-            "x-envoy-original-path",
-            "l5d-client-id",
-            "x-real-ip",
-            "merlon.caller",
-            "merlon~user",
-            "x-client-ip",
-            "x-http-method-override",
-            "x-auth-request-user",
-            "proxy",
-        ] {
-            request
-                .headers_mut()
-                .insert(name, HeaderValue::from_static("forged"));
-        }
-        assert_eq!(http1(pair.web.outbound, request).await.status, 200);
-        let seen = program.last_request();
-        assert!(
-            seen.headers.values().all(|value| value != "forged"),
-            "{:?}",
-            seen.headers
-        );
-        assert_eq!(seen.headers["merlon-caller"], spiffe("shop/web"));
+        none_arrives(&program, async |headers| {
+            let mut request = get("orders.shop", "/");
+            request.headers_mut().extend(headers);
+            assert_eq!(http1(pair.web.outbound, request).await.status, 200);
+        })
+        .await;
+        assert!(program.requests.get() > 1);
     });
+}
+
+#[test]
+fn reserved_headers_that_a_peer_without_a_proxy_sets_are_removed() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
+        let web = pair.ca.identity("shop/web");
+        none_arrives(&program, async |headers| {
+            let mut request = Request::get("http://orders.shop/")
+                .body(RequestBody::Empty)
+                .unwrap();
+            request.headers_mut().extend(headers);
+            let claim = HeaderValue::from_static("service=shop/orders;port=80;proto=http/1.1");
+            request.headers_mut().insert("merlon-peer", claim);
+            let answer = send_as_peer(&web, &pair.orders, "shop/orders", request).await;
+            assert_eq!(answer.status, 200, "{}", answer.body);
+        })
+        .await;
+        assert!(program.requests.get() > 1);
+    });
+}
+
+fn named(name: &str) -> http::HeaderName {
+    name.parse().unwrap()
+}
+
+#[track_caller]
+fn assert_none_is(headers: &http::HeaderMap, value: &str) {
+    let forged = headers.iter().filter(|(_, found)| *found == value);
+    let forged: Vec<_> = forged.map(|(name, _)| name).collect();
+    assert!(forged.is_empty(), "{forged:?}");
 }
 
 #[test]
@@ -393,56 +417,66 @@ fn a_second_connection_opens_when_the_first_has_no_free_stream() {
 }
 
 #[test]
-fn the_inbound_listener_answers_only_mesh_tls() {
+fn the_inbound_listener_answers_only_tls() {
     run(async {
         let program = Program::echo().await;
         let pair = Pair::new(&program, "http", PERMIT_ALL);
-        let answer = raw(
-            pair.orders.inbound,
-            b"GET / HTTP/1.1\r\nHost: orders\r\n\r\n",
-        )
-        .await;
+        let plain = b"GET / HTTP/1.1\r\nHost: orders\r\n\r\n";
+        let answer = raw(pair.orders.inbound, plain).await;
         assert!(!answer.contains("HTTP"), "{answer:?}");
-        // Nor does it accept a certificate of another CA.
-        let untrusted = Ca::new().identity("shop/web");
-        let expected = spiffe("shop/orders").parse().unwrap();
-        let limits = crate::limits::Limits::default();
-        let metrics = crate::telemetry::metrics::worker::WorkerMetrics::default();
-        let alpn = merlon_certs::MERLON_H2;
-        let dialled = crate::upstream::dial::mesh(
-            pair.orders.inbound,
-            &expected,
-            &untrusted,
-            alpn,
-            &limits,
-            &metrics,
-        )
-        .await;
-        if let Ok(mut stream) = dialled {
-            assert!(!matches!(stream.read(&mut [0; 1]).await, Ok(1)));
-        }
         program.assert_not_reached();
+        let refused = pair
+            .orders
+            .metrics
+            .handshakes
+            .value(Direction::Inbound, Handshake::Refused);
+        assert_eq!(refused, 1);
     });
 }
 
 #[test]
-fn a_drain_lets_open_requests_finish_and_takes_no_new_ones() {
+fn the_inbound_listener_refuses_a_certificate_of_another_root() {
     run(async {
-        let (release, held) = tokio::sync::watch::channel(false);
-        let program = Program::serving(async move |_| {
-            held.clone().wait_for(|go| *go).await.unwrap();
-            http::Response::new(full("done"))
-        })
-        .await;
+        let program = Program::echo().await;
         let pair = Pair::new(&program, "http", PERMIT_ALL);
-        let open = tokio::task::spawn_local(http1(pair.web.outbound, get("orders", "/")));
-        while program.requests.get() == 0 {
-            tokio::task::yield_now().await;
+        let handshakes = |result| {
+            pair.orders
+                .metrics
+                .handshakes
+                .value(Direction::Inbound, result)
+        };
+        let request = || {
+            Request::get("http://orders.shop/")
+                .header("merlon-peer", "service=shop/orders;port=80;proto=http/1.1")
+                .body(RequestBody::Empty)
+                .unwrap()
+        };
+        // They trust the listener, and only their own certificates are of another root: the refusal is the listener's.
+        let (orders, alpn) = (spiffe("shop/orders").parse().unwrap(), MERLON_H2);
+        let (limits, metrics) = (Limits::default(), WorkerMetrics::default());
+        let refusals = [
+            // A signature of another key than that of the root of this name.
+            ("root", AlertDescription::DecryptError),
+            ("another root", AlertDescription::UnknownCA),
+        ];
+        for (count, (root, alert)) in (1..).zip(refusals) {
+            let foreign = Ca::named(root).identity_trusting("shop/web", &pair.ca);
+            let to = pair.orders.inbound;
+            let dialled = dial::mesh(to, &orders, &foreign, alpn, &limits, &metrics).await;
+            // In TLS 1.3 the client's side of the handshake is complete before the server reads its certificate.
+            let error = dialled.unwrap().read(&mut [0; 1]).await.unwrap_err();
+            let error = error.into_inner().unwrap().downcast::<rustls::Error>();
+            assert_eq!(*error.unwrap(), rustls::Error::AlertReceived(alert));
+            until("the count", || handshakes(Handshake::Refused) == count).await;
         }
-        pair.web.shutdown.drain.cancel();
-        pair.orders.shutdown.drain.cancel();
-        tokio::task::yield_now().await;
-        release.send(true).unwrap();
-        assert_eq!(open.await.unwrap().body, "done");
+        assert_eq!(handshakes(Handshake::Done), 0);
+        program.assert_not_reached();
+        assert!(pair.orders.log.lines().is_empty(), "there was no request");
+
+        // The same peer with a certificate of the right root.
+        let own = pair.ca.identity_trusting("shop/web", &pair.ca);
+        let answer = send_as_peer(&own, &pair.orders, "shop/orders", request()).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        assert_eq!(handshakes(Handshake::Done), 1);
     });
 }

@@ -16,7 +16,12 @@ pub(crate) struct Ca {
 
 impl Ca {
     pub(crate) fn new() -> Self {
-        let authority = Authority::root_with("root", |root| {
+        Self::named("root")
+    }
+
+    /// A root CA whose certificate has this subject.
+    pub(crate) fn named(subject: &str) -> Self {
+        let authority = Authority::root_with(subject, |root| {
             root.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
             root.use_authority_key_identifier_extension = true;
         });
@@ -28,6 +33,13 @@ impl Ca {
 
     pub(crate) fn identity(&self, workload: &str) -> Arc<MeshTls> {
         self.identity_with(workload, &[])
+    }
+
+    /// An identity that trusts the roots of `trusted`, whatever its own root is.
+    pub(crate) fn identity_trusting(&self, workload: &str, trusted: &Self) -> Arc<MeshTls> {
+        let (own, other) = (self.identity(workload), trusted.identity(workload));
+        let (svid, roots) = (Arc::clone(own.svid()), Arc::clone(other.roots()));
+        Arc::new(MeshTls::new(svid, roots).unwrap())
     }
 
     /// An identity whose certificate also has DNS names.

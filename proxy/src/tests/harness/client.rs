@@ -48,7 +48,8 @@ impl CollectedResponse {
     }
 }
 
-async fn collect(response: Response<Incoming>) -> CollectedResponse {
+/// The complete response.
+pub(crate) async fn collect(response: Response<Incoming>) -> CollectedResponse {
     let (parts, body) = response.into_parts();
     let collected = body.collect().await.unwrap();
     CollectedResponse {

@@ -43,6 +43,11 @@ impl Log {
             .collect()
     }
 
+    /// Whether the writer has ended: this is the only handle left.
+    pub(crate) fn is_complete(&self) -> bool {
+        Arc::strong_count(&self.text) == 1
+    }
+
     /// Waits for the first line that matches.
     pub(crate) async fn line(
         &self,

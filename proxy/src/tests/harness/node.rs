@@ -3,7 +3,7 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc};
 use merlon_certs::MeshTls;
 use merlon_config::live::Live;
 use merlon_test_support::ports;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinHandle};
 
 use super::{Log, State};
 use crate::{
@@ -33,6 +33,8 @@ pub(crate) struct Node {
     pub(crate) outbound: SocketAddr,
     pub(crate) log: Log,
     pub(crate) shutdown: Shutdown,
+    /// The worker's main task: it ends when the shutdown is complete.
+    pub(crate) worker: JoinHandle<()>,
     /// Receiver of JWKS refetch requests; kept open, never answered.
     _refetches: Box<dyn std::any::Any>,
 }
@@ -48,6 +50,16 @@ impl Node {
         state: &State,
         limits: Limits,
     ) -> Self {
+        Self::with(identity, state, limits, AccessLogMode::All)
+    }
+
+    /// As [`Node::start`], with these requests in its access log.
+    pub(crate) fn with(
+        identity: Option<Arc<MeshTls>>,
+        state: &State,
+        limits: Limits,
+        access_log: AccessLogMode,
+    ) -> Self {
         let (destinations, mut lookups) = Destinations::new(&limits);
         let (keys, refetches) = JwksCache::new(&limits);
         let metrics = Arc::new(WorkerMetrics::default());
@@ -62,7 +74,7 @@ impl Node {
             spans: Spans::default(),
             listeners: Claims::default(),
             readiness: Readiness::default(),
-            access_log: AccessLogMode::All,
+            access_log,
             limits,
         });
         // The snapshot has every destination: all lookups fail.
@@ -77,28 +89,28 @@ impl Node {
         let [inbound, outbound] = [ports::free(), ports::free()]
             .map(|address| sockets::bind_all(address, 1).unwrap().remove(0));
         let log = Log::default();
-        let node = Self {
-            shared: Arc::clone(&shared),
-            metrics: Arc::clone(&metrics),
-            inbound: inbound.local_addr().unwrap(),
-            outbound: outbound.local_addr().unwrap(),
-            log: log.clone(),
-            shutdown: Shutdown::default(),
-            _refetches: Box::new(refetches),
-        };
-        let shutdown = node.shutdown.clone();
-        let (inbound, outbound) = (vec![inbound], vec![outbound]);
+        let addresses = [&inbound, &outbound].map(|one| one.local_addr().unwrap());
+        let shutdown = Shutdown::default();
         let worker = Worker {
             index: 0,
+            shared: Arc::clone(&shared),
+            metrics: Arc::clone(&metrics),
+            inbound: vec![inbound],
+            outbound: vec![outbound],
+            interception: false,
+            shutdown: shutdown.clone(),
+        };
+        let log_to = AccessLog::to(log.clone(), &limits);
+        Self {
             shared,
             metrics,
-            inbound,
-            outbound,
-            interception: false,
+            inbound: addresses[0],
+            outbound: addresses[1],
+            log,
             shutdown,
-        };
-        tokio::task::spawn_local(worker::run_with_log(worker, AccessLog::to(log, &limits)));
-        node
+            worker: tokio::task::spawn_local(worker::run_with_log(worker, log_to)),
+            _refetches: Box::new(refetches),
+        }
     }
 
     /// The context of another worker of the node.

@@ -27,12 +27,17 @@ pub(crate) struct Program {
     pub(crate) address: SocketAddr,
     pub(crate) requests: Rc<Cell<usize>>,
     pub(crate) seen: Rc<RefCell<Vec<http::request::Parts>>>,
+    /// Bodies that [`Program::echo`] read to their end, and those that broke off.
+    pub(crate) whole: Rc<Cell<usize>>,
+    pub(crate) broken: Rc<Cell<usize>>,
 }
 
 impl Program {
     /// Answers every request with its own request line and body: `GET /path host body`.
     pub(crate) async fn echo() -> Self {
-        Self::serving(async |request: Request<Incoming>| {
+        let (whole, broken) = (Rc::<Cell<usize>>::default(), Rc::<Cell<usize>>::default());
+        let ends = (Rc::clone(&whole), Rc::clone(&broken));
+        let this = Self::serving(async move |request: Request<Incoming>| {
             let host = request
                 .headers()
                 .get("host")
@@ -45,15 +50,17 @@ impl Program {
                 request.method(),
                 request.uri().path_and_query().unwrap()
             );
-            let body = request
-                .into_body()
-                .collect()
-                .await
-                .map(|body| body.to_bytes())
-                .unwrap_or_default();
+            let body = request.into_body().collect().await;
+            let end = if body.is_ok() { &ends.0 } else { &ends.1 };
+            end.set(end.get() + 1);
+            let body = body.map(|body| body.to_bytes()).unwrap_or_default();
             Response::new(full([line.as_bytes(), &body].concat()))
-        })
-        .await
+        });
+        Self {
+            whole,
+            broken,
+            ..this.await
+        }
     }
 
     /// Answers every request with `answer`.
@@ -65,6 +72,8 @@ impl Program {
             address: listener.local_addr().unwrap(),
             requests: Rc::default(),
             seen: Rc::default(),
+            whole: Rc::default(),
+            broken: Rc::default(),
         };
         let (requests, seen) = (Rc::clone(&this.requests), Rc::clone(&this.seen));
         let answer = Rc::new(answer);
@@ -119,6 +128,8 @@ impl Program {
             address: listener.local_addr().unwrap(),
             requests: Rc::default(),
             seen: Rc::default(),
+            whole: Rc::default(),
+            broken: Rc::default(),
         };
         let requests = Rc::clone(&this.requests);
         let serve = Rc::new(serve);
