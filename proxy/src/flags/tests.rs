@@ -58,6 +58,157 @@ fn a_pod_token_and_a_join_token_exclude_each_other() {
     assert!(refused.contains("with `--token-file` only"), "{refused}");
 }
 
+/// Every setting, with its value in the file, in the environment and as a flag.
+const SETTINGS: [(&str, [&str; 3]); 24] = [
+    ("standalone", ["/file", "/env", "/flag"]),
+    ("identity", ["file/a", "env/a", "flag/a"]),
+    ("gateway", ["file/b", "env/b", "flag/b"]),
+    ("workload", ["file", "env", "flag"]),
+    (
+        "control-plane",
+        ["https://file", "https://env", "https://flag"],
+    ),
+    ("root-namespace", ["file", "env", "flag"]),
+    ("join-token", ["file", "env", "flag"]),
+    ("join-token-file", ["/file", "/env", "/flag"]),
+    ("token-file", ["/file", "/env", "/flag"]),
+    ("trust-domain-file", ["/file", "/env", "/flag"]),
+    ("trust-bundle", ["/file", "/env", "/flag"]),
+    ("certificate", ["/file", "/env", "/flag"]),
+    ("key", ["/file", "/env", "/flag"]),
+    ("state-dir", ["/file", "/env", "/flag"]),
+    ("secrets-dir", ["/file", "/env", "/flag"]),
+    ("inbound", ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]),
+    ("outbound", ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]),
+    ("interception", ["true", "false", "true"]),
+    ("admin", ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]),
+    (
+        "probes-address",
+        ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"],
+    ),
+    (
+        "probes",
+        [
+            "{}",
+            r#"{"/env": {"handler": {"tcpSocket": {"port": 1}}, "timeoutSeconds": 1}}"#,
+            r#"{"/flag": {"handler": {"tcpSocket": {"port": 1}}, "timeoutSeconds": 1}}"#,
+        ],
+    ),
+    ("workers", ["1", "2", "3"]),
+    ("access-log", ["off", "refusals", "all"]),
+    ("drain-timeout", ["1s", "2s", "3s"]),
+];
+
+const ARGUMENTS: &str = "MERLON_PROXY_TEST_ARGUMENTS";
+
+fn variable(flag: &str) -> String {
+    format!("MERLON_{}", flag.to_uppercase().replace('-', "_"))
+}
+
+/// Not a test of its own: [`a_flag_beats_the_environment_and_the_environment_beats_the_file`] runs it as a process with
+/// another environment, which a test cannot change for itself.
+#[test]
+fn settings_of_a_child_process() {
+    let Ok(arguments) = std::env::var(ARGUMENTS) else {
+        return;
+    };
+    let flags = Flags::try_parse_from(arguments.lines()).unwrap();
+    let file = flags.config.as_deref().map(ProxyBootstrap::load);
+    let settings = flags.over(file.transpose().unwrap().unwrap_or_default());
+    let token = settings
+        .join_token
+        .as_ref()
+        .map(|token| reveal(token).to_string());
+    println!("\nSETTINGS {token:?} {settings:?}");
+}
+
+/// What a process with these arguments and variables reads.
+fn settings(arguments: &[String], variables: &[(String, &str)]) -> String {
+    let own = std::iter::once("merlon-proxy").chain(arguments.iter().map(String::as_str));
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "flags::tests::settings_of_a_child_process",
+            "--exact",
+            "--nocapture",
+        ])
+        .env(ARGUMENTS, own.collect::<Vec<_>>().join("\n"))
+        .envs(variables.iter().map(|(name, value)| (name, value)))
+        .output()
+        .unwrap();
+    let text = String::from_utf8(child.stdout).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("SETTINGS "));
+    let errors = String::from_utf8_lossy(&child.stderr);
+    line.unwrap_or_else(|| panic!("{text}{errors}")).to_owned()
+}
+
+#[test]
+fn a_flag_beats_the_environment_and_the_environment_beats_the_file() {
+    let [file_values, environment_values, flag_values] = [0, 1, 2];
+    let camel_case = |flag: &str| {
+        let mut words = flag.split('-');
+        let first = words.next().unwrap().to_owned();
+        words.fold(first, |name, word| {
+            name + &word[..1].to_uppercase() + &word[1..]
+        })
+    };
+    let value = |flag: &str, text: &str| match flag {
+        "interception" | "workers" | "probes" => serde_json::from_str(text).unwrap(),
+        _ => serde_json::Value::from(text),
+    };
+    // Settings that exclude each other cannot be in one file.
+    let sidecar = ["gateway", "control-plane", "join-token-file"];
+    let gateway = ["workload", "standalone", "certificate", "key", "join-token"];
+    for without in [&sidecar[..], &gateway[..]] {
+        let table = SETTINGS.iter().filter(|(flag, _)| !without.contains(flag));
+        let fields: serde_json::Map<_, _> = table
+            .clone()
+            .map(|(flag, values)| (camel_case(flag), value(flag, values[file_values])))
+            .collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(&file, serde_json::to_string(&fields).unwrap()).unwrap();
+        let config = format!("--config={}", file.path().display());
+        let flags = |source: usize| -> Vec<_> {
+            let each = table.clone();
+            each.map(|(flag, values)| format!("--{flag}={}", values[source]))
+                .collect()
+        };
+        let variables: Vec<_> = table
+            .clone()
+            .map(|(flag, values)| (variable(flag), values[environment_values]))
+            .collect();
+
+        let only = |source| settings(&flags(source), &[]);
+        let all = [vec![config.clone()], flags(flag_values)].concat();
+        let config = [config];
+        assert_eq!(settings(&config, &[]), only(file_values));
+        assert_eq!(settings(&config, &variables), only(environment_values));
+        assert_eq!(settings(&all, &variables), only(flag_values));
+    }
+}
+
+#[test]
+fn every_flag_is_also_a_variable_and_a_field_but_for_those_of_the_process() {
+    use clap::CommandFactory as _;
+    let command = Flags::command();
+    let mut found = Vec::new();
+    for argument in command.get_arguments() {
+        let flag = argument.get_long().unwrap();
+        let environment = argument.get_env().map(|name| name.to_str().unwrap());
+        match flag {
+            "addresses-file" | "test-limits" => assert_eq!(environment, None, "{flag}"),
+            "config" => assert_eq!(environment, Some("MERLON_CONFIG")),
+            _ => {
+                assert_eq!(environment, Some(variable(flag).as_str()));
+                found.push(flag.to_owned());
+            }
+        }
+    }
+    found.sort();
+    let mut table = SETTINGS.map(|(flag, _)| flag.to_owned());
+    table.sort();
+    assert_eq!(found, table);
+}
+
 mod probes_in_text {
     use merlon_config::probe::{Grpc, Handler, HttpGet, Probe, Scheme, TcpSocket};
     use proptest::prelude::*;

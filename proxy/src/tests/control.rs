@@ -224,6 +224,37 @@ fn a_restarted_proxy_restores_its_state_while_the_control_plane_is_unreachable()
 }
 
 #[test]
+fn a_proxy_that_cannot_save_its_state_serves_on_and_counts_the_failures() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        // As on a full disk, no file can be written: the names of the unfinished files are taken by directories.
+        for file in ["identity.json.next", "snapshot.json.next"] {
+            std::fs::create_dir(folder.path().join(file)).unwrap();
+        }
+        let state = resources(&[]);
+        let control_plane = FakeControlPlane::start(state.clone());
+        let proxy = Proxy::start(
+            &control_plane.address,
+            Some(control_plane.join_token()),
+            Some(open(folder.path())),
+        );
+        proxy.wait_for_snapshot(&state).await;
+        until("the failures", || {
+            proxy.metrics.persists.value(FetchResult::Failed) >= 2
+        })
+        .await;
+        assert_eq!(proxy.metrics.persists.value(FetchResult::Ok), 0);
+        assert!(proxy.shared.readiness.is_ready());
+        assert!(!folder.path().join("identity.json").exists());
+        assert!(!folder.path().join("snapshot.json").exists());
+        // Later changes are put in force too.
+        let after = resources(&["shop/payments"]);
+        control_plane.script.state.send_replace(after.clone());
+        proxy.wait_for_snapshot(&after).await;
+    });
+}
+
+#[test]
 fn a_restarted_proxy_fetches_only_missing_resources_and_does_not_reuse_its_join_token() {
     run(async {
         let folder = tempfile::tempdir().unwrap();

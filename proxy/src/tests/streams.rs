@@ -150,6 +150,61 @@ fn a_large_body_arrives_complete() {
     });
 }
 
+/// A frame of the feeder, and the length of its body.
+const FRAME: usize = 64 << 10;
+const ALL: usize = 64 << 20;
+/// More than the flow-control windows on the way (256 KiB at each proxy, 1 MiB at the program) and what client and
+/// proxies have in hand.
+const MOST: usize = 8 << 20;
+
+#[test]
+fn a_body_that_the_program_does_not_read_is_not_gathered() {
+    run(async {
+        let (release, held) = tokio::sync::watch::channel(false);
+        let program = Program::serving(async move |request: Request<Incoming>| {
+            held.clone().wait_for(|go| *go).await.unwrap();
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            Response::new(full(body.len().to_string()))
+        })
+        .await;
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
+        let (to, body) = streamed_body();
+        let mut client = h2_client(pair.web.outbound).await;
+        let answer = client.send_request(Request::post("http://orders.shop/").body(body).unwrap());
+        let answer = tokio::task::spawn_local(answer);
+        let sent = std::rc::Rc::new(std::cell::Cell::new(0));
+        let feeder = std::rc::Rc::clone(&sent);
+        let feed = tokio::task::spawn_local(async move {
+            while feeder.get() < ALL {
+                to.send(Frame::data(Bytes::from(vec![7; FRAME])))
+                    .await
+                    .unwrap();
+                feeder.set(feeder.get() + FRAME);
+            }
+        });
+        until("the request", || program.requests.get() == 1).await;
+        // It stalls: whatever another request costs, nothing more is taken from the feeder.
+        let mut before = usize::MAX;
+        while before != sent.get() {
+            before = sent.get();
+            for _ in 0..20 {
+                assert_eq!(
+                    http1(pair.web.outbound, get("nothing", "/")).await.status,
+                    404
+                );
+            }
+        }
+        assert!(
+            before >= FRAME && before < MOST,
+            "{before} bytes were taken"
+        );
+        release.send(true).unwrap();
+        feed.await.unwrap();
+        let answer = collect(answer.await.unwrap().unwrap()).await;
+        assert_eq!(answer.body, ALL.to_string());
+    });
+}
+
 #[test]
 fn a_program_notices_when_the_client_disconnects() {
     run(async {
