@@ -9,8 +9,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use tokio::{net::TcpListener, task::JoinHandle};
 
-pub use requests::Request;
 use requests::RequestLog;
+pub use requests::{BodyState, Request};
 
 /// A program that listens on its own loopback port.
 #[derive(Debug)]

@@ -15,7 +15,11 @@ use tokio::{
 use tokio_tungstenite::WebSocketStream;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{chat::ChatClient, connection::Connection, wait::TIMEOUT};
+use crate::{
+    chat::ChatClient,
+    connection::Connection,
+    wait::{TIMEOUT, limit},
+};
 
 /// A program whose sidecar has the outbound address `to`.
 #[derive(Debug, Clone)]
@@ -127,7 +131,8 @@ impl Client {
         use tokio_tungstenite::tungstenite::{Error, client::IntoClientRequest as _};
         let uri = format!("ws://{}{target}", self.host(service));
         let request = uri.into_client_request().expect("a request");
-        match tokio_tungstenite::client_async(request, self.tcp().await).await {
+        let opened = tokio_tungstenite::client_async(request, self.tcp().await);
+        match limit(format!("a WebSocket at {service}{target}"), opened).await {
             Ok((socket, _)) => Ok(socket),
             Err(Error::Http(response)) => Err(response),
             Err(error) => panic!("{service}{target}: {error}"),
@@ -140,10 +145,12 @@ impl Client {
     /// If the peer does not close it: the bytes must be invalid or contain `Connection: close`.
     pub async fn raw(&self, bytes: &[u8]) -> String {
         let mut stream = self.tcp().await;
-        // The peer may close the connection before it has read everything.
-        let _ = stream.write_all(bytes).await;
         let mut answer = Vec::new();
-        let reading = stream.read_to_end(&mut answer);
+        let reading = async {
+            // The peer may close the connection before it has read everything.
+            let _ = stream.write_all(bytes).await;
+            stream.read_to_end(&mut answer).await
+        };
         match tokio::time::timeout(TIMEOUT, reading).await {
             // The peer may reset the connection after the response, if it did not read all bytes.
             Ok(_) => String::from_utf8_lossy(&answer).into_owned(),
@@ -249,6 +256,38 @@ impl Reply {
             headers: head.headers,
             trailers: body.trailers().cloned().unwrap_or_default(),
             body: body.to_bytes(),
+        })
+    }
+
+    /// The one HTTP/1.1 response that a server has sent on a connection.
+    ///
+    /// # Panics
+    /// If `answer` is not exactly one response with a `Content-Length`.
+    #[track_caller]
+    pub fn from_http1(answer: &str) -> Self {
+        Self::try_from_http1(answer)
+            .unwrap_or_else(|| panic!("expected exactly one HTTP/1.1 response, got {answer:?}"))
+    }
+
+    fn try_from_http1(answer: &str) -> Option<Self> {
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        let mut lines = head.split("\r\n");
+        let status = lines.next()?.strip_prefix("HTTP/1.1 ")?.get(..3)?;
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            let (name, value) = line.split_once(':')?;
+            headers.append(
+                HeaderName::try_from(name).ok()?,
+                HeaderValue::try_from(value.trim()).ok()?,
+            );
+        }
+        let length = headers.get(header::CONTENT_LENGTH)?.to_str().ok()?;
+        let status = status.parse().ok()?;
+        (length.parse() == Ok(body.len())).then(|| Self {
+            status,
+            headers,
+            body: Bytes::from(body.to_owned()),
+            trailers: HeaderMap::new(),
         })
     }
 

@@ -7,6 +7,7 @@ pub mod chat;
 pub mod client;
 pub mod cluster;
 pub mod connection;
+pub mod http2;
 pub mod load;
 pub mod mesh;
 pub mod open_request;
@@ -15,6 +16,7 @@ pub mod openid;
 pub mod pods;
 pub mod postgres;
 pub mod redis;
+pub mod refusals;
 pub mod rights;
 
 pub use api_server::ApiServer;

@@ -19,7 +19,7 @@ pub use control_plane::ControlPlane;
 pub use merlon_test_support::log::LogLine;
 pub use metric::Metric;
 pub use names::{NAMESPACE, TRUST_DOMAIN, identity, spiffe_id};
-pub use peer::{AnonymousPeer, TestPeer, tls_connect};
+pub use peer::{AnonymousPeer, Destination, PeerCall, TestPeer, tls_connect};
 pub use running::Mesh;
 pub use shared::{Guard, Shared};
 pub use sidecar::Sidecar;

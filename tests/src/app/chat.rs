@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status, Streaming, transport::Server};
 
-use super::requests::{self, RequestLog};
+use super::requests::{self, BodyState, RequestLog};
 use crate::chat::{
     Line,
     chat_server::{Chat, ChatServer},
@@ -32,6 +32,7 @@ impl Talker {
             target: format!("/merlon.test.v1.Chat/{method}"),
             version: http::Version::HTTP_2,
             headers: request.metadata().clone().into_headers(),
+            body: BodyState::Open,
         });
     }
 }

@@ -21,7 +21,7 @@ use tokio_tungstenite::{
     tungstenite::{handshake::derive_accept_key, protocol::Role},
 };
 
-use super::requests::{self, RequestLog};
+use super::requests::{self, BodyState, RecordedBody, RequestLog};
 
 type Body = BoxBody<Bytes, hyper::Error>;
 
@@ -43,7 +43,7 @@ async fn answer(
     request: Request<Incoming>,
     seen: RequestLog,
 ) -> Result<Response<Body>, Infallible> {
-    seen.add(requests::Request {
+    let number = seen.add(requests::Request {
         method: request.method().clone(),
         target: request
             .uri()
@@ -52,7 +52,12 @@ async fn answer(
             .unwrap_or_default(),
         version: request.version(),
         headers: request.headers().clone(),
+        body: BodyState::Open,
     });
+    if request.uri().path() == "/socket" {
+        return Ok(web_socket(request));
+    }
+    let request = request.map(|body| RecordedBody::new(body, seen, number));
     let path = request.uri().path().to_owned();
     Ok(match path.as_str() {
         path if path == "/stream" || path.starts_with("/stream/") => {
@@ -60,7 +65,6 @@ async fn answer(
         }
         "/trailers" => trailers(),
         "/early" => early(request),
-        "/socket" => web_socket(request),
         _ => match path
             .strip_prefix("/status/")
             .and_then(|code| code.parse().ok())
@@ -71,7 +75,7 @@ async fn answer(
     })
 }
 
-async fn mirror(request: Request<Incoming>) -> Response<Body> {
+async fn mirror(request: Request<RecordedBody>) -> Response<Body> {
     let (head, body) = request.into_parts();
     let body = match body.collect().await {
         Ok(body) => body,
@@ -128,7 +132,7 @@ fn trailers() -> Response<Body> {
 }
 
 /// Responds at once and reads the body afterwards.
-fn early(request: Request<Incoming>) -> Response<Body> {
+fn early(request: Request<RecordedBody>) -> Response<Body> {
     tokio::spawn(request.into_body().collect());
     text(StatusCode::OK, "early")
 }

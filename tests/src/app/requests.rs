@@ -1,8 +1,13 @@
 //! The requests that programs have received.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+};
 
 use http::{HeaderMap, Method, Version};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 /// A request as a program received it.
 #[derive(Debug, Clone)]
@@ -15,6 +20,19 @@ pub struct Request {
     pub version: Version,
     /// The headers.
     pub headers: HeaderMap,
+    /// Whether the body has arrived, for [`App::http`](super::App::http).
+    pub body: BodyState,
+}
+
+/// How much of a request's body a program has received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyState {
+    /// More may follow, or the program does not record it.
+    Open,
+    /// All of it.
+    Complete,
+    /// It broke off before its end.
+    Broken,
 }
 
 /// The requests that a program has received.
@@ -22,8 +40,20 @@ pub struct Request {
 pub(super) struct RequestLog(Arc<Mutex<Vec<Request>>>);
 
 impl RequestLog {
-    pub(super) fn add(&self, request: Request) {
-        self.lock().push(request);
+    /// Records a request. Returns its number.
+    pub(super) fn add(&self, request: Request) -> usize {
+        let mut all = self.lock();
+        all.push(request);
+        all.len() - 1
+    }
+
+    /// Records how the body of a request has ended. Only the first end counts.
+    fn body_ended(&self, number: usize, body: BodyState) {
+        if let Some(request) = self.lock().get_mut(number)
+            && request.body == BodyState::Open
+        {
+            request.body = body;
+        }
     }
 
     /// All requests.
@@ -33,5 +63,61 @@ impl RequestLog {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Request>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The body of a recorded request, which records its own end.
+#[derive(Debug)]
+pub(super) struct RecordedBody {
+    body: Incoming,
+    log: RequestLog,
+    number: usize,
+}
+
+impl RecordedBody {
+    pub(super) fn new(body: Incoming, log: RequestLog, number: usize) -> Self {
+        let this = Self { body, log, number };
+        this.record_end();
+        this
+    }
+
+    fn record_end(&self) {
+        if self.body.is_end_stream() {
+            self.log.body_ended(self.number, BodyState::Complete);
+        }
+    }
+}
+
+impl Body for RecordedBody {
+    type Data = bytes::Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<hyper::Result<Frame<Self::Data>>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        match &frame {
+            None => this.log.body_ended(this.number, BodyState::Complete),
+            Some(Ok(_)) => this.record_end(),
+            Some(Err(_)) => this.log.body_ended(this.number, BodyState::Broken),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for RecordedBody {
+    fn drop(&mut self) {
+        // The server drops the body when the connection ends first.
+        self.log.body_ended(self.number, BodyState::Broken);
     }
 }

@@ -6,7 +6,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::requests::{Request, RequestLog};
+use super::requests::{BodyState, Request, RequestLog};
 
 pub(super) async fn echo(listener: TcpListener, seen: RequestLog) {
     each(listener, seen, echo_stream).await;
@@ -43,6 +43,7 @@ where
             target: peer.to_string(),
             version: Version::HTTP_09,
             headers: HeaderMap::new(),
+            body: BodyState::Open,
         });
         tokio::spawn(serve(stream));
     }

@@ -10,10 +10,24 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-use crate::client::{Client, Reply};
+use crate::{
+    client::{Client, Reply},
+    wait::TIMEOUT,
+};
 
-/// One request to the Unix socket at `socket`.
+/// One request to the Unix socket at `socket`, with a complete response within [`TIMEOUT`].
 pub(crate) async fn call(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: &Value,
+) -> Result<Reply, String> {
+    tokio::time::timeout(TIMEOUT, exchange(socket, method, path, body))
+        .await
+        .unwrap_or_else(|_| Err(format!("{path}: nothing within {TIMEOUT:?}")))
+}
+
+async fn exchange(
     socket: &Path,
     method: Method,
     path: &str,
@@ -63,4 +77,16 @@ pub(crate) async fn json(
 pub(super) async fn page(at: SocketAddr, path: &str) -> Result<(u16, String), String> {
     let reply = Client::new(at, "").get("localhost.", path).send().await?;
     Ok((reply.status.as_u16(), reply.text()))
+}
+
+/// The sum of the metric `name` in a page of metrics, over all series whose labels contain `labels`; 0 if there is none.
+pub(super) fn sum(page: &str, name: &str, labels: &str) -> f64 {
+    page.lines()
+        .filter(|line| {
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(['{', ' ']))
+        })
+        .filter(|line| line.contains(labels))
+        .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
+        .sum()
 }

@@ -11,7 +11,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::{
-    admin::{self, page},
+    admin::{self, page, sum},
     names::identity,
 };
 use crate::{
@@ -143,6 +143,11 @@ impl ControlPlane {
     /// The status of a page; 0 without a response.
     pub async fn probe(&self, path: &str) -> u16 {
         page(self.admin, path).await.map_or(0, |(status, _)| status)
+    }
+
+    /// The sum of the metric `name` over all series whose labels contain `labels`; 0 if there is none.
+    pub async fn metric(&self, name: &str, labels: &str) -> f64 {
+        sum(&self.page("/metrics").await, name, labels)
     }
 
     /// `GET` on the administration socket.

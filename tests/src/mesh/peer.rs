@@ -1,6 +1,11 @@
-//! Peers that the test controls directly, with or without a certificate of the mesh.
+//! Peers that the test controls directly, with or without a certificate of the mesh. They use no proxy of their own, so what
+//! they send arrives as it is.
 
-use std::{net::SocketAddr, sync::Arc};
+mod destination;
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+
+pub use destination::{Destination, PeerCall};
 
 use hyper_util::rt::TokioIo;
 use merlon_api::{
@@ -28,6 +33,7 @@ use super::{
     names::{TRUST_DOMAIN, spiffe_id},
     running::Mesh,
 };
+use crate::wait::{TIMEOUT, limit};
 
 /// A peer without a certificate, which can request one as a new proxy does.
 #[derive(Debug)]
@@ -36,11 +42,15 @@ pub struct AnonymousPeer {
     tls: Arc<ClientConfig>,
 }
 
-/// A peer with a certificate of the mesh.
-#[derive(Debug)]
+/// A peer that dials the processes of a mesh and trusts their roots. It has a certificate of the mesh, unless the test has
+/// replaced it.
+#[derive(Debug, Clone)]
 pub struct TestPeer {
     control_plane: SocketAddr,
-    tls: MeshTls,
+    /// The inbound addresses of the mesh, by workload.
+    inbound: BTreeMap<String, SocketAddr>,
+    svid: Option<Arc<X509Svid>>,
+    roots: Arc<TrustRoots>,
 }
 
 fn control_plane() -> SpiffeId {
@@ -75,9 +85,14 @@ impl Mesh {
         let bundle = serde_json::from_str(&issued.trust_bundle).expect("a trust bundle");
         let roots = Arc::new(TrustRoots::from_bundle(&bundle).expect("roots"));
         let svid = X509Svid::parse(chain, key, &roots, UnixTime::now()).expect("an SVID");
+        let inbound = self.sidecars();
         TestPeer {
             control_plane: self.control_plane().address(),
-            tls: MeshTls::new(Arc::new(svid), roots).expect("TLS"),
+            inbound: inbound
+                .map(|(name, sidecar)| (name.to_owned(), sidecar.inbound()))
+                .collect(),
+            svid: Some(Arc::new(svid)),
+            roots,
         }
     }
 }
@@ -104,7 +119,67 @@ impl AnonymousPeer {
 impl TestPeer {
     /// Its certificate's serial number, hexadecimal.
     pub fn serial(&self) -> String {
-        self.tls.svid().serial.clone()
+        self.svid().serial.clone()
+    }
+
+    /// The roots that it trusts.
+    pub fn roots(&self) -> &Arc<TrustRoots> {
+        &self.roots
+    }
+
+    /// The same peer with other roots. It still shows its own certificate.
+    #[must_use]
+    pub fn trusting(self, roots: &Arc<TrustRoots>) -> Self {
+        Self {
+            roots: Arc::clone(roots),
+            ..self
+        }
+    }
+
+    /// The same peer with the certificate and key of `other`. It still dials its own mesh and trusts its roots.
+    #[must_use]
+    pub fn signed_by(self, other: &Self) -> Self {
+        Self {
+            svid: other.svid.clone(),
+            ..self
+        }
+    }
+
+    /// The same peer without a certificate.
+    #[must_use]
+    pub fn without_certificate(self) -> Self {
+        Self { svid: None, ..self }
+    }
+
+    /// The inbound side of the proxy of `workload`, which must have the workload's identity.
+    pub fn to(&self, workload: &str) -> Destination {
+        let address = self.inbound.get(workload);
+        let address = address.unwrap_or_else(|| panic!("no workload `{workload}` in this mesh"));
+        self.to_address(*address, spiffe_id(workload))
+    }
+
+    /// The control plane.
+    pub fn to_control_plane(&self) -> Destination {
+        self.to_address(self.control_plane, control_plane())
+    }
+
+    /// Any mesh TLS listener, which must have this identity.
+    pub fn to_address(&self, address: SocketAddr, identity: SpiffeId) -> Destination {
+        Destination::new(self.clone(), address, identity)
+    }
+
+    fn svid(&self) -> &Arc<X509Svid> {
+        self.svid.as_ref().expect("a peer with a certificate")
+    }
+
+    fn client_config(&self, expected: &SpiffeId, alpn: &[u8]) -> Arc<ClientConfig> {
+        let roots = Arc::clone(&self.roots);
+        let config = match &self.svid {
+            Some(svid) => MeshTls::new(Arc::clone(svid), roots)
+                .and_then(|tls| tls.client_config(expected, &[alpn])),
+            None => Bootstrap::Roots(roots).client_config(expected, &[alpn]),
+        };
+        config.expect("TLS")
     }
 
     /// Requests a certificate, authenticated by the current one and, if given, a join token.
@@ -121,10 +196,7 @@ impl TestPeer {
 
     /// A gRPC connection to the control plane under its identity.
     pub async fn channel(&self) -> Channel {
-        let tls = self
-            .tls
-            .client_config(&control_plane(), &[H2])
-            .expect("TLS");
+        let tls = self.client_config(&control_plane(), H2);
         channel(self.control_plane, tls).await
     }
 
@@ -136,7 +208,7 @@ impl TestPeer {
         send(DeltaDiscoveryRequest {
             node: Some(merlon_api::node(node, None, env!("CARGO_PKG_VERSION"))),
             type_url: ResourceKind::Manifest.type_url().to_owned(),
-            resource_names_subscribe: vec![self.tls.svid().id.to_string()],
+            resource_names_subscribe: vec![self.svid().id.to_string()],
             ..DeltaDiscoveryRequest::default()
         })
         .await;
@@ -164,24 +236,9 @@ impl TestPeer {
 
     /// The configuration of a server under its identity, which accepts peers of the mesh.
     pub fn server_config(&self, alpn: &[u8]) -> Arc<ServerConfig> {
-        self.tls.server_config(&[alpn]).expect("TLS")
-    }
-
-    /// A mesh TLS connection to the proxy of `workload` at `to`.
-    ///
-    /// # Errors
-    /// The error of the handshake.
-    pub async fn dial(
-        &self,
-        to: SocketAddr,
-        workload: &str,
-        alpn: &[u8],
-    ) -> std::io::Result<TlsStream<TcpStream>> {
-        let tls = self
-            .tls
-            .client_config(&spiffe_id(workload), &[alpn])
-            .expect("TLS");
-        tls_connect(to, tls).await
+        MeshTls::new(Arc::clone(self.svid()), Arc::clone(&self.roots))
+            .and_then(|tls| tls.server_config(&[alpn]))
+            .expect("TLS")
     }
 }
 
@@ -199,9 +256,12 @@ pub async fn tls_connect(
     to: SocketAddr,
     tls: Arc<ClientConfig>,
 ) -> std::io::Result<TlsStream<TcpStream>> {
-    let stream = TcpStream::connect(to).await?;
-    let server_name = ServerName::from(to.ip());
-    TlsConnector::from(tls).connect(server_name, stream).await
+    limit(format!("a TLS connection to {to}"), async {
+        let stream = TcpStream::connect(to).await?;
+        let server_name = ServerName::from(to.ip());
+        TlsConnector::from(tls).connect(server_name, stream).await
+    })
+    .await
 }
 
 async fn issue(
@@ -226,6 +286,7 @@ async fn channel(to: SocketAddr, tls: Arc<ClientConfig>) -> Channel {
         async move { tls_connect(to, tls).await.map(TokioIo::new) }
     });
     Endpoint::from_static("http://merlon-control-plane")
+        .timeout(TIMEOUT)
         .connect_with_connector(connector)
         .await
         .unwrap_or_else(|error| panic!("the control plane: {error:?}"))

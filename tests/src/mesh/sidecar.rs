@@ -14,7 +14,10 @@ use rustix::{
     process::Signal,
 };
 
-use super::{admin::page, workers};
+use super::{
+    admin::{page, sum},
+    workers,
+};
 use crate::{
     ports,
     process::{Plan, Process},
@@ -183,15 +186,7 @@ impl Sidecar {
 
     /// The sum of the metric `name` over all series whose labels contain `labels`; 0 if there is none.
     pub async fn metric(&self, name: &str, labels: &str) -> f64 {
-        let page = self.page("/metrics").await;
-        page.lines()
-            .filter(|line| {
-                line.strip_prefix(name)
-                    .is_some_and(|rest| rest.starts_with(['{', ' ']))
-            })
-            .filter(|line| line.contains(labels))
-            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
-            .sum()
+        sum(&self.page("/metrics").await, name, labels)
     }
 
     /// Its access log.

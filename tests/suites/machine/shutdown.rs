@@ -14,7 +14,7 @@ use merlon_tests::{
     app::App,
     client::connect,
     limit,
-    mesh::{Sidecar, Standalone, TestPeer},
+    mesh::{Standalone, TestPeer},
     until,
 };
 use rustix::process::Signal;
@@ -33,9 +33,10 @@ struct OpenConnection {
 }
 
 impl OpenConnection {
-    async fn start(peer: &TestPeer, orders: &Sidecar) -> Self {
+    async fn start(peer: &TestPeer) -> Self {
         let tls = peer
-            .dial(orders.inbound(), "orders", merlon_certs::MERLON_H2)
+            .to("orders")
+            .dial(merlon_certs::MERLON_H2)
             .await
             .expect("a handshake");
         let (mut sender, connection) = h2::client::handshake(tls).await.expect("HTTP/2");
@@ -106,7 +107,7 @@ async fn a_terminated_proxy_finishes_open_requests_and_accepts_nothing_new() {
         .await;
     let orders = mesh.sidecar("orders");
     let peer = mesh.test_peer("web").await;
-    let open = join_all((0..CONNECTIONS).map(|_| OpenConnection::start(&peer, orders))).await;
+    let open = join_all((0..CONNECTIONS).map(|_| OpenConnection::start(&peer))).await;
     let served = orders.connections_of_workers(orders.inbound());
     assert_eq!(served.len(), 2, "each worker has some: {served:?}");
 
@@ -121,9 +122,7 @@ async fn a_terminated_proxy_finishes_open_requests_and_accepts_nothing_new() {
         connection.until_goes_away().await;
     }
     let refused = async || {
-        let dialled = peer
-            .dial(orders.inbound(), "orders", merlon_certs::MERLON_H2)
-            .await;
+        let dialled = peer.to("orders").dial(merlon_certs::MERLON_H2).await;
         dialled.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
     };
     until("it refuses connections", refused).await;
