@@ -138,7 +138,9 @@ async function control(request) {
       for (const name of Object.keys(claims)) if (claims[name] === null) delete claims[name];
       // Compact serialization, because the JWT API would reject invalid claims such as a textual `exp`.
       const payload = new TextEncoder().encode(options.payload ?? JSON.stringify(claims));
-      return { token: await new jose.CompactSign(payload).setProtectedHeader(header).sign(key.privateKey) };
+      // The signer accepts only critical extensions that it is given as known ones.
+      const crit = Object.fromEntries((header.crit ?? []).map((name) => [name, true]));
+      return { token: await new jose.CompactSign(payload).setProtectedHeader(header).sign(key.privateKey, { crit }) };
     }
     case "public-key":
       return { pem: await jose.exportSPKI(issuer.keys[0].publicKey), kid: issuer.keys[0].kid };
