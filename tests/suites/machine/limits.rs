@@ -1,11 +1,12 @@
 //! Rate limits.
 
-use http::StatusCode;
 use merlon_tests::{
-    Mesh, Reply,
+    Mesh,
     chat::Line,
+    client::Call,
     mesh::{Guard, Shared},
     openid::OpenIdProvider,
+    refusals::Refused,
 };
 use tokio::sync::OnceCell;
 use tonic::Code;
@@ -64,13 +65,17 @@ fn limit(per: &str, requests: u32) -> String {
     )
 }
 
-fn is_limited(reply: &Reply) {
-    reply.is_problem(StatusCode::TOO_MANY_REQUESTS, "rate.limited");
-    let seconds: u64 = reply
-        .header("retry-after")
-        .parse()
-        .expect("seconds in Retry-After");
-    assert!((1..=3_600).contains(&seconds), "{reply:?}");
+/// Asserts that the proxy of `service` refuses the request with 429, by its limit `limit`, and with a time to wait.
+async fn is_limited(mesh: &Mesh, service: &str, limit: &str, call: Call) {
+    let rows = [("over the limit", call, 429, "rate.limited")];
+    for Refused { reply, .. } in mesh.refuses(service, rows).await {
+        let seconds = reply.header("retry-after").parse::<u64>();
+        let seconds = seconds.expect("seconds in Retry-After");
+        assert!((1..=3_600).contains(&seconds), "{reply:?}");
+        let problem = reply.json();
+        let detail = problem["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains(&format!("`{limit}`")), "{reply:?}");
+    }
 }
 
 #[tokio::test]
@@ -80,12 +85,8 @@ async fn each_principal_has_a_limit_of_its_own_and_over_it_gets_429_with_retry_a
     for _ in 0..3 {
         web.get("by-principal", "/").await.is_ok();
     }
-    let refused = web.get("by-principal", "/").await;
-    is_limited(&refused);
-    mesh.log_of("by-principal", &refused)
-        .await
-        .has("reason", "rate.limited")
-        .has("status", "429");
+    let fourth = web.get("by-principal", "/");
+    is_limited(&mesh, "by-principal", "test", fourth).await;
     assert_eq!(mesh.requests_seen_by("by-principal"), 3);
 
     mesh.as_workload("batch")
@@ -102,8 +103,10 @@ async fn an_address_has_one_limit_for_all_its_callers() {
         .get("by-address", "/")
         .await
         .is_ok();
-    is_limited(&mesh.as_workload("web").get("by-address", "/").await);
-    is_limited(&mesh.as_workload("batch").get("by-address", "/").await);
+    for workload in ["web", "batch"] {
+        let call = mesh.as_workload(workload).get("by-address", "/");
+        is_limited(&mesh, "by-address", "test", call).await;
+    }
     assert_eq!(mesh.requests_seen_by("by-address"), 2);
 }
 
@@ -117,13 +120,12 @@ async fn each_user_has_a_limit_of_its_own_behind_one_workload() {
         provider.token_of("bob").await,
     );
     web.get("by-user", "/").token(&alice).await.is_ok();
-    is_limited(&web.get("by-user", "/").token(&alice).await);
     // Another token of the same user counts against the same limit.
-    is_limited(
-        &web.get("by-user", "/")
-            .token(&provider.token_of("alice").await)
-            .await,
-    );
+    let another = provider.token_of("alice").await;
+    for token in [&alice, &another] {
+        let call = web.get("by-user", "/").token(token);
+        is_limited(&mesh, "by-user", "test", call).await;
+    }
     web.get("by-user", "/").token(&bob).await.is_ok();
     assert_eq!(mesh.requests_seen_by("by-user"), 2);
 }
@@ -134,24 +136,23 @@ async fn all_limits_must_pass_and_a_burst_may_be_larger_than_the_rate() {
     let web = mesh.as_workload("web");
     web.get("two-limits", "/").await.is_ok();
     web.get("two-limits", "/").await.is_ok();
-    let refused = web.get("two-limits", "/").await;
-    is_limited(&refused);
-    assert!(
-        refused.json()["detail"]
-            .as_str()
-            .is_some_and(|detail| detail.contains("narrow")),
-        "{refused:?}"
-    );
+    let third = web.get("two-limits", "/");
+    is_limited(&mesh, "two-limits", "narrow", third).await;
+    assert_eq!(mesh.requests_seen_by("two-limits"), 2);
 }
 
 #[tokio::test]
 async fn over_the_address_limit_and_without_a_token_is_429_and_not_401() {
     let mesh = mesh().await;
     let web = mesh.as_workload("web");
-    web.get("early", "/")
-        .await
-        .is_problem(StatusCode::UNAUTHORIZED, "authn.missing");
-    is_limited(&web.get("early", "/").await);
+    let first = (
+        "under the limit",
+        web.get("early", "/"),
+        401,
+        "authn.missing",
+    );
+    mesh.refuses("early", [first]).await;
+    is_limited(&mesh, "early", "test", web.get("early", "/")).await;
     assert_eq!(mesh.requests_seen_by("early"), 0);
 }
 
@@ -178,5 +179,5 @@ async fn a_limit_keeps_its_count_across_an_unrelated_change() {
         "action in Action::\"read\"",
     );
     mesh.until_acknowledged_after("changed", &version).await;
-    is_limited(&web.get("changed", "/").await);
+    is_limited(&mesh, "changed", "test", web.get("changed", "/")).await;
 }
