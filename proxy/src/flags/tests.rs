@@ -148,7 +148,8 @@ fn a_flag_beats_the_environment_and_the_environment_beats_the_file() {
         let mut words = flag.split('-');
         let first = words.next().unwrap().to_owned();
         words.fold(first, |name, word| {
-            name + &word[..1].to_uppercase() + &word[1..]
+            let (first, rest) = word.split_at(1);
+            name + &first.to_uppercase() + rest
         })
     };
     let value = |flag: &str, text: &str| match flag {

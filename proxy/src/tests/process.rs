@@ -192,11 +192,8 @@ fn with_an_expired_certificate_a_proxy_is_not_ready_and_accepts_nothing() {
             key: file("tls.key", key.to_pkcs8_pem().unwrap().as_bytes()),
             trust_bundle: file("roots.pem", pem::certificate(&authority.root).as_bytes()),
         });
-        let Source::Standalone { directory, .. } = standalone.config.source else {
-            unreachable!()
-        };
         standalone.config.source = Source::Standalone {
-            directory,
+            directory: standalone.directory.path().join("resources"),
             identity,
         };
         let handle = app::start(standalone.config).unwrap();
