@@ -2,9 +2,10 @@
 //! These tests need no servers.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Component, Path, PathBuf},
+    sync::{Arc, Mutex},
 };
 
 /// Roughly the number of listed capabilities: with fewer rows, the page is not parsed correctly.
@@ -57,8 +58,18 @@ fn tests_in(source: &str) -> BTreeSet<String> {
     found
 }
 
+/// [`find_tests_of`], which reads many files, once for each owner.
+fn tests_of(owner: &str) -> Arc<BTreeSet<String>> {
+    static FOUND: Mutex<BTreeMap<String, Arc<BTreeSet<String>>>> = Mutex::new(BTreeMap::new());
+    let mut found = FOUND.lock().expect("no panic while it is locked");
+    let tests = found
+        .entry(owner.to_owned())
+        .or_insert_with(|| Arc::new(find_tests_of(owner)));
+    Arc::clone(tests)
+}
+
 /// The tests of a suite (a module of a target below `tests/suites`) or of a crate, named as in Rust. Empty if neither exists.
-fn tests_of(owner: &str) -> BTreeSet<String> {
+fn find_tests_of(owner: &str) -> BTreeSet<String> {
     let suites = root().join("tests/suites");
     let mut sources: Vec<_> = files(&suites, "rs")
         .into_iter()
@@ -123,15 +134,143 @@ fn every_capability_names_tests_that_exist() {
             "works" | "partly" | "not yet" => {}
             other => problems.push(format!("{capability}: the state `{other}` does not exist")),
         }
-        for name in named {
-            let (owner, test) = name.rsplit_once("::").expect("it contains one");
-            if !tests_of(owner).contains(test) {
-                problems.push(format!("{capability}: there is no test `{name}`"));
-            }
+        for name in missing_tests(tests) {
+            problems.push(format!("{capability}: there is no test `{name}`"));
         }
     }
     assert!(rows >= LEAST_ROWS, "only {rows} rows were found");
     assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+/// The tests that backticks name, such as `traffic::one_connection_carries_many_requests`, and do not exist.
+fn missing_tests(text: &str) -> Vec<&str> {
+    let named = text.split('`').filter(|name| name.contains("::"));
+    named
+        .filter(|name| {
+            let (owner, test) = name.rsplit_once("::").expect("it contains one");
+            !tests_of(owner).contains(test)
+        })
+        .collect()
+}
+
+/// The identifiers of the footnotes that a text refers to: `text[^one][^two]`.
+fn references(text: &str) -> Vec<&str> {
+    let found = text.split("[^").skip(1);
+    found.filter_map(|rest| rest.split(']').next()).collect()
+}
+
+/// The lines of a page below a heading, up to the next heading.
+fn section<'a>(page: &'a str, heading: &str) -> Vec<&'a str> {
+    let mut lines = page.lines().skip_while(|line| *line != heading);
+    assert!(lines.next().is_some(), "there is no heading `{heading}`");
+    lines.take_while(|line| !line.starts_with('#')).collect()
+}
+
+/// The cells of the table below a heading, without its header.
+fn rows<'a>(page: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
+    let lines = section(page, heading);
+    let table = lines.into_iter().filter(|line| line.starts_with('|'));
+    table
+        .skip(2)
+        .map(|line| line.trim_matches('|').split(" | ").map(str::trim).collect())
+        .collect()
+}
+
+/// The sentences of a text. A footnote belongs to the sentence that it follows.
+fn sentences(text: &str) -> Vec<String> {
+    let mut found = vec![String::new()];
+    for word in text.split_whitespace() {
+        let last = found.last_mut().expect("at least one");
+        last.push_str(word);
+        last.push(' ');
+        let bare = word.split("[^").next().unwrap_or_default();
+        if bare.trim_end_matches("**").ends_with('.') {
+            found.push(String::new());
+        }
+    }
+    found.retain(|sentence| !sentence.trim().is_empty());
+    found
+}
+
+/// The promises of the project: each has a footnote that names the tests that show it.
+#[test]
+fn every_promise_names_tests_that_exist() {
+    let mut problems = Vec::new();
+    for (name, promises) in [
+        ("SECURITY.md", security_promises as fn(&str) -> Vec<String>),
+        ("proxy/README.md", proxy_promises),
+    ] {
+        let page = fs::read_to_string(root().join(name)).expect("the page");
+        let promises = promises(&page);
+        assert!(
+            promises.len() > 30,
+            "only {} promises were found in {name}",
+            promises.len()
+        );
+        let notes: BTreeMap<&str, &str> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("[^")?.split_once("]: "))
+            .collect();
+        for promise in &promises {
+            let used = references(promise);
+            if used.is_empty() {
+                problems.push(format!("{name}: no footnote names a test of: {promise}"));
+            }
+            for id in used {
+                if !notes.contains_key(id) {
+                    problems.push(format!("{name}: there is no footnote `[^{id}]`"));
+                }
+            }
+        }
+        for (id, note) in notes {
+            if !promises
+                .iter()
+                .any(|promise| references(promise).contains(&id))
+            {
+                problems.push(format!(
+                    "{name}: no promise refers to the footnote `[^{id}]`"
+                ));
+            }
+            if !note.contains("::") && !note.starts_with("Not tested: ") {
+                problems.push(format!("{name}: the footnote `[^{id}]` names no test"));
+            }
+            for test in missing_tests(note) {
+                problems.push(format!("{name}: [^{id}]: there is no test `{test}`"));
+            }
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+/// Each sentence about a defence, and of the paragraphs on what fails closed and on measures in the code.
+fn security_promises(page: &str) -> Vec<String> {
+    let heading = "## What is defended";
+    let defences = rows(page, heading);
+    let mut found: Vec<String> = defences
+        .iter()
+        .flat_map(|cells| sentences(cells.last().expect("a cell")))
+        .collect();
+    let closed = section(page, heading).into_iter();
+    let closed = closed.filter_map(|line| line.strip_prefix("**Fail closed.** "));
+    let measures = section(page, "## Measures in the code").join(" ");
+    found.extend(closed.flat_map(sentences));
+    found.extend(sentences(&measures));
+    found
+}
+
+/// Each row of the tables that describe behaviour.
+fn proxy_promises(page: &str) -> Vec<String> {
+    [
+        "## The life of a request",
+        "### Interception",
+        "### What fails closed",
+        "### Headers",
+        "## Behaviour without a dependency",
+    ]
+    .iter()
+    .flat_map(|heading| rows(page, heading))
+    .map(|cells| cells.join(" | "))
+    .collect()
 }
 
 /// The crates of the workspace that a manifest has under `[dependencies]`, without `merlon-`.
