@@ -22,7 +22,11 @@ static ID: LazyLock<SpiffeId> = LazyLock::new(|| {
 /// Any bytes are a leaf whose name has exactly one spelling, or are rejected with an error message.
 pub(crate) fn leaf(bytes: &[u8]) {
     match LeafFacts::parse(bytes) {
-        Ok(facts) => assert_eq!(facts.id.to_string().parse::<SpiffeId>(), Ok(facts.id)),
+        Ok(facts) => {
+            assert_eq!(facts.id.to_string().parse::<SpiffeId>(), Ok(facts.id));
+            let longer = LeafFacts::parse(&[bytes, &[0]].concat());
+            assert!(longer.is_err(), "trailing bytes");
+        }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
 }
