@@ -113,6 +113,9 @@ pub struct Limits {
     pub decisions: usize,
     /// Blocks of lines that wait for the writer of the access log; more are dropped. Default: 256.
     pub access_log_queue: usize,
+    /// How long a process that ends waits for the writer of the access log. Default: 1 s.
+    #[serde(deserialize_with = "duration")]
+    pub access_log_exit: Duration,
 
     // "Behaviour without a dependency": keys of token issuers.
     /// From the start of a request to an issuer to the end of the response. Default: 5 s.
@@ -173,6 +176,7 @@ impl Default for Limits {
             recorded_permits: 50,
             decisions: 4_096,
             access_log_queue: 256,
+            access_log_exit: Duration::from_secs(1),
             jwks_timeout: Duration::from_secs(5),
             jwks_last_good: Duration::from_secs(24 * 3_600),
             jwks_refresh: Duration::from_secs(5 * 60),

@@ -8,6 +8,7 @@ use clap::Parser;
 use merlon_proxy::{
     app::{self, Addresses, StartError},
     flags::Flags,
+    telemetry::access_log::AccessLog,
 };
 use tokio::{
     runtime::Runtime,
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
             _ = terminate.recv() => Ok(()),
         }
     });
+    AccessLog::wait_until_stdout_is_written(handle.shared().limits.access_log_exit);
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

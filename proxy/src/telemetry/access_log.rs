@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::{
-        Arc, OnceLock,
+        Arc, Condvar, Mutex, OnceLock, PoisonError,
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     time::Duration,
@@ -20,7 +20,10 @@ use crate::limits::Limits;
 #[derive(Debug, Clone)]
 pub struct AccessLog {
     blocks: SyncSender<Vec<u8>>,
+    unwritten: Arc<Unwritten>,
 }
+
+static STDOUT: OnceLock<AccessLog> = OnceLock::new();
 
 /// A worker queues a block when it reaches this size, or when the oldest line in it is [`FLUSH_AFTER`] old.
 const BLOCK: usize = 32 << 10;
@@ -29,35 +32,84 @@ const FLUSH_AFTER: Duration = Duration::from_millis(20);
 impl AccessLog {
     /// The log on standard output.
     pub fn stdout(limits: &Limits) -> Self {
-        static LOG: OnceLock<AccessLog> = OnceLock::new();
-        LOG.get_or_init(|| Self::to(io::stdout(), limits)).clone()
+        STDOUT
+            .get_or_init(|| Self::to(io::stdout(), limits))
+            .clone()
+    }
+
+    /// Waits until the log on standard output has written all queued lines. The process calls it before it exits, because
+    /// the exit ends the writer. At most `limit`: a reader that has stopped reading must not keep the process.
+    pub fn wait_until_stdout_is_written(limit: Duration) {
+        if let Some(log) = STDOUT.get() {
+            log.wait_until_written(limit);
+        }
+    }
+
+    fn wait_until_written(&self, limit: Duration) -> bool {
+        self.unwritten.wait_for_none(limit)
     }
 
     /// A log that is written to `out`. The thread ends when all clones are dropped.
     pub fn to(out: impl Write + Send + 'static, limits: &Limits) -> Self {
         let (blocks, incoming) = sync_channel(limits.access_log_queue);
+        let unwritten = Arc::new(Unwritten::default());
+        let counted = Arc::clone(&unwritten);
         // Without the thread every block is dropped and counted; requests are served.
         let _ = std::thread::Builder::new()
             .name("access-log".to_owned())
-            .spawn(move || write_blocks(out, &incoming));
-        Self { blocks }
+            .spawn(move || write_blocks(out, &incoming, &counted));
+        Self { blocks, unwritten }
     }
 
     /// Queues a block. When the queue is full, its lines are dropped and counted: a worker must not wait.
     fn send(&self, block: Vec<u8>, metrics: &WorkerMetrics) {
+        self.unwritten.add();
         if let Err(TrySendError::Full(block) | TrySendError::Disconnected(block)) =
             self.blocks.try_send(block)
         {
+            self.unwritten.remove();
             let lines = block.iter().filter(|byte| **byte == b'\n').count();
             metrics.access_log_dropped.add(lines as u64);
         }
     }
 }
 
-fn write_blocks(mut out: impl Write, incoming: &Receiver<Vec<u8>>) {
+fn write_blocks(mut out: impl Write, incoming: &Receiver<Vec<u8>>, unwritten: &Unwritten) {
     while let Ok(block) = incoming.recv() {
         // A closed pipe must not end the proxy, and there is no other place to report it.
         let _ = out.write_all(&block).and_then(|()| out.flush());
+        unwritten.remove();
+    }
+}
+
+/// The number of blocks that are queued or being written.
+#[derive(Debug, Default)]
+struct Unwritten {
+    blocks: Mutex<usize>,
+    none: Condvar,
+}
+
+impl Unwritten {
+    fn add(&self) {
+        *self.blocks.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+    }
+
+    fn remove(&self) {
+        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        *blocks -= 1;
+        if *blocks == 0 {
+            self.none.notify_all();
+        }
+    }
+
+    /// Whether there was none within `limit`.
+    fn wait_for_none(&self, limit: Duration) -> bool {
+        let blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self
+            .none
+            .wait_timeout_while(blocks, limit, |blocks| *blocks > 0);
+        let (blocks, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        *blocks == 0
     }
 }
 
@@ -290,7 +342,7 @@ mod tests {
     /// A reader that reads nothing until the sender is dropped.
     struct Stalled {
         start: Option<Receiver<()>>,
-        text: Arc<std::sync::Mutex<Vec<u8>>>,
+        text: Arc<Mutex<Vec<u8>>>,
     }
 
     impl Write for Stalled {
@@ -310,7 +362,7 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_stalls_delays_no_request_and_the_dropped_lines_are_counted() {
         let (resume, start) = std::sync::mpsc::channel();
-        let text = Arc::<std::sync::Mutex<Vec<u8>>>::default();
+        let text = Arc::<Mutex<Vec<u8>>>::default();
         let out = Stalled {
             start: Some(start),
             text: Arc::clone(&text),
@@ -320,7 +372,8 @@ mod tests {
             ..Limits::default()
         };
         let metrics = Arc::<WorkerMetrics>::default();
-        let log = WorkerLog::new(AccessLog::to(out, &limits), Arc::clone(&metrics));
+        let queue = AccessLog::to(out, &limits);
+        let log = WorkerLog::new(queue.clone(), Arc::clone(&metrics));
         let local = tokio::task::LocalSet::new();
         // At least 20 blocks, of which the thread holds one and the queue two.
         let path = "p".repeat(1_000);
@@ -336,18 +389,15 @@ mod tests {
         };
         local.run_until(write).await;
         let dropped = metrics.access_log_dropped.value();
+        assert!(
+            !queue.wait_until_written(Duration::ZERO),
+            "the reader has stalled"
+        );
         drop(resume);
-        drop((log, local));
-        let written = || {
-            let text = text.lock().unwrap();
-            text.iter().filter(|byte| **byte == b'\n').count() as u64
-        };
+        assert!(queue.wait_until_written(Duration::from_secs(60)));
+        let text = text.lock().unwrap();
+        let written = text.iter().filter(|byte| **byte == b'\n').count() as u64;
         assert!(dropped >= 10 * (BLOCK / 2_000) as u64, "{dropped}");
-        let begin = std::time::Instant::now();
-        while written() + dropped < lines as u64 {
-            assert!(begin.elapsed() < Duration::from_secs(60), "{}", written());
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(written() + dropped, lines as u64);
+        assert_eq!(written + dropped, lines as u64);
     }
 }
