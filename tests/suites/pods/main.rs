@@ -1,3 +1,4 @@
-//! Network namespaces that stand for pods; need root.
+//! What needs root on one machine: network namespaces that stand for pods, and file systems.
 
+mod full_disk;
 mod interception;
