@@ -409,7 +409,14 @@ async fn a_rolling_restart_of_the_gateways_loses_no_request() {
         .args(["exec", "-n", "visitors", "deploy/visitor", "--", "sh", "-c"])
         .arg(script)
         .start();
-    wait::until("calls", async || load.out().lines().count() > 20).await;
+    let calls = async || (load.is_alive(), load.out(), load.err());
+    let several = |(_, out, _): &(bool, String, String)| out.lines().count() > 5;
+    wait::until_value(
+        "it is running, and several calls are answered",
+        calls,
+        several,
+    )
+    .await;
     let _pods = PODS.lock().await;
     let before = gateway_pods(cluster).await;
     let gateway = "deployment/merlon-gateway";

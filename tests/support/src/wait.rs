@@ -85,7 +85,7 @@ pub fn until(
     until_some(what, async move || condition().await.then_some(()))
 }
 
-/// Waits until `read` returns a value that `wanted` accepts, and returns it. Tests use it through [`eventually!`].
+/// Waits until `read` returns a value that `wanted` accepts, and returns it. Tests use it through [`eventually!`](crate::eventually).
 ///
 /// # Panics
 /// If that does not happen within [`TIMEOUT`]; the message contains the last value.
@@ -171,16 +171,19 @@ pub fn block_until_value<T: fmt::Debug>(
     }
 }
 
-/// The pauses between two looks. The first ones are short, because most conditions are true soon.
+/// The pauses between two looks. The first ones are short, because most conditions are true soon. After a look that starts
+/// a process, such as `kubectl`, a pause is longer: otherwise tests that wait would use up the machine.
 struct Pause {
     caller: &'static Location<'static>,
     start: Instant,
     timeout: Duration,
     next: Duration,
+    last_look: Duration,
 }
 
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE_AFTER_A_LONG_LOOK: Duration = Duration::from_millis(500);
 
 impl Pause {
     #[track_caller]
@@ -190,13 +193,18 @@ impl Pause {
             start: Instant::now(),
             timeout,
             next: SHORTEST_PAUSE,
+            last_look: Duration::ZERO,
         }
     }
 
     /// One look, which must not hang either.
-    async fn limit<T>(&self, what: &impl fmt::Display, look: impl Future<Output = T>) -> T {
+    async fn limit<T>(&mut self, what: &impl fmt::Display, look: impl Future<Output = T>) -> T {
+        let start = Instant::now();
         match tokio::time::timeout(self.timeout, look).await {
-            Ok(value) => value,
+            Ok(value) => {
+                self.last_look = start.elapsed();
+                value
+            }
             Err(_) => panic!(
                 "{}: one look hung for {:?}, waiting until {what}",
                 self.caller, self.timeout
@@ -215,7 +223,8 @@ impl Pause {
 
     async fn before_next(&mut self, what: &impl fmt::Display, last: &impl fmt::Display) {
         self.check(what, last);
-        tokio::time::sleep(self.next).await;
+        let after_a_long_look = (self.last_look * 2).min(LONGEST_PAUSE_AFTER_A_LONG_LOOK);
+        tokio::time::sleep(self.next.max(after_a_long_look)).await;
         self.next = (self.next * 2).min(LONGEST_PAUSE);
     }
 }
