@@ -436,6 +436,7 @@ async fn a_rolling_restart_of_the_gateways_loses_no_request() {
     let out = load.out();
     let lost: Vec<&str> = out.lines().filter(|line| *line != "200").collect();
     assert!(lost.is_empty(), "{lost:?} of {}", out.lines().count());
+    assert!(out.lines().count() > 20, "{out}");
 }
 
 async fn gateway_pods(cluster: &Cluster) -> Vec<String> {

@@ -94,12 +94,16 @@ async fn on_a_full_disk_a_proxy_enforces_changes_and_reports_that_it_cannot_save
         )
         .await;
 
+    let permit_instead = async |from: &str, to: &str| {
+        mesh.edit("orders-policy.yaml", from, to);
+        until("the change is enforced", async || {
+            web.get("orders", &format!("{to}1")).await.status == StatusCode::OK
+        })
+        .await;
+    };
+
     disk.fill();
-    mesh.edit("orders-policy.yaml", "/first/", "/second/");
-    until("the change is enforced", async || {
-        web.get("orders", "/second/1").await.status == StatusCode::OK
-    })
-    .await;
+    permit_instead("/first/", "/second/").await;
     web.get("orders", "/first/2")
         .await
         .is_problem(StatusCode::FORBIDDEN, "authz.denied");
@@ -123,11 +127,7 @@ async fn on_a_full_disk_a_proxy_enforces_changes_and_reports_that_it_cannot_save
         .metric("orders", "merlon_state_writes_total", &[("result", "ok")])
         .await;
     disk.free();
-    mesh.edit("orders-policy.yaml", "/second/", "/third/");
-    until("the change is enforced", async || {
-        web.get("orders", "/third/1").await.status == StatusCode::OK
-    })
-    .await;
+    permit_instead("/second/", "/third/").await;
     saved.grew_by(1).await;
     mesh.control_plane().kill9();
     orders.kill9();
