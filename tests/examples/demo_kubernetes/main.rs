@@ -339,7 +339,7 @@ async fn outages(demo: &Demo<'_>, story: &mut Story, bao: &ClusterBao<'_>) {
                     "-n",
                     merlon::NAMESPACE,
                     deployment,
-                    "--timeout=60s",
+                    "--timeout=200s",
                 ];
                 cluster.kubectl(&back).await;
                 demo.restart().await;

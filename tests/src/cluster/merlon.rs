@@ -69,7 +69,7 @@ impl Images {
             .arg(folder)
             .arg(programs)
             // The first time, it downloads a Debian base.
-            .run_within(5 * wait::TIMEOUT)
+            .run_within(4 * wait::TIMEOUT)
             .await;
         assert_eq!(ended.code(), 0, "{}", ended.err);
         Self {
@@ -109,7 +109,8 @@ impl Cluster {
             .env("HELM_CONFIG_HOME", self.folder().join("helm/config"))
             .env("HELM_DATA_HOME", self.folder().join("helm/data"))
             .args(arguments)
-            .run()
+            // Longer than Helm's own 5 minutes, because its message says what was not ready.
+            .run_within(3 * wait::TIMEOUT)
             .await
     }
 
@@ -170,12 +171,8 @@ impl Cluster {
         self.load_merlon().await;
         let definitions = Images::built().await.chart("merlon-crds");
         self.helm(&["install", "merlon-crds", &definitions]).await;
-        self.helm_merlon(
-            "install",
-            values,
-            &["--create-namespace", "--wait", "--timeout", "120s"],
-        )
-        .await;
+        self.helm_merlon("install", values, &["--create-namespace", "--wait"])
+            .await;
     }
 
     /// Runs `helm install` or `helm upgrade` of the chart, with these values and those of the images.

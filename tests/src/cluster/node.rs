@@ -113,7 +113,8 @@ impl Node {
     pub(super) async fn try_kubectl(&self, arguments: &[&str]) -> Output {
         self.client("kubectl", &tools::installed("kubectl"))
             .args(arguments)
-            .run()
+            // Longer than `KUBECTL_TIMEOUT`, because the message of `kubectl` says what was not ready.
+            .run_within(2 * wait::TIMEOUT)
             .await
     }
 

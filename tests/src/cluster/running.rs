@@ -231,10 +231,10 @@ impl Cluster {
     /// # Panics
     /// If it times out; the message contains the description of all pods.
     pub async fn wait_for(&self, arguments: &[&str]) {
-        // Shorter than the time limit of the test, whose message says less.
-        let mut all = vec!["wait", "--timeout=50s"];
+        let mut all = vec!["wait", super::KUBECTL_TIMEOUT];
         all.extend(arguments);
-        wait::until(format!("the objects of {arguments:?} exist"), async || {
+        let what = format!("the objects of {arguments:?} exist");
+        wait::until_some_within(2 * wait::TIMEOUT, what, async || {
             let ended = self.try_kubectl(&all).await;
             // `kubectl wait` fails for objects that do not exist yet.
             let absent = ended.err.contains("NotFound") || ended.err.contains("no matching");
@@ -242,7 +242,7 @@ impl Cluster {
                 let pods = self.try_kubectl(&["describe", "pods", "-A"]).await.out;
                 panic!("{arguments:?}: {}\n{pods}\n{:?}", ended.err, self.node);
             }
-            !absent
+            (!absent).then_some(())
         })
         .await;
     }

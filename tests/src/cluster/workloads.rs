@@ -86,8 +86,15 @@ impl Cluster {
 
     /// Waits until the rollout of a Deployment is complete.
     pub async fn rolled_out(&self, namespace: &str, what: &str) {
-        self.kubectl(&["rollout", "status", "-n", namespace, what, "--timeout=50s"])
-            .await;
+        self.kubectl(&[
+            "rollout",
+            "status",
+            "-n",
+            namespace,
+            what,
+            super::KUBECTL_TIMEOUT,
+        ])
+        .await;
     }
 
     /// Runs curl in a pod of a Deployment. It prints the body and, on a separate line, the status.

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// How long a test waits for anything before it fails. Long enough for a machine under heavy load.
-pub const TIMEOUT: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Waits for `future`, at most [`TIMEOUT`]. `what` completes "timed out, waiting for …".
 ///
