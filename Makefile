@@ -101,6 +101,8 @@ images: build ## Build Merlon's images from their Dockerfiles, as archives in ta
 slow: soak fuzz ## Run the long suites: soak, fuzz
 
 soak: tools build ## Run the load tests for SOAK_SECONDS (default: one hour)
+	@case "$(SOAK_SECONDS)" in '' | *[!0-9]* | 0*) \
+	  printf '%s\n' "error: SOAK_SECONDS is not a number of seconds above 0: \`$(SOAK_SECONDS)\`" "hint: make soak SOAK_SECONDS=3600" >&2; exit 2;; esac
 	MERLON_LOAD_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked -p merlon-tests --test disruption under_load::
 
 # --- checks ---------------------------------------------------------------------------------------------------------

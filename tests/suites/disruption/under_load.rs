@@ -11,10 +11,11 @@ use merlon_tests::{
 
 /// How long each test keeps its load up: fifteen seconds, or the time that `make soak` sets.
 fn time() -> Duration {
-    let seconds = std::env::var("MERLON_LOAD_SECONDS")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(15))
+    let seconds = std::env::var("MERLON_LOAD_SECONDS").map_or(15, |text| {
+        text.parse()
+            .unwrap_or_else(|_| panic!("MERLON_LOAD_SECONDS is not a number of seconds: `{text}`"))
+    });
+    Duration::from_secs(seconds)
 }
 
 async fn mesh() -> Mesh {
