@@ -307,3 +307,45 @@ fn the_limits_of_a_test_come_from_a_file_and_a_wrong_file_is_an_error() {
     ]);
     assert!(missing.unwrap_err().to_string().contains("limits.json"));
 }
+
+#[test]
+fn the_table_of_the_readme_has_exactly_the_flags_that_help_shows_with_their_defaults() {
+    use clap::CommandFactory as _;
+
+    let readme = include_str!("../../README.md");
+    let (_, section) = readme.split_once("\n## Flags\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let mut table = std::collections::BTreeMap::new();
+    for row in section.lines().filter(|line| line.starts_with("| `--")) {
+        let mut cells = row.trim_matches('|').split('|').map(str::trim);
+        let (flags, default) = (cells.next().unwrap(), cells.next().unwrap());
+        for flag in flags.split(", ") {
+            table.insert(flag.trim_matches('`').to_owned(), default);
+        }
+    }
+    let command = Flags::command();
+    let shown = command
+        .get_arguments()
+        .filter(|argument| !argument.is_hide_set());
+    let mut flags = std::collections::BTreeSet::new();
+    for argument in shown {
+        let Some(long) = argument.get_long() else {
+            continue;
+        };
+        let flag = format!("--{long}");
+        let Some(default) = table.get(&flag) else {
+            panic!("the table lacks `{flag}`");
+        };
+        let help = argument
+            .get_help()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        if let Some((_, value)) = help.split_once("[default: ") {
+            let value = value.trim_end_matches(']').replace('`', "");
+            let value = value.replace("number of available", "the available");
+            assert_eq!(value, default.replace('`', ""), "the default of `{flag}`");
+        }
+        flags.insert(flag);
+    }
+    assert_eq!(flags, table.into_keys().collect());
+}
