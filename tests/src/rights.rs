@@ -17,7 +17,7 @@ pub fn has_root(tests: &str, what: &str) -> bool {
     // Written directly, because the test runner captures `eprintln!`.
     let _ = writeln!(
         io::stderr(),
-        "NOT RUN: {tests} need root for {what}; run them with: sudo -E make test"
+        "NOT RUN: {tests} need root for {what}; run them with: sudo --preserve-env=PATH,HOME make test"
     );
     false
 }

@@ -345,5 +345,5 @@ pub(crate) fn last_lines(log: &Path, many: usize) -> String {
 
 /// An address whose port the system chooses.
 pub(crate) const ANY_PORT: &str = "127.0.0.1:0";
-const START_TIMEOUT: Duration = Duration::from_secs(15);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(4);

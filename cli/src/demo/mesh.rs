@@ -127,7 +127,7 @@ impl<'a> Mesh<'a> {
             }
             if Instant::now() > deadline {
                 return Err(Failure::runtime(
-                    "the sidecars did not apply the changed resources within 5 seconds",
+                    "the sidecars did not apply the changed resources within 30 seconds",
                 ));
             }
             sleep(Duration::from_millis(10)).await;
@@ -147,7 +147,7 @@ impl<'a> Mesh<'a> {
             }
             if Instant::now() > deadline {
                 return Err(Failure::runtime(
-                    "the snapshots of the sidecars still change after 5 seconds",
+                    "the snapshots of the sidecars still change after 30 seconds",
                 ));
             }
             before = now;
@@ -545,7 +545,7 @@ async fn await_ready(
     }
 }
 
-const READY_TIMEOUT: Duration = Duration::from_secs(5);
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The two ports of a sidecar that other processes need before it starts.
 struct Ports {

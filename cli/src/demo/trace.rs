@@ -51,9 +51,9 @@ impl Trace {
         HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
     }
 
-    /// The inbound log entry of `workload`'s sidecar; null if there is none within a second.
+    /// The inbound log entry of `workload`'s sidecar; null if there is none within 10 seconds.
     pub(crate) async fn inbound(&self, workload: &Workload) -> Value {
-        let deadline = Instant::now() + Duration::from_secs(1);
+        let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             if let Some(line) = self.find(workload.name) {
                 return line;

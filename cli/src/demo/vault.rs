@@ -166,7 +166,7 @@ async fn start(children: &mut Children) -> Result<(Url, String), Failure> {
         if let Some(exit) = children.unexpected_exit() {
             return Err(Failure::runtime(exit.to_string()));
         }
-        if started.elapsed() > Duration::from_secs(10) {
+        if started.elapsed() > Duration::from_secs(60) {
             return Err(Failure::runtime(format!(
                 "OpenBao does not answer at {address}; see its log {}",
                 children.log(NAME).display()

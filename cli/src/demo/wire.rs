@@ -148,5 +148,5 @@ pub(crate) fn request(
     request.body(Full::new(body)).unwrap_or_default()
 }
 
-const TIMEOUT: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_BODY: usize = 4 << 20;

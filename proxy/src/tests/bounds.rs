@@ -278,11 +278,14 @@ fn a_body_that_validation_waits_for_too_long_is_408() {
 fn an_idle_connection_is_closed_before_its_first_request_and_after_a_response() {
     run(async {
         let program = Program::echo().await;
-        let limits = Limits {
-            idle_timeout: SHORT,
-            ..Limits::default()
+        let idle_after = |idle_timeout| {
+            let limits = Limits {
+                idle_timeout,
+                ..Limits::default()
+            };
+            plain(&program, limits)
         };
-        let node = plain(&program, limits);
+        let node = idle_after(SHORT);
         let connect = async || TcpStream::connect(node.inbound).await.unwrap();
         assert_eq!(until_closed(connect().await).await, "");
         // A part of the preface of HTTP/2 is neither a version nor a head.
@@ -290,10 +293,19 @@ fn an_idle_connection_is_closed_before_its_first_request_and_after_a_response() 
         preface.write_all(b"PRI * HT").await.unwrap();
         assert_eq!(until_closed(preface).await, "");
         program.assert_not_reached();
-        let mut used = connect().await;
-        assert!(ask(&mut used, "/").await.is_some());
-        assert_eq!(until_closed(used).await, "");
         assert_eq!(node.metrics.open_connections.value(Direction::Inbound), 0);
+        // On a busy machine, the first request may come later than the limit.
+        for times in (0..10).map(|doublings| 1 << doublings) {
+            let node = idle_after(SHORT * times);
+            let mut used = TcpStream::connect(node.inbound).await.unwrap();
+            if ask(&mut used, "/").await.is_none() {
+                continue;
+            }
+            assert_eq!(until_closed(used).await, "");
+            assert_eq!(node.metrics.open_connections.value(Direction::Inbound), 0);
+            return;
+        }
+        panic!("no request was in time");
     });
 }
 
@@ -302,7 +314,8 @@ fn an_idle_http2_connection_is_closed_with_goaway_and_one_with_an_open_request_s
     run(async {
         let (program, release) = holding().await;
         let limits = Limits {
-            idle_timeout: SHORT,
+            // The request below must begin within this time.
+            idle_timeout: Duration::from_secs(2),
             ..Limits::default()
         };
         let node = plain(&program, limits);

@@ -181,7 +181,7 @@ fn with_an_expired_certificate_a_proxy_is_not_ready_and_accepts_nothing() {
         let mut standalone = Standalone::of(&program);
         let authority = Authority::new();
         let key = PrivateKey::generate().unwrap();
-        let leaf = authority.sign(&key, ORDERS, Duration::from_secs(4));
+        let leaf = authority.sign(&key, ORDERS, Duration::from_secs(8));
         let file = |name: &str, text: &[u8]| {
             let path = standalone.directory.path().join(name);
             std::fs::write(&path, text).unwrap();

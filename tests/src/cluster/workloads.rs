@@ -100,7 +100,7 @@ impl Cluster {
     /// Runs curl in a pod of a Deployment. It prints the body and, on a separate line, the status.
     pub async fn curl(&self, namespace: &str, from: &str, arguments: &[&str]) -> Output {
         let from = format!("deploy/{from}");
-        let mut all = vec!["curl", "-s", "-m", "10", "-w", "\n%{http_code}"];
+        let mut all = vec!["curl", "-s", "-m", "60", "-w", "\n%{http_code}"];
         all.extend(arguments);
         self.exec(namespace, &from, &all).await
     }

@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::runtime;
 
-/// A relay in front of a sidecar. `MeshBuilder::wire_to` adds it, `Mesh::wire_to` returns it.
+/// A relay in front of a sidecar. `MeshBuilder::wire` adds it, `Mesh::wire_to` returns it.
 ///
 /// What passes is mesh TLS, so a wire can withhold, delay and end, but neither read nor write.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use std::{
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::{rights, tools};
+use crate::{rights, tools, wait::TIMEOUT};
 
 /// A network namespace. Dropping it removes it.
 #[derive(Debug)]
@@ -85,11 +85,10 @@ impl Namespace {
     /// Connects from it.
     ///
     /// # Errors
-    /// If the connection fails or is not established within 5 s.
+    /// If the connection fails or is not established within [`TIMEOUT`].
     pub fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
         self.within(|| {
-            let timeout = std::time::Duration::from_secs(5);
-            let stream = TcpStream::connect_timeout(&address, timeout)?;
+            let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
             stream.set_nonblocking(true)?;
             stream.set_nodelay(true)?;
             Ok(stream)

@@ -247,7 +247,7 @@ spec:
     cluster.programmed(&shop, "authorizationpolicy/cache").await;
     let capture = cluster.wire();
     let set = async |from: &str, value: &str| {
-        let client = ["timeout", "10", "redis-cli", "-h", "cache"];
+        let client = ["timeout", "60", "redis-cli", "-h", "cache"];
         let from = format!("deploy/{from}");
         let command = [&client[..], &["set", "key", value]].concat();
         cluster.exec(&shop, &from, &command).await

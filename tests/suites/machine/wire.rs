@@ -34,7 +34,7 @@ async fn mesh() -> Guard {
         mesh.tcp_service("bytes")
             .allow_tcp("web")
             .wire()
-            .limits("upstreamHandshakeTimeout: 3s, upstreamKeepAlive: 3s")
+            .limits("handshakeTimeout: 60s, upstreamHandshakeTimeout: 8s, upstreamKeepAlive: 8s")
             .start()
     })
     .await

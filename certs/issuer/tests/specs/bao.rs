@@ -105,7 +105,7 @@ impl Bao {
             .http
             .request(method, self.address.join(&format!("v1/{path}")).unwrap())
             .header("X-Vault-Token", token)
-            .timeout(Duration::from_secs(20));
+            .timeout(Duration::from_secs(100));
         if !body.is_null() {
             request = request.json(&body);
         }

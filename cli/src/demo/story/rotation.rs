@@ -189,7 +189,7 @@ async fn await_other_serial(workload: &Workload, old: &str) -> Result<String, Fa
     let began = Instant::now();
     loop {
         let serial = served_serial(workload).await?;
-        if serial != old || began.elapsed() > Duration::from_secs(3) {
+        if serial != old || began.elapsed() > Duration::from_secs(10) {
             return Ok(serial);
         }
         sleep(Duration::from_millis(20)).await;
@@ -208,7 +208,7 @@ async fn served_serial(workload: &Workload) -> Result<String, Failure> {
         // The sidecar refuses the connection without a client certificate, after it has sent its own certificate.
         connector.connect(name, stream).await
     };
-    let stream = timeout(Duration::from_secs(3), handshake)
+    let stream = timeout(Duration::from_secs(30), handshake)
         .await
         .map_err(|_| failed("no answer".to_owned()))?
         .map_err(|error| failed(error.to_string()))?;

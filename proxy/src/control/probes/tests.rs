@@ -61,9 +61,13 @@ async fn listener(handler: Handler) -> SocketAddr {
 }
 
 async fn listener_at(path: &str, handler: Handler) -> SocketAddr {
+    listener_of(path, handler, 60).await
+}
+
+async fn listener_of(path: &str, handler: Handler, timeout_seconds: u32) -> SocketAddr {
     let probe = Probe {
         handler,
-        timeout_seconds: 1,
+        timeout_seconds,
     };
     let probes = BTreeMap::from([(path.to_owned(), probe)]);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -189,7 +193,8 @@ fn a_program_that_accepts_connections_and_never_responds_fails_the_probe() {
                 open.push(stream);
             }
         });
-        let (status, text) = probe_result(Handler::HttpGet(get(port, "/"))).await;
+        let here = listener_of("/hung", Handler::HttpGet(get(port, "/")), 1).await;
+        let (status, text) = response(here, "/hung", Method::GET).await;
         assert_eq!(
             (status, text.as_str()),
             (503, "the program did not respond within 1 s\n")
