@@ -1,5 +1,5 @@
 //! Runs the target that `MERLON_FUZZ_TARGET` names, with libFuzzer. Without it, lists the targets: name, maximum length
-//! of an input, dictionary or `-`.
+//! of an input, dictionary.
 #![no_main]
 
 use std::{env, fs, path::PathBuf, process::exit, sync::OnceLock};
@@ -18,8 +18,7 @@ fuzz_target!(init: select(), |bytes: &[u8]| {
 fn select() {
     let Ok(name) = env::var("MERLON_FUZZ_TARGET") else {
         for target in TARGETS {
-            let dictionary = target.dictionary.unwrap_or("-");
-            println!("{} {} {dictionary}", target.name, target.max_len);
+            println!("{} {} {}", target.name, target.max_len, target.dictionary);
         }
         exit(0);
     };
