@@ -3,7 +3,7 @@
 //! `chat serve PORT` prints the method of each call. `chat say|count|fail URL NUMBER` calls a method and prints a line for
 //! each message of the response, then `status CODE`.
 
-use std::{io::Write as _, net::TcpListener, process::ExitCode, time::Duration};
+use std::{io::Write as _, net::TcpListener, process::ExitCode};
 
 use merlon_tests::{
     app::App,
@@ -41,12 +41,11 @@ async fn serve(port: &str) -> ExitCode {
     let app = App::grpc_on(listener);
     let mut printed = 0;
     loop {
-        let seen = app.seen();
+        let seen = app.seen_more_than(printed).await;
         for request in seen.iter().skip(printed) {
             print(&request.target);
         }
         printed = seen.len();
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

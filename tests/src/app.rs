@@ -107,6 +107,11 @@ impl App {
         self.seen.all()
     }
 
+    /// [`App::seen`], as soon as there are more than `known`.
+    pub async fn seen_more_than(&self, known: usize) -> Vec<Request> {
+        self.seen.more_than(known).await
+    }
+
     /// Stops it: its port refuses connections from now on.
     pub fn stop(&self) {
         self.task.abort();

@@ -7,13 +7,13 @@ use merlon_api::{
     control_plane_id,
     identity::{Evidence, IssueRequest, identity_client::IdentityClient},
 };
-use merlon_certs::{Bootstrap, CertificateDer, H2, MeshTls, PrivateKey, TrustRoots, X509Svid};
+use merlon_certs::{Bootstrap, CertificateDer, H2, MeshTls, PrivateKey, TrustRoots};
 use merlon_config::{
     name::{SpiffeId, TrustDomain},
     snapshot::TrustBundle,
 };
+use merlon_test_support::ca;
 use rustls::ClientConfig;
-use rustls_pki_types::UnixTime;
 use tonic::{Status, transport::Endpoint};
 use tower::service_fn;
 
@@ -26,6 +26,7 @@ pub struct Issued {
     /// Its SPIFFE ID.
     pub id: SpiffeId,
     tls: MeshTls,
+    bundle: TrustBundle,
 }
 
 impl Replica {
@@ -41,12 +42,11 @@ impl Replica {
             roots: vec![read("bundle.pem")],
         };
         let roots = Arc::new(TrustRoots::from_bundle(&bundle).expect("roots"));
-        let tls =
-            Bootstrap::Roots(Arc::clone(&roots)).client_config(&control_plane(&domain), &[H2]);
+        let tls = Bootstrap::Roots(roots).client_config(&control_plane(&domain), &[H2]);
         let identity = format!("{}/{}", pod.namespace, pod.account);
         let id = domain.spiffe_id(&identity.parse().expect("an identity"));
         let evidence = Some(Evidence::Token(token.to_owned()));
-        self.sign(tls.expect("TLS"), id, evidence, roots).await
+        self.sign(tls.expect("TLS"), id, evidence, bundle).await
     }
 
     /// Renews a certificate, authenticated only by the current one.
@@ -56,8 +56,8 @@ impl Replica {
     pub async fn renew(&self, issued: &Issued) -> Result<Issued, Status> {
         let server = control_plane(issued.id.trust_domain());
         let tls = issued.tls.client_config(&server, &[H2]);
-        let (id, roots) = (issued.id.clone(), Arc::clone(issued.tls.roots()));
-        self.sign(tls.expect("TLS"), id, None, roots).await
+        let (id, bundle) = (issued.id.clone(), issued.bundle.clone());
+        self.sign(tls.expect("TLS"), id, None, bundle).await
     }
 
     async fn sign(
@@ -65,7 +65,7 @@ impl Replica {
         tls: Arc<ClientConfig>,
         id: SpiffeId,
         evidence: Option<Evidence>,
-        roots: Arc<TrustRoots>,
+        bundle: TrustBundle,
     ) -> Result<Issued, Status> {
         let to = self.address();
         let connector = service_fn(move |_| {
@@ -85,10 +85,11 @@ impl Replica {
         let issued = IdentityClient::new(channel).issue(request).await?;
         let chain = issued.into_inner().chain;
         let chain = chain.into_iter().map(CertificateDer::from).collect();
-        let svid = X509Svid::parse(chain, key, &roots, UnixTime::now()).expect("a certificate");
+        let tls = ca::identity(chain, key, &bundle);
         Ok(Issued {
-            id: svid.id.clone(),
-            tls: MeshTls::new(Arc::new(svid), roots).expect("TLS"),
+            id: tls.svid().id.clone(),
+            tls,
+            bundle,
         })
     }
 }

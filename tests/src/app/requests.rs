@@ -2,12 +2,12 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
 };
 
 use http::{HeaderMap, Method, Version};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::sync::watch;
 
 /// A request as a program received it.
 #[derive(Debug, Clone)]
@@ -37,32 +37,40 @@ pub enum BodyState {
 
 /// The requests that a program has received.
 #[derive(Debug, Clone, Default)]
-pub(super) struct RequestLog(Arc<Mutex<Vec<Request>>>);
+pub(super) struct RequestLog(watch::Sender<Vec<Request>>);
 
 impl RequestLog {
     /// Records a request. Returns its number.
     pub(super) fn add(&self, request: Request) -> usize {
-        let mut all = self.lock();
-        all.push(request);
-        all.len() - 1
+        let mut number = 0;
+        self.0.send_modify(|all| {
+            number = all.len();
+            all.push(request);
+        });
+        number
     }
 
     /// Records how the body of a request has ended. Only the first end counts.
     fn body_ended(&self, number: usize, body: BodyState) {
-        if let Some(request) = self.lock().get_mut(number)
-            && request.body == BodyState::Open
-        {
-            request.body = body;
-        }
+        self.0.send_modify(|all| {
+            if let Some(request) = all.get_mut(number)
+                && request.body == BodyState::Open
+            {
+                request.body = body;
+            }
+        });
     }
 
     /// All requests.
     pub(super) fn all(&self) -> Vec<Request> {
-        self.lock().clone()
+        self.0.borrow().clone()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Request>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// All requests, as soon as there are more than `known`.
+    pub(super) async fn more_than(&self, known: usize) -> Vec<Request> {
+        let mut all = self.0.subscribe();
+        let more = all.wait_for(|all| all.len() > known).await;
+        more.expect("the sender is in `self`").clone()
     }
 }
 

@@ -18,8 +18,9 @@ use merlon_api::{
 };
 use merlon_certs::{Bootstrap, H2, MeshTls, PrivateKey, TrustRoots, X509Svid};
 use merlon_config::{name::SpiffeId, snapshot::ResourceKind};
+use merlon_test_support::ca;
 use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::{net::TcpStream, sync::mpsc};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
@@ -53,7 +54,7 @@ pub struct TestPeer {
     roots: Arc<TrustRoots>,
 }
 
-fn control_plane() -> SpiffeId {
+pub(super) fn control_plane() -> SpiffeId {
     let domain = TRUST_DOMAIN.parse().expect("a trust domain");
     control_plane_id(&domain, &"merlon-system".parse().expect("a namespace"))
 }
@@ -83,16 +84,15 @@ impl Mesh {
             .expect("a certificate");
         let chain: Vec<_> = issued.chain.into_iter().map(CertificateDer::from).collect();
         let bundle = serde_json::from_str(&issued.trust_bundle).expect("a trust bundle");
-        let roots = Arc::new(TrustRoots::from_bundle(&bundle).expect("roots"));
-        let svid = X509Svid::parse(chain, key, &roots, UnixTime::now()).expect("an SVID");
+        let identity = ca::identity(chain, key, &bundle);
         let inbound = self.sidecars();
         TestPeer {
             control_plane: self.control_plane().address(),
             inbound: inbound
                 .map(|(name, sidecar)| (name.to_owned(), sidecar.inbound()))
                 .collect(),
-            svid: Some(Arc::new(svid)),
-            roots,
+            svid: Some(Arc::clone(identity.svid())),
+            roots: Arc::clone(identity.roots()),
         }
     }
 }

@@ -4,6 +4,7 @@
 pub mod ca;
 pub mod folder;
 pub mod log;
+pub mod openbao;
 pub mod ports;
 pub mod process;
 pub mod runtime;

@@ -1,17 +1,15 @@
 //! The injector while it is down or flooded.
 
-use std::{
-    net::{SocketAddr, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
-    time::Duration,
-};
+use std::{net::SocketAddr, thread::JoinHandle, time::Duration};
 
-use merlon_tests::{cluster::merlon, pods, wait};
+use futures_util::future::join_all;
+use merlon_tests::{cluster::merlon, limit, pods, wait};
 use serde_json::Value;
+use tokio::{
+    io::AsyncReadExt as _,
+    net::TcpStream,
+    sync::{Mutex, watch},
+};
 
 use super::{Mesh, alone};
 
@@ -70,7 +68,8 @@ async fn has_sidecar(mesh: &Mesh, name: &str) -> bool {
 
 /// Connections to servers that send nothing. Those that a server closes are opened again.
 struct Flood {
-    stop: Arc<AtomicBool>,
+    /// The threads run as long as this exists.
+    stop: Option<watch::Sender<()>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -79,57 +78,69 @@ impl Flood {
     const CONNECTIONS: usize = 200;
     /// For each server.
     const THREADS: usize = 2;
+    /// After this time without a connection, the queue of a server is full.
+    const PATIENCE: Duration = Duration::from_millis(200);
 
     /// Starts it in a network namespace, and returns when no server accepts a further connection at once.
     async fn start(network: String, servers: Vec<SocketAddr>) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = watch::Sender::new(());
         let (mut threads, mut full) = (Vec::new(), Vec::new());
         for server in servers.iter().flat_map(|server| [*server; Self::THREADS]) {
-            let (network, until) = (network.clone(), Arc::clone(&stop));
-            let is_full = Arc::new(AtomicBool::new(false));
-            full.push(Arc::clone(&is_full));
+            let (network, mut until) = (network.clone(), stop.subscribe());
+            let (is_full, mut known) = watch::channel(false);
+            full.push(async move { known.wait_for(|full| *full).await.is_ok() });
             threads.push(std::thread::spawn(move || {
                 pods::within(&network, || {
-                    let mut open: Vec<TcpStream> = Vec::new();
-                    while !until.load(Ordering::Relaxed) {
-                        open.retain(is_open);
-                        while open.len() < Self::CONNECTIONS {
-                            let timeout = Duration::from_millis(200);
-                            let Ok(stream) = TcpStream::connect_timeout(&server, timeout) else {
-                                is_full.store(true, Ordering::Relaxed);
-                                break;
-                            };
-                            stream.set_nonblocking(true).expect("a socket option");
-                            open.push(stream);
+                    let runtime = tokio::runtime::Builder::new_current_thread()
+                        .enable_all()
+                        .build()
+                        .expect("a runtime");
+                    runtime.block_on(async {
+                        tokio::select! {
+                            () = Self::connect(server, &is_full) => {}
+                            _ = until.changed() => {}
                         }
-                        std::thread::sleep(Duration::from_millis(10));
-                    }
+                    });
                 });
             }));
         }
+        let stop = Some(stop);
         let this = Self { stop, threads };
-        wait::until("every server is full", async || {
-            assert!(!this.threads.iter().any(JoinHandle::is_finished));
-            full.iter().all(|one| one.load(Ordering::Relaxed))
-        })
-        .await;
+        let all = limit("every server is full", join_all(full)).await;
+        assert!(all.into_iter().all(|full| full), "a thread has ended");
         this
+    }
+
+    /// Opens connections to a server, one after the other, and each again when the server has closed it.
+    async fn connect(server: SocketAddr, is_full: &watch::Sender<bool>) {
+        let turn = Mutex::new(());
+        let connect = async || {
+            let _turn = turn.lock().await;
+            let stream = TcpStream::connect(server);
+            let stream = tokio::time::timeout(Self::PATIENCE, stream).await;
+            stream.ok()?.ok()
+        };
+        let connection = async || {
+            loop {
+                match connect().await {
+                    // Nothing is sent, so this reads until the server closes the connection.
+                    Some(mut stream) => drop(stream.read_to_end(&mut Vec::new()).await),
+                    None => drop(is_full.send_replace(true)),
+                }
+            }
+        };
+        join_all((0..Self::CONNECTIONS).map(|_| connection())).await;
     }
 }
 
 impl Drop for Flood {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        drop(self.stop.take());
         for thread in self.threads.drain(..) {
             // A panic of the thread has failed the wait above.
             let _ = thread.join();
         }
     }
-}
-
-fn is_open(stream: &TcpStream) -> bool {
-    let read = stream.peek(&mut [0]);
-    read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
 #[tokio::test]

@@ -1,14 +1,17 @@
 //! Certificates that OpenBao signs.
 
 use http::{Method, StatusCode};
-use merlon_tests::{Mesh, folder, openbao::OpenBao};
+use merlon_tests::{
+    Mesh, folder,
+    openbao::{OpenBao, prepare_for_merlon},
+};
 use serde_json::{Value, json};
 
 #[tokio::test]
 async fn certificates_are_signed_by_openbao_with_a_token_that_has_no_other_rights() {
     let bao = OpenBao::shared().await;
     let folder = folder::fresh();
-    let (token, spec) = bao.prepare_for_merlon(folder.path()).await;
+    let (token, spec) = prepare_for_merlon(bao, folder.path()).await;
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
@@ -45,7 +48,7 @@ async fn certificates_are_signed_by_openbao_with_a_token_that_has_no_other_right
 async fn while_openbao_is_sealed_or_down_traffic_continues_and_renewal_resumes_on_its_own() {
     let bao = OpenBao::start().await;
     let folder = folder::fresh();
-    let (_, spec) = bao.prepare_for_merlon(folder.path()).await;
+    let (_, spec) = prepare_for_merlon(&bao, folder.path()).await;
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
@@ -81,7 +84,7 @@ async fn while_openbao_is_sealed_or_down_traffic_continues_and_renewal_resumes_o
 async fn after_openbao_revokes_a_token_the_new_one_is_read_from_its_file() {
     let bao = OpenBao::start().await;
     let folder = folder::fresh();
-    let (file, spec) = bao.prepare_for_merlon(folder.path()).await;
+    let (file, spec) = prepare_for_merlon(&bao, folder.path()).await;
     let mesh = Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
