@@ -291,6 +291,21 @@ limits! {
         /// How long a request may take after its body was read. Together with the time-out of the body it is less than the
         /// time-out in the webhook configuration, so the client gets this webhook's message.
         request: Duration = seconds(6),
+        /// How long a client may take to send a body. The API server's own time-out is in the webhook configurations.
+        body: Duration = seconds(3),
+        /// Maximum size of a body in bytes. The cluster stores objects of up to 1.5 MiB, and a request contains one before and
+        /// after a change.
+        body_bytes: usize = 4 << 20,
+        /// Maximum number of JSON values in a body. A parsed value takes about 100 bytes, and the object is copied several
+        /// times while it is validated.
+        body_values: usize = 400_000,
+        /// The size up to which a body is small, in bytes. Nearly all bodies are small.
+        small_body_bytes: usize = 256 << 10,
+        /// The number of values up to which a body is small.
+        small_body_values: usize = 50_000,
+        /// Memory for all bodies that are announced as small, in bytes. All others share as much, so large bodies do not delay
+        /// small ones.
+        bodies_bytes: usize = 32 << 20,
         /// How often the renewal of the certificate is checked.
         check: Duration = seconds(600),
         /// The delay after a failed request for a certificate.
@@ -460,7 +475,18 @@ mod tests {
                 webhook.handshakes, webhook.connections
             ),
             format!("a head of 16 KiB within {} s", webhook.head.as_secs()),
+            format!(
+                "a body of {} MiB and {},000 values within {} s",
+                webhook.body_bytes >> 20,
+                webhook.body_values / 1_000,
+                webhook.body.as_secs()
+            ),
             format!("a response read within {} s", webhook.answer.as_secs()),
+            format!(
+                "{total} MiB for bodies over {} KiB and {total} MiB for all others",
+                webhook.small_body_bytes >> 10,
+                total = webhook.bodies_bytes >> 20
+            ),
         ] {
             assert!(readme.contains(&stated), "{stated}");
         }

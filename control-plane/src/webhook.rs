@@ -86,7 +86,7 @@ pub(crate) fn start(
         settings: Live::new(settings),
         injections: validations.sharing_large(limits.requests.max(1)),
         validations,
-        budget: MemoryBudget::default(),
+        budget: MemoryBudget::new(limits),
     });
     let certificate = Certificate::new(
         deps.client.clone(),
