@@ -26,6 +26,7 @@ use std::{
 };
 
 use clap::Args;
+use merlon_config::unit::HumanDuration;
 use serde_json::{Map, Value};
 
 use crate::{failure::Failure, output::Output};
@@ -63,9 +64,12 @@ pub(crate) struct DemoArgs {
     /// Keep all files (resources, logs, state) in this folder, which must be empty or not exist.
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
-    /// Inject a real fault that makes one step fail, and exit after it; for tests.
-    #[arg(long, value_enum, hide = true)]
-    sabotage: Option<Sabotage>,
+    /// How long a process that has exited stays away before it is restarted, while the demo stays up.
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    restart_delay: HumanDuration,
+    /// Inject a real fault into each of these steps, which makes it fail, and exit after the last of them; for tests.
+    #[arg(long, value_enum, value_delimiter = ',', hide = true)]
+    sabotage: Vec<Sabotage>,
 }
 
 pub(crate) async fn run(args: &DemoArgs) -> Result<(), Failure> {
@@ -118,7 +122,7 @@ async fn start_and_run(
         if args.vault {
             *vault = Some(Vault::prepare(folder, children).await?);
         }
-        Mesh::start(folder, vault.as_ref(), args.sabotage, children).await
+        Mesh::start(folder, vault.as_ref(), &args.sabotage, children).await
     };
     let mut outcome =
         Outcome::expecting("every process runs, every sidecar has a certificate and its snapshot");
@@ -137,7 +141,7 @@ async fn start_and_run(
     };
     describe(&mut outcome, &mesh, vault.as_ref()).await;
     report.step("start", START, outcome, began.elapsed());
-    story::run(&mut mesh, report, args.sabotage).await;
+    story::run(&mut mesh, report, &args.sabotage).await;
     let mut about = mesh.about();
     let issuer = vault.as_ref().map_or("embedded", Vault::kind);
     about.insert("certificate_issuer".to_owned(), Value::from(issuer));
@@ -150,8 +154,8 @@ async fn start_and_run(
     if args.once {
         return Ok(());
     }
-    print_examples(&mesh, report).await?;
-    supervisor::supervise(mesh.children, report).await
+    print_examples(&mesh, args.restart_delay, report).await?;
+    supervisor::supervise(mesh.children, args.restart_delay.0, report).await
 }
 
 const START: &str = "A control plane, a token issuer, and three services with a sidecar each";
@@ -200,7 +204,11 @@ async fn describe(outcome: &mut Outcome, mesh: &Mesh<'_>, vault: Option<&Vault>)
 }
 
 /// Prints commands to try, with a token in a file.
-async fn print_examples(mesh: &Mesh<'_>, report: &Report) -> Result<(), Failure> {
+async fn print_examples(
+    mesh: &Mesh<'_>,
+    restart_delay: HumanDuration,
+    report: &Report,
+) -> Result<(), Failure> {
     let file = mesh.folder.join("token");
     let token = mesh.token("alice", "orders", 8 * 3_600).await?;
     server::write_atomically(&file, &token)?;
@@ -229,7 +237,7 @@ async fn print_examples(mesh: &Mesh<'_>, report: &Report) -> Result<(), Failure>
         format!("  curl -s http://{}/metrics", mesh.orders.admin),
         format!("  curl -s http://{}/metrics", mesh.control_plane_admin),
         String::new(),
-        "  # no call fails while the control plane is down; every process that you kill is restarted after ten seconds".to_owned(),
+        format!("  # no call fails while the control plane is down; every process that you kill is restarted after {restart_delay}"),
         format!("  kill -9 {}", mesh.children.pid("control-plane").unwrap_or_default()),
         String::new(),
         format!("Edit the files in {}: changes take effect when you save them.", mesh.resources.folder().display()),

@@ -96,10 +96,10 @@ impl<'a> Mesh<'a> {
     pub(crate) async fn start(
         folder: &Path,
         vault: Option<&Vault>,
-        sabotage: Option<Sabotage>,
+        sabotages: &[Sabotage],
         children: &'a mut Children,
     ) -> Result<Self, Failure> {
-        let builder = Builder { folder, sabotage };
+        let builder = Builder { folder, sabotages };
         let parts = builder.start(children, vault).await?;
         Ok(parts.with(children))
     }
@@ -234,7 +234,7 @@ pub(crate) fn versions(proxies: &[ProxyStatus]) -> Vec<(&str, Option<&str>)> {
 /// Starts the processes of a mesh.
 struct Builder<'a> {
     folder: &'a Path,
-    sabotage: Option<Sabotage>,
+    sabotages: &'a [Sabotage],
 }
 
 struct Parts {
@@ -322,7 +322,7 @@ impl Builder<'_> {
 
         for ((name, namespace), ports) in programs.iter().zip(&ports) {
             let mut identity = format!("{namespace}/{name}");
-            if self.sabotage == Some(Sabotage::Start) && *name == "orders" {
+            if self.sabotages.contains(&Sabotage::Start) && *name == "orders" {
                 "shop/web".clone_into(&mut identity);
             }
             let token = control_plane.join_token(&identity, None).await?;
@@ -382,7 +382,7 @@ impl Builder<'_> {
             arguments.push(flag.into());
             arguments.push(path.into());
         }
-        if self.sabotage == Some(Sabotage::ForgedSignature) {
+        if self.sabotages.contains(&Sabotage::ForgedSignature) {
             let file = self.folder.join("next-key.json");
             write_atomically(&file, &forger.public_jwk().to_string())?;
             arguments.push("--next-key".into());

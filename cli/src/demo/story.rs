@@ -57,18 +57,14 @@ const STEPS: [(&str, &str); 15] = [
     ("broken-policy", "A policy with a mistake is saved"),
 ];
 
-/// Runs all steps, or up to the first process that exits.
-pub(crate) async fn run(mesh: &mut Mesh<'_>, report: &mut Report, sabotage: Option<Sabotage>) {
+/// Runs all steps, or up to the last sabotaged one, or to the first process that exits.
+pub(crate) async fn run(mesh: &mut Mesh<'_>, report: &mut Report, sabotages: &[Sabotage]) {
     let mut shared = Shared::default();
+    let mut left = sabotages.len();
     for (name, title) in STEPS {
+        let sabotage = sabotages.iter().find(|it| it.is_of(name)).copied();
         let began = Instant::now();
-        let outcome = step(
-            name,
-            mesh,
-            &mut shared,
-            sabotage.filter(|it| it.is_of(name)),
-        )
-        .await;
+        let outcome = step(name, mesh, &mut shared, sabotage).await;
         let mut outcome = outcome.unwrap_or_else(|failure| {
             let mut outcome = Outcome::expecting("the step can run");
             outcome.observed("the step could not run");
@@ -84,15 +80,17 @@ pub(crate) async fn run(mesh: &mut Mesh<'_>, report: &mut Report, sabotage: Opti
             outcome.problem(exit.to_string());
         }
         report.step(name, title, outcome, began.elapsed());
-        let sabotaged = sabotage.is_some_and(|it| it.is_of(name));
         if let Some(exit) = exit {
             report.abort(&format!(
                 "the demo cannot continue after step `{name}`: {exit}"
             ));
             return;
         }
-        if sabotaged {
-            return;
+        if sabotage.is_some() {
+            left -= 1;
+            if left == 0 {
+                return;
+            }
         }
     }
 }

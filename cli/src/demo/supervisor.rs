@@ -2,6 +2,7 @@
 
 use std::{fmt, time::Duration};
 
+use merlon_config::unit::HumanDuration;
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -10,19 +11,22 @@ use super::{
 };
 use crate::failure::Failure;
 
-/// The delay before a restart, in which the user can see the effect.
-const RESTART_DELAY: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Reports each process that exits, and restarts it after a delay. Returns only if a restart fails.
-pub(crate) async fn supervise(children: &mut Children, report: &Report) -> Result<(), Failure> {
+/// Reports each process that exits, and restarts it after `delay`, in which the user can see the effect. Returns only if a
+/// restart fails.
+pub(crate) async fn supervise(
+    children: &mut Children,
+    delay: Duration,
+    report: &Report,
+) -> Result<(), Failure> {
     let mut waiting: Vec<(String, Instant)> = Vec::new();
     loop {
         while let Some(exit) = children.unexpected_exit() {
             let role = Role::of(exit.name());
-            report_exit(&exit, role, report);
+            report_exit(&exit, role, delay, report);
             if role != Role::Vault {
-                waiting.push((exit.name().to_owned(), Instant::now() + RESTART_DELAY));
+                waiting.push((exit.name().to_owned(), Instant::now() + delay));
             }
         }
         let now = Instant::now();
@@ -37,7 +41,7 @@ pub(crate) async fn supervise(children: &mut Children, report: &Report) -> Resul
     }
 }
 
-fn report_exit(exit: &UnexpectedExit, role: Role, report: &Report) {
+fn report_exit(exit: &UnexpectedExit, role: Role, delay: Duration, report: &Report) {
     report.line("");
     match exit.is_by_signal() {
         true => report.line(&format!("`{}` was killed.", exit.name())),
@@ -45,8 +49,8 @@ fn report_exit(exit: &UnexpectedExit, role: Role, report: &Report) {
     }
     report.line(&format!("  {role}"));
     if role != Role::Vault {
-        let seconds = RESTART_DELAY.as_secs();
-        report.line(&format!("  It will be restarted in {seconds} seconds."));
+        let delay = HumanDuration(delay);
+        report.line(&format!("  It will be restarted in {delay}."));
     }
 }
 

@@ -7,7 +7,7 @@ use crate::harness::{Demo, Ran, command, merlon};
 /// One demo for all commands, because starting one takes seconds.
 #[test]
 fn a_live_mesh_answers_every_command() {
-    let demo = Demo::start();
+    let demo = Demo::start(&[]);
     status_lists_every_proxy(&demo);
     config_shows_one_proxy_without_secrets(&demo);
     explain_shows_which_policy_decided(&demo);

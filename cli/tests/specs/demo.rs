@@ -74,75 +74,73 @@ fn with_vault_certificates_come_from_a_real_openbao() {
     assert_eq!(names(&report, |step| step["ok"] == true), STEPS);
 }
 
-fn sabotaged(step: &str) -> Ran {
-    let ran = merlon(&["demo", "--once", "--output", "json", "--sabotage", step]);
+/// A demo with a fault in each of these steps. It must notice each of them, and no other step may fail.
+fn sabotaged(steps: &[&str], more: &[&str]) -> Ran {
+    let all = steps.join(",");
+    let arguments = ["demo", "--once", "--output", "json", "--sabotage", &all];
+    let ran = merlon(&[&arguments, more].concat());
     assert_eq!(ran.code, 1, "{ran:#?}");
     let report = ran.json();
     assert_eq!(report["ok"], false);
     assert_eq!(
         names(&report, |step| step["ok"] == false),
-        [step],
+        steps,
         "{ran:#?}"
     );
-    assert!(
-        ran.err.contains(&format!("step `{step}` failed")),
-        "{}",
-        ran.err
-    );
+    for step in steps {
+        let failed = format!("step `{step}` failed");
+        assert!(ran.err.contains(&failed), "{}", ran.err);
+    }
     ran
 }
 
-/// One test per step, so they run in parallel and a failure shows the step.
-macro_rules! sabotage {
-    ($($name:ident: $step:literal,)*) => {
-        $(
-            #[test]
-            fn $name() {
-                sabotaged($step);
-            }
-        )*
+/// What each of these steps is sabotaged by affects no later step, so one demo shows them all.
+const INDEPENDENT: [(&str, &str); 12] = [
+    ("no-token", "a service requires no token"),
+    ("forged-signature", "the issuer publishes the forger's key"),
+    ("expired", "the clock skew is too large"),
+    ("wrong-audience", "there is an additional audience"),
+    ("public-key-as-secret", "a service ignores tokens"),
+    ("algorithm-none", "a service ignores tokens"),
+    ("not-permitted", "a permit is too broad"),
+    ("rate-limited", "a limit is too high"),
+    ("bad-body", "a schema accepts everything"),
+    ("rotation", "the control plane hangs"),
+    ("policy-edit", "the edited policy does not compile"),
+    ("broken-policy", "the broken policy is valid"),
+];
 
-        #[test]
-        fn every_step_is_sabotaged_by_a_test() {
-            let mut sabotaged = vec![$($step,)* "allowed", "explain"];
-            sabotaged.sort_unstable();
-            let mut all = STEPS.to_vec();
-            all.sort_unstable();
-            assert_eq!(sabotaged, all);
-        }
-    };
-}
-
-sabotage! {
-    a_sidecar_with_the_join_token_of_another_fails_the_start: "start",
-    a_service_that_requires_no_token_is_noticed: "no-token",
-    an_issuer_that_publishes_the_forgers_key_is_noticed: "forged-signature",
-    a_clock_skew_that_is_too_large_is_noticed: "expired",
-    an_additional_audience_is_noticed: "wrong-audience",
-    a_service_that_ignores_tokens_is_noticed_by_the_public_key_as_secret: "public-key-as-secret",
-    a_service_that_ignores_tokens_is_noticed_by_algorithm_none: "algorithm-none",
-    a_permit_instead_of_a_forbid_is_noticed: "forbidden",
-    a_permit_that_is_too_broad_is_noticed: "not-permitted",
-    a_limit_that_is_too_high_is_noticed: "rate-limited",
-    a_schema_that_accepts_everything_is_noticed: "bad-body",
-    a_control_plane_that_hangs_fails_the_rotation: "rotation",
-    a_policy_that_does_not_compile_fails_the_edit: "policy-edit",
-    a_valid_policy_instead_of_a_broken_one_is_noticed: "broken-policy",
+#[test]
+fn a_fault_in_tokens_policies_limits_or_rotation_is_noticed_by_its_step_and_by_no_other() {
+    sabotaged(&INDEPENDENT.map(|(step, _)| step), &[]);
 }
 
 #[test]
-fn a_program_that_exits_is_noticed_and_named() {
-    let ran = sabotaged("allowed");
+fn a_sidecar_with_the_join_token_of_another_fails_the_start() {
+    sabotaged(&["start"], &[]);
+}
+
+#[test]
+fn a_program_that_exits_is_noticed_and_named_and_the_folder_of_keep_is_kept() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("kept");
+    let keep = ["--keep", folder.to_str().unwrap()];
+    let ran = sabotaged(&["allowed"], &keep);
     assert!(
         ran.err.contains("`payments` exited unexpectedly"),
         "{}",
         ran.err
     );
+    assert!(folder.join("resources/mesh.yaml").is_file());
+    assert!(folder.join("logs/orders-sidecar.log").is_file());
+    let again = merlon(&[&["demo", "--once"], keep.as_slice()].concat());
+    assert_eq!(again.code, 2, "{again:#?}");
+    assert!(again.err.contains("is not empty"), "{}", again.err);
 }
 
 #[test]
-fn a_control_plane_that_exits_is_noticed_and_named() {
-    let ran = sabotaged("explain");
+fn a_permit_instead_of_a_forbid_is_noticed_and_a_control_plane_that_exits_is_named() {
+    let ran = sabotaged(&["forbidden", "explain"], &[]);
     assert!(
         ran.err.contains("`control-plane` exited unexpectedly"),
         "{}",
@@ -151,40 +149,49 @@ fn a_control_plane_that_exits_is_noticed_and_named() {
 }
 
 #[test]
-fn ctrl_c_leaves_no_process_and_no_file() {
-    let mut demo = Demo::start();
-    let (processes, folder) = (demo.processes(), demo.text("/folder").to_owned());
-    assert_eq!(processes.len(), 8);
-    assert!(exists(&folder));
-    demo.signal(Signal::INT);
-    assert_eq!(demo.wait().code(), Some(0));
-    all_end(&processes);
-    assert!(!exists(&folder), "{folder} is still there");
+fn every_step_is_sabotaged_by_a_test() {
+    let mut sabotaged = INDEPENDENT.map(|(step, _)| step).to_vec();
+    sabotaged.extend(["start", "allowed", "forbidden", "explain"]);
+    sabotaged.sort_unstable();
+    let mut all = STEPS.to_vec();
+    all.sort_unstable();
+    assert_eq!(sabotaged, all);
 }
 
+/// Two demos for all of this, because starting one takes seconds.
 #[test]
-fn the_processes_of_a_killed_demo_end_too() {
-    let mut demo = Demo::start();
+fn demos_that_stay_up_restart_what_exits_and_leave_nothing_however_they_end() {
+    let (mut running, mut killed) = std::thread::scope(|scope| {
+        let running = scope.spawn(|| Demo::start(&["--restart-delay", "3s"]));
+        let killed = Demo::start(&[]);
+        (running.join().unwrap(), killed)
+    });
+    let folders = [&running, &killed].map(|demo| demo.text("/folder").to_owned());
+    the_processes_of_a_killed_demo_end_too(&mut killed);
+    the_next_demo_removes_the_folder_of_a_killed_one_and_not_of_a_running_one(&folders);
+    a_killed_process_is_restarted_at_its_previous_address(&mut running);
+    ctrl_c_leaves_no_process_and_no_file(&mut running);
+}
+
+fn the_processes_of_a_killed_demo_end_too(demo: &mut Demo) {
     let processes = demo.processes();
     demo.signal(Signal::KILL);
     assert_eq!(demo.wait().code(), None);
     all_end(&processes);
 }
 
-#[test]
-fn the_next_demo_removes_the_folder_of_a_killed_one_and_not_of_a_running_one() {
-    let (mut killed, running) = (Demo::start(), Demo::start());
-    let folders = [&killed, &running].map(|demo| demo.text("/folder").to_owned());
-    killed.signal(Signal::KILL);
-    assert_eq!(killed.wait().code(), None);
-    let next = Demo::start();
-    assert_eq!(folders.map(|folder| exists(&folder)), [false, true]);
-    drop((running, next));
+fn the_next_demo_removes_the_folder_of_a_killed_one_and_not_of_a_running_one(
+    [running, killed]: &[String; 2],
+) {
+    // It ends early.
+    sabotaged(&["allowed"], &[]);
+    assert_eq!(
+        [running, killed].map(|folder| exists(folder)),
+        [true, false]
+    );
 }
 
-#[test]
-fn a_killed_process_is_restarted_at_its_previous_address() {
-    let mut demo = Demo::start();
+fn a_killed_process_is_restarted_at_its_previous_address(demo: &mut Demo) {
     let before = demo.process("control-plane");
     rustix::process::kill_process(before, Signal::KILL).unwrap();
     let down = demo.merlon(&["proxy", "status"]);
@@ -201,22 +208,13 @@ fn a_killed_process_is_restarted_at_its_previous_address() {
     assert!(demo.is_running());
 }
 
-#[test]
-fn the_folder_of_keep_is_kept() {
-    let parent = tempfile::tempdir().unwrap();
-    let folder = parent.path().join("kept");
-    let ran = merlon(&[
-        "demo",
-        "--once",
-        "--sabotage",
-        "allowed",
-        "--keep",
-        folder.to_str().unwrap(),
-    ]);
-    assert_eq!(ran.code, 1, "{ran:#?}");
-    assert!(folder.join("resources/mesh.yaml").is_file());
-    assert!(folder.join("logs/orders-sidecar.log").is_file());
-    let again = merlon(&["demo", "--once", "--keep", folder.to_str().unwrap()]);
-    assert_eq!(again.code, 2, "{again:#?}");
-    assert!(again.err.contains("is not empty"), "{}", again.err);
+fn ctrl_c_leaves_no_process_and_no_file(demo: &mut Demo) {
+    // Those of now: one was restarted since the report.
+    let (processes, folder) = (demo.children(), demo.text("/folder").to_owned());
+    assert_eq!(processes.len(), 8);
+    assert!(exists(&folder));
+    demo.signal(Signal::INT);
+    assert_eq!(demo.wait().code(), Some(0));
+    all_end(&processes);
+    assert!(!exists(&folder), "{folder} is still there");
 }

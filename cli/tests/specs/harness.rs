@@ -64,9 +64,10 @@ pub(crate) struct Demo {
 }
 
 impl Demo {
-    /// Starts a demo and waits for the end of its story.
-    pub(crate) fn start() -> Self {
+    /// Starts a demo with these arguments and waits for the end of its story.
+    pub(crate) fn start(arguments: &[&str]) -> Self {
         let mut child = command(&["demo", "--output", "json"])
+            .args(arguments)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -113,6 +114,18 @@ impl Demo {
             .values()
             .map(|id| i32::try_from(id.as_i64().unwrap()).unwrap());
         ids.map(|id| Pid::from_raw(id).unwrap()).collect()
+    }
+
+    /// The process ids of its children now, from the kernel.
+    pub(crate) fn children(&self) -> Vec<Pid> {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let children = threads.flat_map(|thread| {
+            let file = thread.unwrap().path().join("children");
+            let text = std::fs::read_to_string(file).unwrap();
+            let ids = text.split_whitespace().map(|id| id.parse().unwrap());
+            ids.collect::<Vec<i32>>()
+        });
+        children.map(|id| Pid::from_raw(id).unwrap()).collect()
     }
 
     /// The process id of one child.
