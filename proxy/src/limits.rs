@@ -197,6 +197,95 @@ fn duration<'de, D: Deserializer<'de>>(text: D) -> Result<Duration, D::Error> {
 mod tests {
     use super::*;
 
+    /// The rows of the README's table of limits, without footnotes.
+    fn rows() -> Vec<String> {
+        let readme = include_str!("../README.md");
+        let section = readme.split("\n### Limits\n").nth(1).unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let rows = section.lines().filter(|line| line.starts_with("| "));
+        let plain = rows.map(|row| {
+            let parts = row.split("[^");
+            parts
+                .enumerate()
+                .map(|(number, part)| match number {
+                    0 => part,
+                    _ => part.split_once(']').unwrap().1,
+                })
+                .collect()
+        });
+        plain.collect()
+    }
+
+    #[test]
+    fn the_readme_states_the_defaults() {
+        let limits = Limits::default();
+        let seconds = |time: Duration| format!("{} s", time.as_secs());
+        let window = seconds(limits.h2_frame_window);
+        let stated = [
+            (
+                "a head",
+                format!("{} from its first byte", seconds(limits.head_timeout)),
+            ),
+            ("an idle connection", seconds(limits.idle_timeout)),
+            (
+                "streams of a peer's HTTP/2 connection",
+                limits.h2_streams.to_string(),
+            ),
+            (
+                "flow-control window of HTTP/2",
+                format!(
+                    "{} KiB per stream, {} MiB per connection",
+                    limits.h2_stream_window >> 10,
+                    limits.h2_connection_window >> 20
+                ),
+            ),
+            (
+                "resets of HTTP/2",
+                format!(
+                    "{} pending, {} forced, {} RST_STREAM in {window}",
+                    limits.h2_pending_resets,
+                    limits.h2_forced_resets,
+                    thousands(limits.h2_reset_frames)
+                ),
+            ),
+            (
+                "control frames of HTTP/2",
+                format!(
+                    "{} PING, SETTINGS and PRIORITY in {window}",
+                    thousands(limits.h2_control_frames)
+                ),
+            ),
+            ("preamble of a tunnel", seconds(limits.preamble_timeout)),
+            (
+                "first byte of a plain-text connection in a permissive namespace",
+                seconds(limits.first_byte_timeout),
+            ),
+            ("connecting to an upstream", seconds(limits.connect_timeout)),
+            (
+                "a failed endpoint",
+                format!("skipped for {}", seconds(limits.failure_cooldown)),
+            ),
+            (
+                "streams of a connection to an upstream",
+                limits.upstream_streams.to_string(),
+            ),
+            (
+                "an idle upstream connection",
+                seconds(limits.upstream_idle_timeout),
+            ),
+        ];
+        let rows = rows();
+        for (what, limit) in stated {
+            let row = format!("| {what} | {limit} | ");
+            let found = rows.iter().any(|line| line.starts_with(&row));
+            assert!(found, "no row `{row}` in {rows:#?}");
+        }
+    }
+
+    fn thousands(number: u32) -> String {
+        format!("{},{:03}", number / 1_000, number % 1_000)
+    }
+
     #[test]
     fn a_file_states_only_what_differs_and_an_unknown_field_is_an_error() {
         let limits: Limits =

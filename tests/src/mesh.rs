@@ -3,6 +3,7 @@
 pub(crate) mod admin;
 mod builder;
 mod control_plane;
+mod fake_control_plane;
 mod metric;
 mod names;
 mod peer;
@@ -14,8 +15,10 @@ mod standalone;
 mod wire;
 mod workers;
 
+pub(crate) use builder::limits_file;
 pub use builder::{MeshBuilder, PORT, tokens_of};
 pub use control_plane::ControlPlane;
+pub use fake_control_plane::FakeControlPlane;
 pub use merlon_test_support::log::LogLine;
 pub use metric::Metric;
 pub use names::{NAMESPACE, TRUST_DOMAIN, identity, spiffe_id};

@@ -9,6 +9,7 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
 };
 
 use bytes::Bytes;
@@ -27,7 +28,7 @@ pub use self::{
 use crate::{
     app::App,
     client::Reply,
-    mesh::{LogLine, identity},
+    mesh::{LogLine, identity, limits_file},
     process::{Output, Plan, Process},
     tools, wait,
 };
@@ -53,7 +54,7 @@ pub struct Pod {
     name: String,
     namespace: Namespace,
     number: u8,
-    folder: std::path::PathBuf,
+    folder: PathBuf,
     sidecar: Option<Process>,
 }
 
@@ -116,6 +117,18 @@ impl Node {
         })
         .await;
         this
+    }
+
+    /// Sets bounds and time limits of the sidecars that start from now on: the fields of the proxy's `Limits`.
+    ///
+    /// # Panics
+    /// If this is not a YAML mapping.
+    pub fn limit_sidecars(&self, limits: &str) {
+        fs::write(self.limits(), limits_file(limits)).expect("a file");
+    }
+
+    fn limits(&self) -> PathBuf {
+        self.folder.path().join("limits.json")
     }
 
     /// Replaces text in its documents.
@@ -335,9 +348,13 @@ impl Pod {
         .args(["--control-plane", &format!("https://{}", node())])
         .args(["--join-token", &token])
         .arg("--state-dir")
-        .arg(&state)
-        .start();
-        self.sidecar = Some(process);
+        .arg(&state);
+        let limits = node_of.limits();
+        let process = match limits.exists() {
+            true => process.arg("--test-limits").arg(limits),
+            false => process,
+        };
+        self.sidecar = Some(process.start());
         wait::until(format!("{} is ready", self.name), async || {
             assert!(self.sidecar().is_alive(), "{self:?}");
             let ready = SocketAddr::from((Ipv4Addr::LOCALHOST, 7562));

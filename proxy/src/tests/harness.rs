@@ -20,14 +20,14 @@ pub(crate) use self::{
         raw, send_as_peer, send_as_peer_to, streamed_body,
     },
     frames::{
-        DATA, ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR, GOAWAY, HEADERS, REFUSED_STREAM, RST_STREAM,
-        RawH2, SETTINGS, WINDOW_UPDATE, cancel, frame, malformed_request, ping, request,
-        start_of_request, trailers,
+        DATA, ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR, GOAWAY, HEADERS, PING, REFUSED_STREAM,
+        RST_STREAM, RawH2, SETTINGS, WINDOW_UPDATE, cancel, frame, malformed_request, ping,
+        request, start_of_request, trailers,
     },
     log::Log,
     node::Node,
     pair::Pair,
-    program::{Program, full},
+    program::{Program, full, full_queue},
     readme::{removed_headers, spellings_of_removed_headers},
     state::{PERMIT_ALL, State, destination, service},
 };

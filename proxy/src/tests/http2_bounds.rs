@@ -101,6 +101,35 @@ fn data_beyond_the_window_of_a_stream_is_a_flow_control_error() {
 }
 
 #[test]
+fn data_beyond_the_window_of_a_connection_ends_it() {
+    run(async {
+        // The request waits for a connection to the program, so its body is not read.
+        let (program, _queue) = full_queue().await;
+        let orders = service("shop/orders", 80, program.port(), "http", PERMIT_ALL);
+        let limits = Limits {
+            h2_stream_window: 400_000,
+            h2_connection_window: 200_000,
+            connect_timeout: Duration::from_secs(3_600),
+            ..Limits::default()
+        };
+        let state = State::new("shop/orders").with_service(orders);
+        let node = Node::with_limits(None, &state, limits);
+        let mut client = RawH2::connect(node.inbound).await;
+        // The windows apply once the client has seen them.
+        client.next(WINDOW_UPDATE).await;
+        client.send(&frame(SETTINGS, 1, 0, &[])).await;
+        client.send(&start_of_request(1, "/flood")).await;
+        for _ in 0..20 {
+            client.send(&frame(DATA, 0, 1, &[b'x'; 10_000])).await;
+        }
+        client.send(&ping()).await;
+        client.next(PING).await;
+        client.send(&frame(DATA, 0, 1, b"x")).await;
+        assert_goaway(client, FLOW_CONTROL_ERROR).await;
+    });
+}
+
+#[test]
 fn streams_that_are_reset_before_they_are_accepted_end_the_connection() {
     run(async {
         let program = Program::echo().await;

@@ -2,11 +2,12 @@
 
 use std::{cell::Cell, net::SocketAddr, rc::Rc, time::Duration};
 
-use http::Request;
+use http::{Request, Response};
 use merlon_config::snapshot::Endpoint;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
+    sync::watch,
 };
 
 use crate::{
@@ -27,16 +28,6 @@ fn plain(program: SocketAddr, protocol: &str, limits: Limits) -> Node {
         &State::new("shop/orders").with_service(orders),
         limits,
     )
-}
-
-/// An address to which connecting takes forever: its queue of connections is full, and no process accepts one.
-async fn full_queue() -> (SocketAddr, impl Sized) {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let listener = socket.listen(0).unwrap();
-    let address = listener.local_addr().unwrap();
-    let first = TcpStream::connect(address).await.unwrap();
-    (address, (listener, first))
 }
 
 /// An address that refuses connections, and that no other test can bind while the socket is there.
@@ -113,6 +104,38 @@ fn an_http2_program_that_does_not_answer_pings_is_504() {
             (line["status"].as_u64(), line["reason"].as_str()),
             (Some(504), Some("upstream.timeout"))
         );
+    });
+}
+
+#[test]
+fn requests_beyond_the_streams_of_a_connection_get_another_connection() {
+    run(async {
+        let (release, held) = watch::channel(false);
+        let program = Program::serving(async move |_| {
+            held.clone().wait_for(|go| *go).await.unwrap();
+            Response::new(full("done"))
+        })
+        .await;
+        let limits = Limits {
+            upstream_streams: 2,
+            ..Limits::default()
+        };
+        let node = plain(program.address, "h2c", limits);
+        let connections = || node.metrics.upstream_connections.value(FetchResult::Ok);
+        let ask = || {
+            let request = Request::get("http://orders/").body(RequestBody::Empty);
+            tokio::task::spawn_local(h2c(node.inbound, request.unwrap()))
+        };
+        let within = [ask(), ask()];
+        until("two requests arrive", || program.requests.get() == 2).await;
+        assert_eq!(connections(), 1);
+        let beyond = ask();
+        until("the third arrives", || program.requests.get() == 3).await;
+        assert_eq!(connections(), 2);
+        release.send(true).unwrap();
+        for answer in within.into_iter().chain([beyond]) {
+            assert_eq!(answer.await.unwrap().status, 200);
+        }
     });
 }
 

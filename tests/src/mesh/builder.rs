@@ -191,7 +191,7 @@ impl MeshBuilder {
     /// If this is not a YAML mapping.
     #[must_use]
     pub fn limits(mut self, limits: &str) -> Self {
-        self.limits = Some(json(limits));
+        self.limits = Some(limits_file(limits));
         self
     }
 
@@ -201,7 +201,7 @@ impl MeshBuilder {
     /// If this is not a YAML mapping.
     #[must_use]
     pub fn control_plane_limits(mut self, limits: &str) -> Self {
-        self.control_plane_limits = Some(json(limits));
+        self.control_plane_limits = Some(limits_file(limits));
         self
     }
 
@@ -342,7 +342,7 @@ impl MeshBuilder {
 }
 
 /// The fields of a YAML mapping without its braces, as JSON.
-fn json(fields: &str) -> String {
+pub(crate) fn limits_file(fields: &str) -> String {
     let value: serde_json::Value = serde_saphyr::from_str(&format!("{{ {fields} }}"))
         .unwrap_or_else(|error| panic!("the limits `{fields}`: {error}"));
     value.to_string()

@@ -265,6 +265,7 @@ fn proxy_promises(page: &str) -> Vec<String> {
         "### Interception",
         "### What fails closed",
         "### Headers",
+        "### Limits",
         "## Behaviour without a dependency",
     ]
     .iter()

@@ -1,5 +1,7 @@
 //! A change reaches the proxies that it concerns, and no others.
 
+mod rejected;
+
 use std::collections::BTreeSet;
 
 use futures_util::{SinkExt as _, StreamExt as _};

@@ -1,6 +1,7 @@
 //! A pod's connections are redirected through its sidecar, transparently to the program and its caller.
 
 mod outside;
+mod permissive;
 mod rules;
 
 use std::{net::SocketAddr, panic::AssertUnwindSafe};

@@ -10,7 +10,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::protocol::http2;
 
@@ -159,4 +159,14 @@ impl Program {
     pub(crate) fn assert_not_reached(&self) {
         assert_eq!(self.requests.get(), 0, "the program must not be reached");
     }
+}
+
+/// An address to which connecting takes forever: its queue of connections is full, and no process accepts one.
+pub(crate) async fn full_queue() -> (SocketAddr, impl Sized) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let first = TcpStream::connect(address).await.unwrap();
+    (address, (listener, first))
 }
