@@ -1,6 +1,7 @@
 //! SPIFFE identities and the TLS configurations built from them.
 #![doc = include_str!("../README.md")]
 
+mod clock;
 mod key;
 mod leaf;
 pub mod pem;
@@ -12,6 +13,7 @@ mod svid;
 mod tls;
 mod verifier;
 
+pub use clock::{time_provider, unix_now};
 pub use key::{KeyError, PrivateKey};
 pub use leaf::{LeafError, LeafFacts, MAX_BYTES, MAX_CERTIFICATES};
 pub use provider::provider;

@@ -15,6 +15,7 @@ use rustls::{
 };
 
 use crate::{
+    clock::time_provider,
     leaf::{LeafError, LeafFacts},
     provider::provider,
     roots::TrustRoots,
@@ -115,10 +116,11 @@ impl MeshTls {
         } else {
             &self.certified
         };
-        let mut config = ServerConfig::builder_with_provider(Arc::clone(provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(Arc::new(verifier))
-            .with_cert_resolver(Arc::clone(resolver) as _);
+        let mut config =
+            ServerConfig::builder_with_details(Arc::clone(provider()), time_provider())
+                .with_protocol_versions(&[&rustls::version::TLS13])?
+                .with_client_cert_verifier(Arc::new(verifier))
+                .with_cert_resolver(Arc::clone(resolver) as _);
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
@@ -141,7 +143,7 @@ impl MeshTls {
             Some(expected.clone()),
             false,
         );
-        let config = ClientConfig::builder_with_provider(Arc::clone(provider()))
+        let config = ClientConfig::builder_with_details(Arc::clone(provider()), time_provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
@@ -200,7 +202,7 @@ impl Bootstrap {
             Self::Roots(roots) => Trust::Roots(Arc::clone(roots)),
         };
         let verifier = SpiffeVerifier::new(trust, Some(expected.clone()), false);
-        let config = ClientConfig::builder_with_provider(Arc::clone(provider()))
+        let config = ClientConfig::builder_with_details(Arc::clone(provider()), time_provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))

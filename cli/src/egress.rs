@@ -2,6 +2,7 @@
 
 use clap::Args;
 use jiff::Timestamp;
+use merlon_config::clock;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -76,7 +77,7 @@ pub(crate) async fn run(args: &EgressArgs, control_plane: &ControlPlane) -> Resu
         Output::Json => print_json(&all),
         Output::Text if all.is_empty() => print_line("no destination outside the mesh was called"),
         Output::Text => {
-            print_line(&table(&all, Timestamp::now()));
+            print_line(&table(&all, clock::now()));
             if others > 0 {
                 print_line(&format!(
                     "and {others} calls to destinations that are no longer tracked"

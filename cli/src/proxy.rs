@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
+use merlon_config::clock;
 
 use crate::{
     control_plane::{ControlPlane, ProxyStatus},
@@ -52,7 +53,7 @@ pub(crate) async fn run(
             match args.output {
                 Output::Json => print_json(&proxies),
                 Output::Text if proxies.is_empty() => print_line("no proxy is connected"),
-                Output::Text => print_line(&table(&proxies, Timestamp::now())),
+                Output::Text => print_line(&table(&proxies, clock::now())),
             }
         }
         ProxyCommand::Config(args) => {

@@ -11,6 +11,7 @@ mod read;
 
 pub mod bootstrap;
 pub mod causes;
+pub mod clock;
 pub mod crd;
 pub mod injection;
 pub mod live;

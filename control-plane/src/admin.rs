@@ -19,6 +19,7 @@ use merlon_api::{
     inspection::{Ask, DumpAsk, Reply, RotateAsk},
 };
 use merlon_config::{
+    clock,
     name::{SpiffeId, WorkloadId},
     unit::HumanDuration,
 };
@@ -221,7 +222,7 @@ async fn join_token(State(admin): State<Admin>, body: Bytes) -> Result<Json<NewT
     let token = JoinToken::new(domain.clone(), secret, certified.root());
     let expires_at = admin
         .tokens
-        .add(&token, &identity, Timestamp::now(), ttl)
+        .add(&token, &identity, clock::now(), ttl)
         .await?;
     tracing::info!(identity = %identity, expires_at = %expires_at, "join_token.created");
     Ok(Json(NewToken {

@@ -87,6 +87,10 @@ pub struct Flags {
     #[cfg(debug_assertions)]
     #[arg(long, value_name = "FILE", hide = true)]
     pub test_limits: Option<PathBuf>,
+    /// File with seconds that are added to the system clock, read again when it changes; only debug builds have this flag
+    #[cfg(debug_assertions)]
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub test_clock: Option<PathBuf>,
 }
 
 impl Flags {
@@ -95,6 +99,10 @@ impl Flags {
     /// # Errors
     /// Every problem of the file, and every missing value.
     pub fn resolve(&self) -> Result<ControlPlaneConfig, Report> {
+        #[cfg(debug_assertions)]
+        if let Some(file) = &self.test_clock {
+            merlon_config::clock::follow(file)?;
+        }
         let file = match &self.bootstrap {
             Some(file) => ControlPlaneBootstrap::load(file)?,
             None => ControlPlaneBootstrap::default(),

@@ -41,6 +41,10 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the log has the machine's time, like all logs of the machine"
+    )]
     fn format_event(
         &self,
         _context: &FmtContext<'_, S, N>,

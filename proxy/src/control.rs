@@ -16,7 +16,7 @@ pub(crate) mod state_dir;
 
 use std::{sync::Arc, time::Duration};
 
-use rustls_pki_types::UnixTime;
+use merlon_certs::unix_now;
 use tokio::{sync::mpsc, time};
 
 use self::{
@@ -137,7 +137,7 @@ async fn tick(shared: Arc<Shared>, metrics: Arc<Metrics>, snapshot_age: Snapshot
     second.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     loop {
         second.tick().await;
-        publish::expire(&shared, UnixTime::now());
+        publish::expire(&shared, unix_now());
         metrics
             .snapshot_age
             .set(i64::try_from(snapshot_age.age()).unwrap_or(i64::MAX));

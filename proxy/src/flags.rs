@@ -120,6 +120,10 @@ pub struct Flags {
     #[cfg(debug_assertions)]
     #[arg(long, value_name = "FILE", hide = true)]
     pub test_limits: Option<PathBuf>,
+    /// For tests: file with seconds that are added to the system clock, read again when it changes
+    #[cfg(debug_assertions)]
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub test_clock: Option<PathBuf>,
 }
 
 /// Requests in the access log.
@@ -139,6 +143,10 @@ impl Flags {
     /// # Errors
     /// All problems of the file, or all missing and contradictory settings.
     pub fn into_config(self) -> Result<ProxyConfig, Report> {
+        #[cfg(debug_assertions)]
+        if let Some(file) = &self.test_clock {
+            merlon_config::clock::follow(file)?;
+        }
         #[cfg(debug_assertions)]
         let limits = self.test_limits.as_deref().map(test_limits).transpose()?;
         #[cfg(not(debug_assertions))]

@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 mod builder;
+mod clock;
 mod control_plane;
 mod fake_control_plane;
 mod metric;
@@ -17,6 +18,7 @@ mod workers;
 
 pub(crate) use builder::limits_file;
 pub use builder::{MeshBuilder, PORT, tokens_of};
+pub use clock::Clock;
 pub use control_plane::ControlPlane;
 pub use fake_control_plane::FakeControlPlane;
 pub use merlon_test_support::log::LogLine;

@@ -4,11 +4,12 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::Path,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
-use merlon_certs::{LEAF_BACKDATE, PrivateKey, TrustRoots, pem};
+use merlon_certs::{LEAF_BACKDATE, PrivateKey, TrustRoots, pem, unix_now};
 use merlon_config::{
+    clock,
     name::{SpiffeId, TrustDomain},
     snapshot::TrustBundle,
 };
@@ -16,7 +17,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 use zeroize::Zeroizing;
 
@@ -147,7 +148,7 @@ impl Embedded {
         if *id.trust_domain() != self.bundle.trust_domain {
             return Err(IssueError::Request("is for another trust domain"));
         }
-        let now = SystemTime::now();
+        let now = clock::system_time();
         let mut leaf = CertificateParams::default();
         // An empty subject: the name is the URI, in a critical extension (RFC 5280 §4.1.2.6).
         leaf.distinguished_name = DistinguishedName::new();
@@ -170,7 +171,7 @@ impl Embedded {
             id,
             lifetime,
             self.roots.clone(),
-            UnixTime::now(),
+            unix_now(),
         )?;
         Ok(chain)
     }
@@ -185,7 +186,7 @@ impl fmt::Debug for Embedded {
 }
 
 fn new_root(trust_domain: &TrustDomain, key: &PrivateKey) -> Result<String, OpenError> {
-    let now = SystemTime::now();
+    let now = clock::system_time();
     let mut root = CertificateParams::default();
     root.distinguished_name = DistinguishedName::new();
     root.distinguished_name

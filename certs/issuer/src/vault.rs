@@ -9,13 +9,12 @@ mod token;
 
 use std::{fmt, time::Duration};
 
-use merlon_certs::{CertificateDer, TrustRoots, pem};
+use merlon_certs::{CertificateDer, TrustRoots, pem, unix_now};
 use merlon_config::{
     name::{SpiffeId, TrustDomain},
     resource::VaultIssuer,
     snapshot::TrustBundle,
 };
-use rustls_pki_types::UnixTime;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::{sync::Mutex, time::Instant};
@@ -139,14 +138,14 @@ impl Vault {
             .await?;
         let roots = self.roots(self.times.roots).await?;
         let chain = chain_of(&signed, &roots)?;
-        let accepted = checks::check_answer(&chain, &request, id, lifetime, roots, UnixTime::now());
+        let accepted = checks::check_answer(&chain, &request, id, lifetime, roots, unix_now());
         if accepted.is_ok() {
             return Ok(chain);
         }
         // A root may have been added since the last fetch.
         let roots = self.roots(Duration::ZERO).await?;
         let chain = chain_of(&signed, &roots)?;
-        checks::check_answer(&chain, &request, id, lifetime, roots, UnixTime::now())?;
+        checks::check_answer(&chain, &request, id, lifetime, roots, unix_now())?;
         Ok(chain)
     }
 

@@ -13,7 +13,7 @@ use aws_lc_rs::{
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use jiff::Timestamp;
+use merlon_config::clock;
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
@@ -31,7 +31,7 @@ pub(crate) struct Claims {
 
 impl Claims {
     fn json(&self) -> Value {
-        let now = Timestamp::now().as_second();
+        let now = clock::now().as_second();
         let expires = now.saturating_add(self.expires_in);
         json!({
             "iss": self.issuer,

@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use jiff::Timestamp;
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
 };
 use kube::{Api, Client, api::PostParams};
+use merlon_config::clock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -137,7 +137,7 @@ impl Candidate {
     }
 
     fn spec(&self, before: Option<&LeaseSpec>) -> LeaseSpec {
-        let now = MicroTime(Timestamp::now());
+        let now = MicroTime(clock::now());
         let own = before.filter(|spec| spec.holder_identity.as_deref() == Some(&self.name));
         let transitions = before.and_then(|spec| spec.lease_transitions).unwrap_or(0);
         LeaseSpec {

@@ -25,6 +25,7 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
+use merlon_config::clock;
 use merlon_config::crd::{self, CLUSTER_KINDS, Kind};
 use serde::de::DeserializeOwned;
 use tokio::{sync::watch, time::Instant};
@@ -373,7 +374,7 @@ impl Contact {
         }
         tracing::warn!(problem = why, "cluster.away");
         state.outage = Some(Outage {
-            since: Timestamp::now(),
+            since: clock::now(),
             at: Instant::now(),
             why,
         });

@@ -7,14 +7,13 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
 use merlon_api::control_plane_id;
 use merlon_certs::{
     CertificateDer, H2, MeshTls, PrivateKey, SpiffeVerifier, TrustRoots, Usage, X509Svid,
-    renewal_at,
+    renewal_at, unix_now,
 };
 use merlon_compile::{Mesh, StateResource};
-use merlon_config::{resource::CertificateIssuer, snapshot::TrustBundle};
+use merlon_config::{clock, resource::CertificateIssuer, snapshot::TrustBundle};
 use merlon_issuer::{CertIssuer, VaultTimes};
 use merlon_net::backoff;
 use rustls::ServerConfig;
@@ -221,13 +220,13 @@ impl CertificateManager {
         let key = PrivateKey::generate()?;
         let csr = key.csr(&id)?;
         let chain = issuer.sign(&csr, &id, certificates.lifetime.0).await?;
-        let svid = X509Svid::parse(chain, key, &roots, UnixTime::now())?;
+        let svid = X509Svid::parse(chain, key, &roots, unix_now())?;
         let root = root_over(&svid, &bundle).ok_or(AuthorityError::NoRoot)?;
         let (serial, not_before, not_after) =
             (svid.serial.clone(), svid.not_before, svid.not_after);
         self.ledger
             .append(Issued {
-                at: Timestamp::now(),
+                at: clock::now(),
                 identity: id.to_string(),
                 serial: serial.clone(),
                 evidence: "self".to_owned(),
@@ -271,7 +270,7 @@ impl CertificateManager {
         self.authority
             .certified
             .send_replace(Some(Arc::new(certified)));
-        let left = renewal.as_secs().saturating_sub(UnixTime::now().as_secs());
+        let left = renewal.as_secs().saturating_sub(unix_now().as_secs());
         Duration::from_secs(left.max(1))
     }
 
@@ -331,7 +330,7 @@ fn root_over(svid: &X509Svid, bundle: &TrustBundle) -> Option<CertificateDer<'st
         let root = roots.certificates().first()?.clone();
         let verifier = SpiffeVerifier::any_of(Arc::new(roots));
         verifier
-            .check(leaf, others, UnixTime::now(), Usage::Server)
+            .check(leaf, others, unix_now(), Usage::Server)
             .ok()?;
         Some(root)
     })

@@ -8,7 +8,7 @@ use merlon_api::{
     identity::{Evidence, IssueRequest, IssueResponse, identity_server::Identity},
 };
 use merlon_certs::{CertificateDer, LeafFacts};
-use merlon_config::name::SpiffeId;
+use merlon_config::{clock, name::SpiffeId};
 use merlon_issuer::{Fault, IssueError};
 use tonic::{Request, Response, Status};
 
@@ -144,7 +144,7 @@ impl Issue {
                 "`csr` must have 1 to {MAX_CSR_BYTES} bytes"
             )));
         }
-        let now = Timestamp::now();
+        let now = clock::now();
         let (identity, grounds) = self.grounds(peer, request.evidence, now).await?;
         // The token is consumed only after every other check of the request.
         let csr = Csr::check(&request.csr, &identity)

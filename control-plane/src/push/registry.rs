@@ -13,6 +13,7 @@ use merlon_api::{
     inspection::{Ask, Reply, Report},
 };
 use merlon_config::{
+    clock,
     name::{ServiceName, SpiffeId},
     snapshot::{ResourceKind, Version},
 };
@@ -175,7 +176,7 @@ impl Registry {
         if record.push.replace(number).is_none() {
             self.metrics.proxies.inc();
         }
-        let now = Timestamp::now();
+        let now = clock::now();
         let status = &mut record.status;
         version.clone_into(&mut status.version);
         status.connected_since = Some(now);
@@ -212,7 +213,7 @@ impl Registry {
 
     /// All proxies, sorted by identity and id.
     pub(crate) fn list(&self) -> Vec<ProxyStatus> {
-        let now = Timestamp::now();
+        let now = clock::now();
         let mut list: Vec<_> = self
             .lock()
             .proxies
@@ -329,7 +330,7 @@ impl Inner {
     }
 
     fn record(&mut self, key: &ProxyKey, peer: &PeerSvid, address: SocketAddr) -> &mut Record {
-        let now = Timestamp::now();
+        let now = clock::now();
         if !self.proxies.contains_key(key) {
             self.evict(now);
         }
@@ -469,7 +470,7 @@ impl DiscoveryEntry {
     /// Records the response of the proxy.
     pub(crate) fn record_ack(&self, answer: ProxyAck) {
         self.update(|record| {
-            record.status.last_seen = Timestamp::now();
+            record.status.last_seen = clock::now();
             match answer {
                 ProxyAck::Acknowledged(version) => {
                     record.status.snapshot_version = Some(version);
@@ -514,7 +515,7 @@ impl Drop for DiscoveryEntry {
         self.update(|record| {
             record.push = None;
             record.status.connected_since = None;
-            record.status.last_seen = Timestamp::now();
+            record.status.last_seen = clock::now();
             metrics.proxies.dec();
         });
         self.registry.changed.notify_one();
@@ -539,7 +540,7 @@ impl InspectionEntry {
         let text = |text: &str| -> Option<String> {
             (!text.is_empty()).then(|| text.chars().take(2_000).collect())
         };
-        let now = Timestamp::now();
+        let now = clock::now();
         record.reported_at = now;
         let status = &mut record.status;
         status.last_seen = now;

@@ -5,9 +5,9 @@ use std::{
     sync::Arc,
 };
 
-use jiff::Timestamp;
 use merlon_compile::{Compiler, Mesh};
 use merlon_config::{
+    clock,
     load::read_dir,
     report::{Problem, Report, Severity},
     watch::watch_dir,
@@ -49,7 +49,7 @@ impl Files {
         let status = SourceStatus {
             directory: Some(directory.to_owned()),
             cluster: None,
-            accepted_at: Timestamp::now(),
+            accepted_at: clock::now(),
             refused_at: None,
             problems: Vec::new(),
             warnings,
@@ -119,7 +119,7 @@ impl Files {
         if status.warnings != warnings {
             log_warnings(&warnings);
         }
-        status.accepted_at = Timestamp::now();
+        status.accepted_at = clock::now();
         status.refused_at = None;
         status.problems.clear();
         status.warnings = warnings;
@@ -147,7 +147,7 @@ impl Files {
             }
         }
         let mut status = self.status.lock();
-        status.refused_at = Some(Timestamp::now());
+        status.refused_at = Some(clock::now());
         status.problems = report.problems().to_vec();
         drop(status);
         self.refused = Some(report);

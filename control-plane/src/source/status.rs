@@ -6,6 +6,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use merlon_config::clock;
 use merlon_config::report::{Problem, Report};
 use serde::Serialize;
 
@@ -35,7 +36,7 @@ impl SourceStatus {
         Self {
             directory: None,
             cluster: Some(server.to_owned()),
-            accepted_at: Timestamp::now(),
+            accepted_at: clock::now(),
             refused_at: None,
             problems: Vec::new(),
             warnings: Vec::new(),
@@ -45,7 +46,7 @@ impl SourceStatus {
 
     /// Records the result for a cluster's resources.
     pub(crate) fn evaluated(&mut self, problems: Report, accepted: bool) {
-        let now = Timestamp::now();
+        let now = clock::now();
         if accepted {
             self.accepted_at = now;
         }

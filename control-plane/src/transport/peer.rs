@@ -11,7 +11,7 @@ use std::{
 
 use jiff::Timestamp;
 use merlon_certs::{CertificateDer, LeafFacts};
-use merlon_config::name::SpiffeId;
+use merlon_config::{clock, name::SpiffeId};
 use merlon_net::handshakes::Accepted;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -44,7 +44,7 @@ impl PeerSvid {
     /// Returns when the certificate has expired.
     pub(crate) async fn ended(&self) {
         loop {
-            let left = self.not_after.duration_since(Timestamp::now());
+            let left = self.not_after.duration_since(clock::now());
             let Ok(left) = Duration::try_from(left) else {
                 return;
             };
@@ -84,7 +84,7 @@ impl ConnectionPeer {
                 "this call needs a certificate of the mesh: request one from `merlon.v1.Identity.Issue`",
             )
         })?;
-        if svid.not_after <= Timestamp::now() {
+        if svid.not_after <= clock::now() {
             return Err(Status::unauthenticated(format!(
                 "the certificate of this connection expired at {}",
                 svid.not_after

@@ -12,7 +12,8 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams},
 };
-use merlon_certs::provider;
+use merlon_certs::{provider, time_provider};
+use merlon_config::clock;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose,
@@ -133,7 +134,7 @@ impl Certificate {
     /// Reads the CA, and issues a leaf certificate if it is due.
     async fn renew(&self, made: &mut Option<(SystemTime, String)>) -> Result<(), CertificateError> {
         let shared = self.shared().await?;
-        let now = SystemTime::now();
+        let now = clock::system_time();
         let signing = shared.signing()?;
         self.trusted.send_if_modified(|trusted| {
             let all = shared.certificates.concat();
@@ -202,7 +203,7 @@ impl Shared {
             .push(DnType::CommonName, "merlon webhook");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let now = SystemTime::now();
+        let now = clock::system_time();
         params.not_before = (now - BACKDATED).into();
         params.not_after = (now + CA_LIFE).into();
         Ok(Self {
@@ -260,7 +261,7 @@ fn ends_within(pem: &str, left: Duration) -> bool {
     let Ok((_, certificate)) = X509Certificate::from_der(&der) else {
         return true;
     };
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = clock::system_time().duration_since(SystemTime::UNIX_EPOCH);
     let limit = now.unwrap_or_default() + left;
     let end = certificate.validity().not_after.timestamp();
     u64::try_from(end).map_or(true, |end| end <= limit.as_secs())
@@ -275,13 +276,13 @@ fn leaf(key: &str, root: &str, names: &[String]) -> Result<ServerConfig, Certifi
     params.distinguished_name = DistinguishedName::new();
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    let now = SystemTime::now();
+    let now = clock::system_time();
     params.not_before = (now - BACKDATED).into();
     params.not_after = (now + LEAF_LIFE).into();
     let certificate = params.signed_by(&own, &issuer)?;
     let own = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own.serialize_der()));
     let certified = CertifiedKey::from_der(vec![certificate.der().clone()], own, provider())?;
-    let mut config = ServerConfig::builder_with_provider(Arc::clone(provider()))
+    let mut config = ServerConfig::builder_with_details(Arc::clone(provider()), time_provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));

@@ -6,7 +6,7 @@ use merlon_api::{
     JoinToken,
     identity::{Evidence, IssueRequest, identity_client::IdentityClient},
 };
-use merlon_certs::{Bootstrap, H2, LeafFacts, PrivateKey};
+use merlon_certs::{Bootstrap, H2, LeafFacts, PrivateKey, unix_now};
 use merlon_config::name::SpiffeId;
 use merlon_test_support::limit;
 use rustls::AlertDescription;
@@ -309,7 +309,7 @@ async fn the_certificate_has_the_lifetime_of_the_mesh_config() {
     .await;
     let web = plane.join("web").await;
     let facts = LeafFacts::parse(&web.tls.svid().chain[0]).unwrap();
-    let left = facts.not_after.as_secs() - rustls_pki_types::UnixTime::now().as_secs();
+    let left = facts.not_after.as_secs() - unix_now().as_secs();
     assert!((590..=660).contains(&left), "{left}");
     let found: SpiffeId = facts.id;
     assert_eq!(found, id("web"));

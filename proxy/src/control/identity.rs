@@ -7,7 +7,7 @@ pub(crate) mod saved;
 
 use std::{sync::Arc, time::Duration};
 
-use merlon_certs::{LEAF_BACKDATE, MeshTls, TrustRoots, X509Svid};
+use merlon_certs::{LEAF_BACKDATE, MeshTls, TrustRoots, X509Svid, unix_now};
 use merlon_config::{causes::chain, snapshot::TrustBundle};
 use merlon_net::backoff::{Backoff, unit};
 use rustls_pki_types::UnixTime;
@@ -253,7 +253,7 @@ impl IdentityManager {
 
     fn publish(&self) {
         let Some(current) = &self.current else { return };
-        if current.svid.not_after.as_secs() <= UnixTime::now().as_secs() {
+        if current.svid.not_after.as_secs() <= unix_now().as_secs() {
             return;
         }
         let snapshot = self.shared.snapshot.load_full();
@@ -295,7 +295,7 @@ impl IdentityManager {
 
     /// Time until the renewal is due; zero if it is due now.
     fn until_due(&self) -> Duration {
-        let now = UnixTime::now().as_secs();
+        let now = unix_now().as_secs();
         let due = self
             .current
             .as_ref()

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicI64, Ordering::Relaxed},
 };
 
-use jiff::Timestamp;
+use merlon_config::clock;
 
 /// Set by the source of the state, and read where its age is reported. Clones share their content.
 #[derive(Debug, Clone, Default)]
@@ -23,17 +23,13 @@ impl SnapshotAge {
     /// The state in force is the newest one until [`SnapshotAge::stale`].
     pub(crate) fn confirmed(&self) {
         self.0.current.store(true, Relaxed);
-        self.0
-            .confirmed
-            .store(Timestamp::now().as_second(), Relaxed);
+        self.0.confirmed.store(clock::now().as_second(), Relaxed);
     }
 
     /// From now on the state ages.
     pub(crate) fn stale(&self) {
         if self.0.current.swap(false, Relaxed) {
-            self.0
-                .confirmed
-                .store(Timestamp::now().as_second(), Relaxed);
+            self.0.confirmed.store(clock::now().as_second(), Relaxed);
         }
     }
 
@@ -45,7 +41,7 @@ impl SnapshotAge {
     /// When the state was last confirmed, in seconds since 1970; 0: never.
     pub(crate) fn confirmed_at(&self) -> i64 {
         if self.0.current.load(Relaxed) {
-            Timestamp::now().as_second()
+            clock::now().as_second()
         } else {
             self.0.confirmed.load(Relaxed)
         }
@@ -58,6 +54,6 @@ impl SnapshotAge {
             return 0;
         }
         // If the clock was set back, the age is 0, not negative.
-        u64::try_from(Timestamp::now().as_second().saturating_sub(confirmed)).unwrap_or(0)
+        u64::try_from(clock::now().as_second().saturating_sub(confirmed)).unwrap_or(0)
     }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use merlon_certs::unix_now;
 use merlon_compile::{Compiler, Mesh, Proxy, StateResource, Wanted};
 use merlon_config::{
     load::read_dir,
@@ -14,7 +15,6 @@ use merlon_config::{
     snapshot::{Destination, ResourceKind, Version},
     watch::watch_dir,
 };
-use rustls_pki_types::UnixTime;
 use tokio::{sync::mpsc, task, time};
 
 use super::{
@@ -188,7 +188,7 @@ impl Standalone {
             Ok(tls) => publish::publish(&self.shared, &self.metrics, tls),
             Err(error) => {
                 tracing::error!(%error, "identity.rejected");
-                publish::expire(&self.shared, UnixTime::now());
+                publish::expire(&self.shared, unix_now());
             }
         }
     }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use merlon_certs::provider;
+use merlon_certs::{provider, time_provider};
 use merlon_config::{live::Live, name::ServiceName};
 use rustls::{
     ServerConfig,
@@ -78,11 +78,12 @@ impl CertificateResolver {
     /// # Errors
     /// Only internal errors of the TLS library.
     pub(crate) fn config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, String> {
-        let mut config = ServerConfig::builder_with_provider(Arc::clone(provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::<Self>::clone(self));
+        let mut config =
+            ServerConfig::builder_with_details(Arc::clone(provider()), time_provider())
+                .with_safe_default_protocol_versions()
+                .map_err(|error| error.to_string())?
+                .with_no_client_auth()
+                .with_cert_resolver(Arc::<Self>::clone(self));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }

@@ -4,11 +4,12 @@ use std::{
     borrow::Cow,
     net::SocketAddr,
     rc::Rc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use http::{HeaderMap, Method, Uri, Version, request::Parts, uri::Authority};
 use jiff::Timestamp;
+use merlon_config::clock;
 use merlon_policy::{authn::User, decision::Permit};
 
 use super::{
@@ -84,7 +85,7 @@ impl Exchange {
         Box::new(Self {
             local: Rc::clone(local),
             direction,
-            at: Timestamp::now(),
+            at: clock::now(),
             started: Instant::now(),
             trace: None,
             decision_id: local.shared.decisions.next_id(),
@@ -281,7 +282,7 @@ impl Exchange {
         else {
             return;
         };
-        let end = SystemTime::now();
+        let end = clock::system_time();
         let method = self.method.as_ref().map_or("-", Method::as_str).to_owned();
         let name = match &self.route {
             Some(route) => Cow::Owned(format!("{method} {route}")),

@@ -5,6 +5,7 @@ use std::{cell::Cell, net::IpAddr, pin::Pin, rc::Rc, sync::Arc};
 
 use http::{HeaderMap, HeaderName, Method, Uri, uri::Authority};
 use jiff::Timestamp;
+use merlon_config::clock;
 use merlon_policy::{
     authn::User,
     decision::Decision,
@@ -190,7 +191,7 @@ impl AuthzQuery {
             source_ip: self.address,
             client_ip: self.address,
             port: target.port,
-            now: Timestamp::now(),
+            now: clock::now(),
             user: self.user.as_deref(),
             tls: self.session.as_deref().map(TlsSession::facts),
         })

@@ -3,6 +3,7 @@
 use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
 
 use jiff::Timestamp;
+use merlon_config::clock;
 use merlon_policy::authn::User;
 
 use crate::{limits::Limits, state::snapshot::CompiledService};
@@ -74,7 +75,7 @@ impl TokenCache {
 
     /// Removes expired entries.
     pub(crate) fn tidy(&self) {
-        let now = Timestamp::now();
+        let now = clock::now();
         let mut users = self.users.borrow_mut();
         users.retain(|_, entry| now < entry.user.expires_at);
         if users.is_empty() {

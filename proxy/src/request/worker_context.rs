@@ -7,8 +7,8 @@ use std::{
     sync::Arc,
 };
 
-use jiff::Timestamp;
 use merlon_certs::{MERLON_H2, MERLON_TCP, MeshTls};
+use merlon_config::clock;
 use rustls::ServerConfig;
 
 use super::{open_permit::OpenPermit, token_cache::TokenCache};
@@ -221,7 +221,7 @@ impl WorkerContext {
     }
 
     pub(crate) fn expire(&self) {
-        let now = Timestamp::now();
+        let now = clock::now();
         for one in self.open() {
             one.expire(now);
         }

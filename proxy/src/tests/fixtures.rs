@@ -2,7 +2,9 @@
 
 use std::{os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration};
 
-use merlon_certs::{CertificateDer, LEAF_BACKDATE, MeshTls, PrivateKey, TrustRoots, X509Svid, pem};
+use merlon_certs::{
+    CertificateDer, LEAF_BACKDATE, MeshTls, PrivateKey, TrustRoots, X509Svid, pem, unix_now,
+};
 use merlon_config::{
     bootstrap::AccessLogMode,
     live::Live,
@@ -12,7 +14,6 @@ use merlon_config::{
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, IsCa, Issuer, KeyUsagePurpose, SanType,
 };
-use rustls_pki_types::UnixTime;
 
 use crate::{
     control::{
@@ -82,7 +83,7 @@ impl Authority {
             rcgen::ExtendedKeyUsagePurpose::ServerAuth,
             rcgen::ExtendedKeyUsagePurpose::ClientAuth,
         ];
-        let now = Duration::from_secs(UnixTime::now().as_secs());
+        let now = Duration::from_secs(unix_now().as_secs());
         let epoch = rcgen::date_time_ymd(1970, 1, 1);
         params.not_before = epoch + (now - LEAF_BACKDATE);
         params.not_after = epoch + (now + life);
@@ -93,7 +94,7 @@ impl Authority {
         let key = PrivateKey::generate().unwrap();
         let leaf = self.sign(&key, id, life);
         let roots = TrustRoots::from_bundle(&self.bundle()).unwrap();
-        X509Svid::parse(vec![leaf], key, &roots, UnixTime::now()).unwrap()
+        X509Svid::parse(vec![leaf], key, &roots, unix_now()).unwrap()
     }
 
     pub(crate) fn tls(&self, id: &str, life: Duration) -> MeshTls {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use http::Method;
+use merlon_config::clock;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose};
 use serde_json::{Value, json};
 
@@ -77,7 +78,7 @@ impl ApiServer {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         params.not_before = SystemTime::UNIX_EPOCH.into();
-        params.not_after = (SystemTime::now() + Duration::from_secs(86_400)).into();
+        params.not_after = (clock::system_time() + Duration::from_secs(86_400)).into();
         let root = params.self_signed(&key).expect("a certificate");
         let secret = json!({
             "metadata": { "name": "merlon-webhook" },

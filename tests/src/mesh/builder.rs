@@ -36,6 +36,7 @@ pub struct MeshBuilder {
     workers: Option<usize>,
     limits: Option<String>,
     control_plane_limits: Option<String>,
+    clock: bool,
 }
 
 #[derive(Debug)]
@@ -205,6 +206,13 @@ impl MeshBuilder {
         self
     }
 
+    /// Gives all processes a clock that the test can set: see `Mesh::clock`.
+    #[must_use]
+    pub fn clock(mut self) -> Self {
+        self.clock = true;
+        self
+    }
+
     /// A workload without a service.
     #[must_use]
     pub fn caller(mut self, name: &str) -> Self {
@@ -327,17 +335,20 @@ impl MeshBuilder {
         }
         mesh.control_plane.start().await;
         // Concurrently, because a start is mostly waiting.
-        let starts = mesh.sidecars.iter().map(|(name, sidecar)| {
-            let mesh = &mesh;
-            async move {
-                let account = mesh.accounts.get(name).unwrap_or(name);
-                let token = mesh.control_plane.join_token(account).await;
-                std::fs::write(token_file(mesh.folder(), name), token).expect("a file");
-                sidecar.start().await;
-            }
-        });
+        let starts = mesh.sidecars.keys().map(|name| mesh.join(name));
         futures_util::future::join_all(starts).await;
         mesh
+    }
+}
+
+impl Mesh {
+    /// Starts the proxy of `workload` with a new join token, and waits until it is ready.
+    pub async fn join(&self, workload: &str) {
+        let account = self.accounts.get(workload);
+        let account = account.map_or(workload, String::as_str);
+        let token = self.control_plane.join_token(account).await;
+        std::fs::write(token_file(self.folder(), workload), token).expect("a file");
+        self.sidecar(workload).start().await;
     }
 }
 

@@ -28,15 +28,15 @@ pub struct ControlPlane {
     listen: SocketAddr,
     admin: SocketAddr,
     environment: Vec<(String, String)>,
-    limits: Option<PathBuf>,
+    args: Vec<String>,
 }
 
 impl ControlPlane {
-    /// A control plane that reads `<folder>/resources`, with limits from a file. Does not start it.
+    /// A control plane that reads `<folder>/resources`, with these arguments in addition. Does not start it.
     pub(super) fn new(
         folder: &Path,
         environment: Vec<(String, String)>,
-        limits: Option<PathBuf>,
+        args: Vec<String>,
     ) -> Self {
         Self {
             process: Mutex::new(None),
@@ -44,7 +44,7 @@ impl ControlPlane {
             listen: ports::free(),
             admin: ports::free(),
             environment,
-            limits,
+            args,
         }
     }
 
@@ -68,10 +68,8 @@ impl ControlPlane {
         .arg("--admin-socket")
         .arg(self.socket())
         .args(["--listen", &self.listen.to_string()])
-        .args(["--admin", &self.admin.to_string()]);
-        if let Some(limits) = &self.limits {
-            plan = plan.arg("--test-limits").arg(limits);
-        }
+        .args(["--admin", &self.admin.to_string()])
+        .args(&self.args);
         for (name, value) in &self.environment {
             plan = plan.env(name, value);
         }
@@ -111,6 +109,15 @@ impl ControlPlane {
     /// Starts it again at the same addresses.
     pub async fn restart(&self) {
         self.start().await;
+    }
+
+    /// The id of the process, if it is running.
+    pub(super) fn pid(&self) -> Option<u32> {
+        let process = self.process();
+        process
+            .as_ref()
+            .filter(|process| process.is_alive())
+            .map(Process::pid)
     }
 
     /// Its address for proxies.

@@ -152,6 +152,15 @@ impl Sidecar {
         }
     }
 
+    /// The id of the process, if it is running.
+    pub(super) fn pid(&self) -> Option<u32> {
+        let process = self.process();
+        process
+            .as_ref()
+            .filter(|process| process.is_alive())
+            .map(Process::pid)
+    }
+
     /// Whether the process is running.
     pub fn is_alive(&self) -> bool {
         self.process().as_ref().is_some_and(Process::is_alive)

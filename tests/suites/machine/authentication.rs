@@ -5,6 +5,7 @@ mod keys;
 
 use aws_lc_rs::hmac;
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use merlon_config::clock;
 use merlon_tests::{
     Mesh,
     chat::Line,
@@ -433,6 +434,5 @@ async fn good_claims() -> Value {
 }
 
 fn now() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map(|since| since.as_secs()).unwrap_or_default()
+    clock::since_epoch().as_secs()
 }

@@ -5,6 +5,7 @@ mod administration;
 mod authentication;
 mod authorization;
 mod bad_input;
+mod clock;
 mod configuration;
 mod documentation;
 mod explain;

@@ -2,13 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use merlon_certs::{CertificateDer, MeshTls, PrivateKey, TrustRoots, X509Svid, pem};
+use merlon_certs::{CertificateDer, MeshTls, PrivateKey, TrustRoots, X509Svid, pem, unix_now};
 use merlon_config::snapshot::TrustBundle;
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, SanType,
 };
-use rustls_pki_types::UnixTime;
 
 /// A certification authority.
 #[derive(Debug)]
@@ -114,7 +113,7 @@ pub fn identity(
     bundle: &TrustBundle,
 ) -> MeshTls {
     let roots = Arc::new(TrustRoots::from_bundle(bundle).expect("roots"));
-    let svid = X509Svid::parse(chain, key, &roots, UnixTime::now()).expect("an SVID");
+    let svid = X509Svid::parse(chain, key, &roots, unix_now()).expect("an SVID");
     MeshTls::new(Arc::new(svid), roots).expect("TLS")
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use merlon_certs::{LEAF_BACKDATE, pem};
+use merlon_certs::{LEAF_BACKDATE, pem, unix_now};
 use merlon_config::{name::TrustDomain, resource::VaultIssuer};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
@@ -46,7 +46,7 @@ pub(super) async fn check(
         .call(&format!("read `{path}`"), &Call::get(path.clone()))
         .await?;
     let longest = seconds(&role, "max_ttl").unwrap_or_default();
-    issuer_fault(&issuer, longest, UnixTime::now()).map_or(Ok(()), |why| {
+    issuer_fault(&issuer, longest, unix_now()).map_or(Ok(()), |why| {
         Err(IssueError::Setup(format!("issuer `{path}` {why}")))
     })
 }

@@ -2,10 +2,9 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
-use merlon_certs::{LeafFacts, PrivateKey, TrustRoots, X509Svid};
+use merlon_certs::{LeafFacts, PrivateKey, TrustRoots, X509Svid, unix_now};
 use merlon_config::resource::CertificateIssuer;
 use merlon_issuer::{CertIssuer, Embedded, Fault, OpenError, VaultTimes};
-use rustls_pki_types::UnixTime;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -19,7 +18,7 @@ fn issued(authority: &Embedded, roots: &Embedded) -> X509Svid {
     let (key, id) = (PrivateKey::generate().unwrap(), WEB.parse().unwrap());
     let chain = authority.sign(&key.csr(&id).unwrap(), &id, HOUR).unwrap();
     let roots = TrustRoots::from_bundle(&roots.bundle()).unwrap();
-    X509Svid::parse(chain, key, &roots, UnixTime::now()).unwrap()
+    X509Svid::parse(chain, key, &roots, unix_now()).unwrap()
 }
 
 #[test]
@@ -59,7 +58,7 @@ fn the_root_survives_a_restart_and_only_its_owner_can_read_the_key() {
     let (_, root) = x509_parser::pem::parse_x509_pem(before.bundle().roots[0].as_bytes()).unwrap();
     let root = root.parse_x509().unwrap();
     let validity = root.validity();
-    let now = i64::try_from(UnixTime::now().as_secs()).unwrap();
+    let now = i64::try_from(unix_now().as_secs()).unwrap();
     assert!((now - validity.not_before.timestamp() - 86_400).abs() < 60);
     assert!(validity.not_after.timestamp() - now > 9 * 365 * 86_400);
     // A path length would prevent the cross-signing of a later root.

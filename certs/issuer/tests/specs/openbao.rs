@@ -2,11 +2,10 @@
 
 use std::{fs, time::Duration};
 
-use merlon_certs::{LeafError, LeafFacts, PrivateKey, TrustRoots, X509Svid, pem};
+use merlon_certs::{LeafError, LeafFacts, PrivateKey, TrustRoots, X509Svid, pem, unix_now};
 use merlon_issuer::{Fault, IssueError, OpenError, Vault, VaultTimes};
 use merlon_test_support::{limit, openbao::OpenBao, until, until_some};
 use reqwest::Method;
-use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
 use crate::bao::Mesh;
@@ -20,7 +19,7 @@ async fn issued(vault: &Vault, id: &str, lifetime: Duration) -> Result<X509Svid,
     let id = id.parse().unwrap();
     let chain = vault.sign(&key.csr(&id).unwrap(), &id, lifetime).await?;
     let roots = TrustRoots::from_bundle(&vault.bundle().await?).unwrap();
-    Ok(X509Svid::parse(chain, key, &roots, UnixTime::now()).unwrap())
+    Ok(X509Svid::parse(chain, key, &roots, unix_now()).unwrap())
 }
 
 fn csr(id: &str) -> String {

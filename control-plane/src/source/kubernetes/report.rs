@@ -10,7 +10,7 @@ use kube::{
     api::{DeleteParams, DynamicObject, Patch, PatchParams},
     runtime::reflector::ObjectRef,
 };
-use merlon_config::crd::Kind;
+use merlon_config::{clock, crd::Kind};
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -110,7 +110,7 @@ impl Reporter {
         if published
             .is_none_or(|(counts, at)| *counts != own || at.elapsed() >= self.limits.counts_renewal)
         {
-            let now = Timestamp::now();
+            let now = clock::now();
             let map = counts::config_map(&self.replica, &own, now);
             let timeout = self.limits.timeout;
             if apply(&self.config_maps(), &self.replica, &map, timeout).await {
@@ -123,7 +123,7 @@ impl Reporter {
     }
 
     async fn write_statuses(&self, own: &Counts) {
-        let now = Timestamp::now();
+        let now = clock::now();
         let reported = self.cluster.counts.state();
         let sum = counts::sum(
             &self.replica,

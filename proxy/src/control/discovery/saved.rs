@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeSet, io, sync::Arc};
 
-use jiff::Timestamp;
 use merlon_config::{
+    clock,
     name::{SpiffeId, WorkloadId},
     snapshot::{Manifest, ResourceKey, Version},
 };
@@ -74,7 +74,7 @@ impl SavedSnapshot {
         });
         Self {
             identity: identity.clone(),
-            confirmed: Timestamp::now().as_second(),
+            confirmed: clock::now().as_second(),
             manifest: state.manifest.clone(),
             version: state.version.clone(),
             resources: resources.collect(),

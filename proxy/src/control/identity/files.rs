@@ -6,12 +6,14 @@ use std::{
     sync::Arc,
 };
 
-use merlon_certs::{MeshTls, PrivateKey, RootsError, SvidError, TrustRoots, X509Svid, pem};
+use merlon_certs::{
+    MeshTls, PrivateKey, RootsError, SvidError, TrustRoots, X509Svid, pem, unix_now,
+};
 use merlon_config::{
     name::{NameError, SpiffeId, TrustDomain},
     snapshot::TrustBundle,
 };
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::CertificateDer;
 
 use crate::config::IdentityFiles;
 
@@ -56,7 +58,7 @@ pub(crate) fn load(
     let roots = Arc::new(TrustRoots::from_bundle(&bundle(files, trust_domain)?)?);
     let chain = certificates(&files.certificate)?;
     let key = PrivateKey::from_pkcs8_pem(&read(&files.key)?).map_err(SvidError::from)?;
-    let svid = X509Svid::parse(chain, key, &roots, UnixTime::now())?;
+    let svid = X509Svid::parse(chain, key, &roots, unix_now())?;
     if svid.id != *own {
         return Err(IdentityError::Other {
             own: Box::new(own.clone()),

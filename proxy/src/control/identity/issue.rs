@@ -8,12 +8,13 @@ use merlon_api::{
 };
 use merlon_certs::{
     Bootstrap, H2, KeyError, MeshTls, PrivateKey, RootsError, SvidError, TrustRoots, X509Svid,
+    unix_now,
 };
 use merlon_config::{
     name::{Namespace, SpiffeId, TrustDomain, WorkloadId},
     snapshot::TrustBundle,
 };
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::CertificateDer;
 use tonic::Code;
 use url::Url;
 
@@ -178,7 +179,7 @@ fn check(answer: IssueResponse, key: PrivateKey, id: &SpiffeId) -> Result<Issued
     }
     let roots = TrustRoots::from_bundle(&bundle)?;
     let chain = answer.chain.into_iter().map(CertificateDer::from).collect();
-    let svid = X509Svid::parse(chain, key, &roots, UnixTime::now())?;
+    let svid = X509Svid::parse(chain, key, &roots, unix_now())?;
     if svid.id != *id {
         return Err(IssueError::OtherIdentity(Box::new(svid.id)));
     }

@@ -3,12 +3,11 @@
 use std::{fmt, io, sync::Arc};
 
 use merlon_api::JoinToken;
-use merlon_certs::{KeyError, RootsError, SvidError, TrustRoots, X509Svid};
+use merlon_certs::{KeyError, RootsError, SvidError, TrustRoots, X509Svid, unix_now};
 use merlon_config::{
     name::{SpiffeId, WorkloadId},
     snapshot::TrustBundle,
 };
-use rustls_pki_types::UnixTime;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -92,7 +91,7 @@ impl SavedIdentity {
             self.chain.as_bytes(),
             self.key.as_bytes(),
             &roots,
-            UnixTime::now(),
+            unix_now(),
         )?;
         if svid.id.workload() != own {
             return Err(SavedIdentityError::Other {

@@ -11,6 +11,7 @@ use super::{MeshBuilder, PORT, Program, Route};
 use crate::{
     app::App,
     mesh::{
+        clock,
         control_plane::ControlPlane,
         names::{NAMESPACE, split},
         resources,
@@ -26,13 +27,18 @@ impl MeshBuilder {
     pub async fn prepare(self) -> Mesh {
         let folder = crate::folder::fresh();
         std::fs::create_dir(folder.path().join("resources")).expect("a folder");
-        let control_plane_limits = self.control_plane_limits.as_ref().map(|limits| {
+        let mut args = Vec::new();
+        if let Some(limits) = &self.control_plane_limits {
             let file = folder.path().join("control-plane-limits.json");
             std::fs::write(&file, limits).expect("a file");
-            file
-        });
+            args.extend(["--test-limits".to_owned(), file.display().to_string()]);
+        }
+        if self.clock {
+            clock::set(&clock::file(folder.path()), 0);
+            args.extend(clock_args(folder.path()));
+        }
         let environment = self.environment.clone();
-        let control_plane = ControlPlane::new(folder.path(), environment, control_plane_limits);
+        let control_plane = ControlPlane::new(folder.path(), environment, args);
         let mut mesh = Mesh {
             folder,
             control_plane,
@@ -165,6 +171,9 @@ impl MeshBuilder {
             let file = limits_file(mesh.folder()).display().to_string();
             args.extend(["--test-limits".to_owned(), file]);
         }
+        if self.clock {
+            args.extend(clock_args(mesh.folder()));
+        }
         let mut sidecar = Sidecar::at(&flat(name), mesh.folder(), args, inbound);
         sidecar.set_environment(self.environment.clone());
         sidecar.set_workers(self.workers.unwrap_or(1));
@@ -187,6 +196,11 @@ pub(super) fn file(name: &str) -> String {
 
 pub(super) fn token_file(folder: &Path, name: &str) -> PathBuf {
     folder.join(flat(name) + ".token")
+}
+
+fn clock_args(folder: &Path) -> [String; 2] {
+    let file = clock::file(folder).display().to_string();
+    ["--test-clock".to_owned(), file]
 }
 
 fn limits_file(folder: &Path) -> PathBuf {
