@@ -4,9 +4,13 @@
 //! exactly the system clock. A debug build can move it with [`follow`], so that a test of an expiry does not wait. What
 //! measures durations (time-outs, back-off) uses a monotonic clock, which nothing moves.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    ops::Range,
+    time::{Duration, SystemTime},
+};
 
 use jiff::Timestamp;
+use tokio::time::{self, Instant};
 
 #[cfg(debug_assertions)]
 pub use self::test_clock::follow;
@@ -33,6 +37,43 @@ pub fn now() -> Timestamp {
 pub fn since_epoch() -> Duration {
     let since = system_time().duration_since(SystemTime::UNIX_EPOCH);
     since.unwrap_or_default()
+}
+
+/// Returns when the clock shows a time outside of `period`. The clock may jump (the machine was suspended, NTP corrected
+/// it), so it is read again after `check` at the latest.
+pub async fn outside(period: Range<Timestamp>, check: Duration) {
+    loop {
+        let now = now();
+        if !period.contains(&now) {
+            return;
+        }
+        let left = Duration::try_from(period.end.duration_since(now));
+        time::sleep(left.map_or(check, |left| left.min(check))).await;
+    }
+}
+
+/// A moment whose age both clocks measure. The monotonic clock stands still while the machine is suspended, and the wall
+/// clock may be set back: the longer time counts.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    monotonic: Instant,
+    wall: Duration,
+}
+
+impl Moment {
+    /// The current moment.
+    pub fn now() -> Self {
+        Self {
+            monotonic: Instant::now(),
+            wall: since_epoch(),
+        }
+    }
+
+    /// Time since this moment.
+    pub fn age(&self) -> Duration {
+        let wall = since_epoch().saturating_sub(self.wall);
+        self.monotonic.elapsed().max(wall)
+    }
 }
 
 /// A clock that tests can set. Release builds do not have it.
@@ -110,5 +151,27 @@ mod test_clock {
         let written = fs::write(PathBuf::from(name), offset.to_string());
         written.map_err(|error| error.to_string())?;
         Ok(offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_age_of_a_moment_is_the_longer_of_what_the_two_clocks_measured() {
+        let minute = Duration::from_secs(60);
+        let mut moment = Moment::now();
+        time::advance(minute).await;
+        assert!(moment.age() >= minute, "the monotonic clock");
+
+        moment = Moment::now();
+        moment.wall -= minute;
+        assert!(moment.age() >= minute, "the wall clock");
+
+        moment = Moment::now();
+        moment.wall += minute;
+        time::advance(minute).await;
+        assert!(moment.age() >= minute, "the wall clock was set back");
     }
 }

@@ -163,6 +163,8 @@ limits! {
         retry: Duration = seconds(1),
         /// The longest delay before that.
         max_retry: Duration = seconds(300),
+        /// How often the clock, which may jump, is read while the control plane waits for the renewal of its certificate.
+        clock_check: Duration = seconds(60),
     }
 }
 

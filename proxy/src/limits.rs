@@ -117,7 +117,13 @@ pub struct Limits {
     #[serde(deserialize_with = "duration")]
     pub access_log_exit: Duration,
 
-    // "Behaviour without a dependency": keys of token issuers.
+    // "Behaviour without a dependency".
+    /// How long what waits for a time of day (the renewal of the certificate, a fetch of keys) may go without a look at the
+    /// clock, which may jump. Default: 60 s.
+    #[serde(deserialize_with = "duration")]
+    pub clock_check: Duration,
+
+    // Keys of token issuers.
     /// From the start of a request to an issuer to the end of the response. Default: 5 s.
     #[serde(deserialize_with = "duration")]
     pub jwks_timeout: Duration,
@@ -177,6 +183,7 @@ impl Default for Limits {
             decisions: 4_096,
             access_log_queue: 256,
             access_log_exit: Duration::from_secs(1),
+            clock_check: Duration::from_secs(60),
             jwks_timeout: Duration::from_secs(5),
             jwks_last_good: Duration::from_secs(24 * 3_600),
             jwks_refresh: Duration::from_secs(5 * 60),

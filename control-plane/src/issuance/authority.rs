@@ -2,11 +2,13 @@
 
 use std::{
     fmt,
+    ops::Range,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use jiff::Timestamp;
 use merlon_api::control_plane_id;
 use merlon_certs::{
     CertificateDer, H2, MeshTls, PrivateKey, SpiffeVerifier, TrustRoots, Usage, X509Svid,
@@ -171,18 +173,27 @@ impl CertificateManager {
                 tried = tokio::time::timeout(self.limits.sign, self.certify(&mesh, &mut issuer)) => tried,
                 () = shutdown.cancelled() => return,
             };
-            let pause = match tried.unwrap_or(Err(AuthorityError::TimedOut(self.limits.sign))) {
-                Ok(certified) => {
-                    failures = 0;
-                    self.publish(certified)
-                }
-                Err(error) => {
-                    failures = failures.saturating_add(1);
-                    self.failed(&error, failures)
-                }
+            let (pause, good) =
+                match tried.unwrap_or(Err(AuthorityError::TimedOut(self.limits.sign))) {
+                    Ok(certified) => {
+                        failures = 0;
+                        // A certificate that is due at once does not keep the issuer busy.
+                        (Duration::from_secs(1), self.publish(certified))
+                    }
+                    Err(error) => {
+                        failures = failures.saturating_add(1);
+                        (
+                            self.failed(&error, failures),
+                            Timestamp::MIN..Timestamp::MIN,
+                        )
+                    }
+                };
+            let due = async {
+                tokio::time::sleep(pause).await;
+                clock::outside(good, self.limits.clock_check).await;
             };
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = due => {}
                 () = keep_alive(issuer.as_ref()) => {}
                 () = other_issuer(&mut snapshots, &spec) => {}
                 () = shutdown.cancelled() => return,
@@ -248,8 +259,11 @@ impl CertificateManager {
         })
     }
 
-    fn publish(&self, certified: Certified) -> Duration {
-        let renewal = renewal_at(certified.not_before, certified.not_after, backoff::unit());
+    /// Puts a certificate in force. Returns how long it needs no renewal: until half of its lifetime, and
+    /// while it is valid: if the clock was ahead and is corrected, it is not valid yet.
+    fn publish(&self, certified: Certified) -> Range<Timestamp> {
+        let not_before = certified.not_before;
+        let renewal = renewal_at(not_before, certified.not_after, backoff::unit());
         tracing::info!(
             serial = certified.serial,
             not_after = %timestamp(certified.not_after),
@@ -270,8 +284,7 @@ impl CertificateManager {
         self.authority
             .certified
             .send_replace(Some(Arc::new(certified)));
-        let left = renewal.as_secs().saturating_sub(unix_now().as_secs());
-        Duration::from_secs(left.max(1))
+        timestamp(not_before)..timestamp(renewal)
     }
 
     fn failed(&self, error: &AuthorityError, failures: u32) -> Duration {

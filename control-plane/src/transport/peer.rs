@@ -20,6 +20,9 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 use tonic::{Request, Status, transport::server::Connected};
 
+/// How often a connection looks at the clock, which may jump.
+const CLOCK_CHECK: Duration = Duration::from_secs(60);
+
 /// The authenticated identity of the peer, and when its certificate expires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PeerSvid {
@@ -43,17 +46,7 @@ impl PeerSvid {
 
     /// Returns when the certificate has expired.
     pub(crate) async fn ended(&self) {
-        loop {
-            let left = self.not_after.duration_since(clock::now());
-            let Ok(left) = Duration::try_from(left) else {
-                return;
-            };
-            if left.is_zero() {
-                return;
-            }
-            // The system clock can be set, so check at least once a minute.
-            tokio::time::sleep(left.min(Duration::from_secs(60))).await;
-        }
+        clock::outside(Timestamp::MIN..self.not_after, CLOCK_CHECK).await;
     }
 }
 

@@ -80,17 +80,23 @@ impl IdentityManager {
         let mut retry_at = Instant::now();
         let mut requested: Option<oneshot::Sender<Result<(String, String), String>>> = None;
         loop {
-            // Check at least every minute, since the clock may be set in between.
-            let due = Instant::now() + self.until_due().min(Duration::from_secs(60));
+            // The clock may jump in between.
+            let check = Instant::now() + self.shared.limits.clock_check;
+            let due = Instant::now() + self.until_due();
             tokio::select! {
-                () = time::sleep_until(due.max(retry_at)) => {}
+                () = time::sleep_until(due.max(retry_at).min(check)) => {}
                 Some(reply) = self.requests.recv() => requested = Some(reply),
                 Ok(()) = snapshots.changed() => {
                     self.follow_roots();
                     continue;
                 }
             }
-            if requested.is_none() && !self.until_due().is_zero() {
+            if self.shared.identity.load().is_none() {
+                // The clock was ahead and is corrected: the certificate that was withdrawn is valid.
+                self.publish();
+            }
+            let due = self.until_due().is_zero() && Instant::now() >= retry_at;
+            if requested.is_none() && !due {
                 continue;
             }
             let before = self

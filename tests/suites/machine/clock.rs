@@ -1,14 +1,18 @@
-//! What ends or is due at a time of day: certificates, tokens, join tokens. The tests set the clock of the
+//! What ends or is due at a time of day: certificates, tokens, join tokens, last good keys. The tests set the clock of the
 //! mesh's processes; that of the token issuer and of the tests themselves is the machine's.
 
 use std::time::Duration;
 
+use http::StatusCode;
 use merlon_certs::PrivateKey;
 use merlon_config::clock;
 use merlon_tests::{
-    Mesh,
+    Mesh, eventually,
     mesh::{LogLine, MeshBuilder, identity, spiffe_id},
     openid::OpenIdProvider,
+    refusals::Refusals,
+    until,
+    wait::until_value,
 };
 use serde_json::{Value, json};
 use tonic::Code;
@@ -17,12 +21,18 @@ const fn minutes(minutes: u64) -> Duration {
     Duration::from_secs(60 * minutes)
 }
 
-/// `web` may call `orders`. All processes have a clock that the test sets.
+const fn hours(hours: u64) -> Duration {
+    minutes(60 * hours)
+}
+
+/// `web` may call `orders`. All processes have a clock that the test sets, and look at it often.
 fn orders() -> MeshBuilder {
     Mesh::new()
         .service("orders")
         .allow("web", "GET", "/**")
         .clock()
+        .limits("clockCheck: 50ms")
+        .control_plane_limits("issuance: { clockCheck: 50ms }")
 }
 
 /// [`orders`] with tokens of an issuer, and certificates that outlive every test.
@@ -39,7 +49,115 @@ fn now() -> u64 {
     clock::since_epoch().as_secs()
 }
 
+/// A line of the process log of the proxy of `workload`.
+fn process_log_has(mesh: &Mesh, workload: &str, event: &str) -> bool {
+    let lines = LogLine::all(&mesh.sidecar(workload).process_log());
+    lines.iter().any(|line| line.text("event") == event)
+}
+
 // --- certificates ---------------------------------------------------------------------------------------------------
+
+/// After a call, kills the control plane of `mesh` and sets the clock to an hour after the end of its certificates, which live 24 hours.
+async fn outlive_certificates(mesh: &Mesh) {
+    mesh.as_workload("web").get("orders", "/").await.is_ok();
+    mesh.control_plane().kill9();
+    mesh.clock().forward(hours(25)).await;
+    for workload in ["orders", "web"] {
+        let proxy = mesh.sidecar(workload);
+        until("the certificate has expired", async || {
+            proxy.page("/ready").await.contains("tls.expired")
+        })
+        .await;
+        assert_eq!(proxy.probe("/ready").await, 503, "{workload}");
+        assert!(process_log_has(mesh, workload, "identity.expired"));
+    }
+    let call = mesh.as_workload("web").get("orders", "/expired");
+    Refusals::by(mesh.sidecar("web"), mesh.app("orders"))
+        .each([("expired", call, 503, "config.unavailable")])
+        .await;
+}
+
+#[tokio::test]
+async fn with_expired_certificates_calls_are_refused_until_the_control_plane_certifies_the_proxies_again()
+ {
+    let mesh = orders().start().await;
+    outlive_certificates(&mesh).await;
+
+    mesh.control_plane().start().await;
+    for workload in ["orders", "web"] {
+        mesh.sidecar(workload).kill9();
+        mesh.join(workload).await;
+    }
+    mesh.as_workload("web")
+        .get("orders", "/again")
+        .await
+        .is_ok();
+}
+
+#[tokio::test]
+async fn certificates_that_expired_by_a_wrong_clock_are_in_force_again_when_the_clock_is_right() {
+    let mesh = orders().start().await;
+    outlive_certificates(&mesh).await;
+
+    mesh.clock().backward(hours(25)).await;
+    for workload in ["orders", "web"] {
+        mesh.sidecar(workload).until_ready().await;
+    }
+    mesh.as_workload("web")
+        .get("orders", "/again")
+        .await
+        .is_ok();
+}
+
+/// Sets the clock forward, and waits until all certificates of `mesh` were issued after that.
+async fn renew_by_a_jump(mesh: &Mesh, jump: Duration) {
+    let ends = async || {
+        let own = "merlon_certificate_expiry_timestamp_seconds";
+        let name = "merlon_certificate_expiration_timestamp_seconds";
+        [
+            mesh.control_plane().metric(own, "").await,
+            mesh.sidecar("orders").metric(name, "").await,
+            mesh.sidecar("web").metric(name, "").await,
+        ]
+    };
+    let wanted = ends().await.map(|end| end + jump.as_secs_f64());
+    mesh.clock().forward(jump).await;
+    until_value("all certificates are new", ends, |ends| {
+        ends.iter().zip(wanted).all(|(end, wanted)| *end >= wanted)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn after_a_clock_that_was_ahead_is_corrected_proxies_are_certified_again() {
+    let mesh = orders().start().await;
+    renew_by_a_jump(&mesh, hours(14)).await;
+    // No certificate is valid yet, not even that of the control plane.
+    mesh.clock().backward(hours(14)).await;
+    for workload in ["orders", "web"] {
+        mesh.sidecar(workload).kill9();
+        mesh.join(workload).await;
+    }
+    mesh.as_workload("web").get("orders", "/").await.is_ok();
+}
+
+#[tokio::test]
+async fn when_the_clock_jumps_past_a_renewal_every_certificate_is_renewed_and_none_expires() {
+    let mesh = orders()
+        .mesh("  certificates: { lifetime: 1h }\n")
+        .start()
+        .await;
+    let web = mesh.as_workload("web");
+    web.get("orders", "/").await.is_ok();
+    // Renewals are due after 27 to 33 minutes.
+    for path in ["/first", "/second"] {
+        renew_by_a_jump(&mesh, minutes(40)).await;
+        web.get("orders", path).await.is_ok();
+    }
+    for workload in ["orders", "web"] {
+        assert!(!process_log_has(&mesh, workload, "identity.expired"));
+    }
+}
 
 #[tokio::test]
 async fn a_clock_that_is_set_back_by_four_minutes_breaks_nothing() {
@@ -144,4 +262,46 @@ async fn after_the_clock_was_set_back_a_token_is_not_valid_yet_unless_the_clock_
     for token in [&issued, &valid] {
         web.get("orders", "/").token(token).await.is_ok();
     }
+}
+
+#[tokio::test]
+async fn the_last_good_keys_of_an_issuer_end_24_hours_after_the_last_fetch() {
+    let provider = OpenIdProvider::new().await;
+    let mesh = orders_with_tokens(&provider).await;
+    let web = mesh.as_workload("web");
+    let mut tokens = Vec::new();
+    for _ in 0..3 {
+        let exp = json!({ "exp": now() + 7 * 24 * 3_600 });
+        tokens.push(provider.sign(json!({}), exp).await);
+    }
+    web.get("orders", "/").token(&tokens[0]).await.is_ok();
+
+    provider.set_mode("down").await;
+    let failed = [("result", "failed")];
+    let failed = mesh
+        .metric("orders", "merlon_jwks_fetches_total", &failed)
+        .await;
+    mesh.clock().forward(hours(23)).await;
+    eventually!(failed.value().await, matches value if *value >= 1.0);
+    assert!(process_log_has(&mesh, "orders", "jwks.fetch_failed"));
+    web.get("orders", "/").token(&tokens[1]).await.is_ok();
+
+    mesh.clock().forward(hours(2)).await;
+    until("the keys are dropped", async || {
+        let reply = web.get("orders", "/late").token(&tokens[2]).await;
+        reply.status != StatusCode::OK
+    })
+    .await;
+    let late = |token| web.get("orders", "/late").token(token);
+    // A token that was verified with them is refused too.
+    let rows = [("new", late(&tokens[2])), ("cached", late(&tokens[1]))];
+    let rows = rows.map(|(name, call)| (name, call, 503, "authn.keys_unavailable"));
+    mesh.refuses("orders", rows).await;
+
+    provider.set_mode("ok").await;
+    until("the keys are fetched again", async || {
+        let reply = web.get("orders", "/").token(&tokens[2]).await;
+        reply.status == StatusCode::OK
+    })
+    .await;
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use merlon_config::{causes::chain, snapshot::Version};
+use merlon_config::{causes::chain, clock::Moment, snapshot::Version};
 use merlon_net::backoff::Backoff;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -26,7 +26,7 @@ pub(super) async fn follow(
     metrics: Arc<Metrics>,
     limits: Limits,
 ) {
-    let mut known: Option<(Version, Instant)> = None;
+    let mut known: Option<(Version, Moment)> = None;
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
     let mut budget = Budget::new(&limits);
     let mut waiting: Vec<oneshot::Sender<()>> = Vec::new();
@@ -46,7 +46,7 @@ pub(super) async fn follow(
                     );
                     cache.publish(&source.issuer, Some(keys.set));
                 }
-                known = Some((keys.digest, Instant::now()));
+                known = Some((keys.digest, Moment::now()));
                 let asked = keys.max_age.unwrap_or_default();
                 asked.max(limits.jwks_refresh).min(MAX_REFRESH)
             }
@@ -59,7 +59,7 @@ pub(super) async fn follow(
                 );
                 if known
                     .as_ref()
-                    .is_some_and(|(_, at)| at.elapsed() >= limits.jwks_last_good)
+                    .is_some_and(|(_, at)| at.age() >= limits.jwks_last_good)
                 {
                     known = None;
                     cache.publish(&source.issuer, None);
@@ -74,10 +74,14 @@ pub(super) async fn follow(
         };
         // Waiting requests check the keys again, whatever the result.
         waiting.clear();
-        let due = Instant::now() + next;
+        let tried = Moment::now();
         loop {
+            let left = next.saturating_sub(tried.age());
+            if left.is_zero() {
+                break;
+            }
             tokio::select! {
-                () = time::sleep_until(due) => break,
+                () = time::sleep(left.min(limits.clock_check)) => {}
                 Some(question) = questions.recv() => {
                     // Otherwise the request is decided with the current keys.
                     if budget.take(&question.kid, Instant::now()) {
