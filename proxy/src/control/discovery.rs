@@ -3,32 +3,31 @@
 //! [`subscriber`] implements the protocol without sockets, and [`crate::control::assemble`] compiles. This module
 //! connects them: it opens the stream, waits, compiles on another thread, puts snapshots in force, and saves them.
 
+mod lookups;
 pub(crate) mod saved;
+mod stream;
 pub(crate) mod subscriber;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use merlon_api::{
     control_plane_id,
-    discovery::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse,
-        aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
-    },
+    discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
 };
 use merlon_certs::{H2, MeshTls};
-use merlon_config::{causes::chain, name::Namespace, snapshot::AddressState};
+use merlon_config::{causes::chain, name::Namespace};
 use merlon_net::backoff::Backoff;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     task::{self, JoinHandle},
     time::{self, Instant},
 };
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Streaming, transport::Channel};
 use url::Url;
 
 use self::{
+    lookups::Lookups,
     saved::{SavedSnapshot, Writer},
+    stream::{AbortOnDrop, Opened, StreamEnd},
     subscriber::{Complete, Subscriber},
 };
 use super::{
@@ -36,17 +35,14 @@ use super::{
     connection,
     identity::Renew,
     inspect,
-    secret_folder::SecretFolder,
+    secret_folder::{self, SecretFolder},
     snapshot_age::SnapshotAge,
     state_dir::StateDir,
 };
 use crate::{
     config::Subject,
     state::{
-        destinations::{LookupError, LookupKey, LookupRequest, LookupResult},
-        readiness::Unready,
-        secrets,
-        shared::Shared,
+        destinations::LookupRequest, readiness::Unready, secrets, shared::Shared,
         snapshot::Snapshot,
     },
     telemetry::metrics::{FetchResult, Metrics, Update},
@@ -79,18 +75,6 @@ const CHANGE: Duration = Duration::from_secs(2);
 /// A manifest is rejected if its resources do not arrive within this time.
 const COMPLETE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Maximum size of a message. A response contains half a mebibyte, or one larger resource.
-const MESSAGE: usize = 16 << 20;
-
-/// How long the absence of a service is cached.
-const ABSENT: Duration = Duration::from_secs(2);
-
-/// Maximum number of cached absent services; further ones are looked up again.
-const ABSENT_NAMES: usize = 1_024;
-
-/// How many external addresses are unsubscribed if the limit of subscriptions is reached.
-const UNSUBSCRIBED_AT_ONCE: usize = 64;
-
 /// The discovery client.
 #[derive(Debug)]
 pub(crate) struct DiscoveryClient {
@@ -99,8 +83,7 @@ pub(crate) struct DiscoveryClient {
     assembler: Option<Arc<Assembler>>,
     compiling: Option<JoinHandle<Compiled>>,
     writer: Option<Writer>,
-    waiting: HashMap<LookupKey, Vec<oneshot::Sender<LookupResult>>>,
-    absent: HashMap<LookupKey, Instant>,
+    lookups: Lookups,
     /// Whether all secrets of the program have been available once.
     has_secrets: bool,
 }
@@ -111,23 +94,6 @@ struct Compiled {
     result: Result<Snapshot, AssembleError>,
 }
 
-/// Why a stream ended.
-#[derive(Debug, thiserror::Error)]
-enum StreamEnd {
-    #[error("cannot connect")]
-    Connect(#[from] tonic::transport::Error),
-    #[error("no TLS configuration")]
-    Tls(#[from] rustls::Error),
-    #[error("the control plane responded: {} ({})", .0.message(), .0.code())]
-    Status(Box<tonic::Status>),
-    #[error("the control plane closed the stream")]
-    Closed,
-    #[error("the control plane violated the protocol: {0}")]
-    Protocol(String),
-    #[error("the certificate changed")]
-    Certificate,
-}
-
 impl DiscoveryClient {
     pub(crate) fn new(deps: DiscoveryDeps) -> Self {
         Self {
@@ -136,8 +102,7 @@ impl DiscoveryClient {
             assembler: None,
             compiling: None,
             writer: None,
-            waiting: HashMap::new(),
-            absent: HashMap::new(),
+            lookups: Lookups::default(),
             has_secrets: false,
         }
     }
@@ -291,7 +256,7 @@ impl DiscoveryClient {
             .subscriber
             .get_or_insert_with(|| Subscriber::new(id.clone()));
         // Lookups that were queued before the first stream.
-        for name in self.waiting.keys() {
+        for name in self.lookups.waiting() {
             subscriber.subscribe_to(name);
         }
         let workload = match &self.deps.subject {
@@ -304,19 +269,7 @@ impl DiscoveryClient {
             env!("CARGO_PKG_VERSION"),
         );
         subscriber.begin(node);
-        let (requests, stream) = mpsc::channel(64);
-        let mut client = AggregatedDiscoveryServiceClient::new(channel.clone())
-            .max_decoding_message_size(MESSAGE);
-        // Queue the first requests before the call: the server may respond only after it has read one.
-        for request in subscriber.take_requests() {
-            requests.try_send(request).map_err(|_| StreamEnd::Closed)?;
-        }
-        let opening = client.delta_aggregated_resources(ReceiverStream::new(stream));
-        let answered = time::timeout(Duration::from_secs(10), opening).await;
-        let answered = answered
-            .unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no response in time")));
-        let answered = answered.map_err(|status| StreamEnd::Status(Box::new(status)))?;
-        Ok((channel, requests, answered.into_inner()))
+        stream::open(channel, subscriber.take_requests()).await
     }
 
     async fn receive(
@@ -329,13 +282,7 @@ impl DiscoveryClient {
         };
         let removed = subscriber.receive(response).map_err(StreamEnd::Protocol)?;
         for name in removed {
-            self.answer(&name, &Err(LookupError::Unknown));
-            if self.absent.len() >= ABSENT_NAMES {
-                self.absent.retain(|_, until| *until > Instant::now());
-            }
-            if self.absent.len() < ABSENT_NAMES {
-                self.absent.insert(name, Instant::now() + ABSENT);
-            }
+            self.lookups.absent(name);
         }
         self.compile_if_complete();
         self.send_pending(requests).await
@@ -358,7 +305,7 @@ impl DiscoveryClient {
         self.compiling = Some(task::spawn_blocking(move || {
             let before = before.as_ref().as_ref().map(Arc::as_ref);
             let result = assembler.assemble(state.version.clone(), &state.resources, before);
-            write_secrets(secrets.as_deref(), result.as_ref().ok());
+            secret_folder::write_granted(secrets.as_deref(), result.as_ref().ok());
             Compiled { state, result }
         }));
     }
@@ -398,7 +345,7 @@ impl DiscoveryClient {
         let folder = self.deps.secrets.clone();
         let written = task::spawn_blocking(move || {
             let snapshot = snapshot.as_ref().as_ref().map(Arc::as_ref);
-            write_secrets(folder.as_deref(), snapshot);
+            secret_folder::write_granted(folder.as_deref(), snapshot);
         });
         // Fails only while the process ends.
         let _ = written.await;
@@ -426,11 +373,7 @@ impl DiscoveryClient {
         if self.subscriber.as_ref().is_some_and(Subscriber::is_current) {
             self.deps.snapshot_age.confirmed();
         }
-        let waiting = self.waiting.keys();
-        let now_there = waiting.filter_map(|key| Some((key.clone(), key.find(&snapshot)?)));
-        for (key, found) in now_there.collect::<Vec<_>>() {
-            self.answer(&key, &Ok(found));
-        }
+        self.lookups.answer_from(&snapshot);
     }
 
     /// The proxy is not ready until all granted secrets have been read once. Later grants do not change that.
@@ -474,7 +417,7 @@ impl DiscoveryClient {
             };
             let assembler = Assembler::new(saved.identity.clone());
             let result = assembler.assemble(state.version.clone(), &state.resources, None);
-            write_secrets(secrets.as_deref(), result.as_ref().ok());
+            secret_folder::write_granted(secrets.as_deref(), result.as_ref().ok());
             Ok::<_, saved::SavedSnapshotError>(Some((saved, assembler, Compiled { state, result })))
         });
         match restored.await {
@@ -509,52 +452,10 @@ impl DiscoveryClient {
     }
 
     fn look_up(&mut self, request: LookupRequest) {
-        let LookupRequest { key, reply } = request;
         let snapshot = self.deps.shared.snapshot.load_full();
-        let snapshot = snapshot.as_ref().as_ref();
-        if let Some(found) = snapshot.and_then(|snapshot| key.find(snapshot)) {
-            // A send fails only if the request has timed out.
-            let _ = reply.send(Ok(found));
-            return;
-        }
-        if self
-            .absent
-            .get(&key)
-            .is_some_and(|until| *until > Instant::now())
-        {
-            let _ = reply.send(Err(LookupError::Unknown));
-            return;
-        }
-        if let Some(subscriber) = &mut self.subscriber
-            && !subscriber.subscribe_to(&key)
-        {
-            // Unsubscribe from external addresses, of which programs may call many; the next call looks them up again.
-            let addresses = snapshot.map(|snapshot| snapshot.addresses.iter());
-            let outside = addresses.into_iter().flatten();
-            let outside = outside.filter(|(_, state)| **state == AddressState::Outside);
-            for (address, _) in outside.take(UNSUBSCRIBED_AT_ONCE) {
-                subscriber.unsubscribe_from(&LookupKey::Address(*address));
-            }
-            if !subscriber.subscribe_to(&key) {
-                tracing::warn!(destination = %key, "subscriptions.limit_reached");
-                let _ = reply.send(Err(LookupError::Unavailable));
-                return;
-            }
-        }
-        let waiting = self.waiting.entry(key).or_default();
-        waiting.retain(|waiting| !waiting.is_closed());
-        waiting.push(reply);
-        if self.waiting.len() > ABSENT_NAMES {
-            self.waiting
-                .retain(|_, waiting| waiting.iter().any(|waiting| !waiting.is_closed()));
-        }
-    }
-
-    fn answer(&mut self, key: &LookupKey, result: &LookupResult) {
-        for waiting in self.waiting.remove(key).into_iter().flatten() {
-            // Fails if the request has timed out.
-            let _ = waiting.send(result.clone());
-        }
+        let snapshot = snapshot.as_ref().as_deref();
+        let subscriber = self.subscriber.as_mut();
+        self.lookups.begin(request, snapshot, subscriber);
     }
 
     async fn send_pending(
@@ -576,40 +477,6 @@ impl DiscoveryClient {
                 .map_err(|_| StreamEnd::Closed)?;
         }
         Ok(())
-    }
-}
-
-/// Writes the granted secrets for the program.
-fn write_secrets(folder: Option<&SecretFolder>, snapshot: Option<&Snapshot>) {
-    let Some(snapshot) = snapshot else {
-        return;
-    };
-    let granted = &snapshot.workload.secrets;
-    let Some(folder) = folder else {
-        if granted.iter().any(|grant| grant.files.is_some()) {
-            tracing::warn!(
-                hint = "annotate the pod with `merlon.io/mount-secrets: \"true\"`, or set `--secrets-dir`",
-                "secret.no_folder"
-            );
-        }
-        return;
-    };
-    if let Err(error) = folder.write(granted, &snapshot.secrets) {
-        tracing::error!(%error, "secret.not_written");
-    }
-}
-
-type Opened = (
-    Channel,
-    mpsc::Sender<DeltaDiscoveryRequest>,
-    Streaming<DeltaDiscoveryResponse>,
-);
-
-struct AbortOnDrop(JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use merlon_config::snapshot::GrantedSecret;
 
-use crate::state::secrets::Secrets;
+use crate::state::{secrets::Secrets, snapshot::Snapshot};
 
 /// The directory of the program's secrets: one folder per grant with one file per key.
 ///
@@ -112,6 +112,26 @@ impl SecretFolder {
             }
         }
         Ok(())
+    }
+}
+
+/// Writes the granted secrets of a snapshot for the program.
+pub(super) fn write_granted(folder: Option<&SecretFolder>, snapshot: Option<&Snapshot>) {
+    let Some(snapshot) = snapshot else {
+        return;
+    };
+    let granted = &snapshot.workload.secrets;
+    let Some(folder) = folder else {
+        if granted.iter().any(|grant| grant.files.is_some()) {
+            tracing::warn!(
+                hint = "annotate the pod with `merlon.io/mount-secrets: \"true\"`, or set `--secrets-dir`",
+                "secret.no_folder"
+            );
+        }
+        return;
+    };
+    if let Err(error) = folder.write(granted, &snapshot.secrets) {
+        tracing::error!(%error, "secret.not_written");
     }
 }
 

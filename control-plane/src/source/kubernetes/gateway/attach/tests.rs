@@ -1,8 +1,9 @@
 use k8s_openapi::ByteString;
 use rcgen::{CertificateParams, KeyPair};
-use serde_json::from_value;
+use serde_json::{from_value, json};
 
-use super::*;
+use super::{super::report::ListenerStatus, *};
+use crate::cluster::gateway_api::GROUP;
 
 const NAMESPACE: &str = "merlon-system";
 
