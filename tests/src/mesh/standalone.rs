@@ -1,11 +1,17 @@
 //! A proxy without a control plane.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use tempfile::TempDir;
 
-use super::{LogLine, names::NAMESPACE, resources, sidecar::Sidecar};
+use super::{
+    LogLine, PORT,
+    names::NAMESPACE,
+    resources::{self, Target},
+    sidecar::Sidecar,
+};
 use crate::{
+    app::App,
     client::{Client, Reply},
     wait,
 };
@@ -17,6 +23,9 @@ pub struct Standalone {
     proxy: Sidecar,
 }
 
+/// The policy of the service or gateway in front of a program.
+const POLICY: &str = "policy.yaml";
+
 impl Standalone {
     /// The sidecar of `workload`, with these resource files. Does not start it.
     pub fn sidecar(workload: &str, files: &[(&str, &str)]) -> Self {
@@ -26,6 +35,41 @@ impl Standalone {
     /// The Gateway `name`, with these resource files. Does not start it.
     pub fn gateway(name: &str, files: &[(&str, &str)]) -> Self {
         Self::new(&["--gateway", &format!("{NAMESPACE}/{name}")], files)
+    }
+
+    /// The sidecar of the Service `name`, which `app` serves, with a policy in Cedar. Does not start it.
+    pub fn sidecar_of(name: &str, app: &App, cedar: &str) -> Self {
+        let this = Self::sidecar(name, &[]);
+        this.write_service(name, app, None);
+        this.set_policy_of(name, cedar);
+        this
+    }
+
+    /// The Gateway `name` on this port, which every client may call. It leads all requests for `host` to the Service
+    /// `service`, and those to `app`, in plain text. Does not start it.
+    pub fn gateway_of(name: &str, port: u16, host: &str, (service, app): (&str, &App)) -> Self {
+        let this = Self::gateway(name, &[]);
+        this.write_service(service, app, Some(app.address()));
+        this.write("gateway.yaml", &resources::gateway(name, port));
+        let route = resources::route("route", name, (host, "/"), (service, PORT));
+        this.write("route.yaml", &route);
+        let anyone = "@id(\"anyone\")\npermit(principal, action in Action::\"http\", resource);\n";
+        let policy = resources::policy("anyone", (Target::Gateway, name), anyone);
+        this.write(POLICY, &policy);
+        this
+    }
+
+    fn write_service(&self, name: &str, app: &App, mesh_address: Option<SocketAddr>) {
+        let service = resources::service(name, PORT, app.address().port(), "http");
+        self.write("service.yaml", &service);
+        let workload = resources::workload(name, name, mesh_address, &[]);
+        self.write("workload.yaml", &workload);
+    }
+
+    /// Replaces the policy of the Service `name`.
+    pub fn set_policy_of(&self, name: &str, cedar: &str) {
+        let policy = resources::policy(name, (Target::Service, name), cedar);
+        self.write(POLICY, &policy);
     }
 
     fn new(args: &[&str], files: &[(&str, &str)]) -> Self {

@@ -12,7 +12,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use merlon_tests::{Client, app::App, limit, mesh::Standalone, until};
 
-use super::standalone::{POLICY, WORKLOAD, service};
+use super::standalone::OPEN_READS;
 
 /// More than the pipe and the proxy's queue hold, at 7 KiB a line.
 const REQUESTS: usize = 2_000;
@@ -20,15 +20,7 @@ const REQUESTS: usize = 2_000;
 #[tokio::test]
 async fn lines_that_no_reader_takes_are_dropped_and_counted_and_requests_continue() {
     let app = App::http().await;
-    let service = service(&app);
-    let proxy = Standalone::sidecar(
-        "orders",
-        &[
-            ("orders.yaml", service.as_str()),
-            ("workload.yaml", WORKLOAD),
-            ("policy.yaml", POLICY),
-        ],
-    );
+    let proxy = Standalone::sidecar_of("orders", &app, OPEN_READS);
     let output = proxy.proxy().pipe_output();
     let proxy = proxy.start().await;
     let client = Client::new(proxy.proxy().inbound(), "shop");

@@ -8,10 +8,11 @@ use merlon_tests::{
     tools,
 };
 
-use super::standalone::WORKLOAD;
-
 const MESH: &str = "apiVersion: merlon.io/v1alpha1\nkind: MeshConfig\n\
                     metadata: { name: mesh, namespace: merlon-system }\nspec:\n  trustDomain: mesh.test\n";
+
+const WORKLOAD: &str = "apiVersion: merlon.io/v1alpha1\nkind: Workload\n\
+    metadata: { name: orders, namespace: shop, labels: { app: orders } }\nspec: { serviceAccount: orders }\n";
 
 /// Runs `program` on a folder with these files until it ends.
 async fn run(program: &str, files: &[(&str, &str)]) -> Output {

@@ -20,7 +20,7 @@ use tokio::{
     sync::OnceCell,
 };
 
-use super::standalone::{POLICY, WORKLOAD, service};
+use super::standalone::OPEN_READS;
 
 static MESH: Shared = Shared::new();
 
@@ -194,13 +194,7 @@ async fn proxy_with_collector(app: &App, collector: SocketAddr) -> Standalone {
 
 /// A proxy without identities in front of `app`.
 fn plain_proxy(app: &App) -> Standalone {
-    let service = service(app);
-    let files = [
-        ("orders.yaml", service.as_str()),
-        ("workload.yaml", WORKLOAD),
-        ("policy.yaml", POLICY),
-    ];
-    Standalone::sidecar("orders", &files)
+    Standalone::sidecar_of("orders", app, OPEN_READS)
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use merlon_tests::{
 use rustix::process::Signal;
 use tokio::io::AsyncReadExt as _;
 
-use super::standalone::{WORKLOAD, policy, service};
+use super::standalone::everyone;
 
 /// The kernel spreads them over both workers: all of them at one worker would be one case in 2^31.
 const CONNECTIONS: usize = 32;
@@ -153,17 +153,9 @@ async fn a_terminated_proxy_finishes_open_requests_and_accepts_nothing_new() {
 
 /// A proxy with these arguments, and a request that stays open.
 async fn proxy_with_an_open_request(app: &App, args: &[&str]) -> (Standalone, OpenRequest) {
-    let files = [
-        ("orders.yaml", service(app)),
-        ("workload.yaml", WORKLOAD.to_owned()),
-        (
-            "policy.yaml",
-            policy("permit(principal, action, resource);"),
-        ),
-    ];
-    let files = files.each_ref().map(|(name, text)| (*name, text.as_str()));
-    let proxy = Standalone::sidecar("orders", &files).workers(2).args(args);
-    let proxy = proxy.start().await;
+    let policy = everyone("permit(principal, action, resource);");
+    let proxy = Standalone::sidecar_of("orders", app, &policy);
+    let proxy = proxy.workers(2).args(args).start().await;
     let client = Client::new(proxy.proxy().inbound(), "shop");
     let open = OpenRequest::start(&client, "orders", "/stream").await;
     (proxy, open)

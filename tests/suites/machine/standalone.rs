@@ -3,54 +3,23 @@
 use http::StatusCode;
 use merlon_tests::{Client, app::App, mesh::Standalone, until};
 
-/// The Service `orders` of this program.
-pub(super) fn service(app: &App) -> String {
-    format!(
-        "apiVersion: merlon.io/v1alpha1\nkind: Service\nmetadata: {{ name: orders, namespace: shop }}\n\
-         spec:\n  selector: {{ app: orders }}\n  ports: [{{ port: 80, targetPort: {} }}]\n",
-        app.address().port()
-    )
-}
-
-/// The Workload of the Service `orders`.
-pub(super) const WORKLOAD: &str = "apiVersion: merlon.io/v1alpha1\nkind: Workload\n\
-    metadata: { name: orders, namespace: shop, labels: { app: orders } }\nspec: { serviceAccount: orders }\n";
-
-/// The policy of the Service `orders`: everyone may `GET` what is below `/open`.
-pub(super) const POLICY: &str = r#"apiVersion: merlon.io/v1alpha1
-kind: AuthorizationPolicy
-metadata: { name: orders, namespace: shop }
-spec:
-  targetRefs: [{ kind: Service, name: orders }]
-  policies: |
-    @id("anyone-reads")
-    @reason("It is a trial on one machine.")
-    permit(principal, action == Action::"GET", resource) when { context.path like "/open/*" };
+/// A policy in Cedar: everyone may `GET` what is below `/open`.
+pub(super) const OPEN_READS: &str = r#"@id("anyone-reads")
+@reason("It is a trial on one machine.")
+permit(principal, action == Action::"GET", resource) when { context.path like "/open/*" };
 "#;
 
-/// A policy of the Service `orders` with this permit for everyone.
-pub(super) fn policy(permit: &str) -> String {
-    let everyone = POLICY
-        .split("    permit(")
-        .next()
-        .unwrap_or_default()
-        .to_owned();
-    format!("{everyone}    {permit}\n")
+/// A policy in Cedar with this permit for everyone.
+pub(super) fn everyone(permit: &str) -> String {
+    format!("@id(\"everyone\")\n@reason(\"It is a trial on one machine.\")\n{permit}\n")
 }
 
 #[tokio::test]
 async fn a_sidecar_from_files_protects_its_program() {
     let app = App::http().await;
-    let proxy = Standalone::sidecar(
-        "orders",
-        &[
-            ("orders.yaml", &service(&app)),
-            ("workload.yaml", WORKLOAD),
-            ("policy.yaml", POLICY),
-        ],
-    )
-    .start()
-    .await;
+    let proxy = Standalone::sidecar_of("orders", &app, OPEN_READS)
+        .start()
+        .await;
     let client = Client::new(proxy.proxy().inbound(), "shop");
     client.get("orders", "/open/1").await.is_ok();
     let refused = client.get("orders", "/closed/1").await;
@@ -69,31 +38,22 @@ async fn a_sidecar_from_files_protects_its_program() {
 #[tokio::test]
 async fn a_changed_file_takes_effect_live_and_a_broken_one_is_rejected_and_the_old_state_stays() {
     let app = App::http().await;
-    let proxy = Standalone::sidecar(
-        "orders",
-        &[
-            ("orders.yaml", &service(&app)),
-            ("workload.yaml", WORKLOAD),
-            ("policy.yaml", POLICY),
-        ],
-    )
-    .start()
-    .await;
+    let proxy = Standalone::sidecar_of("orders", &app, OPEN_READS)
+        .start()
+        .await;
     let client = Client::new(proxy.proxy().inbound(), "shop");
     let status = async |path: &str| client.get("orders", path).await.status;
     assert_eq!(status("/closed/1").await, StatusCode::FORBIDDEN);
 
-    proxy.write("policy.yaml", &POLICY.replace("/open/", "/closed/"));
+    proxy.set_policy_of("orders", &OPEN_READS.replace("/open/", "/closed/"));
     until("the change is live", async || {
         status("/closed/1").await == StatusCode::OK
     })
     .await;
     assert_eq!(status("/open/1").await, StatusCode::FORBIDDEN);
 
-    proxy.write(
-        "policy.yaml",
-        &POLICY.replace("Action::\"GET\"", "Action::\"GTE\""),
-    );
+    let broken = OPEN_READS.replace("Action::\"GET\"", "Action::\"GTE\"");
+    proxy.set_policy_of("orders", &broken);
     until("the broken file is logged", async || {
         proxy.proxy().process_log().contains("GTE")
     })
@@ -101,7 +61,7 @@ async fn a_changed_file_takes_effect_live_and_a_broken_one_is_rejected_and_the_o
     assert_eq!(status("/closed/1").await, StatusCode::OK);
     assert_eq!(status("/open/1").await, StatusCode::FORBIDDEN);
 
-    proxy.write("policy.yaml", POLICY);
+    proxy.set_policy_of("orders", OPEN_READS);
     until("the fixed file is live", async || {
         status("/open/1").await == StatusCode::OK
     })
@@ -190,47 +150,7 @@ spec:
 
 /// A gateway on this port, open to all clients, in front of `orders`.
 fn gateway_on(port: u16, orders: &App) -> Standalone {
-    let text = format!(
-        r#"apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {{ name: edge, namespace: shop }}
-spec:
-  gatewayClassName: merlon
-  listeners: [{{ name: http, port: {port}, protocol: HTTP }}]
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: HTTPRoute
-metadata: {{ name: shop, namespace: shop }}
-spec:
-  parentRefs: [{{ name: edge }}]
-  rules: [{{ backendRefs: [{{ name: orders, port: 80 }}] }}]
----
-apiVersion: merlon.io/v1alpha1
-kind: AuthorizationPolicy
-metadata: {{ name: edge, namespace: shop }}
-spec:
-  targetRefs: [{{ kind: Gateway, name: edge }}]
-  policies: |
-    @id("public")
-    @reason("The shop is public.")
-    permit(principal, action in Action::"http", resource);
----
-apiVersion: merlon.io/v1alpha1
-kind: Service
-metadata: {{ name: orders, namespace: shop }}
-spec:
-  selector: {{ app: orders }}
-  ports: [{{ port: 80, targetPort: {} }}]
----
-apiVersion: merlon.io/v1alpha1
-kind: Workload
-metadata: {{ name: orders, namespace: shop, labels: {{ app: orders }} }}
-spec: {{ serviceAccount: orders, meshAddress: {} }}
-"#,
-        orders.address().port(),
-        orders.address(),
-    );
-    Standalone::gateway("edge", &[("all.yaml", &text)])
+    Standalone::gateway_of("edge", port, "shop.example", ("orders", orders))
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::standalone::{WORKLOAD, policy, service};
+use super::standalone::everyone;
 
 /// The kernel spreads connections over the listeners by a hash of both addresses: all of them at one worker would be
 /// one case in 2^63.
@@ -23,15 +23,10 @@ async fn proxy(app: &App, more: &[(&str, &str)]) -> Standalone {
 }
 
 async fn proxy_with(app: &App, more: &[(&str, &str)], args: &[&str]) -> Standalone {
-    let service = service(app);
-    let policy = policy(OPEN);
-    let mut files = vec![
-        ("orders.yaml", service.as_str()),
-        ("workload.yaml", WORKLOAD),
-        ("policy.yaml", &policy),
-    ];
-    files.extend(more);
-    let proxy = Standalone::sidecar("orders", &files);
+    let proxy = Standalone::sidecar_of("orders", app, &everyone(OPEN));
+    for (name, text) in more {
+        proxy.write(name, text);
+    }
     proxy.workers(2).args(args).start().await
 }
 
@@ -165,7 +160,7 @@ async fn a_change_of_policy_ends_the_open_requests_of_every_worker_that_it_no_lo
     assert_eq!(served.len(), 2, "each worker has some: {served:?}");
 
     let narrower = OPEN.replace("/*", "/stream/kept/*");
-    proxy.write("policy.yaml", &policy(&narrower));
+    proxy.set_policy_of("orders", &everyone(&narrower));
     for request in &mut revoked {
         request.until_cut().await;
     }

@@ -297,18 +297,9 @@ async fn broken_framing_from_a_program_is_refused_and_reaches_no_program() {
 #[tokio::test]
 async fn broken_framing_at_a_plain_inbound_address_is_refused_and_reaches_no_program() {
     let app = App::http().await;
-    let files = format!(
-        "apiVersion: merlon.io/v1alpha1\nkind: Service\nmetadata: {{ name: orders, namespace: shop }}\n\
-         spec:\n  selector: {{ app: orders }}\n  ports: [{{ port: 80, targetPort: {} }}]\n---\n\
-         apiVersion: merlon.io/v1alpha1\nkind: Workload\n\
-         metadata: {{ name: orders, namespace: shop, labels: {{ app: orders }} }}\nspec: {{ serviceAccount: orders }}\n---\n\
-         apiVersion: merlon.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{ name: all, namespace: shop }}\n\
-         spec:\n  policies: |\n    @id(\"all\")\n    @reason(\"A test.\")\n    permit(principal, action, resource);\n",
-        app.address().port()
-    );
-    let proxy = Standalone::sidecar("orders", &[("orders.yaml", &files)])
-        .start()
-        .await;
+    let everything = "@id(\"all\")\n@reason(\"A test.\")\npermit(principal, action, resource);\n";
+    let proxy = Standalone::sidecar_of("orders", &app, everything);
+    let proxy = proxy.start().await;
     let inbound = proxy.proxy().inbound();
     refuses_framing(proxy.proxy(), inbound, &app).await;
     Client::new(inbound, "shop")
