@@ -166,6 +166,14 @@ fn a_listener_accepts_routes_of_its_own_namespace_by_default() {
             assert_eq!(accepted.reason, "NotAllowedByListeners");
         }
     }
+    for allowed in [json!({ "from": "Same" }), json!({})] {
+        let mut seen = seen(&http(&allowed), &[]);
+        seen.routes = vec![object("HTTPRoute", NAMESPACE, "own", &route())];
+        let attached = attach(&seen);
+        let (accepted, _) = conditions(&attached);
+        assert!(accepted.ok, "{allowed}: {accepted:?}");
+        assert!(kinds(&attached).contains(&"HTTPRoute"), "{allowed}");
+    }
 }
 
 #[test]
