@@ -9,6 +9,27 @@ use prometheus_client::{
     registry::Registry,
 };
 
+/// Why a certificate request is rejected.
+const ISSUE_REFUSALS: [&str; 17] = [
+    "cluster",
+    "csr",
+    "evidence",
+    "issuer",
+    "malformed",
+    "no_evidence",
+    "not_ready",
+    "old_key",
+    "rate",
+    "store",
+    "token_audience",
+    "token_expired",
+    "token_pod",
+    "token_refused",
+    "token_unknown",
+    "token_used",
+    "unknown_identity",
+];
+
 /// All metrics; handles are cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Metrics {
@@ -79,10 +100,24 @@ impl Metrics {
     pub(crate) fn new() -> Self {
         let this = Self::default();
         for kind in ResourceKind::ALL {
+            let label = KindLabel { kind: Kind(kind) };
+            drop(this.resources_sent.get_or_create(&label));
+            drop(this.responses_sent.get_or_create(&label));
+        }
+        for service in ["push", "inspection"] {
             drop(
-                this.resources_sent
-                    .get_or_create(&KindLabel { kind: Kind(kind) }),
+                this.requests_refused
+                    .get_or_create(&ServiceLabel { service }),
             );
+        }
+        for reason in ISSUE_REFUSALS {
+            drop(this.issue_refused.get_or_create(&RefusalLabel { reason }));
+        }
+        for webhook in ["inject", "validate"] {
+            for result in ["allowed", "changed", "refused"] {
+                let label = WebhookLabel { webhook, result };
+                drop(this.webhook_requests.get_or_create(&label));
+            }
         }
         for result in ["accepted", "refused"] {
             drop(this.config_loads.get_or_create(&LoadLabel { result }));
@@ -134,5 +169,33 @@ impl Metrics {
         // Writing to a String does not fail.
         let _ = text::encode(&mut out, &self.registry());
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_page_describes_every_metric_of_the_readme_from_the_start() {
+        let page = Metrics::new().text();
+        let described = page.lines().filter_map(|line| {
+            let (name, kind) = line.strip_prefix("# TYPE merlon_")?.split_once(' ')?;
+            let suffix = if kind == "counter" { "_total" } else { "" };
+            Some(format!("{name}{suffix}"))
+        });
+        let readme = include_str!("../../README.md");
+        let (_, section) = readme.split_once("\n## Metrics\n").unwrap();
+        let (section, _) = section.split_once("\n## ").unwrap();
+        let listed = section.split('`').skip(1).step_by(2).filter_map(|code| {
+            let name = code.split('{').next()?;
+            (name != "merlon_").then(|| name.to_owned())
+        });
+        assert_eq!(
+            described.collect::<BTreeSet<_>>(),
+            listed.collect::<BTreeSet<_>>()
+        );
     }
 }

@@ -157,15 +157,18 @@ impl Plane {
         body
     }
 
-    /// A value of `/metrics`; 0 if it is missing.
+    /// A value of `/metrics`, which has every series from the start.
     pub(crate) async fn metric(&self, line: &str) -> u64 {
         let mut stream = TcpStream::connect(self.running.admin).await.unwrap();
         let request = "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut reply = String::new();
         stream.read_to_string(&mut reply).await.unwrap();
-        let found = reply.lines().find_map(|found| found.strip_prefix(line));
-        found.map_or(0, |number| number.trim().parse().unwrap())
+        let found = reply
+            .lines()
+            .find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
+        assert!(found.is_some(), "there is no `{line}` in:\n{reply}");
+        found.unwrap().parse().unwrap()
     }
 
     /// The first problem of the resources, as soon as there is one.

@@ -79,8 +79,14 @@ pub(super) async fn page(at: SocketAddr, path: &str) -> Result<(u16, String), St
     Ok((reply.status.as_u16(), reply.text()))
 }
 
-/// The sum of the metric `name` in a page of metrics, over all series whose labels contain `labels`; 0 if there is none.
+/// The sum of the metric `name` in a page of metrics, over all series whose labels contain `labels`; 0 if it has no such
+/// series.
+///
+/// # Panics
+/// If the page does not describe the metric: a wrong name must not count as 0.
+#[track_caller]
 pub(super) fn sum(page: &str, name: &str, labels: &str) -> f64 {
+    assert_described(page, name);
     page.lines()
         .filter(|line| {
             line.strip_prefix(name)
@@ -89,4 +95,48 @@ pub(super) fn sum(page: &str, name: &str, labels: &str) -> f64 {
         .filter(|line| line.contains(labels))
         .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
         .sum()
+}
+
+/// Asserts that a page of metrics describes this metric.
+///
+/// # Panics
+/// If there is no `# TYPE` line for it.
+#[track_caller]
+pub(super) fn assert_described(page: &str, name: &str) {
+    // OpenMetrics describes a counter without the suffix of its series.
+    let family = name.strip_suffix("_total").unwrap_or(name);
+    let described = page.lines().any(|line| {
+        let rest = line.strip_prefix("# TYPE ");
+        rest.is_some_and(|rest| rest.split(' ').next() == Some(family))
+    });
+    assert!(described, "there is no metric `{name}` in:\n{page}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: &str =
+        "# TYPE a counter\na_total{kind=\"x\"} 2\na_total{kind=\"y\"} 3\n# TYPE b gauge\nb 5\n";
+
+    #[test]
+    fn a_metric_without_a_series_of_these_labels_is_0() {
+        let near = |value: f64, wanted: f64| assert!((value - wanted).abs() < 0.1, "{value}");
+        near(sum(PAGE, "a_total", ""), 5.0);
+        near(sum(PAGE, "a_total", "kind=\"y\""), 3.0);
+        near(sum(PAGE, "a_total", "kind=\"z\""), 0.0);
+        near(sum(PAGE, "b", ""), 5.0);
+    }
+
+    #[test]
+    #[should_panic(expected = "there is no metric `c_total`")]
+    fn a_metric_that_the_page_does_not_describe_is_an_error() {
+        sum(PAGE, "c_total", "");
+    }
+
+    #[test]
+    #[should_panic(expected = "connection refused")]
+    fn a_page_that_could_not_be_read_is_an_error() {
+        sum("connection refused", "a_total", "");
+    }
 }

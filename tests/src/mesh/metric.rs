@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::sidecar::Sidecar;
+use super::{admin::assert_described, sidecar::Sidecar};
 use crate::wait;
 
 /// A metric of a sidecar, and its value when the test took hold of it.
@@ -15,7 +15,8 @@ pub struct Metric<'m> {
 }
 
 impl<'m> Metric<'m> {
-    /// The sum of `name` over all series that have these labels. A metric without series counts as 0.
+    /// The sum of `name` over all series that have these labels. A metric without such series counts as 0, an unknown
+    /// metric panics.
     pub(super) async fn of(sidecar: &'m Sidecar, name: &str, labels: &[(&str, &str)]) -> Self {
         let labels = labels
             .iter()
@@ -34,10 +35,10 @@ impl<'m> Metric<'m> {
     /// Its value now.
     ///
     /// # Panics
-    /// If the sidecar shows no metrics.
+    /// If the sidecar has no such metric.
     pub async fn value(&self) -> f64 {
         let page = self.sidecar.page("/metrics").await;
-        assert!(page.contains("# TYPE"), "no metrics: {page}");
+        assert_described(&page, &self.name);
         sum(&page, &self.name, &self.labels)
     }
 

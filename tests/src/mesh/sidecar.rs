@@ -182,10 +182,14 @@ impl Sidecar {
     }
 
     /// The body of a page of its administration address.
+    ///
+    /// # Panics
+    /// Without a response.
     pub async fn page(&self, path: &str) -> String {
-        page(self.admin, path)
+        let (_, text) = page(self.admin, path)
             .await
-            .map_or_else(|error| error, |(_, text)| text)
+            .unwrap_or_else(|error| panic!("{path}: {error}\n{self:?}"));
+        text
     }
 
     /// The status of a page; 0 without a response.
@@ -193,7 +197,10 @@ impl Sidecar {
         page(self.admin, path).await.map_or(0, |(status, _)| status)
     }
 
-    /// The sum of the metric `name` over all series whose labels contain `labels`; 0 if there is none.
+    /// The sum of the metric `name` over all series whose labels contain `labels`; 0 if there is no such series.
+    ///
+    /// # Panics
+    /// If there is no such metric.
     pub async fn metric(&self, name: &str, labels: &str) -> f64 {
         sum(&self.page("/metrics").await, name, labels)
     }
