@@ -467,9 +467,37 @@ fn the_authorization_header_is_removed_only_where_tokens_are_configured() {
             program.last_request().headers["authorization"],
             "Basic dTpw"
         );
-        let pair = Pair::with(with_tokens(program.port(), false), "http");
-        assert_eq!(http1(pair.web.outbound, with()).await.status, 200);
-        assert!(!program.last_request().headers.contains_key("authorization"));
+        let forwarding = |each: &[bool]| {
+            let mut service = with_tokens(program.port(), false);
+            let document = service["authentication"][0].clone();
+            let documents = each.iter().map(|forward| {
+                let mut document = document.clone();
+                document["spec"]["forwardToken"] = json!(forward);
+                document
+            });
+            service["authentication"] = documents.collect();
+            service
+        };
+        let by_default = with_tokens(program.port(), false);
+        for (service, forwarded) in [
+            (by_default, false),
+            (forwarding(&[true]), true),
+            (forwarding(&[true, true]), true),
+            (forwarding(&[true, false]), false),
+            (forwarding(&[false, true]), false),
+        ] {
+            let shown = service["authentication"].to_string();
+            let pair = Pair::with(service, "http");
+            assert_eq!(http1(pair.web.outbound, with()).await.status, 200);
+            let headers = program.last_request().headers;
+            let expected = forwarded.then_some("Basic dTpw");
+            let found = headers.get("authorization");
+            assert_eq!(
+                found.map(|value| value.to_str().unwrap()),
+                expected,
+                "{shown}"
+            );
+        }
     });
 }
 

@@ -9,7 +9,7 @@ use merlon_config::clock;
 use merlon_tests::{
     Mesh,
     chat::Line,
-    mesh::{Guard, MeshBuilder, Shared},
+    mesh::{Guard, MeshBuilder, Shared, tokens_of},
     openid::{AUDIENCE, OpenIdProvider, forge},
     refusals::Refused,
 };
@@ -87,11 +87,65 @@ async fn a_token_of_the_provider_is_accepted_and_the_log_names_its_user() {
         .get("orders", "/good")
         .token(&token)
         .await;
+    let headers = reply.is_ok().json()["headers"].clone();
+    assert_eq!(headers["merlon-user"], "customers#alice");
     // The proxy does not forward the token unless it is configured to.
-    assert!(reply.is_ok().json()["headers"]["authorization"].is_null());
+    assert!(headers["authorization"].is_null());
     let line = mesh.log_where("orders", "path", "/good").await;
     assert!(line.text("user").contains("alice"), "{line:?}");
     line.does_not_contain(&token);
+}
+
+#[tokio::test]
+async fn a_subject_of_any_characters_reaches_the_program_percent_encoded() {
+    let mesh = mesh().await;
+    let claims = json!({ "sub": "50% é\r\nx: y", "groups": ["buyers"] });
+    let token = provider().await.sign(json!({}), claims).await;
+    let reply = mesh
+        .as_workload("web")
+        .get("orders", "/encoded")
+        .token(&token)
+        .await;
+    let headers = reply.is_ok().json()["headers"].clone();
+    let user = "customers#50%25%20%C3%A9%0D%0Ax:%20y";
+    assert_eq!(headers["merlon-user"], user);
+    assert!(headers["x"].is_null(), "{headers}");
+}
+
+#[tokio::test]
+async fn behind_a_gateway_the_program_gets_the_user_that_its_own_proxy_verified() {
+    let issuer = provider().await.issuer();
+    let forwarding = format!("{}forwardToken: true\n", tokens_of(&issuer));
+    let mesh = Mesh::new()
+        .service("verifying")
+        .tokens_of(&issuer)
+        .service("trusting")
+        .gateway("edge")
+        .route("shop.example", "/verifying", "verifying")
+        .route("shop.example", "/trusting", "trusting")
+        .allow_anyone()
+        .with("RequestAuthentication", &forwarding)
+        .start()
+        .await;
+    let token = provider().await.token_of("alice").await;
+    let browser = mesh.at_gateway("edge");
+    let headers = async |path: &str| {
+        let forged = browser
+            .get("shop.example", path)
+            .header("merlon-user", "forged");
+        let reply = forged.token(&token).await;
+        reply.is_ok().json()["headers"].clone()
+    };
+    assert_eq!(
+        headers("/verifying").await["merlon-user"],
+        "customers#alice"
+    );
+    // The gateway has verified the token; this program's own proxy has not.
+    assert!(headers("/trusting").await["merlon-user"].is_null());
+    for path in ["/verifying", "/trusting"] {
+        let line = mesh.log_where("edge", "path", path).await;
+        line.has("user", "customers#alice");
+    }
 }
 
 #[tokio::test]
