@@ -9,6 +9,7 @@ pub(crate) mod identity;
 pub(crate) mod inspect;
 pub(crate) mod jwks;
 pub(crate) mod probes;
+pub(crate) mod required_certificates;
 pub(crate) mod secret_folder;
 pub(crate) mod snapshot_age;
 pub(crate) mod standalone;

@@ -35,6 +35,7 @@ use super::{
     connection,
     identity::Renew,
     inspect,
+    required_certificates::report_permissive,
     secret_folder::{self, SecretFolder},
     snapshot_age::SnapshotAge,
     state_dir::StateDir,
@@ -359,6 +360,8 @@ impl DiscoveryClient {
             resources = count,
             "snapshot.accepted"
         );
+        let before = self.deps.shared.snapshot.load_full();
+        report_permissive(before.as_ref().as_ref().map(Arc::as_ref), &snapshot);
         self.deps.metrics.resources.set(count);
         self.deps.metrics.snapshots.inc(Update::Accepted);
         self.deps

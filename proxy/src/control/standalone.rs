@@ -20,6 +20,7 @@ use tokio::{sync::mpsc, task, time};
 use super::{
     assemble::{AssembleError, Assembler, HeldResource, Resources},
     identity::{files, publish},
+    required_certificates::{report_permissive, report_standalone},
     snapshot_age::SnapshotAge,
 };
 use crate::{
@@ -88,6 +89,8 @@ impl Standalone {
             let tls =
                 tls.map_err(|error| Report::from_iter([Problem::error("", error.to_string())]))?;
             publish::publish(&this.shared, &this.metrics, tls);
+        } else {
+            report_standalone();
         }
         this.loader = Some(loader);
         this.publish(snapshot);
@@ -157,6 +160,7 @@ impl Standalone {
             resources = snapshot.resources.len(),
             "snapshot.accepted"
         );
+        report_permissive(before.as_ref().as_ref().map(Arc::as_ref), &snapshot);
         self.metrics
             .resources
             .set(i64::try_from(snapshot.resources.len()).unwrap_or(i64::MAX));

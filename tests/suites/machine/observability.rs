@@ -239,6 +239,43 @@ async fn requests_finish_while_a_silent_collector_holds_an_export() {
 }
 
 #[tokio::test]
+async fn a_setting_with_which_peers_need_no_certificate_is_logged_when_it_takes_effect() {
+    const EVENT: &str = "\"certificates.not_required\"";
+    let app = App::http().await;
+    let proxy = plain_proxy(&app).start().await;
+    let log = proxy.proxy().process_log();
+    let line = log.lines().find(|line| line.contains(EVENT));
+    let line = line.unwrap_or_else(|| panic!("no {EVENT} in:\n{log}"));
+    assert!(
+        line.contains("--standalone without --certificate"),
+        "{line}"
+    );
+
+    let mesh = Mesh::new()
+        .mesh("  permissiveNamespaces: [bank]\n")
+        .service("orders")
+        .allow("web", "GET", "/**")
+        .start()
+        .await;
+    mesh.as_workload("web").get("orders", "/").await.is_ok();
+    let events = || {
+        let log = mesh.sidecar("orders").process_log();
+        let lines = log.lines().filter(|line| line.contains(EVENT));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(events(), Vec::<String>::new());
+    let version = mesh.version_of("orders").await;
+    mesh.edit("mesh.yaml", "[bank]", "[bank, shop]");
+    until("the namespace is permissive", async || {
+        let orders = mesh.status_of("orders").await;
+        mesh.version_of("orders").await != version && orders["state"] == "acknowledged"
+    })
+    .await;
+    assert_eq!(events().len(), 1, "{:?}", events());
+    assert!(events()[0].contains("MeshConfig.permissiveNamespaces"));
+}
+
+#[tokio::test]
 async fn clients_of_the_administration_address_cannot_hold_more_than_its_bounds() {
     const CONNECTIONS: usize = 128;
     let app = App::http().await;
