@@ -294,6 +294,58 @@ mod tests {
     }
 
     #[test]
+    fn the_text_of_the_readme_states_the_defaults_outside_the_table() {
+        let limits = Limits::default();
+        let s = |time: Duration| format!("{} s", time.as_secs());
+        let count = |number: usize| thousands(u32::try_from(number).unwrap());
+        assert_eq!(limits.access_log_exit, Duration::from_secs(1));
+        let readme = include_str!("../README.md");
+        let readme = readme.split_whitespace().collect::<Vec<_>>().join(" ");
+        for stated in [
+            format!("{} connections per worker", count(limits.connections)),
+            format!("pauses for {} ms when", limits.accept_pause.as_millis()),
+            format!(
+                "mesh TLS within {}, {} at once",
+                s(limits.handshake_timeout),
+                limits.handshakes
+            ),
+            format!("{} requests per worker whose", count(limits.in_flight)),
+            format!("{} verified tokens per worker", count(limits.cached_tokens)),
+            format!("within its limit and {}, before", s(limits.body_timeout)),
+            format!("closed after {}, `config.", s(limits.lookup_timeout)),
+            format!(
+                "handshake with an upstream takes at most {}.",
+                s(limits.upstream_handshake_timeout)
+            ),
+            format!("a worker keeps {}.", limits.upstream_idle_connections),
+            format!("pinged after {} of", s(limits.upstream_keep_alive)),
+            format!("are looked for every {}.", s(limits.tidy_interval)),
+            format!("the first {} permits per", limits.recorded_permits),
+            format!("Of the last {} requests", count(limits.decisions)),
+            format!("At most {} blocks of lines", limits.access_log_queue),
+            "the queued lines of the access log, for at most one second".to_owned(),
+            format!(
+                "a token issuer takes at most {}, and requests wait at most {} for it",
+                s(limits.jwks_timeout),
+                s(limits.jwks_wait)
+            ),
+            format!("for {} hours", limits.jwks_last_good.as_secs() / 3_600),
+            format!(
+                "not within {} minutes, and {} after a failure",
+                limits.jwks_refresh.as_secs() / 60,
+                s(limits.jwks_retry)
+            ),
+            format!(
+                "one fetch for it in {} seconds, and one in {} seconds for all",
+                limits.jwks_same_key.as_secs(),
+                limits.jwks_any_key.as_secs()
+            ),
+        ] {
+            assert!(readme.contains(&stated), "{stated}");
+        }
+    }
+
+    #[test]
     fn a_file_states_only_what_differs_and_an_unknown_field_is_an_error() {
         let limits: Limits =
             serde_json::from_str(r#"{"inFlight": 4, "idleTimeout": "200ms"}"#).unwrap();

@@ -110,4 +110,25 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn names_that_only_resemble_a_reserved_one_are_not_reserved() {
+        for name in [
+            "x-request-id",
+            "content-type",
+            "merlon",
+            "x-forwarded",
+            "client",
+            "cookie",
+            "lang",
+            "te",
+            "range",
+            "referer",
+            "sec-fetch-mode",
+            "x-client-ip-hint",
+            "proxying",
+        ] {
+            assert!(!is_reserved(name.as_bytes()), "{name}");
+        }
+    }
 }

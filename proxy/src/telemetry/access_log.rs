@@ -283,6 +283,8 @@ impl std::fmt::Write for Raw<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn line<'a>() -> Line<'a> {
@@ -311,6 +313,44 @@ mod tests {
             duration: Duration::from_micros(1500),
             aborted: false,
         }
+    }
+
+    #[test]
+    fn the_readme_lists_exactly_the_fields_of_a_line() {
+        let id = "1a2b3c4d-0g5".parse().unwrap();
+        let address = Some("127.0.0.1:80".parse().unwrap());
+        let text = Some("x");
+        let policy = "shop/orders#read".parse().unwrap();
+        let mut block = Vec::new();
+        Line {
+            decision_id: Some(id),
+            src: text,
+            src_address: address,
+            dst: text,
+            host: text,
+            route: text,
+            user: text,
+            reason: text,
+            cause: text,
+            policy: Some(&policy),
+            snapshot: text,
+            upstream: address,
+            aborted: true,
+            ..line()
+        }
+        .append_to(&mut block);
+        let value: serde_json::Value = serde_json::from_slice(&block).unwrap();
+        let written: BTreeSet<_> = value.as_object().unwrap().keys().cloned().collect();
+        let readme = include_str!("../../README.md");
+        let (_, section) = readme.split_once("\n### The access log\n").unwrap();
+        let rows = section.lines().skip_while(|line| !line.starts_with("|---"));
+        let rows = rows.skip(1).take_while(|line| line.starts_with('|'));
+        let listed: BTreeSet<_> = rows
+            .filter_map(|row| row.split('|').nth(1))
+            .flat_map(|fields| fields.split('`').skip(1).step_by(2))
+            .map(str::to_owned)
+            .collect();
+        assert_eq!(written, listed);
     }
 
     #[test]

@@ -242,7 +242,8 @@ fn every_promise_names_tests_that_exist() {
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 
-/// Each sentence about a defence, and of the paragraphs on what fails closed and on measures in the code.
+/// Each sentence about a defence, and of the paragraphs on what fails closed and on measures in the code; and each item of
+/// what is not defended.
 fn security_promises(page: &str) -> Vec<String> {
     let heading = "## What is defended";
     let defences = rows(page, heading);
@@ -255,6 +256,11 @@ fn security_promises(page: &str) -> Vec<String> {
     let measures = section(page, "## Measures in the code").join(" ");
     found.extend(closed.flat_map(sentences));
     found.extend(sentences(&measures));
+    // What is not defended is stated in items, some of which promise something as well.
+    let items = section(page, "## What is not defended").into_iter();
+    let items: Vec<_> = items.filter_map(|line| line.strip_prefix("- ")).collect();
+    assert!(items.len() >= 8, "only {} items were found", items.len());
+    found.extend(items.into_iter().map(str::to_owned));
     found
 }
 
