@@ -83,7 +83,12 @@ pub(crate) async fn forward(
     };
     let route = route::Route::to(destination, Some(backend.port)).map_err(|_| Denial::NoBackend)?;
     set_forwarded_headers(&mut call.head, peer, call.parsed.authority.as_str());
-    // No header names the user: the backend's proxy believes no peer about it and verifies the token itself.
+    // For a program without a sidecar. A sidecar believes no peer about the user and verifies the token itself.
+    if let Some(user) = &call.user {
+        call.head
+            .headers
+            .insert(headers::USER, headers::printable(&user.id));
+    }
     call.head.headers.remove(peer_header::NAME);
     // The client's HTTP version does not say what the backend supports. The port's protocol does, and gRPC always needs
     // HTTP/2.

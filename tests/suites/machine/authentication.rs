@@ -5,12 +5,15 @@ mod keys;
 
 use aws_lc_rs::hmac;
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use http::StatusCode;
 use merlon_config::clock;
 use merlon_tests::{
-    Mesh,
+    Client, Mesh,
+    app::App,
     chat::Line,
-    mesh::{Guard, MeshBuilder, Shared, tokens_of},
+    mesh::{Guard, MeshBuilder, Shared, Standalone, tokens_of},
     openid::{AUDIENCE, OpenIdProvider, forge},
+    ports,
     refusals::Refused,
 };
 use serde_json::{Value, json};
@@ -146,6 +149,34 @@ async fn behind_a_gateway_the_program_gets_the_user_that_its_own_proxy_verified(
         let line = mesh.log_where("edge", "path", path).await;
         line.has("user", "customers#alice");
     }
+}
+
+#[tokio::test]
+async fn a_program_without_a_sidecar_gets_the_user_that_the_gateway_verified() {
+    let (app, port) = (App::http().await, ports::free());
+    let gateway = Standalone::gateway_of("edge", port.port(), "shop.example", ("orders", &app));
+    let spec = tokens_of(&provider().await.issuer()).replace('\n', "\n  ");
+    let authentication = format!(
+        "apiVersion: merlon.io/v1alpha1\nkind: RequestAuthentication\n\
+         metadata: {{ name: edge, namespace: shop }}\nspec:\n  \
+         targetRefs: [{{ kind: Gateway, name: edge }}]\n  {spec}\n"
+    );
+    gateway.write("tokens.yaml", &authentication);
+    let _gateway = gateway.start().await;
+    let browser = Client::new(port, "shop");
+    let refused = browser
+        .get("shop.example", "/without")
+        .header("merlon-user", "customers#alice")
+        .await;
+    refused.is_problem(StatusCode::UNAUTHORIZED, "authn.missing");
+    assert_eq!(app.seen().len(), 0);
+    let token = provider().await.token_of("alice").await;
+    let forged = browser
+        .get("shop.example", "/")
+        .header("merlon-user", "forged");
+    let headers = forged.token(&token).await.is_ok().json()["headers"].clone();
+    assert_eq!(headers["merlon-user"], "customers#alice");
+    assert!(headers["authorization"].is_null());
 }
 
 #[tokio::test]
