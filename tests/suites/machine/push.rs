@@ -166,18 +166,18 @@ async fn a_proxy_that_uses_three_of_a_thousand_services_holds_three_and_receives
             .await
     };
     assert!(sent().await > 0.0, "the metric counts what is sent");
+    let acknowledged = async || {
+        let status = mesh.status().await;
+        let current = status
+            .iter()
+            .filter(|proxy| proxy["state"] == "acknowledged");
+        current.count() == 4
+    };
+    until("all proxies have the change", acknowledged).await;
     let state = versions(&mesh.dump_of("web").await);
     mesh.control_plane().kill9();
     mesh.control_plane().restart().await;
-    until("all proxies are back", async || {
-        let status = mesh.status().await;
-        status
-            .iter()
-            .filter(|proxy| proxy["state"] == "acknowledged")
-            .count()
-            == 4
-    })
-    .await;
+    until("all proxies are back", acknowledged).await;
     assert_eq!(sent().await, 0.0);
     assert_eq!(versions(&mesh.dump_of("web").await), state);
     web.get("orders.shop:81", "/").await.is_ok();

@@ -161,6 +161,7 @@ async fn a_gateway_whose_port_is_in_use_is_not_ready_logs_it_once_and_listens_wh
     let gateway = gateway_on(port.port(), &app).workers(2);
     let proxy = gateway.proxy();
     proxy.launch();
+    until("it runs", async || proxy.probe("/live").await == 200).await;
     let name = format!("listener `http` (port {})", port.port());
     until("the page names the listener", async || {
         let page = proxy.page("/ready").await;
@@ -194,6 +195,10 @@ async fn two_gateways_never_share_a_port_and_the_second_takes_over_after_the_fir
     let first = gateway_on(port.port(), &one).start().await;
     let second = gateway_on(port.port(), &other);
     second.proxy().launch();
+    until("the second runs", async || {
+        second.proxy().probe("/live").await == 200
+    })
+    .await;
     until("the second reports the listener", async || {
         let page = second.proxy().page("/ready").await;
         page.contains("listener `http`")
