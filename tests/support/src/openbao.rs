@@ -67,8 +67,9 @@ impl OpenBao {
         let data = this.folder.path().join("data");
         std::fs::create_dir(&data).expect("a folder");
         let cluster = ports::free();
+        // A server alone need not wait for votes: by default its election takes five times as long.
         let config = format!(
-            "storage \"raft\" {{\n  path = {data:?}\n  node_id = \"one\"\n}}\n\
+            "storage \"raft\" {{\n  path = {data:?}\n  node_id = \"one\"\n  performance_multiplier = 1\n}}\n\
              listener \"tcp\" {{\n  address = \"{address}\"\n  cluster_address = \"{cluster}\"\n  tls_disable = true\n}}\n\
              api_addr = \"http://{address}\"\ncluster_addr = \"http://{cluster}\"\n"
         );
