@@ -126,8 +126,12 @@ impl Plane {
         self.folder
     }
 
+    /// Replaces a file at once, so that no half of it is read.
     pub(crate) fn write(&self, file: &str, text: &str) {
-        std::fs::write(self.folder.path().join("resources").join(file), text).unwrap();
+        let folder = self.folder.path().join("resources");
+        let new = folder.join(format!(".{file}.new"));
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, folder.join(file)).unwrap();
     }
 
     pub(crate) fn remove(&self, file: &str) {

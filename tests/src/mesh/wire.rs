@@ -173,11 +173,13 @@ async fn carry(mut caller: TcpStream, line: Arc<Line>) {
         let there = pump(from_caller, to_sidecar, &line);
         let back = pump(from_sidecar, to_caller, &line);
         tokio::select! {
+            // What is sent after the end must not be carried.
+            biased;
+            _ = ends.changed() => ends.borrow().1,
             carried = async { tokio::try_join!(there, back) } => match carried {
                 Ok(_) => return,
                 Err(_) => End::Reset,
             },
-            _ = ends.changed() => ends.borrow().1,
         }
     };
     reset(&sidecar);
