@@ -85,7 +85,15 @@ async fn on_a_full_disk_a_proxy_enforces_changes_and_reports_that_it_cannot_save
         .await;
     let (web, orders) = (mesh.as_workload("web"), mesh.sidecar("orders"));
     web.get("orders", "/first/1").await.is_ok();
-    let disk = SmallDisk::of(mesh.folder().join("orders"));
+    // A write that has begun would end on the file system below.
+    let directory = mesh.folder().join("orders");
+    until("the first state is saved", async || {
+        let names = names(&directory);
+        names.iter().any(|name| name == "snapshot.json")
+            && !names.iter().any(|name| name.ends_with(".next"))
+    })
+    .await;
+    let disk = SmallDisk::of(directory);
     let failed = mesh
         .metric(
             "orders",
