@@ -61,14 +61,6 @@ async fn ask(stream: &mut TcpStream, path: &str) -> Option<String> {
     Some(answer)
 }
 
-/// What arrives until the other side closes.
-async fn until_closed(mut stream: impl tokio::io::AsyncRead + Unpin) -> String {
-    let mut answer = Vec::new();
-    // A reset is an end too.
-    let _ = stream.read_to_end(&mut answer).await;
-    String::from_utf8_lossy(&answer).into_owned()
-}
-
 #[test]
 fn a_connection_beyond_the_limit_is_closed_and_one_that_ends_makes_room() {
     run(async {

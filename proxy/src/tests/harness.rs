@@ -17,7 +17,7 @@ pub(crate) use self::{
     ca::Ca,
     client::{
         CollectedResponse, collect, connect_as_peer, get, h2_client, h2c, http1, next_data, post,
-        raw, send_as_peer, send_as_peer_to, streamed_body,
+        raw, send_as_peer, send_as_peer_to, streamed_body, until_closed,
     },
     frames::{
         DATA, ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR, GOAWAY, HEADERS, PING, REFUSED_STREAM,

@@ -8,7 +8,7 @@ use merlon_config::bootstrap::AccessLogMode;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::AsyncWriteExt as _,
     net::{TcpStream, UnixStream},
     sync::watch,
     task,
@@ -113,13 +113,6 @@ async fn open(program: &Program, address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Reads to the end of a connection, whether it was closed or reset.
-async fn rest(mut stream: TcpStream) -> String {
-    let mut bytes = Vec::new();
-    let _ = stream.read_to_end(&mut bytes).await;
-    String::from_utf8(bytes).unwrap()
-}
-
 #[test]
 fn a_drain_is_reported_at_once_and_waits_for_the_open_request() {
     run(async {
@@ -139,7 +132,7 @@ fn a_drain_is_reported_at_once_and_waits_for_the_open_request() {
         let reasons: Value = serde_json::from_str(&ready.body).unwrap();
         assert_eq!(reasons["reasons"][0]["code"], "drain", "{}", ready.body);
         release.send(true).unwrap();
-        let answer = rest(open).await;
+        let answer = until_closed(open).await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         assert!(answer.ends_with("done"), "{answer}");
         handle.ended().await.unwrap();
@@ -156,7 +149,7 @@ fn the_drain_timeout_ends_a_request_that_does_not_finish() {
         let open = open(&program, handle.addresses().inbound.unwrap()).await;
         handle.drain();
         handle.ended().await.unwrap();
-        assert_eq!(rest(open).await, "");
+        assert_eq!(until_closed(open).await, "");
     });
 }
 
@@ -170,7 +163,7 @@ fn dropping_the_handle_ends_a_drain_at_once() {
         handle.drain();
         until("the reason", || !handle.shared().readiness.is_ready()).await;
         drop(handle);
-        assert_eq!(rest(open).await, "");
+        assert_eq!(until_closed(open).await, "");
     });
 }
 
@@ -208,7 +201,11 @@ fn with_an_expired_certificate_a_proxy_is_not_ready_and_accepts_nothing() {
         let reasons: Value = serde_json::from_str(&ready.body).unwrap();
         assert_eq!(reasons["reasons"][0]["code"], "tls.expired", "{reasons}");
         let stream = TcpStream::connect(handle.addresses().inbound.unwrap()).await;
-        assert_eq!(rest(stream.unwrap()).await, "", "not even a TLS alert");
+        assert_eq!(
+            until_closed(stream.unwrap()).await,
+            "",
+            "not even a TLS alert"
+        );
         program.assert_not_reached();
     });
 }

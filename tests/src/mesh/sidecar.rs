@@ -197,6 +197,16 @@ impl Sidecar {
         page(self.admin, path).await.map_or(0, |(status, _)| status)
     }
 
+    /// Waits until it is not ready for this reason: `/ready` is 503 and contains it.
+    pub async fn until_unready(&self, reason: &str) {
+        wait::until(
+            format!("the proxy of `{}` reports `{reason}`", self.name),
+            async || self.page("/ready").await.contains(reason),
+        )
+        .await;
+        assert_eq!(self.probe("/ready").await, 503, "{self:?}");
+    }
+
     /// The sum of the metric `name` over all series whose labels contain `labels`; 0 if there is no such series.
     ///
     /// # Panics

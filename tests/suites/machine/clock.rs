@@ -63,12 +63,7 @@ async fn outlive_certificates(mesh: &Mesh) {
     mesh.control_plane().kill9();
     mesh.clock().forward(hours(25)).await;
     for workload in ["orders", "web"] {
-        let proxy = mesh.sidecar(workload);
-        until("the certificate has expired", async || {
-            proxy.page("/ready").await.contains("tls.expired")
-        })
-        .await;
-        assert_eq!(proxy.probe("/ready").await, 503, "{workload}");
+        mesh.sidecar(workload).until_unready("tls.expired").await;
         assert!(process_log_has(mesh, workload, "identity.expired"));
     }
     let call = mesh.as_workload("web").get("orders", "/expired");

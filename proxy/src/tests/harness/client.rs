@@ -7,7 +7,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use merlon_certs::{MERLON_H2, MeshTls};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
 
@@ -171,4 +171,12 @@ pub(crate) async fn h2_client(
 /// The data of the next frame of a body.
 pub(crate) async fn next_data(body: &mut Incoming) -> Option<Bytes> {
     Some(body.frame().await?.ok()?.into_data().unwrap_or_default())
+}
+
+/// What arrives until the other side closes.
+pub(crate) async fn until_closed(mut stream: impl AsyncRead + Unpin) -> String {
+    let mut answer = Vec::new();
+    // A reset is an end too.
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8(answer).unwrap()
 }

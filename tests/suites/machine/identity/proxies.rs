@@ -217,12 +217,7 @@ async fn a_certificate_that_expires_ends_every_connection_and_nothing_new_is_acc
 
     mesh.control_plane().kill9();
     for workload in ["orders", "web"] {
-        let proxy = mesh.sidecar(workload);
-        until("the certificate has expired", async || {
-            proxy.page("/ready").await.contains("tls.expired")
-        })
-        .await;
-        assert_eq!(proxy.probe("/ready").await, 503, "{workload}");
+        mesh.sidecar(workload).until_unready("tls.expired").await;
     }
     let ended = limit("the end of the WebSocket", socket.next()).await;
     assert!(matches!(ended, None | Some(Err(_))), "{ended:?}");

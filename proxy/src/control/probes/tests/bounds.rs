@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::{io::AsyncWriteExt as _, time::Instant};
 
 use super::*;
+use crate::tests::harness::until_closed;
 
 const PATH: &str = "/probe/web/liveness";
 
@@ -21,14 +22,6 @@ async fn started_head(here: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Everything that arrives until the listener closes.
-async fn rest(mut stream: TcpStream) -> String {
-    let mut read = Vec::new();
-    // A reset is an end as well.
-    let _ = stream.read_to_end(&mut read).await;
-    String::from_utf8(read).unwrap()
-}
-
 #[test]
 fn beyond_128_connections_the_oldest_is_closed_and_probes_are_made() {
     run(async {
@@ -38,12 +31,12 @@ fn beyond_128_connections_the_oldest_is_closed_and_probes_are_made() {
             held.push(started_head(here).await);
         }
         assert_eq!(response(here, PATH, Method::GET).await.0, 200);
-        assert_eq!(rest(held.remove(0)).await, "");
+        assert_eq!(until_closed(held.remove(0)).await, "");
         // All others are still open.
         for mut stream in held {
             let end = b"host: pod\r\nconnection: close\r\n\r\n";
             stream.write_all(end).await.unwrap();
-            let answer = rest(stream).await;
+            let answer = until_closed(stream).await;
             assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         }
     });
@@ -58,7 +51,7 @@ fn a_head_above_16_kib_is_refused() {
             let filler = "x".repeat(size);
             let end = format!("host: pod\r\nconnection: close\r\nx: {filler}\r\n\r\n");
             stream.write_all(end.as_bytes()).await.unwrap();
-            let answer = rest(stream).await;
+            let answer = until_closed(stream).await;
             let expected = format!("HTTP/1.1 {status} ");
             assert!(answer.starts_with(&expected), "{size}: {answer}");
         }
@@ -70,6 +63,6 @@ fn a_head_above_16_kib_is_refused() {
 async fn a_head_that_is_not_complete_within_30_seconds_closes_the_connection() {
     let here = passing().await;
     let start = Instant::now();
-    assert_eq!(rest(started_head(here).await).await, "");
+    assert_eq!(until_closed(started_head(here).await).await, "");
     assert_eq!(start.elapsed().as_secs(), Duration::from_secs(30).as_secs());
 }
