@@ -85,7 +85,7 @@ async fn on_a_full_disk_a_proxy_enforces_changes_and_reports_that_it_cannot_save
         .await;
     let (web, orders) = (mesh.as_workload("web"), mesh.sidecar("orders"));
     web.get("orders", "/first/1").await.is_ok();
-    // A write that has begun would end on the file system below.
+    // A write that has started would end on the file system below.
     let directory = mesh.folder().join("orders");
     until("the first state is saved", async || {
         let names = names(&directory);
