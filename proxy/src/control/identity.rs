@@ -259,9 +259,6 @@ impl IdentityManager {
 
     fn publish(&self) {
         let Some(current) = &self.current else { return };
-        if current.svid.not_after.as_secs() <= unix_now().as_secs() {
-            return;
-        }
         let snapshot = self.shared.snapshot.load_full();
         let foreign = snapshot
             .as_ref()
@@ -276,7 +273,7 @@ impl IdentityManager {
                 .map_err(|error| error.to_string())
         });
         match tls {
-            Ok(tls) => publish::publish(&self.shared, &self.metrics, tls),
+            Ok(tls) => publish::publish(&self.shared, &self.metrics, tls, unix_now()),
             Err(error) => tracing::error!(error, "identity.rejected"),
         }
     }

@@ -88,7 +88,7 @@ impl Standalone {
             let tls = files::load(files, snapshot.identity(), &snapshot.mesh.trust_domain);
             let tls =
                 tls.map_err(|error| Report::from_iter([Problem::error("", error.to_string())]))?;
-            publish::publish(&this.shared, &this.metrics, tls);
+            publish::publish(&this.shared, &this.metrics, tls, unix_now());
         } else {
             report_standalone();
         }
@@ -189,7 +189,7 @@ impl Standalone {
         });
         let Ok(loaded) = loaded.await else { return };
         match loaded {
-            Ok(tls) => publish::publish(&self.shared, &self.metrics, tls),
+            Ok(tls) => publish::publish(&self.shared, &self.metrics, tls, unix_now()),
             Err(error) => {
                 tracing::error!(%error, "identity.rejected");
                 publish::expire(&self.shared, unix_now());

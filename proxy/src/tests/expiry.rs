@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use http::Request;
+use merlon_certs::MeshTls;
 use rustls_pki_types::UnixTime;
 
 use crate::{
@@ -111,5 +112,28 @@ fn with_an_expired_certificate_no_peer_is_dialled() {
         assert_eq!(handshakes.value(Direction::Inbound, Handshake::Done), 0);
         assert_eq!(handshakes.value(Direction::Inbound, Handshake::Refused), 0);
         program.assert_not_reached();
+    });
+}
+
+#[test]
+fn a_certificate_that_is_read_again_in_its_last_second_is_not_put_in_force() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
+        let own = pair.ca.identity("shop/orders");
+        let end = own.svid().not_after.as_secs();
+        let read = |seconds| {
+            let again = MeshTls::new(Arc::clone(own.svid()), Arc::clone(own.roots())).unwrap();
+            let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+            publish::publish(&pair.orders.shared, &Metrics::default(), again, now);
+        };
+        tick(&pair.orders, 0);
+        let expired = serde_json::json!(["tls.expired"]);
+        read(end);
+        assert_eq!(ready(&pair.orders).await, (503, expired));
+        assert!(pair.orders.shared.identity.load().is_none());
+        read(end - 1);
+        assert_eq!(ready(&pair.orders).await, (200, serde_json::json!([])));
+        assert!(pair.orders.shared.identity.load().is_some());
     });
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use merlon_certs::MeshTls;
+use merlon_certs::{MeshTls, X509Svid};
 use rustls_pki_types::UnixTime;
 
 use crate::{
@@ -10,8 +10,11 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
-/// Puts an identity in force if it has changed. New handshakes use it; open connections stay.
-pub(crate) fn publish(shared: &Shared, metrics: &Metrics, tls: MeshTls) {
+/// Puts an identity in force if it has changed and has not expired at `now`. New handshakes use it; open connections stay.
+pub(crate) fn publish(shared: &Shared, metrics: &Metrics, tls: MeshTls, now: UnixTime) {
+    if has_expired(tls.svid(), now) {
+        return;
+    }
     let before = shared.identity.load_full();
     let same = |old: &Arc<MeshTls>| {
         old.svid().serial == tls.svid().serial
@@ -45,7 +48,7 @@ pub(crate) fn publish(shared: &Shared, metrics: &Metrics, tls: MeshTls) {
 pub(crate) fn expire(shared: &Shared, now: UnixTime) {
     let current = shared.identity.load_full();
     if let Some(tls) = current.as_ref()
-        && tls.svid().not_after.as_secs() <= now.as_secs()
+        && has_expired(tls.svid(), now)
     {
         tracing::error!(identity = %tls.svid().id, serial = tls.svid().serial, "identity.expired");
         shared.identity.publish(None);
@@ -54,4 +57,10 @@ pub(crate) fn expire(shared: &Shared, now: UnixTime) {
             "the certificate has expired and was not renewed",
         );
     }
+}
+
+/// Whether a certificate is not used any more. In its last second, a verifier still accepts it (RFC 5280 §4.1.2.5), so what
+/// [`expire`] withdraws could be read again from a file.
+fn has_expired(svid: &X509Svid, now: UnixTime) -> bool {
+    svid.not_after.as_secs() <= now.as_secs()
 }
