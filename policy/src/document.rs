@@ -17,13 +17,16 @@ use merlon_config::{
 };
 
 use crate::{
+    contain,
     decision::{Effect, PolicyInfo},
     mention::Mentions,
     problem::PolicyProblem,
+    stack,
+    text::statements,
 };
 
-/// Longer documents are rejected before they are parsed.
-const MAX_TEXT: usize = 1 << 20;
+/// At most this many problems of one document are reported.
+const MAX_PROBLEMS: usize = 100;
 
 /// A policy with its name.
 #[derive(Debug, Clone)]
@@ -49,14 +52,20 @@ impl<'a> Parsed<'a> {
     pub(crate) fn new(document: &'a PolicyDocument) -> Result<Self, Vec<PolicyProblem>> {
         let problem =
             |message: String| PolicyProblem::new(&document.name, message).origin(&document.origin);
-        if document.text.len() > MAX_TEXT {
-            return Err(vec![problem(
-                "the policy text is longer than 1 MiB".to_owned(),
-            )]);
-        }
+        let starts = statements(&document.text).map_err(|excesses| {
+            let excesses = excesses.into_iter().take(MAX_PROBLEMS);
+            excesses
+                .map(|excess| {
+                    let problem = problem(excess.message).hint(excess.hint);
+                    match excess.at {
+                        Some(at) => problem.at(&document.text, at),
+                        None => problem,
+                    }
+                })
+                .collect::<Vec<_>>()
+        })?;
         let set = PolicySet::from_str(&document.text)
             .map_err(|error| problems_of(document, &DetailedError::from(&error)))?;
-        let starts = statements(&document.text);
         let at = |number: usize| starts.get(number).copied().unwrap_or(0);
         if let Some(template) = set.templates().next() {
             let start = at(number_of(template.id()));
@@ -79,11 +88,12 @@ impl<'a> Parsed<'a> {
         for (number, policy) in numbered {
             match name_policy(document, policy, at(number)) {
                 Ok(policy) => policies.push(policy),
-                Err(found) => problems.push(
+                Err(found) if problems.len() < MAX_PROBLEMS => problems.push(
                     found
                         .at(&document.text, at(number))
                         .origin(&document.origin),
                 ),
+                Err(_) => {}
             }
         }
         if !problems.is_empty() {
@@ -94,7 +104,8 @@ impl<'a> Parsed<'a> {
             policies.iter().map(|policy| policy.pst.body()),
         );
         for header in &mentions.headers {
-            if header.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            if problems.len() < MAX_PROBLEMS && header.bytes().any(|byte| byte.is_ascii_uppercase())
+            {
                 problems.push(
                     problem(format!(
                         "header names in policies must be lower case, `{header}` is not"
@@ -140,9 +151,11 @@ impl Mentions {
     /// The names that `document` mentions.
     ///
     /// # Errors
-    /// When its text is not Cedar, or a policy has no name.
+    /// When its text exceeds a bound or is not Cedar, or a policy has no name.
     pub fn of(document: &PolicyDocument) -> Result<Self, Vec<PolicyProblem>> {
-        Ok(Parsed::new(document)?.mentions)
+        contain::document(&document.name, &document.origin, || {
+            stack::with(|| Ok(Parsed::new(document)?.mentions))
+        })
     }
 }
 
@@ -291,6 +304,7 @@ fn problems_of(document: &PolicyDocument, error: &DetailedError) -> Vec<PolicyPr
         error
             .related
             .iter()
+            .take(MAX_PROBLEMS)
             .map(|related| problem_of(document, related)),
     );
     all
@@ -338,40 +352,6 @@ fn scope_hint(message: &str) -> Option<String> {
     Some(format!(
         "only {what} have `{attribute}`: restrict the policy's scope with `{scope}`"
     ))
-}
-
-/// The offset of each statement: the first character after the previous `;` that is neither whitespace nor comment.
-fn statements(text: &str) -> Vec<usize> {
-    let mut starts = Vec::new();
-    let mut characters = text.char_indices().peekable();
-    let mut at_start = true;
-    while let Some((at, character)) = characters.next() {
-        match character {
-            '/' if characters.peek().is_some_and(|(_, next)| *next == '/') => {
-                while characters.next_if(|(_, next)| *next != '\n').is_some() {}
-            }
-            character if character.is_whitespace() => {}
-            ';' => at_start = true,
-            _ => {
-                if at_start {
-                    starts.push(at);
-                    at_start = false;
-                }
-                if character == '"' {
-                    while let Some((_, inner)) = characters.next() {
-                        match inner {
-                            '\\' => {
-                                characters.next();
-                            }
-                            '"' => break,
-                            _ => {}
-                        }
-                    }
-                }
-            }
-        }
-    }
-    starts
 }
 
 #[cfg(test)]

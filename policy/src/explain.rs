@@ -10,6 +10,7 @@ pub use outcome::PolicyOutcome;
 
 use crate::{
     cedar::Inputs,
+    contain,
     decision::{Effect, PolicyInfo},
     document::Policy,
     facts::{GrpcFacts, HttpFacts, RequestFacts, RequestKind, TcpFacts, TlsFacts},
@@ -18,6 +19,7 @@ use crate::{
     principal::PeerFacts,
     problem::PolicyProblem,
     record::{RecordedFacts, RecordedHeaders, RecordedRequest, query_text},
+    stack,
     validate::RouteMatch,
 };
 
@@ -55,6 +57,17 @@ pub struct PolicyExplanation {
 /// # Errors
 /// When the policies do not compile.
 pub fn explain(
+    service: &InboundService,
+    mesh: &MeshState,
+    facts: &RecordedFacts,
+) -> Result<Explanation, Vec<PolicyProblem>> {
+    contain::service(service, |service| {
+        stack::with(|| explained(service, mesh, facts))
+    })
+}
+
+/// As [`explain`], on the caller's stack.
+pub(crate) fn explained(
     service: &InboundService,
     mesh: &MeshState,
     facts: &RecordedFacts,

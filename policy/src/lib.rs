@@ -7,6 +7,7 @@
 mod ast;
 pub mod authn;
 mod cedar;
+mod contain;
 pub mod decision;
 mod document;
 pub mod explain;
@@ -23,6 +24,8 @@ pub mod problem;
 pub mod record;
 pub mod schema;
 pub mod service;
+pub mod stack;
+pub mod text;
 pub mod validate;
 
 #[cfg(test)]

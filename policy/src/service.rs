@@ -10,6 +10,7 @@ use merlon_config::{
 use crate::{
     authn::TokenRules,
     cedar::{InputBuilder, Inputs},
+    contain,
     decision::{Decision, Deny, DenyKind, Permit, PolicyInfo},
     facts::{RequestFacts, RequestKind},
     matcher::{Body, Compiled, Gathered, Matcher, Names, Reading, Slots, Verdict},
@@ -17,6 +18,7 @@ use crate::{
     principal::{PeerFacts, Principal},
     problem::PolicyProblem,
     record::RecordedFacts,
+    stack,
     validate::{BodyRule, HeadFacts, RouteMatch, Router, Violation, check_head, max_body},
 };
 
@@ -43,18 +45,22 @@ pub struct Candidates {
 }
 
 impl ServicePolicy {
-    /// Parses, validates and compiles every document that applies to `service`.
+    /// Parses, validates and compiles every document that applies to `service`, on a stack of its own.
     ///
     /// # Errors
-    /// All problems of all documents.
+    /// All problems of all documents. A panic is a problem of the document that causes it.
     pub fn compile(service: &InboundService, mesh: &MeshState) -> Result<Self, Vec<PolicyProblem>> {
-        Ok(Self::new(service, mesh, Prepared::new(service, mesh)?))
+        contain::service(service, |service| {
+            stack::with(|| Ok(Self::new(service, mesh, Prepared::new(service, mesh)?)))
+        })
     }
 
     /// The problems of the documents that apply to `service`, without those that depend on names declared in other
     /// documents.
     pub fn structural_problems(service: &InboundService, mesh: &MeshState) -> Vec<PolicyProblem> {
-        let prepared = Prepared::checked_by(|_, _| Vec::new(), service, mesh);
+        let prepared = contain::service(service, |service| {
+            stack::with(|| Prepared::checked_by(|_, _| Vec::new(), service, mesh).map(drop))
+        });
         prepared.err().unwrap_or_default()
     }
 
@@ -331,6 +337,9 @@ impl<'a> LazyInputs<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod deepest;
 
 #[cfg(test)]
 mod equality;

@@ -10,7 +10,7 @@ use merlon_config::snapshot::{InboundService, MeshState, PolicyDocument};
 use crate::authn::{ClaimValue, User};
 
 // Re-exported so that the tests of modules below `service` do not import it themselves.
-pub(crate) use crate::service::ServicePolicy;
+pub(crate) use crate::{explain::explained, service::ServicePolicy};
 
 pub(crate) fn mesh() -> MeshState {
     MeshState {

@@ -368,7 +368,10 @@ fn run(
     for (runtime, worker) in workers {
         let alive = alive.clone();
         let name = format!("worker-{}", worker.index);
-        let spawned = thread::Builder::new().name(name).spawn(move || {
+        let thread = thread::Builder::new()
+            .name(name)
+            .stack_size(merlon_policy::stack::EVALUATION);
+        let spawned = thread.spawn(move || {
             let local = LocalSet::new();
             local.block_on(&runtime, worker::run(worker));
             drop(alive);

@@ -223,17 +223,3 @@ fn upper_case_header_names_and_templates_are_rejected() {
         "",
     );
 }
-
-#[test]
-fn statements_are_found_between_strings_and_comments() {
-    let text =
-        "// permit;\n@id(\"a;\\\";\") permit(principal,action,resource); /* no */\n  forbid;";
-    let starts = super::statements(text);
-    assert_eq!(
-        starts
-            .iter()
-            .map(|at| text.as_bytes()[*at])
-            .collect::<Vec<u8>>(),
-        b"@/"
-    );
-}
