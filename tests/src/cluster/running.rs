@@ -179,8 +179,26 @@ impl Cluster {
     pub async fn apply(&self, yaml: &str) -> String {
         let file = tempfile::NamedTempFile::new_in(self.folder()).expect("a file");
         std::fs::write(file.path(), yaml).expect("a file");
-        self.kubectl(&["apply", "-f", &file.path().to_string_lossy()])
-            .await
+        let path = file.path().to_string_lossy();
+        let ended = self
+            .admitted(async || self.try_kubectl(&["apply", "-f", &path]).await)
+            .await;
+        assert_eq!(ended.code(), 0, "{}\n{yaml}", ended.err);
+        ended.out
+    }
+
+    /// Repeats a change while the control plane is too busy to check it: its webhook answers 503 and asks to retry.
+    pub(crate) async fn admitted(&self, change: impl AsyncFn() -> Output) -> Output {
+        let last = std::cell::RefCell::new(None);
+        wait::until("the webhook has time for the change", async || {
+            let ended = change().await;
+            let busy = ended.err.contains("failed to call webhook")
+                && ended.err.contains("currently unable to handle the request");
+            last.replace(Some(ended));
+            !busy
+        })
+        .await;
+        last.take().expect("it was tried")
     }
 
     /// Creates a namespace whose name begins with `name`.

@@ -67,7 +67,9 @@ impl Cluster {
     /// # Panics
     /// When one is refused.
     pub async fn apply_in(&self, namespace: &str, documents: &str) {
-        let ended = self.try_apply_in(namespace, documents).await;
+        let ended = self
+            .admitted(async || self.try_apply_in(namespace, documents).await)
+            .await;
         assert_eq!(ended.code(), 0, "{}\n{documents}", ended.err);
     }
 
