@@ -1,6 +1,7 @@
 //! Continuous traffic during a test, counted at both ends.
 
 use std::{
+    io,
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
@@ -64,6 +65,21 @@ pub struct Failure {
     pub number: Option<u64>,
     /// What was sent, and the error.
     pub what: String,
+    /// What kind of failure it is.
+    pub kind: FailureKind,
+}
+
+/// The kinds of failure, as the client sees them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// No connection: the port refused it.
+    Refused,
+    /// The connection ended before the end of the answer.
+    Broken,
+    /// An answer other than 200.
+    Answer,
+    /// No answer in time, or an error of a session.
+    Other,
 }
 
 /// Requests on new connections, per second.
@@ -238,11 +254,14 @@ impl Tally {
     }
 
     fn session_failed(&self, what: String) {
-        self.failed(None, what);
+        self.failed(Failure {
+            number: None,
+            what,
+            kind: FailureKind::Other,
+        });
     }
 
-    fn failed(&self, number: Option<u64>, what: String) {
-        let failure = Failure { number, what };
+    fn failed(&self, failure: Failure) {
         self.failures
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -289,7 +308,7 @@ impl Worker {
                 let number = this.next();
                 let outcome = match this.dial().await {
                     Ok(mut sender) => this.get(&mut sender, number).await,
-                    Err(error) => Err(error),
+                    Err(failed) => Err(failed),
                 };
                 this.count("a new connection", number, outcome);
             });
@@ -328,60 +347,72 @@ impl Worker {
         self.tally.sent.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn count(&self, on: &str, number: u64, outcome: Result<(), String>) {
+    fn count(&self, on: &str, number: u64, outcome: Result<(), (FailureKind, String)>) {
         match outcome {
             Ok(()) => {
                 self.tally.answered.fetch_add(1, Ordering::Relaxed);
             }
-            Err(error) => self
-                .tally
-                .failed(Some(number), format!("/load/{number} on {on}: {error}")),
+            Err((kind, error)) => self.tally.failed(Failure {
+                number: Some(number),
+                what: format!("/load/{number} on {on}: {error}"),
+                kind,
+            }),
         }
     }
 
-    async fn dial(&self) -> Result<Sender, String> {
-        let stream = TcpStream::connect(self.to)
-            .await
-            .map_err(|error| error.to_string())?;
-        stream
-            .set_nodelay(true)
-            .map_err(|error| error.to_string())?;
+    async fn dial(&self) -> Result<Sender, (FailureKind, String)> {
+        let stream = TcpStream::connect(self.to).await.map_err(|error| {
+            let kind = match error.kind() {
+                io::ErrorKind::ConnectionRefused => FailureKind::Refused,
+                io::ErrorKind::ConnectionReset => FailureKind::Broken,
+                _ => FailureKind::Other,
+            };
+            (kind, error.to_string())
+        })?;
+        // Fails if the peer has reset the connection already.
+        stream.set_nodelay(true).map_err(broken)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| error.to_string())?;
+            .map_err(broken)?;
         tokio::spawn(connection);
         Ok(sender)
     }
 
-    async fn get(&self, sender: &mut Sender, number: u64) -> Result<(), String> {
+    async fn get(&self, sender: &mut Sender, number: u64) -> Result<(), (FailureKind, String)> {
         timeout(wait::TIMEOUT, self.get_without_limit(sender, number))
             .await
-            .unwrap_or_else(|_| Err(format!("no response within {:?}", wait::TIMEOUT)))
+            .unwrap_or_else(|_| {
+                let what = format!("no response within {:?}", wait::TIMEOUT);
+                Err((FailureKind::Other, what))
+            })
     }
 
-    async fn get_without_limit(&self, sender: &mut Sender, number: u64) -> Result<(), String> {
+    async fn get_without_limit(
+        &self,
+        sender: &mut Sender,
+        number: u64,
+    ) -> Result<(), (FailureKind, String)> {
         let request = Request::get(format!("/load/{number}"))
             .header(header::HOST, &self.host)
             .body(Empty::new())
-            .map_err(|error| error.to_string())?;
-        sender.ready().await.map_err(|error| error.to_string())?;
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|error| format!("{error:?}"))?;
+            .map_err(|error| (FailureKind::Other, error.to_string()))?;
+        sender.ready().await.map_err(broken)?;
+        let response = sender.send_request(request).await.map_err(|error| {
+            // An answer that is not HTTP is no broken connection.
+            let kind = if error.is_parse() {
+                FailureKind::Other
+            } else {
+                FailureKind::Broken
+            };
+            (kind, format!("{error:?}"))
+        })?;
         let status = response.status();
-        let body = response
-            .into_body()
-            .collect()
-            .await
-            .map_err(|error| error.to_string())?;
+        let body = response.into_body().collect().await.map_err(broken)?;
         if status == StatusCode::OK {
             Ok(())
         } else {
-            Err(format!(
-                "{status} {}",
-                String::from_utf8_lossy(&body.to_bytes())
-            ))
+            let body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+            Err((FailureKind::Answer, format!("{status} {body}")))
         }
     }
 
@@ -450,6 +481,10 @@ impl Worker {
             }
         }
     }
+}
+
+fn broken(error: impl std::fmt::Display) -> (FailureKind, String) {
+    (FailureKind::Broken, error.to_string())
 }
 
 fn every(per_second: u64) -> tokio::time::Interval {

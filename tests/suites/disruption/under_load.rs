@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use http::StatusCode;
 use merlon_tests::{
     Load, Mesh,
-    load::{Running, Tally},
+    load::{Failure, FailureKind, Running, Tally},
     until,
 };
 
@@ -255,7 +255,7 @@ async fn killing_a_sidecar_blocks_its_traffic_and_it_recovers_without_the_contro
     for (position, failure) in tally.failures().iter().enumerate() {
         let number = failure.number.expect("only requests can fail here");
         let explained = outages.iter().any(|outage| {
-            outage.was_possible(position, number) && outage.explains(number, &failure.what)
+            outage.was_possible(position, number) && outage.explains(number, failure)
         });
         assert!(
             explained,
@@ -291,18 +291,12 @@ impl Outage {
         position >= self.failed && number < self.ready
     }
 
-    fn explains(&self, number: u64, what: &str) -> bool {
-        let broken = [
-            "kind: ConnectionReset",
-            "hyper::Error(IncompleteMessage)",
-            "hyper::Error(Canceled",
-        ];
+    fn explains(&self, number: u64, failure: &Failure) -> bool {
         let reasons = |reasons: &[&str]| {
             let mut reasons = reasons.iter();
-            reasons.any(|reason| what.contains(&format!("\"reason\":\"{reason}\"")))
+            failure.kind == FailureKind::Answer
+                && reasons.any(|reason| failure.what.contains(&format!("\"reason\":\"{reason}\"")))
         };
-        let broken = broken.iter().any(|error| what.contains(error));
-        let refused = what.contains("Connection refused");
         let was_open = number < self.dead;
         match self.killed {
             // The caller's proxy answers. While the killed one starts, it has no certificate and then no snapshot.
@@ -313,11 +307,14 @@ impl Outage {
             }
             // Nothing answers, until the new process listens. A client notices the end of an idle connection when it
             // sends on it.
-            _ => {
-                refused
-                    || broken && (was_open || what.contains("on a keep-alive connection"))
-                    || !was_open && reasons(&["config.unavailable"])
-            }
+            _ => match failure.kind {
+                FailureKind::Refused => true,
+                FailureKind::Broken => {
+                    was_open || failure.what.contains("on a keep-alive connection")
+                }
+                FailureKind::Answer => !was_open && reasons(&["config.unavailable"]),
+                FailureKind::Other => false,
+            },
         }
     }
 }
