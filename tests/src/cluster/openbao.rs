@@ -249,6 +249,11 @@ impl ClusterBao<'_> {
             unsealed.code() == 0
         })
         .await;
+        // For a moment it is unsealed and answers 500, because it is not the active node yet.
+        wait::until("OpenBao is the active node", async || {
+            self.try_cli(&["secrets", "list"]).await.code() == 0
+        })
+        .await;
     }
 
     /// The chart's values for this server.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use merlon_tests::{ApiServer, api_server::Replica, until};
+use merlon_tests::{ApiServer, api_server::Replica, until, wait::until_value};
 use serde_json::json;
 use tonic::Code;
 
@@ -62,11 +62,11 @@ async fn a_certificate_is_issued_for_the_token_of_an_existing_pod_and_for_nothin
     }
 
     // The token is refused after its pod is deleted, even when a pod of the same name exists.
+    // API server and control plane notice the deletion a moment later.
     api.delete("/api/v1/namespaces/shop/pods/web").await;
-    let refused = replica
-        .issue(&trust, &web, &right)
-        .await
-        .expect_err("the pod is gone");
+    let answer = || replica.issue(&trust, &web, &right);
+    let refused = until_value("a refusal", answer, Result::is_err).await;
+    let refused = refused.expect_err("the pod is gone");
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
     let again = api.pod("shop", "web", "127.1.0.3").await;
     let refused = replica
