@@ -96,13 +96,16 @@ images: build ## Build Merlon's images from their Dockerfiles, as archives in ta
 	@tests/tools/install cluster
 	@tag=$$(tests/cluster/images target/images) && echo "target/images: localhost/merlon-{proxy,control-plane,intercept}:$$tag"
 
+# Checks the value of a variable before anything is built.
+seconds-%:
+	@case "$($*)" in '' | *[!0-9]* | 0*) \
+	  printf '%s\n' "error: $* is not a number of seconds above 0: \`$($*)\`" "hint: $*=60" >&2; exit 2;; esac
+
 .PHONY: slow soak
 # What takes too long for `make test`. Each has a target of its own.
-slow: soak fuzz ## Run the long suites: soak, fuzz
+slow: seconds-SOAK_SECONDS seconds-FUZZ_SECONDS soak fuzz ## Run the long suites: soak, fuzz
 
-soak: tools build ## Run the load tests for SOAK_SECONDS (default: one hour)
-	@case "$(SOAK_SECONDS)" in '' | *[!0-9]* | 0*) \
-	  printf '%s\n' "error: SOAK_SECONDS is not a number of seconds above 0: \`$(SOAK_SECONDS)\`" "hint: make soak SOAK_SECONDS=3600" >&2; exit 2;; esac
+soak: seconds-SOAK_SECONDS tools build ## Run the load tests for SOAK_SECONDS (default: one hour)
 	MERLON_LOAD_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked -p merlon-tests --test disruption under_load::
 
 # --- checks ---------------------------------------------------------------------------------------------------------
@@ -112,8 +115,12 @@ check: format words lint docs banned deny unused advisories ## Check format, wor
 format:
 	$(CARGO) fmt --all --check
 
+# The second one compiles what only release builds have, without compiling dependencies again.
+RELEASE_ONLY := $(foreach crate,config proxy control-plane,--config 'profile.dev.package.merlon-$(crate).debug-assertions=false')
+
 lint:
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked $(BINARIES) $(RELEASE_ONLY) -- -D warnings
 
 docs: ## Build the documentation of every crate
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
@@ -123,11 +130,12 @@ words: ## Check prose for words that have a plainer alternative (tests/tools/wor
 	  "hint: on Debian: apt-get install python3" >&2; exit 1; }
 	@tests/tools/check-words
 
-# `cargo tree -i` fails for a crate that is not in the tree, and prints the dependents of one that is.
 banned:
-	@for crate in $(BANNED); do \
-	  if $(CARGO) tree --locked --workspace --target all -e normal,build -i "$$crate" 2>/dev/null | grep .; then \
-	    echo "error: \`$$crate\` is in the dependency tree" >&2; exit 1; \
+	@tree="$$($(CARGO) tree --locked --workspace --target all -e normal,build --prefix none --format '{p}')"; \
+	for crate in $(BANNED); do \
+	  if grep -q "^$$crate v" <<<"$$tree"; then \
+	    printf '%s\n' "error: \`$$crate\` is in the dependency tree" \
+	      "hint: cargo tree --workspace --target all -e normal,build -i $$crate" >&2; exit 1; \
 	  fi; \
 	done
 
@@ -169,12 +177,12 @@ bench: ## Compare Merlon, Envoy and HAProxy: CPU per request and memory
 # wrapper changes how the binary is linked.
 FUZZ_BUILD := RUSTC_WRAPPER="$(CURDIR)/fuzz/rustc-dynamic" $(CARGO) build --locked --features merlon-fuzz/libfuzzer --bin fuzz --test seeds
 
-fuzz: ## Run every fuzz target for FUZZ_SECONDS (default: 60), guided by coverage
+fuzz: seconds-FUZZ_SECONDS ## Run every fuzz target for FUZZ_SECONDS (default: 60), guided by coverage
 	RUSTC_WORKSPACE_WRAPPER="$(CURDIR)/fuzz/rustc-with-coverage" $(FUZZ_BUILD)
 	@fuzz/run "$$(tests/tools/binary fuzz)" $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
 # Without coverage counters, for which all crates of the workspace would be compiled a second time.
-fuzz-check: ## Run every fuzz target for FUZZ_CHECK_SECONDS (default: 5) on changed seeds
+fuzz-check: seconds-FUZZ_CHECK_SECONDS ## Run every fuzz target for FUZZ_CHECK_SECONDS (default: 5) on changed seeds
 	$(FUZZ_BUILD)
 	@fuzz/run --no-coverage "$$(tests/tools/binary fuzz)" $(FUZZ_CHECK_SECONDS) $(FUZZ_TARGETS)
 
