@@ -113,6 +113,8 @@ limits! {
         /// Responses that are queued for one proxy, at least 1. Changes in the meantime are sent together afterwards, so a slow
         /// proxy uses bounded memory and delays no other proxy.
         queue: usize = 4,
+        /// How often the clock, which may jump, is read for the expiry of the proxy's certificate.
+        clock_check: Duration = seconds(60),
         /// How long a manifest waits for a returning proxy to name its destinations.
         hold: Duration = millis(250),
         /// Changes within this time (a directory written file by file, a bundle with a mesh) are sent together.
@@ -127,6 +129,8 @@ limits! {
     InspectionLimits {
         /// Requests that are queued for one proxy, at least 1.
         queue: usize = 16,
+        /// How often the clock, which may jump, is read for the expiry of the proxy's certificate.
+        clock_check: Duration = seconds(60),
         /// Requests that one proxy has not answered yet. Beyond it, the oldest is dropped.
         pending: usize = 64,
         /// The time-out of a request to a proxy. It is shorter than the time-out of the CLI.
@@ -310,6 +314,8 @@ limits! {
         bodies_bytes: usize = 32 << 20,
         /// How often the renewal of the certificate is checked.
         check: Duration = seconds(600),
+        /// How often the clock, which may jump, is read in between.
+        clock_check: Duration = seconds(60),
         /// The delay after a failed request for a certificate.
         retry: Duration = seconds(2),
         /// How long a new root is published before it signs, so that every API server has reloaded the configurations.

@@ -168,6 +168,7 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
         snapshot: Live::new(None),
         identity: Live::new(None),
         has_identity: !matches!(config.source, Source::Standalone { identity: None, .. }),
+        interception: config.interception,
         keys,
         destinations,
         decisions: DecisionLog::new(&node_id, &config.limits),

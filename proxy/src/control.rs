@@ -132,13 +132,13 @@ impl Control {
     }
 }
 
-/// Updates what depends on the clock only: age of the snapshot, expiry of the certificate.
+/// Updates what depends on the clock only: age of the snapshot, validity of the certificate.
 async fn tick(shared: Arc<Shared>, metrics: Arc<Metrics>, snapshot_age: SnapshotAge) {
     let mut second = time::interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     loop {
         second.tick().await;
-        publish::expire(&shared, unix_now());
+        publish::check_validity(&shared, unix_now());
         metrics
             .snapshot_age
             .set(i64::try_from(snapshot_age.age()).unwrap_or(i64::MAX));

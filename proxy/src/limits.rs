@@ -122,6 +122,10 @@ pub struct Limits {
     /// clock, which may jump. Default: 60 s.
     #[serde(deserialize_with = "duration")]
     pub clock_check: Duration,
+    /// The shortest wait after a request for a certificate that failed, or whose certificate is due for renewal at once. It
+    /// doubles up to 5 minutes, or up to a 20th of the certificate's lifetime. Default: 1 s.
+    #[serde(deserialize_with = "duration")]
+    pub certificate_retry: Duration,
 
     // Keys of token issuers.
     /// From the start of a request to an issuer to the end of the response. Default: 5 s.
@@ -184,6 +188,7 @@ impl Default for Limits {
             access_log_queue: 256,
             access_log_exit: Duration::from_secs(1),
             clock_check: Duration::from_secs(60),
+            certificate_retry: Duration::from_secs(1),
             jwks_timeout: Duration::from_secs(5),
             jwks_last_good: Duration::from_secs(24 * 3_600),
             jwks_refresh: Duration::from_secs(5 * 60),

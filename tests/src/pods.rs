@@ -394,6 +394,11 @@ impl Pod {
         assert_eq!(ended.code(), 0, "{ended:?}");
     }
 
+    /// The process log of its sidecar.
+    pub fn process_log(&self) -> String {
+        self.sidecar().err()
+    }
+
     /// Kills its sidecar.
     pub fn kill_sidecar(&self) {
         self.sidecar().kill9();

@@ -44,7 +44,7 @@ impl Inspection for Inspect {
             let served = tokio::select! {
                 served = this.follow(&peer, &svid, request.into_inner(), &requests) => served,
                 () = this.shutdown.cancelled() => Err(Status::unavailable("the control plane is shutting down")),
-                () = svid.ended() => Err(Status::unauthenticated("the certificate of this connection has expired")),
+                () = svid.ended(this.limits.clock_check) => Err(Status::unauthenticated("the certificate of this connection has expired")),
                 () = requests.closed() => Ok(()),
             };
             if let Err(status) = served {

@@ -78,11 +78,12 @@ impl Task {
     async fn run(mut self, requests: Streaming<DeltaDiscoveryRequest>) {
         let shutdown = self.push.shutdown.clone();
         let (svid, responses) = (Arc::clone(&self.svid), self.responses.clone());
+        let clock_check = self.push.limits.clock_check;
         let served = tokio::select! {
             served = self.serve(requests) => served,
             () = shutdown.cancelled() => Err(Status::unavailable("the control plane is shutting down")),
             // The proxy reconnects with its next certificate, and is only sent what has changed.
-            () = svid.ended() => Err(Status::unauthenticated("the certificate of this connection has expired")),
+            () = svid.ended(clock_check) => Err(Status::unauthenticated("the certificate of this connection has expired")),
             () = responses.closed() => Ok(()),
         };
         if let Err(status) = served {

@@ -3,10 +3,12 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
     Api, Client,
@@ -110,20 +112,25 @@ impl Certificate {
     }
 
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
-        let mut made: Option<(SystemTime, String)> = None;
+        let mut made: Option<(Timestamp, String)> = None;
         loop {
-            let pause = match self.renew(&mut made).await {
-                Ok(()) => self.limits.check,
+            let always = Timestamp::MIN..Timestamp::MAX;
+            let (pause, good) = match self.renew(&mut made).await {
+                Ok(()) => {
+                    let good = made.as_ref().map(|(since, _)| good(*since));
+                    (self.limits.check, good.unwrap_or(always))
+                }
                 Err(error) => {
                     // An unavailable API server is logged elsewhere.
                     if self.contact.outage().is_none() {
                         tracing::warn!(%error, "webhook.certificate_failed");
                     }
-                    self.limits.retry
+                    (self.limits.retry, always)
                 }
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
+                () = clock::outside(good, self.limits.clock_check) => {}
                 // A new leader writes the roots, and needs the newest ones.
                 Ok(()) = self.leads.changed() => {}
                 () = shutdown.cancelled() => return,
@@ -132,9 +139,9 @@ impl Certificate {
     }
 
     /// Reads the CA, and issues a leaf certificate if it is due.
-    async fn renew(&self, made: &mut Option<(SystemTime, String)>) -> Result<(), CertificateError> {
+    async fn renew(&self, made: &mut Option<(Timestamp, String)>) -> Result<(), CertificateError> {
         let shared = self.shared().await?;
-        let now = clock::system_time();
+        let now = clock::now();
         let signing = shared.signing()?;
         self.trusted.send_if_modified(|trusted| {
             let all = shared.certificates.concat();
@@ -142,10 +149,9 @@ impl Certificate {
             *trusted = all;
             changed
         });
-        let fresh = made.as_ref().is_some_and(|(since, root)| {
-            let age = now.duration_since(*since).unwrap_or(Duration::MAX);
-            age < LEAF_LIFE / 2 && root == signing
-        });
+        let fresh = made
+            .as_ref()
+            .is_some_and(|(since, root)| good(*since).contains(&now) && root == signing);
         if !fresh {
             let config = leaf(&shared.key, signing, &self.names)?;
             self.tls_config.send_replace(Some(Arc::new(config)));
@@ -253,6 +259,13 @@ impl Shared {
     }
 }
 
+/// The time in which a leaf certificate that was issued at `since` is used. By a clock that was set back to before it, an API
+/// server would reject the certificate, or will soon.
+fn good(since: Timestamp) -> Range<Timestamp> {
+    let end = since.saturating_add(SignedDuration::try_from(LEAF_LIFE / 2).unwrap_or_default());
+    since..end.unwrap_or(Timestamp::MAX)
+}
+
 /// Whether a certificate expires within `left`. One that cannot be parsed counts as expired.
 fn ends_within(pem: &str, left: Duration) -> bool {
     let Ok(der) = CertificateDer::from_pem_slice(pem.as_bytes()) else {
@@ -314,6 +327,19 @@ mod tests {
             let wrong = wrong.unwrap_err().to_string();
             assert!(wrong.contains(entry), "{wrong}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leaf_certificate_is_replaced_when_half_of_its_life_is_over_or_the_clock_was_set_back()
+     {
+        let check = Duration::from_secs(60);
+        let hours = SignedDuration::from_hours;
+        for age in [-1, 12, 13] {
+            let made = clock::now().checked_sub(hours(age)).unwrap();
+            clock::outside(good(made), check).await;
+        }
+        let made = clock::now().checked_sub(hours(11)).unwrap();
+        assert!(good(made).contains(&clock::now()));
     }
 
     #[test]

@@ -360,8 +360,7 @@ impl DiscoveryClient {
             resources = count,
             "snapshot.accepted"
         );
-        let before = self.deps.shared.snapshot.load_full();
-        report_permissive(before.as_ref().as_ref().map(Arc::as_ref), &snapshot);
+        report_permissive(&self.deps.shared, &snapshot);
         self.deps.metrics.resources.set(count);
         self.deps.metrics.snapshots.inc(Update::Accepted);
         self.deps

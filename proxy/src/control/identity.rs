@@ -49,8 +49,8 @@ struct CurrentIdentity {
     renew_at: UnixTime,
 }
 
-/// Minimum and maximum delay between attempts; at most a 20th of the certificate's lifetime.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// Maximum delay between attempts; at most a 20th of the certificate's lifetime.
+const MAX_RETRY: Duration = Duration::from_secs(300);
 
 impl IdentityManager {
     pub(crate) fn new(
@@ -75,7 +75,7 @@ impl IdentityManager {
     /// Runs until the process ends.
     pub(crate) async fn run(mut self) {
         self.restore();
-        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut backoff = self.backoff();
         let mut snapshots = self.shared.snapshot.watch();
         let mut retry_at = Instant::now();
         let mut requested: Option<oneshot::Sender<Result<(String, String), String>>> = None;
@@ -105,6 +105,18 @@ impl IdentityManager {
                 .map(|current| current.svid.serial.clone());
             let tried = self.renew().await;
             let wait = match &tried {
+                // By this clock the next certificate is due at once: the clocks of this machine and of the control plane
+                // differ by about half of the lifetime, or certificates live for a few seconds only.
+                Ok(Issued::Svid { svid, .. }) if self.until_due().is_zero() => {
+                    tracing::warn!(
+                        serial = svid.serial,
+                        not_before = svid.not_before.as_secs(),
+                        not_after = svid.not_after.as_secs(),
+                        now = unix_now().as_secs(),
+                        "certificate.due_at_once"
+                    );
+                    backoff.next_wait()
+                }
                 Ok(Issued::Svid { .. }) => {
                     backoff = self.backoff();
                     Duration::ZERO
@@ -135,7 +147,7 @@ impl IdentityManager {
                     });
                     // A pod may send its first request before the control plane knows the pod.
                     if error.is_final() && self.deps.pod_token.is_none() {
-                        RETRY.1
+                        MAX_RETRY
                     } else {
                         backoff.next_wait()
                     }
@@ -176,9 +188,19 @@ impl IdentityManager {
             }
         };
         self.used_token = saved.used_token();
-        match saved.restore(&self.deps.workload, self.deps.join_token.as_ref()) {
-            Ok((svid, bundle)) => self.put_in_force(svid, bundle),
-            Err(error) => tracing::warn!(error = chain(&error), "identity.not_restored"),
+        let (own, token) = (&self.deps.workload, self.deps.join_token.as_ref());
+        let now = unix_now();
+        let restored = saved.restore(own, token, now).or_else(|error| {
+            tracing::warn!(error = chain(&error), "identity.not_restored");
+            // With a wrong clock, a certificate seems to have expired or not to be valid yet. It is kept, and is in force once
+            // the clock is right.
+            let valid = saved.closest_valid_time(now).filter(|valid| *valid != now);
+            valid
+                .and_then(|valid| saved.restore(own, token, valid).ok())
+                .ok_or(())
+        });
+        if let Ok((svid, bundle)) = restored {
+            self.put_in_force(svid, bundle);
         }
     }
 
@@ -193,9 +215,14 @@ impl IdentityManager {
             .as_ref()
             .filter(|token| Some(token.secret_sha256()) != used);
         let live = Option::as_ref(&identity);
+        let early = live.is_some_and(|tls| publish::is_early(tls.svid(), unix_now()));
         let by_certificate = live.map(|tls| Evidence::Certificate(Arc::clone(tls)));
         let (evidence, otherwise) = match (&self.deps.pod_token, by_certificate, unused) {
             (Some(token), by_certificate, _) => (Evidence::PodToken(token), by_certificate),
+            // A control plane with the same clock does not accept the certificate.
+            (None, Some(by_certificate), Some(token)) if early => {
+                (Evidence::JoinToken(token), Some(by_certificate))
+            }
             (None, Some(by_certificate), _) => (by_certificate, None),
             (None, None, Some(token)) => (Evidence::JoinToken(token), None),
             (None, None, None) => return Err(IssueError::NoEvidence),
@@ -296,25 +323,26 @@ impl IdentityManager {
         }
     }
 
-    /// Time until the renewal is due; zero if it is due now.
+    /// Time until the renewal is due; zero if it is due now, as without a certificate that is valid already.
     fn until_due(&self) -> Duration {
-        let now = unix_now().as_secs();
-        let due = self
+        let now = unix_now();
+        let valid = self
             .current
             .as_ref()
-            .map_or(0, |current| current.renew_at.as_secs());
-        Duration::from_secs(due.saturating_sub(now))
+            .filter(|current| !publish::is_early(&current.svid, now));
+        let due = valid.map_or(0, |current| current.renew_at.as_secs());
+        Duration::from_secs(due.saturating_sub(now.as_secs()))
     }
 
     fn backoff(&self) -> Backoff {
-        let life = self.current.as_ref().map_or(RETRY.1 * 20, |current| {
+        let life = self.current.as_ref().map_or(MAX_RETRY * 20, |current| {
             let (from, to) = (current.svid.not_before, current.svid.not_after);
             // Counted from the issuance, like the renewal, since certificates are valid from before it.
             let from = Duration::from_secs(from.as_secs()) + LEAF_BACKDATE;
             Duration::from_secs(to.as_secs()).saturating_sub(from)
         });
-        let most = (life / 20).clamp(RETRY.0, RETRY.1);
-        Backoff::new(RETRY.0.min(most), most)
+        let first = self.shared.limits.certificate_retry;
+        Backoff::new(first, (life / 20).min(MAX_RETRY).max(first))
     }
 
     /// A failed renewal does not make the proxy unready; a missing certificate does.

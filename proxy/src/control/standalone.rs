@@ -160,7 +160,7 @@ impl Standalone {
             resources = snapshot.resources.len(),
             "snapshot.accepted"
         );
-        report_permissive(before.as_ref().as_ref().map(Arc::as_ref), &snapshot);
+        report_permissive(&self.shared, &snapshot);
         self.metrics
             .resources
             .set(i64::try_from(snapshot.resources.len()).unwrap_or(i64::MAX));
@@ -192,7 +192,7 @@ impl Standalone {
             Ok(tls) => publish::publish(&self.shared, &self.metrics, tls, unix_now()),
             Err(error) => {
                 tracing::error!(%error, "identity.rejected");
-                publish::expire(&self.shared, unix_now());
+                publish::check_validity(&self.shared, unix_now());
             }
         }
     }

@@ -32,6 +32,8 @@ pub enum Unready {
     Draining,
     /// The certificate has expired.
     TlsExpired,
+    /// The certificate is not valid yet, by this machine's clock.
+    TlsNotYetValid,
     /// No certificate yet.
     NoIdentity,
     /// No snapshot yet.
@@ -48,6 +50,7 @@ impl Unready {
         match self {
             Self::Draining => "drain",
             Self::TlsExpired => "tls.expired",
+            Self::TlsNotYetValid => "tls.not_yet_valid",
             Self::NoIdentity => "tls.no_identity",
             Self::NoSnapshot => "config.unavailable",
             Self::NoSecret => "secret.unavailable",

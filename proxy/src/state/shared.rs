@@ -28,6 +28,8 @@ pub struct Shared {
     /// Whether this process is configured to have an identity. False only in standalone mode without one: the inbound
     /// listener then accepts plain connections, and every peer is anonymous.
     pub has_identity: bool,
+    /// Whether connections come through interception rules. Only then plain text is accepted in a permissive namespace.
+    pub interception: bool,
     /// Keys of token issuers.
     pub keys: JwksCache,
     /// Looks up destinations that the snapshot does not contain yet.

@@ -20,6 +20,7 @@ use crate::{
         snapshot_age::SnapshotAge,
         state_dir::StateDir,
     },
+    limits::Limits,
     state::{destinations::LookupError, readiness::Unready, shared::Shared},
     telemetry::metrics::{FetchResult, Metrics, Update},
 };
@@ -43,7 +44,16 @@ impl Drop for Proxy {
 
 impl Proxy {
     fn start(address: &url::Url, token: Option<JoinToken>, dir: Option<Arc<StateDir>>) -> Self {
-        let (shared, lookups) = fixtures::shared();
+        Self::start_with(Limits::default(), address, token, dir)
+    }
+
+    fn start_with(
+        limits: Limits,
+        address: &url::Url,
+        token: Option<JoinToken>,
+        dir: Option<Arc<StateDir>>,
+    ) -> Self {
+        let (shared, lookups) = fixtures::shared(limits);
         let metrics = Arc::new(Metrics::default());
         let snapshot_age = SnapshotAge::default();
         let root_namespace = "merlon-system".parse().unwrap();
@@ -315,6 +325,29 @@ fn a_renewal_replaces_the_certificate_and_authenticates_with_the_old_one() {
             evidence.len() == 2 && evidence[0].is_some() && evidence[1].is_none(),
             "the renewal authenticates with the certificate"
         );
+    });
+}
+
+#[test]
+fn a_certificate_that_is_due_at_once_is_not_renewed_without_a_pause() {
+    run(async {
+        let state = resources(&[]);
+        let control_plane = FakeControlPlane::start(state.clone());
+        *control_plane.script.issuing.lock().unwrap() = Issuing::DueAtOnce;
+        let limits = Limits {
+            certificate_retry: Duration::from_secs(3_600),
+            ..Limits::default()
+        };
+        let token = Some(control_plane.join_token());
+        let proxy = Proxy::start_with(limits, &control_plane.address, token, None);
+        proxy.wait_for_snapshot(&state).await;
+        let first = proxy.serial().unwrap();
+        // A renewal that an operator requests does not wait.
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        proxy.renew.send(reply).await.unwrap();
+        let (old, new) = answer.await.unwrap().unwrap();
+        assert_eq!((old, new), (first, proxy.serial().unwrap()));
+        assert_eq!(control_plane.script.evidence.lock().unwrap().len(), 2);
     });
 }
 

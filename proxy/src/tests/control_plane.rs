@@ -44,6 +44,8 @@ use crate::control::assemble::Resources;
 pub(crate) enum Issuing {
     /// As requested, with this lifetime.
     For(Duration),
+    /// As requested, by a clock that is an hour behind: it is due for renewal at once.
+    DueAtOnce,
     /// For another identity than the requested one.
     OtherIdentity,
     /// By a root that is not in the bundle.
@@ -185,6 +187,11 @@ impl Identity for Service {
         let issuing = *self.script.issuing.lock().unwrap();
         let leaf = match issuing {
             Issuing::For(life) => self.authority.sign(&csr.public_key, own, life),
+            Issuing::DueAtOnce => {
+                let left = Duration::from_secs(600);
+                self.authority
+                    .sign_with_age(&csr.public_key, own, hour, left)
+            }
             Issuing::OtherIdentity => self.authority.sign(
                 &csr.public_key,
                 "spiffe://one.test/ns/shop/sa/payments",

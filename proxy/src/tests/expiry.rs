@@ -34,7 +34,7 @@ fn tick(node: &Node, seconds: i64) {
     let ends = identity.as_ref().as_ref().unwrap().svid().not_after;
     let at = ends.as_secs().checked_add_signed(seconds).unwrap();
     let now = UnixTime::since_unix_epoch(Duration::from_secs(at));
-    publish::expire(&node.shared, now);
+    publish::check_validity(&node.shared, now);
 }
 
 fn claiming(path: &str) -> Request<RequestBody> {
@@ -112,6 +112,38 @@ fn with_an_expired_certificate_no_peer_is_dialled() {
         assert_eq!(handshakes.value(Direction::Inbound, Handshake::Done), 0);
         assert_eq!(handshakes.value(Direction::Inbound, Handshake::Refused), 0);
         program.assert_not_reached();
+    });
+}
+
+#[test]
+fn a_proxy_whose_certificate_is_not_valid_yet_is_unready_until_it_is() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
+        let identity = pair.ca.identity_since("shop/orders", 2020);
+        let begins = identity.svid().not_before;
+        pair.orders.shared.identity.publish(Some(identity));
+        let tick = |seconds| {
+            let at = begins.as_secs().checked_add_signed(seconds).unwrap();
+            let now = UnixTime::since_unix_epoch(Duration::from_secs(at));
+            publish::check_validity(&pair.orders.shared, now);
+        };
+        for _ in 0..2 {
+            tick(-1);
+            let early = serde_json::json!(["tls.not_yet_valid"]);
+            assert_eq!(ready(&pair.orders).await, (503, early));
+        }
+        // Peers verify it by their own clocks.
+        let answer = http1(pair.web.outbound, get("orders", "/")).await;
+        assert_eq!(answer.status, 200);
+        tick(0);
+        assert_eq!(ready(&pair.orders).await, (200, serde_json::json!([])));
+
+        // With another one in force, the reason does not stay.
+        tick(-1);
+        pair.orders.shared.identity.publish(None);
+        tick(-1);
+        assert_eq!(ready(&pair.orders).await, (200, serde_json::json!([])));
     });
 }
 

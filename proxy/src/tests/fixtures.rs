@@ -75,6 +75,17 @@ impl Authority {
         id: &str,
         life: Duration,
     ) -> CertificateDer<'static> {
+        self.sign_with_age(key, id, Duration::ZERO, life)
+    }
+
+    /// A leaf for `key` that was issued `age` ago and is valid for `left` from now.
+    pub(crate) fn sign_with_age(
+        &self,
+        key: &impl rcgen::PublicKeyData,
+        id: &str,
+        age: Duration,
+        left: Duration,
+    ) -> CertificateDer<'static> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(id.to_owned().try_into().unwrap())];
@@ -85,8 +96,8 @@ impl Authority {
         ];
         let now = Duration::from_secs(unix_now().as_secs());
         let epoch = rcgen::date_time_ymd(1970, 1, 1);
-        params.not_before = epoch + (now - LEAF_BACKDATE);
-        params.not_after = epoch + (now + life);
+        params.not_before = epoch + (now - age - LEAF_BACKDATE);
+        params.not_after = epoch + (now + left);
         params.signed_by(key, &self.issuer).unwrap().der().clone()
     }
 
@@ -105,21 +116,22 @@ impl Authority {
 }
 
 /// The state that workers share, without a snapshot or an identity.
-pub(crate) fn shared() -> (Arc<Shared>, tokio::sync::mpsc::Receiver<LookupRequest>) {
-    let (destinations, lookups) = Destinations::new(&Limits::default());
+pub(crate) fn shared(limits: Limits) -> (Arc<Shared>, tokio::sync::mpsc::Receiver<LookupRequest>) {
+    let (destinations, lookups) = Destinations::new(&limits);
     let shared = Shared {
         snapshot: Live::new(None),
         identity: Live::new(None),
         has_identity: true,
-        keys: JwksCache::new(&Limits::default()).0,
+        interception: false,
+        keys: JwksCache::new(&limits).0,
         destinations,
-        decisions: DecisionLog::new("test", &Limits::default()),
+        decisions: DecisionLog::new("test", &limits),
         egress: crate::telemetry::egress_log::EgressLog::default(),
         spans: Spans::default(),
         listeners: Claims::default(),
         readiness: Readiness::default(),
         access_log: AccessLogMode::Off,
-        limits: Limits::default(),
+        limits,
     };
     shared.readiness.add_reason(Unready::NoSnapshot, "none yet");
     (Arc::new(shared), lookups)

@@ -201,10 +201,13 @@ impl Sidecar {
     pub async fn until_unready(&self, reason: &str) {
         wait::until(
             format!("the proxy of `{}` reports `{reason}`", self.name),
-            async || self.page("/ready").await.contains(reason),
+            async || {
+                // A process that has just started does not listen yet.
+                let answer = page(self.admin, "/ready").await;
+                answer.is_ok_and(|(status, reasons)| status == 503 && reasons.contains(reason))
+            },
         )
         .await;
-        assert_eq!(self.probe("/ready").await, 503, "{self:?}");
     }
 
     /// The sum of the metric `name` over all series whose labels contain `labels`; 0 if there is no such series.

@@ -137,6 +137,56 @@ async fn after_a_clock_that_was_ahead_is_corrected_proxies_are_certified_again()
 }
 
 #[tokio::test]
+async fn proxies_with_certificates_that_are_not_valid_yet_are_unready_until_the_clock_is_right_even_if_they_restart()
+ {
+    let mesh = orders().start().await;
+    renew_by_a_jump(&mesh, hours(14)).await;
+    mesh.clock().backward(hours(14)).await;
+    let early = async || {
+        for workload in ["orders", "web"] {
+            until("the proxy notices", async || {
+                process_log_has(&mesh, workload, "identity.not_yet_valid")
+            })
+            .await;
+            mesh.sidecar(workload)
+                .until_unready("tls.not_yet_valid")
+                .await;
+        }
+    };
+    early().await;
+    mesh.sidecar("orders").kill9();
+    mesh.sidecar("orders").launch();
+    early().await;
+
+    mesh.clock().forward(hours(14)).await;
+    for workload in ["orders", "web"] {
+        mesh.sidecar(workload).until_ready().await;
+    }
+    mesh.as_workload("web").get("orders", "/").await.is_ok();
+}
+
+#[tokio::test]
+async fn a_certificate_that_expired_by_a_wrong_clock_at_a_restart_is_in_force_once_the_clock_is_right()
+ {
+    let mesh = orders().start().await;
+    mesh.as_workload("web").get("orders", "/").await.is_ok();
+    mesh.control_plane().kill9();
+    mesh.sidecar("orders").kill9();
+    mesh.clock().forward(hours(25)).await;
+    mesh.sidecar("orders").launch();
+    let log = || process_log_has(&mesh, "orders", "identity.not_restored");
+    until("the expired certificate is read", async || log()).await;
+    mesh.sidecar("orders")
+        .until_unready("tls.no_identity")
+        .await;
+
+    mesh.clock().backward(hours(25)).await;
+    mesh.sidecar("orders").until_ready().await;
+    mesh.sidecar("web").until_ready().await;
+    mesh.as_workload("web").get("orders", "/").await.is_ok();
+}
+
+#[tokio::test]
 async fn when_the_clock_jumps_past_a_renewal_every_certificate_is_renewed_and_none_expires() {
     let mesh = orders()
         .mesh("  certificates: { lifetime: 1h }\n")

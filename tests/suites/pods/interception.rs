@@ -294,6 +294,15 @@ async fn a_namespace_accepts_plain_text_as_anonymous_only_while_it_is_permissive
     let node = Node::start(", permissiveNamespaces: [shop]", &open).await;
     let orders = node.meshed("orders", ORDERS, &[]).await;
     let web = node.meshed("web", WEB, &[]).await;
+    let logged = || {
+        let log = orders.process_log();
+        let lines = log
+            .lines()
+            .filter(|line| line.contains("\"certificates.not_required\""));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(logged().len(), 1, "{:?}", logged());
+    assert!(logged()[0].contains("MeshConfig.permissiveNamespaces"));
     let program = orders.http(8080);
     let outsider = node.pod("outsider", OUTSIDER);
     let reply = outsider

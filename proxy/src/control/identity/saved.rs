@@ -3,11 +3,12 @@
 use std::{fmt, io, sync::Arc};
 
 use merlon_api::JoinToken;
-use merlon_certs::{KeyError, RootsError, SvidError, TrustRoots, X509Svid, unix_now};
+use merlon_certs::{KeyError, LeafFacts, RootsError, SvidError, TrustRoots, X509Svid, pem};
 use merlon_config::{
     name::{SpiffeId, WorkloadId},
     snapshot::TrustBundle,
 };
+use rustls_pki_types::UnixTime;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -80,19 +81,25 @@ impl SavedIdentity {
         self.used_token
     }
 
-    /// Restores the identity, with the same checks as for a new one.
+    /// The time closest to `now` at which the certificate is valid. `None` if it cannot be read.
+    pub(super) fn closest_valid_time(&self, now: UnixTime) -> Option<UnixTime> {
+        let chain = pem::certificates(self.chain.as_bytes()).ok()?;
+        let leaf = LeafFacts::parse(chain.first()?).ok()?;
+        let last = leaf.not_after.as_secs().saturating_sub(1);
+        let at = now.as_secs().min(last).max(leaf.not_before.as_secs());
+        let at = std::time::Duration::from_secs(at);
+        Some(UnixTime::since_unix_epoch(at))
+    }
+
+    /// Restores the identity, with the same checks as for a new one, at the time `now`.
     pub(super) fn restore(
         &self,
         own: &WorkloadId,
         token: Option<&JoinToken>,
+        now: UnixTime,
     ) -> Result<(Arc<X509Svid>, TrustBundle), SavedIdentityError> {
         let roots = TrustRoots::from_bundle(&self.bundle)?;
-        let svid = X509Svid::parse_pem(
-            self.chain.as_bytes(),
-            self.key.as_bytes(),
-            &roots,
-            unix_now(),
-        )?;
+        let svid = X509Svid::parse_pem(self.chain.as_bytes(), self.key.as_bytes(), &roots, now)?;
         if svid.id.workload() != own {
             return Err(SavedIdentityError::Other {
                 own: Box::new(own.clone()),

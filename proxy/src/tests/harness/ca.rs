@@ -42,6 +42,15 @@ impl Ca {
         Arc::new(MeshTls::new(svid, roots).unwrap())
     }
 
+    /// An identity whose certificate is valid from the beginning of `year`.
+    pub(crate) fn identity_since(&self, workload: &str, year: i32) -> Arc<MeshTls> {
+        Arc::new(self.authority.identity(&spiffe(workload), |leaf| {
+            leaf.not_before = rcgen::date_time_ymd(year, 1, 1);
+            leaf.is_ca = IsCa::ExplicitNoCa;
+            leaf.use_authority_key_identifier_extension = true;
+        }))
+    }
+
     /// An identity whose certificate also has DNS names.
     pub(crate) fn identity_with(&self, workload: &str, hosts: &[&str]) -> Arc<MeshTls> {
         let identity = self.authority.identity(&spiffe(workload), |leaf| {

@@ -66,6 +66,7 @@ impl Node {
         let shared = Arc::new(Shared {
             snapshot: Live::new(Some(Arc::new(state.compile()))),
             has_identity: identity.is_some(),
+            interception: false,
             identity: Live::new(identity),
             keys,
             destinations,
