@@ -149,8 +149,10 @@ impl Flags {
         }
         #[cfg(debug_assertions)]
         let limits = self.test_limits.as_deref().map(test_limits).transpose()?;
+        #[cfg(debug_assertions)]
+        let limits = limits.unwrap_or_default();
         #[cfg(not(debug_assertions))]
-        let limits = None;
+        let limits = Limits::default();
         let file = match &self.config {
             Some(path) => ProxyBootstrap::load(path)?,
             None => ProxyBootstrap::default(),
@@ -196,7 +198,7 @@ impl Flags {
             drain_timeout: start
                 .drain_timeout
                 .map_or(DRAIN_TIMEOUT, |HumanDuration(time)| time),
-            limits: limits.unwrap_or_default(),
+            limits,
         })
     }
 
