@@ -1,6 +1,7 @@
 //! Build → bind → serve → drain.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::{SocketAddr, TcpListener},
     path::PathBuf,
@@ -222,6 +223,7 @@ pub fn start(config: ProxyConfig) -> Result<Handle, StartError> {
     };
     let bound = Bound::new(&config)?;
     let addresses = bound.addresses;
+    shared.listeners.set_of_process(bound.all());
     let drain = CancellationToken::new();
     let end = CancellationToken::new();
     let (ended, ended_receiver) = watch::channel(None);
@@ -316,6 +318,15 @@ impl Bound {
             probes,
             addresses,
         })
+    }
+
+    /// Every address that is bound.
+    fn all(&self) -> Vec<SocketAddr> {
+        let of_workers = self.inbound.iter().chain(&self.outbound).flatten();
+        let of_workers = of_workers.filter_map(|listener| listener.local_addr().ok());
+        let of_control = [Some(self.addresses.admin), self.addresses.probes];
+        let all: BTreeSet<_> = of_workers.chain(of_control.into_iter().flatten()).collect();
+        all.into_iter().collect()
     }
 }
 

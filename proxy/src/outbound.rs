@@ -44,8 +44,7 @@ use crate::{
 
 /// Serves a connection from the local program.
 pub(crate) async fn connection(local: Rc<WorkerContext>, stream: TcpStream, address: SocketAddr) {
-    let mut peer = Peer::new(&local, Direction::Outbound, address, Principal::Anonymous);
-    peer.own_port = stream.local_addr().ok().map(|own| own.port());
+    let peer = Peer::new(&local, Direction::Outbound, address, Principal::Anonymous);
     connection::serve_plain(&local, stream, Rc::new(peer), serve).await;
 }
 

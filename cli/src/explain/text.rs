@@ -145,6 +145,12 @@ fn fix(outcome: &DecisionOutcome) -> Option<&'static str> {
         "upstream.dns" => {
             "neither a Service of the mesh nor DNS has this name; `merlon proxy config` lists the services that the proxy knows"
         }
+        "upstream.loop" => {
+            "the host and port are the proxy's own: call a Service of the mesh by its name, and check the `targetPort` of the Service"
+        }
+        "http.loop" => {
+            "the request runs in a circle: check the programs and proxies on its way that forward requests by their `Host`"
+        }
         "upstream.connect" | "upstream.connect_timeout" => {
             "check that the program runs and listens on the address of its Workload and the port of its Service"
         }

@@ -112,7 +112,6 @@ impl Peer {
             current,
             address: self.address,
             session: self.session.clone(),
-            own_port: self.own_port,
             now: exchange.at,
             clock: Instant::now(),
             body: (!body.is_end_stream()).then_some(body),

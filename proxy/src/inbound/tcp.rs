@@ -54,7 +54,14 @@ pub(crate) async fn accept(peer: &Rc<Peer>, mut stream: TlsStream<TcpStream>) {
         Err(denial) => return exchange.refuse(denial),
     };
     exchange.upstream = Some(target.program);
-    let program = match dial::connect(target.program, limits, &local.metrics).await {
+    let program = match dial::plain(
+        target.program,
+        &local.shared.listeners,
+        limits,
+        &local.metrics,
+    )
+    .await
+    {
         Ok(program) => program,
         Err(error) => return exchange.refuse(Denial::Upstream(error)),
     };
@@ -91,7 +98,14 @@ pub(crate) async fn serve_plain_text(
         Err(denial) => return exchange.refuse(denial),
     };
     exchange.upstream = Some(target.program);
-    match dial::connect(target.program, &local.shared.limits, &local.metrics).await {
+    match dial::plain(
+        target.program,
+        &local.shared.listeners,
+        &local.shared.limits,
+        &local.metrics,
+    )
+    .await
+    {
         Ok(program) => relay(stream, program, Some(&open_permit), exchange).await,
         Err(error) => exchange.refuse(Denial::Upstream(error)),
     }

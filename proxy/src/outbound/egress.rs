@@ -40,13 +40,13 @@ pub(crate) async fn forward(
         .first()
         .map(|ip| SocketAddr::new(*ip, port))
         .ok_or(Upstream::Dns)?;
-    // Meshed workloads are reached only by name and over mesh TLS; a call to the proxy's own listener would loop.
+    // Meshed workloads are reached only by name and over mesh TLS.
     let meshed = snapshot
         .destinations
         .values()
         .flat_map(|one| &one.endpoints)
         .any(|one| one.address == address || one.is_at(address));
-    if meshed || call.address.ip() == address.ip() && Some(address.port()) == call.own_port {
+    if meshed {
         return Err(Denial::Egress(destination.into()));
     }
     let body = call.stream();

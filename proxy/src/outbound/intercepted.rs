@@ -98,7 +98,14 @@ async fn forward_external(
     }
     let _open = OpenConnection::new(local, Direction::Outbound, Transport::Plain);
     exchange.upstream = Some(original_dst);
-    match dial::connect(original_dst, &local.shared.limits, &local.metrics).await {
+    match dial::plain(
+        original_dst,
+        &local.shared.listeners,
+        &local.shared.limits,
+        &local.metrics,
+    )
+    .await
+    {
         Ok(upstream) => tunnel::relay(stream, upstream, None, exchange).await,
         Err(error) => exchange.refuse(Denial::Upstream(error)),
     }

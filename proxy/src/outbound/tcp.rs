@@ -132,7 +132,7 @@ async fn tunnel(
         let address = dial::dial_at(endpoint, to.port);
         exchange.upstream = Some(address);
         let result = match &endpoint.identity {
-            None => match dial::connect(address, limits, metrics).await {
+            None => match dial::plain(address, &local.shared.listeners, limits, metrics).await {
                 Ok(upstream) => return relay(stream, upstream, None, exchange).await,
                 Err(error) => error,
             },

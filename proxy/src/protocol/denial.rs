@@ -74,6 +74,8 @@ pub enum Denial {
     Egress(Box<str>),
     /// The upstream failed.
     Upstream(Upstream),
+    /// The request passed too many proxies (RFC 5842 §7.2).
+    TooManyHops,
     /// Internal error: a panic was caught.
     Internal,
 }
@@ -83,6 +85,8 @@ pub enum Denial {
 pub enum Upstream {
     /// No endpoint, or none that can be tried now.
     NoEndpoint,
+    /// It is this proxy itself.
+    Loop,
     /// Connecting failed.
     Connect,
     /// Connecting timed out.

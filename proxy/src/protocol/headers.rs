@@ -8,6 +8,18 @@ use super::{denial::Denial, peer_header, reserved::is_reserved};
 pub const CALLER: HeaderName = HeaderName::from_static("merlon-caller");
 /// `issuer#subject` of the verified token.
 pub const USER: HeaderName = HeaderName::from_static("merlon-user");
+/// How many proxies of Merlon a request has passed. A program that copies it to the requests that it makes, as it does
+/// with the headers of a trace, lets the next proxy find loops through it.
+pub const HOPS: HeaderName = HeaderName::from_static("merlon-hops");
+
+/// The highest number in the fields [`HOPS`]. What is no number counts as 0: only a client sends it.
+pub(crate) fn hops(headers: &HeaderMap) -> u8 {
+    let numbers = headers.get_all(HOPS).iter().filter_map(|value| {
+        let text = value.to_str().ok()?;
+        text.trim().parse().ok()
+    });
+    numbers.max().unwrap_or_default()
+}
 
 /// Removes every header that only Merlon may set.
 pub(crate) fn strip_reserved(headers: &mut HeaderMap) {
@@ -218,6 +230,24 @@ mod tests {
                 matches!(strip_hop_by_hop(&mut headers), Err(Denial::Header(_))),
                 "{option}"
             );
+        }
+    }
+
+    #[test]
+    fn the_highest_number_of_hops_counts() {
+        assert_eq!(hops(&HeaderMap::new()), 0);
+        for (values, expected) in [
+            (&["3"][..], 3),
+            (&["3", "7", "5"], 7),
+            (&["-1", "x", "", "1, 2"], 0),
+            (&["256", "99999999999999999999"], 0),
+            (&["255"], 255),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(HOPS, HeaderValue::from_static(value));
+            }
+            assert_eq!(hops(&headers), expected, "{values:?}");
         }
     }
 

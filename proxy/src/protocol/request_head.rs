@@ -18,7 +18,12 @@ pub(crate) struct ParsedHead {
     pub(crate) expect_continue: bool,
     /// Whether it requests a WebSocket.
     pub(crate) websocket: bool,
+    /// How many proxies of Merlon the request has passed, without this one.
+    pub(crate) hops: u8,
 }
+
+/// A request that has passed more proxies than this runs in a circle.
+pub(crate) const MAX_HOPS: u8 = 32;
 
 /// Parses a head, and refuses it when it is ambiguous. Afterwards `head` holds what policies read and the upstream
 /// gets: the normalised path, no authority, no hop-by-hop headers and no headers that only Merlon may set.
@@ -29,6 +34,10 @@ pub(crate) fn read(head: &mut Parts) -> Result<ParsedHead, Denial> {
     let websocket = method(head)?;
     let header_bytes = fields(&head.headers, head.version)?;
     let authority = authority(head)?;
+    let hops = headers::hops(&head.headers);
+    if hops >= MAX_HOPS {
+        return Err(Denial::TooManyHops);
+    }
     let mut expect_continue = false;
     if let Some(expect) = head.headers.get(header::EXPECT) {
         if !expect.as_bytes().eq_ignore_ascii_case(b"100-continue") {
@@ -53,6 +62,7 @@ pub(crate) fn read(head: &mut Parts) -> Result<ParsedHead, Denial> {
         uri_bytes: uri_bytes as u64,
         expect_continue,
         websocket,
+        hops,
     })
 }
 

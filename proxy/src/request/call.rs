@@ -12,7 +12,10 @@ use super::{
     worker_context::{CurrentSnapshot, WorkerContext},
 };
 use crate::{
-    protocol::{peer_header::Proto, request_head::ParsedHead, tls_session::TlsSession, websocket},
+    protocol::{
+        headers::HOPS, peer_header::Proto, request_head::ParsedHead, tls_session::TlsSession,
+        websocket,
+    },
     upstream::body::{BodyProgress, RequestBody},
 };
 
@@ -25,8 +28,6 @@ pub(crate) struct Call {
     pub(crate) address: SocketAddr,
     /// The connection's TLS.
     pub(crate) session: Option<Rc<TlsSession>>,
-    /// The port of the proxy's own listener.
-    pub(crate) own_port: Option<u16>,
     pub(crate) now: Timestamp,
     pub(crate) clock: std::time::Instant,
     pub(crate) head: Parts,
@@ -78,6 +79,8 @@ impl Call {
         };
         let mut request = Request::new(body);
         std::mem::swap(request.headers_mut(), &mut self.head.headers);
+        let hops = self.parsed.hops.saturating_add(1);
+        request.headers_mut().insert(HOPS, u16::from(hops).into());
         *request.method_mut() = self.head.method.clone();
         *request.uri_mut() = self.head.uri.clone();
         (request, upgrade)

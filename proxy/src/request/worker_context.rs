@@ -81,7 +81,7 @@ impl WorkerContext {
     ) -> Self {
         let random = Rc::new(Random::seeded());
         let limits = shared.limits;
-        let programs = Rc::new(Programs::new(limits));
+        let programs = Rc::new(Programs::new(limits, shared.listeners.clone()));
         Self {
             index,
             peers: Peers::new(

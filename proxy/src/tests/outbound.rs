@@ -3,7 +3,7 @@
 use http::{Method, Request};
 use merlon_config::resource::OutboundMode;
 
-use crate::{tests::harness::*, upstream::body::RequestBody};
+use crate::{telemetry::metrics::FetchResult, tests::harness::*, upstream::body::RequestBody};
 
 #[test]
 fn an_unknown_mesh_name_is_404() {
@@ -69,10 +69,72 @@ fn a_proxy_never_calls_itself() {
             Some(Ca::new().identity("shop/web")),
             &State::new("shop/web"),
         );
-        let own = web.outbound.to_string();
-        http1(web.outbound, get(&own, "/"))
+        let (outbound, inbound) = (web.outbound.port(), web.inbound.port());
+        for (host, port) in [
+            ("127.0.0.1", outbound),
+            ("127.0.0.1", inbound),
+            ("0.0.0.0", outbound),
+            ("[::ffff:127.0.0.1]", outbound),
+        ] {
+            let own = format!("{host}:{port}");
+            http1(web.outbound, get(&own, "/"))
+                .await
+                .assert_refused(508, "upstream.loop");
+        }
+        // No connection to itself was opened, so only those of this test are counted.
+        let counted = &web.metrics.upstream_connections;
+        assert_eq!(counted.value(FetchResult::Ok), 0);
+    });
+}
+
+#[test]
+fn a_program_that_is_the_proxy_itself_is_not_called() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
+        let itself = pair.orders.outbound.port();
+        let service = service("shop/orders", 80, itself, "http", PERMIT_ALL);
+        pair.orders
+            .apply(&State::new("shop/orders").with_service(service));
+        http1(pair.web.outbound, get("orders", "/"))
             .await
-            .assert_refused(403, "egress.denied");
+            .assert_refused(508, "upstream.loop");
+        program.assert_not_reached();
+    });
+}
+
+#[test]
+fn a_request_is_refused_after_32_proxies() {
+    run(async {
+        let outside = Program::echo().await;
+        let state = State::new("shop/web");
+        let web = Node::start(Some(Ca::new().identity("shop/web")), &state);
+        let host = outside.address.to_string();
+        for (sent, passed_on) in [
+            (None, "1"),
+            (Some("1"), "2"),
+            (Some("31"), "32"),
+            (Some("x"), "1"),
+        ] {
+            let mut request = get(&host, "/");
+            if let Some(sent) = sent {
+                request
+                    .headers_mut()
+                    .insert("merlon-hops", sent.parse().unwrap());
+            }
+            assert_eq!(http1(web.outbound, request).await.status, 200);
+            assert_eq!(outside.last_request().headers["merlon-hops"], passed_on);
+        }
+        for sent in ["32", "255"] {
+            let mut request = get(&host, "/circle");
+            request
+                .headers_mut()
+                .insert("merlon-hops", sent.parse().unwrap());
+            http1(web.outbound, request)
+                .await
+                .assert_refused(508, "http.loop");
+        }
+        assert_eq!(outside.requests.get(), 4);
     });
 }
 

@@ -16,7 +16,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
     limits::Limits,
-    protocol::denial::Upstream,
+    protocol::{address_claims::Claims, denial::Upstream},
     telemetry::metrics::{Direction, FetchResult, Handshake, worker::WorkerMetrics},
 };
 
@@ -47,6 +47,23 @@ pub(crate) async fn connect(
         FetchResult::Failed
     });
     result
+}
+
+/// Connects to a plain-text upstream, which must not be this process itself: a request to an own address would come back
+/// until no connection is left. Mesh TLS to the own inbound listener is no such loop: it leads to the program.
+///
+/// # Errors
+/// [`Upstream::Loop`], and as [`connect`].
+pub(crate) async fn plain(
+    address: SocketAddr,
+    own: &Claims,
+    limits: &Limits,
+    metrics: &WorkerMetrics,
+) -> Result<TcpStream, Upstream> {
+    if own.is_own(address) {
+        return Err(Upstream::Loop);
+    }
+    connect(address, limits, metrics).await
 }
 
 /// Opens mesh TLS to `address`. The peer must have the identity `expected`.

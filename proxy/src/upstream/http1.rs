@@ -15,13 +15,16 @@ use tokio::time::Instant;
 
 use super::{body::RequestBody, dial};
 use crate::{
-    limits::Limits, protocol::denial::Upstream, telemetry::metrics::worker::WorkerMetrics,
+    limits::Limits,
+    protocol::{address_claims::Claims, denial::Upstream},
+    telemetry::metrics::worker::WorkerMetrics,
 };
 
 /// Idle connections by address; the most recently used is last.
 #[derive(Debug)]
 pub(crate) struct Pool {
     limits: Limits,
+    own: Claims,
     idle: RefCell<HashMap<SocketAddr, Vec<Idle>, foldhash::fast::RandomState>>,
 }
 
@@ -41,9 +44,10 @@ pub(crate) struct PooledConnection {
 
 impl Pool {
     /// No connections yet.
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits, own: Claims) -> Self {
         Self {
             limits,
+            own,
             idle: RefCell::default(),
         }
     }
@@ -72,7 +76,7 @@ impl Pool {
         address: SocketAddr,
         metrics: &WorkerMetrics,
     ) -> Result<PooledConnection, Upstream> {
-        let stream = dial::connect(address, &self.limits, metrics).await?;
+        let stream = dial::plain(address, &self.own, &self.limits, metrics).await?;
         let (sender, connection) = Builder::new()
             .max_headers(256)
             .handshake(TokioIo::new(stream))

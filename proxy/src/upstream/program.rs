@@ -9,6 +9,7 @@ use super::{body::RequestBody, dial, h2, http1, pool_guard::PoolGuard};
 use crate::{
     limits::Limits,
     protocol::{
+        address_claims::Claims,
         denial::{Denial, Upstream},
         peer_header::Proto,
     },
@@ -19,6 +20,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Programs {
     limits: Limits,
+    own: Claims,
     http1: Rc<http1::Pool>,
     h2: RefCell<HashMap<SocketAddr, Rc<h2::Group>, foldhash::fast::RandomState>>,
 }
@@ -28,10 +30,11 @@ const MAX_ATTEMPTS: usize = 3;
 
 impl Programs {
     /// No connections yet.
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits, own: Claims) -> Self {
         Self {
             limits,
-            http1: Rc::new(http1::Pool::new(limits)),
+            http1: Rc::new(http1::Pool::new(limits, own.clone())),
+            own,
             h2: RefCell::default(),
         }
     }
@@ -98,7 +101,7 @@ impl Programs {
         for _ in 0..2 {
             let dial = async || {
                 h2::begin(
-                    dial::connect(address, limits, metrics).await?,
+                    dial::plain(address, &self.own, limits, metrics).await?,
                     std::future::pending(),
                     limits,
                 )

@@ -48,6 +48,7 @@ const DEADLINE: ProblemType = ("deadline", "Deadline exceeded");
 const INTERNAL: ProblemType = ("internal", "Internal error");
 const INVALID: ProblemType = ("invalid", "Invalid request");
 const KEYS_UNAVAILABLE: ProblemType = ("keys-unavailable", "Keys not available");
+const LOOP: ProblemType = ("loop-detected", "Loop detected");
 const MALFORMED: ProblemType = ("malformed", "Malformed request");
 const MEDIA_TYPE: ProblemType = ("media-type", "Media type not accepted");
 const METHOD: ProblemType = ("method-not-allowed", "Method not allowed");
@@ -143,6 +144,12 @@ impl<'d> Refusal<'d> {
                 "the request body is incomplete or malformed",
             )
             .with_close(),
+            Denial::TooManyHops => Self::new(
+                508,
+                "http.loop",
+                LOOP,
+                "the request passed 32 proxies: it runs in a circle",
+            ),
             Denial::NoRoute(sentence) => Self::new(404, "http.no_route", NO_ROUTE, &**sentence),
             Denial::NoBackend => Self::new(
                 500,
@@ -285,6 +292,12 @@ impl<'d> Refusal<'d> {
                 "upstream.no_endpoint",
                 UPSTREAM,
                 "no healthy endpoint is available",
+            ),
+            Upstream::Loop => (
+                508,
+                "upstream.loop",
+                LOOP,
+                "the upstream is this proxy itself",
             ),
             Upstream::Connect => (
                 503,

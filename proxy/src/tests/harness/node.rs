@@ -91,6 +91,7 @@ impl Node {
             .map(|address| sockets::bind_all(address, 1).unwrap().remove(0));
         let log = Log::default();
         let addresses = [&inbound, &outbound].map(|one| one.local_addr().unwrap());
+        shared.listeners.set_of_process(addresses.to_vec());
         let shutdown = Shutdown::default();
         let worker = Worker {
             index: 0,
