@@ -212,9 +212,10 @@ pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError>
                 let deps = webhook::WebhookDeps {
                     client: cluster.client().clone(),
                     namespace: &kubernetes.namespace,
+                    replica: &kubernetes.replica,
+                    cluster: cluster.cluster().clone(),
                     dry_run: cluster.dry_run().clone(),
                     leads: cluster.leads().clone(),
-                    contact: common.contact.clone(),
                     metrics: common.metrics.clone(),
                     limits: common.limits.webhook,
                     tasks: common.tasks.clone(),

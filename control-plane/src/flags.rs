@@ -140,7 +140,7 @@ impl Flags {
             admin: self.admin.or(file.admin).unwrap_or_else(|| loopback(7565)),
             admin_socket: admin_socket.unwrap_or_else(|| state_dir.join(ADMIN_SOCKET)),
             state_dir,
-            drain_timeout: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(30),
             limits: self.limits()?,
         })
     }

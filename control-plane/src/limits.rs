@@ -324,6 +324,16 @@ limits! {
         bundle_timeout: Duration = seconds(5),
         /// The delay after a failed write of a webhook configuration.
         bundle_retry: Duration = seconds(5),
+        /// Changes of the cluster within this time are considered together for the endpoint of this replica.
+        endpoint_gather: Duration = millis(200),
+        /// The delay after a failed write of that endpoint.
+        endpoint_retry: Duration = seconds(5),
+        /// How often a replica that shuts down reads whether Kubernetes still lists it.
+        endpoint_poll: Duration = millis(500),
+        /// How long it serves requests after that: nodes learn of it a moment later, and send requests in the meantime.
+        linger: Duration = seconds(5),
+        /// The longest time from the start of the shutdown until then.
+        max_linger: Duration = seconds(15),
     }
 }
 

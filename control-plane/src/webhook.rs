@@ -1,11 +1,13 @@
 //! Admission webhooks: inject the sidecar into pods, and refuse invalid resources.
 //!
 //! The API server connects over TLS. The certificate comes from a separate CA (`certificate`), and the leading replica
-//! writes its root into the two webhook configurations (`bundle`).
+//! writes its root into the two webhook configurations (`bundle`). It connects to a ready replica; while there is none, to
+//! one that serves the webhooks (`endpoint`).
 
 pub(crate) mod body;
 mod bundle;
 mod certificate;
+mod endpoint;
 mod listen;
 pub(crate) mod review;
 mod work_pool;
@@ -30,11 +32,12 @@ use self::{
     body::{MemoryBudget, Reservation},
     bundle::CaBundles,
     certificate::Certificate,
+    endpoint::OwnEndpoint,
     review::{AdmissionResponse, Review},
     work_pool::WorkPool,
 };
 use crate::{
-    cluster::watch::Contact,
+    cluster::watch::Cluster,
     config::WebhookConfig,
     limits::WebhookLimits,
     source::kubernetes::DryRun,
@@ -58,9 +61,11 @@ pub(crate) struct Webhook {
 pub(crate) struct WebhookDeps<'a> {
     pub(crate) client: Client,
     pub(crate) namespace: &'a str,
+    /// The name of this replica's pod.
+    pub(crate) replica: &'a str,
+    pub(crate) cluster: Cluster,
     pub(crate) dry_run: DryRun,
     pub(crate) leads: watch::Receiver<bool>,
-    pub(crate) contact: Contact,
     pub(crate) metrics: Metrics,
     pub(crate) limits: WebhookLimits,
     pub(crate) tasks: TaskTracker,
@@ -88,24 +93,38 @@ pub(crate) fn start(
         validations,
         budget: MemoryBudget::new(limits),
     });
+    let contact = deps.cluster.contact.clone();
     let certificate = Certificate::new(
         deps.client.clone(),
         deps.namespace,
-        deps.contact.clone(),
+        contact.clone(),
         deps.leads.clone(),
         limits,
     );
     let bundles = CaBundles {
-        client: deps.client,
+        client: deps.client.clone(),
         leads: deps.leads,
         trusted: certificate.trusted(),
-        contact: deps.contact,
+        contact,
         limits,
     };
-    let shutdown = || deps.shutdown.clone();
     let tls_config = certificate.tls_config();
+    let endpoint = OwnEndpoint {
+        client: deps.client,
+        namespace: deps.namespace.to_owned(),
+        replica: deps.replica.to_owned(),
+        port: config.listen.port(),
+        cluster: deps.cluster,
+        tls_config: tls_config.clone(),
+        limits,
+        pod: None,
+        unlisted: CancellationToken::new(),
+    };
+    let unlisted = endpoint.unlisted.clone();
+    let shutdown = || deps.shutdown.clone();
     deps.tasks.spawn(certificate.run(shutdown()));
     deps.tasks.spawn(bundles.run(shutdown()));
+    deps.tasks.spawn(endpoint.run(shutdown()));
     let followed = follow(config.injection.clone(), Arc::clone(&hooks), shutdown());
     deps.tasks.spawn(followed);
     let routes = Router::new()
@@ -118,7 +137,7 @@ pub(crate) fn start(
         tls_config,
         routes,
         deps.metrics,
-        shutdown(),
+        (shutdown(), unlisted),
     ));
     Ok(())
 }

@@ -200,6 +200,11 @@ impl Kubernetes {
         &self.client
     }
 
+    /// What is watched.
+    pub(crate) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
     /// The dry run for the validation webhook.
     pub(crate) fn dry_run(&self) -> &DryRun {
         &self.dry_run

@@ -35,7 +35,7 @@ use crate::{
 /// The Secret with the CA.
 pub(crate) const SECRET: &str = "merlon-webhook";
 /// The Service that the API server connects to.
-const SERVICE: &str = "merlon-webhook";
+pub(super) const SERVICE: &str = "merlon-webhook";
 const KEY: &str = "ca.key";
 const CERTIFICATES: &str = "ca.pem";
 

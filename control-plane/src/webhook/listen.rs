@@ -2,7 +2,12 @@
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-use axum::Router;
+use axum::{
+    Router,
+    http::{HeaderValue, header},
+    middleware,
+    response::Response,
+};
 use merlon_net::{
     handshakes::{self, Accepted},
     http,
@@ -17,21 +22,23 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{limits::WebhookLimits, telemetry::metrics::Metrics};
 
-/// Serves until `shutdown`. Connections wait until there is a certificate.
+/// Serves until `shutdown`, then until `unlisted`, and for the time `linger` afterwards. Connections wait until there is a
+/// certificate.
 pub(crate) async fn serve(
     listener: TcpListener,
     limits: WebhookLimits,
     mut tls_config: watch::Receiver<Option<Arc<ServerConfig>>>,
     routes: Router,
     metrics: Metrics,
-    shutdown: CancellationToken,
+    (shutdown, unlisted): (CancellationToken, CancellationToken),
 ) {
     let Ok(address) = listener.local_addr() else {
         return;
     };
     let (connections, incoming) = mpsc::channel(64);
     let handshakes = limits.handshakes();
-    let stopped = shutdown.clone();
+    let ended = CancellationToken::new();
+    let stopped = ended.clone();
     let accepting = tokio::spawn(async move {
         if tls_config.wait_for(Option::is_some).await.is_ok() {
             let current = || tls_config.borrow().clone();
@@ -42,15 +49,29 @@ pub(crate) async fn serve(
         }
     });
     let incoming = Incoming { incoming, address };
+    let closing = shutdown.clone();
+    let routes = routes.layer(middleware::map_response(move |answer: Response| {
+        let closing = closing.is_cancelled();
+        async move { last_of_its_connection(answer, closing) }
+    }));
     let routes = |_: &TlsStream<TcpStream>| routes.clone();
-    http::serve(
-        incoming,
-        limits.connections(),
-        routes,
-        shutdown.cancelled_owned(),
-    )
-    .await;
+    let end = async move {
+        shutdown.cancelled().await;
+        unlisted.cancelled().await;
+        tokio::time::sleep(limits.linger).await;
+        ended.cancel();
+    };
+    http::serve(incoming, limits.connections(), routes, end).await;
     accepting.abort();
+}
+
+/// During the shutdown a client must not reuse its connection: the next request could be sent when the connection is closed.
+fn last_of_its_connection(mut answer: Response, closing: bool) -> Response {
+    if closing {
+        let close = HeaderValue::from_static("close");
+        answer.headers_mut().insert(header::CONNECTION, close);
+    }
+    answer
 }
 
 /// Connections whose handshake is done.

@@ -173,6 +173,24 @@ impl Cluster {
         self.helm(&["install", "merlon-crds", &definitions]).await;
         self.helm_merlon("install", values, &["--create-namespace", "--wait"])
             .await;
+        self.until_admission_answers().await;
+    }
+
+    /// Waits until the API server reaches the webhooks. The replicas are ready a moment before the node knows their addresses.
+    pub async fn until_admission_answers(&self) {
+        let limit = "apiVersion: merlon.io/v1alpha1\nkind: RateLimit\nmetadata: { name: first, namespace: default }\n\
+                     spec: { limits: [{ name: a, rate: { requests: 1, per: 1s } }] }\n";
+        let file = self.folder().join("first.yaml");
+        std::fs::write(&file, limit).expect("a file");
+        let file = file.display().to_string();
+        wait::until("admission answers", async || {
+            let dry_run = ["create", "--dry-run=server", "-f", &file];
+            let answer = self.try_kubectl(&dry_run).await;
+            let unreachable = answer.err.contains("failed to call webhook");
+            assert!(answer.code() == 0 || unreachable, "{}", answer.err);
+            !unreachable
+        })
+        .await;
     }
 
     /// Runs `helm install` or `helm upgrade` of the chart, with these values and those of the images.

@@ -2,6 +2,7 @@
 //!
 //! The tests share one cluster, and each has it alone, because each takes down something that the others need.
 
+mod admission;
 mod injector;
 mod issuer;
 mod upgrades;
@@ -86,6 +87,26 @@ metadata: { name: many, namespace: shop }
 spec:
   targetRefs: [{ kind: Service, name: orders }]
   limits: [{ name: many, rate: { requests: 100000, per: 1s } }]
+";
+
+/// What is printed of an event.
+const EVENTS: &str =
+    "custom-columns=AT:.lastTimestamp,REASON:.reason,OBJECT:.involvedObject.name,MESSAGE:.message";
+
+/// A pod that the injector accepts without a warning.
+const POD: &str = "
+apiVersion: v1
+kind: Pod
+metadata: { name: changes, namespace: shop }
+spec:
+  terminationGracePeriodSeconds: 0
+  securityContext: { runAsNonRoot: true, runAsUser: 65532 }
+  containers:
+    - name: main
+      image: localhost/programs:test
+      imagePullPolicy: Never
+      command: [sleep, infinity]
+      securityContext: { allowPrivilegeEscalation: false }
 ";
 
 struct Mesh {
@@ -174,19 +195,20 @@ impl Mesh {
         Load { running, stop }
     }
 
-    /// Asks admission for one change after another, until [`Changes::assert_few_were_refused`]. None takes effect.
+    /// Creates pods and policies, one after the other, until [`Changes::assert_none_was_refused`]. None is kept.
     fn changes(&self) -> Changes {
         let folder = self.cluster.folder();
-        // Not the name that tests create: `kubectl apply` fails when an object appears between its look and its request.
+        // Not a name that tests create.
         let limit = LIMIT.replace("name: many", "name: changes");
         assert_ne!(limit, LIMIT);
-        std::fs::write(folder.join("limit.yaml"), limit).expect("a file");
+        let documents = format!("{limit}---{POD}---").repeat(Changes::AT_ONCE);
+        std::fs::write(folder.join("changes.yaml"), documents).expect("a file");
         let stop = folder.join("stop-changes");
         let script = format!(
-            "until [ -e {stop} ]; do {kubectl} apply --dry-run=server -f {limit} 2>&1; sleep 0.2; done; rm {stop}",
+            "until [ -e {stop} ]; do {kubectl} create --dry-run=server -f {changes} 2>&1 || date +%T.%N; sleep 0.1; done; rm {stop}",
             stop = stop.display(),
             kubectl = tools::installed("kubectl").display(),
-            limit = folder.join("limit.yaml").display(),
+            changes = folder.join("changes.yaml").display(),
         );
         static CHANGES: AtomicU32 = AtomicU32::new(0);
         let name = format!("changes-{}", CHANGES.fetch_add(1, Ordering::Relaxed));
@@ -197,15 +219,9 @@ impl Mesh {
         }
     }
 
-    /// Applies a document in the namespace `shop`. Repeats this only while admission gives no answer, as a user would
-    /// during an upgrade; [`Changes`] bounds how often that happens.
+    /// Applies a document in the namespace `shop`.
     async fn apply(&self, documents: &str) {
-        let answer = wait::until_some("admission answers", async || {
-            let answer = self.cluster.try_apply_in("shop", documents).await;
-            (!gave_no_answer(&answer.err)).then_some(answer)
-        })
-        .await;
-        assert_eq!(answer.code(), 0, "{}\n{documents}", answer.err);
+        self.cluster.apply_in("shop", documents).await;
     }
 
     /// Waits until every replica of the control plane that was replaced has ended.
@@ -240,13 +256,6 @@ impl Mesh {
     }
 }
 
-/// Whether the API server could not ask admission: the connection was refused, or broke because the replica ended. A
-/// certificate that the API server rejects is another matter.
-fn gave_no_answer(error: &str) -> bool {
-    error.contains("failed to call webhook: Post")
-        && !["x509", "tls:"].iter().any(|why| error.contains(why))
-}
-
 /// Changes that continue in the background.
 struct Changes {
     running: Process,
@@ -254,9 +263,23 @@ struct Changes {
 }
 
 impl Changes {
-    /// Ends them. Admission accepted all but a few, which reached a replica that had ended: the webhook's Service lists a
-    /// replica until its pod is removed, because it also lists replicas that are not ready (`publishNotReadyAddresses`).
-    async fn assert_few_were_refused(self) {
+    /// Pods, and policies, that one `kubectl` creates.
+    const AT_ONCE: usize = 10;
+
+    fn count(&self) -> usize {
+        self.running.out().lines().count()
+    }
+
+    /// Waits until `more` further pods and policies are created or refused.
+    async fn continue_for(&self, more: usize) {
+        let aim = self.count() + more;
+        let state = async || (self.running.is_alive(), self.count());
+        let what = format!("{aim} changes were tried");
+        wait::until_value(what, state, |(_, count)| *count >= aim).await;
+    }
+
+    /// Ends them. Admission answered and accepted all.
+    async fn assert_none_was_refused(self, mesh: &Mesh) {
         std::fs::write(&self.stop, "").expect("a file");
         self.running.ended().await;
         let out = self.running.out();
@@ -265,11 +288,11 @@ impl Changes {
             .lines()
             .filter(|line| !line.contains("(server dry run)"))
             .collect();
-        assert!(
-            refused.iter().all(|line| gave_no_answer(line)),
-            "of {all} changes: {refused:#?}"
-        );
-        assert!(refused.len() * 10 <= all, "of {all} changes: {refused:#?}");
+        if !refused.is_empty() {
+            let events = ["get", "events", "-n", merlon::NAMESPACE, "-o", EVENTS];
+            let events = mesh.cluster.kubectl(&events).await;
+            panic!("of {all} changes: {refused:#?}\n{events}");
+        }
         assert!(all > 10, "{out}");
     }
 }

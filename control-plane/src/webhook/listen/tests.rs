@@ -19,6 +19,9 @@ struct Listening {
     address: SocketAddr,
     client: TlsConnector,
     metrics: Metrics,
+    shutdown: CancellationToken,
+    unlisted: CancellationToken,
+    serving: tokio::task::JoinHandle<()>,
 }
 
 async fn listen(change: impl FnOnce(&mut WebhookLimits)) -> Listening {
@@ -48,19 +51,22 @@ async fn listen(change: impl FnOnce(&mut WebhookLimits)) -> Listening {
     let (_, tls_config) = watch::channel(Some(Arc::new(server.unwrap())));
     let metrics = Metrics::new();
     let routes = Router::new().route("/validate", get(async || "answer"));
-    let never = CancellationToken::new();
-    tokio::spawn(serve(
+    let (shutdown, unlisted) = (CancellationToken::new(), CancellationToken::new());
+    let serving = tokio::spawn(serve(
         listener,
         limits,
         tls_config,
         routes,
         metrics.clone(),
-        never,
+        (shutdown.clone(), unlisted.clone()),
     ));
     Listening {
         address,
         client: TlsConnector::from(Arc::new(client)),
         metrics,
+        shutdown,
+        unlisted,
+        serving,
     }
 }
 
@@ -130,4 +136,33 @@ async fn a_head_that_does_not_arrive_in_time_ends_the_connection() {
         let text = rest(stream).await;
         assert!(!text.contains("200"), "{text}");
     }
+}
+
+#[tokio::test]
+async fn after_the_start_of_the_shutdown_requests_are_served_and_each_is_the_last_of_its_connection()
+ {
+    let listening = listen(|limits| limits.linger = Duration::ZERO).await;
+    let mut known = listening.connect().await;
+    ask(&mut known).await;
+    listening.shutdown.cancel();
+    for mut stream in [known, listening.connect().await] {
+        let request = b"GET /validate HTTP/1.1\r\nhost: webhook\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let answer = rest(stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+        assert!(answer.ends_with("answer"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn when_no_node_sends_requests_any_more_connections_are_closed_and_none_is_accepted() {
+    let listening = listen(|limits| limits.linger = SHORT).await;
+    let mut idle = listening.connect().await;
+    ask(&mut idle).await;
+    listening.shutdown.cancel();
+    listening.unlisted.cancel();
+    assert_eq!(rest(idle).await, "");
+    timeout(PATIENCE, listening.serving).await.unwrap().unwrap();
+    TcpStream::connect(listening.address).await.unwrap_err();
 }

@@ -54,7 +54,9 @@ async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
     let authority = "/api/v1/namespaces/merlon-system/secrets/merlon-webhook";
     let ending = api.get(authority).await;
     // A new root is distributed for this time before it signs.
-    let limits = json!({ "webhook": { "publish": "1s" } });
+    let limits = json!({ "webhook": { "publish": "1s", "linger": "0ms" } });
+    // While it is not ready, it adds its pod's address to the Service.
+    let own = api.pod("merlon-system", "one", "10.0.0.1").await;
     let replica = api.replica_with_webhooks("one", &limits).await;
     let shop = Shop::open(&api, &replica, &replica).await;
     api.apply(&policy(WEB_MAY_GET)).await;
@@ -127,6 +129,11 @@ async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
         api.get(authority).await["data"] != ending["data"]
     })
     .await;
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/merlon-system/endpointslices";
+    let slice = format!("{slices}/merlon-webhook-one");
+    let slice = wait::until_some("its endpoint is added", async || api.try_get(&slice).await).await;
+    assert_eq!(slice["endpoints"][0]["addresses"][0], "10.0.0.1");
+    assert_eq!(slice["metadata"]["ownerReferences"][0]["uid"], *own.uid);
     replica.stop().await;
 
     let user = "system:serviceaccount:merlon-system:merlon-control-plane";

@@ -1,0 +1,283 @@
+//! The Service's endpoint of a replica while no replica is ready.
+//!
+//! Kubernetes lists ready replicas only, so a starting or broken one gets no request. But what keeps every replica from
+//! being ready may need the webhooks to be fixed: a policy, or the pod of the certificate issuer. So while none is ready, each
+//! replica that serves the webhooks adds its own EndpointSlice to the Service.
+//!
+//! A replica that shuts down serves the webhooks until Kubernetes lists it no longer.
+
+use std::{net::IpAddr, sync::Arc};
+
+use k8s_openapi::api::{
+    core::v1::Pod,
+    discovery::v1::{Endpoint, EndpointSlice},
+};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+};
+use rustls::ServerConfig;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::certificate::SERVICE;
+use crate::{
+    cluster::{names, watch::Cluster},
+    limits::WebhookLimits,
+};
+
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+const MANAGER_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
+/// The name of the Service's port, by which the node's proxy finds the port in a slice.
+const PORT: &str = "webhook";
+
+/// Keeps the EndpointSlice of this replica.
+pub(crate) struct OwnEndpoint {
+    pub(crate) client: Client,
+    pub(crate) namespace: String,
+    /// The name of this replica, which is the name of its pod.
+    pub(crate) replica: String,
+    /// The port of the webhooks' listener.
+    pub(crate) port: u16,
+    pub(crate) cluster: Cluster,
+    pub(crate) tls_config: watch::Receiver<Option<Arc<ServerConfig>>>,
+    pub(crate) limits: WebhookLimits,
+    /// The pod of this replica, once it was read.
+    pub(crate) pod: Option<Pod>,
+    /// Cancelled after the shutdown, when Kubernetes no longer lists this replica.
+    pub(crate) unlisted: CancellationToken,
+}
+
+/// Why the slice cannot be written.
+#[derive(Debug, thiserror::Error)]
+enum EndpointError {
+    #[error("{0}")]
+    Cluster(#[from] kube::Error),
+    #[error("no answer in time")]
+    Timeout(#[from] tokio::time::error::Elapsed),
+}
+
+impl OwnEndpoint {
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
+        tokio::select! {
+            () = self.follow() => {}
+            () = shutdown.cancelled() => {}
+        }
+        // This part may run when the watches have ended.
+        let ended = async {
+            let name = self.name();
+            if self.slices().iter().any(|slice| slice.name_any() == name) {
+                let _ = self.remove(&name).await;
+            }
+            while self.is_listed().await {
+                tokio::time::sleep(self.limits.endpoint_poll).await;
+            }
+        };
+        let _ = tokio::time::timeout(self.limits.max_linger, ended).await;
+        self.unlisted.cancel();
+    }
+
+    async fn follow(&mut self) {
+        if self.tls_config.wait_for(Option::is_some).await.is_err() {
+            return;
+        }
+        let mut changes = self.cluster.changes();
+        let mut logged = None;
+        loop {
+            if self.cluster.contact.is_synced() {
+                let done = self.update().await.map_err(|error| error.to_string());
+                if let Err(error) = &done
+                    && logged.as_ref() != Some(error)
+                    // An unavailable API server is logged elsewhere.
+                    && self.cluster.contact.outage().is_none()
+                {
+                    tracing::warn!(%error, "webhook.endpoint_failed");
+                }
+                logged = done.err();
+            }
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(self.limits.endpoint_retry), if logged.is_some() => {}
+            }
+            tokio::time::sleep(self.limits.endpoint_gather).await;
+            changes.mark_unchanged();
+        }
+    }
+
+    /// Whether nodes send requests to this replica, as far as the API server says.
+    async fn is_listed(&self) -> bool {
+        let Some(address) = self.pod.as_ref().and_then(address) else {
+            return false;
+        };
+        let only = ListParams::default().labels(&format!("{SERVICE_LABEL}={SERVICE}"));
+        let api = self.api();
+        let slices = tokio::time::timeout(self.limits.bundle_timeout, api.list(&only));
+        let Ok(Ok(slices)) = slices.await else {
+            return true;
+        };
+        let mut endpoints = slices.items.iter().flat_map(|slice| &slice.endpoints);
+        endpoints.any(|endpoint| is_ready(endpoint) && endpoint.addresses.contains(address))
+    }
+
+    /// Adds the slice of this replica while no replica is ready. Otherwise removes those of all replicas, because one that was
+    /// killed did not remove its own.
+    async fn update(&mut self) -> Result<(), EndpointError> {
+        if self.pod.is_none() {
+            self.pod = self.read_pod().await?;
+        }
+        let slices = self.slices();
+        let (own, others): (Vec<_>, Vec<_>) = slices.iter().partition(|slice| is_own(slice));
+        if others.iter().any(|slice| has_ready_endpoint(slice)) {
+            for slice in own {
+                self.remove(&slice.name_any()).await?;
+            }
+            return Ok(());
+        }
+        // A process outside the cluster has no pod.
+        let Some(wanted) = self.pod.as_ref().and_then(|pod| self.slice(pod)) else {
+            return Ok(());
+        };
+        // One of a former process of this pod may have another address.
+        let known = own.iter().find(|slice| slice.name_any() == self.name());
+        if known.is_some_and(|known| known.endpoints == wanted.endpoints) {
+            return Ok(());
+        }
+        let parameters = PatchParams::apply(names::FIELD_MANAGER).force();
+        let name = self.name();
+        let (api, patch) = (self.api(), Patch::Apply(&wanted));
+        let written = api.patch(&name, &parameters, &patch);
+        tokio::time::timeout(self.limits.bundle_timeout, written).await??;
+        tracing::info!(slice = name, "webhook.endpoint_added");
+        Ok(())
+    }
+
+    async fn remove(&self, name: &str) -> Result<(), EndpointError> {
+        let (api, parameters) = (self.api(), DeleteParams::default());
+        let deleted = api.delete(name, &parameters);
+        match tokio::time::timeout(self.limits.bundle_timeout, deleted).await? {
+            Ok(_) => tracing::info!(slice = name, "webhook.endpoint_removed"),
+            // Another replica was faster.
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// All slices of the Service.
+    fn slices(&self) -> Vec<Arc<EndpointSlice>> {
+        let mut slices = self.cluster.slices.state();
+        slices.retain(|slice| {
+            slice.namespace().as_ref() == Some(&self.namespace)
+                && slice
+                    .labels()
+                    .get(SERVICE_LABEL)
+                    .is_some_and(|of| of == SERVICE)
+        });
+        slices
+    }
+
+    /// The pod of this replica, if it has an address.
+    async fn read_pod(&self) -> Result<Option<Pod>, EndpointError> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let pod = pods.get_opt(&self.replica);
+        let pod = tokio::time::timeout(self.limits.bundle_timeout, pod).await??;
+        Ok(pod.filter(|pod| address(pod).is_some()))
+    }
+
+    /// The slice of this replica, with the address of its pod.
+    fn slice(&self, pod: &Pod) -> Option<EndpointSlice> {
+        let address = address(pod)?;
+        let family = match address.parse().ok()? {
+            IpAddr::V4(_) => "IPv4",
+            IpAddr::V6(_) => "IPv6",
+        };
+        let slice = json!({
+            "metadata": {
+                "name": self.name(),
+                "labels": { SERVICE_LABEL: SERVICE, MANAGER_LABEL: names::FIELD_MANAGER },
+                // Kubernetes deletes the slice with the pod.
+                "ownerReferences": [{
+                    "apiVersion": "v1",
+                    "kind": "Pod",
+                    "name": self.replica,
+                    "uid": pod.metadata.uid.as_ref()?,
+                }],
+            },
+            "addressType": family,
+            "endpoints": [{ "addresses": [address], "conditions": { "ready": true } }],
+            "ports": [{ "name": PORT, "port": self.port, "protocol": "TCP" }],
+        });
+        serde_json::from_value(slice).ok()
+    }
+
+    fn name(&self) -> String {
+        format!("{SERVICE}-{}", self.replica)
+    }
+
+    fn api(&self) -> Api<EndpointSlice> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+}
+
+fn address(pod: &Pod) -> Option<&String> {
+    pod.status.as_ref()?.pod_ip.as_ref()
+}
+
+/// Whether a replica added the slice, and not Kubernetes.
+fn is_own(slice: &EndpointSlice) -> bool {
+    let manager = slice.labels().get(MANAGER_LABEL);
+    manager.is_some_and(|by| by == names::FIELD_MANAGER)
+}
+
+fn has_ready_endpoint(slice: &EndpointSlice) -> bool {
+    slice.endpoints.iter().any(is_ready)
+}
+
+/// Absent conditions count as ready, as for the node's proxy.
+fn is_ready(endpoint: &Endpoint) -> bool {
+    let conditions = endpoint.conditions.as_ref();
+    conditions.is_none_or(|conditions| conditions.ready != Some(false))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn slice(manager: &str, endpoints: &Value) -> EndpointSlice {
+        serde_json::from_value(json!({
+            "metadata": { "name": "a", "labels": { MANAGER_LABEL: manager } },
+            "addressType": "IPv4",
+            "endpoints": endpoints,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_slice_is_known_by_who_manages_it() {
+        assert!(is_own(&slice("merlon-control-plane", &json!([]))));
+        assert!(!is_own(&slice(
+            "endpointslice-controller.k8s.io",
+            &json!([])
+        )));
+    }
+
+    #[test]
+    fn an_endpoint_is_ready_unless_it_says_that_it_is_not() {
+        let ready = |endpoints: Value| has_ready_endpoint(&slice("a", &endpoints));
+        let endpoint =
+            |conditions: Value| json!({ "addresses": ["10.0.0.1"], "conditions": conditions });
+        assert!(!ready(json!([])));
+        assert!(!ready(json!([endpoint(
+            json!({ "ready": false, "serving": true })
+        )])));
+        assert!(ready(json!([endpoint(json!({}))])));
+        let second = [
+            endpoint(json!({ "ready": false })),
+            endpoint(json!({ "ready": true })),
+        ];
+        assert!(ready(json!(second)));
+    }
+}

@@ -1,0 +1,102 @@
+//! Admission while replicas of the control plane are replaced, and while none is ready.
+
+use merlon_tests::{cluster::merlon, wait};
+
+use super::{LIMIT, Mesh, POD, alone};
+
+const REPLICAS: &str = "deployment/merlon-control-plane";
+/// How often the control plane is restarted, if the environment does not say.
+const RESTARTS: usize = 1;
+
+/// A policy that only the webhook can reject.
+const WRONG: &str = "
+apiVersion: merlon.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: { name: wrong, namespace: shop }
+spec: { policies: 'permit (nothing);' }
+";
+
+async fn rollout(mesh: &Mesh, verb: &str) {
+    let rollout = ["rollout", verb, "-n", merlon::NAMESPACE, REPLICAS];
+    mesh.cluster.kubectl(&rollout).await;
+}
+
+#[tokio::test]
+async fn no_pod_or_policy_is_refused_while_the_control_plane_restarts_or_a_new_version_has_no_image()
+ {
+    alone(async |mesh| {
+        let restarts = std::env::var("MERLON_RESTARTS").ok();
+        let restarts = restarts.map_or(RESTARTS, |text| text.parse().expect("a number"));
+        let changes = mesh.changes();
+        changes.continue_for(10).await;
+        for _ in 0..restarts {
+            rollout(mesh, "restart").await;
+            mesh.cluster.rolled_out(merlon::NAMESPACE, REPLICAS).await;
+        }
+        // Its pod gets an address, and its container never starts.
+        let image = "control-plane=localhost/merlon-control-plane:missing";
+        let set = ["set", "image", "-n", merlon::NAMESPACE, REPLICAS, image];
+        mesh.cluster.kubectl(&set).await;
+        let waiting = "jsonpath={.items[*].status.containerStatuses[*].state.waiting.reason}";
+        let label = "app.kubernetes.io/component=control-plane";
+        let pods = ["get", "pods", "-n", merlon::NAMESPACE, "-l", label, "-o"];
+        wait::until("a replica has no image", async || {
+            let reason = mesh
+                .cluster
+                .kubectl(&[&pods[..], &[waiting]].concat())
+                .await;
+            reason.contains("ErrImageNeverPull")
+        })
+        .await;
+        changes.continue_for(50).await;
+        rollout(mesh, "undo").await;
+        mesh.until_old_replicas_are_gone().await;
+        changes.continue_for(10).await;
+        changes.assert_none_was_refused(mesh).await;
+    })
+    .await;
+}
+
+/// The issuer may itself run in the mesh: its pod, and the policies that it needs, must not wait for it.
+#[tokio::test]
+async fn pods_and_policies_are_admitted_while_no_replica_has_a_certificate() {
+    alone(async |mesh| {
+        let cluster = &mesh.cluster;
+        let missing = ["--set", "vault.address=https://missing.vault.svc:8200"];
+        cluster.helm_merlon("upgrade", &mesh.values, &missing).await;
+        let label = "app.kubernetes.io/component=control-plane";
+        let all = ["delete", "pods", "-n", merlon::NAMESPACE, "-l", label];
+        cluster.kubectl(&all).await;
+        for document in [LIMIT, POD] {
+            wait::until("a replica that is not ready answers", async || {
+                let answer = cluster.try_apply_in("shop", document).await;
+                let unreachable = answer.err.contains("failed to call webhook");
+                assert!(answer.code() == 0 || unreachable, "{}", answer.err);
+                !unreachable
+            })
+            .await;
+        }
+        let pods = ["get", "pods", "-n", merlon::NAMESPACE, "-l", label, "-o"];
+        let ready = "jsonpath={.items[*].status.containerStatuses[0].ready}";
+        let ready = cluster.kubectl(&[&pods[..], &[ready]].concat()).await;
+        assert_eq!(ready, "false false");
+        let refused = cluster.try_apply_in("shop", WRONG).await;
+        let denied = "admission webhook \"policies.merlon.io\" denied the request";
+        assert!(refused.err.contains(denied), "{refused:?}");
+
+        cluster
+            .helm_merlon("upgrade", &mesh.values, &["--wait"])
+            .await;
+        let own = "endpointslice.kubernetes.io/managed-by=merlon-control-plane";
+        let own = ["get", "endpointslices", "-n", merlon::NAMESPACE, "-l", own];
+        wait::until("the ready replicas are the only endpoints", async || {
+            let slices = cluster.json(&own).await;
+            slices["items"].as_array().is_some_and(Vec::is_empty)
+        })
+        .await;
+        cluster.until_admission_answers().await;
+        let created = ["delete", "-n", "shop", "ratelimit/many", "pod/changes"];
+        cluster.kubectl(&created).await;
+    })
+    .await;
+}
