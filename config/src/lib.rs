@@ -12,6 +12,7 @@ mod read;
 pub mod bootstrap;
 pub mod causes;
 pub mod clock;
+pub mod contain;
 pub mod crd;
 pub mod injection;
 pub mod live;

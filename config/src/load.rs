@@ -12,6 +12,7 @@ use std::{
 use self::reader::DocumentReader;
 use crate::{
     check::{self, Checked, Declaration},
+    contain::{self, contain},
     document::{self, MAX_BYTES},
     name::{Namespace, ResourceName},
     report::{Problem, Report},
@@ -231,9 +232,13 @@ fn load(place: &str, input: Input, mut report: Report) -> Loaded {
     }
     for (name, text) in input.texts {
         let file = Arc::new(File::new(name, text));
-        match kind_of_file(Path::new(&file.name)) {
+        let read = contain(|| match kind_of_file(Path::new(&file.name)) {
             Some(FileKind::Cedar) => loader.cedar(&file, &mut report),
             _ => loader.yaml(&file, &mut report),
+        });
+        if let Err(panic) = read {
+            loader.complete = false;
+            report.push(contain::problem(&file.name, "reading it", &panic));
         }
     }
     let checked = Checked {
@@ -243,7 +248,9 @@ fn load(place: &str, input: Input, mut report: Report) -> Loaded {
         allow_missing_targets: input.allow_missing_targets,
         place,
     };
-    check::check(&checked, &mut report);
+    if let Err(panic) = contain(|| check::check(&checked, &mut report)) {
+        report.push(contain::problem(place, "checking the resources", &panic));
+    }
     let unread = KINDS.iter().map(|(_, kind)| *kind);
     let unread = unread.filter(|kind| !checked.all_read(kind)).collect();
     Loaded {

@@ -12,7 +12,10 @@ use std::{
 use merlon_compile::Mesh;
 use merlon_config::{causes::chain, report::Report, resource::CertificateIssuer};
 use merlon_issuer::CertIssuer;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    task::{JoinHandle, JoinSet},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -106,6 +109,9 @@ pub enum RunError {
     /// A task panicked.
     #[error("a task of the control plane failed: {0}")]
     Part(#[from] tokio::task::JoinError),
+    /// A task that runs until the shutdown ended before it.
+    #[error("a task of the control plane ended before the shutdown: {0}")]
+    Ended(&'static str),
 }
 
 /// A running control plane. Dropping it stops it without a drain.
@@ -466,24 +472,30 @@ impl Parts {
             shared: self.shared.clone(),
         };
         let shutdown = || self.shutdown.clone();
-        self.tasks
-            .spawn(followed.follow(self.snapshots.clone(), shutdown()));
-        self.tasks.spawn(certificates.run(shutdown()));
+        let mut parts = Essential {
+            tasks: self.tasks.clone(),
+            running: JoinSet::new(),
+        };
+        let followed = followed.follow(self.snapshots.clone(), shutdown());
+        parts.spawn("the resources are not followed", followed);
+        let certificates = certificates.run(shutdown());
+        parts.spawn("certificates are not renewed", certificates);
         let reader = secrets::Reader {
             snapshots: self.snapshots.clone(),
             authority: self.authority.clone(),
             deliveries: self.deliveries.clone(),
             limits: self.limits.secrets,
         };
-        self.tasks.spawn(reader.run(shutdown()));
+        parts.spawn("secrets are not read", reader.run(shutdown()));
         let mut health = listeners.health;
         let mut admin = tokio::spawn(admin::serve(listeners.admin_listener, admin, shutdown()));
         let mut proxies = tokio::spawn(self.grpc(listeners.listener));
-        // If one listener ends before the shutdown, the whole process ends.
+        // If a listener or a task ends before the shutdown, the whole process ends.
         let ended: Result<(), RunError> = tokio::select! {
             ended = &mut health => flat(ended),
             ended = &mut admin => flat(ended),
             ended = &mut proxies => flat(ended),
+            ended = parts.first_end() => Err(ended),
             () = self.shutdown.cancelled() => Ok(()),
         };
         tracing::info!("control_plane.draining");
@@ -550,6 +562,31 @@ impl Parts {
     }
 }
 
+/// Tasks that run until the shutdown. Without one of them, a control plane would serve an old state forever.
+struct Essential {
+    tasks: TaskTracker,
+    running: JoinSet<&'static str>,
+}
+
+impl Essential {
+    /// `without` says what does not happen without the task.
+    fn spawn(&mut self, without: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let task = async move {
+            task.await;
+            without
+        };
+        self.running.spawn(self.tasks.track_future(task));
+    }
+
+    async fn first_end(&mut self) -> RunError {
+        match self.running.join_next().await {
+            Some(Ok(without)) => RunError::Ended(without),
+            Some(Err(error)) => error.into(),
+            None => std::future::pending().await,
+        }
+    }
+}
+
 fn flat<E: Into<RunError>>(
     ended: Result<Result<(), E>, tokio::task::JoinError>,
 ) -> Result<(), RunError> {
@@ -560,5 +597,28 @@ fn flat<E: Into<RunError>>(
 async fn finished<T>(task: JoinHandle<T>) {
     if !task.is_finished() {
         let _ = task.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn end_of(task: impl Future<Output = ()> + Send + 'static) -> String {
+        let mut parts = Essential {
+            tasks: TaskTracker::new(),
+            running: JoinSet::new(),
+        };
+        parts.spawn("nothing goes on", std::future::pending());
+        parts.spawn("the test does not go on", task);
+        parts.first_end().await.to_string()
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_before_the_shutdown_ends_the_process_with_a_reason() {
+        let panics = end_of(async { panic!("on purpose") }).await;
+        assert!(panics.contains("on purpose"), "{panics}");
+        let ends = end_of(async {}).await;
+        assert!(ends.ends_with(": the test does not go on"), "{ends}");
     }
 }

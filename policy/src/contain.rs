@@ -1,11 +1,10 @@
 //! Turns a panic of compilation into a problem of the document that causes it, so that no document can end a process.
 
-use std::{
-    any::Any,
-    panic::{AssertUnwindSafe, catch_unwind},
+use merlon_config::{
+    contain::{HINT, contain},
+    name::ServiceName,
+    snapshot::InboundService,
 };
-
-use merlon_config::{name::ServiceName, snapshot::InboundService};
 
 use crate::problem::PolicyProblem;
 
@@ -20,7 +19,7 @@ pub(crate) fn document<T>(
     origin: &str,
     compile: impl FnOnce() -> Result<T, Problems>,
 ) -> Result<T, Problems> {
-    attempt(compile).unwrap_or_else(|panic| Err(vec![problem(name, &panic).origin(origin)]))
+    contain(compile).unwrap_or_else(|panic| Err(vec![problem(name, &panic).origin(origin)]))
 }
 
 /// Runs `compile` on all documents of a service. If it panics, the fewest first documents that make it panic are
@@ -32,8 +31,8 @@ pub(crate) fn service<T>(
     service: &InboundService,
     compile: impl Fn(&InboundService) -> Result<T, Problems>,
 ) -> Result<T, Problems> {
-    attempt(|| compile(service)).unwrap_or_else(|panic| {
-        let panics = |number| attempt(|| compile(&with_first(service, number))).is_err();
+    contain(|| compile(service)).unwrap_or_else(|panic| {
+        let panics = |number| contain(|| compile(&with_first(service, number))).is_err();
         let (mut without, mut with) = (0, documents(service));
         while without < with {
             let middle = without.midpoint(with);
@@ -45,17 +44,6 @@ pub(crate) fn service<T>(
         }
         Err(vec![blamed(service, with, &panic)])
     })
-}
-
-fn attempt<T>(run: impl FnOnce() -> T) -> Result<T, String> {
-    // A panic leaves nothing behind: `run` only reads what it borrows.
-    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| message(&*panic))
-}
-
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".to_owned())
 }
 
 fn documents(service: &InboundService) -> usize {
@@ -94,8 +82,7 @@ fn blamed(service: &InboundService, number: usize, panic: &str) -> PolicyProblem
 }
 
 fn problem(name: &ServiceName, panic: &str) -> PolicyProblem {
-    PolicyProblem::new(name, format!("compiling it panicked: {panic}"))
-        .hint("this is a defect of Merlon: report it with this resource, and change the resource until it is fixed")
+    PolicyProblem::new(name, format!("compiling it panicked: {panic}")).hint(HINT)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use merlon_config::{
     Resources,
+    contain::{self, contain},
     load::Loaded,
     report::{Problem, Report},
     resource::MeshConfigSpec,
@@ -52,8 +53,16 @@ impl Compiler {
     /// reported.
     ///
     /// # Errors
-    /// The problems found by loading, followed by those of [`Compiler::compile`].
+    /// The problems found by loading, followed by those of [`Compiler::compile`]. A panic is one of them.
     pub fn compile_loaded(&mut self, loaded: Loaded) -> Result<(Resources, Arc<Mesh>), Report> {
+        // What a panic leaves is used only if it is complete: the compiler changes at the end of a compilation.
+        contain(|| self.compile_all(loaded)).unwrap_or_else(|panic| {
+            let problem = contain::problem("", "compiling the resources", &panic);
+            Err(Report::from_iter([problem]))
+        })
+    }
+
+    fn compile_all(&mut self, loaded: Loaded) -> Result<(Resources, Arc<Mesh>), Report> {
         if !loaded.report.has_errors() {
             let resources = loaded.into_result()?;
             let mesh = self.compile(&resources)?;

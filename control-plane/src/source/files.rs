@@ -14,7 +14,10 @@ use merlon_config::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::status::{SharedStatus, SourceStatus};
+use super::{
+    ended,
+    status::{SharedStatus, SourceStatus},
+};
 use crate::{
     state::snapshot::Snapshots,
     telemetry::metrics::{LoadLabel, Metrics},
@@ -82,8 +85,11 @@ impl Files {
                 let found = self.read_again(&running);
                 (self, found)
             });
-            let Ok((this, mesh)) = done.await else { return };
-            self = this;
+            let mesh;
+            (self, mesh) = match done.await {
+                Ok(done) => done,
+                Err(error) => return ended(error),
+            };
             if let Some(mesh) = mesh {
                 let _ = snapshots.publish_mesh(mesh);
             }

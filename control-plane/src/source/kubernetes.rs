@@ -43,7 +43,10 @@ use crate::{
     limits::Limits,
     push::Registry,
     secrets::Deliveries,
-    source::status::{SharedStatus, SourceStatus},
+    source::{
+        ended,
+        status::{SharedStatus, SourceStatus},
+    },
     state::snapshot::{Certificates, Snapshots},
     telemetry::metrics::{LoadLabel, Metrics},
 };
@@ -176,7 +179,7 @@ impl Kubernetes {
                 let evaluation = this.compile(None);
                 (this, evaluation)
             });
-            let (back, evaluation) = done.await.map_err(|_| OpenError::Ended)?;
+            let (back, evaluation) = done.await?;
             this = back;
             let Some(evaluation) = evaluation else {
                 continue;
@@ -255,10 +258,11 @@ impl Kubernetes {
                 let evaluation = self.compile(Some(&running));
                 (self, evaluation)
             });
-            let Ok((this, evaluation)) = done.await else {
-                return;
+            let evaluation;
+            (self, evaluation) = match done.await {
+                Ok(done) => done,
+                Err(error) => return ended(error),
             };
-            self = this;
             // Before the mesh, whose gateways reference them.
             snapshots.publish_certificates(&self.certificates);
             let Some(evaluation) = evaluation else {
@@ -402,6 +406,9 @@ pub enum OpenError {
     /// Its address, certificates or credentials are not valid.
     #[error("the cluster configuration cannot be used: {0}")]
     Client(Box<kube::Error>),
+    /// A panic while the first mesh was compiled.
+    #[error("the first mesh cannot be compiled: {0}")]
+    Compile(#[from] tokio::task::JoinError),
     /// It was shut down before it started.
     #[error("shut down while waiting for the cluster")]
     Ended,

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use merlon_certs::unix_now;
 use merlon_compile::{Compiler, Mesh, Proxy, StateResource, Wanted};
 use merlon_config::{
+    contain::{self, contain},
     load::read_dir,
     report::{Problem, Report},
     snapshot::{Destination, ResourceKind, Version},
@@ -122,12 +123,17 @@ impl Standalone {
         let before = self.shared.snapshot.load_full();
         let loaded = task::spawn_blocking(move || {
             let before = before.as_ref().as_ref();
-            let loaded = loader.load(before.map(Arc::as_ref));
+            let loaded = contain(|| loader.load(before.map(Arc::as_ref)));
+            let loaded = loaded.unwrap_or_else(|panic| {
+                // A panic may leave a part of a state in it.
+                loader.assembler = None;
+                let problem = contain::problem("", "loading the directory", &panic);
+                Err(Report::from_iter([problem]))
+            });
             (loader, loaded)
         });
+        // Only the end of the process cancels it.
         let Ok((loader, loaded)) = loaded.await else {
-            // It panicked: the state in force stays, and no later change can be loaded.
-            tracing::error!("config.loader_failed");
             return;
         };
         self.loader = Some(loader);
