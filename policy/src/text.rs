@@ -98,6 +98,18 @@ pub(crate) struct Excess {
     pub(crate) hint: &'static str,
 }
 
+/// The number of policies in a text, whether or not it is valid.
+pub fn policies_in(text: &str) -> usize {
+    let mut last = Token::Sign(";");
+    let mut ends = 0;
+    for (_, token) in tokens(text) {
+        ends += usize::from(token == Token::Sign(";"));
+        last = token;
+    }
+    // One without its `;` is incomplete.
+    ends + usize::from(last != Token::Sign(";"))
+}
+
 /// The offset at which each policy of a text starts.
 ///
 /// # Errors

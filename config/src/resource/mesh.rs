@@ -1,4 +1,4 @@
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, num::NonZeroU32, path::PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,27 @@ pub struct MeshConfigSpec {
     /// intercepted.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub permissive_namespaces: BTreeSet<Namespace>,
+    /// In a cluster, how many policies each namespace other than the root namespace may have: those in the text of its
+    /// AuthorizationPolicies, and one for every other resource of Merlon. Default: 2000. At least 1. A resource that does not
+    /// fit is `Accepted=False`, reason `TooMany`.
+    #[serde(
+        default = "policies_per_namespace",
+        skip_serializing_if = "is_default_share"
+    )]
+    pub policies_per_namespace: NonZeroU32,
+}
+
+impl MeshConfigSpec {
+    /// The default of [`MeshConfigSpec::policies_per_namespace`].
+    pub const POLICIES_PER_NAMESPACE: NonZeroU32 = NonZeroU32::new(2_000).unwrap();
+}
+
+fn policies_per_namespace() -> NonZeroU32 {
+    MeshConfigSpec::POLICIES_PER_NAMESPACE
+}
+
+fn is_default_share(share: &NonZeroU32) -> bool {
+    *share == MeshConfigSpec::POLICIES_PER_NAMESPACE
 }
 
 fn root_namespace() -> Namespace {

@@ -9,6 +9,7 @@ mod document;
 mod dry_run;
 pub(crate) mod gateway;
 mod report;
+mod share;
 mod status;
 mod status_store;
 pub(crate) mod workloads;

@@ -197,3 +197,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_policies_of_a_text_are_counted_even_if_it_is_not_valid() {
+    let one = "permit (principal, action, resource);";
+    for (text, count) in [
+        ("", 0),
+        ("// ;", 0),
+        (one, 1),
+        ("permit (", 1),
+        (
+            "@reason(\"a;b\") permit (principal, action, resource); // ;\n",
+            1,
+        ),
+        (";;;", 3),
+    ] {
+        assert_eq!(policies_in(text), count, "{text}");
+    }
+    assert_eq!(policies_in(&one.repeat(5_000)), 5_000);
+}

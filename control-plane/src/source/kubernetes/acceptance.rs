@@ -16,7 +16,10 @@ use merlon_config::{
     resource::{Resource, Spec, TargetKind},
 };
 
-use super::document::{Document, Key, Version};
+use super::{
+    document::{Document, Key, Version},
+    share::Shares,
+};
 use crate::source::files::same_mesh;
 
 /// The result for a resource.
@@ -122,15 +125,29 @@ impl Acceptance {
             found: found.to_vec(),
             left_out: BTreeMap::new(),
         };
-        let mut rejected = BTreeMap::new();
-        let present = documents.iter();
-        let present: VersionsInForce = present
-            .map(|(key, d)| (key.clone(), d.present.clone()))
-            .collect();
+        let versions = documents
+            .iter()
+            .map(|(key, document)| (key, &document.present));
+        let beyond = Shares::of(&self.home, versions.clone()).beyond(documents, &self.in_force);
+        let too_many = || -> Rejections {
+            let beyond = beyond.iter();
+            beyond
+                .map(|(key, why)| (key.clone(), ("TooMany", why.clone())))
+                .collect()
+        };
+        let mut rejected = too_many();
+        let present = versions.filter_map(|(key, present)| {
+            let version = match beyond.contains_key(key) {
+                true => self.in_force.get(key)?,
+                false => present,
+            };
+            Some((key.clone(), version.clone()))
+        });
+        let present: VersionsInForce = present.collect();
         let tried = trial.without_rejected(present, &self.in_force, &mut rejected);
         let mut first = BTreeMap::new();
         let tried = tried.or_else(|_| {
-            first = std::mem::take(&mut rejected);
+            first = std::mem::replace(&mut rejected, too_many());
             trial.one_by_one(documents, &self.in_force, &mut rejected)
         });
         let left_out = std::mem::take(&mut trial.left_out);
@@ -260,8 +277,8 @@ impl Trial<'_> {
         }
     }
 
-    /// Applies the changes one by one to the versions in force. The oldest resource comes first, so of two conflicting
-    /// resources the newer one is rejected.
+    /// Applies the changes that are not rejected yet one by one to the versions in force. The oldest resource comes first, so of
+    /// two conflicting resources the newer one is rejected.
     ///
     /// # Errors
     /// Even the versions in force no longer compile.
@@ -276,6 +293,7 @@ impl Trial<'_> {
         let mut changed: Vec<&Document> = documents
             .values()
             .filter(|document| in_force.get(&document.key) != Some(&document.present))
+            .filter(|document| !rejected.contains_key(&document.key))
             .collect();
         changed.sort_by_key(|document| (document.created, document.key.clone()));
         for document in changed {
@@ -367,6 +385,7 @@ impl Trial<'_> {
 /// # Errors
 /// The problems of the document.
 pub(super) fn dry_run(
+    home: &str,
     compiler: &mut Compiler,
     in_force: &VersionsInForce,
     found: &[Resource],
@@ -374,6 +393,7 @@ pub(super) fn dry_run(
     document: &Document,
 ) -> Result<Vec<String>, String> {
     let key = &document.key;
+    Shares::of(home, in_force.iter()).fits(document, in_force)?;
     let mut trial = Trial {
         compiler,
         running,

@@ -86,6 +86,7 @@ impl DryRun {
         drop(known);
         let mut compiler = self.compiler.lock().unwrap_or_else(PoisonError::into_inner);
         dry_run(
+            &self.home,
             &mut compiler,
             &in_force,
             &found,

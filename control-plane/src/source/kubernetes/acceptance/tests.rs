@@ -241,3 +241,117 @@ fn a_mesh_config_of_another_namespace_is_ignored_regardless_of_its_content() {
     let evaluation = acceptance.evaluate(&all([foreign]), &[], None);
     assert!(evaluation.mesh.is_none());
 }
+
+/// The documents of two namespaces, each with a share of three policies.
+fn shared(documents: impl IntoIterator<Item = Document>) -> BTreeMap<Key, Document> {
+    let spec = json!({ "trustDomain": "x.test", "policiesPerNamespace": 3 });
+    all([document("MeshConfig", "mesh", 1, &spec)]
+        .into_iter()
+        .chain(documents))
+}
+
+/// A document with policies of these names, which was created at this second.
+fn policies(name: &str, generation: i64, created: i64, names: &[&str]) -> Document {
+    let texts = names.iter();
+    let texts: Vec<String> = texts
+        .map(|id| RIGHT.replace("\"a\"", &format!("\"{id}\"")))
+        .collect();
+    let mut document = policy(name, generation, &texts.concat());
+    document.created = jiff::Timestamp::from_second(created).ok();
+    document
+}
+
+#[test]
+fn the_newest_resources_beyond_the_share_of_a_namespace_are_too_many() {
+    let found = [service("orders")];
+    let older = policies("older", 1, 1, &["a", "b"]);
+    let newer = policies("newer", 1, 2, &["c", "d"]);
+    let limit = json!({ "limits": [{ "name": "l", "rate": { "requests": 1, "per": "1s" } }] });
+    let mut newest = document("RateLimit", "newest", 1, &limit);
+    newest.created = jiff::Timestamp::from_second(3).ok();
+    let spec = json!({ "policies": RIGHT });
+    let bank = document_in("bank", "AuthorizationPolicy", "of-bank", 1, &spec);
+    let texts = ["e", "f", "g", "h"].map(|id| RIGHT.replace("\"a\"", &format!("\"{id}\"")));
+    let spec = json!({ "policies": texts.concat() });
+    let root = document_in("merlon-system", "AuthorizationPolicy", "of-root", 1, &spec);
+    let evaluation = Acceptance::new("merlon-system").evaluate(
+        &shared([newest, newer, older, bank, root]),
+        &found,
+        None,
+    );
+    assert!(of(&evaluation, "older").accepted);
+    let refused = of(&evaluation, "newer");
+    assert_eq!(
+        (refused.accepted, refused.enforced, refused.reason),
+        (false, false, "TooMany")
+    );
+    assert_eq!(
+        refused.message,
+        "spec: with the 2 policies of this resource, namespace `shop` would have 4 policies; its share is 3 (hint: delete policies that are not needed, or ask the platform team to raise `policiesPerNamespace` of the MeshConfig)"
+    );
+    // One more fits.
+    assert_ne!(of(&evaluation, "newest").reason, "TooMany");
+    assert_ne!(of(&evaluation, "of-bank").reason, "TooMany");
+    assert_ne!(of(&evaluation, "of-root").reason, "TooMany");
+}
+
+#[test]
+fn what_is_in_force_keeps_its_place_in_the_share_and_a_version_beyond_it_leaves_the_former_one() {
+    let found = [service("orders")];
+    let mut acceptance = Acceptance::new("merlon-system");
+    let older = policies("older", 1, 1, &["a", "b"]);
+    let newer = policies("newer", 1, 2, &["c"]);
+    let first = acceptance.evaluate(&shared([older, newer.clone()]), &found, None);
+    let before = first.mesh.unwrap();
+    let grown = policies("older", 2, 1, &["a", "b", "d"]);
+    let second = acceptance.evaluate(&shared([grown, newer]), &found, Some(&before));
+    assert!(of(&second, "newer").accepted);
+    let refused = of(&second, "older");
+    assert_eq!(
+        (refused.accepted, refused.enforced, refused.reason),
+        (false, true, "TooMany")
+    );
+    assert_eq!(refused.in_force.as_ref().unwrap().generation, 1);
+    let name = "shop/orders".parse().unwrap();
+    assert_eq!(second.mesh.unwrap().service(&name), before.service(&name));
+}
+
+#[test]
+fn a_version_with_fewer_policies_fits_even_if_the_share_became_smaller() {
+    let found = [service("orders")];
+    let mut acceptance = Acceptance::new("merlon-system");
+    let names = ["a", "b", "c", "d", "e"];
+    let large = policies("large", 1, 1, &names);
+    let first = acceptance.evaluate(&all([mesh(), large.clone()]), &found, None);
+    let before = first.mesh.unwrap();
+    let second = acceptance.evaluate(&shared([large]), &found, Some(&before));
+    assert!(of(&second, "large").accepted, "{second:?}");
+    let smaller = policies("large", 2, 1, &names[..4]);
+    let third = acceptance.evaluate(&shared([smaller]), &found, Some(&before));
+    assert!(of(&third, "large").accepted, "{third:?}");
+}
+
+#[test]
+fn the_dry_run_refuses_what_would_be_too_many() {
+    let found = [service("orders")];
+    let mut acceptance = Acceptance::new("merlon-system");
+    let documents = shared([policies("older", 1, 1, &["a", "b"])]);
+    acceptance.evaluate(&documents, &found, None);
+    let in_force = acceptance.in_force();
+    let check = |document: &Document| {
+        let compiler = &mut Compiler::default();
+        dry_run("merlon-system", compiler, &in_force, &found, None, document)
+    };
+    assert_eq!(check(&policies("newer", 1, 2, &["c"])), Ok(Vec::new()));
+    let refused = check(&policies("newer", 1, 2, &["c", "d"])).unwrap_err();
+    assert!(
+        refused.contains("would have 4 policies; its share is 3"),
+        "{refused}"
+    );
+    let grown = check(&policies("older", 2, 1, &["a", "b", "c", "d"])).unwrap_err();
+    assert!(
+        grown.contains("would have 4 policies; its share is 3"),
+        "{grown}"
+    );
+    assert_eq!(check(&policies("older", 2, 1, &["a"])), Ok(Vec::new()));
+}
