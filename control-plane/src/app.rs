@@ -492,11 +492,13 @@ impl Parts {
         let mut proxies = tokio::spawn(self.grpc(listeners.listener));
         // If a listener or a task ends before the shutdown, the whole process ends.
         let ended: Result<(), RunError> = tokio::select! {
+            biased;
+            // First: during the shutdown all of them end.
+            () = self.shutdown.cancelled() => Ok(()),
             ended = &mut health => flat(ended),
             ended = &mut admin => flat(ended),
             ended = &mut proxies => flat(ended),
             ended = parts.first_end() => Err(ended),
-            () = self.shutdown.cancelled() => Ok(()),
         };
         tracing::info!("control_plane.draining");
         self.shutdown.cancel();
