@@ -197,7 +197,7 @@ impl ServicePolicy {
     }
 
     /// The rule that the body must satisfy; `None` if it is forwarded unchecked.
-    pub fn body_rule<'a>(&'a self, route: &'a RouteMatch) -> Option<BodyRule<'a>> {
+    pub fn body_rule(&self, route: &RouteMatch) -> Option<BodyRule> {
         BodyRule::new(&self.router, route)
     }
 

@@ -4,15 +4,17 @@ mod body;
 mod head;
 pub mod json;
 mod media_type;
+mod node;
 mod numbers;
 mod route;
 mod schema;
+mod tape;
 mod template;
 mod violation;
 
 use merlon_config::resource::RequestValidationSpec;
 
-pub use body::BodyRule;
+pub use body::{BodyRule, MAX_VISITS, TooCostly};
 pub use head::HeadFacts;
 pub(crate) use head::{check_head, max_body};
 pub(crate) use media_type::{essence, is_json};

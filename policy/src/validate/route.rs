@@ -1,6 +1,9 @@
 //! Matches paths to templates.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use merlon_config::{
     resource::{RequestLimits, RequestValidationSpec, RouteRule, UnknownRoutes},
@@ -69,7 +72,7 @@ pub(crate) struct Rule {
     pub(crate) methods: Vec<String>,
     /// Lower case, without parameters.
     pub(crate) content_types: Vec<String>,
-    pub(crate) body: Option<BodySchema>,
+    pub(crate) body: Option<Arc<BodySchema>>,
     pub(crate) max_body: Option<u64>,
 }
 
@@ -228,7 +231,7 @@ impl Document {
                 }
             };
             let body = match rule.body.as_ref().map(BodySchema::new).transpose() {
-                Ok(body) => body,
+                Ok(body) => body.map(Arc::new),
                 Err(message) => {
                     problems.push(problem("body", message));
                     continue;
@@ -287,7 +290,7 @@ impl Route {
 }
 
 impl Rule {
-    fn new(rule: &RouteRule, body: Option<BodySchema>) -> Self {
+    fn new(rule: &RouteRule, body: Option<Arc<BodySchema>>) -> Self {
         /// Default limit for a body that is buffered.
         const DEFAULT_BODY: u64 = 1 << 20;
         Self {

@@ -3,12 +3,20 @@
 use jsonschema::{Validator, error::ValidationErrorKind};
 use serde_json::Value;
 
-use super::violation::Violation;
+use super::{
+    node::{OnTape, TapeNode},
+    tape::Tape,
+    violation::Violation,
+};
+
+/// How often the values of a body may be visited to find the message of a violation, which keeps the problems of all
+/// alternatives. Beyond it, the message names no value.
+const EXPLANATION: u64 = 20_000;
 
 /// A JSON Schema (2020-12), compiled.
 #[derive(Debug)]
 pub(crate) struct BodySchema {
-    validator: Validator,
+    validator: Validator<OnTape>,
     /// Whether it constrains the value of a number.
     pub(super) bounds_numbers: bool,
 }
@@ -16,7 +24,7 @@ pub(crate) struct BodySchema {
 impl BodySchema {
     /// Compiles a schema. `$ref` is resolved only within the schema itself: nothing is fetched.
     pub(crate) fn new(schema: &Value) -> Result<Self, String> {
-        jsonschema::options()
+        jsonschema::options_for::<OnTape>()
             .with_draft(jsonschema::Draft::Draft202012)
             .with_pattern_options(jsonschema::PatternOptions::regex().size_limit(1 << 20))
             .should_validate_formats(true)
@@ -45,24 +53,32 @@ impl BodySchema {
             })
     }
 
-    pub(super) fn check(&self, body: &Value) -> Result<(), Violation> {
-        self.validator.validate(body).map_err(|error| {
-            let place = error.instance_path().to_string();
-            // Masked: a rejected body may contain a secret, and this message is logged.
-            let sentence = match error.kind() {
-                ValidationErrorKind::AdditionalProperties { unexpected }
-                | ValidationErrorKind::UnevaluatedProperties { unexpected } => {
-                    unexpected_names(unexpected)
-                }
-                _ => truncate(&error.masked_with("the value").to_string()),
-            };
-            Violation::new(
-                400,
-                "validate.body",
-                format!("the body does not match its schema: {sentence}"),
-            )
-            .at(place)
-        })
+    /// Whether a body matches, unless its visits are spent.
+    pub(super) fn matches(&self, body: &Tape<'_>) -> bool {
+        self.validator.is_valid(TapeNode::root(body))
+    }
+
+    /// Why a body does not match.
+    pub(super) fn violation(&self, body: &Tape<'_>) -> Violation {
+        body.allow(EXPLANATION);
+        let wrong = self.validator.validate(TapeNode::root(body));
+        let violation = |sentence: &str| {
+            let message = format!("the body does not match its schema{sentence}");
+            Violation::new(400, "validate.body", message)
+        };
+        let Some(error) = wrong.err().filter(|_| !body.is_spent()) else {
+            return violation("").at("");
+        };
+        let place = error.instance_path().to_string();
+        // Masked: a rejected body may contain a secret, and this message is logged.
+        let sentence = match error.kind() {
+            ValidationErrorKind::AdditionalProperties { unexpected }
+            | ValidationErrorKind::UnevaluatedProperties { unexpected } => {
+                unexpected_names(unexpected)
+            }
+            _ => truncate(&error.masked_with("the value").to_string()),
+        };
+        violation(&format!(": {sentence}")).at(place)
     }
 }
 

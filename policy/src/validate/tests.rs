@@ -297,3 +297,79 @@ fn an_invalid_document_is_rejected_with_the_field() {
         json!({ "routes": [{ "path": "/a", "body": { "$ref": "#/$defs/x", "$defs": { "x": { "type": "object" } } } }] }),
     ]);
 }
+
+fn body_rule(schema: &Value) -> BodyRule {
+    let router =
+        router(&[json!({ "routes": [{ "path": "/", "maxBody": "8MiB", "body": schema }] })]);
+    BodyRule::new(&router, &router.find("POST", "/")).unwrap()
+}
+
+/// A schema of trees with alternatives: each level of a wrong tree is compared with both.
+fn alternatives() -> Value {
+    json!({
+        "$ref": "#/$defs/node",
+        "$defs": { "node": { "anyOf": [
+            { "type": "null" },
+            { "type": "object", "properties": { "a": { "$ref": "#/$defs/node" } }, "required": ["a"] },
+            { "type": "object", "properties": { "a": { "$ref": "#/$defs/node" }, "b": { "type": "null" } }, "required": ["a"] },
+        ] } },
+    })
+}
+
+#[test]
+fn a_wrong_body_for_a_recursive_schema_with_alternatives_is_refused_within_the_bound() {
+    let rule = body_rule(&alternatives());
+    let check = |depth: usize, end: &str| {
+        let body = format!("{}{end}{}", "{\"a\":".repeat(depth), "}".repeat(depth));
+        rule.check(body.as_bytes(), Some("application/json"))
+    };
+    check(60, "null").unwrap();
+    // Without a bound, this takes 2^60 comparisons.
+    let violation = check(60, "7").unwrap_err();
+    assert_eq!(
+        (violation.status, &*violation.reason),
+        (400, "validate.body")
+    );
+    check(3, "7").unwrap_err();
+}
+
+#[test]
+fn a_body_that_needs_more_visits_than_allowed_has_no_result() {
+    let rule = body_rule(&json!({ "items": { "type": "integer", "minimum": 1 } }));
+    let body = format!("[{}]", vec!["7"; 1_000].join(","));
+    let within = |visits| rule.check_within(visits, body.as_bytes(), Some("application/json"));
+    assert_eq!(within(100), Err(TooCostly));
+    assert_eq!(within(100_000), Ok(Ok(())));
+    // A small body never gets there.
+    let long = format!("[{}]", vec!["7"; 1_000_000].join(","));
+    let violation = rule
+        .check(long.as_bytes(), Some("application/json"))
+        .unwrap_err();
+    assert!(
+        violation.detail.contains("visited more than 1000000 times"),
+        "{violation}"
+    );
+}
+
+#[test]
+fn long_strings_count_by_their_length() {
+    let rule = body_rule(&json!({ "properties": { "a": { "pattern": "^x*$", "minLength": 1 } } }));
+    let body = format!("{{\"a\": \"{}\"}}", "x".repeat(1 << 20));
+    let within = |visits| rule.check_within(visits, body.as_bytes(), Some("application/json"));
+    assert_eq!(within(10_000), Err(TooCostly));
+    assert_eq!(within(100_000), Ok(Ok(())));
+}
+
+#[test]
+fn the_violation_of_a_large_body_that_needs_a_long_search_has_no_place() {
+    let rule = body_rule(&json!({ "items": { "type": "integer" } }));
+    let check = |items: usize| {
+        let body = format!("[{}\"x\"]", "7,".repeat(items));
+        rule.check(body.as_bytes(), Some("application/json"))
+            .unwrap_err()
+    };
+    assert_eq!(check(3).place.as_deref(), Some("/3"));
+    let far = check(100_000);
+    assert_eq!((far.status, far.place.as_deref()), (400, Some("")));
+    assert_eq!(far.detail, "the body does not match its schema");
+}

@@ -37,12 +37,35 @@ routes:
     methods: [PUT]
 ";
 
+/// Bodies that take long.
+const LONG: &str = r"
+routes:
+  - path: /trees
+    methods: [POST]
+    maxBody: 64KiB
+    body:
+      $ref: '#/$defs/node'
+      $defs:
+        node:
+          anyOf:
+            - { type: 'null' }
+            - { type: object, properties: { a: { $ref: '#/$defs/node' }, b: { type: number } }, required: [a] }
+            - { type: object, properties: { a: { $ref: '#/$defs/node' }, b: { type: string } }, required: [a] }
+  - path: /lists
+    methods: [POST]
+    maxBody: 1MiB
+    body: { type: array, items: { type: integer, maximum: 7 } }
+";
+
 async fn mesh() -> Guard {
     MESH.get(async || {
         Mesh::new()
             .service("orders")
             .allow("web", "http", "/**")
             .with("RequestValidation", RULES)
+            .service("archive")
+            .allow("web", "http", "/**")
+            .with("RequestValidation", LONG)
             .start()
             .await
     })
@@ -291,4 +314,55 @@ async fn the_name_of_an_unexpected_property_is_reported_shortened_and_escaped() 
     );
     assert!(detail.len() < 200, "{detail}");
     assert!(!detail.contains(['\u{7}', '\u{202e}']), "{detail}");
+}
+
+fn json_to(mesh: &Mesh, path: &str, body: impl Into<Bytes>) -> Call {
+    mesh.as_workload("web")
+        .post("archive", path, body)
+        .header("content-type", "application/json")
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_costly_for_its_schema_is_refused() {
+    let mesh = mesh().await;
+    let tree = |depth: usize, end: &str| {
+        let open = r#"{"a":"#.repeat(depth);
+        format!("{open}{end}{}", "}".repeat(depth))
+    };
+    json_to(&mesh, "/trees", tree(60, "null")).await.is_ok();
+    // With two alternatives for each level, 2^60 comparisons.
+    let wrong = json_to(&mesh, "/trees", tree(60, "7"));
+    mesh.refuses("archive", [("a wrong leaf", wrong, 400, "validate.body")])
+        .await;
+}
+
+#[tokio::test]
+async fn a_large_body_is_validated_off_the_worker() {
+    let mesh = mesh().await;
+    let list = |items: usize, last: &str| format!("[{}{last}]", "7,".repeat(items));
+    json_to(&mesh, "/lists", list(100_000, "7")).await.is_ok();
+    let wrong = json_to(&mesh, "/lists", list(100_000, "8"));
+    let long = json_to(&mesh, "/lists", list(400_000, "7"));
+    let no_json = json_to(&mesh, "/lists", list(100_000, ""));
+    let refused = mesh
+        .refuses(
+            "archive",
+            [
+                ("a wrong item", wrong, 400, "validate.body"),
+                ("more visits than allowed", long, 400, "validate.body"),
+                ("no JSON", no_json, 400, "validate.body"),
+            ],
+        )
+        .await;
+    let details: Vec<_> = refused
+        .iter()
+        .map(|refused| refused.reply.json()["detail"].clone())
+        .collect();
+    assert!(
+        details[1]
+            .as_str()
+            .expect("a text")
+            .contains("visited more than 1000000 times"),
+        "{details:?}"
+    );
 }

@@ -7,6 +7,7 @@ use http::header;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use merlon_policy::validate::{BodyRule, HeadFacts};
+use tokio::{sync::Semaphore, task};
 
 use super::stage::{Admitted, Permitted};
 use crate::{
@@ -15,8 +16,15 @@ use crate::{
     upstream::body::{BodyProgress, Permission, RequestBody},
 };
 
+/// Bytes of a body up to which a worker validates it.
+const ON_WORKER: usize = 64 << 10;
+/// How often a worker visits the values of a body at most: less than a millisecond. Other requests wait meanwhile.
+const VISITS_ON_WORKER: u64 = 20_000;
+/// Validations at the same time that take longer, in the whole process.
+static LONG_VALIDATIONS: Semaphore = Semaphore::const_new(2);
+
 /// # Errors
-/// [`Denial::Invalid`], [`Denial::BodyTooLarge`], [`Denial::BodyTimeout`] or [`Denial::BodyBroken`].
+/// [`Denial::Invalid`], [`Denial::BodyTooLarge`], [`Denial::BodyTimeout`], [`Denial::BodyBroken`] or [`Denial::Overload`].
 pub(crate) async fn validate(permitted: Permitted<'_>) -> Result<Admitted<'_>, Denial> {
     let policy = &permitted.target.service.policy;
     let incoming = permitted.call.body.take();
@@ -29,14 +37,14 @@ pub(crate) async fn validate(permitted: Permitted<'_>) -> Result<Admitted<'_>, D
     let body = match incoming {
         None => match policy.body_rule(&call.route) {
             // A body rule also applies when there is no body.
-            Some(rule) => validate_body(&rule, Bytes::new(), call)?,
+            Some(rule) => validate_body(rule, Bytes::new(), call).await?,
             None => RequestBody::Empty,
         },
         Some(incoming) => match policy.body_rule(&call.route) {
             Some(rule) => {
                 let within = call.local.shared.limits.body_timeout;
                 let body = read_body(incoming, rule.max_bytes(), within).await?;
-                validate_body(&rule, body, call)?
+                validate_body(rule, body, call).await?
             }
             None => {
                 let permission: Rc<dyn Permission> =
@@ -83,18 +91,52 @@ pub(crate) fn encoded(headers: &http::HeaderMap) -> bool {
         .any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"))
 }
 
-fn validate_body(rule: &BodyRule<'_>, body: Bytes, call: &Call) -> Result<RequestBody, Denial> {
+async fn validate_body(rule: BodyRule, body: Bytes, call: &Call) -> Result<RequestBody, Denial> {
     let content_type = call
         .head
         .headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
-    rule.check(&body, content_type)?;
+    let short = (body.len() <= ON_WORKER).then(|| {
+        rule.check_within(VISITS_ON_WORKER, &body, content_type)
+            .ok()
+    });
+    match short.flatten() {
+        Some(checked) => checked?,
+        None => validate_off_worker(rule, &body, content_type, call).await?,
+    }
     Ok(if body.is_empty() {
         RequestBody::Empty
     } else {
         RequestBody::Whole(Some(body))
     })
+}
+
+async fn validate_off_worker(
+    rule: BodyRule,
+    body: &Bytes,
+    content_type: Option<&str>,
+    call: &Call,
+) -> Result<(), Denial> {
+    let within = call.local.shared.limits.body_timeout;
+    let turn = tokio::time::timeout(within, LONG_VALIDATIONS.acquire()).await;
+    let Ok(Ok(turn)) = turn else {
+        return Err(Denial::Overload);
+    };
+    let (body, content_type) = (body.clone(), content_type.map(str::to_owned));
+    let checked = task::spawn_blocking(move || {
+        // Held to the end, even if the caller has left.
+        let _turn = turn;
+        rule.check(&body, content_type.as_deref())
+    });
+    match checked.await {
+        Ok(checked) => Ok(checked?),
+        Err(error) => match error.try_into_panic() {
+            // As on a worker: only this request ends.
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(Denial::Overload),
+        },
+    }
 }
 
 /// Buffers a body, within its size and time limits.
