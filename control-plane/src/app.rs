@@ -12,11 +12,8 @@ use std::{
 use merlon_compile::Mesh;
 use merlon_config::{causes::chain, report::Report, resource::CertificateIssuer};
 use merlon_issuer::CertIssuer;
-use tokio::{
-    net::TcpListener,
-    task::{JoinHandle, JoinSet},
-};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{
@@ -45,6 +42,7 @@ use crate::{
         state_dir::{StateDirError, take_state_dir},
         store::{Store, StoreError},
     },
+    tasks::Tasks,
     telemetry::{metrics::Metrics, spans::Exporter},
     webhook,
 };
@@ -111,7 +109,7 @@ pub enum RunError {
     Part(#[from] tokio::task::JoinError),
     /// A task that runs until the shutdown ended before it.
     #[error("a task of the control plane ended before the shutdown: {0}")]
-    Ended(&'static str),
+    Ended(String),
 }
 
 /// A running control plane. Dropping it stops it without a drain.
@@ -173,7 +171,38 @@ impl Drop for ControlPlane {
 /// # Errors
 /// [`StartError`]. With a directory of files, an invalid configuration is reported before anything is written or bound.
 pub async fn run(config: ControlPlaneConfig) -> Result<ControlPlane, StartError> {
-    let common = Common::new(config.limits);
+    Box::pin(run_until(config, CancellationToken::new())).await
+}
+
+/// Like [`run`]. Cancelling `shutdown` starts the drain, also before the start is complete.
+///
+/// # Errors
+/// Those of [`run`], and `OpenError::Ended` in [`StartError::Cluster`] after a shutdown before the start was complete.
+pub async fn run_until(
+    config: ControlPlaneConfig,
+    shutdown: CancellationToken,
+) -> Result<ControlPlane, StartError> {
+    let drain_timeout = config.drain_timeout;
+    let common = Common::new(config.limits, shutdown.clone());
+    let tasks = common.tasks.clone();
+    // In a cluster the first mesh may take long, and the webhooks are served meanwhile.
+    let in_cluster = matches!(config.source, Source::Kubernetes(_));
+    let started = tokio::select! {
+        started = Box::pin(open_and_start(config, common)) => started,
+        () = shutdown.cancelled(), if !in_cluster => Err(OpenError::Ended.into()),
+    };
+    if started.is_err() {
+        // The webhooks may be serving.
+        shutdown.cancel();
+        let _ = tokio::time::timeout(drain_timeout, tasks.finished()).await;
+    }
+    started
+}
+
+async fn open_and_start(
+    config: ControlPlaneConfig,
+    common: Common,
+) -> Result<ControlPlane, StartError> {
     match &config.source {
         Source::Files(directory) => {
             let (directory, counted) = (directory.clone(), common.metrics.clone());
@@ -252,12 +281,12 @@ struct Common {
     registry: Registry,
     contact: Contact,
     deliveries: Deliveries,
-    tasks: TaskTracker,
+    tasks: Tasks,
     shutdown: CancellationToken,
 }
 
 impl Common {
-    fn new(limits: Limits) -> Self {
+    fn new(limits: Limits, shutdown: CancellationToken) -> Self {
         let metrics = Metrics::new();
         Self {
             registry: Registry::new(metrics.clone(), limits.registry, limits.inspection.timeout),
@@ -266,8 +295,8 @@ impl Common {
             authority: Authority::new(),
             contact: Contact::default(),
             deliveries: Deliveries::default(),
-            tasks: TaskTracker::new(),
-            shutdown: CancellationToken::new(),
+            tasks: Tasks::new(shutdown.clone()),
+            shutdown,
         }
     }
 
@@ -435,7 +464,7 @@ struct Parts {
     deliveries: Deliveries,
     health: Health,
     metrics: Metrics,
-    tasks: TaskTracker,
+    tasks: Tasks,
     shutdown: CancellationToken,
     drain_timeout: Duration,
     limits: Limits,
@@ -472,21 +501,17 @@ impl Parts {
             shared: self.shared.clone(),
         };
         let shutdown = || self.shutdown.clone();
-        let mut parts = Essential {
-            tasks: self.tasks.clone(),
-            running: JoinSet::new(),
-        };
+        let tasks = self.tasks.clone();
         let followed = followed.follow(self.snapshots.clone(), shutdown());
-        parts.spawn("the resources are not followed", followed);
-        let certificates = certificates.run(shutdown());
-        parts.spawn("certificates are not renewed", certificates);
+        tasks.spawn_lasting("resources", followed);
+        tasks.spawn_lasting("certificate", certificates.run(shutdown()));
         let reader = secrets::Reader {
             snapshots: self.snapshots.clone(),
             authority: self.authority.clone(),
             deliveries: self.deliveries.clone(),
             limits: self.limits.secrets,
         };
-        parts.spawn("secrets are not read", reader.run(shutdown()));
+        tasks.spawn_lasting("secrets", reader.run(shutdown()));
         let mut health = listeners.health;
         let mut admin = tokio::spawn(admin::serve(listeners.admin_listener, admin, shutdown()));
         let mut proxies = tokio::spawn(self.grpc(listeners.listener));
@@ -498,13 +523,12 @@ impl Parts {
             ended = &mut health => flat(ended),
             ended = &mut admin => flat(ended),
             ended = &mut proxies => flat(ended),
-            ended = parts.first_end() => Err(ended),
+            ended = tasks.first_end() => Err(RunError::Ended(ended)),
         };
         tracing::info!("control_plane.draining");
         self.shutdown.cancel();
-        self.tasks.close();
         let rest = async {
-            self.tasks.wait().await;
+            tasks.finished().await;
             let _ = tokio::join!(finished(proxies), finished(admin), finished(health));
         };
         if tokio::time::timeout(self.drain_timeout, rest)
@@ -564,31 +588,6 @@ impl Parts {
     }
 }
 
-/// Tasks that run until the shutdown. Without one of them, a control plane would serve an old state forever.
-struct Essential {
-    tasks: TaskTracker,
-    running: JoinSet<&'static str>,
-}
-
-impl Essential {
-    /// `without` says what does not happen without the task.
-    fn spawn(&mut self, without: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        let task = async move {
-            task.await;
-            without
-        };
-        self.running.spawn(self.tasks.track_future(task));
-    }
-
-    async fn first_end(&mut self) -> RunError {
-        match self.running.join_next().await {
-            Some(Ok(without)) => RunError::Ended(without),
-            Some(Err(error)) => error.into(),
-            None => std::future::pending().await,
-        }
-    }
-}
-
 fn flat<E: Into<RunError>>(
     ended: Result<Result<(), E>, tokio::task::JoinError>,
 ) -> Result<(), RunError> {
@@ -599,28 +598,5 @@ fn flat<E: Into<RunError>>(
 async fn finished<T>(task: JoinHandle<T>) {
     if !task.is_finished() {
         let _ = task.await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    async fn end_of(task: impl Future<Output = ()> + Send + 'static) -> String {
-        let mut parts = Essential {
-            tasks: TaskTracker::new(),
-            running: JoinSet::new(),
-        };
-        parts.spawn("nothing goes on", std::future::pending());
-        parts.spawn("the test does not go on", task);
-        parts.first_end().await.to_string()
-    }
-
-    #[tokio::test]
-    async fn a_task_that_ends_before_the_shutdown_ends_the_process_with_a_reason() {
-        let panics = end_of(async { panic!("on purpose") }).await;
-        assert!(panics.contains("on purpose"), "{panics}");
-        let ends = end_of(async {}).await;
-        assert!(ends.ends_with(": the test does not go on"), "{ends}");
     }
 }

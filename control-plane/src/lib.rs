@@ -16,6 +16,7 @@ mod random;
 mod secrets;
 mod source;
 mod state;
+mod tasks;
 pub mod telemetry;
 mod transport;
 mod webhook;

@@ -5,11 +5,13 @@ use std::{io::Write as _, path::Path, process::ExitCode};
 use anyhow::Context as _;
 use clap::Parser as _;
 use merlon_control_plane::{
+    OpenError,
     app::{self, ControlPlane, StartError},
     flags::Flags,
     telemetry,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
     // The program has one provider. A second one would fail here and not at run time.
@@ -27,17 +29,16 @@ fn main() -> ExitCode {
         .build();
     let ended = runtime.context("no runtime").and_then(|runtime| {
         runtime.block_on(async {
-            let mut signals = Signals::new()?;
-            // In a cluster the first mesh may take long.
-            let control_plane = tokio::select! {
-                started = app::run(config) => started?,
-                () = signals.next() => return Ok(()),
+            let shutdown = CancellationToken::new();
+            end_on_signal(shutdown.clone(), Signals::new()?);
+            let control_plane = match app::run_until(config, shutdown).await {
+                Err(StartError::Cluster(OpenError::Ended)) => return Ok(()),
+                started => started?,
             };
             if let Some(file) = &flags.addresses_file {
                 let failed = || format!("{} cannot be written", file.display());
                 write_addresses(file, &control_plane).with_context(failed)?;
             }
-            end_on_signal(&control_plane, signals);
             Ok(control_plane.wait().await?)
         })
     });
@@ -87,13 +88,9 @@ impl Signals {
 }
 
 /// The first signal starts the drain; a second one ends the process.
-fn end_on_signal(control_plane: &ControlPlane, mut signals: Signals) {
-    let shutdown = control_plane.shutdown_token();
+fn end_on_signal(shutdown: CancellationToken, mut signals: Signals) {
     tokio::spawn(async move {
-        tokio::select! {
-            () = signals.next() => {}
-            () = shutdown.cancelled() => return,
-        }
+        signals.next().await;
         shutdown.cancel();
         signals.next().await;
         std::process::exit(1);

@@ -26,7 +26,7 @@ use kube::Client;
 use merlon_config::{injection::InjectionSettings, live::Live, report::Report, watch::watch_dir};
 use merlon_inject::{HookKeys, Injection, inject};
 use tokio::{net::TcpListener, sync::watch};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use self::{
     body::{MemoryBudget, Reservation},
@@ -41,6 +41,7 @@ use crate::{
     config::WebhookConfig,
     limits::WebhookLimits,
     source::kubernetes::DryRun,
+    tasks::Tasks,
     telemetry::metrics::{Metrics, WebhookLabel},
 };
 
@@ -68,7 +69,7 @@ pub(crate) struct WebhookDeps<'a> {
     pub(crate) leads: watch::Receiver<bool>,
     pub(crate) metrics: Metrics,
     pub(crate) limits: WebhookLimits,
-    pub(crate) tasks: TaskTracker,
+    pub(crate) tasks: Tasks,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -94,6 +95,7 @@ pub(crate) fn start(
         budget: MemoryBudget::new(limits),
     });
     let contact = deps.cluster.contact.clone();
+    contact.set_webhooks_waiting(Some("the webhooks have no certificate yet".to_owned()));
     let certificate = Certificate::new(
         deps.client.clone(),
         deps.namespace,
@@ -118,27 +120,30 @@ pub(crate) fn start(
         tls_config: tls_config.clone(),
         limits,
         pod: None,
+        added: false,
         unlisted: CancellationToken::new(),
     };
     let unlisted = endpoint.unlisted.clone();
     let shutdown = || deps.shutdown.clone();
-    deps.tasks.spawn(certificate.run(shutdown()));
-    deps.tasks.spawn(bundles.run(shutdown()));
-    deps.tasks.spawn(endpoint.run(shutdown()));
+    let tasks = &deps.tasks;
+    tasks.spawn_lasting("certificate of the webhooks", certificate.run(shutdown()));
+    tasks.spawn_lasting("`caBundle` of the webhooks", bundles.run(shutdown()));
+    tasks.spawn_lasting("endpoint of the webhooks", endpoint.run(shutdown()));
     let followed = follow(config.injection.clone(), Arc::clone(&hooks), shutdown());
-    deps.tasks.spawn(followed);
+    tasks.spawn_lasting("settings of the injector", followed);
     let routes = Router::new()
         .route("/inject", post(injected))
         .route("/validate", post(validated))
         .with_state(hooks);
-    deps.tasks.spawn(listen::serve(
+    let served = listen::serve(
         listener,
         limits,
         tls_config,
         routes,
         deps.metrics,
         (shutdown(), unlisted),
-    ));
+    );
+    tasks.spawn_lasting("webhooks", served);
     Ok(())
 }
 

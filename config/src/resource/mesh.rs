@@ -30,7 +30,8 @@ pub struct MeshConfigSpec {
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub permissive_namespaces: BTreeSet<Namespace>,
     /// In a cluster, how many policies each namespace other than the root namespace may have: those in the text of its
-    /// AuthorizationPolicies, and one for every other resource of Merlon. Default: 2000. At least 1. A resource that does not
+    /// AuthorizationPolicies, and one for every other resource of Merlon. Each 4 KiB of a resource count as one at least.
+    /// Default: 2000. At least 1. A resource that does not
     /// fit is `Accepted=False`, reason `TooMany`.
     #[serde(
         default = "policies_per_namespace",

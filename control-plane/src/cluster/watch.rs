@@ -29,11 +29,12 @@ use merlon_config::clock;
 use merlon_config::crd::{self, CLUSTER_KINDS, Kind};
 use serde::de::DeserializeOwned;
 use tokio::{sync::watch, time::Instant};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use merlon_net::backoff;
 
 use super::{gateway_api, names, pods::meshed};
+use crate::tasks::Tasks;
 
 /// Everything that is watched.
 #[derive(Debug, Clone)]
@@ -97,7 +98,7 @@ impl Cluster {
         client: &Client,
         (own_namespace, gateways): (&str, bool),
         contact: Contact,
-        tasks: &TaskTracker,
+        tasks: &Tasks,
         shutdown: &CancellationToken,
     ) -> Self {
         let (changed, changes) = watch::channel(0);
@@ -173,7 +174,7 @@ fn any<K>(_: &K) -> bool {
 struct Watching<'a> {
     contact: Contact,
     changed: Arc<watch::Sender<u64>>,
-    tasks: &'a TaskTracker,
+    tasks: &'a Tasks,
     shutdown: &'a CancellationToken,
     /// Whether the kind may be missing in the cluster. It then counts as empty.
     may_be_absent: bool,
@@ -199,7 +200,7 @@ impl Watching<'_> {
         let (contact, changed) = (self.contact.clone(), Arc::clone(&self.changed));
         let shutdown = self.shutdown.clone();
         let may_be_absent = self.may_be_absent;
-        self.tasks.spawn(async move {
+        self.tasks.spawn_lasting(what, async move {
             let mut events = watcher(api, config).backoff(Pauses(0)).boxed();
             loop {
                 let event = tokio::select! {
@@ -290,6 +291,8 @@ struct State {
     missing: BTreeSet<&'static str>,
     /// Why there is no mesh yet, although nothing is missing.
     waiting: Option<String>,
+    /// Why the webhooks cannot be called yet.
+    webhooks: Option<String>,
     outage: Option<Outage>,
     /// The API server's message for each kind that cannot be watched or called.
     problems: BTreeMap<&'static str, String>,
@@ -315,7 +318,7 @@ impl Contact {
         let state = self.lock();
         let missing: Vec<&str> = state.missing.iter().copied().collect();
         if missing.is_empty() {
-            return state.waiting.clone();
+            return state.waiting.clone().or_else(|| state.webhooks.clone());
         }
         let mut problems = state.problems.iter();
         let problem = problems.find(|(what, _)| state.missing.contains(*what));
@@ -333,6 +336,11 @@ impl Contact {
         let state = self.lock();
         let all: Vec<&str> = state.problems.values().map(String::as_str).collect();
         (!all.is_empty()).then(|| all.join("; "))
+    }
+
+    /// Whether the list of a kind was read once.
+    pub(crate) fn is_listed(&self, what: &str) -> bool {
+        !self.lock().missing.contains(what)
     }
 
     /// Whether every list was read once.
@@ -355,6 +363,24 @@ impl Contact {
     /// Sets or clears a reason, other than the cluster, why there is no mesh yet.
     pub(crate) fn set_waiting(&self, why: Option<String>) {
         self.lock().waiting = why;
+    }
+
+    /// Sets or clears the reason why the webhooks cannot be called yet.
+    pub(crate) fn set_webhooks_waiting(&self, why: Option<String>) {
+        self.lock().webhooks = why;
+    }
+
+    /// Sets or clears a problem other than the API server's.
+    pub(crate) fn set_problem(&self, what: &'static str, why: Option<String>) {
+        let mut state = self.lock();
+        let before = match &why {
+            Some(why) => state.problems.insert(what, why.clone()),
+            None => state.problems.remove(what),
+        };
+        drop(state);
+        if let Some(problem) = why.filter(|why| before.as_ref() != Some(why)) {
+            tracing::error!(problem, "cluster.refused");
+        }
     }
 
     /// The cluster answered.

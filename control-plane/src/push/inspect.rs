@@ -8,12 +8,13 @@ use merlon_api::{
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     limits::InspectionLimits,
     push::registry::{Inspector, Registry},
+    tasks::Tasks,
     telemetry::metrics::{Metrics, ServiceLabel},
     transport::peer::{ConnectionPeer, PeerSvid},
 };
@@ -24,7 +25,7 @@ pub(crate) struct Inspect {
     pub(crate) registry: Registry,
     pub(crate) metrics: Metrics,
     pub(crate) limits: InspectionLimits,
-    pub(crate) tasks: TaskTracker,
+    pub(crate) tasks: Tasks,
     pub(crate) shutdown: CancellationToken,
 }
 

@@ -9,7 +9,7 @@ use merlon_api::discovery::{
 use merlon_config::snapshot::ResourceKind;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
@@ -19,6 +19,7 @@ use super::{
 use crate::{
     limits::PushLimits,
     state::snapshot::{Snapshot, Snapshots},
+    tasks::Tasks,
     telemetry::{
         metrics::{Metrics, ServiceLabel},
         spans,
@@ -33,7 +34,7 @@ pub(crate) struct Push {
     pub(crate) registry: Registry,
     pub(crate) metrics: Metrics,
     pub(crate) limits: PushLimits,
-    pub(crate) tasks: TaskTracker,
+    pub(crate) tasks: Tasks,
     pub(crate) shutdown: CancellationToken,
 }
 

@@ -19,11 +19,12 @@ use std::{collections::BTreeMap, sync::Arc};
 use kube::Client;
 use merlon_compile::Mesh;
 use merlon_config::{
+    contain::{HINT, contain},
     report::{Problem, Report as Problems},
     resource::Resource,
 };
 use tokio::sync::watch;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use self::{
     acceptance::{Acceptance, Evaluation},
@@ -49,6 +50,7 @@ use crate::{
         status::{SharedStatus, SourceStatus},
     },
     state::snapshot::{Certificates, Snapshots},
+    tasks::Tasks,
     telemetry::metrics::{LoadLabel, Metrics},
 };
 
@@ -63,12 +65,15 @@ pub(crate) struct KubernetesDeps {
     pub(crate) contact: Contact,
     pub(crate) deliveries: Deliveries,
     pub(crate) limits: Limits,
-    pub(crate) tasks: TaskTracker,
+    pub(crate) tasks: Tasks,
     pub(crate) shutdown: CancellationToken,
 }
 
 /// The resources of users, and those derived from the cluster's own objects.
 type Inputs = (BTreeMap<Key, Document>, Arc<[Resource]>);
+
+/// What a panic while the objects are read is a problem of.
+const OBJECTS: &str = "objects";
 
 /// A cluster as the source of resources.
 pub(crate) struct Kubernetes {
@@ -119,7 +124,8 @@ impl Kubernetes {
             leading,
             limits.lease,
         );
-        deps.tasks.spawn(candidate.run(deps.shutdown.clone()));
+        let tasks = &deps.tasks;
+        tasks.spawn_lasting("leader election", candidate.run(deps.shutdown.clone()));
         let reporter = Reporter::new(
             client.clone(),
             config,
@@ -129,7 +135,7 @@ impl Kubernetes {
             (deps.authority.clone(), deps.deliveries.clone()),
             (leads.clone(), limits.status),
         );
-        deps.tasks.spawn(reporter.run(deps.shutdown.clone()));
+        tasks.spawn_lasting("status", reporter.run(deps.shutdown.clone()));
         let bundles = TrustBundles {
             client: client.clone(),
             cluster: cluster.clone(),
@@ -137,7 +143,7 @@ impl Kubernetes {
             leads: leads.clone(),
             limits: limits.status,
         };
-        deps.tasks.spawn(bundles.run(deps.shutdown.clone()));
+        tasks.spawn_lasting("trust bundles", bundles.run(deps.shutdown.clone()));
         Ok(Self {
             client,
             namespace: config.namespace.clone(),
@@ -279,20 +285,20 @@ impl Kubernetes {
 
     /// `None`: nothing relevant changed.
     fn compile(&mut self, running: Option<&Mesh>) -> Option<Evaluation> {
-        let kinds = self.cluster.kinds.iter();
-        let documents: BTreeMap<Key, Document> = kinds
-            .flat_map(|(kind, store)| {
-                let objects = store.state();
-                objects
-                    .into_iter()
-                    .filter_map(|object| Document::of(kind, &object))
-                    .collect::<Vec<_>>()
-            })
-            .map(|document| (document.key.clone(), document))
-            .collect();
-        let mut attached = self.attached();
-        let mut found = workloads::found(&self.cluster);
-        found.append(&mut attached.resources);
+        let contact = &self.cluster.contact;
+        let (documents, attached, found) = match contain(|| self.read()) {
+            Ok(read) => {
+                contact.set_problem(OBJECTS, None);
+                read
+            }
+            Err(panic) => {
+                let why = format!(
+                    "the cluster's objects cannot be read, and the last state stays in force: {panic}; {HINT}"
+                );
+                contact.set_problem(OBJECTS, Some(why));
+                return None;
+            }
+        };
         let found: Arc<[Resource]> = found.into();
         if *self.certificates != attached.certificates {
             self.certificates = Arc::new(attached.certificates);
@@ -310,12 +316,30 @@ impl Kubernetes {
         let reports = with_compile_errors(attached.reports, &evaluation.left_out);
         self.statuses.set_gateway_statuses(reports);
         self.dry_run.update(
-            self.acceptance.in_force(),
+            (self.acceptance.in_force(), self.acceptance.shares()),
             Arc::clone(&found),
             evaluation.mesh.as_ref(),
         );
         self.evaluated = Some((documents, found));
         Some(evaluation)
+    }
+
+    /// What users wrote, what is attached to gateways, and everything that is derived from the cluster's objects.
+    fn read(&self) -> (BTreeMap<Key, Document>, Attached, Vec<Resource>) {
+        let kinds = self.cluster.kinds.iter();
+        let documents = kinds.flat_map(|(kind, store)| {
+            let objects = store.state();
+            objects
+                .into_iter()
+                .filter_map(|object| Document::of(kind, &object))
+                .collect::<Vec<_>>()
+        });
+        let documents = documents.map(|document| (document.key.clone(), document));
+        let documents = documents.collect();
+        let mut attached = self.attached();
+        let mut found = workloads::found(&self.cluster);
+        found.append(&mut attached.resources);
+        (documents, attached, found)
     }
 
     /// The resources of Gateway API, if it is enabled.

@@ -117,10 +117,15 @@ impl Certificate {
             let always = Timestamp::MIN..Timestamp::MAX;
             let (pause, good) = match self.renew(&mut made).await {
                 Ok(()) => {
+                    self.contact.set_webhooks_waiting(None);
                     let good = made.as_ref().map(|(since, _)| good(*since));
                     (self.limits.check, good.unwrap_or(always))
                 }
                 Err(error) => {
+                    if made.is_none() {
+                        let why = format!("the webhooks have no certificate: {error}");
+                        self.contact.set_webhooks_waiting(Some(why));
+                    }
                     // An unavailable API server is logged elsewhere.
                     if self.contact.outage().is_none() {
                         tracing::warn!(%error, "webhook.certificate_failed");

@@ -45,6 +45,8 @@ pub(crate) struct OwnEndpoint {
     pub(crate) limits: WebhookLimits,
     /// The pod of this replica, once it was read.
     pub(crate) pod: Option<Pod>,
+    /// Whether its slice may be there.
+    pub(crate) added: bool,
     /// Cancelled after the shutdown, when Kubernetes no longer lists this replica.
     pub(crate) unlisted: CancellationToken,
 }
@@ -64,18 +66,36 @@ impl OwnEndpoint {
             () = self.follow() => {}
             () = shutdown.cancelled() => {}
         }
-        // This part may run when the watches have ended.
-        let ended = async {
-            let name = self.name();
-            if self.slices().iter().any(|slice| slice.name_any() == name) {
-                let _ = self.remove(&name).await;
+        let unlisted = self.unlisted.clone().drop_guard();
+        let limit = self.limits.max_linger;
+        let _ = tokio::time::timeout(limit, self.until_unlisted()).await;
+        drop(unlisted);
+    }
+
+    /// Waits until nodes send no requests to this replica, as far as the API server says. The watches have ended.
+    async fn until_unlisted(&mut self) {
+        if self.added {
+            let _ = self.remove(&self.name()).await;
+        }
+        loop {
+            if self.pod.is_none() {
+                self.pod = self.read_pod().await.unwrap_or_default();
             }
-            while self.is_listed().await {
-                tokio::time::sleep(self.limits.endpoint_poll).await;
+            // A process outside the cluster has no pod.
+            let Some(address) = self.pod.as_ref().and_then(address) else {
+                return;
+            };
+            let only = ListParams::default().labels(&format!("{SERVICE_LABEL}={SERVICE}"));
+            let api = self.api();
+            let slices = tokio::time::timeout(self.limits.bundle_timeout, api.list(&only));
+            if let Ok(Ok(slices)) = slices.await {
+                let mut endpoints = slices.items.iter().flat_map(|slice| &slice.endpoints);
+                if !endpoints.any(|one| is_ready(one) && one.addresses.contains(address)) {
+                    return;
+                }
             }
-        };
-        let _ = tokio::time::timeout(self.limits.max_linger, ended).await;
-        self.unlisted.cancel();
+            tokio::time::sleep(self.limits.endpoint_poll).await;
+        }
     }
 
     async fn follow(&mut self) {
@@ -85,7 +105,8 @@ impl OwnEndpoint {
         let mut changes = self.cluster.changes();
         let mut logged = None;
         loop {
-            if self.cluster.contact.is_synced() {
+            // The others may be missing: admission must work while users fix the reason.
+            if self.cluster.contact.is_listed("endpointslices") {
                 let done = self.update().await.map_err(|error| error.to_string());
                 if let Err(error) = &done
                     && logged.as_ref() != Some(error)
@@ -96,36 +117,24 @@ impl OwnEndpoint {
                 }
                 logged = done.err();
             }
+            // Not at each change after an error, and at times without one: another replica may have been killed.
+            let pause = if logged.is_some() {
+                self.limits.endpoint_retry
+            } else {
+                self.limits.endpoint_gather
+            };
+            tokio::time::sleep(pause).await;
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(self.limits.endpoint_retry), if logged.is_some() => {}
+                () = tokio::time::sleep(self.limits.endpoint_retry) => {}
             }
-            tokio::time::sleep(self.limits.endpoint_gather).await;
             changes.mark_unchanged();
         }
-    }
-
-    /// Whether nodes send requests to this replica, as far as the API server says.
-    async fn is_listed(&self) -> bool {
-        let Some(address) = self.pod.as_ref().and_then(address) else {
-            return false;
-        };
-        let only = ListParams::default().labels(&format!("{SERVICE_LABEL}={SERVICE}"));
-        let api = self.api();
-        let slices = tokio::time::timeout(self.limits.bundle_timeout, api.list(&only));
-        let Ok(Ok(slices)) = slices.await else {
-            return true;
-        };
-        let mut endpoints = slices.items.iter().flat_map(|slice| &slice.endpoints);
-        endpoints.any(|endpoint| is_ready(endpoint) && endpoint.addresses.contains(address))
     }
 
     /// Adds the slice of this replica while no replica is ready. Otherwise removes those of all replicas, because one that was
     /// killed did not remove its own.
     async fn update(&mut self) -> Result<(), EndpointError> {
-        if self.pod.is_none() {
-            self.pod = self.read_pod().await?;
-        }
         let slices = self.slices();
         let (own, others): (Vec<_>, Vec<_>) = slices.iter().partition(|slice| is_own(slice));
         if others.iter().any(|slice| has_ready_endpoint(slice)) {
@@ -134,7 +143,14 @@ impl OwnEndpoint {
             }
             return Ok(());
         }
-        // A process outside the cluster has no pod.
+        for slice in own.iter().filter(|slice| slice.name_any() != self.name()) {
+            if !self.is_running(slice).await? {
+                self.remove(&slice.name_any()).await?;
+            }
+        }
+        if self.pod.is_none() {
+            self.pod = self.read_pod().await?;
+        }
         let Some(wanted) = self.pod.as_ref().and_then(|pod| self.slice(pod)) else {
             return Ok(());
         };
@@ -146,6 +162,7 @@ impl OwnEndpoint {
         let parameters = PatchParams::apply(names::FIELD_MANAGER).force();
         let name = self.name();
         let (api, patch) = (self.api(), Patch::Apply(&wanted));
+        self.added = true;
         let written = api.patch(&name, &parameters, &patch);
         tokio::time::timeout(self.limits.bundle_timeout, written).await??;
         tracing::info!(slice = name, "webhook.endpoint_added");
@@ -164,11 +181,25 @@ impl OwnEndpoint {
         Ok(())
     }
 
+    /// Whether the process of the replica that added a slice runs, as far as its node says.
+    async fn is_running(&self, slice: &EndpointSlice) -> Result<bool, EndpointError> {
+        let name = slice.name_any();
+        let replica = name
+            .strip_prefix(&format!("{SERVICE}-"))
+            .unwrap_or_default();
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let pod = tokio::time::timeout(self.limits.bundle_timeout, pods.get_opt(replica)).await??;
+        let status = pod.and_then(|pod| pod.status);
+        let containers = status.and_then(|status| status.container_statuses);
+        let mut states = containers.into_iter().flatten().filter_map(|one| one.state);
+        Ok(states.any(|state| state.running.is_some()))
+    }
+
     /// All slices of the Service.
     fn slices(&self) -> Vec<Arc<EndpointSlice>> {
         let mut slices = self.cluster.slices.state();
         slices.retain(|slice| {
-            slice.namespace().as_ref() == Some(&self.namespace)
+            slice.metadata.namespace.as_deref() == Some(&*self.namespace)
                 && slice
                     .labels()
                     .get(SERVICE_LABEL)

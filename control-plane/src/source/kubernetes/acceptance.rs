@@ -46,6 +46,8 @@ pub(crate) struct Acceptance {
     compiler: Compiler,
     /// Shared with the dry run of the validation webhook.
     in_force: Arc<VersionsInForce>,
+    /// Shared with it, too.
+    shares: Arc<Shares>,
 }
 
 /// The versions in force. A deleted resource is kept if other resources need it.
@@ -81,6 +83,7 @@ impl Acceptance {
             home: home.to_owned(),
             compiler: Compiler::default(),
             in_force: Arc::default(),
+            shares: Arc::default(),
         }
     }
 
@@ -125,10 +128,8 @@ impl Acceptance {
             found: found.to_vec(),
             left_out: BTreeMap::new(),
         };
-        let versions = documents
-            .iter()
-            .map(|(key, document)| (key, &document.present));
-        let beyond = Shares::of(&self.home, versions.clone()).beyond(documents, &self.in_force);
+        let (shares, beyond) = Shares::give(&self.home, documents, &self.in_force, &self.shares);
+        self.shares = Arc::new(shares);
         let too_many = || -> Rejections {
             let beyond = beyond.iter();
             beyond
@@ -136,10 +137,10 @@ impl Acceptance {
                 .collect()
         };
         let mut rejected = too_many();
-        let present = versions.filter_map(|(key, present)| {
+        let present = documents.iter().filter_map(|(key, document)| {
             let version = match beyond.contains_key(key) {
                 true => self.in_force.get(key)?,
-                false => present,
+                false => &document.present,
             };
             Some((key.clone(), version.clone()))
         });
@@ -194,6 +195,11 @@ impl Acceptance {
     /// The versions in force.
     pub(super) fn in_force(&self) -> Arc<VersionsInForce> {
         Arc::clone(&self.in_force)
+    }
+
+    /// What the namespaces use of their shares.
+    pub(super) fn shares(&self) -> Arc<Shares> {
+        Arc::clone(&self.shares)
     }
 
     /// The versions that were really checked. A policy without targets is not compiled. If it counted as valid and its
@@ -289,6 +295,11 @@ impl Trial<'_> {
         rejected: &mut Rejections,
     ) -> Result<(VersionsInForce, Compiled), Report> {
         let mut set = in_force.clone();
+        // Nothing compiles without it.
+        for (key, document) in documents.iter().filter(|(key, _)| key.kind == "MeshConfig") {
+            let present = || document.present.clone();
+            set.entry(key.clone()).or_insert_with(present);
+        }
         let (_, mut compiled) = self.without_rejected(set.clone(), in_force, rejected)?;
         let mut changed: Vec<&Document> = documents
             .values()
@@ -385,7 +396,6 @@ impl Trial<'_> {
 /// # Errors
 /// The problems of the document.
 pub(super) fn dry_run(
-    home: &str,
     compiler: &mut Compiler,
     in_force: &VersionsInForce,
     found: &[Resource],
@@ -393,7 +403,6 @@ pub(super) fn dry_run(
     document: &Document,
 ) -> Result<Vec<String>, String> {
     let key = &document.key;
-    Shares::of(home, in_force.iter()).fits(document, in_force)?;
     let mut trial = Trial {
         compiler,
         running,

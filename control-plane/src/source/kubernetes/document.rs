@@ -39,6 +39,8 @@ pub(crate) struct Document {
     pub(crate) present: Version,
     /// The previous valid version, which another replica or this one before a restart wrote to the status.
     pub(crate) in_force: Option<Version>,
+    /// Whether the status says that the present version is accepted.
+    pub(crate) accepted: bool,
 }
 
 impl Document {
@@ -55,7 +57,15 @@ impl Document {
             let generation = kept.get("generation")?.as_i64()?;
             Version::of(&key, generation, kept.get("spec")?.clone())
         });
+        let conditions = object.data.pointer("/status/conditions");
+        let conditions = conditions.and_then(Value::as_array);
+        let accepted = conditions.into_iter().flatten().any(|condition| {
+            condition["type"] == "Accepted"
+                && condition["status"] == "True"
+                && condition["observedGeneration"] == generation
+        });
         Some(Self {
+            accepted,
             uid: object.uid().unwrap_or_default(),
             created: object.creation_timestamp().map(|time| time.0),
             present: Version::of(&key, generation, spec)?,

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::{
     acceptance::{VersionsInForce, dry_run, outside_root_namespace},
     document::Document,
+    share::Shares,
 };
 
 /// Checks resources against the versions in force. Clones share them and are cheap.
@@ -28,6 +29,7 @@ pub(crate) struct DryRun {
 #[derive(Clone, Default)]
 struct InForce {
     in_force: Arc<VersionsInForce>,
+    shares: Arc<Shares>,
     found: Arc<[Resource]>,
     running: Option<Arc<Mesh>>,
 }
@@ -50,12 +52,13 @@ impl DryRun {
     /// Replaces the versions in force.
     pub(super) fn update(
         &self,
-        in_force: Arc<VersionsInForce>,
+        (in_force, shares): (Arc<VersionsInForce>, Arc<Shares>),
         found: Arc<[Resource]>,
         running: Option<&Arc<Mesh>>,
     ) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.in_force = in_force;
+        known.shares = shares;
         known.found = found;
         if let Some(running) = running {
             known.running = Some(Arc::clone(running));
@@ -80,19 +83,18 @@ impl DryRun {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let InForce {
             in_force,
+            shares,
             found,
             running,
         } = known.clone();
         drop(known);
+        shares.fits(&document)?;
         let mut compiler = self.compiler.lock().unwrap_or_else(PoisonError::into_inner);
-        dry_run(
-            &self.home,
-            &mut compiler,
-            &in_force,
-            &found,
-            running.as_deref(),
-            &document,
-        )
+        let running = running.as_deref();
+        let mut warnings = dry_run(&mut compiler, &in_force, &found, running, &document)?;
+        let exceeded = shares.exceeded_by(&document);
+        warnings.extend(exceeded.map(|why| format!("merlon: {why}")));
+        Ok(warnings)
     }
 }
 
@@ -145,7 +147,8 @@ mod tests {
         let mut acceptance = Acceptance::new(home);
         let evaluation = acceptance.evaluate(&documents, &found, None);
         let dry_run = DryRun::new(home);
-        dry_run.update(acceptance.in_force(), found, evaluation.mesh.as_ref());
+        let known = (acceptance.in_force(), acceptance.shares());
+        dry_run.update(known, found, evaluation.mesh.as_ref());
         let before = dry_run.known.lock().unwrap().clone();
 
         let limit = json!({ "limits": [{ "name": "x", "rate": { "requests": 1, "per": "1s" } }] });

@@ -11,112 +11,163 @@ use super::{
     document::{Document, Key, Version},
 };
 
-/// The shares of all namespaces.
-pub(super) struct Shares<'a> {
+/// Bytes of a resource that count as one policy, whatever they contain.
+const BYTES: usize = 4 << 10;
+
+/// What the namespaces use of their shares.
+#[derive(Debug, Default)]
+pub(super) struct Shares {
     /// The root namespace, which has no limit: its users configure the mesh.
-    root: &'a str,
+    root: String,
     limit: usize,
+    used: HashMap<String, usize>,
+    documents: HashMap<Key, Counted>,
 }
 
-impl<'a> Shares<'a> {
-    /// Those of the root namespace's MeshConfig, or the defaults.
-    pub(super) fn of<'v>(
-        root: &'a str,
-        versions: impl Iterator<Item = (&'v Key, &'v Version)>,
-    ) -> Self {
-        let mut versions = versions;
-        let mesh = versions.find(|(key, _)| key.kind == "MeshConfig" && key.namespace == root);
-        let stated =
-            mesh.and_then(|(_, version)| version.spec.get("policiesPerNamespace")?.as_u64());
-        let stated = stated.and_then(|stated| usize::try_from(stated).ok());
-        let default = usize::try_from(MeshConfigSpec::POLICIES_PER_NAMESPACE.get());
-        Self {
-            root,
-            limit: stated.or(default.ok()).unwrap_or(usize::MAX),
-        }
-    }
+#[derive(Debug)]
+struct Counted {
+    uid: String,
+    generation: i64,
+    /// Of the present version.
+    weight: usize,
+    /// Of the version that keeps its place.
+    used: usize,
+}
 
-    /// The documents that do not fit, each with the reason. What is in force keeps its place, and a version with fewer
-    /// policies always fits. Otherwise the oldest document comes first.
-    pub(super) fn beyond(
-        &self,
+impl Shares {
+    /// Gives the shares to documents. Returns those that do not fit, each with the reason.
+    ///
+    /// What is in force keeps its place, and a version with fewer policies always fits. Otherwise the oldest document comes
+    /// first.
+    pub(super) fn give(
+        root: &str,
         documents: &BTreeMap<Key, Document>,
         in_force: &VersionsInForce,
-    ) -> BTreeMap<Key, String> {
-        let mut used: HashMap<&str, usize> = HashMap::new();
+        before: &Self,
+    ) -> (Self, BTreeMap<Key, String>) {
+        let mut this = Self {
+            root: root.to_owned(),
+            limit: limit(root, documents),
+            ..Self::default()
+        };
         let mut growing = Vec::new();
-        for (key, document) in documents.iter().filter(|(key, _)| self.counts(key)) {
-            let kept = in_force.get(key);
-            let before = kept.map_or(0, |kept| weight(key, kept));
-            let after = match kept {
-                Some(kept) if *kept == document.present => before,
-                _ => weight(key, &document.present),
-            };
-            *used.entry(&key.namespace).or_default() += before.min(after);
-            if after > before {
-                growing.push((document, after - before, after));
+        for (key, document) in documents {
+            if !this.counts(key) {
+                continue;
             }
+            let weight = before
+                .known(document)
+                .unwrap_or_else(|| weight(&document.present));
+            let used = match in_force.get(key) {
+                Some(kept) if *kept == document.present => weight,
+                Some(kept) => self::weight(kept).min(weight),
+                // It was accepted before this replica started.
+                None if document.accepted => weight,
+                None => 0,
+            };
+            *this.used.entry(key.namespace.clone()).or_default() += used;
+            if weight > used {
+                growing.push(document);
+            }
+            let counted = Counted {
+                uid: document.uid.clone(),
+                generation: document.present.generation,
+                weight,
+                used,
+            };
+            this.documents.insert(key.clone(), counted);
         }
-        growing.sort_by_key(|(document, ..)| (document.created, &document.key));
+        growing.sort_by_key(|document| (document.created, &document.key));
         let mut beyond = BTreeMap::new();
-        for (document, more, weight) in growing {
-            let used = used.entry(&document.key.namespace).or_default();
-            if *used + more <= self.limit {
-                *used += more;
+        for document in growing {
+            let key = &document.key;
+            let (Some(counted), Some(used)) = (
+                this.documents.get_mut(key),
+                this.used.get_mut(&key.namespace),
+            ) else {
+                continue;
+            };
+            let others = *used - counted.used;
+            if others + counted.weight <= this.limit {
+                counted.used = counted.weight;
+                *used = others + counted.weight;
             } else {
                 beyond.insert(
-                    document.key.clone(),
-                    self.message(&document.key, *used, weight),
+                    key.clone(),
+                    message(key, others, counted.weight, this.limit),
                 );
             }
         }
-        beyond
+        (this, beyond)
     }
 
-    /// Whether a document fits beside the versions in force.
+    /// Whether a new document, or a new version of one, fits beside all others.
     ///
     /// # Errors
     /// The reason.
-    pub(super) fn fits(
-        &self,
-        document: &Document,
-        in_force: &VersionsInForce,
-    ) -> Result<(), String> {
+    pub(super) fn fits(&self, document: &Document) -> Result<(), String> {
         let key = &document.key;
         if !self.counts(key) {
             return Ok(());
         }
-        let of_namespace = in_force
-            .iter()
-            .filter(|(other, _)| other.namespace == key.namespace);
-        let others = of_namespace.filter(|(other, _)| *other != key);
-        let others: usize = others.map(|(other, kept)| weight(other, kept)).sum();
-        let before = in_force.get(key).map_or(0, |kept| weight(key, kept));
-        let after = weight(key, &document.present);
-        if after <= before || others + after <= self.limit {
+        let used = self.used.get(&key.namespace).copied().unwrap_or_default();
+        let own = self.documents.get(key).map_or(0, |counted| counted.used);
+        let (others, weight) = (used - own, weight(&document.present));
+        if weight <= own || others + weight <= self.limit {
             return Ok(());
         }
-        Err(self.message(key, others, after))
+        Err(message(key, others, weight, self.limit))
+    }
+
+    /// Whether a namespace uses more than a limit that a MeshConfig would set: the first one, with what it uses.
+    pub(super) fn exceeded_by(&self, document: &Document) -> Option<String> {
+        if document.key.kind != "MeshConfig" {
+            return None;
+        }
+        let limit = stated(&document.present)?;
+        let beyond = self.used.iter().filter(|(_, used)| **used > limit);
+        let (namespace, used) = beyond.min()?;
+        Some(format!(
+            "spec.policiesPerNamespace: namespace `{namespace}` has {used} policies; it keeps them, and its users cannot add any"
+        ))
+    }
+
+    fn known(&self, document: &Document) -> Option<usize> {
+        let known = self.documents.get(&document.key)?;
+        let same = known.uid == document.uid && known.generation == document.present.generation;
+        same.then_some(known.weight)
     }
 
     fn counts(&self, key: &Key) -> bool {
         key.namespace != self.root && key.kind != "MeshConfig"
     }
-
-    fn message(&self, key: &Key, used: usize, weight: usize) -> String {
-        let (namespace, limit) = (&key.namespace, self.limit);
-        let policies = if weight == 1 { "policy" } else { "policies" };
-        format!(
-            "spec: with the {weight} {policies} of this resource, namespace `{namespace}` would have {} policies; its share is {limit} (hint: delete policies that are not needed, or ask the platform team to raise `policiesPerNamespace` of the MeshConfig)",
-            used.saturating_add(weight)
-        )
-    }
 }
 
-/// The number of policies in a version: those of its Cedar text, and one for any other resource.
-fn weight(key: &Key, version: &Version) -> usize {
-    match version.spec.get("policies").and_then(|text| text.as_str()) {
-        Some(text) if key.kind == "AuthorizationPolicy" => policies_in(text).max(1),
-        _ => 1,
-    }
+/// The limit of the root namespace's MeshConfig, or the default.
+fn limit(root: &str, documents: &BTreeMap<Key, Document>) -> usize {
+    let mut documents = documents.iter();
+    let mesh = documents.find(|(key, _)| key.kind == "MeshConfig" && key.namespace == root);
+    let stated = mesh.and_then(|(_, document)| stated(&document.present));
+    let default = usize::try_from(MeshConfigSpec::POLICIES_PER_NAMESPACE.get());
+    stated.or(default.ok()).unwrap_or(usize::MAX)
+}
+
+fn stated(mesh: &Version) -> Option<usize> {
+    let stated = mesh.spec.get("policiesPerNamespace")?.as_u64()?;
+    usize::try_from(stated).ok()
+}
+
+/// The number of policies that a version counts as: those of its Cedar text, and at least one for each 4 KiB.
+fn weight(version: &Version) -> usize {
+    let text = version.spec.get("policies").and_then(|text| text.as_str());
+    let policies = text.map_or(1, policies_in);
+    policies.max(version.text.len().div_ceil(BYTES)).max(1)
+}
+
+fn message(key: &Key, others: usize, weight: usize, limit: usize) -> String {
+    let namespace = &key.namespace;
+    format!(
+        "spec: this resource counts as {weight}, so namespace `{namespace}` would have {} policies; its share is {limit} (hint: delete policies that are not needed, or ask the platform team to raise `policiesPerNamespace` of the MeshConfig)",
+        others.saturating_add(weight)
+    )
 }
