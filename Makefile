@@ -106,11 +106,11 @@ seconds-%:
 slow: seconds-SOAK_SECONDS seconds-FUZZ_SECONDS soak fuzz restarts ## Run the long suites: soak, fuzz, restarts
 
 soak: seconds-SOAK_SECONDS tools build ## Run the load tests for SOAK_SECONDS (default: one hour)
-	MERLON_LOAD_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked -p merlon-tests --test disruption under_load::
+	MERLON_LOAD_SECONDS=$(SOAK_SECONDS) timeout $$(($(SOAK_SECONDS) * 4 + 1800)) $(CARGO) test --locked -p merlon-tests --test disruption under_load::
 
 restarts: tools build ## Restart the control plane 20 times in a cluster, while pods and policies are created; needs root
 	tests/tools/install cluster
-	MERLON_RESTARTS=20 $(CARGO) test --locked -p merlon-tests --test disruption mesh_in_trouble::admission::no_pod
+	MERLON_RESTARTS=20 timeout 1800 $(CARGO) test --locked -p merlon-tests --test disruption mesh_in_trouble::admission::no_pod
 
 # --- checks ---------------------------------------------------------------------------------------------------------
 .PHONY: check format lint docs words banned deny unused advisories

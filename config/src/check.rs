@@ -3,6 +3,7 @@
 //! Each kind has its own file. A check reports every problem and continues.
 
 mod authentication;
+mod body_schema;
 mod checker;
 mod gateway;
 mod mesh;

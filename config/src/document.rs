@@ -6,6 +6,7 @@ use crate::{
     node::{Mark, Node, Value},
     report::Report,
     resources::File,
+    stack,
 };
 
 /// Maximum size of a document, in bytes.
@@ -13,6 +14,10 @@ pub(crate) const MAX_BYTES: usize = 1 << 20;
 
 /// Maximum nesting of lists and maps.
 const MAX_DEPTH: usize = 64;
+
+/// Bytes of the stack on which a document is read. The library recurses once per level; the deepest document needs less than
+/// half of it, in debug builds, too.
+const STACK: usize = 32 << 20;
 
 /// Maximum number of values in a document.
 const MAX_NODES: usize = 100_000;
@@ -101,7 +106,10 @@ fn parse(text: &str) -> Result<Node, Unreadable> {
             hint: Some("split it into several documents"),
         });
     }
-    serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
+    let parsed = stack::with(STACK, || {
+        serde_saphyr::from_str_with_options(text, options())
+    });
+    parsed.map_err(|error| {
         let at = error.location().map_or(
             Mark {
                 line: 1,

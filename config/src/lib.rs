@@ -25,6 +25,7 @@ pub mod resource;
 pub mod resources;
 pub mod schema;
 pub mod snapshot;
+pub mod stack;
 pub mod unit;
 pub mod watch;
 

@@ -12,7 +12,7 @@ const SIZE: usize = 64 << 20;
 /// Runs `f` on a stack of which at least half is free: the caller's, or a new one. Only the pages that `f` touches cost
 /// memory.
 pub(crate) fn with<R>(f: impl FnOnce() -> R) -> R {
-    stacker::maybe_grow(SIZE / 2, SIZE, f)
+    merlon_config::stack::with(SIZE, f)
 }
 
 /// Runs `f` on half of the stack on which policies compile.

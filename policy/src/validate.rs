@@ -2,6 +2,7 @@
 
 mod body;
 mod head;
+mod in_place;
 pub mod json;
 mod media_type;
 mod node;

@@ -369,7 +369,9 @@ fn run(
             interception: control.config.interception,
             shutdown: shutdown.clone(),
         };
+        // Long validations run on threads of this runtime.
         let runtime = tokio::runtime::Builder::new_current_thread()
+            .thread_stack_size(merlon_policy::stack::EVALUATION)
             .enable_all()
             .build()?;
         workers.push((runtime, worker));

@@ -1,6 +1,7 @@
 use std::collections::HashSet;
 
 use super::{
+    body_schema::exponential,
     checker::Checker,
     text::{is_token, method_problem},
 };
@@ -95,6 +96,14 @@ impl<'a> Checker<'a, '_> {
                 "spec.limits.body".to_owned()
             };
             self.error(resource, &at, message);
+        }
+        let exponential = route.body.as_ref().and_then(exponential);
+        if let Some((place, keyword)) = exponential {
+            let message = format!(
+                "more than one schema of `{keyword}` at `{place}` refers back to it: a wrong body can need exponentially many comparisons, and is then refused as too costly"
+            );
+            self.warning(resource, &format!("{field}.body"), message)
+                .hint("let the alternatives differ in a property with a `const`, and test it with `if` and `then` before the rest");
         }
         if route.max_body == Some(Size(0)) && route.body.is_some() {
             let message = "a `maxBody` of 0 bytes would reject every JSON body";

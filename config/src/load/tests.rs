@@ -420,3 +420,22 @@ mod any_bytes {
         }
     }
 }
+
+#[test]
+fn the_deepest_document_is_read_on_a_small_stack() {
+    let schema = format!("{}true{}", "{ not: ".repeat(55), " }".repeat(55));
+    let spec = format!("  routes:\n    - path: /\n      body: {schema}\n");
+    let text = format!(
+        "apiVersion: merlon.io/v1alpha1\nkind: RequestValidation\nmetadata: {{ name: deep, namespace: shop }}\nspec:\n{spec}"
+    );
+    let read = |text: String| {
+        // The stack of a thread that reads a directory.
+        let thread = std::thread::Builder::new().stack_size(2 << 20);
+        let read = thread.spawn(move || read_texts([("deep.yaml", text)]).report.to_string());
+        read.unwrap().join().unwrap()
+    };
+    let report = read(text.clone());
+    assert!(!report.contains("deep.yaml:7"), "{report}");
+    let deeper = text.replace("true", &format!("{}true{}", "[".repeat(20), "]".repeat(20)));
+    assert!(read(deeper).contains("lists and maps are nested more than 64 deep"));
+}

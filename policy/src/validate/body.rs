@@ -1,5 +1,7 @@
 use std::{fmt, sync::Arc};
 
+use merlon_config::stack;
+
 use super::{
     head::{max_body, too_large},
     media_type::is_json,
@@ -9,6 +11,7 @@ use super::{
     tape::Tape,
     violation::Violation,
 };
+use crate::stack::EVALUATION;
 
 /// How often the values of one body may be visited, by all schemas together. A visit is one question about one value, and
 /// takes about 20 ns; a string counts once more for every 64 bytes. A recursive schema with alternatives can visit values
@@ -93,14 +96,18 @@ impl BodyRule {
         {
             return Ok(Err(violation));
         }
+        stack::with(EVALUATION, || self.compare(&body, visits))
+    }
+
+    fn compare(&self, body: &Tape<'_>, visits: u64) -> Result<Result<(), Violation>, TooCostly> {
         body.allow(visits);
         for schema in &self.schemas {
-            let matches = schema.matches(&body);
+            let matches = schema.matches(body);
             if body.is_spent() {
                 return Err(TooCostly);
             }
             if !matches {
-                return Ok(Err(schema.violation(&body)));
+                return Ok(Err(schema.violation(body)));
             }
         }
         Ok(Ok(()))

@@ -464,10 +464,13 @@ mod tests {
                 let tree: Value = serde_json::from_str(&text).unwrap();
                 let tape = Tape::read(text.as_bytes()).unwrap();
                 for (schema, of_trees, of_tapes) in &*BOTH {
-                    tape.allow(1_000_000);
-                    let root = TapeNode::root(&tape);
-                    prop_assert_eq!(of_tapes.is_valid(root), of_trees.is_valid(&tree), "{} {}", schema, text);
-                    prop_assert_eq!(of_tapes.validate(root).is_ok(), of_trees.is_valid(&tree), "{} {}", schema, text);
+                    let valid = merlon_config::stack::with(crate::stack::EVALUATION, || {
+                        tape.allow(1_000_000);
+                        let root = TapeNode::root(&tape);
+                        (of_tapes.is_valid(root), of_tapes.validate(root).is_ok())
+                    });
+                    let of_tree = of_trees.is_valid(&tree);
+                    prop_assert_eq!(valid, (of_tree, of_tree), "{} {}", schema, text);
                     prop_assert!(!tape.is_spent());
                 }
             }

@@ -4,6 +4,7 @@ use jsonschema::{Validator, error::ValidationErrorKind};
 use serde_json::Value;
 
 use super::{
+    in_place,
     node::{OnTape, TapeNode},
     tape::Tape,
     violation::Violation,
@@ -12,6 +13,15 @@ use super::{
 /// How often the values of a body may be visited to find the message of a violation, which keeps the problems of all
 /// alternatives. Beyond it, the message names no value.
 const EXPLANATION: u64 = 20_000;
+
+/// Bytes of a schema, as JSON.
+const MAX_SCHEMA: usize = 256 << 10;
+/// Bytes of one pattern.
+const MAX_PATTERN: usize = 4 << 10;
+/// Patterns of a schema: of `pattern` and `patternProperties`.
+const MAX_PATTERNS: usize = 128;
+/// Bytes of one compiled pattern.
+const MAX_COMPILED_PATTERN: usize = 1 << 20;
 
 /// A JSON Schema (2020-12), compiled.
 #[derive(Debug)]
@@ -24,9 +34,10 @@ pub(crate) struct BodySchema {
 impl BodySchema {
     /// Compiles a schema. `$ref` is resolved only within the schema itself: nothing is fetched.
     pub(crate) fn new(schema: &Value) -> Result<Self, String> {
+        check_bounds(schema)?;
         jsonschema::options_for::<OnTape>()
             .with_draft(jsonschema::Draft::Draft202012)
-            .with_pattern_options(jsonschema::PatternOptions::regex().size_limit(1 << 20))
+            .with_pattern_options(jsonschema::PatternOptions::regex().size_limit(MAX_COMPILED_PATTERN))
             .should_validate_formats(true)
             .offline()
             .build(schema)
@@ -79,6 +90,55 @@ impl BodySchema {
             _ => truncate(&error.masked_with("the value").to_string()),
         };
         violation(&format!(": {sentence}")).at(place)
+    }
+}
+
+/// Checks what compilation takes time and memory for.
+fn check_bounds(schema: &Value) -> Result<(), String> {
+    let bytes = schema.to_string().len();
+    if bytes > MAX_SCHEMA {
+        return Err(format!(
+            "the JSON Schema has {bytes} bytes; the maximum is {MAX_SCHEMA} (256KiB)"
+        ));
+    }
+    let mut patterns = Vec::new();
+    collect_patterns(schema, &mut patterns);
+    if patterns.len() > MAX_PATTERNS {
+        return Err(format!(
+            "the JSON Schema has {} patterns; the maximum is {MAX_PATTERNS}",
+            patterns.len()
+        ));
+    }
+    in_place::check(schema).map_err(|why| format!("the JSON Schema is not supported: {why}"))?;
+    let long = patterns.iter().find(|pattern| pattern.len() > MAX_PATTERN);
+    long.map_or(Ok(()), |long| {
+        Err(format!(
+            "the pattern `{}…` of the JSON Schema has {} bytes; the maximum is {MAX_PATTERN} (4KiB)",
+            long.chars().take(32).collect::<String>(),
+            long.len()
+        ))
+    })
+}
+
+/// Collects every text that could be a pattern, also in a property that is named like the keyword.
+fn collect_patterns<'a>(schema: &'a Value, patterns: &mut Vec<&'a str>) {
+    match schema {
+        Value::Object(members) => {
+            for (name, value) in members {
+                match (&**name, value) {
+                    ("pattern", Value::String(pattern)) => patterns.push(pattern),
+                    ("patternProperties", Value::Object(by_pattern)) => {
+                        patterns.extend(by_pattern.keys().map(String::as_str));
+                    }
+                    _ => {}
+                }
+                collect_patterns(value, patterns);
+            }
+        }
+        Value::Array(items) => items
+            .iter()
+            .for_each(|item| collect_patterns(item, patterns)),
+        _ => {}
     }
 }
 

@@ -19,6 +19,10 @@ pub(crate) struct Tape<'a> {
     visits: Cell<u64>,
 }
 
+/// Bytes of stack that the validator may need after it has learnt that its visits are spent: for at most
+/// [`super::in_place::MAX_IN_PLACE`] schemas of one value, in debug builds, too.
+const STACK_RESERVE: usize = 4 << 20;
+
 /// Bytes of a text whose reading counts as one visit more.
 const BYTES_PER_VISIT: usize = 64;
 
@@ -58,8 +62,11 @@ impl<'a> Tape<'a> {
         self.visits.get() == 0
     }
 
-    /// Counts a visit that reads this many bytes. `false`: it is one too many.
+    /// Counts a visit that reads this many bytes. `false`: it is one too many, or the stack is nearly full.
     pub(super) fn visit(&self, bytes: usize) -> bool {
+        if stacker::remaining_stack().is_some_and(|left| left < STACK_RESERVE) {
+            self.visits.set(0);
+        }
         let cost = 1 + bytes / BYTES_PER_VISIT;
         let left = self.visits.get().saturating_sub(cost as u64);
         self.visits.set(left);

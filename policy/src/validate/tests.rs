@@ -373,3 +373,65 @@ fn the_violation_of_a_large_body_that_needs_a_long_search_has_no_place() {
     assert_eq!((far.status, far.place.as_deref()), (400, Some("")));
     assert_eq!(far.detail, "the body does not match its schema");
 }
+
+#[test]
+fn the_size_of_a_schema_and_of_its_patterns_is_bounded() {
+    let problem = |schema: Value| {
+        let specs = [json!({ "routes": [{ "path": "/", "body": schema }] })];
+        let problems = Router::new(&documents(&specs)).err().unwrap_or_default();
+        problems
+            .first()
+            .map(|problem| problem.message.clone())
+            .unwrap_or_default()
+    };
+    let pattern = |bytes: usize| json!({ "pattern": "x".repeat(bytes) });
+    assert_eq!(problem(pattern(4 << 10)), "");
+    assert!(problem(pattern((4 << 10) + 1)).contains("has 4097 bytes; the maximum is 4096"));
+    let name = "y".repeat(5_000);
+    assert!(
+        problem(json!({ "items": { "patternProperties": { name: true } } }))
+            .contains("has 5000 bytes")
+    );
+    let many = |count: usize| json!({ "allOf": vec![pattern(1); count] });
+    assert_eq!(problem(many(128)), "");
+    assert!(problem(many(129)).contains("has 129 patterns; the maximum is 128"));
+    // A short pattern that is large when it is compiled.
+    assert!(problem(json!({ "pattern": r"(\pL{200}){200}" })).contains("is not valid"));
+    assert!(
+        problem(json!({ "description": "x".repeat(300 << 10) }))
+            .contains("the maximum is 262144 (256KiB)")
+    );
+}
+
+#[test]
+fn the_largest_schema_for_the_deepest_body_needs_no_more_stack_than_there_is() {
+    // 256 schemas apply to each of 64 levels.
+    let link = |number: usize| {
+        (
+            format!("d{number}"),
+            json!({ "allOf": [{ "$ref": format!("#/$defs/d{}", number + 1) }] }),
+        )
+    };
+    let mut definitions: serde_json::Map<_, _> = (0..127).map(link).collect();
+    let last = json!({ "properties": { "a": { "$ref": "#/$defs/d0" } }, "items": { "$ref": "#/$defs/d0" } });
+    definitions.insert("d127".to_owned(), last);
+    let schema = json!({ "$ref": "#/$defs/d0", "$defs": definitions });
+    let rule = crate::stack::half(|| body_rule(&schema));
+    let check = |body: String| {
+        let check = || {
+            rule.check(body.as_bytes(), Some("application/json"))
+                .map_err(|violation| violation.detail)
+        };
+        crate::stack::of(crate::stack::EVALUATION, check)
+    };
+    // Within the stack of a worker it is valid, or it is refused; it never overflows.
+    for body in [
+        format!("{}1{}", "{\"a\":".repeat(63), "}".repeat(63)),
+        format!("{}1{}", "[".repeat(63), "]".repeat(63)),
+    ] {
+        if let Err(detail) = check(body) {
+            assert!(detail.contains("visited more than"), "{detail}");
+        }
+    }
+    assert_eq!(check("{\"a\": [1]}".to_owned()), Ok(()));
+}

@@ -158,6 +158,21 @@ impl ApiServer {
             })
             .await;
         }
+        // The API server lists them a moment later, and kubectl finds only what is listed.
+        wait::until("kubectl knows them", async || {
+            let group = ["--api-group=gateway.networking.k8s.io", "--cached=false"];
+            let listed = self.kubectl(&["api-resources", "-o", "name"]).args(group);
+            let listed = listed.run().await.out;
+            [
+                "gatewayclasses.",
+                "gateways.",
+                "httproutes.",
+                "referencegrants.",
+            ]
+            .iter()
+            .all(|kind| listed.lines().any(|line| line.starts_with(kind)))
+        })
+        .await;
     }
 
     fn launch(&self) {
@@ -257,17 +272,22 @@ impl ApiServer {
             .await
     }
 
+    fn kubectl(&self, arguments: &[&str]) -> Plan {
+        let config = self.folder.path().join("administrator.kubeconfig");
+        fs::write(&config, self.kubeconfig(ADMINISTRATOR)).expect("a kubeconfig");
+        Plan::new("kubectl", tools::installed("kubectl"), self.folder.path())
+            .env("KUBECONFIG", &config)
+            .env("HOME", self.folder.path())
+            .args(arguments)
+    }
+
     async fn try_apply_with(&self, text: &str, options: &[&str]) -> Result<(), String> {
         static FILES: AtomicU32 = AtomicU32::new(0);
         let number = FILES.fetch_add(1, Ordering::Relaxed);
         let file = self.folder.path().join(format!("applied-{number}.yaml"));
         fs::write(&file, text).expect("a file");
-        let config = self.folder.path().join("administrator.kubeconfig");
-        fs::write(&config, self.kubeconfig(ADMINISTRATOR)).expect("a kubeconfig");
-        let ended = Plan::new("kubectl", tools::installed("kubectl"), self.folder.path())
-            .env("KUBECONFIG", &config)
-            .env("HOME", self.folder.path())
-            .args(["apply", "--server-side", "--force-conflicts", "-f"])
+        let ended = self
+            .kubectl(&["apply", "--server-side", "--force-conflicts", "-f"])
             .arg(&file)
             .args(options)
             .run()

@@ -4,6 +4,7 @@ mod control_plane;
 mod frames;
 mod framing;
 mod peers;
+mod resources;
 
 use merlon_tests::{
     Mesh,
