@@ -175,8 +175,9 @@ async fn a_name_of_another_trust_domain_is_refused_before_any_call() {
 }
 
 #[tokio::test]
-async fn a_wrong_certificate_from_the_server_is_detected() {
-    // Policy and role see one text with a valid prefix; the server splits it into two names.
+async fn a_certificate_for_two_names_that_the_server_signs_is_not_an_identity() {
+    // Policy and role see one text with a valid prefix; the server splits it into two names. So what the server permits is
+    // not enough: every answer is checked, as the tests of `src/checks.rs` show.
     let mesh = Mesh::shared("one.test").await;
     let body = json!({
         "csr": csr(WEB), "uri_sans": format!("{WEB},spiffe://one.test/ns/bank/sa/vault"), "format": "pem",
