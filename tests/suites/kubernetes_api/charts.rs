@@ -183,6 +183,30 @@ async fn everything_switched_on_looks_like_this() {
 }
 
 #[tokio::test]
+async fn pods_and_policies_that_no_replica_reviews_are_refused_unless_a_value_says_otherwise() {
+    let policy_of = |text: &str, kind: &str, name: &str, webhook: &str| {
+        let configuration = find(text, kind, name);
+        let webhooks = configuration["webhooks"].as_array().expect("webhooks");
+        let mut found = webhooks.iter().filter(|it| it["name"] == webhook);
+        let found = found.next().unwrap_or_else(|| panic!("no `{webhook}`"));
+        found["failurePolicy"].clone()
+    };
+    for (value, pods, policies) in [
+        ("{}", "Fail", "Fail"),
+        ("injection: { failurePolicy: Ignore }", "Ignore", "Fail"),
+        ("validation: { failurePolicy: Ignore }", "Fail", "Ignore"),
+    ] {
+        let text = rendered(&[EMBEDDED, value]).await;
+        let injector = ("MutatingWebhookConfiguration", "merlon-injector");
+        let validator = ("ValidatingWebhookConfiguration", "merlon-validator");
+        let injection = policy_of(&text, injector.0, injector.1, "inject.merlon.io");
+        let validation = policy_of(&text, validator.0, validator.1, "policies.merlon.io");
+        assert_eq!(injection, pods, "{value}");
+        assert_eq!(validation, policies, "{value}");
+    }
+}
+
+#[tokio::test]
 async fn only_values_that_are_read_at_startup_restart_the_control_plane() {
     let pods = async |values: &[&str]| {
         let text = rendered(values).await;
