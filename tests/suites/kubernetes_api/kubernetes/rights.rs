@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use merlon_certs::{CertificateDer, pem};
 use merlon_tests::{ApiServer, until, wait};
 use serde_json::{Value, json};
 
@@ -114,21 +116,24 @@ async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
             .await
     })
     .await;
+    let former = certificates(&ending["data"]["ca.pem"]);
+    let root = wait::until_some("the authority is replaced", async || {
+        let now = certificates(&api.get(authority).await["data"]["ca.pem"]);
+        now.into_iter().next().filter(|root| !former.contains(root))
+    })
+    .await;
+    // The API server verifies the webhooks by these roots.
     for plural in [
         "mutatingwebhookconfigurations/merlon-injector",
         "validatingwebhookconfigurations/merlon-validator",
     ] {
         let path = format!("/apis/admissionregistration.k8s.io/v1/{plural}");
-        until("its webhook has the roots", async || {
+        until("its webhook has the new root", async || {
             let bundle = &api.get(&path).await["webhooks"][0]["clientConfig"]["caBundle"];
-            bundle.is_string()
+            certificates(bundle).contains(&root)
         })
         .await;
     }
-    until("the authority is replaced", async || {
-        api.get(authority).await["data"] != ending["data"]
-    })
-    .await;
     let slices = "/apis/discovery.k8s.io/v1/namespaces/merlon-system/endpointslices";
     let slice = format!("{slices}/merlon-webhook-one");
     let slice = wait::until_some("its endpoint is added", async || api.try_get(&slice).await).await;
@@ -169,6 +174,13 @@ async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
             "granted by {path} and not used: {unused:#?}"
         );
     }
+}
+
+/// The certificates in an encoded field, such as an entry of a Secret. None if it is missing.
+fn certificates(field: &Value) -> Vec<CertificateDer<'static>> {
+    let text = field.as_str().unwrap_or_default();
+    let text = BASE64_STANDARD.decode(text).expect("base64");
+    pem::certificates(&text).unwrap_or_default()
 }
 
 /// Group, resource and verb of everything that a role grants.
