@@ -137,6 +137,16 @@ async fn run(cluster: &Cluster, namespace: &str, from: &str, command: &str) -> O
     cluster.exec(namespace, &from, &["sh", "-c", command]).await
 }
 
+/// The lines of the access log of a program's sidecar that say that no policy permits something.
+async fn refusals_in_log(cluster: &Cluster, namespace: &str, program: &str) -> Vec<String> {
+    let program = format!("deploy/{program}");
+    let log = cluster
+        .kubectl(&["logs", "-n", namespace, &program, "-c", "merlon-proxy"])
+        .await;
+    let refusals = log.lines().filter(|line| line.contains("authz.denied"));
+    refusals.map(str::to_owned).collect()
+}
+
 #[tokio::test]
 async fn a_database_is_reached_over_mutual_tls_and_only_by_permitted_clients() {
     if !cluster::are_possible() {
@@ -177,9 +187,26 @@ async fn a_database_is_reached_over_mutual_tls_and_only_by_permitted_clients() {
         })
         .await;
 
-    let refused = run(cluster, &shop, "other", &psql("select text from notes")).await;
-    assert_ne!(refused.code(), 0, "{refused:?}");
-    assert!(!refused.out.contains("canary"), "{refused:?}");
+    let insert = psql("insert into notes values ('of-the-other')");
+    let refused = run(cluster, &shop, "other", &insert).await;
+    // What psql returns when the server that it has found ends the connection.
+    assert_eq!(refused.code(), 2, "{refused:?}");
+    let found = "connection to server at \"db\"";
+    assert!(refused.out.contains(found), "{refused:?}");
+    // The server saw nothing of it, because its sidecar refused the connection.
+    let notes = run(cluster, &shop, "orders", &psql("select text from notes")).await;
+    assert_eq!(notes.out.trim(), "canary-of-the-database", "{notes:?}");
+    let refusals = wait::until_value(
+        "the refusal is in the log",
+        async || refusals_in_log(cluster, &shop, "db").await,
+        |refusals| !refusals.is_empty(),
+    )
+    .await;
+    let other = format!("/ns/{shop}/sa/other");
+    assert!(
+        refusals.iter().all(|line| line.contains(&other)),
+        "{refusals:?}"
+    );
     // An open connection ends when its permit is removed.
     let open = psql("select pg_sleep(60)");
     let open = run(cluster, &shop, "orders", &open);
