@@ -69,9 +69,19 @@ impl OpenRequest {
             && self.next().await.as_deref() == Some(piece.as_bytes())
     }
 
-    /// Waits until the proxy has ended the response although the request has not ended.
+    /// Waits until the proxy has cut the response.
+    ///
+    /// # Panics
+    /// If the response ends whole.
     pub async fn until_cut(&mut self) {
-        while self.next().await.is_some() {}
+        loop {
+            let frame = wait::limit("the cut of the response", self.response.frame());
+            match frame.await {
+                Some(Ok(_)) => {}
+                Some(Err(_)) => return,
+                None => panic!("the response ends whole instead of being cut"),
+            }
+        }
     }
 
     /// Ends the request, and asserts that the response ends whole.
