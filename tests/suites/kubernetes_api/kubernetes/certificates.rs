@@ -130,12 +130,12 @@ async fn a_certificate_is_renewed_after_its_pod_is_gone_only_while_the_api_serve
         );
     };
 
+    // API server and control plane notice the deletion a moment later.
     api.delete("/api/v1/namespaces/shop/pods/web").await;
-    let refused = at_once.issue(&trust, &web, &token).await;
-    assert_eq!(
-        refused.expect_err("its pod is gone").code(),
-        Code::PermissionDenied
-    );
+    let answer = || at_once.issue(&trust, &web, &token);
+    let refused = until_value("a refusal", answer, Result::is_err).await;
+    let refused = refused.expect_err("its pod is gone");
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
     is_refused(&at_once).await;
     is_refused(&never).await;
 
