@@ -397,3 +397,26 @@ fn trailers_of_8_kib_pass_and_one_byte_more_ends_the_request() {
         assert_eq!(whole.get(), 1, "its body does not arrive whole");
     });
 }
+
+#[test]
+fn chunk_extensions_of_16_kib_pass_and_one_byte_more_ends_the_request() {
+    run(async {
+        let (program, whole) = counting_bodies().await;
+        let node = plain(&program, Limits::default());
+        let with_extension = |bytes: usize| {
+            // The semicolon counts, too.
+            let extension = "x".repeat(bytes - ";".len());
+            format!(
+                "POST / HTTP/1.1\r\nhost: orders\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n5;{extension}"
+            )
+        };
+        let longest = with_extension(16 << 10) + "\r\nhello\r\n0\r\n\r\n";
+        let answer = raw(node.inbound, longest.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert_eq!(whole.get(), 1);
+        let answer = raw(node.inbound, with_extension((16 << 10) + 1).as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        assert!(answer.contains(r#""reason":"http.framing""#), "{answer}");
+        assert_eq!(whole.get(), 1, "its body does not arrive whole");
+    });
+}

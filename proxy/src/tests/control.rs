@@ -234,6 +234,51 @@ fn a_restarted_proxy_restores_its_state_while_the_control_plane_is_unreachable()
 }
 
 #[test]
+fn a_restarted_proxy_does_not_use_a_state_that_is_truncated_or_changed() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let state = resources(&["shop/payments"]);
+        let control_plane = FakeControlPlane::start(state.clone());
+        let proxy = Proxy::start(
+            &control_plane.address,
+            Some(control_plane.join_token()),
+            Some(open(folder.path())),
+        );
+        proxy.wait_for_snapshot(&state).await;
+        until("the saved state", || {
+            proxy.metrics.persists.value(FetchResult::Ok) >= 2
+        })
+        .await;
+        proxy.stop().await;
+        drop(control_plane);
+
+        let file = folder.path().join("snapshot.json");
+        let whole = std::fs::read(&file).unwrap();
+        let truncated = whole[..whole.len() / 2].to_vec();
+        let mut changed = whole.clone();
+        *changed.last_mut().unwrap() ^= 1;
+        let unserved = ports::refusing();
+        let restart = |bytes: &[u8]| {
+            std::fs::write(&file, bytes).unwrap();
+            Proxy::start(&https(&unserved), None, Some(open(folder.path())))
+        };
+        for (what, bytes) in [("truncated", truncated), ("changed", changed)] {
+            let proxy = restart(&bytes);
+            // It connects once it has read the file, with its saved identity.
+            until("an attempt to connect", || {
+                proxy.metrics.connects.value(FetchResult::Failed) > 0
+            })
+            .await;
+            assert_eq!(proxy.version(), None, "{what}");
+            let reason = proxy.shared.readiness.most_severe();
+            assert_eq!(reason, Some(Unready::NoSnapshot), "{what}");
+            proxy.stop().await;
+        }
+        restart(&whole).wait_for_snapshot(&state).await;
+    });
+}
+
+#[test]
 fn a_proxy_that_cannot_save_its_state_serves_on_and_counts_the_failures() {
     run(async {
         let folder = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@ use merlon_certs::MERLON_H2;
 use merlon_config::snapshot::Endpoint;
 use merlon_test_support::ports::{self, Refusing};
 use rustls::AlertDescription;
-use tokio::io::AsyncReadExt as _;
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
 
 use crate::{
     limits::Limits,
@@ -431,6 +431,26 @@ fn the_inbound_listener_answers_only_tls() {
             .handshakes
             .value(Direction::Inbound, Handshake::Refused);
         assert_eq!(refused, 1);
+    });
+}
+
+#[test]
+fn without_a_certificate_nothing_is_accepted() {
+    run(async {
+        let program = Program::echo().await;
+        let pair = Pair::new(&program, "http", PERMIT_ALL);
+        pair.orders.shared.identity.publish(None);
+        let stream = TcpStream::connect(pair.orders.inbound).await.unwrap();
+        assert_eq!(until_closed(stream).await, "", "not even a TLS alert");
+        let answer = http1(pair.web.outbound, get("orders", "/before")).await;
+        assert_eq!(answer.status, 503, "{}", answer.body);
+        program.assert_not_reached();
+        assert!(pair.orders.log.lines().is_empty(), "there was no request");
+
+        let identity = pair.ca.identity("shop/orders");
+        pair.orders.shared.identity.publish(Some(identity));
+        let answer = http1(pair.web.outbound, get("orders", "/after")).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
     });
 }
 
