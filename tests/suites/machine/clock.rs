@@ -141,6 +141,11 @@ async fn proxies_with_certificates_that_are_not_valid_yet_are_unready_until_the_
  {
     let mesh = orders().start().await;
     renew_by_a_jump(&mesh, hours(14)).await;
+    let failed = [("result", "failed")];
+    let failed = mesh
+        .metric("web", "merlon_certificate_requests_total", &failed)
+        .await;
+    let before = failed.value().await;
     mesh.clock().backward(hours(14)).await;
     let early = async || {
         for workload in ["orders", "web"] {
@@ -154,6 +159,8 @@ async fn proxies_with_certificates_that_are_not_valid_yet_are_unready_until_the_
         }
     };
     early().await;
+    // It requests another certificate, without success: the control plane has the same clock, and refuses the one in force.
+    eventually!(failed.value().await, matches value if *value > before);
     mesh.sidecar("orders").kill9();
     mesh.sidecar("orders").launch();
     early().await;
