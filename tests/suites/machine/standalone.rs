@@ -156,9 +156,17 @@ fn gateway_on(port: u16, orders: &App) -> Standalone {
 #[tokio::test]
 async fn a_gateway_whose_port_is_in_use_is_not_ready_logs_it_once_and_listens_when_it_is_free() {
     let app = App::http().await;
-    let port = merlon_tests::ports::free();
+    let (port, other) = (merlon_tests::ports::free(), merlon_tests::ports::free());
     let taken = std::net::TcpListener::bind(("0.0.0.0", port.port())).unwrap();
     let gateway = gateway_on(port.port(), &app).workers(2);
+    let listeners = format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{ name: edge, namespace: shop }}\nspec:\n  \
+         gatewayClassName: merlon\n  listeners:\n    - {{ name: http, port: {}, protocol: HTTP }}\n    \
+         - {{ name: other, port: {}, protocol: HTTP }}\n",
+        port.port(),
+        other.port()
+    );
+    gateway.write("gateway.yaml", &listeners);
     let proxy = gateway.proxy();
     proxy.launch();
     until("it runs", async || proxy.probe("/live").await == 200).await;
@@ -175,6 +183,10 @@ async fn a_gateway_whose_port_is_in_use_is_not_ready_logs_it_once_and_listens_wh
         page.contains("stop the other listener"),
         "how to fix it: {page}"
     );
+    // The other listener serves meanwhile.
+    let elsewhere = Client::new(other, "shop");
+    elsewhere.get("shop.example", "/").await.is_ok();
+    assert_eq!(app.seen().len(), 1);
     let browser = Client::new(port, "shop");
     // The port's other owner has the connection, and no worker.
     let refused = tokio::net::TcpStream::connect(port).await;
@@ -182,6 +194,7 @@ async fn a_gateway_whose_port_is_in_use_is_not_ready_logs_it_once_and_listens_wh
     drop((refused, taken));
     proxy.until_ready().await;
     browser.get("shop.example", "/").await.is_ok();
+    assert_eq!(app.seen().len(), 2);
     let log = proxy.process_log();
     let logged = log.matches("\"listener.open_failed\"").count();
     assert_eq!(logged, 1, "once, however many workers tried: {log}");
