@@ -5,7 +5,9 @@ mod rights;
 
 use std::net::SocketAddr;
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::StatusCode;
+use merlon_certs::{PrivateKey, pem};
 use merlon_tests::{
     ApiServer, Client, Reply,
     api_server::{Pod, Replica},
@@ -13,7 +15,7 @@ use merlon_tests::{
     mesh::Sidecar,
     until, wait,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tonic::Code;
 
 const MESH: &str = "
@@ -38,6 +40,12 @@ fn policy(text: &str) -> String {
 
 const WEB_MAY_GET: &str = "@id(\"web\")\npermit (\n  principal == Workload::\"shop/web\",\n  action == Action::\"GET\",\n  resource\n);";
 const INVALID: &str = "@id(\"web\")\npermit (\n  principal == Workload::\"shop/web\",\n  action == Action::\"GIT\",\n  resource\n);";
+
+/// What an encoded field contains, such as an entry of a Secret. Empty if it is missing.
+fn decoded(field: &Value) -> Vec<u8> {
+    let text = field.as_str().unwrap_or_default();
+    BASE64_STANDARD.decode(text).expect("base64")
+}
 
 /// A program behind its proxy, and another that calls it through its own.
 struct Shop {
@@ -203,6 +211,16 @@ async fn two_replicas_share_one_ca_count_together_and_either_may_die() {
     api.until_condition(POLICY, "Programmed", "True").await;
     // Each proxy got its certificate from another replica, and they trust each other.
     shop.get().await.is_ok();
+    // The CA is in one Secret, with its key.
+    let secret = "/api/v1/namespaces/merlon-system/secrets/merlon-ca";
+    let secret = api.get(secret).await["data"].clone();
+    PrivateKey::from_pkcs8_pem(&decoded(&secret["ca.key"])).expect("a key");
+    let bundle = "/api/v1/namespaces/shop/configmaps/merlon-trust-bundle";
+    let trusted = api.get(bundle).await["data"]["bundle.pem"].clone();
+    let trusted = trusted.as_str().unwrap_or_default().as_bytes();
+    let roots = pem::certificates(trusted).expect("roots");
+    let root = pem::certificates(&decoded(&secret["ca.pem"])).expect("a root");
+    assert_eq!(roots, root);
     // The status counts the proxies of all replicas.
     wait::until_some("both proxies are counted", async || {
         let mesh = api.try_get(MESH_CONFIG).await?;
@@ -232,7 +250,6 @@ async fn two_replicas_share_one_ca_count_together_and_either_may_die() {
     shop.get().await.is_ok();
 
     // A modified bundle is restored, and a new namespace gets one.
-    let bundle = "/api/v1/namespaces/shop/configmaps/merlon-trust-bundle";
     let right = api.get(bundle).await["data"].clone();
     let broken = json!({ "data": { "bundle.pem": "" } });
     api.call(http::Method::PATCH, bundle, Some(&broken)).await;

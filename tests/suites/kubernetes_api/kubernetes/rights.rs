@@ -2,12 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use merlon_certs::{CertificateDer, pem};
 use merlon_tests::{ApiServer, until, wait};
 use serde_json::{Value, json};
 
-use super::{MESH, POLICY, Shop, WEB_MAY_GET, policy};
+use super::{MESH, POLICY, Shop, WEB_MAY_GET, decoded, policy};
 
 /// Only the names matter: no webhook is called.
 const WEBHOOKS: &str = "
@@ -176,11 +175,9 @@ async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
     }
 }
 
-/// The certificates in an encoded field, such as an entry of a Secret. None if it is missing.
+/// The certificates in an encoded field. None if it is missing.
 fn certificates(field: &Value) -> Vec<CertificateDer<'static>> {
-    let text = field.as_str().unwrap_or_default();
-    let text = BASE64_STANDARD.decode(text).expect("base64");
-    pem::certificates(&text).unwrap_or_default()
+    pem::certificates(&decoded(field)).unwrap_or_default()
 }
 
 /// Group, resource and verb of everything that a role grants.
