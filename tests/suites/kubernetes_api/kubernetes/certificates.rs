@@ -103,6 +103,25 @@ async fn a_certificate_is_issued_for_the_token_of_an_existing_pod_and_for_nothin
 }
 
 #[tokio::test]
+async fn a_proxy_whose_certificate_has_expired_gets_another_once_a_control_plane_is_back() {
+    let api = ApiServer::start().await;
+    let lifetime = "trustDomain: cluster.merlon.test, certificates: { lifetime: 30s }";
+    api.apply(&MESH.replace("trustDomain: cluster.merlon.test", lifetime))
+        .await;
+    let replica = api.replica("one").await;
+    let web = api.pod("shop", "web", "127.1.0.3").await;
+    let inbound = SocketAddr::from(([127, 1, 0, 3], 0));
+    let sidecar = api.sidecar(&web, &replica, inbound).await;
+    sidecar.start().await;
+
+    replica.kill9();
+    sidecar.until_unready("tls.expired").await;
+    replica.launch();
+    // With the token of its pod, and without a restart.
+    sidecar.until_ready().await;
+}
+
+#[tokio::test]
 async fn a_certificate_is_renewed_after_its_pod_is_gone_only_while_the_api_server_is_down_for_long()
 {
     let api = ApiServer::start().await;
