@@ -7,6 +7,7 @@ pub mod chat;
 pub mod client;
 pub mod cluster;
 pub mod connection;
+pub mod hostile;
 pub mod http2;
 pub mod load;
 pub mod mesh;

@@ -12,6 +12,7 @@ use merlon_tests::{
     ApiServer, Client, Reply,
     api_server::{Pod, Replica},
     app::App,
+    hostile,
     mesh::Sidecar,
     until, wait,
 };
@@ -310,4 +311,60 @@ async fn without_the_api_server_proxies_continue_and_later_changes_are_picked_up
     })
     .await;
     assert_eq!(shop.server.probe("/ready").await, 200);
+}
+
+#[tokio::test]
+async fn hostile_resources_of_a_tenant_are_not_accepted_and_keep_no_replica_from_starting() {
+    let api = ApiServer::start().await;
+    // A share that none of them exceeds.
+    api.apply(&MESH.replace(
+        "merlon.test }",
+        "merlon.test, policiesPerNamespace: 10000 }",
+    ))
+    .await;
+    let replica = api.replica("one").await;
+    let shop = Shop::open(&api, &replica, &replica).await;
+    let hostile = hostile::documents()
+        .into_iter()
+        .filter(|one| one.in_cluster);
+    let hostile: Vec<_> = hostile.enumerate().collect();
+    for (number, document) in &hostile {
+        let name = format!("name: hostile-{number}");
+        let text = document.text.replacen("name: hostile", &name, 1);
+        api.apply(&text).await;
+    }
+    let all_are_refused = async || {
+        for (number, document) in &hostile {
+            let validates = document.text.contains("kind: RequestValidation");
+            let plural = if validates {
+                "requestvalidations"
+            } else {
+                "authorizationpolicies"
+            };
+            let path =
+                format!("/apis/merlon.io/v1alpha1/namespaces/shop/{plural}/hostile-{number}");
+            let (reason, message) = api.until_condition(&path, "Accepted", "False").await;
+            assert_eq!(reason, "Invalid", "{}: {message}", document.name);
+            assert!(
+                message.contains(document.problem),
+                "{}: {message}",
+                document.name
+            );
+        }
+    };
+    all_are_refused().await;
+    api.apply(&policy(WEB_MAY_GET)).await;
+    api.until_condition(POLICY, "Programmed", "True").await;
+    shop.get().await.is_ok();
+
+    // A replica that starts reads them all at once.
+    replica.kill9();
+    replica.launch();
+    replica.until_ready().await;
+    all_are_refused().await;
+    let only_head = WEB_MAY_GET.replace("GET", "HEAD");
+    api.apply(&policy(&only_head)).await;
+    api.until_condition(POLICY, "Programmed", "True").await;
+    let refused = shop.get().await;
+    refused.is_problem(StatusCode::FORBIDDEN, "authz.denied");
 }

@@ -3,6 +3,7 @@
 mod control_plane;
 mod frames;
 mod framing;
+mod loops;
 mod peers;
 mod resources;
 

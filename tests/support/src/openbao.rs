@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 
 use crate::{
     folder, ports,
-    process::{Plan, Process},
+    process::{self, Plan, Process},
     tools, wait,
 };
 
@@ -174,8 +174,10 @@ impl OpenBao {
     }
 
     /// Stops it with SIGSTOP: it accepts connections and does not answer.
-    pub fn freeze(&self) {
+    pub async fn freeze(&self) {
         self.signal(Signal::STOP);
+        let pid = self.process().as_ref().map(Process::pid);
+        process::stopped(pid.expect("it runs")).await;
     }
 
     /// Continues it after [`OpenBao::freeze`].

@@ -18,6 +18,22 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait;
 
+/// Waits until every thread of a process has stopped after SIGSTOP: until then it may still answer a request.
+pub async fn stopped(pid: u32) {
+    wait::until(format!("process {pid} has stopped"), async || {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process runs");
+        threads.flatten().all(|thread| {
+            // The state follows the name, which may contain anything, in brackets. A thread that ends has no file.
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            let state = stat
+                .rsplit_once(") ")
+                .map(|(_, rest)| rest.starts_with('T'));
+            state.unwrap_or(true)
+        })
+    })
+    .await;
+}
+
 /// A builder for a process.
 #[derive(Debug)]
 pub struct Plan {

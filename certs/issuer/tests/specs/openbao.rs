@@ -314,7 +314,7 @@ async fn while_the_server_is_sealed_or_hangs_the_issuer_is_unavailable_and_then_
     issued(&vault, WEB, HOUR).await.unwrap();
 
     // A server that accepts connections and never answers.
-    bao.freeze();
+    bao.freeze().await;
     let impatient = mesh.vault_with(VaultTimes {
         request: Duration::from_millis(100),
         ..VaultTimes::default()

@@ -3,13 +3,17 @@
 use merlon_tests::{
     Client, Mesh,
     app::App,
-    folder,
+    folder, hostile,
     mesh::Standalone,
     ports,
     process::{Output, Plan},
     tools, until,
 };
 use serde_json::json;
+
+const FORBID: &str = "apiVersion: merlon.io/v1alpha1\nkind: AuthorizationPolicy\n\
+                      metadata: { name: closed, namespace: shop }\nspec:\n  policies: |\n    \
+                      @id(\"closed\")\n    forbid(principal, action, resource);\n";
 
 const FILES: [(&str, &str); 3] = [
     (
@@ -28,116 +32,6 @@ const FILES: [(&str, &str); 3] = [
          metadata: { name: orders, namespace: shop, labels: { app: orders } }\nspec: { serviceAccount: orders }\n",
     ),
 ];
-
-/// A document of `kind` in the namespace of the meshes' services.
-fn document(kind: &str, spec: &str) -> String {
-    format!(
-        "apiVersion: merlon.io/v1alpha1\nkind: {kind}\nmetadata: {{ name: hostile, namespace: shop }}\nspec:\n{spec}"
-    )
-}
-
-fn policy(condition: &str) -> String {
-    let text = format!(
-        "    @id(\"hostile\")\n    permit(principal, action in Action::\"http\", resource) when {{ {condition} }};\n"
-    );
-    document("AuthorizationPolicy", &format!("  policies: |\n{text}"))
-}
-
-fn schema(schema: &str) -> String {
-    let routes = format!("  routes:\n    - path: /\n      body: {schema}\n");
-    document("RequestValidation", &routes)
-}
-
-/// Each with a part of its problem.
-fn hostile() -> Vec<(&'static str, String, &'static str)> {
-    let nested = |open: &str, depth: usize, close: &str| {
-        format!("{}true{}", open.repeat(depth), close.repeat(depth))
-    };
-    let deep_schema = format!("{}{{}}{}", "{not: ".repeat(3_000), "}".repeat(3_000));
-    let many = "permit(principal, action, resource);".repeat(2_001);
-    let aliases: String = (1..40)
-        .map(|level| format!("  a{level}: &a{level} [*a{}, *a{}]\n", level - 1, level - 1))
-        .collect();
-    vec![
-        (
-            "a chain",
-            policy(&vec!["true"; 20_000].join(" || ")),
-            "operators",
-        ),
-        ("brackets", policy(&nested("(", 20_000, ")")), "levels"),
-        (
-            "lists",
-            policy(&format!("{} == []", nested("[", 20_000, "]"))),
-            "levels",
-        ),
-        (
-            "conditions",
-            policy(&nested("if true then true else ", 10_000, "")),
-            "levels",
-        ),
-        (
-            "a path",
-            policy(&format!("context has {}", vec!["a"; 5_000].join("."))),
-            "operators",
-        ),
-        (
-            "negations",
-            policy(&format!("{}true", "!".repeat(20_000))),
-            "operators",
-        ),
-        (
-            "a long policy",
-            policy(&format!("\"{}\" == \"\"", "x".repeat(100_000))),
-            "64KiB",
-        ),
-        (
-            "many policies",
-            document("AuthorizationPolicy", &format!("  policies: \"{many}\"\n")),
-            "more than 2000 policies",
-        ),
-        (
-            "YAML lists",
-            document(
-                "RateLimit",
-                &format!("  limits: {}{}", "[".repeat(100_000), "]".repeat(100_000)),
-            ),
-            "recursion limit",
-        ),
-        (
-            "aliases",
-            document("RateLimit", &format!("  a0: &a0 [1]\n{aliases}")),
-            "hostile.yaml",
-        ),
-        (
-            "a deep schema",
-            schema(&deep_schema),
-            "nested more than 64 deep",
-        ),
-        (
-            "a long schema",
-            schema(&format!("{{ pattern: '{}' }}", "(a|b)?".repeat(150_000))),
-            "256KiB",
-        ),
-        (
-            "a long pattern",
-            schema(&format!("{{ pattern: '{}' }}", "(a|b)?".repeat(1_000))),
-            "4096",
-        ),
-        (
-            "a large pattern",
-            schema(r"{ pattern: '(\pL{500}){500}' }"),
-            "is not valid",
-        ),
-        (
-            "many patterns",
-            schema(&format!(
-                "{{ allOf: [{}] }}",
-                vec!["{ pattern: a }"; 500].join(", ")
-            )),
-            "128",
-        ),
-    ]
-}
 
 async fn run(program: &str, hostile: &str) -> Output {
     let folder = folder::fresh();
@@ -169,7 +63,13 @@ async fn run(program: &str, hostile: &str) -> Output {
 
 #[tokio::test]
 async fn each_program_reports_a_hostile_file_at_its_start_and_exits_with_2() {
-    for (name, text, problem) in hostile() {
+    for hostile::Document {
+        name,
+        text,
+        problem,
+        ..
+    } in hostile::documents()
+    {
         for program in ["merlon", "merlon-control-plane", "merlon-proxy"] {
             let ended = run(program, &text).await;
             let said = format!("{}{}", ended.out, ended.err);
@@ -192,7 +92,13 @@ async fn a_running_mesh_refuses_hostile_files_and_follows_the_next_good_one() {
         .start()
         .await;
     let web = mesh.as_workload("web");
-    for (name, text, problem) in hostile() {
+    for hostile::Document {
+        name,
+        text,
+        problem,
+        ..
+    } in hostile::documents()
+    {
         mesh.write("hostile.yaml", &text);
         until(format!("{name} is refused"), async || {
             let status = mesh.control_plane().get("/v1/status").await;
@@ -209,12 +115,7 @@ async fn a_running_mesh_refuses_hostile_files_and_follows_the_next_good_one() {
         .await;
     }
     let version = mesh.version_of("orders").await;
-    mesh.write(
-        "forbid.yaml",
-        &policy("false")
-            .replace("permit(", "forbid(")
-            .replace("false", "true"),
-    );
+    mesh.write("forbid.yaml", FORBID);
     mesh.until_acknowledged_after("orders", &version).await;
     let refused = web.get("orders", "/last");
     mesh.refuses("orders", [("a forbid", refused, 403, "authz.denied")])
@@ -236,7 +137,13 @@ async fn a_standalone_gateway_refuses_hostile_files_and_follows_the_next_good_on
             .matches("config.refused")
             .count()
     };
-    for (name, text, problem) in hostile() {
+    for hostile::Document {
+        name,
+        text,
+        problem,
+        ..
+    } in hostile::documents()
+    {
         let before = refusals();
         gateway.write("hostile.yaml", &text);
         until(format!("{name} is refused"), async || refusals() > before).await;
