@@ -264,9 +264,21 @@ fn security_promises(page: &str) -> Vec<String> {
     found
 }
 
-/// Each row of the tables that describe behaviour.
+/// Each row of the tables that describe behaviour, and the text above each table of names, which a test compares with the
+/// code as a whole.
 fn proxy_promises(page: &str) -> Vec<String> {
-    [
+    let names = [
+        "### The access log",
+        "## Flags",
+        "## Log events",
+        "## Metrics",
+    ];
+    let text = |heading: &&str| {
+        let lines = section(page, heading).into_iter();
+        let text: Vec<_> = lines.take_while(|line| !line.starts_with('|')).collect();
+        text.join(" ")
+    };
+    let behaviour = [
         "## The life of a request",
         "### Interception",
         "### What fails closed",
@@ -276,8 +288,8 @@ fn proxy_promises(page: &str) -> Vec<String> {
     ]
     .iter()
     .flat_map(|heading| rows(page, heading))
-    .map(|cells| cells.join(" | "))
-    .collect()
+    .map(|cells| cells.join(" | "));
+    names.iter().map(text).chain(behaviour).collect()
 }
 
 /// The crates of the workspace that a manifest has under `[dependencies]`, without `merlon-`.
