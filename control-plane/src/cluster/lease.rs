@@ -55,7 +55,7 @@ impl Candidate {
             match tried {
                 Ok(Ok(leads)) => {
                     self.contact.answered();
-                    self.contact.clear_problem("leases");
+                    self.contact.set_problem("leases", None);
                     self.renewed = leads.then(Instant::now);
                     self.set_leading(leads);
                 }

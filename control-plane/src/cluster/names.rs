@@ -13,3 +13,6 @@ pub(crate) const REPLICA_LABEL: &str = "merlon.io/replica";
 
 /// The field manager of everything that Merlon writes.
 pub(crate) const FIELD_MANAGER: &str = "merlon-control-plane";
+
+/// The label of an EndpointSlice with the name of its Service.
+pub(crate) const SERVICE_LABEL: &str = "kubernetes.io/service-name";

@@ -163,7 +163,7 @@ impl Reviewer {
         };
         match api.create(&PostParams::default(), &question).await {
             Ok(answer) => {
-                self.contact.clear_problem(CALL);
+                self.contact.set_problem(CALL, None);
                 Ok(answer.status.unwrap_or_default())
             }
             Err(error) => {

@@ -224,7 +224,7 @@ impl Watching<'_> {
                             }
                             Event::Apply(_) | Event::Delete(_) => {}
                         }
-                        contact.clear_problem(what);
+                        contact.set_problem(what, None);
                         changed.send_modify(|count| *count += 1);
                     }
                     Some(Err(error)) => match status_of(&error) {
@@ -370,7 +370,7 @@ impl Contact {
         self.lock().webhooks = why;
     }
 
-    /// Sets or clears a problem other than the API server's.
+    /// Sets or clears why something cannot be watched, called or read.
     pub(crate) fn set_problem(&self, what: &'static str, why: Option<String>) {
         let mut state = self.lock();
         let before = match &why {
@@ -421,14 +421,7 @@ impl Contact {
             _ => "",
         };
         let why = format!("{what} cannot be {done}: {}{hint}", message.trim());
-        let before = self.lock().problems.insert(what, why.clone());
-        if before.as_ref() != Some(&why) {
-            tracing::error!(problem = why, "cluster.refused");
-        }
-    }
-
-    pub(super) fn clear_problem(&self, what: &'static str) {
-        self.lock().problems.remove(what);
+        self.set_problem(what, Some(why));
     }
 
     fn expect_list(&self, what: &'static str) {

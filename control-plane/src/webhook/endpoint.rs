@@ -23,11 +23,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::certificate::SERVICE;
 use crate::{
-    cluster::{names, watch::Cluster},
+    cluster::{
+        names::{self, SERVICE_LABEL},
+        watch::Cluster,
+    },
     limits::WebhookLimits,
 };
 
-const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 const MANAGER_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
 /// The name of the Service's port, by which the node's proxy finds the port in a slice.
 const PORT: &str = "webhook";
@@ -187,8 +189,7 @@ impl OwnEndpoint {
         let replica = name
             .strip_prefix(&format!("{SERVICE}-"))
             .unwrap_or_default();
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
-        let pod = tokio::time::timeout(self.limits.bundle_timeout, pods.get_opt(replica)).await??;
+        let pod = self.pod_of(replica).await?;
         let status = pod.and_then(|pod| pod.status);
         let containers = status.and_then(|status| status.container_statuses);
         let mut states = containers.into_iter().flatten().filter_map(|one| one.state);
@@ -210,10 +211,14 @@ impl OwnEndpoint {
 
     /// The pod of this replica, if it has an address.
     async fn read_pod(&self) -> Result<Option<Pod>, EndpointError> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
-        let pod = pods.get_opt(&self.replica);
-        let pod = tokio::time::timeout(self.limits.bundle_timeout, pod).await??;
+        let pod = self.pod_of(&self.replica).await?;
         Ok(pod.filter(|pod| address(pod).is_some()))
+    }
+
+    async fn pod_of(&self, replica: &str) -> Result<Option<Pod>, EndpointError> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let pod = pods.get_opt(replica);
+        Ok(tokio::time::timeout(self.limits.bundle_timeout, pod).await??)
     }
 
     /// The slice of this replica, with the address of its pod.

@@ -1,4 +1,4 @@
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use merlon_config::stack;
 
@@ -19,16 +19,10 @@ use crate::stack::EVALUATION;
 pub const MAX_VISITS: u64 = 1_000_000;
 
 /// The rule for a body that is validated before it is forwarded.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct BodyRule {
     max_bytes: u64,
     schemas: Vec<Arc<BodySchema>>,
-}
-
-impl fmt::Debug for BodyRule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BodyRule").finish_non_exhaustive()
-    }
 }
 
 /// The body needs more visits than allowed.
@@ -57,10 +51,13 @@ impl BodyRule {
     /// # Errors
     /// The first violation, with its JSON pointer. A body that needs more than [`MAX_VISITS`] violates the rule.
     pub fn check(&self, bytes: &[u8], content_type: Option<&str>) -> Result<(), Violation> {
-        let costly = "the body takes too long to be compared with its schema: its values would be visited more than 1000000 times";
-        let costly = || Err(Violation::new(400, "validate.body", costly).at(""));
         self.check_within(MAX_VISITS, bytes, content_type)
-            .unwrap_or_else(|TooCostly| costly())
+            .unwrap_or_else(|TooCostly| {
+                let message = format!(
+                    "the body takes too long to be compared with its schema: its values would be visited more than {MAX_VISITS} times"
+                );
+                Err(Violation::new(400, "validate.body", message).at(""))
+            })
     }
 
     /// Like [`BodyRule::check`], with fewer visits, so that it takes little time.
@@ -73,30 +70,29 @@ impl BodyRule {
         bytes: &[u8],
         content_type: Option<&str>,
     ) -> Result<Result<(), Violation>, TooCostly> {
+        match self.read(bytes, content_type) {
+            Ok(body) => stack::with(EVALUATION, || self.compare(&body, visits)),
+            Err(violation) => Ok(Err(violation)),
+        }
+    }
+
+    /// The body, if it is JSON that every parser reads alike.
+    fn read<'a>(&self, bytes: &'a [u8], content_type: Option<&str>) -> Result<Tape<'a>, Violation> {
         if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > self.max_bytes {
-            return Ok(Err(too_large(self.max_bytes)));
+            return Err(too_large(self.max_bytes));
         }
         if !content_type.is_some_and(is_json) {
             let message = "the body must be application/json";
-            return Ok(Err(
-                Violation::new(415, "http.media_type", message).at("content-type")
-            ));
+            return Err(Violation::new(415, "http.media_type", message).at("content-type"));
         }
-        let body = match Tape::read(bytes) {
-            Ok(body) => body,
-            Err(problem) => {
-                let message = format!("the body is not valid JSON: {problem}");
-                return Ok(Err(
-                    Violation::new(400, "validate.body", message).at(problem.pointer())
-                ));
-            }
-        };
-        if self.schemas.iter().any(|schema| schema.bounds_numbers)
-            && let Err(violation) = numbers::check(bytes)
-        {
-            return Ok(Err(violation));
+        let body = Tape::read(bytes).map_err(|problem| {
+            let message = format!("the body is not valid JSON: {problem}");
+            Violation::new(400, "validate.body", message).at(problem.pointer())
+        })?;
+        if self.schemas.iter().any(|schema| schema.bounds_numbers) {
+            numbers::check(bytes)?;
         }
-        stack::with(EVALUATION, || self.compare(&body, visits))
+        Ok(body)
     }
 
     fn compare(&self, body: &Tape<'_>, visits: u64) -> Result<Result<(), Violation>, TooCostly> {

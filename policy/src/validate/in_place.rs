@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
 /// Schemas that apply to one value, each because of another.
@@ -119,7 +120,7 @@ impl<'a> Depths<'a> {
             return roots;
         }
         if fragment.starts_with('/') {
-            let fragment = percent_decoded(fragment);
+            let fragment = percent_decode_str(fragment).decode_utf8_lossy();
             return roots
                 .iter()
                 .filter_map(|root| root.pointer(&fragment))
@@ -127,21 +128,6 @@ impl<'a> Depths<'a> {
         }
         self.named.get(fragment).cloned().unwrap_or_default()
     }
-}
-
-fn percent_decoded(fragment: &str) -> String {
-    let mut bytes = Vec::with_capacity(fragment.len());
-    let mut rest = fragment.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let digits = after.get(..2).filter(|_| *first == b'%');
-        let byte = digits
-            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
-        bytes.push(byte.unwrap_or(*first));
-        rest = after
-            .get(if byte.is_some() { 2.. } else { 0.. })
-            .unwrap_or_default();
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn children(value: &Value) -> impl Iterator<Item = &Value> {

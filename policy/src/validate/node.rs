@@ -16,7 +16,7 @@ use jsonschema::{
 };
 use serde_json::{Number, Value};
 
-use super::tape::Tape;
+use super::{numbers, tape::Tape};
 
 /// A body on a tape.
 pub(crate) struct OnTape;
@@ -167,8 +167,7 @@ impl<'a> Node<'a, OnTape> for TapeNode<'a> {
     fn as_number(&self) -> Option<Number> {
         let (tape, at) = self.of_type(JsonType::Number)?;
         let rest = tape.rest(at);
-        let end = rest.find(|c: char| !matches!(c, '-' | '+' | '.' | 'e' | 'E' | '0'..='9'));
-        let text = rest.get(..end.unwrap_or(rest.len()))?;
+        let text = rest.get(..numbers::length(rest.as_bytes()))?;
         if !tape.visit(text.len()) {
             return None;
         }

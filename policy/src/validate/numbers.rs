@@ -20,10 +20,7 @@ pub(super) fn check(body: &[u8]) -> Result<(), Violation> {
                 continue;
             }
             b'-' | b'0'..=b'9' if !in_string => {
-                let end = rest.iter().position(|byte| {
-                    !matches!(byte, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9')
-                });
-                let (number, behind) = rest.split_at(end.unwrap_or(rest.len()));
+                let (number, behind) = rest.split_at(length(rest));
                 if !is_exact(number) {
                     return Err(Violation::new(
                         400,
@@ -43,6 +40,13 @@ pub(super) fn check(body: &[u8]) -> Result<(), Violation> {
         rest = after;
     }
     Ok(())
+}
+
+/// The length of the number at the start of a JSON text.
+pub(super) fn length(text: &[u8]) -> usize {
+    let of_number = |byte: &u8| matches!(byte, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9');
+    let end = text.iter().position(|byte| !of_number(byte));
+    end.unwrap_or(text.len())
 }
 
 fn is_exact(number: &[u8]) -> bool {

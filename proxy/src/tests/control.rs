@@ -109,6 +109,20 @@ impl Proxy {
         )
     }
 
+    /// Joins, and saves its state in this directory.
+    fn join_with(control_plane: &FakeControlPlane, dir: Arc<StateDir>) -> Self {
+        let token = Some(control_plane.join_token());
+        Self::start(&control_plane.address, token, Some(dir))
+    }
+
+    /// Waits until identity and snapshot are saved.
+    async fn until_saved(&self) {
+        until("the saved state", || {
+            self.metrics.persists.value(FetchResult::Ok) >= 2
+        })
+        .await;
+    }
+
     fn version(&self) -> Option<Version> {
         let snapshot = self.shared.snapshot.load_full();
         snapshot
@@ -209,16 +223,9 @@ fn a_restarted_proxy_restores_its_state_while_the_control_plane_is_unreachable()
         let state = resources(&["shop/payments"]);
         let control_plane = FakeControlPlane::start(state.clone());
         let dir = open(folder.path());
-        let proxy = Proxy::start(
-            &control_plane.address,
-            Some(control_plane.join_token()),
-            Some(Arc::clone(&dir)),
-        );
+        let proxy = Proxy::join_with(&control_plane, Arc::clone(&dir));
         proxy.wait_for_snapshot(&state).await;
-        until("the saved state", || {
-            proxy.metrics.persists.value(FetchResult::Ok) >= 2
-        })
-        .await;
+        proxy.until_saved().await;
         let serial = proxy.serial();
         proxy.stop().await;
         drop(control_plane);
@@ -239,16 +246,9 @@ fn a_restarted_proxy_does_not_use_a_state_that_is_truncated_or_changed() {
         let folder = tempfile::tempdir().unwrap();
         let state = resources(&["shop/payments"]);
         let control_plane = FakeControlPlane::start(state.clone());
-        let proxy = Proxy::start(
-            &control_plane.address,
-            Some(control_plane.join_token()),
-            Some(open(folder.path())),
-        );
+        let proxy = Proxy::join_with(&control_plane, open(folder.path()));
         proxy.wait_for_snapshot(&state).await;
-        until("the saved state", || {
-            proxy.metrics.persists.value(FetchResult::Ok) >= 2
-        })
-        .await;
+        proxy.until_saved().await;
         proxy.stop().await;
         drop(control_plane);
 
@@ -288,11 +288,7 @@ fn a_proxy_that_cannot_save_its_state_serves_on_and_counts_the_failures() {
         }
         let state = resources(&[]);
         let control_plane = FakeControlPlane::start(state.clone());
-        let proxy = Proxy::start(
-            &control_plane.address,
-            Some(control_plane.join_token()),
-            Some(open(folder.path())),
-        );
+        let proxy = Proxy::join_with(&control_plane, open(folder.path()));
         proxy.wait_for_snapshot(&state).await;
         until("the failures", || {
             proxy.metrics.persists.value(FetchResult::Failed) >= 2
@@ -315,19 +311,10 @@ fn a_restarted_proxy_fetches_only_missing_resources_and_does_not_reuse_its_join_
         let folder = tempfile::tempdir().unwrap();
         let state = resources(&[]);
         let control_plane = FakeControlPlane::start(state.clone());
-        let start = |dir| {
-            Proxy::start(
-                &control_plane.address,
-                Some(control_plane.join_token()),
-                Some(dir),
-            )
-        };
+        let start = |dir| Proxy::join_with(&control_plane, dir);
         let proxy = start(open(folder.path()));
         proxy.wait_for_snapshot(&state).await;
-        until("the saved state", || {
-            proxy.metrics.persists.value(FetchResult::Ok) >= 2
-        })
-        .await;
+        proxy.until_saved().await;
         proxy.stop().await;
         control_plane.script.requests.lock().unwrap().clear();
 

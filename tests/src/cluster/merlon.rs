@@ -183,14 +183,19 @@ impl Cluster {
         let file = self.folder().join("first.yaml");
         std::fs::write(&file, limit).expect("a file");
         let file = file.display().to_string();
-        wait::until("admission answers", async || {
-            let dry_run = ["create", "--dry-run=server", "-f", &file];
-            let answer = self.try_kubectl(&dry_run).await;
-            let unreachable = answer.err.contains("failed to call webhook");
-            assert!(answer.code() == 0 || unreachable, "{}", answer.err);
-            !unreachable
-        })
-        .await;
+        let dry_run = ["create", "--dry-run=server", "-f", &file];
+        self.until_admitted(async || self.try_kubectl(&dry_run).await)
+            .await;
+    }
+
+    /// Repeats a change while the API server reaches no webhook.
+    ///
+    /// # Panics
+    /// If the change is refused.
+    pub async fn until_admitted(&self, change: impl AsyncFn() -> Output) {
+        let reached = |answer: &Output| !answer.err.contains("failed to call webhook");
+        let answer = wait::until_value("admission answers", change, reached).await;
+        assert_eq!(answer.code(), 0, "{}", answer.err);
     }
 
     /// Runs `helm install` or `helm upgrade` of the chart, with these values and those of the images.

@@ -79,6 +79,11 @@ spec:
     permit (principal == Workload::"shop/web", action == Action::"GET", resource);
 "#;
 
+/// The control plane.
+const REPLICAS: &str = "deployment/merlon-control-plane";
+/// The label of its pods.
+const OF_REPLICAS: &str = "app.kubernetes.io/component=control-plane";
+
 /// A change that every replica's admission accepts.
 const LIMIT: &str = "
 apiVersion: merlon.io/v1alpha1
@@ -226,8 +231,7 @@ impl Mesh {
 
     /// Waits until every replica of the control plane that was replaced has ended.
     async fn until_old_replicas_are_gone(&self) {
-        let label = "app.kubernetes.io/component=control-plane";
-        let pods = ["get", "pods", "-n", merlon::NAMESPACE, "-l", label];
+        let pods = ["get", "pods", "-n", merlon::NAMESPACE, "-l", OF_REPLICAS];
         wait::until("only two replicas are left", async || {
             let pods = self.cluster.json(&pods).await;
             pods["items"].as_array().is_some_and(|all| all.len() == 2)
@@ -237,8 +241,7 @@ impl Mesh {
 
     /// The addresses of the control plane's pods.
     async fn control_plane_addresses(&self) -> Vec<IpAddr> {
-        let label = "app.kubernetes.io/component=control-plane";
-        let pods = ["get", "pods", "-n", merlon::NAMESPACE, "-l", label];
+        let pods = ["get", "pods", "-n", merlon::NAMESPACE, "-l", OF_REPLICAS];
         let pods = self.cluster.json(&pods).await;
         let all = pods["items"].as_array().into_iter().flatten();
         let address = |pod: &Value| pod["status"]["podIP"].as_str()?.parse().ok();
@@ -352,16 +355,14 @@ async fn all_replicas_of_the_control_plane_may_be_killed_without_a_failed_call()
                     "-n",
                     merlon::NAMESPACE,
                     "-l",
-                    "app.kubernetes.io/component=control-plane",
+                    OF_REPLICAS,
                     "--grace-period=0",
                     "--force",
                 ])
                 .await;
             load.continues(200).await;
         }
-        mesh.cluster
-            .rolled_out(merlon::NAMESPACE, "deployment/merlon-control-plane")
-            .await;
+        mesh.cluster.rolled_out(merlon::NAMESPACE, REPLICAS).await;
         load.assert_no_failures(mesh).await;
     })
     .await;

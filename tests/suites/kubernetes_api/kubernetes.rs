@@ -365,6 +365,8 @@ async fn hostile_resources_of_a_tenant_are_not_accepted_and_keep_no_replica_from
     let only_head = WEB_MAY_GET.replace("GET", "HEAD");
     api.apply(&policy(&only_head)).await;
     api.until_condition(POLICY, "Programmed", "True").await;
+    let seen = shop.orders.seen().len();
     let refused = shop.get().await;
     refused.is_problem(StatusCode::FORBIDDEN, "authz.denied");
+    assert_eq!(shop.orders.seen().len(), seen);
 }

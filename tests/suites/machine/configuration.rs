@@ -8,23 +8,26 @@ use merlon_tests::{
     tools,
 };
 
-const MESH: &str = "apiVersion: merlon.io/v1alpha1\nkind: MeshConfig\n\
+pub(crate) const MESH: &str = "apiVersion: merlon.io/v1alpha1\nkind: MeshConfig\n\
                     metadata: { name: mesh, namespace: merlon-system }\nspec:\n  trustDomain: mesh.test\n";
 
-const WORKLOAD: &str = "apiVersion: merlon.io/v1alpha1\nkind: Workload\n\
+pub(crate) const WORKLOAD: &str = "apiVersion: merlon.io/v1alpha1\nkind: Workload\n\
     metadata: { name: orders, namespace: shop, labels: { app: orders } }\nspec: { serviceAccount: orders }\n";
 
-/// Runs `program` on a folder with these files until it ends.
-async fn run(program: &str, files: &[(&str, &str)]) -> Output {
+/// Runs `program` on a folder with these files until it ends. `merlon` checks them.
+pub(crate) async fn run(program: &str, files: &[(&str, &str)]) -> Output {
     let folder = folder::fresh();
+    let resources = folder.path().join("resources");
+    std::fs::create_dir(&resources).unwrap();
     for (name, text) in files {
-        std::fs::write(folder.path().join(name), text).unwrap();
+        std::fs::write(resources.join(name), text).unwrap();
     }
     let plan = Plan::new(program, tools::binary(program), folder.path());
     let plan = match program {
+        "merlon" => plan.args(["policy", "check"]).arg(&resources),
         "merlon-control-plane" => plan
             .arg("--config")
-            .arg(folder.path())
+            .arg(&resources)
             .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
             .arg("--admin-socket")
             .arg(folder.path().join("admin.sock"))
@@ -32,7 +35,7 @@ async fn run(program: &str, files: &[(&str, &str)]) -> Output {
             .arg(folder.path().join("state")),
         _ => plan
             .arg("--standalone")
-            .arg(folder.path())
+            .arg(&resources)
             .args(["--identity", "shop/orders", "--inbound", "127.0.0.1:0"])
             .args(["--outbound", "127.0.0.1:0", "--admin", "127.0.0.1:0"]),
     };

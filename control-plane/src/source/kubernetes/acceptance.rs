@@ -130,25 +130,21 @@ impl Acceptance {
         };
         let (shares, beyond) = Shares::give(&self.home, documents, &self.in_force, &self.shares);
         self.shares = Arc::new(shares);
-        let too_many = || -> Rejections {
-            let beyond = beyond.iter();
-            beyond
-                .map(|(key, why)| (key.clone(), ("TooMany", why.clone())))
-                .collect()
-        };
-        let mut rejected = too_many();
+        let too_many = beyond.into_iter().map(|(key, why)| (key, ("TooMany", why)));
+        let too_many: Rejections = too_many.collect();
         let present = documents.iter().filter_map(|(key, document)| {
-            let version = match beyond.contains_key(key) {
+            let version = match too_many.contains_key(key) {
                 true => self.in_force.get(key)?,
                 false => &document.present,
             };
             Some((key.clone(), version.clone()))
         });
         let present: VersionsInForce = present.collect();
+        let mut rejected = too_many.clone();
         let tried = trial.without_rejected(present, &self.in_force, &mut rejected);
         let mut first = BTreeMap::new();
         let tried = tried.or_else(|_| {
-            first = std::mem::replace(&mut rejected, too_many());
+            first = std::mem::replace(&mut rejected, too_many);
             trial.one_by_one(documents, &self.in_force, &mut rejected)
         });
         let left_out = std::mem::take(&mut trial.left_out);

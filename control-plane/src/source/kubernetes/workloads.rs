@@ -21,7 +21,7 @@ use merlon_config::{
 };
 
 use super::gateway;
-use crate::cluster::{pods::meshed, watch::Cluster};
+use crate::cluster::{names, pods::meshed, watch::Cluster};
 
 /// All Workloads and Services, in an order that does not depend on the cluster.
 pub(crate) fn found(cluster: &Cluster) -> Vec<Resource> {
@@ -81,7 +81,7 @@ struct ServiceEndpoints {
 fn ready(slices: &[Arc<EndpointSlice>]) -> Ready {
     let mut all = Ready::new();
     for slice in slices {
-        let service = slice.labels().get("kubernetes.io/service-name");
+        let service = slice.labels().get(names::SERVICE_LABEL);
         let (Some(namespace), Some(service)) = (slice.namespace(), service) else {
             continue;
         };

@@ -2,9 +2,8 @@
 
 use merlon_tests::{cluster::merlon, wait};
 
-use super::{LIMIT, Mesh, POD, alone};
+use super::{LIMIT, Mesh, OF_REPLICAS, POD, REPLICAS, alone};
 
-const REPLICAS: &str = "deployment/merlon-control-plane";
 /// How often the control plane is restarted, if the environment does not say.
 const RESTARTS: usize = 1;
 
@@ -38,8 +37,15 @@ async fn no_pod_or_policy_is_refused_while_the_control_plane_restarts_or_a_new_v
         let set = ["set", "image", "-n", merlon::NAMESPACE, REPLICAS, image];
         mesh.cluster.kubectl(&set).await;
         let waiting = "jsonpath={.items[*].status.containerStatuses[*].state.waiting.reason}";
-        let label = "app.kubernetes.io/component=control-plane";
-        let pods = ["get", "pods", "-n", merlon::NAMESPACE, "-l", label, "-o"];
+        let pods = [
+            "get",
+            "pods",
+            "-n",
+            merlon::NAMESPACE,
+            "-l",
+            OF_REPLICAS,
+            "-o",
+        ];
         wait::until("a replica has no image", async || {
             let reason = mesh
                 .cluster
@@ -64,19 +70,22 @@ async fn pods_and_policies_are_admitted_while_no_replica_has_a_certificate() {
         let cluster = &mesh.cluster;
         let missing = ["--set", "vault.address=https://missing.vault.svc:8200"];
         cluster.helm_merlon("upgrade", &mesh.values, &missing).await;
-        let label = "app.kubernetes.io/component=control-plane";
-        let all = ["delete", "pods", "-n", merlon::NAMESPACE, "-l", label];
+        let all = ["delete", "pods", "-n", merlon::NAMESPACE, "-l", OF_REPLICAS];
         cluster.kubectl(&all).await;
         for document in [LIMIT, POD] {
-            wait::until("a replica that is not ready answers", async || {
-                let answer = cluster.try_apply_in("shop", document).await;
-                let unreachable = answer.err.contains("failed to call webhook");
-                assert!(answer.code() == 0 || unreachable, "{}", answer.err);
-                !unreachable
-            })
-            .await;
+            // A replica that is not ready answers.
+            let apply = async || cluster.try_apply_in("shop", document).await;
+            cluster.until_admitted(apply).await;
         }
-        let pods = ["get", "pods", "-n", merlon::NAMESPACE, "-l", label, "-o"];
+        let pods = [
+            "get",
+            "pods",
+            "-n",
+            merlon::NAMESPACE,
+            "-l",
+            OF_REPLICAS,
+            "-o",
+        ];
         let ready = "jsonpath={.items[*].status.containerStatuses[0].ready}";
         let ready = cluster.kubectl(&[&pods[..], &[ready]].concat()).await;
         assert_eq!(ready, "false false");

@@ -11,9 +11,7 @@ use tokio::{
     sync::{Mutex, watch},
 };
 
-use super::{Mesh, alone};
-
-const REPLICAS: &str = "deployment/merlon-control-plane";
+use super::{Mesh, OF_REPLICAS, REPLICAS, alone};
 
 fn pod(name: &str) -> String {
     format!(
@@ -32,8 +30,14 @@ spec:
 async fn stop_replicas(mesh: &Mesh) {
     let scale = ["scale", "-n", merlon::NAMESPACE, REPLICAS, "--replicas=0"];
     mesh.cluster.kubectl(&scale).await;
-    let label = "app.kubernetes.io/component=control-plane";
-    let gone = ["--for=delete", "-n", merlon::NAMESPACE, "pod", "-l", label];
+    let gone = [
+        "--for=delete",
+        "-n",
+        merlon::NAMESPACE,
+        "pod",
+        "-l",
+        OF_REPLICAS,
+    ];
     mesh.cluster.wait_for(&gone).await;
 }
 

@@ -2,7 +2,7 @@
 
 use merlon_tests::{cluster::merlon, wait};
 
-use super::alone;
+use super::{REPLICAS, alone};
 
 #[tokio::test]
 async fn a_wrong_vault_address_is_reported_and_interrupts_nothing() {
@@ -16,13 +16,7 @@ async fn a_wrong_vault_address_is_reported_and_interrupts_nothing() {
             )
             .await;
         // A replica that starts now has no certificate and reports why.
-        let restart = [
-            "rollout",
-            "restart",
-            "-n",
-            merlon::NAMESPACE,
-            "deployment/merlon-control-plane",
-        ];
+        let restart = ["rollout", "restart", "-n", merlon::NAMESPACE, REPLICAS];
         mesh.cluster.kubectl(&restart).await;
         let condition = "--for=condition=CertificatesIssued=false";
         mesh.cluster
@@ -36,9 +30,7 @@ async fn a_wrong_vault_address_is_reported_and_interrupts_nothing() {
         mesh.cluster
             .helm_merlon("upgrade", &mesh.values, &["--wait"])
             .await;
-        mesh.cluster
-            .rolled_out(merlon::NAMESPACE, "deployment/merlon-control-plane")
-            .await;
+        mesh.cluster.rolled_out(merlon::NAMESPACE, REPLICAS).await;
         let report = mesh.cluster.merlon(&["check"]).await;
         assert_eq!(report.code(), 0, "{report:?}");
     })

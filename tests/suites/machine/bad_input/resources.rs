@@ -1,65 +1,16 @@
 //! Resource files that are written to exhaust who reads them: each is refused with its place, and ends no process.
 
-use merlon_tests::{
-    Client, Mesh,
-    app::App,
-    folder, hostile,
-    mesh::Standalone,
-    ports,
-    process::{Output, Plan},
-    tools, until,
-};
+use merlon_tests::{Client, Mesh, app::App, hostile, mesh::Standalone, ports, until};
 use serde_json::json;
+
+use crate::configuration::{MESH, WORKLOAD, run};
 
 const FORBID: &str = "apiVersion: merlon.io/v1alpha1\nkind: AuthorizationPolicy\n\
                       metadata: { name: closed, namespace: shop }\nspec:\n  policies: |\n    \
                       @id(\"closed\")\n    forbid(principal, action, resource);\n";
 
-const FILES: [(&str, &str); 3] = [
-    (
-        "mesh.yaml",
-        "apiVersion: merlon.io/v1alpha1\nkind: MeshConfig\nmetadata: { name: mesh, namespace: merlon-system }\n\
-         spec: { trustDomain: mesh.test }\n",
-    ),
-    (
-        "service.yaml",
-        "apiVersion: merlon.io/v1alpha1\nkind: Service\nmetadata: { name: orders, namespace: shop }\n\
-         spec: { selector: { app: orders }, ports: [{ port: 80 }] }\n",
-    ),
-    (
-        "workload.yaml",
-        "apiVersion: merlon.io/v1alpha1\nkind: Workload\n\
-         metadata: { name: orders, namespace: shop, labels: { app: orders } }\nspec: { serviceAccount: orders }\n",
-    ),
-];
-
-async fn run(program: &str, hostile: &str) -> Output {
-    let folder = folder::fresh();
-    let directory = folder.path().join("resources");
-    std::fs::create_dir(&directory).expect("a folder");
-    for (name, text) in FILES {
-        std::fs::write(directory.join(name), text).expect("a file");
-    }
-    std::fs::write(directory.join("hostile.yaml"), hostile).expect("a file");
-    let plan = Plan::new(program, tools::binary(program), folder.path());
-    let plan = match program {
-        "merlon" => plan.args(["policy", "check"]).arg(&directory),
-        "merlon-control-plane" => plan
-            .arg("--config")
-            .arg(&directory)
-            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
-            .arg("--admin-socket")
-            .arg(folder.path().join("admin.sock"))
-            .arg("--state-dir")
-            .arg(folder.path().join("state")),
-        _ => plan
-            .arg("--standalone")
-            .arg(&directory)
-            .args(["--identity", "shop/orders", "--inbound", "127.0.0.1:0"])
-            .args(["--outbound", "127.0.0.1:0", "--admin", "127.0.0.1:0"]),
-    };
-    plan.run().await
-}
+const SERVICE: &str = "apiVersion: merlon.io/v1alpha1\nkind: Service\nmetadata: { name: orders, namespace: shop }\n\
+                       spec: { selector: { app: orders }, ports: [{ port: 80 }] }\n";
 
 #[tokio::test]
 async fn each_program_reports_a_hostile_file_at_its_start_and_exits_with_2() {
@@ -71,7 +22,13 @@ async fn each_program_reports_a_hostile_file_at_its_start_and_exits_with_2() {
     } in hostile::documents()
     {
         for program in ["merlon", "merlon-control-plane", "merlon-proxy"] {
-            let ended = run(program, &text).await;
+            let files = [
+                ("mesh.yaml", MESH),
+                ("service.yaml", SERVICE),
+                ("workload.yaml", WORKLOAD),
+                ("hostile.yaml", &text),
+            ];
+            let ended = run(program, &files).await;
             let said = format!("{}{}", ended.out, ended.err);
             let start: String = said.chars().take(2_000).collect();
             assert_eq!(ended.code(), 2, "{program}, {name}: {start}");
