@@ -239,7 +239,7 @@ fn status() -> Value {
             },
             "inForce": {
                 "type": "object",
-                "description": "The last valid version. It stays in force while the current one is invalid.",
+                "description": "The version in force while the current one is not accepted. After a restart of the control plane, it is restored from here. If it cannot be in force, all requests to its targets are denied.",
                 "properties": {
                     "generation": generation("The generation of that version."),
                     "spec": {

@@ -11,6 +11,12 @@ pub(crate) const LEASE: &str = "merlon-leader";
 /// The label of the ConfigMap in which a replica publishes its counts.
 pub(crate) const REPLICA_LABEL: &str = "merlon.io/replica";
 
+/// The label of a ConfigMap with a deleted resource that stays in force.
+pub(crate) const RETAINED_LABEL: &str = "merlon.io/retained";
+
+/// The Service of the control plane.
+pub(crate) const SERVICE: &str = "merlon-control-plane";
+
 /// The field manager of everything that Merlon writes.
 pub(crate) const FIELD_MANAGER: &str = "merlon-control-plane";
 

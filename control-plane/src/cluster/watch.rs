@@ -48,6 +48,8 @@ pub(crate) struct Cluster {
     pub(crate) bundles: Store<ConfigMap>,
     /// The counts of each replica.
     pub(crate) counts: Store<ConfigMap>,
+    /// Deleted resources that stay in force.
+    pub(crate) retained: Store<ConfigMap>,
     pub(crate) kinds: Vec<(Kind, Store<DynamicObject>)>,
     /// `Some` if Gateway API is served.
     pub(crate) gateways: Option<Gateways>,
@@ -114,6 +116,7 @@ impl Cluster {
             .clone()
             .fields(&format!("metadata.name={}", names::TRUST_BUNDLE));
         let counts = all.clone().labels(names::REPLICA_LABEL);
+        let retained = all.clone().labels(names::RETAINED_LABEL);
         let kinds = CLUSTER_KINDS.iter().map(|kind| {
             let resource = resource_of(kind);
             let api = Api::all_with(client.clone(), &resource);
@@ -141,6 +144,13 @@ impl Cluster {
                 Api::namespaced(client.clone(), own_namespace),
                 (),
                 counts,
+                any,
+            ),
+            retained: watching.follow(
+                "retained resources",
+                Api::namespaced(client.clone(), own_namespace),
+                (),
+                retained,
                 any,
             ),
             kinds,

@@ -9,6 +9,7 @@ mod document;
 mod dry_run;
 pub(crate) mod gateway;
 mod report;
+mod retained;
 mod share;
 mod status;
 mod status_store;
@@ -36,7 +37,9 @@ use self::{
 };
 use crate::{
     cluster::{
+        endpoints,
         lease::Candidate,
+        names,
         token_review::Reviewer,
         watch::{Cluster, Contact},
     },
@@ -172,6 +175,7 @@ impl Kubernetes {
         let contact = this.cluster.contact.clone();
         contact.set_waiting(Some("no mesh was compiled yet".to_owned()));
         let mut changes = this.cluster.changes();
+        let mut logged = None;
         loop {
             tokio::select! {
                 changed = changes.changed() => changed.map_err(|_| OpenError::Ended)?,
@@ -191,6 +195,16 @@ impl Kubernetes {
             let Some(evaluation) = evaluation else {
                 continue;
             };
+            if let Some(why) = this.waits_for_correction(&evaluation) {
+                if logged.as_ref() != Some(&why) {
+                    tracing::warn!(problem = why, "config.not_taken_over");
+                }
+                contact.set_waiting(Some(why.clone()));
+                logged = Some(why);
+                // The endpoints of the others do not count as a change.
+                this.evaluated = None;
+                continue;
+            }
             if let Some(mesh) = this.apply(evaluation, 1) {
                 contact.set_waiting(None);
                 return Ok((this, mesh));
@@ -203,6 +217,25 @@ impl Kubernetes {
                 .map(|p| p.message.clone());
             contact.set_waiting(Some(why.unwrap_or_default()));
         }
+    }
+
+    /// Why this replica does not serve proxies, although it has a mesh: a resource was in force and cannot be, and replicas
+    /// that still enforce it, such as those of the version before, are ready. So a rollout stops before anything is denied.
+    fn waits_for_correction(&self, evaluation: &Evaluation) -> Option<String> {
+        let (key, problem) = evaluation.denied.first_key_value()?;
+        let slices = endpoints::slices_of(&self.cluster, &self.namespace, names::SERVICE);
+        let others = slices
+            .iter()
+            .any(|slice| endpoints::has_ready_endpoint(slice));
+        let more = match evaluation.denied.len() {
+            1 => String::new(),
+            count => format!(" (and {} more resources)", count - 1),
+        };
+        others.then(|| {
+            format!(
+                "`{key}`{more} was in force and cannot be: {problem}; this replica serves proxies once that is corrected, or when no other replica is ready"
+            )
+        })
     }
 
     /// The client of the cluster's API server.
@@ -312,7 +345,11 @@ impl Kubernetes {
                 .set_gateway_statuses(with_compile_errors(attached.reports, &left_out));
             return None;
         }
+        self.acceptance
+            .set_retained(retained::read(&self.cluster.retained.state()));
         let evaluation = self.acceptance.evaluate(&documents, &found, running);
+        let compilations = evaluation.compilations;
+        tracing::debug!(compilations, "config.evaluated");
         let reports = with_compile_errors(attached.reports, &evaluation.left_out);
         self.statuses.set_gateway_statuses(reports);
         self.dry_run.update(
@@ -385,6 +422,7 @@ impl Kubernetes {
             .evaluated
             .as_ref()
             .map(|(documents, _)| documents.clone());
+        self.statuses.set_retained(self.acceptance.retained());
         self.statuses.set_verdicts(
             documents.unwrap_or_default(),
             evaluation.verdicts,

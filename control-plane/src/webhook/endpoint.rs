@@ -8,10 +8,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use k8s_openapi::api::{
-    core::v1::Pod,
-    discovery::v1::{Endpoint, EndpointSlice},
-};
+use k8s_openapi::api::{core::v1::Pod, discovery::v1::EndpointSlice};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams},
@@ -24,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::certificate::SERVICE;
 use crate::{
     cluster::{
+        endpoints::{self, has_ready_endpoint, is_ready},
         names::{self, SERVICE_LABEL},
         watch::Cluster,
     },
@@ -137,7 +135,7 @@ impl OwnEndpoint {
     /// Adds the slice of this replica while no replica is ready. Otherwise removes those of all replicas, because one that was
     /// killed did not remove its own.
     async fn update(&mut self) -> Result<(), EndpointError> {
-        let slices = self.slices();
+        let slices = endpoints::slices_of(&self.cluster, &self.namespace, SERVICE);
         let (own, others): (Vec<_>, Vec<_>) = slices.iter().partition(|slice| is_own(slice));
         if others.iter().any(|slice| has_ready_endpoint(slice)) {
             for slice in own {
@@ -194,19 +192,6 @@ impl OwnEndpoint {
         let containers = status.and_then(|status| status.container_statuses);
         let mut states = containers.into_iter().flatten().filter_map(|one| one.state);
         Ok(states.any(|state| state.running.is_some()))
-    }
-
-    /// All slices of the Service.
-    fn slices(&self) -> Vec<Arc<EndpointSlice>> {
-        let mut slices = self.cluster.slices.state();
-        slices.retain(|slice| {
-            slice.metadata.namespace.as_deref() == Some(&*self.namespace)
-                && slice
-                    .labels()
-                    .get(SERVICE_LABEL)
-                    .is_some_and(|of| of == SERVICE)
-        });
-        slices
     }
 
     /// The pod of this replica, if it has an address.
@@ -266,16 +251,6 @@ fn is_own(slice: &EndpointSlice) -> bool {
     manager.is_some_and(|by| by == names::FIELD_MANAGER)
 }
 
-fn has_ready_endpoint(slice: &EndpointSlice) -> bool {
-    slice.endpoints.iter().any(is_ready)
-}
-
-/// Absent conditions count as ready, as for the node's proxy.
-fn is_ready(endpoint: &Endpoint) -> bool {
-    let conditions = endpoint.conditions.as_ref();
-    conditions.is_none_or(|conditions| conditions.ready != Some(false))
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::Value;
@@ -298,22 +273,5 @@ mod tests {
             "endpointslice-controller.k8s.io",
             &json!([])
         )));
-    }
-
-    #[test]
-    fn an_endpoint_is_ready_unless_it_says_that_it_is_not() {
-        let ready = |endpoints: Value| has_ready_endpoint(&slice("a", &endpoints));
-        let endpoint =
-            |conditions: Value| json!({ "addresses": ["10.0.0.1"], "conditions": conditions });
-        assert!(!ready(json!([])));
-        assert!(!ready(json!([endpoint(
-            json!({ "ready": false, "serving": true })
-        )])));
-        assert!(ready(json!([endpoint(json!({}))])));
-        let second = [
-            endpoint(json!({ "ready": false })),
-            endpoint(json!({ "ready": true })),
-        ];
-        assert!(ready(json!(second)));
     }
 }

@@ -1,6 +1,7 @@
 //! The control plane on a real Kubernetes API: resources, status, identities, replicas, rights.
 
 mod certificates;
+mod restarts;
 mod rights;
 
 use std::net::SocketAddr;

@@ -37,7 +37,8 @@ pub(crate) struct Document {
     pub(crate) uid: String,
     pub(crate) created: Option<Timestamp>,
     pub(crate) present: Version,
-    /// The previous valid version, which another replica or this one before a restart wrote to the status.
+    /// The version in force while the present one is not accepted, which another replica or this one before a restart wrote to
+    /// the status.
     pub(crate) in_force: Option<Version>,
     /// Whether the status says that the present version is accepted.
     pub(crate) accepted: bool,
@@ -73,10 +74,15 @@ impl Document {
             key,
         })
     }
+
+    /// The present version as an entry of a set.
+    pub(super) fn change(&self) -> (Key, Version) {
+        (self.key.clone(), self.present.clone())
+    }
 }
 
 impl Version {
-    fn of(key: &Key, generation: i64, spec: Value) -> Option<Self> {
+    pub(super) fn of(key: &Key, generation: i64, spec: Value) -> Option<Self> {
         let text = crd::document(key.kind, (&key.namespace, &key.name), &spec).ok()?;
         Some(Self {
             generation,

@@ -11,7 +11,7 @@ use merlon_config::{crd::CLUSTER_KINDS, resource::Resource};
 use serde_json::Value;
 
 use super::{
-    acceptance::{VersionsInForce, dry_run, outside_root_namespace},
+    acceptance::{InForce, dry_run, outside_root_namespace},
     document::Document,
     share::Shares,
 };
@@ -21,14 +21,14 @@ use super::{
 pub(crate) struct DryRun {
     /// The control plane's own namespace.
     home: Arc<str>,
-    known: Arc<Mutex<InForce>>,
+    known: Arc<Mutex<Known>>,
     /// A separate lock: a check takes time and must not delay updates of `known`.
     compiler: Arc<Mutex<Compiler>>,
 }
 
 #[derive(Clone, Default)]
-struct InForce {
-    in_force: Arc<VersionsInForce>,
+struct Known {
+    in_force: Arc<InForce>,
     shares: Arc<Shares>,
     found: Arc<[Resource]>,
     running: Option<Arc<Mesh>>,
@@ -52,7 +52,7 @@ impl DryRun {
     /// Replaces the versions in force.
     pub(super) fn update(
         &self,
-        (in_force, shares): (Arc<VersionsInForce>, Arc<Shares>),
+        (in_force, shares): (Arc<InForce>, Arc<Shares>),
         found: Arc<[Resource]>,
         running: Option<&Arc<Mesh>>,
     ) {
@@ -81,7 +81,7 @@ impl DryRun {
             return Err(why);
         }
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let InForce {
+        let Known {
             in_force,
             shares,
             found,
@@ -90,8 +90,8 @@ impl DryRun {
         drop(known);
         shares.fits(&document)?;
         let mut compiler = self.compiler.lock().unwrap_or_else(PoisonError::into_inner);
-        let running = running.as_deref();
-        let mut warnings = dry_run(&mut compiler, &in_force, &found, running, &document)?;
+        let mesh = (&*self.home, running.as_deref());
+        let mut warnings = dry_run(&mut compiler, mesh, &found, &in_force, &document)?;
         let exceeded = shares.exceeded_by(&document);
         warnings.extend(exceeded.map(|why| format!("merlon: {why}")));
         Ok(warnings)

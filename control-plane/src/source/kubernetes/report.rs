@@ -1,6 +1,6 @@
 //! Writes results to the cluster: each replica its counts, the leader the status of resources.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
@@ -19,6 +19,7 @@ use super::{
     counts::{self, Counts},
     document::Key,
     gateway::{self, GatewayDetails},
+    retained,
     status::{ExtraCondition, status},
     status_store::StatusStore,
 };
@@ -93,10 +94,7 @@ impl Reporter {
             changes.mark_unchanged();
             self.report().await;
         }
-        let api = self.config_maps();
-        let parameters = DeleteParams::default();
-        let gone = api.delete(&self.replica, &parameters);
-        let _ = tokio::time::timeout(self.limits.timeout, gone).await;
+        self.delete(&self.replica).await;
     }
 
     async fn report(&mut self) {
@@ -118,8 +116,39 @@ impl Reporter {
             }
         }
         if *self.leads.borrow() {
+            self.keep_retained().await;
             self.write_statuses(&own).await;
         }
+    }
+
+    /// Keeps the deleted resources that stay in force, each in a ConfigMap.
+    async fn keep_retained(&self) {
+        let Some(wanted) = self.statuses.retained() else {
+            return;
+        };
+        let api = self.config_maps();
+        let mut present: HashMap<String, Arc<ConfigMap>> = HashMap::new();
+        for map in self.cluster.retained.state() {
+            present.insert(map.name_any(), map);
+        }
+        for (key, version) in wanted {
+            let name = retained::name(&key);
+            let kept = present.remove(&name);
+            let kept = kept.and_then(|map| retained::resource(&map));
+            if kept.is_none_or(|(_, kept)| kept != version) {
+                let map = retained::config_map(&key, &version);
+                apply(&api, &name, &map, self.limits.timeout).await;
+            }
+        }
+        for name in present.keys() {
+            self.delete(name).await;
+        }
+    }
+
+    async fn delete(&self, config_map: &str) {
+        let (api, parameters) = (self.config_maps(), DeleteParams::default());
+        let deleted = api.delete(config_map, &parameters);
+        let _ = tokio::time::timeout(self.limits.timeout, deleted).await;
     }
 
     async fn write_statuses(&self, own: &Counts) {
@@ -315,10 +344,7 @@ impl Reporter {
         for map in reported {
             let name = map.name_any();
             if name != self.replica && !counts::is_fresh(map, now, self.limits.counts_max_age) {
-                let parameters = DeleteParams::default();
-                let api = self.config_maps();
-                let _ =
-                    tokio::time::timeout(self.limits.timeout, api.delete(&name, &parameters)).await;
+                self.delete(&name).await;
             }
         }
     }

@@ -36,7 +36,11 @@ pub(crate) fn status(
         })
     };
     let mut message = verdict.message.clone();
-    if let Some(version) = &verdict.in_force {
+    if verdict.denied {
+        message.push_str(
+            "\nit was in force, so all requests to its targets are denied until it is valid",
+        );
+    } else if let (true, Some(version)) = (verdict.enforced, &verdict.in_force) {
         message.push_str(&format!(
             "\ngeneration {} stays in force",
             version.generation
@@ -65,10 +69,16 @@ pub(crate) fn status(
 }
 
 fn programmed(verdict: &Verdict, count: &Count, proxies: &str) -> (bool, &'static str, String) {
+    if verdict.denied {
+        let message = "all requests to its targets are denied";
+        return (false, "NotAccepted", message.to_owned());
+    }
     if !verdict.enforced {
         return (false, "NotAccepted", "no version is in force".to_owned());
     }
-    if let Some(version) = &verdict.in_force {
+    if let Some(version) = &verdict.in_force
+        && version.generation != verdict.generation
+    {
         let message = format!(
             "{proxies} proxies enforce generation {}, which stays in force",
             version.generation

@@ -9,7 +9,7 @@ use merlon_compile::Mesh;
 use tokio::sync::Notify;
 
 use super::{
-    acceptance::Verdict,
+    acceptance::{Verdict, VersionsInForce},
     counts::{self, Counts},
     document::{Document, Key},
     gateway::GatewayStatus,
@@ -33,6 +33,8 @@ struct Inner {
     left_out: BTreeMap<String, String>,
     /// The status of Gateway API's objects.
     gateways: Vec<GatewayStatus>,
+    /// The deleted resources that stay in force, once they are known.
+    retained: Option<VersionsInForce>,
 }
 
 impl StatusStore {
@@ -69,6 +71,15 @@ impl StatusStore {
         }
         drop(inner);
         self.changed.notify_one();
+    }
+
+    pub(super) fn set_retained(&self, retained: Option<VersionsInForce>) {
+        self.lock().retained = retained;
+    }
+
+    /// The deleted resources that stay in force. `None`: not known yet.
+    pub(super) fn retained(&self) -> Option<VersionsInForce> {
+        self.lock().retained.clone()
     }
 
     pub(crate) fn set_gateway_statuses(&self, gateways: Vec<GatewayStatus>) {
@@ -119,12 +130,14 @@ fn log_verdict(key: &Key, verdict: &Verdict) {
         tracing::info!(resource = %key, generation = verdict.generation, "resource.accepted");
         return;
     }
+    let in_force = verdict.in_force.as_ref().filter(|_| verdict.enforced);
     tracing::warn!(
         resource = %key,
         generation = verdict.generation,
         reason = verdict.reason,
         problem = verdict.message,
-        in_force = verdict.in_force.as_ref().map(|version| version.generation),
+        in_force = in_force.map(|version| version.generation),
+        targets_denied = verdict.denied,
         "resource.refused"
     );
 }

@@ -124,32 +124,252 @@ fn the_version_in_force_is_restored_from_the_status_after_a_restart() {
     assert_eq!(verdict.in_force.as_ref().unwrap().generation, 1);
 }
 
-#[test]
-fn a_deleted_resource_stays_in_force_while_another_needs_it() {
-    let tokens = document(
+/// Declares the claim that [`NEEDS_CLAIM`] reads.
+fn tokens() -> Document {
+    authentication("shop", "tokens", "https://id.test", "Long")
+}
+
+fn authentication(namespace: &str, name: &str, issuer: &str, level: &str) -> Document {
+    document_in(
+        namespace,
         "RequestAuthentication",
-        "tokens",
+        name,
         1,
         &json!({ "issuers": [{
-            "name": "customers", "issuer": "https://id.test", "audiences": ["shop"],
-            "claims": { "level": "Long" },
+            "name": "customers", "issuer": issuer, "audiences": ["shop"],
+            "claims": { "level": level },
         }] }),
-    );
-    let needs = "@id(\"a\")\nforbid (principal, action, resource)\n\
-                 when { context has user && context.user.claims has level && context.user.claims.level == 1 };";
+    )
+}
+
+const NEEDS_CLAIM: &str = "@id(\"a\")\nforbid (principal, action, resource)\n\
+     when { context has user && context.user.claims has level && context.user.claims.level == 1 };";
+
+/// The document after a replica wrote this verdict to its status.
+fn with_status(mut document: Document, verdict: &Verdict) -> Document {
+    document.accepted = verdict.accepted;
+    document.in_force.clone_from(&verdict.in_force);
+    document
+}
+
+/// Whether a Service of the mesh denies all requests because of a resource that cannot be in force.
+fn denies(mesh: &Mesh, service: &str) -> bool {
+    let service = mesh.service(&format!("shop/{service}").parse().unwrap());
+    let state = String::from_utf8(service.unwrap().json().to_vec()).unwrap();
+    state.contains("not-in-force-")
+}
+
+#[test]
+fn a_deleted_resource_stays_in_force_while_another_needs_it_also_after_a_restart() {
     let mut acceptance = Acceptance::new("merlon-system");
     let found = [service("orders")];
-    let first = acceptance.evaluate(&all([mesh(), tokens, policy("a", 1, needs)]), &found, None);
+    let needs = policy("a", 1, NEEDS_CLAIM);
+    let first = acceptance.evaluate(&all([mesh(), tokens(), needs.clone()]), &found, None);
     assert!(of(&first, "a").accepted, "{first:?}");
+    assert_eq!(acceptance.retained(), Some(BTreeMap::new()));
     let before = first.mesh.unwrap();
 
-    let second = acceptance.evaluate(&all([mesh(), policy("a", 1, needs)]), &found, Some(&before));
+    let second = acceptance.evaluate(&all([mesh(), needs.clone()]), &found, Some(&before));
 
     let verdict = of(&second, "a");
     assert_eq!((verdict.accepted, verdict.reason), (false, "Conflicted"));
     assert!(verdict.message.contains("tokens"), "{verdict:?}");
     let name = "shop/orders".parse().unwrap();
-    assert_eq!(second.mesh.unwrap().service(&name), before.service(&name));
+    assert_eq!(
+        second.mesh.as_ref().unwrap().service(&name),
+        before.service(&name)
+    );
+    let retained = acceptance.retained().unwrap();
+    assert!(
+        retained.keys().all(|key| key.name == "tokens"),
+        "{retained:?}"
+    );
+    let kept = with_status(needs, verdict);
+
+    let mut restarted = Acceptance::new("merlon-system");
+    restarted.set_retained(retained.clone());
+    let third = restarted.evaluate(&all([mesh(), kept]), &found, None);
+    assert_eq!(of(&third, "a"), verdict);
+    assert_eq!(
+        third.mesh.as_ref().unwrap().service(&name),
+        before.service(&name)
+    );
+    assert_eq!(restarted.retained(), Some(retained));
+
+    // Once nothing needs it, it is gone.
+    let fourth = restarted.evaluate(&all([mesh()]), &found, third.mesh.as_deref());
+    assert!(fourth.mesh.is_some());
+    assert_eq!(restarted.retained(), Some(BTreeMap::new()));
+}
+
+#[test]
+fn what_was_in_force_before_a_restart_and_is_no_longer_valid_denies_its_targets_until_it_is_corrected()
+ {
+    let limit = json!({ "limits": [{ "name": "l", "rate": { "requests": 1, "per": "1s" } }],
+        "targetRefs": [{ "kind": "Service", "name": "carts" }] });
+    let mut wrong_limit = limit.clone();
+    wrong_limit["limits"][0]["rate"]["per"] = json!("never");
+    let spec = |text: &str| json!({ "policies": text, "targetRefs": [{ "kind": "Service", "name": "orders" }] });
+    let of_orders =
+        |generation, text: &str| document("AuthorizationPolicy", "a", generation, &spec(text));
+    let mut accepted = [
+        of_orders(1, WRONG),
+        document("RateLimit", "l", 1, &wrong_limit),
+    ];
+    for document in &mut accepted {
+        document.accepted = true;
+    }
+    let [policy, limited] = accepted;
+    let found = ["orders", "carts", "other"].map(service);
+    let mut acceptance = Acceptance::new("merlon-system");
+
+    let first = acceptance.evaluate(&all([mesh(), policy.clone(), limited]), &found, None);
+
+    let denied: Vec<String> = first.denied.keys().map(Key::to_string).collect();
+    assert_eq!(denied, ["AuthorizationPolicy/shop/a", "RateLimit/shop/l"]);
+    let verdict = of(&first, "a");
+    assert_eq!(
+        (
+            verdict.accepted,
+            verdict.enforced,
+            verdict.denied,
+            verdict.reason
+        ),
+        (false, false, true, "Invalid")
+    );
+    let in_force = first.mesh.clone().unwrap();
+    assert!(denies(&in_force, "orders") && denies(&in_force, "carts"));
+    assert!(!denies(&in_force, "other"));
+
+    // The status of another replica keeps it.
+    let kept = with_status(policy.clone(), verdict);
+    let again = Acceptance::new("merlon-system").evaluate(&all([mesh(), kept]), &found, None);
+    assert!(denies(&again.mesh.unwrap(), "orders"));
+
+    let limited = document("RateLimit", "l", 2, &limit);
+    let second = acceptance.evaluate(&all([mesh(), policy, limited]), &found, Some(&in_force));
+    let second = second.mesh.unwrap();
+    assert!(denies(&second, "orders") && !denies(&second, "carts"));
+    let documents = all([mesh(), of_orders(2, RIGHT)]);
+    let third = acceptance.evaluate(&documents, &found, Some(&second));
+    assert!(of(&third, "a").accepted, "{third:?}");
+    assert!(third.denied.is_empty() && !denies(&third.mesh.unwrap(), "orders"));
+}
+
+#[test]
+fn what_is_no_longer_valid_because_a_service_changed_denies_it_and_stops_no_other_change() {
+    // The claim is needed for the Service only, and the declaration is deleted while there is none.
+    let needs = document(
+        "AuthorizationPolicy",
+        "a",
+        1,
+        &json!({ "policies": NEEDS_CLAIM, "targetRefs": [{ "kind": "Service", "name": "orders" }] }),
+    );
+    let mut acceptance = Acceptance::new("merlon-system");
+    let (with, without) = ([service("orders"), service("carts")], [service("carts")]);
+    let first = acceptance.evaluate(&all([mesh(), tokens(), needs.clone()]), &with, None);
+    let second = acceptance.evaluate(
+        &all([mesh(), tokens(), needs.clone()]),
+        &without,
+        first.mesh.as_deref(),
+    );
+    assert_eq!(of(&second, "a").reason, "TargetNotFound");
+    let third = acceptance.evaluate(
+        &all([mesh(), needs.clone()]),
+        &without,
+        second.mesh.as_deref(),
+    );
+    assert_eq!(acceptance.retained(), Some(BTreeMap::new()));
+
+    let other = policy("other", 1, &RIGHT.replace("\"a\"", "\"b\""));
+    let documents = all([mesh(), needs.clone(), other]);
+    let fourth = acceptance.evaluate(&documents, &with, third.mesh.as_deref());
+
+    assert!(of(&fourth, "a").denied, "{fourth:?}");
+    assert!(of(&fourth, "other").accepted, "{fourth:?}");
+    assert!(denies(fourth.mesh.as_ref().unwrap(), "orders"));
+    assert!(!denies(fourth.mesh.as_ref().unwrap(), "carts"));
+
+    // The declaration corrects it, although the policy has not changed.
+    let documents = all([mesh(), needs, tokens()]);
+    let fifth = acceptance.evaluate(&documents, &with, fourth.mesh.as_deref());
+    assert!(of(&fifth, "a").accepted, "{fifth:?}");
+    assert!(!denies(&fifth.mesh.unwrap(), "orders"));
+}
+
+#[test]
+fn of_two_conflicting_resources_the_one_in_force_before_a_restart_stays() {
+    let mut older = policies("b", 1, 1, &["same"]);
+    let newer = policies("a", 1, 2, &["same"]);
+    older.accepted = true;
+    let found = [service("orders")];
+    let documents = all([mesh(), older, newer]);
+    let evaluation = Acceptance::new("merlon-system").evaluate(&documents, &found, None);
+    assert!(of(&evaluation, "b").accepted, "{evaluation:?}");
+    let rejected = of(&evaluation, "a");
+    assert!(
+        !rejected.accepted && !rejected.enforced && !rejected.denied,
+        "{evaluation:?}"
+    );
+}
+
+#[test]
+fn the_root_namespace_takes_precedence_and_what_contradicts_it_denies_its_targets() {
+    let found = [service("orders")];
+    let theirs = authentication("shop", "theirs", "https://id.test", "Long");
+    let bystander = policy("bystander", 1, RIGHT);
+    let mut acceptance = Acceptance::new("merlon-system");
+    let documents = all([mesh(), theirs.clone(), bystander.clone()]);
+    let first = acceptance.evaluate(&documents, &found, None);
+    let before = first.mesh.unwrap();
+    let both = |root: Document| all([mesh(), theirs.clone(), bystander.clone(), root]);
+    for (issuer, level) in [
+        ("https://other.test", "Long"),
+        ("https://id.test", "String"),
+    ] {
+        let mut root = authentication("merlon-system", "ours", issuer, level);
+        let mut spec = root.present.spec.clone();
+        spec["targetRefs"] = json!([{ "kind": "Mesh" }]);
+        root = document_in("merlon-system", "RequestAuthentication", "ours", 1, &spec);
+        let mut acceptance = Acceptance::new("merlon-system");
+        acceptance.evaluate(&documents, &found, None);
+        // Admission warns of it, and does not refuse it.
+        let in_force = acceptance.in_force();
+        let mesh = ("merlon-system", Some(&*before));
+        let warnings = dry_run(&mut Compiler::default(), mesh, &found, &in_force, &root);
+        let warnings = warnings.unwrap();
+        assert!(
+            warnings[0]
+                .contains("`RequestAuthentication/shop/theirs` cannot be in force with this"),
+            "{warnings:?}"
+        );
+
+        let second = acceptance.evaluate(&both(root.clone()), &found, Some(&before));
+
+        assert!(of(&second, "ours").accepted, "{second:?}");
+        let theirs = of(&second, "theirs");
+        assert_eq!(
+            (theirs.reason, theirs.denied),
+            ("Conflicted", true),
+            "{second:?}"
+        );
+        assert!(of(&second, "bystander").accepted, "{second:?}");
+        assert!(denies(second.mesh.as_ref().unwrap(), "orders"));
+        // It stays so: with the next change, after a restart, and until one of the two is gone.
+        let third = acceptance.evaluate(&both(root.clone()), &found, second.mesh.as_deref());
+        assert_eq!(third.verdicts, second.verdicts);
+        let kept = both(root.clone()).into_values().map(|document| {
+            let verdict = &second.verdicts[&document.key];
+            with_status(document, verdict)
+        });
+        let mut restarted = Acceptance::new("merlon-system");
+        let fourth = restarted.evaluate(&all(kept), &found, None);
+        assert!(of(&fourth, "ours").accepted, "{fourth:?}");
+        assert!(of(&fourth, "theirs").denied, "{fourth:?}");
+        let fifth = restarted.evaluate(&documents, &found, fourth.mesh.as_deref());
+        assert!(of(&fifth, "theirs").accepted, "{fifth:?}");
+        assert!(!denies(&fifth.mesh.unwrap(), "orders"));
+    }
 }
 
 #[test]
@@ -232,7 +452,7 @@ fn a_mesh_config_of_another_namespace_is_ignored_regardless_of_its_content() {
         assert!(evaluation.verdicts[&mesh().key].accepted);
         let in_force = acceptance.in_force();
         assert!(
-            in_force.keys().all(|key| key.namespace != "aaa"),
+            in_force.versions.keys().all(|key| key.namespace != "aaa"),
             "{in_force:?}"
         );
     }
@@ -421,4 +641,85 @@ fn a_resource_that_breaks_the_compiler_does_not_stop_the_first_mesh() {
         None,
     );
     assert!(evaluation.mesh.is_some());
+}
+
+#[test]
+fn many_invalid_resources_of_a_namespace_do_not_stall_the_others() {
+    // The declaration is deleted and stays in force, so all changes are tried by precedence from now on.
+    let mut acceptance = Acceptance::new("merlon-system");
+    let found = [service("orders")];
+    let needs = policy("needs", 1, NEEDS_CLAIM);
+    let first = acceptance.evaluate(&all([mesh(), tokens(), needs.clone()]), &found, None);
+    let many: Vec<Document> = (0..120)
+        .map(|number| match number % 3 {
+            // Invalid by itself, in conflict with another one, and without a target.
+            0 => policy(&format!("wrong-{number}"), 1, WRONG),
+            1 => policy(
+                &format!("conflict-{number}"),
+                1,
+                &RIGHT.replace("\"a\"", "\"same\""),
+            ),
+            _ => {
+                let targets = json!([{ "kind": "Service", "name": "missing" }]);
+                let spec = json!({ "policies": WRONG, "targetRefs": targets });
+                document(
+                    "AuthorizationPolicy",
+                    &format!("waiting-{number}"),
+                    1,
+                    &spec,
+                )
+            }
+        })
+        .collect();
+    let spec = json!({ "policies": RIGHT });
+    let bank = document_in("bank", "AuthorizationPolicy", "of-bank", 1, &spec);
+    let documents = all([mesh(), needs, bank].into_iter().chain(many));
+    let mut running = first.mesh;
+    for _ in 0..2 {
+        let evaluation = acceptance.evaluate(&documents, &found, running.as_deref());
+        assert_eq!(of(&evaluation, "needs").reason, "Conflicted");
+        assert_ne!(of(&evaluation, "of-bank").reason, "Conflicted");
+        assert_eq!(of(&evaluation, "wrong-0").reason, "Invalid");
+        assert_eq!(of(&evaluation, "waiting-2").reason, "TargetNotFound");
+        assert!(
+            evaluation.compilations <= 100,
+            "{}",
+            evaluation.compilations
+        );
+        running = evaluation.mesh;
+    }
+}
+
+#[test]
+fn many_deleted_resources_that_are_needed_do_not_stall_the_others() {
+    let mut acceptance = Acceptance::new("merlon-system");
+    let (mut found, mut needed, mut others) = (Vec::new(), Vec::new(), vec![mesh()]);
+    for number in 0..40 {
+        let name = format!("s{number}");
+        found.push(service(&name));
+        let targets = json!([{ "kind": "Service", "name": name }]);
+        let mut spec = tokens().present.spec;
+        spec["targetRefs"] = targets.clone();
+        spec["issuers"][0]["claims"] = json!({ format!("level{number}"): "Long" });
+        needed.push(document("RequestAuthentication", &name, 1, &spec));
+        let text = NEEDS_CLAIM.replace("\"a\"", &format!("\"{name}\""));
+        let text = text.replace("level", &format!("level{number}"));
+        let spec = json!({ "policies": text, "targetRefs": targets });
+        others.push(document("AuthorizationPolicy", &name, 1, &spec));
+    }
+    let before = all(others.iter().chain(&needed).cloned());
+    let first = acceptance.evaluate(&before, &found, None);
+    assert!(
+        first.verdicts.values().all(|verdict| verdict.accepted),
+        "{first:?}"
+    );
+    let after = all(others);
+    let mut running = first.mesh;
+    for _ in 0..2 {
+        let evaluation = acceptance.evaluate(&after, &found, running.as_deref());
+        assert!(evaluation.compilations <= 30, "{}", evaluation.compilations);
+        assert!(evaluation.denied.is_empty(), "{evaluation:?}");
+        assert_eq!(acceptance.retained().unwrap().len(), 40);
+        running = evaluation.mesh;
+    }
 }
