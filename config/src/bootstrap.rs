@@ -118,6 +118,10 @@ pub struct ControlPlaneBootstrap {
     /// With `injection`: the address of the admission webhooks, which the API server calls. Default: `0.0.0.0:7566`.
     #[schemars(with = "Option<String>")]
     pub webhook: Option<SocketAddr>,
+    /// With `injection`: the second address of the admission webhooks, which the API server calls while no replica is ready.
+    /// Default: `0.0.0.0:7568`.
+    #[schemars(with = "Option<String>")]
+    pub webhook_fallback: Option<SocketAddr>,
     /// The address that proxies connect to. Default: `0.0.0.0:7564`.
     #[schemars(with = "Option<String>")]
     pub listen: Option<SocketAddr>,

@@ -236,14 +236,11 @@ async fn open_and_start(
             let health = common.health_listener(&config).await?;
             let lock = take_state_dir(&config.state_dir)?;
             let webhook = match &kubernetes.webhook {
-                Some(webhook) => {
-                    let listener = TcpListener::bind(webhook.listen).await;
-                    Some(listener.map_err(bind_error(webhook.listen.to_string()))?)
-                }
+                Some(webhook) => Some((bind(webhook.listen).await?, bind(webhook.fallback).await?)),
                 None => None,
             };
             let cluster = Kubernetes::connect(kubernetes, common.kubernetes_deps()).await?;
-            if let (Some(settings), Some(listener)) = (&kubernetes.webhook, webhook) {
+            if let (Some(settings), Some(listeners)) = (&kubernetes.webhook, webhook) {
                 let deps = webhook::WebhookDeps {
                     client: cluster.client().clone(),
                     namespace: &kubernetes.namespace,
@@ -257,7 +254,7 @@ async fn open_and_start(
                     shutdown: common.shutdown.clone(),
                 };
                 // Before the first mesh: admission must work while users fix the resources that prevent it.
-                webhook::start(settings, listener, deps).map_err(StartError::Injection)?;
+                webhook::start(settings, listeners, deps).map_err(StartError::Injection)?;
             }
             let (cluster, mesh) = cluster.first_mesh(&common.shutdown).await?;
             let opened = Opened {
@@ -326,8 +323,7 @@ impl Common {
         &self,
         config: &ControlPlaneConfig,
     ) -> Result<(SocketAddr, JoinHandle<io::Result<()>>), StartError> {
-        let listener = TcpListener::bind(config.admin).await;
-        let listener = listener.map_err(bind_error(config.admin.to_string()))?;
+        let listener = bind(config.admin).await?;
         let address = listener.local_addr();
         let address = address.map_err(bind_error(config.admin.to_string()))?;
         let (health, metrics) = (self.health(), self.metrics.clone());
@@ -340,6 +336,11 @@ impl Common {
         );
         Ok((address, tokio::spawn(served)))
     }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let listener = TcpListener::bind(address).await;
+    listener.map_err(bind_error(address.to_string()))
 }
 
 fn bind_error(address: String) -> impl FnOnce(io::Error) -> StartError {
@@ -386,8 +387,7 @@ async fn start(
         &config.state_dir.join("control-plane.sqlite"),
         config.limits.store,
     )?;
-    let listener = TcpListener::bind(config.listen).await;
-    let listener = listener.map_err(bind_error(config.listen.to_string()))?;
+    let listener = bind(config.listen).await?;
     let socket = config.admin_socket.display().to_string();
     let admin_listener = admin::bind(&config.admin_socket)
         .await

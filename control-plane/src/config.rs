@@ -50,6 +50,8 @@ pub struct KubernetesConfig {
 pub struct WebhookConfig {
     /// The TLS listener for the API server.
     pub listen: SocketAddr,
+    /// The second one, for the time when no replica is ready.
+    pub fallback: SocketAddr,
     /// The file of the injector's settings; changes apply without a restart.
     pub injection: PathBuf,
 }

@@ -65,6 +65,10 @@ pub struct Flags {
     /// With --injection: listener of the admission webhooks [default: 0.0.0.0:7566]
     #[arg(long, env = "MERLON_WEBHOOK", value_name = "ADDRESS")]
     pub webhook: Option<SocketAddr>,
+    /// With --injection: second listener of the admission webhooks, which the API server calls while no replica is ready
+    /// [default: 0.0.0.0:7568]
+    #[arg(long, env = "MERLON_WEBHOOK_FALLBACK", value_name = "ADDRESS")]
+    pub webhook_fallback: Option<SocketAddr>,
     /// YAML file with the same fields as these flags, in camelCase
     #[arg(long, env = "MERLON_BOOTSTRAP", value_name = "FILE")]
     pub bootstrap: Option<PathBuf>,
@@ -107,17 +111,20 @@ impl Flags {
             Some(file) => ControlPlaneBootstrap::load(file)?,
             None => ControlPlaneBootstrap::default(),
         };
+        let any = |port| SocketAddr::from(([0, 0, 0, 0], port));
         let source = if self.kubernetes.or(file.kubernetes).unwrap_or(false) {
             let replica = self.replica.clone().or(file.replica).or_else(host_name);
             let namespace = self.namespace.clone().or(file.namespace);
             let webhook = self.injection.clone().or(file.injection);
-            let at = self.webhook.or(file.webhook);
+            let listen = self.webhook.or(file.webhook);
+            let fallback = self.webhook_fallback.or(file.webhook_fallback);
             Source::Kubernetes(KubernetesConfig {
                 replica: name_of_replica(replica)?,
                 namespace: namespace.unwrap_or_else(|| "merlon-system".to_owned()),
                 gateways: self.gateway_api.or(file.gateway_api).unwrap_or(false),
                 webhook: webhook.map(|injection| WebhookConfig {
-                    listen: at.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 7566))),
+                    listen: listen.unwrap_or_else(|| any(7566)),
+                    fallback: fallback.unwrap_or_else(|| any(7568)),
                     injection,
                 }),
             })
@@ -132,7 +139,6 @@ impl Flags {
         let state_dir = self.state_dir.clone().or(file.state_dir);
         let state_dir = state_dir.unwrap_or_else(|| PathBuf::from("merlon-state"));
         let admin_socket = self.admin_socket.clone().or(file.admin_socket);
-        let any = |port| SocketAddr::from(([0, 0, 0, 0], port));
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Ok(ControlPlaneConfig {
             source,

@@ -73,13 +73,13 @@ pub(crate) struct WebhookDeps<'a> {
     pub(crate) shutdown: CancellationToken,
 }
 
-/// Starts to serve on `listener`, and returns.
+/// Starts to serve on both listeners, and returns. The API server connects to `fallback` while no replica is ready.
 ///
 /// # Errors
 /// All problems of the settings file.
 pub(crate) fn start(
     config: &WebhookConfig,
-    listener: TcpListener,
+    (listener, fallback): (TcpListener, TcpListener),
     deps: WebhookDeps<'_>,
 ) -> Result<(), Report> {
     let settings = InjectionSettings::load(&config.injection)?;
@@ -115,7 +115,7 @@ pub(crate) fn start(
         client: deps.client,
         namespace: deps.namespace.to_owned(),
         replica: deps.replica.to_owned(),
-        port: config.listen.port(),
+        port: fallback.local_addr().map_or(0, |address| address.port()),
         cluster: deps.cluster,
         tls_config: tls_config.clone(),
         limits,
@@ -136,7 +136,7 @@ pub(crate) fn start(
         .route("/validate", post(validated))
         .with_state(hooks);
     let served = listen::serve(
-        listener,
+        vec![listener, fallback],
         limits,
         tls_config,
         routes,

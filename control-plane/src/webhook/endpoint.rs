@@ -38,7 +38,8 @@ pub(crate) struct OwnEndpoint {
     pub(crate) namespace: String,
     /// The name of this replica, which is the name of its pod.
     pub(crate) replica: String,
-    /// The port of the webhooks' listener.
+    /// The port of the webhooks' second listener. Kubernetes lists the pod's address with the first one as not ready, and of two
+    /// endpoints with the same address and port, the node's proxy uses any.
     pub(crate) port: u16,
     pub(crate) cluster: Cluster,
     pub(crate) tls_config: watch::Receiver<Option<Arc<ServerConfig>>>,
@@ -156,7 +157,9 @@ impl OwnEndpoint {
         };
         // One of a former process of this pod may have another address.
         let known = own.iter().find(|slice| slice.name_any() == self.name());
-        if known.is_some_and(|known| known.endpoints == wanted.endpoints) {
+        if known.is_some_and(|known| {
+            (&known.endpoints, &known.ports) == (&wanted.endpoints, &wanted.ports)
+        }) {
             return Ok(());
         }
         let parameters = PatchParams::apply(names::FIELD_MANAGER).force();

@@ -16,6 +16,7 @@ use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
+    task::JoinSet,
 };
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -25,29 +26,35 @@ use crate::{limits::WebhookLimits, telemetry::metrics::Metrics};
 /// Serves until `shutdown`, then until `unlisted`, and for the time `linger` afterwards. Connections wait until there is a
 /// certificate.
 pub(crate) async fn serve(
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     limits: WebhookLimits,
-    mut tls_config: watch::Receiver<Option<Arc<ServerConfig>>>,
+    tls_config: watch::Receiver<Option<Arc<ServerConfig>>>,
     routes: Router,
     metrics: Metrics,
     (shutdown, unlisted): (CancellationToken, CancellationToken),
 ) {
-    let Ok(address) = listener.local_addr() else {
+    let mut addresses = listeners.iter().filter_map(|one| one.local_addr().ok());
+    let Some(address) = addresses.next() else {
         return;
     };
     let (connections, incoming) = mpsc::channel(64);
     let handshakes = limits.handshakes();
     let ended = CancellationToken::new();
-    let stopped = ended.clone();
-    let accepting = tokio::spawn(async move {
-        if tls_config.wait_for(Option::is_some).await.is_ok() {
-            let current = || tls_config.borrow().clone();
-            let failed = move || {
-                metrics.handshakes_failed.inc();
-            };
-            handshakes::accept(listener, handshakes, current, connections, failed, stopped).await;
-        }
-    });
+    let mut accepting = JoinSet::new();
+    for listener in listeners {
+        let (mut tls_config, metrics) = (tls_config.clone(), metrics.clone());
+        let (connections, stopped) = (connections.clone(), ended.clone());
+        accepting.spawn(async move {
+            if tls_config.wait_for(Option::is_some).await.is_ok() {
+                let current = || tls_config.borrow().clone();
+                let failed = move || {
+                    metrics.handshakes_failed.inc();
+                };
+                handshakes::accept(listener, handshakes, current, connections, failed, stopped)
+                    .await;
+            }
+        });
+    }
     let incoming = Incoming { incoming, address };
     let closing = shutdown.clone();
     let routes = routes.layer(middleware::map_response(move |answer: Response| {
@@ -62,7 +69,7 @@ pub(crate) async fn serve(
         ended.cancel();
     };
     http::serve(incoming, limits.connections(), routes, end).await;
-    accepting.abort();
+    accepting.abort_all();
 }
 
 /// During the shutdown a client must not reuse its connection: the next request could be sent when the connection is closed.

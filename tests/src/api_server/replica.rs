@@ -182,6 +182,7 @@ impl Replica {
         if let Some(file) = &self.injection {
             plan = plan.arg("--injection").arg(file);
             plan = plan.args(["--webhook", &ports::free().to_string()]);
+            plan = plan.args(["--webhook-fallback", &ports::free().to_string()]);
             plan = plan.arg("--gateway-api");
         }
         *self.process.lock().expect("no panic") = Some(plan.start());

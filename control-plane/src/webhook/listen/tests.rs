@@ -17,6 +17,7 @@ const SHORT: Duration = Duration::from_millis(50);
 
 struct Listening {
     address: SocketAddr,
+    fallback: SocketAddr,
     client: TlsConnector,
     metrics: Metrics,
     shutdown: CancellationToken,
@@ -42,6 +43,8 @@ async fn listen(change: impl FnOnce(&mut WebhookLimits)) -> Listening {
         .with_no_client_auth();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
+    let second = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let fallback = second.local_addr().unwrap();
     let mut limits = WebhookLimits {
         handshake: PATIENCE * 2,
         head: PATIENCE * 2,
@@ -53,7 +56,7 @@ async fn listen(change: impl FnOnce(&mut WebhookLimits)) -> Listening {
     let routes = Router::new().route("/validate", get(async || "answer"));
     let (shutdown, unlisted) = (CancellationToken::new(), CancellationToken::new());
     let serving = tokio::spawn(serve(
-        listener,
+        vec![listener, second],
         limits,
         tls_config,
         routes,
@@ -62,6 +65,7 @@ async fn listen(change: impl FnOnce(&mut WebhookLimits)) -> Listening {
     ));
     Listening {
         address,
+        fallback,
         client: TlsConnector::from(Arc::new(client)),
         metrics,
         shutdown,
@@ -72,7 +76,11 @@ async fn listen(change: impl FnOnce(&mut WebhookLimits)) -> Listening {
 
 impl Listening {
     async fn connect(&self) -> ClientStream<TcpStream> {
-        let stream = TcpStream::connect(self.address).await.unwrap();
+        self.connect_to(self.address).await
+    }
+
+    async fn connect_to(&self, address: SocketAddr) -> ClientStream<TcpStream> {
+        let stream = TcpStream::connect(address).await.unwrap();
         let name = "webhook".try_into().unwrap();
         timeout(PATIENCE, self.client.connect(name, stream))
             .await
@@ -109,6 +117,16 @@ async fn a_client_that_does_not_finish_its_handshake_is_disconnected_and_counted
     let silent = TcpStream::connect(listening.address).await.unwrap();
     assert_eq!(rest(silent).await, "");
     assert_eq!(listening.metrics.handshakes_failed.get(), 1);
+}
+
+#[tokio::test]
+async fn both_listeners_answer_and_share_the_limit_of_connections() {
+    let listening = listen(|limits| limits.connections = 1).await;
+    let mut first = listening.connect().await;
+    ask(&mut first).await;
+    let mut second = listening.connect_to(listening.fallback).await;
+    ask(&mut second).await;
+    assert_eq!(rest(first).await, "");
 }
 
 #[tokio::test]
@@ -164,5 +182,7 @@ async fn when_no_node_sends_requests_any_more_connections_are_closed_and_none_is
     listening.unlisted.cancel();
     assert_eq!(rest(idle).await, "");
     timeout(PATIENCE, listening.serving).await.unwrap().unwrap();
-    TcpStream::connect(listening.address).await.unwrap_err();
+    for address in [listening.address, listening.fallback] {
+        TcpStream::connect(address).await.unwrap_err();
+    }
 }

@@ -77,6 +77,33 @@ async fn pods_and_policies_are_admitted_while_no_replica_has_a_certificate() {
             let apply = async || cluster.try_apply_in("shop", document).await;
             cluster.until_admitted(apply).await;
         }
+        // Kubernetes lists the replicas as not ready, and they still answer.
+        let slices = "kubernetes.io/service-name=merlon-webhook";
+        let slices = [
+            "get",
+            "endpointslices",
+            "-n",
+            merlon::NAMESPACE,
+            "-l",
+            slices,
+        ];
+        let listed = async || {
+            let slices = cluster.json(&slices).await;
+            let slices = slices["items"].as_array().cloned().unwrap_or_default();
+            let mut listed = Vec::new();
+            for slice in slices {
+                for endpoint in slice["endpoints"].as_array().cloned().unwrap_or_default() {
+                    let ready = endpoint["conditions"]["ready"] == true;
+                    listed.push((slice["ports"][0]["port"].as_u64(), ready));
+                }
+            }
+            listed.sort_unstable();
+            listed
+        };
+        let each_twice = [(7566, false), (7566, false), (7568, true), (7568, true)];
+        let each_twice = each_twice.map(|(port, ready)| (Some(port), ready));
+        wait::until_value("both are listed", listed, |listed| *listed == each_twice).await;
+        cluster.until_admission_answers().await;
         let pods = [
             "get",
             "pods",

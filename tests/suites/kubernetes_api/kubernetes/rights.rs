@@ -137,6 +137,7 @@ async fn the_control_plane_needs_each_of_its_rights_and_no_other() {
     let slice = format!("{slices}/merlon-webhook-one");
     let slice = wait::until_some("its endpoint is added", async || api.try_get(&slice).await).await;
     assert_eq!(slice["endpoints"][0]["addresses"][0], "10.0.0.1");
+    assert_eq!(slice["ports"][0]["name"], "webhook");
     assert_eq!(slice["metadata"]["ownerReferences"][0]["uid"], *own.uid);
     let roles = "/apis/rbac.authorization.k8s.io/v1";
     let roles = [
