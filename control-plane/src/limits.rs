@@ -177,6 +177,8 @@ limits! {
     StoreLimits {
         /// How long a call waits while another process has locked the database.
         busy: Duration = seconds(5),
+        /// How many certificates the ledger keeps, the newest ones. A row has at most about 1 KiB.
+        ledger_rows: u32 = 40_000,
     }
 }
 

@@ -29,7 +29,7 @@ use crate::{
         shared_ca::{CaError, SharedCa},
     },
     limits::IssuanceLimits,
-    state::{snapshot::Snapshots, store::StoreError},
+    state::snapshot::Snapshots,
     telemetry::metrics::{EvidenceLabel, Metrics},
     transport::peer::timestamp,
 };
@@ -93,8 +93,6 @@ pub(crate) enum AuthorityError {
     NoRoot,
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
-    #[error("the issuance ledger: {0}")]
-    Store(#[from] StoreError),
     #[error("{0}")]
     Shared(#[from] CaError),
 }
@@ -235,17 +233,16 @@ impl CertificateManager {
         let root = root_over(&svid, &bundle).ok_or(AuthorityError::NoRoot)?;
         let (serial, not_before, not_after) =
             (svid.serial.clone(), svid.not_before, svid.not_after);
-        self.ledger
-            .append(Issued {
-                at: clock::now(),
-                identity: id.to_string(),
-                serial: serial.clone(),
-                evidence: "self".to_owned(),
-                node_id: String::new(),
-                address: String::new(),
-                not_after: timestamp(not_after),
-            })
-            .await?;
+        let entry = Issued {
+            at: clock::now(),
+            identity: id.to_string(),
+            serial: serial.clone(),
+            evidence: "self".to_owned(),
+            node_id: String::new(),
+            address: String::new(),
+            not_after: timestamp(not_after),
+        };
+        self.ledger.append_or_log(entry, &self.metrics).await;
         // A proxy with a join token knows only the hash of this root.
         let tls = MeshTls::new(Arc::new(svid.with_root(root.clone())), roots)?;
         Ok(Certified {

@@ -353,18 +353,16 @@ impl Issue {
                 )
             })?;
         let not_after = timestamp(facts.not_after);
-        // A certificate that is not in the ledger is not returned.
-        self.ledger
-            .append(Issued {
-                at: now,
-                identity: identity.to_string(),
-                serial: facts.serial.clone(),
-                evidence: grounds.evidence().to_owned(),
-                node_id: node.to_owned(),
-                address: peer.address.to_string(),
-                not_after,
-            })
-            .await?;
+        let entry = Issued {
+            at: now,
+            identity: identity.to_string(),
+            serial: facts.serial.clone(),
+            evidence: grounds.evidence().to_owned(),
+            node_id: node.to_owned(),
+            address: peer.address.to_string(),
+            not_after,
+        };
+        self.ledger.append_or_log(entry, &self.metrics).await;
         let label = EvidenceLabel {
             evidence: grounds.evidence(),
         };

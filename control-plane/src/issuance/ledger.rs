@@ -1,10 +1,14 @@
-//! The append-only ledger of issued certificates: identity, time and evidence of each.
+//! The append-only ledger of issued certificates: identity, time and evidence of each of the newest ones. The log has all of
+//! them.
 
 use jiff::Timestamp;
 use rusqlite::params;
 use serde::Serialize;
 
-use crate::state::store::{Store, StoreError};
+use crate::{
+    state::store::{Store, StoreError},
+    telemetry::metrics::Metrics,
+};
 
 /// One certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -37,10 +41,22 @@ impl Ledger {
         Self { store }
     }
 
-    pub(crate) async fn append(&self, entry: Issued) -> Result<(), StoreError> {
+    /// Records a certificate. If that fails, the log records it (`certificate.issued`): a full disk must not keep proxies from
+    /// renewing their certificates.
+    pub(crate) async fn append_or_log(&self, entry: Issued, metrics: &Metrics) {
+        let (identity, serial) = (entry.identity.clone(), entry.serial.clone());
+        if let Err(error) = self.append(entry).await {
+            metrics.ledger_failures.inc();
+            tracing::error!(identity, serial, error = %error, "ledger.append_failed");
+        }
+    }
+
+    async fn append(&self, entry: Issued) -> Result<(), StoreError> {
+        let rows = self.store.ledger_rows;
         self.store
             .with(move |db| {
-                db.execute(
+                let change = db.transaction()?;
+                change.execute(
                     "INSERT INTO ledger (at, identity, serial, evidence, node_id, address, not_after)
                      VALUES (?, ?, ?, ?, ?, ?, ?)",
                     params![
@@ -52,10 +68,13 @@ impl Ledger {
                         entry.address,
                         entry.not_after.as_millisecond(),
                     ],
-                )
+                )?;
+                // The disk of a replica in a cluster is small.
+                let oldest = change.last_insert_rowid() - i64::from(rows);
+                change.execute("DELETE FROM ledger WHERE id <= ?", [oldest])?;
+                change.commit()
             })
-            .await?;
-        Ok(())
+            .await
     }
 
     /// The newest entries, newest first, optionally of one identity.
@@ -93,21 +112,64 @@ mod tests {
     use super::*;
     use crate::limits::StoreLimits;
 
+    fn entry(serial: &str) -> Issued {
+        let at = Timestamp::from_second(1_800_000_000).unwrap();
+        Issued {
+            at,
+            identity: "spiffe://demo.test/ns/shop/sa/web".into(),
+            serial: serial.into(),
+            evidence: "join-token".into(),
+            node_id: "node-1".into(),
+            address: "127.0.0.1:1".into(),
+            not_after: at,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_newest_entries_are_kept_and_the_file_does_not_grow_without_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("db");
+        let limits = StoreLimits {
+            ledger_rows: 10,
+            ..StoreLimits::default()
+        };
+        let ledger = Ledger::new(Store::open(&file, limits).unwrap());
+        let size = || std::fs::metadata(&file).unwrap().len();
+        let mut sizes = Vec::new();
+        for round in 0..3 {
+            for number in 0..100 {
+                ledger
+                    .append(entry(&format!("{}", round * 100 + number)))
+                    .await
+                    .unwrap();
+            }
+            let store = &ledger.store;
+            let written = store.with(|db| db.pragma_update(None, "wal_checkpoint", "TRUNCATE"));
+            written.await.unwrap();
+            sizes.push(size());
+        }
+        let kept = ledger.newest(None, 1_000).await.unwrap();
+        let kept: Vec<String> = kept.into_iter().map(|entry| entry.serial).collect();
+        let newest: Vec<String> = (290..300).rev().map(|number| number.to_string()).collect();
+        assert_eq!(kept, newest);
+        assert_eq!(sizes[1], sizes[2], "{sizes:?}");
+        // A smaller limit of a later start deletes the rest with the next entry.
+        drop(ledger);
+        let limits = StoreLimits {
+            ledger_rows: 4,
+            ..limits
+        };
+        let ledger = Ledger::new(Store::open(&file, limits).unwrap());
+        ledger.append(entry("last")).await.unwrap();
+        assert_eq!(ledger.newest(None, 1_000).await.unwrap().len(), 4);
+    }
+
     #[tokio::test]
     async fn an_entry_of_the_ledger_cannot_be_changed_or_deleted() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("db"), StoreLimits::default()).unwrap();
         let ledger = Ledger::new(store.clone());
-        let at = Timestamp::from_second(1_800_000_000).unwrap();
-        let entry = Issued {
-            at,
-            identity: "spiffe://demo.test/ns/shop/sa/web".into(),
-            serial: "0a".into(),
-            evidence: "join-token".into(),
-            node_id: "node-1".into(),
-            address: "127.0.0.1:1".into(),
-            not_after: at,
-        };
+        let entry = entry("0a");
         ledger.append(entry.clone()).await.unwrap();
         for change in ["DELETE FROM ledger", "UPDATE ledger SET serial = '0b'"] {
             let refused = store

@@ -24,6 +24,8 @@ pub enum StoreError {
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     connection: Arc<Mutex<Connection>>,
+    /// How many rows the ledger keeps.
+    pub(crate) ledger_rows: u32,
 }
 
 impl Store {
@@ -33,8 +35,10 @@ impl Store {
         // A used token must stay used after a power failure.
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.busy_timeout(limits.busy)?;
-        connection.execute_batch(SCHEMA)?;
+        let rows = limits.ledger_rows.max(1);
+        connection.execute_batch(&SCHEMA.replace("LEDGER_ROWS", &rows.to_string()))?;
         Ok(Self {
+            ledger_rows: rows,
             connection: Arc::new(Mutex::new(connection)),
         })
     }
@@ -57,8 +61,8 @@ impl Store {
     }
 }
 
-/// Times are milliseconds since 1970. The triggers protect the append-only ledger against bugs; the permissions of the file
-/// protect it against other users.
+/// Times are milliseconds since 1970. The triggers protect the append-only ledger, of which only the oldest rows beyond the limit
+/// can be deleted, against bugs; the permissions of the file protect it against other users.
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS join_tokens (
     secret_sha256 BLOB PRIMARY KEY,
@@ -81,6 +85,8 @@ CREATE TABLE IF NOT EXISTS ledger (
 CREATE INDEX IF NOT EXISTS ledger_by_identity ON ledger (identity, id);
 CREATE TRIGGER IF NOT EXISTS ledger_stays BEFORE UPDATE ON ledger
 BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER IF NOT EXISTS ledger_keeps BEFORE DELETE ON ledger
+DROP TRIGGER IF EXISTS ledger_keeps;
+CREATE TRIGGER ledger_keeps BEFORE DELETE ON ledger
+WHEN OLD.id > (SELECT max(id) FROM ledger) - LEDGER_ROWS
 BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 ";

@@ -42,6 +42,7 @@ pub(crate) struct Metrics {
     pub(crate) issued: Family<EvidenceLabel, Counter>,
     pub(crate) issue_refused: Family<RefusalLabel, Counter>,
     pub(crate) tokens_reused: Counter,
+    pub(crate) ledger_failures: Counter,
     pub(crate) config_loads: Family<LoadLabel, Counter>,
     pub(crate) config_problems: Gauge,
     pub(crate) handshakes_failed: Counter,
@@ -153,6 +154,7 @@ impl Metrics {
             "certificates_issued", "Certificates signed", issued;
             "certificates_refused", "Certificate requests that were rejected", issue_refused;
             "join_tokens_reused", "Join tokens used a second time", tokens_reused;
+            "ledger_failures", "Certificates that could not be recorded in the ledger", ledger_failures;
             "config_loads", "Configuration loads", config_loads;
             "config_problems", "Problems that keep the configuration from being applied", config_problems;
             "tls_handshakes_failed", "TLS handshakes that failed", handshakes_failed;

@@ -58,6 +58,24 @@ async fn while_the_database_is_locked_no_certificate_is_issued_and_the_token_sta
 }
 
 #[tokio::test]
+async fn a_certificate_that_cannot_be_recorded_is_issued_and_counted() {
+    let plane = Plane::start().await;
+    let token = plane.token("web").await;
+    let channel = plane.without_certificate(&token).await;
+    let other = Connection::open(plane.folder.path().join(DATABASE)).unwrap();
+    // As if the disk were full for the ledger alone: a join token must be marked as used.
+    let full = "CREATE TRIGGER full BEFORE INSERT ON ledger BEGIN SELECT RAISE(ABORT, 'full'); END";
+    other.execute_batch(full).unwrap();
+    let key = merlon_certs::PrivateKey::generate().unwrap();
+    issue(channel, key.csr(&id("web")).unwrap(), Some(&token))
+        .await
+        .unwrap();
+    assert_eq!(plane.metric("merlon_ledger_failures_total").await, 1);
+    let path = format!("/v1/certificates?identity={}", id("web"));
+    assert_eq!(plane.get(&path).await, json!([]));
+}
+
+#[tokio::test]
 async fn a_database_that_is_damaged_or_no_file_prevents_the_start_and_is_left_as_it_is() {
     let damaged = "not a database, ".repeat(1_000);
     for text in [Some(damaged), None] {
