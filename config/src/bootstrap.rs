@@ -99,6 +99,17 @@ pub enum AccessLogMode {
     Off,
 }
 
+/// What happens to a request for a certificate with a pod's token that comes from another address than the pod's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PodAddressCheck {
+    /// It is rejected.
+    #[default]
+    Enforce,
+    /// It is accepted, logged and counted: for networks that translate the addresses of pods.
+    Warn,
+}
+
 /// Start-up settings of `merlon-control-plane`. Relative paths are relative to the file's directory.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -115,6 +126,8 @@ pub struct ControlPlaneBootstrap {
     pub gateway_api: Option<bool>,
     /// With `kubernetes`: file with the injector's settings. It enables the admission webhooks.
     pub injection: Option<PathBuf>,
+    /// With `kubernetes`: whether a pod's token is accepted only from an address of that pod. Default: `enforce`.
+    pub pod_address_check: Option<PodAddressCheck>,
     /// With `injection`: the address of the admission webhooks, which the API server calls. Default: `0.0.0.0:7566`.
     #[schemars(with = "Option<String>")]
     pub webhook: Option<SocketAddr>,

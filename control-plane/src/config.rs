@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use merlon_config::bootstrap::PodAddressCheck;
+
 use crate::limits::Limits;
 
 /// The input of [`crate::app::run`]. The program builds it from flags, environment and bootstrap file.
@@ -41,6 +43,8 @@ pub struct KubernetesConfig {
     pub namespace: String,
     /// Whether Gateway API is watched: gateways, routes and certificates.
     pub gateways: bool,
+    /// Whether a pod's token is accepted only from an address of that pod.
+    pub pod_address_check: PodAddressCheck,
     /// The admission webhooks, if enabled.
     pub webhook: Option<WebhookConfig>,
 }

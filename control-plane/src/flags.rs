@@ -2,9 +2,12 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::Parser;
+use clap::{
+    Parser,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use merlon_config::{
-    bootstrap::ControlPlaneBootstrap,
+    bootstrap::{ControlPlaneBootstrap, PodAddressCheck},
     report::{Problem, Report},
 };
 
@@ -59,6 +62,10 @@ pub struct Flags {
         default_missing_value = "true"
     )]
     pub gateway_api: Option<bool>,
+    /// With --kubernetes: whether a pod's token is accepted only from an address of that pod. `warn` accepts, logs and counts
+    /// it, for networks that translate the addresses of pods [default: enforce]
+    #[arg(long, env = "MERLON_POD_ADDRESS_CHECK", value_name = "MODE", value_parser = pod_address_check())]
+    pub pod_address_check: Option<PodAddressCheck>,
     /// With --kubernetes: file of the injector's settings; enables the admission webhooks
     #[arg(long, env = "MERLON_INJECTION", value_name = "FILE")]
     pub injection: Option<PathBuf>,
@@ -97,6 +104,13 @@ pub struct Flags {
     pub test_clock: Option<PathBuf>,
 }
 
+fn pod_address_check() -> impl TypedValueParser<Value = PodAddressCheck> {
+    PossibleValuesParser::new(["enforce", "warn"]).map(|mode| match &*mode {
+        "warn" => PodAddressCheck::Warn,
+        _ => PodAddressCheck::Enforce,
+    })
+}
+
 impl Flags {
     /// Merges the flags with the bootstrap file.
     ///
@@ -121,6 +135,10 @@ impl Flags {
             Source::Kubernetes(KubernetesConfig {
                 replica: name_of_replica(replica)?,
                 namespace: namespace.unwrap_or_else(|| "merlon-system".to_owned()),
+                pod_address_check: self
+                    .pod_address_check
+                    .or(file.pod_address_check)
+                    .unwrap_or_default(),
                 gateways: self.gateway_api.or(file.gateway_api).unwrap_or(false),
                 webhook: webhook.map(|injection| WebhookConfig {
                     listen: listen.unwrap_or_else(|| any(7566)),

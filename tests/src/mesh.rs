@@ -24,7 +24,7 @@ pub use fake_control_plane::FakeControlPlane;
 pub use merlon_test_support::log::LogLine;
 pub use metric::Metric;
 pub use names::{NAMESPACE, TRUST_DOMAIN, identity, spiffe_id};
-pub use peer::{AnonymousPeer, Destination, PeerCall, TestPeer, tls_connect};
+pub use peer::{AnonymousPeer, Destination, PeerCall, TestPeer, tls_connect, tls_connect_from};
 pub use running::Mesh;
 pub use shared::{Guard, Shared};
 pub use sidecar::Sidecar;

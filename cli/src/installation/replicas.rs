@@ -105,7 +105,7 @@ async fn replica(cluster: &Cluster, pod: &Pod) -> Option<Finding> {
         ));
     };
     match answer {
-        Ok(text) if text.trim() == "ready" => None,
+        Ok(text) if text.trim() == "ready" => addresses(cluster, &name).await,
         // Ready, with a warning.
         Ok(text) => Some(Finding::warning(
             format!("pod `{name}` is {}", text.trim()),
@@ -120,6 +120,42 @@ async fn replica(cluster: &Cluster, pod: &Pod) -> Option<Finding> {
             &error,
         )),
     }
+}
+
+/// Whether a replica was asked for certificates with the token of a pod from another address than the pod's.
+async fn addresses(cluster: &Cluster, name: &str) -> Option<Finding> {
+    let path = format!(
+        "/api/v1/namespaces/{}/pods/{name}:7567/proxy/metrics",
+        cluster.namespace
+    );
+    let request = http::Request::get(path).body(Vec::new()).ok()?;
+    let asked = tokio::time::timeout(READY_TIMEOUT, cluster.client.request_text(request));
+    addresses_in(name, &asked.await.ok()?.ok()?)
+}
+
+/// [`addresses`], from the page of metrics.
+fn addresses_in(name: &str, page: &str) -> Option<Finding> {
+    let count = |series: &str| {
+        let mut lines = page.lines().filter_map(|line| line.strip_prefix(series));
+        let value = lines.next()?.trim().parse::<u64>().ok()?;
+        (value > 0).then_some(value)
+    };
+    let hint = "if the pods' network translates their addresses, set `controlPlane.podAddressCheck: warn`; if not, the token of a pod may be stolen: the log of this pod has pod and address";
+    if let Some(times) = count("merlon_certificates_refused_total{reason=\"token_address\"}") {
+        return Some(Finding::warning(
+            format!(
+                "pod `{name}` rejected {times} requests for a certificate, because the token of a pod came from another address"
+            ),
+            hint,
+        ));
+    }
+    let times = count("merlon_pod_addresses_differed_total")?;
+    Some(Finding::warning(
+        format!(
+            "pod `{name}` issued {times} certificates for the token of a pod that came from another address"
+        ),
+        hint,
+    ))
 }
 
 /// Whether the control plane with this administration address is ready.
@@ -148,5 +184,37 @@ pub(super) async fn ready_at(url: &url::Url) -> Finding {
         }
         Ok(reply) => failed(reply.text().await.unwrap_or_default().trim().to_owned()),
         Err(error) => failed(format!("{error:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_from_other_addresses_are_reported_with_what_to_do() {
+        let page = "# TYPE merlon_pod_addresses_differed counter\n\
+                    merlon_pod_addresses_differed_total 0\n\
+                    merlon_certificates_refused_total{reason=\"token_address\"} 0\n";
+        assert!(addresses_in("one", page).is_none());
+        for (series, text) in [
+            (
+                "merlon_certificates_refused_total{reason=\"token_address\"}",
+                "pod `one` rejected 3 requests for a certificate",
+            ),
+            (
+                "merlon_pod_addresses_differed_total",
+                "pod `one` issued 3 certificates",
+            ),
+        ] {
+            let page = page.replace(&format!("{series} 0"), &format!("{series} 3"));
+            let finding = addresses_in("one", &page).unwrap();
+            let text_of = super::super::finding::text(&finding);
+            assert!(text_of.contains(text), "{text_of}");
+            assert!(
+                text_of.contains("controlPlane.podAddressCheck: warn"),
+                "{text_of}"
+            );
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Authenticates a pod by its service account token.
 
 use std::{
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,7 +14,8 @@ use k8s_openapi::api::{
     core::v1::Pod,
 };
 use kube::{Api, Client, api::PostParams, runtime::reflector::Store};
-use merlon_config::name::WorkloadId;
+use merlon_config::{bootstrap::PodAddressCheck, name::WorkloadId};
+use serde::Serialize;
 
 use super::{
     names,
@@ -41,6 +43,14 @@ pub(crate) enum TokenProblem {
     Unbound,
     #[error("the pod `{0}` of the token does not exist, or has no proxy")]
     NoPod(String),
+    #[error(
+        "the token belongs to the pod `{pod}` with {addresses}, and the request comes from {from}: only the pod itself may use it (where the network translates the addresses of pods, set `controlPlane.podAddressCheck: warn`)"
+    )]
+    Address {
+        pod: String,
+        addresses: String,
+        from: IpAddr,
+    },
     #[error("the cluster cannot be reached at the moment: try again")]
     Unreachable,
 }
@@ -56,6 +66,7 @@ impl TokenProblem {
             Self::Unreachable => "cluster",
             Self::Audience => "token_audience",
             Self::Unbound | Self::NoPod(_) => "token_pod",
+            Self::Address { .. } => "token_address",
             Self::Malformed | Self::Refused(_) | Self::NoAccount(_) => "token_refused",
         }
     }
@@ -68,6 +79,7 @@ pub(crate) struct Reviewer {
     pods: Store<Pod>,
     contact: Contact,
     limits: TokenReviewLimits,
+    addresses: PodAddressCheck,
     /// Whether a retry loop runs.
     retrying: Arc<AtomicBool>,
 }
@@ -84,12 +96,14 @@ impl Reviewer {
         pods: Store<Pod>,
         contact: Contact,
         limits: TokenReviewLimits,
+        addresses: PodAddressCheck,
     ) -> Self {
         Self {
             client,
             pods,
             contact,
             limits,
+            addresses,
             retrying: Arc::default(),
         }
     }
@@ -105,26 +119,64 @@ impl Reviewer {
             .is_some_and(|outage| outage >= self.limits.renewal_after)
     }
 
-    /// The service account of a token whose pod exists.
-    pub(crate) async fn authenticate(&self, token: &str) -> Result<WorkloadId, TokenProblem> {
+    /// The pod of a token, if the request comes from it.
+    pub(crate) async fn authenticate(
+        &self,
+        token: &str,
+        from: IpAddr,
+    ) -> Result<Authenticated, TokenProblem> {
         if !is_token(token) {
             return Err(TokenProblem::Malformed);
         }
         let user = self.review(token).await?;
-        let pod = bound(&user)?;
+        let bound = bound(&user)?;
+        let name = format!("{}/{}", bound.account.namespace, bound.name);
+        let enforced = self.addresses == PodAddressCheck::Enforce;
+        // The request may arrive before the watch events of the pod and of its addresses.
         let present = async {
             loop {
-                if self.present(&pod).is_some() {
+                if let Some(pod) = self.present(&bound)
+                    && (!enforced || !addresses(&pod).is_empty())
+                {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        let name = format!("{}/{}", pod.account.namespace, pod.name);
-        tokio::time::timeout(self.limits.pod, present)
-            .await
-            .map_err(|_| TokenProblem::NoPod(name))?;
-        Ok(pod.account)
+        let _ = tokio::time::timeout(self.limits.pod, present).await;
+        let pod = self.present(&bound);
+        let pod = pod.ok_or_else(|| TokenProblem::NoPod(name.clone()))?;
+        let addresses = addresses(&pod);
+        let elsewhere = !addresses.contains(&from.to_canonical());
+        if elsewhere {
+            let addresses = match &*addresses {
+                [] => "no address yet".to_owned(),
+                known => known
+                    .iter()
+                    .map(IpAddr::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            };
+            if enforced {
+                let pod = name;
+                return Err(TokenProblem::Address {
+                    pod,
+                    addresses,
+                    from,
+                });
+            }
+            tracing::warn!(pod = name, addresses, address = %from, "token_review.address_differs");
+        }
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+        Ok(Authenticated {
+            account: bound.account,
+            pod: PodOfToken {
+                name,
+                uid: bound.uid,
+                node: node.unwrap_or_default(),
+            },
+            elsewhere,
+        })
     }
 
     async fn review(&self, token: &str) -> Result<UserInfo, TokenProblem> {
@@ -196,16 +248,57 @@ impl Reviewer {
         });
     }
 
-    /// `Some` if the pod exists with this uid and runs as the service account of the token.
-    fn present(&self, bound: &Bound) -> Option<()> {
+    /// The pod, if it exists with this uid, runs as the service account of the token, and has not ended.
+    fn present(&self, bound: &Bound) -> Option<Arc<Pod>> {
         let reference = kube::runtime::reflector::ObjectRef::new(&bound.name)
             .within(bound.account.namespace.as_str());
         let pod = self.pods.get(&reference)?;
         let same = pod.metadata.uid.as_deref() == Some(&bound.uid);
         let account = pod.spec.as_ref()?.service_account_name.as_deref();
         let account = account.unwrap_or("default");
-        (same && account == bound.account.service_account.as_str()).then_some(())
+        let phase = pod
+            .status
+            .as_ref()
+            .and_then(|status| status.phase.as_deref());
+        let ended = matches!(phase, Some("Succeeded" | "Failed"));
+        let right = same && !ended && account == bound.account.service_account.as_str();
+        right.then_some(pod)
     }
+}
+
+/// The addresses of a pod that it has so far.
+fn addresses(pod: &Pod) -> Vec<IpAddr> {
+    let Some(status) = &pod.status else {
+        return Vec::new();
+    };
+    let all = status.pod_ips.iter().flatten().map(|one| &one.ip);
+    let all = all.chain(&status.pod_ip);
+    let mut all: Vec<IpAddr> = all
+        .filter_map(|text| text.parse::<IpAddr>().ok())
+        .map(|address| address.to_canonical())
+        .collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// A pod whose token was authenticated.
+#[derive(Debug)]
+pub(crate) struct Authenticated {
+    pub(crate) account: WorkloadId,
+    pub(crate) pod: PodOfToken,
+    /// Whether the request came from an address that is not the pod's.
+    pub(crate) elsewhere: bool,
+}
+
+/// The pod that a token is bound to, for the record.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct PodOfToken {
+    /// Namespace and name.
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    /// The cluster's node that it runs on.
+    pub(crate) node: String,
 }
 
 /// Three parts of base64url: untrusted bytes are checked before they are sent to the cluster.
@@ -251,13 +344,24 @@ pub(crate) fn bound(user: &UserInfo) -> Result<Bound, TokenProblem> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
+
+    const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     fn reviewer(contact: &Contact) -> Reviewer {
         let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
         let client = Client::try_from(config).unwrap();
         let (pods, _) = kube::runtime::reflector::store();
-        Reviewer::new(client, pods, contact.clone(), TokenReviewLimits::default())
+        let limits = TokenReviewLimits::default();
+        Reviewer::new(
+            client,
+            pods,
+            contact.clone(),
+            limits,
+            PodAddressCheck::Enforce,
+        )
     }
 
     #[tokio::test(start_paused = true)]
@@ -284,11 +388,11 @@ mod tests {
         let reviewer = reviewer(&Contact::default());
         let long = format!("{}.a.a", "a".repeat(MAX_BYTES));
         for token in ["", "a", "a.b", "a.b.c.d", "a.b.c\n", "a.b.é", &long] {
-            let problem = reviewer.authenticate(token).await.unwrap_err();
+            let problem = reviewer.authenticate(token, LOCAL).await.unwrap_err();
             assert_eq!(problem, TokenProblem::Malformed, "{token}");
         }
         // Nothing listens at the address of the API server.
-        let called = reviewer.authenticate("a.b.c").await.unwrap_err();
+        let called = reviewer.authenticate("a.b.c", LOCAL).await.unwrap_err();
         assert_eq!(called, TokenProblem::Unreachable);
     }
 }

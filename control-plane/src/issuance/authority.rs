@@ -240,6 +240,7 @@ impl CertificateManager {
             evidence: "self".to_owned(),
             node_id: String::new(),
             address: String::new(),
+            pod: None,
             not_after: timestamp(not_after),
         };
         self.ledger.append_or_log(entry, &self.metrics).await;

@@ -13,7 +13,7 @@ use merlon_issuer::{Fault, IssueError};
 use tonic::{Request, Response, Status};
 
 use crate::{
-    cluster::token_review::Reviewer,
+    cluster::token_review::{PodOfToken, Reviewer},
     issuance::{
         authority::{Authority, Certified},
         csr::Csr,
@@ -77,7 +77,7 @@ impl From<StoreError> for Refusal {
 /// The evidence that a certificate is issued on.
 enum Grounds {
     Token(JoinToken),
-    ServiceAccount,
+    ServiceAccount(PodOfToken),
     Certificate,
 }
 
@@ -85,7 +85,7 @@ impl Grounds {
     const fn evidence(&self) -> &'static str {
         match self {
             Self::Token(_) => "join-token",
-            Self::ServiceAccount => "service-account",
+            Self::ServiceAccount(_) => "service-account",
             Self::Certificate => "certificate",
         }
     }
@@ -227,8 +227,8 @@ impl Issue {
                 Ok((identity, Grounds::Token(token)))
             }
             Some(Evidence::Token(token)) => {
-                let identity = self.service_account(&token).await?;
-                Ok((identity, Grounds::ServiceAccount))
+                let (identity, pod) = self.service_account(&token, peer.address.ip()).await?;
+                Ok((identity, Grounds::ServiceAccount(pod)))
             }
             None => {
                 let unproved = |status| refuse("no_evidence", status);
@@ -252,8 +252,12 @@ impl Issue {
         }
     }
 
-    /// The identity of a pod's token.
-    async fn service_account(&self, token: &str) -> Result<SpiffeId, Refusal> {
+    /// The identity of a pod's token, and the pod.
+    async fn service_account(
+        &self,
+        token: &str,
+        from: IpAddr,
+    ) -> Result<(SpiffeId, PodOfToken), Refusal> {
         let reviewer = self.reviewer.as_ref().ok_or_else(|| {
             refuse(
                 "evidence",
@@ -262,21 +266,27 @@ impl Issue {
                 ),
             )
         })?;
-        let account = reviewer.authenticate(token).await.map_err(|problem| {
-            let (reason, message) = (problem.reason(), problem.to_string());
-            if problem.is_transient() {
-                refuse(reason, Status::unavailable(message))
-            } else {
-                refuse(reason, Status::permission_denied(message))
-            }
-        })?;
+        let proved = reviewer
+            .authenticate(token, from)
+            .await
+            .map_err(|problem| {
+                let (reason, message) = (problem.reason(), problem.to_string());
+                if problem.is_transient() {
+                    refuse(reason, Status::unavailable(message))
+                } else {
+                    refuse(reason, Status::permission_denied(message))
+                }
+            })?;
+        if proved.elsewhere {
+            self.metrics.pod_addresses_differed.inc();
+        }
         let mut snapshots = self.snapshots.watch();
         let domain = self.snapshots.mesh().state().trust_domain.clone();
-        let identity = domain.spiffe_id(&account);
+        let identity = domain.spiffe_id(&proved.account);
         // The pod was just seen, and becomes a Workload with the next compilation.
         let known = snapshots.wait_for(|snapshot| snapshot.mesh.knows(&identity));
         let _ = tokio::time::timeout(self.limits.compile, known).await;
-        Ok(identity)
+        Ok((identity, proved.pod))
     }
 
     /// The identity of a join token. A second use is logged as an error: the secret has leaked.
@@ -353,7 +363,15 @@ impl Issue {
                 )
             })?;
         let not_after = timestamp(facts.not_after);
+        let pod = match grounds {
+            Grounds::ServiceAccount(pod) => Some(pod.clone()),
+            Grounds::Token(_) | Grounds::Certificate => None,
+        };
+        let of_pod = |part: fn(&PodOfToken) -> &String| pod.as_ref().map(part).cloned();
+        let (name, uid) = (of_pod(|pod| &pod.name), of_pod(|pod| &pod.uid));
+        let pod_node = of_pod(|pod| &pod.node);
         let entry = Issued {
+            pod,
             at: now,
             identity: identity.to_string(),
             serial: facts.serial.clone(),
@@ -375,6 +393,9 @@ impl Issue {
             evidence = grounds.evidence(),
             node,
             address = %peer.address,
+            pod = name,
+            pod_uid = uid,
+            pod_node,
             not_after = %not_after,
             "certificate.issued"
         );

@@ -6,6 +6,7 @@ use rusqlite::params;
 use serde::Serialize;
 
 use crate::{
+    cluster::token_review::PodOfToken,
     state::store::{Store, StoreError},
     telemetry::metrics::Metrics,
 };
@@ -20,12 +21,15 @@ pub(crate) struct Issued {
     pub identity: String,
     /// Its serial number, hexadecimal.
     pub serial: String,
-    /// `join-token`, `certificate` (renewal), or `self` (the control plane's own).
+    /// `join-token`, `service-account` (the token of a pod), `certificate` (renewal), or `self` (the control plane's own).
     pub evidence: String,
     /// The node id of the proxy's process.
     pub node_id: String,
     /// The address of the client.
     pub address: String,
+    /// The pod whose token was the evidence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodOfToken>,
     /// When it expires.
     pub not_after: Timestamp,
 }
@@ -53,12 +57,13 @@ impl Ledger {
 
     async fn append(&self, entry: Issued) -> Result<(), StoreError> {
         let rows = self.store.ledger_rows;
+        let pod = entry.pod.unwrap_or_default();
         self.store
             .with(move |db| {
                 let change = db.transaction()?;
                 change.execute(
-                    "INSERT INTO ledger (at, identity, serial, evidence, node_id, address, not_after)
-                     VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO ledger (at, identity, serial, evidence, node_id, address, not_after, pod, pod_uid, pod_node)
+                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     params![
                         entry.at.as_millisecond(),
                         entry.identity,
@@ -67,6 +72,9 @@ impl Ledger {
                         entry.node_id,
                         entry.address,
                         entry.not_after.as_millisecond(),
+                        pod.name,
+                        pod.uid,
+                        pod.node,
                     ],
                 )?;
                 // The disk of a replica in a cluster is small.
@@ -86,12 +94,18 @@ impl Ledger {
         self.store
             .with(move |db| {
                 let mut query = db.prepare(
-                    "SELECT at, identity, serial, evidence, node_id, address, not_after FROM ledger
+                    "SELECT at, identity, serial, evidence, node_id, address, not_after, pod, pod_uid, pod_node FROM ledger
                      WHERE ?1 IS NULL OR identity = ?1 ORDER BY id DESC LIMIT ?2",
                 )?;
                 let time = |millis| Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MAX);
                 let rows = query.query_map(params![identity, count], |row| {
+                    let pod = PodOfToken {
+                        name: row.get(7)?,
+                        uid: row.get(8)?,
+                        node: row.get(9)?,
+                    };
                     Ok(Issued {
+                        pod: (pod != PodOfToken::default()).then_some(pod),
                         at: time(row.get(0)?),
                         identity: row.get(1)?,
                         serial: row.get(2)?,
@@ -121,6 +135,11 @@ mod tests {
             evidence: "join-token".into(),
             node_id: "node-1".into(),
             address: "127.0.0.1:1".into(),
+            pod: Some(PodOfToken {
+                name: "shop/web-1".into(),
+                uid: "3a".into(),
+                node: "a".into(),
+            }),
             not_after: at,
         }
     }

@@ -20,6 +20,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use kube::Client;
 use merlon_compile::Mesh;
 use merlon_config::{
+    bootstrap::PodAddressCheck,
     contain::{HINT, contain},
     report::{Problem, Report as Problems},
     resource::Resource,
@@ -83,6 +84,7 @@ pub(crate) struct Kubernetes {
     client: Client,
     namespace: String,
     limits: Limits,
+    pod_address_check: PodAddressCheck,
     cluster: Cluster,
     acceptance: Acceptance,
     dry_run: DryRun,
@@ -151,6 +153,7 @@ impl Kubernetes {
             client,
             namespace: config.namespace.clone(),
             limits,
+            pod_address_check: config.pod_address_check,
             cluster,
             acceptance: Acceptance::new(&config.namespace),
             dry_run: DryRun::new(&config.namespace),
@@ -271,7 +274,13 @@ impl Kubernetes {
     pub(crate) fn reviewer(&self) -> Reviewer {
         let contact = self.cluster.contact.clone();
         let pods = self.cluster.pods.clone();
-        Reviewer::new(self.client.clone(), pods, contact, self.limits.token_review)
+        Reviewer::new(
+            self.client.clone(),
+            pods,
+            contact,
+            self.limits.token_review,
+            self.pod_address_check,
+        )
     }
 
     /// The embedded CA, which the replicas share.

@@ -37,6 +37,7 @@ impl Store {
         connection.busy_timeout(limits.busy)?;
         let rows = limits.ledger_rows.max(1);
         connection.execute_batch(&SCHEMA.replace("LEDGER_ROWS", &rows.to_string()))?;
+        add_missing_columns(&connection)?;
         Ok(Self {
             ledger_rows: rows,
             connection: Arc::new(Mutex::new(connection)),
@@ -59,6 +60,17 @@ impl Store {
             Err(_) => Err(StoreError::Gone),
         }
     }
+}
+
+/// Adds the columns that the file of an older version does not have. An older version ignores them.
+fn add_missing_columns(connection: &Connection) -> rusqlite::Result<()> {
+    for column in ["pod", "pod_uid", "pod_node"] {
+        if !connection.column_exists(None, "ledger", column)? {
+            let add = format!("ALTER TABLE ledger ADD COLUMN {column} TEXT NOT NULL DEFAULT ''");
+            connection.execute(&add, [])?;
+        }
+    }
+    Ok(())
 }
 
 /// Times are milliseconds since 1970. The triggers protect the append-only ledger, of which only the oldest rows beyond the limit

@@ -10,7 +10,7 @@ use prometheus_client::{
 };
 
 /// Why a certificate request is rejected.
-const ISSUE_REFUSALS: [&str; 17] = [
+const ISSUE_REFUSALS: [&str; 18] = [
     "cluster",
     "csr",
     "evidence",
@@ -21,6 +21,7 @@ const ISSUE_REFUSALS: [&str; 17] = [
     "old_key",
     "rate",
     "store",
+    "token_address",
     "token_audience",
     "token_expired",
     "token_pod",
@@ -43,6 +44,7 @@ pub(crate) struct Metrics {
     pub(crate) issue_refused: Family<RefusalLabel, Counter>,
     pub(crate) tokens_reused: Counter,
     pub(crate) ledger_failures: Counter,
+    pub(crate) pod_addresses_differed: Counter,
     pub(crate) config_loads: Family<LoadLabel, Counter>,
     pub(crate) config_problems: Gauge,
     pub(crate) handshakes_failed: Counter,
@@ -155,6 +157,7 @@ impl Metrics {
             "certificates_refused", "Certificate requests that were rejected", issue_refused;
             "join_tokens_reused", "Join tokens used a second time", tokens_reused;
             "ledger_failures", "Certificates that could not be recorded in the ledger", ledger_failures;
+            "pod_addresses_differed", "Certificates issued for a pod's token from another address than the pod's", pod_addresses_differed;
             "config_loads", "Configuration loads", config_loads;
             "config_problems", "Problems that keep the configuration from being applied", config_problems;
             "tls_handshakes_failed", "TLS handshakes that failed", handshakes_failed;

@@ -1,6 +1,11 @@
 //! Requests certificates as the proxy of a pod does.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    sync::Arc,
+};
 
 use hyper_util::rt::TokioIo;
 use merlon_api::{
@@ -18,7 +23,7 @@ use tonic::{Status, transport::Endpoint};
 use tower::service_fn;
 
 use super::{replica::Replica, server::Pod};
-use crate::mesh::tls_connect;
+use crate::mesh::tls_connect_from;
 
 /// A certificate with its key.
 #[derive(Debug)]
@@ -35,6 +40,21 @@ impl Replica {
     /// # Errors
     /// The error of the control plane.
     pub async fn issue(&self, trust: &Path, pod: &Pod, token: &str) -> Result<Issued, Status> {
+        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        self.issue_from(any, trust, pod, token).await
+    }
+
+    /// [`Replica::issue`] from this address.
+    ///
+    /// # Errors
+    /// The error of the control plane.
+    pub async fn issue_from(
+        &self,
+        from: IpAddr,
+        trust: &Path,
+        pod: &Pod,
+        token: &str,
+    ) -> Result<Issued, Status> {
         let read = |file: &str| fs::read_to_string(trust.join(file)).expect("a mounted file");
         let domain: TrustDomain = read("trust-domain").parse().expect("a trust domain");
         let bundle = TrustBundle {
@@ -46,7 +66,8 @@ impl Replica {
         let identity = format!("{}/{}", pod.namespace, pod.account);
         let id = domain.spiffe_id(&identity.parse().expect("an identity"));
         let evidence = Some(Evidence::Token(token.to_owned()));
-        self.sign(tls.expect("TLS"), id, evidence, bundle).await
+        self.sign((from, tls.expect("TLS")), id, evidence, bundle)
+            .await
     }
 
     /// Renews a certificate, authenticated only by the current one.
@@ -57,12 +78,13 @@ impl Replica {
         let server = control_plane(issued.id.trust_domain());
         let tls = issued.tls.client_config(&server, &[H2]);
         let (id, bundle) = (issued.id.clone(), issued.bundle.clone());
-        self.sign(tls.expect("TLS"), id, None, bundle).await
+        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        self.sign((any, tls.expect("TLS")), id, None, bundle).await
     }
 
     async fn sign(
         &self,
-        tls: Arc<ClientConfig>,
+        (from, tls): (IpAddr, Arc<ClientConfig>),
         id: SpiffeId,
         evidence: Option<Evidence>,
         bundle: TrustBundle,
@@ -70,7 +92,7 @@ impl Replica {
         let to = self.address();
         let connector = service_fn(move |_| {
             let tls = Arc::clone(&tls);
-            async move { tls_connect(to, tls).await.map(TokioIo::new) }
+            async move { tls_connect_from(from, to, tls).await.map(TokioIo::new) }
         });
         let channel = Endpoint::from_static("http://control-plane")
             .connect_with_connector(connector)

@@ -30,6 +30,8 @@ pub struct Replica {
     admin: SocketAddr,
     // The injector's configuration file.
     injection: Option<PathBuf>,
+    // Test proxies do not connect from the addresses of their pods.
+    pod_address_check: &'static str,
     // The file of `--test-limits`.
     limits: PathBuf,
     process: Mutex<Option<Process>>,
@@ -53,6 +55,16 @@ impl ApiServer {
     pub async fn replica_with(&self, name: &str, limits: &Value) -> Replica {
         let replica = self.prepare(name).await;
         fs::write(&replica.limits, limits.to_string()).expect("a file");
+        replica.launch();
+        replica.until_ready().await;
+        replica
+    }
+
+    /// [`ApiServer::replica_with`], which accepts tokens only from the addresses of their pods.
+    pub async fn replica_that_checks_addresses(&self, name: &str, limits: &Value) -> Replica {
+        let mut replica = self.prepare(name).await;
+        fs::write(&replica.limits, limits.to_string()).expect("a file");
+        replica.pod_address_check = "enforce";
         replica.launch();
         replica.until_ready().await;
         replica
@@ -105,6 +117,7 @@ impl ApiServer {
             listen: ports::free(),
             admin: ports::free(),
             injection: None,
+            pod_address_check: "warn",
             process: Mutex::new(None),
         }
     }
@@ -171,6 +184,7 @@ impl Replica {
         .env("KUBECONFIG", &self.kubeconfig)
         .arg("--kubernetes")
         .args(["--replica", &self.name, "--namespace", "merlon-system"])
+        .args(["--pod-address-check", self.pod_address_check])
         .arg("--test-limits")
         .arg(&self.limits)
         .arg("--state-dir")

@@ -3,7 +3,11 @@
 
 mod destination;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 pub use destination::{Destination, PeerCall};
 
@@ -21,7 +25,10 @@ use merlon_config::{name::SpiffeId, snapshot::ResourceKind};
 use merlon_test_support::ca;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, ServerName};
-use tokio::{net::TcpStream, sync::mpsc};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    sync::mpsc,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
@@ -256,8 +263,22 @@ pub async fn tls_connect(
     to: SocketAddr,
     tls: Arc<ClientConfig>,
 ) -> std::io::Result<TlsStream<TcpStream>> {
+    tls_connect_from(IpAddr::V4(Ipv4Addr::UNSPECIFIED), to, tls).await
+}
+
+/// [`tls_connect`] from this address.
+///
+/// # Errors
+/// Those of [`tls_connect`], and if the address is not this machine's.
+pub async fn tls_connect_from(
+    from: IpAddr,
+    to: SocketAddr,
+    tls: Arc<ClientConfig>,
+) -> std::io::Result<TlsStream<TcpStream>> {
     limit(format!("a TLS connection to {to}"), async {
-        let stream = TcpStream::connect(to).await?;
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::new(from, 0))?;
+        let stream = socket.connect(to).await?;
         let server_name = ServerName::from(to.ip());
         TlsConnector::from(tls).connect(server_name, stream).await
     })

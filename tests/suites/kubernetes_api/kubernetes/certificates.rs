@@ -1,9 +1,9 @@
 //! Certificates on service account tokens, and their renewal.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use merlon_tests::{ApiServer, api_server::Replica, until, wait::until_value};
-use serde_json::json;
+use serde_json::{Value, json};
 use tonic::Code;
 
 use super::MESH;
@@ -98,6 +98,77 @@ async fn a_certificate_is_issued_for_the_token_of_an_existing_pod_and_for_nothin
     let page = replica.page("/metrics").await.1;
     assert!(
         page.contains("merlon_certificates_issued_total{evidence=\"service-account\"} 3"),
+        "{page}"
+    );
+}
+
+#[tokio::test]
+async fn a_token_is_good_only_at_an_address_of_its_pod_unless_the_network_translates_them() {
+    let api = ApiServer::start().await;
+    api.apply(MESH).await;
+    let replica = api
+        .replica_that_checks_addresses("one", &json!({ "tokenReview": { "pod": "1s" } }))
+        .await;
+    let lenient = api.replica("two").await;
+    let web = api.pod("shop", "web", "127.1.0.3").await;
+    let thief = api.pod("shop", "thief", "127.1.0.4").await;
+    let trust = api.trust("shop").await;
+    let token = api.token_of(&web).await;
+    let address = |last| IpAddr::from([127, 1, 0, last]);
+
+    let own = replica.issue_from(address(3), &trust, &web, &token).await;
+    own.expect("a certificate");
+    let stolen = replica.issue_from(address(4), &trust, &web, &token).await;
+    let refused = stolen.expect_err("the token of another pod");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(
+        refused.message().contains(
+            "belongs to the pod `shop/web` with 127.1.0.3, and the request comes from 127.1.0.4"
+        ),
+        "{refused:?}"
+    );
+    let page = replica.page("/metrics").await.1;
+    assert!(
+        page.contains("merlon_certificates_refused_total{reason=\"token_address\"} 1"),
+        "{page}"
+    );
+    // The record has the pod.
+    let path = "/v1/certificates?identity=spiffe://cluster.merlon.test/ns/shop/sa/web";
+    let record = replica.get(path).await;
+    assert_eq!(record.as_array().map(Vec::len), Some(1), "{record}");
+    assert_eq!(
+        record[0]["pod"],
+        json!({ "name": "shop/web", "uid": web.uid, "node": "" })
+    );
+
+    // A pod may connect before the API server shows its address, and a pod that has ended needs no certificate.
+    let path = "/api/v1/namespaces/shop/pods/thief/status";
+    let set = async |status: Value| {
+        let status = json!({ "status": status });
+        api.call(http::Method::PATCH, path, Some(&status)).await;
+    };
+    set(json!({ "podIP": null, "podIPs": null })).await;
+    let token = api.token_of(&thief).await;
+    let early = || replica.issue_from(address(4), &trust, &thief, &token);
+    let refused = until_value("a refusal", early, Result::is_err).await;
+    let refused = refused.expect_err("no address");
+    assert!(refused.message().contains("no address yet"), "{refused:?}");
+    set(json!({ "podIP": "127.1.0.4", "podIPs": [{ "ip": "127.1.0.4" }] })).await;
+    until_value("a certificate", early, Result::is_ok)
+        .await
+        .expect("a certificate");
+    set(json!({ "phase": "Succeeded" })).await;
+    let refused = until_value("a refusal", early, Result::is_err).await;
+    let refused = refused.expect_err("the pod has ended");
+    assert!(refused.message().contains("does not exist"), "{refused:?}");
+
+    let token = api.token_of(&web).await;
+    let elsewhere = lenient.issue_from(address(4), &trust, &web, &token).await;
+    elsewhere.expect("a certificate");
+    assert!(lenient.log().contains("token_review.address_differs"));
+    let page = lenient.page("/metrics").await.1;
+    assert!(
+        page.contains("merlon_pod_addresses_differed_total 1"),
         "{page}"
     );
 }
