@@ -2,7 +2,7 @@
 
 use merlon_tests::{cluster::merlon, wait};
 
-use super::{LIMIT, alone};
+use super::{LIMIT, OF_REPLICAS, REPLICAS, alone};
 
 #[tokio::test]
 async fn an_upgrade_and_its_rollback_lose_no_call() {
@@ -89,13 +89,32 @@ async fn a_newer_version_and_its_rollback_lose_no_call() {
         cluster.programmed("shop", "ratelimit/many").await;
         load.continues(100).await;
 
-        // The rollback, while sidecars are of the newer version.
+        // The rollback, while sidecars are of the newer version. The older version cannot enforce the limit, so it does not take
+        // over while the newer one can.
         cluster
-            .helm(&["rollback", "merlon", "-n", merlon::NAMESPACE, "--wait"])
+            .helm(&["rollback", "merlon", "-n", merlon::NAMESPACE])
             .await;
-        cluster.helm(&["rollback", "merlon-crds", "--wait"]).await;
+        let logs = [
+            "logs",
+            "-n",
+            merlon::NAMESPACE,
+            "-l",
+            OF_REPLICAS,
+            "--tail=-1",
+        ];
+        wait::until("the older replica names the resource", async || {
+            let log = cluster.try_kubectl(&logs).await.out;
+            let mut waits = log
+                .lines()
+                .filter(|line| line.contains("config.not_taken_over"));
+            waits.any(|line| line.contains("`RateLimit/shop/many` was in force and cannot be"))
+        })
+        .await;
         load.continues(100).await;
         mesh.apply(LIMIT).await;
+        cluster.rolled_out(merlon::NAMESPACE, REPLICAS).await;
+        cluster.helm(&["rollback", "merlon-crds", "--wait"]).await;
+        load.continues(100).await;
         cluster.programmed("shop", "ratelimit/many").await;
         mesh.restart_orders().await;
         load.continues(100).await;
