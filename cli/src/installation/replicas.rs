@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{Api, ResourceExt as _, api::ListParams};
+use tokio::time::error::Elapsed;
 
 use super::finding::{Finding, unreadable};
 use crate::cluster::{CONTROL_PLANES, Cluster};
@@ -91,14 +92,8 @@ async fn replica(cluster: &Cluster, pod: &Pod) -> Option<Finding> {
     if status.phase.as_deref() != Some("Running") || pod.metadata.deletion_timestamp.is_some() {
         return None;
     }
-    let path = format!(
-        "/api/v1/namespaces/{}/pods/{name}:7567/proxy/ready",
-        cluster.namespace
-    );
-    let request = http::Request::get(path).body(Vec::new()).ok()?;
-    // The API server waits longer for a terminating pod than a user would.
-    let asked = tokio::time::timeout(READY_TIMEOUT, cluster.client.request_text(request));
-    let Ok(answer) = asked.await else {
+    let asked = page(cluster, &name, "ready").await;
+    let Ok(answer) = asked else {
         return Some(Finding::problem(
             format!("pod `{name}` does not answer"),
             "kubectl describe pod shows whether it is terminating or its node is down",
@@ -122,15 +117,30 @@ async fn replica(cluster: &Cluster, pod: &Pod) -> Option<Finding> {
     }
 }
 
-/// Whether a replica was asked for certificates with the token of a pod from another address than the pod's.
-async fn addresses(cluster: &Cluster, name: &str) -> Option<Finding> {
+/// A page of a replica's administration port. The API server waits longer for a terminating pod than a user would.
+async fn page(
+    cluster: &Cluster,
+    name: &str,
+    page: &str,
+) -> Result<Result<String, kube::Error>, Elapsed> {
     let path = format!(
-        "/api/v1/namespaces/{}/pods/{name}:7567/proxy/metrics",
+        "/api/v1/namespaces/{}/pods/{name}:7567/proxy/{page}",
         cluster.namespace
     );
-    let request = http::Request::get(path).body(Vec::new()).ok()?;
-    let asked = tokio::time::timeout(READY_TIMEOUT, cluster.client.request_text(request));
-    addresses_in(name, &asked.await.ok()?.ok()?)
+    let request = http::Request::get(path).body(Vec::new());
+    let asked = async {
+        cluster
+            .client
+            .request_text(request.map_err(kube::Error::HttpError)?)
+            .await
+    };
+    tokio::time::timeout(READY_TIMEOUT, asked).await
+}
+
+/// Whether a replica was asked for certificates with the token of a pod from another address than the pod's.
+async fn addresses(cluster: &Cluster, name: &str) -> Option<Finding> {
+    let page = page(cluster, name, "metrics").await;
+    addresses_in(name, &page.ok()?.ok()?)
 }
 
 /// [`addresses`], from the page of metrics.

@@ -364,14 +364,11 @@ impl Issue {
             })?;
         let not_after = timestamp(facts.not_after);
         let pod = match grounds {
-            Grounds::ServiceAccount(pod) => Some(pod.clone()),
+            Grounds::ServiceAccount(pod) => Some(pod),
             Grounds::Token(_) | Grounds::Certificate => None,
         };
-        let of_pod = |part: fn(&PodOfToken) -> &String| pod.as_ref().map(part).cloned();
-        let (name, uid) = (of_pod(|pod| &pod.name), of_pod(|pod| &pod.uid));
-        let pod_node = of_pod(|pod| &pod.node);
         let entry = Issued {
-            pod,
+            pod: pod.cloned(),
             at: now,
             identity: identity.to_string(),
             serial: facts.serial.clone(),
@@ -393,9 +390,9 @@ impl Issue {
             evidence = grounds.evidence(),
             node,
             address = %peer.address,
-            pod = name,
-            pod_uid = uid,
-            pod_node,
+            pod = pod.map(|pod| &*pod.name),
+            pod_uid = pod.map(|pod| &*pod.uid),
+            pod_node = pod.map(|pod| &*pod.node),
             not_after = %not_after,
             "certificate.issued"
         );

@@ -54,33 +54,24 @@ impl ApiServer {
     /// Starts a replica with other times and limits, as in the file of `--test-limits`, and waits until it is ready.
     pub async fn replica_with(&self, name: &str, limits: &Value) -> Replica {
         let replica = self.prepare(name).await;
-        fs::write(&replica.limits, limits.to_string()).expect("a file");
-        replica.launch();
-        replica.until_ready().await;
-        replica
+        replica.start_with(limits).await
     }
 
     /// [`ApiServer::replica_with`], which accepts tokens only from the addresses of their pods.
     pub async fn replica_that_checks_addresses(&self, name: &str, limits: &Value) -> Replica {
         let mut replica = self.prepare(name).await;
-        fs::write(&replica.limits, limits.to_string()).expect("a file");
         replica.pod_address_check = "enforce";
-        replica.launch();
-        replica.until_ready().await;
-        replica
+        replica.start_with(limits).await
     }
 
     /// Starts a replica that also serves the admission webhooks and Gateway API, with other times and limits, and waits
     /// until it is ready.
     pub async fn replica_with_webhooks(&self, name: &str, limits: &Value) -> Replica {
         let mut replica = self.prepare(name).await;
-        fs::write(&replica.limits, limits.to_string()).expect("a file");
         let file = replica.folder.join(format!("{name}.injection.yaml"));
         fs::write(&file, INJECTION).expect("a file");
         replica.injection = Some(file);
-        replica.launch();
-        replica.until_ready().await;
-        replica
+        replica.start_with(limits).await
     }
 
     /// Creates a CA of the webhook certificate that is about to expire, for a replica to replace.
@@ -174,6 +165,13 @@ impl ApiServer {
 }
 
 impl Replica {
+    async fn start_with(self, limits: &Value) -> Self {
+        fs::write(&self.limits, limits.to_string()).expect("a file");
+        self.launch();
+        self.until_ready().await;
+        self
+    }
+
     /// Starts it, or starts it again after its exit, without waiting.
     pub fn launch(&self) {
         let mut plan = Plan::new(

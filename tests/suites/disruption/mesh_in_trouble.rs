@@ -83,6 +83,8 @@ spec:
 const REPLICAS: &str = "deployment/merlon-control-plane";
 /// The label of its pods.
 const OF_REPLICAS: &str = "app.kubernetes.io/component=control-plane";
+/// The arguments of `kubectl` for their pods.
+const PODS: [&str; 6] = ["get", "pods", "-n", merlon::NAMESPACE, "-l", OF_REPLICAS];
 
 /// A change that every replica's admission accepts.
 const LIMIT: &str = "
@@ -229,11 +231,16 @@ impl Mesh {
         self.cluster.apply_in("shop", documents).await;
     }
 
+    /// What a `jsonpath` finds in the replicas of the control plane.
+    async fn of_replicas(&self, path: &str) -> String {
+        let pods = [&PODS[..], &["-o", path]].concat();
+        self.cluster.kubectl(&pods).await
+    }
+
     /// Waits until every replica of the control plane that was replaced has ended.
     async fn until_old_replicas_are_gone(&self) {
-        let pods = ["get", "pods", "-n", merlon::NAMESPACE, "-l", OF_REPLICAS];
         wait::until("only two replicas are left", async || {
-            let pods = self.cluster.json(&pods).await;
+            let pods = self.cluster.json(&PODS).await;
             pods["items"].as_array().is_some_and(|all| all.len() == 2)
         })
         .await;
@@ -241,8 +248,7 @@ impl Mesh {
 
     /// The addresses of the control plane's pods.
     async fn control_plane_addresses(&self) -> Vec<IpAddr> {
-        let pods = ["get", "pods", "-n", merlon::NAMESPACE, "-l", OF_REPLICAS];
-        let pods = self.cluster.json(&pods).await;
+        let pods = self.cluster.json(&PODS).await;
         let all = pods["items"].as_array().into_iter().flatten();
         let address = |pod: &Value| pod["status"]["podIP"].as_str()?.parse().ok();
         let found: Vec<IpAddr> = all.filter_map(address).collect();

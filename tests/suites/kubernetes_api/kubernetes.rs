@@ -98,6 +98,19 @@ impl Shop {
     }
 }
 
+/// Kills the replica that both proxies of the shop use, and starts it again.
+async fn restart(replica: &Replica) {
+    replica.kill9();
+    replica.launch();
+    replica.until_ready().await;
+    until("both proxies are back", async || {
+        let proxies = replica.get("/v1/proxies").await;
+        let list = proxies.as_array().expect("a list");
+        list.len() == 2 && list.iter().all(|proxy| proxy["state"] == "acknowledged")
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_policy_is_in_force_when_its_status_reports_it_and_a_broken_edit_leaves_it_in_force() {
     let api = ApiServer::start().await;
@@ -139,15 +152,7 @@ async fn a_policy_is_in_force_when_its_status_reports_it_and_a_broken_edit_leave
     shop.until_answered(StatusCode::OK).await;
 
     // A replica that starts now has the same state in force.
-    replica.kill9();
-    replica.launch();
-    replica.until_ready().await;
-    until("both proxies are back", async || {
-        let proxies = replica.get("/v1/proxies").await;
-        let list = proxies.as_array().expect("a list");
-        list.len() == 2 && list.iter().all(|proxy| proxy["state"] == "acknowledged")
-    })
-    .await;
+    restart(&replica).await;
     shop.get().await.is_ok();
 }
 

@@ -20,7 +20,7 @@ use merlon_config::{
 };
 
 use self::{
-    problems::{MAX_PROBLEMS, describe, problems_of},
+    problems::{MAX_PROBLEMS, describe, find, problems_of},
     trial::{Compiled, Denied, Rejections, Selection, Trial},
 };
 use super::{
@@ -314,9 +314,6 @@ fn in_force(
     resources: &Resources,
 ) -> InForce {
     let checked = set.into_iter().filter_map(|(key, version)| {
-        if let Some(denied) = denied.get(&key) {
-            return Some((key, denied.version.clone()));
-        }
         if !has_no_target(&key, resources) {
             return Some((key, version));
         }
@@ -324,7 +321,7 @@ fn in_force(
         Some((key, before))
     });
     let mut versions: VersionsInForce = checked.collect();
-    // Without a policy in their place, they are not in the set.
+    // The set has the policies in their place, or nothing.
     for (key, denied) in &denied {
         versions.insert(key.clone(), denied.version.clone());
     }
@@ -388,11 +385,7 @@ fn accepted(document: &Document, compiled: &Compiled) -> Verdict {
 
 /// Whether none of a policy's targets exists.
 fn has_no_target(key: &Key, resources: &Resources) -> bool {
-    let found = || {
-        let (namespace, name) = (key.namespace.parse().ok()?, key.name.parse().ok()?);
-        resources.find(key.kind, &namespace, &name)
-    };
-    let Some(resource) = found() else {
+    let Some(resource) = find(key, resources) else {
         return false;
     };
     let Some(targets) = resource.spec.target_refs() else {
@@ -420,11 +413,7 @@ fn has_no_target(key: &Key, resources: &Resources) -> bool {
 
 /// Whether one of its targets does not exist. It takes effect once the target is created.
 fn missing_target(key: &Key, resources: &Resources) -> bool {
-    let found = || {
-        let (namespace, name) = (key.namespace.parse().ok()?, key.name.parse().ok()?);
-        resources.find(key.kind, &namespace, &name)
-    };
-    let Some(resource) = found() else {
+    let Some(resource) = find(key, resources) else {
         return false;
     };
     let targets = resource.spec.target_refs().unwrap_or_default();

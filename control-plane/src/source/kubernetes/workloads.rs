@@ -21,7 +21,7 @@ use merlon_config::{
 };
 
 use super::gateway;
-use crate::cluster::{names, pods::meshed, watch::Cluster};
+use crate::cluster::{endpoints::is_ready, names, pods::meshed, watch::Cluster};
 
 /// All Workloads and Services, in an order that does not depend on the cluster.
 pub(crate) fn found(cluster: &Cluster) -> Vec<Resource> {
@@ -90,8 +90,7 @@ fn ready(slices: &[Arc<EndpointSlice>]) -> Ready {
             let conditions = endpoint.conditions.clone().unwrap_or_default();
             let known = endpoint.addresses.iter();
             let known = known.filter_map(|address| address.parse::<IpAddr>().ok());
-            // A missing condition means ready.
-            if conditions.ready.unwrap_or(true) {
+            if is_ready(endpoint) {
                 found.ready.extend(known);
             } else if conditions.serving == Some(true) && conditions.terminating == Some(true) {
                 found.ending.extend(known);

@@ -37,20 +37,8 @@ async fn no_pod_or_policy_is_refused_while_the_control_plane_restarts_or_a_new_v
         let set = ["set", "image", "-n", merlon::NAMESPACE, REPLICAS, image];
         mesh.cluster.kubectl(&set).await;
         let waiting = "jsonpath={.items[*].status.containerStatuses[*].state.waiting.reason}";
-        let pods = [
-            "get",
-            "pods",
-            "-n",
-            merlon::NAMESPACE,
-            "-l",
-            OF_REPLICAS,
-            "-o",
-        ];
         wait::until("a replica has no image", async || {
-            let reason = mesh
-                .cluster
-                .kubectl(&[&pods[..], &[waiting]].concat())
-                .await;
+            let reason = mesh.of_replicas(waiting).await;
             reason.contains("ErrImageNeverPull")
         })
         .await;
@@ -104,17 +92,8 @@ async fn pods_and_policies_are_admitted_while_no_replica_has_a_certificate() {
         let each_twice = each_twice.map(|(port, ready)| (Some(port), ready));
         wait::until_value("both are listed", listed, |listed| *listed == each_twice).await;
         cluster.until_admission_answers().await;
-        let pods = [
-            "get",
-            "pods",
-            "-n",
-            merlon::NAMESPACE,
-            "-l",
-            OF_REPLICAS,
-            "-o",
-        ];
         let ready = "jsonpath={.items[*].status.containerStatuses[0].ready}";
-        let ready = cluster.kubectl(&[&pods[..], &[ready]].concat()).await;
+        let ready = mesh.of_replicas(ready).await;
         assert_eq!(ready, "false false");
         let refused = cluster.try_apply_in("shop", WRONG).await;
         let denied = "admission webhook \"policies.merlon.io\" denied the request";

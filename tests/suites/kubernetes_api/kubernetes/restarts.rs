@@ -68,15 +68,7 @@ async fn a_forbid_stays_in_force_when_what_it_needs_was_deleted_before_all_repli
     wait::until_value("the declaration is kept", kept, |maps| maps.len() == 1).await;
 
     for _ in 0..2 {
-        replica.kill9();
-        replica.launch();
-        replica.until_ready().await;
-        until("both proxies are back", async || {
-            let proxies = replica.get("/v1/proxies").await;
-            let list = proxies.as_array().expect("a list");
-            list.len() == 2 && list.iter().all(|proxy| proxy["state"] == "acknowledged")
-        })
-        .await;
+        restart(&replica).await;
         the_forbid_applies().await;
         let (reason, _) = api.until_condition(&closed, "Accepted", "False").await;
         assert_eq!(reason, "Conflicted");

@@ -3,6 +3,7 @@
 use merlon_config::{
     Resources,
     report::{Problem, Report, Severity},
+    resource::Resource,
 };
 
 use super::super::document::Key;
@@ -43,11 +44,16 @@ pub(super) fn problems_of_others(report: &Report) -> String {
     lines.join("\n")
 }
 
+/// The resource of a key, if it could be read.
+pub(super) fn find<'a>(key: &Key, resources: &'a Resources) -> Option<&'a Resource> {
+    let (namespace, name) = (key.namespace.parse().ok()?, key.name.parse().ok()?);
+    resources.find(key.kind, &namespace, &name)
+}
+
 /// Where the text of a policy starts in its document.
 fn start_of_policies(key: &Key, resources: Option<&Resources>) -> Option<(u32, u32)> {
     let resources = resources?;
-    let (namespace, name) = (key.namespace.parse().ok()?, key.name.parse().ok()?);
-    let resource = resources.find(key.kind, &namespace, &name)?;
+    let resource = find(key, resources)?;
     let begin = resources.locate_in_text(resource, "spec.policies", 1, 1)?;
     Some((begin.line, begin.column))
 }

@@ -146,10 +146,7 @@ impl<'a> Trial<'a> {
             let mut moved = !changed.is_empty();
             for key in changed {
                 let message = problems_of(&key, &report, Some(&read)).unwrap_or_default();
-                match in_force.get(&key) {
-                    Some(version) => set.insert(key.clone(), version.clone()),
-                    None => set.remove(&key),
-                };
+                replace(&mut set, &key, in_force.get(&key));
                 rejected.insert(key, ("Invalid", message));
             }
             moved |= self.leave_out(&report);
@@ -245,14 +242,9 @@ impl<'a> Trial<'a> {
             if moved {
                 continue;
             }
-            let selection = Selection {
-                compiled: self
-                    .compile(&self.of_root(&set))
-                    .map_err(|_| report.clone())?,
-                set: self.of_root(&set),
-                denied,
-            };
-            return self.with_others(selection, &set).ok_or(report);
+            let of_root = self.of_root(&set);
+            let selection = self.with_others(of_root, denied, &set);
+            return selection.ok_or(report);
         }
     }
 
@@ -333,25 +325,30 @@ impl<'a> Trial<'a> {
         if document.key.namespace != self.root {
             return None;
         }
-        let mut set = self.of_root(&selection.set);
-        set.extend([document.change()]);
-        let mut better = Selection {
-            compiled: self.compile(&set).ok()?,
-            set,
-            denied: BTreeMap::new(),
-        };
-        better.denied.clone_from(&selection.denied);
-        self.with_others(better, &selection.set)
+        let mut of_root = self.of_root(&selection.set);
+        of_root.extend([document.change()]);
+        self.with_others(of_root, selection.denied.clone(), &selection.set)
     }
 
-    /// Adds what is in force in the other namespaces to a selection of the root namespace.
-    fn with_others(&mut self, mut of_root: Selection, set: &VersionsInForce) -> Option<Selection> {
+    /// The versions of the root namespace, and then what is in force in the other namespaces. `None` if the former do not
+    /// compile, or the latter cannot even be denied.
+    fn with_others(
+        &mut self,
+        of_root: VersionsInForce,
+        denied: BTreeMap<Key, Denied>,
+        set: &VersionsInForce,
+    ) -> Option<Selection> {
+        let mut selection = Selection {
+            compiled: self.compile(&of_root).ok()?,
+            set: of_root,
+            denied,
+        };
         let others = set.iter().filter(|(key, _)| key.namespace != self.root);
         let others: Vec<_> = others
             .map(|(key, version)| (key.clone(), version.clone()))
             .collect();
-        self.readmit(&mut of_root, &others)?;
-        Some(of_root)
+        self.readmit(&mut selection, &others)?;
+        Some(selection)
     }
 
     /// Adds what is in force in other namespaces, and denies what no longer can be. `None` if even that does not compile.
